@@ -1,0 +1,77 @@
+"""Holdfast: continual learning with PyTorch. An algorithm is defined once and runs everywhere."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from holdfast import methods, metrics, models, operations, streams
+    from holdfast.core.boundary import Every, OnNewClass
+    from holdfast.core.experience import Batch, Data, Experience, Stream
+    from holdfast.core.learner import Learner
+    from holdfast.core.method import Method
+    from holdfast.core.operation import Operation
+    from holdfast.core.step import Step
+    from holdfast.streams import datasets
+    from holdfast.training import Continual, Trainer
+
+_WHERE = {
+    "Batch": "holdfast.core.experience",
+    "Continual": "holdfast.training",
+    "Data": "holdfast.core.experience",
+    "Every": "holdfast.core.boundary",
+    "Experience": "holdfast.core.experience",
+    "Learner": "holdfast.core.learner",
+    "Method": "holdfast.core.method",
+    "OnNewClass": "holdfast.core.boundary",
+    "Operation": "holdfast.core.operation",
+    "Step": "holdfast.core.step",
+    "Stream": "holdfast.core.experience",
+    "Trainer": "holdfast.training",
+}
+_MODULES = {
+    "datasets": "holdfast.streams.datasets",
+    "methods": "holdfast.methods",
+    "metrics": "holdfast.metrics",
+    "models": "holdfast.models",
+    "operations": "holdfast.operations",
+    "streams": "holdfast.streams",
+}
+
+__all__ = [
+    "Batch",
+    "Continual",
+    "Data",
+    "Every",
+    "Experience",
+    "Learner",
+    "Method",
+    "OnNewClass",
+    "Operation",
+    "Step",
+    "Stream",
+    "Trainer",
+    "datasets",
+    "methods",
+    "metrics",
+    "models",
+    "operations",
+    "streams",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: `holdfast --help` must not wait for torch."""
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What the package offers, loaded or not."""
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,237 @@
+"""The command line: `holdfast run | resume | eval | show | list | validate | schema`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Nothing that imports torch may be imported here: `holdfast --help` answers at once.
+from holdfast.core.errors import ConfigError, HoldfastError
+
+app = typer.Typer(
+    name="holdfast",
+    help="Continual learning with PyTorch: learn the new without losing the old.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Job = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE]...",
+        help="A JSON or YAML file, then changes to it: trainer.epochs=2 method=ewc method.operations.replay.size=64 ~scheduler",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the run folder's path and nothing else.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+
+
+def main() -> None:
+    """Entry point of the `holdfast` command."""
+    app()
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False) -> None:
+    """Continual learning with PyTorch: learn the new without losing the old."""
+    if version:
+        typer.echo(f"holdfast {installed_version()}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    job: Job = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to make; it must not exist.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train, evaluate and report: the default job, or the one in CONFIG.
+
+    The default job is experience replay on class-incremental digits, beside fine-tuning and joint training. The last line
+    printed is the path of the run folder.
+    """
+    with reported(out):
+        config = resolved_job(job)
+        from holdfast.experiments.run import run as run_job
+
+        folder = run_job(config, out, quiet=quiet, command=shlex.join(["holdfast", *sys.argv[1:]]))
+        typer.echo(str(folder))
+
+
+@app.command()
+def resume(folder: Run, quiet: Quiet = False) -> None:
+    """Go on with a run that was interrupted, to the same weights as if it had not been."""
+    with reported(folder):
+        from holdfast.experiments.run import resume as resume_run
+
+        typer.echo(str(resume_run(folder, quiet=quiet)))
+
+
+@app.command("eval")
+def evaluate(
+    folder: Run,
+    split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
+) -> None:
+    """Evaluate the last checkpoint of a run on every experience."""
+    with reported():
+        if split not in ("test", "validation"):
+            raise ConfigError(f"there is no split {split!r} to evaluate on. Write --split test or --split validation.")
+        from holdfast.experiments.run import evaluate as evaluate_run
+
+        typer.echo(json.dumps(evaluate_run(folder, split), indent=2))
+
+
+@app.command()
+def show(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or several run folders.", show_default=False)],
+) -> None:
+    """Show one run, or several side by side with mean and spread over seeds."""
+    with reported():
+        from holdfast.experiments.compare import show as show_runs
+
+        show_runs(folders)
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[
+        str,
+        typer.Argument(help="methods, operations, streams, datasets, models, optimizers, schedulers or criteria.", show_default=False),
+    ],
+    name: Annotated[str | None, typer.Argument(help="One of them, for its parameters.", show_default=False)] = None,
+) -> None:
+    """List what a configuration can name, or the parameters of one of them."""
+    with reported():
+        from holdfast.config import namespaces
+
+        if name is not None:
+            _details(kind, name)
+            return
+        rows = [namespaces.describe(kind, key) for key in namespaces.names(kind)]
+        table = _table()
+        for row in rows:
+            needs = f"needs {', '.join(row.needs)}" if row.needs else ""
+            table.add_row(row.name, row.summary, needs, row.role)
+        _console().print(table)
+        for problem, reason in namespaces.problems(kind).items():
+            typer.echo(f"{problem}: not for configurations, since {reason}", err=True)
+
+
+@app.command()
+def validate(job: Job = None) -> None:
+    """Check a configuration without loading anything, and show what it stands for."""
+    with reported():
+        from holdfast.config.summary import summary
+
+        config = resolved_job(job)
+        table = _table()
+        for key, text in summary(config).items():
+            table.add_row(key, text)
+        _console().print(table)
+        typer.echo("valid")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of configurations, for completion in editors."""
+    with reported():
+        from holdfast.config.json_schema import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def resolved_job(job: list[str] | None) -> dict[str, Any]:
+    """The checked configuration of a command's arguments: a file first, if the first argument is no `key=value`."""
+    words = list(job or [])
+    path = None
+    if words and (Path(words[0]).is_file() or not ("=" in words[0] or words[0].startswith("~"))):
+        path = words.pop(0)
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word!r} is no change to a configuration. Write key=value; the file's path comes first.")
+    from holdfast.config.build import resolve
+    from holdfast.config.load import load
+
+    return resolve(load(path, words), path or "")
+
+
+@contextlib.contextmanager
+def reported(folder: Path | None = None) -> Iterator[None]:
+    """Print errors that Holdfast raises on purpose without a traceback, and set the exit code.
+
+    Args:
+        folder: the run that Ctrl-C leaves behind, if it is known.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        left = next((str(value) for value in interrupt.args if value), None) or folder
+        typer.echo(f"\ninterrupted; go on with: holdfast resume {shlex.quote(str(left)) if left else 'RUN'}", err=True)
+        raise typer.Exit(130) from None
+    except HoldfastError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        interrupted = type(error).__name__ == "Interrupted"
+        if interrupted and folder is not None and "resume" not in str(error):
+            typer.echo(f"go on with: holdfast resume {shlex.quote(str(folder))}", err=True)
+        raise typer.Exit(130 if interrupted else 2 if isinstance(error, ConfigError) else 1) from None
+    except ImportError as error:
+        if "pip install 'holdfast[" not in str(error):
+            raise
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+def installed_version() -> str:
+    """The version of the installed package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("holdfast")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _details(kind: str, name: str) -> None:
+    """Everything about one name, and its parameters one to a line."""
+    from holdfast.config import namespaces
+    from holdfast.config.signatures import type_name
+    from holdfast.config.words import shown
+
+    about = namespaces.describe(kind, name)
+    typer.echo(f"{about.name}: {about.summary}")
+    facts = {"paper": about.paper, "role": about.role, "needs": ", ".join(about.needs)}
+    for key, text in facts.items():
+        if text:
+            typer.echo(f"{key}: {text}")
+    table = _table()
+    for parameter in about.parameters:
+        default = "required" if parameter.required else f"= {shown(parameter.default)}"
+        table.add_row(f"  {parameter.name}", default, type_name(parameter.type), parameter.doc)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """A console as wide as the terminal; what goes into a pipe is not wrapped."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
+
+
+def _table() -> Any:
+    from rich.table import Table
+
+    return Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

@@ -1,0 +1,107 @@
+"""The JSON Schema of a job, for completion and checking in editors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.config import namespaces, schema
+from holdfast.config.defaults import default
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of every configuration: keys, names and values, each with its description.
+
+    A block may be a bare name, or an object whose `name` chooses what else it may hold. Every key is optional at
+    the top, and what stands in the default job may be changed without repeating its name.
+    """
+    definitions: dict[str, Any] = {}
+    job = schema.job_model().model_json_schema(by_alias=True)
+    for kind in namespaces.PLUGINS + ("optimizers", "schedulers"):
+        for name in namespaces.names(kind):
+            _add(definitions, kind, name)
+    properties = job["properties"]
+    for part in ("trainer", "checkpoint"):
+        definitions[part] = job["$defs"][part]
+    for key, kind in (
+        ("stream", "streams"),
+        ("model", "models"),
+        ("method", "methods"),
+        ("optimizer", "optimizers"),
+        ("scheduler", "schedulers"),
+    ):
+        base = default()[key]
+        shape = _block(kind, base["name"] if isinstance(base, dict) else None)
+        if key == "method":
+            shape["oneOf"].append({"$ref": "#/$defs/method_operations"})
+        if base is None:
+            shape["oneOf"].append({"type": "null"})
+        properties[key] = {"description": properties[key].get("description", ""), **shape}
+    definitions["method_operations"] = _composition()
+    properties["seeds"] = {
+        "description": properties["seeds"]["description"],
+        "oneOf": [
+            {"type": "integer", "minimum": 1},
+            {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            {"type": "null"},
+        ],
+    }
+    properties["references"]["items"] = {"enum": list(namespaces.names("methods"))}
+    properties["$schema"] = {"type": "string", "description": "where this schema is, for editors"}
+    return {
+        "$schema": DIALECT,
+        "title": "Holdfast job",
+        "description": "A continual-learning job: every key is optional.",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _add(definitions: dict[str, Any], kind: str, name: str) -> None:
+    """The definition of one name; definitions nested in it are left to `_block`."""
+    shape = schema.model_of(kind, name).model_json_schema(by_alias=True)
+    shape.pop("$defs", None)
+    for key, other in (("dataset", _block("datasets")), ("datasets", {"type": "array", "minItems": 1, "items": _block("datasets")})):
+        if kind == "streams" and key in shape["properties"]:
+            shape["properties"][key] = {"description": shape["properties"][key].get("description", ""), **other}
+            if key == "dataset":  # the default job's
+                shape["required"].remove(key)
+    definitions[_key(kind, name)] = shape
+
+
+def _key(kind: str, name: str) -> str:
+    return f"{namespaces.SINGULAR[kind]}_{name}"
+
+
+def _block(kind: str, default_name: str | None = None) -> dict[str, Any]:
+    """A bare name, or an object with that name; the object may leave out the name of the default job."""
+    choices: list[dict[str, Any]] = [{"enum": list(namespaces.names(kind))}]
+    choices += [{"$ref": f"#/$defs/{_key(kind, name)}"} for name in namespaces.names(kind)]
+    if default_name in namespaces.names(kind):
+        shape = schema.model_of(kind, str(default_name)).model_json_schema(by_alias=True)
+        keys = {key: True for key in shape["properties"] if key != "name"}
+        choices.append({"type": "object", "properties": keys, "additionalProperties": False})
+    return {"oneOf": choices}
+
+
+def _composition() -> dict[str, Any]:
+    """A method made of operations, as a list or as a mapping whose keys are their names."""
+    known = list(namespaces.names("operations"))
+    pattern = f"^({'|'.join(known)})(_[0-9]+)?$"
+    return {
+        "type": "object",
+        "description": "A method composed of operations, in the order in which they act.",
+        "properties": {
+            "operations": {
+                "oneOf": [
+                    {"type": "array", "items": _block("operations")},
+                    {"type": "object", "patternProperties": {pattern: {"type": ["object", "null"]}}, "additionalProperties": False},
+                ]
+            }
+        },
+        "required": ["operations"],
+        "additionalProperties": False,
+    }

@@ -1,0 +1,198 @@
+"""Overrides on the command line: Hydra's grammar for `key=value`, applied so that list elements can be changed too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.config.defaults import default, settle_length, takes_dataset
+from holdfast.config.schema import operation_name
+from holdfast.config.words import dotted, nearest, shown
+from holdfast.core.errors import ConfigError
+
+BLOCKS = ("stream", "model", "method", "optimizer", "scheduler")
+"""Top-level keys whose value is chosen by its `name`."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """One change: `path` becomes `value`, or is deleted."""
+
+    text: str
+    path: tuple[str, ...]
+    value: Any
+    delete: bool = False
+    force: bool = False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it says what a whole block is, so that it must come before changes within the block."""
+        return not self.delete and (self.path[-1] in ("name", "operations") or is_block(self.path))
+
+    @property
+    def block(self) -> tuple[str, ...]:
+        """The path of the block it is about."""
+        return self.path[:-1] if self.path[-1] == "name" else self.path
+
+
+def is_block(path: Sequence[str]) -> bool:
+    """Whether the value at `path` is chosen by a `name`."""
+    return (
+        (len(path) == 1 and path[0] in BLOCKS)
+        or tuple(path) == ("stream", "dataset")
+        or (len(path) == 3 and tuple(path[:2]) in (("stream", "datasets"), ("method", "operations")))
+    )
+
+
+def parse(texts: Sequence[str]) -> list[Override]:
+    """Read overrides: `key=value` and `++key=value` set, `~key` goes back to the default.
+
+    Args:
+        texts: as typed, values in Hydra's grammar: numbers, true, null, [lists], {a: b}, 'quoted strings'.
+
+    Raises:
+        ConfigError: where one cannot be read, or stands for several values.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"cannot read the override {text!r}: {reason}. "
+                "Write key=value, and quote a value with special characters: 'key=\"a, b\"'."
+            ) from None
+        path = tuple(override.key_or_group.replace("/", ".").split("."))
+        if override.package is not None or "" in path:
+            raise ConfigError(f"cannot read the override {text!r}: {override.input_line.split('=')[0]!r} is no key. Write key=value.")
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{dotted(path)}: {text.partition('=')[2]!r} stands for several values, and one run has one. "
+                "Write one value, or a list in brackets: [1, 2]."
+            )
+        delete = override.is_delete()
+        value = None if delete and "=" not in text else override.value()
+        parsed.append(Override(text, path, value, delete, not delete and text.startswith("+")))
+    return parsed
+
+
+def apply(config: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """A copy of a completed `config` with `overrides` applied; what chooses a block goes first, in any order typed.
+
+    A new name drops the parameters of the old one. `epochs` puts an end to `iterations`, `seed` to `seeds`, and the other way
+    round, where only one of the two is given.
+
+    Raises:
+        ConfigError: where a path leads nowhere, with the nearest right one.
+    """
+    config = copy.deepcopy(config)
+    for override in sorted((o for o in overrides if o.chooses), key=lambda o: len(o.block)):
+        _choose(config, override)
+    for override in overrides:
+        if not override.chooses and not override.delete:
+            holder, key = _locate(config, override)
+            holder[key] = override.value
+    deletions = [(*_locate(config, override), override) for override in overrides if override.delete]
+    for holder, key, override in sorted(deletions, key=lambda d: d[1] if isinstance(d[1], int) else -1, reverse=True):
+        if "=" in override.text and holder[key] != override.value:
+            raise ConfigError(
+                f"{dotted(override.path)}: is {shown(holder[key])}, not {shown(override.value)}, so it is not deleted. "
+                f"Write ~{dotted(override.path)} to delete it whatever it is."
+            )
+        del holder[key]
+    given = {override.path for override in overrides if not override.delete}
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict):
+        settle_length(trainer, {path[1] for path in given if len(path) == 2 and path[0] == "trainer"})
+    if ("seed",) in given and ("seeds",) not in given:
+        config["seeds"] = None
+    return config
+
+
+def _choose(config: dict[str, Any], override: Override) -> None:
+    """Set a whole block, or give it another name and so the defaults of that name."""
+    by_name = override.path[-1] == "name" or isinstance(override.value, str)
+    if override.path == ("method", "operations"):
+        config["method"] = {"operations": override.value}
+        return
+    if len(override.block) == 0:
+        config["name"] = override.value
+        return
+    holder, key = _locate(config, override, override.block)
+    if not by_name:
+        holder[key] = override.value
+        return
+    old = holder.get(key) if isinstance(holder, dict) else holder[key]
+    old_name = old.get("name") if isinstance(old, dict) else old
+    if old_name is None and isinstance(old, dict) and override.block[:2] == ("method", "operations"):
+        old_name = operation_name(str(key))
+    if old_name == override.value:
+        return
+    new: dict[str, Any] = {"name": override.value}
+    if override.block == ("stream",) and takes_dataset(override.value):
+        kept = old.get("dataset") if isinstance(old, dict) else None
+        new["dataset"] = kept or default()["stream"]["dataset"]
+    holder[key] = new
+
+
+def _locate(config: dict[str, Any], override: Override, path: tuple[str, ...] | None = None) -> tuple[Any, Any]:
+    """The container of what `path` names and its key there, an index in a list."""
+    path = path or override.path
+    here: Any = config
+    for depth, part in enumerate(path[:-1]):
+        key = _key(here, part, path[:depth], override)
+        below = here.get(key) if isinstance(here, dict) else here[key]
+        if isinstance(below, str) and is_block(path[: depth + 1]):
+            below = here[key] = {"name": below}
+        elif below is None:
+            below = here[key] = {}
+        if not isinstance(below, (dict, list)):
+            where = dotted(path[: depth + 1])
+            raise ConfigError(f"{dotted(path)}: {where} is {shown(below)} and has no parts. Write {where}=... to change it.")
+        here = below
+    return here, _key(here, path[-1], path[:-1], override)
+
+
+def _key(here: Any, part: str, path: tuple[str, ...], override: Override) -> Any:
+    """`part` as a key of `here`; in a list, the position of the element with that number or name."""
+    where = dotted((*path, part))
+    if isinstance(here, dict):
+        operations = path == ("method", "operations") and not override.force
+        if part not in here and (override.delete or operations):
+            near = nearest(part, here)
+            advice = f"did you mean {near!r}?" if near else f"there are {', '.join(here) or 'none'}."
+            more = f" Write ++{where}=... to add it." if operations and not override.delete else ""
+            raise ConfigError(f"{where}: there is no {part!r} in {dotted(path) or 'the configuration'}; {advice}{more}")
+        return part
+    if part.lstrip("-").isdigit():
+        if -len(here) <= int(part) < len(here):
+            return int(part) % len(here)
+        raise ConfigError(f"{where}: {dotted(path)} has {len(here)} elements, numbered from 0. Choose one of them.")
+    names = element_names(here)
+    if part in names:
+        return names.index(part)
+    near = nearest(part, names)
+    known = [name for name in names if name]
+    advice = f"did you mean {near!r}?" if near else f"its elements are {', '.join(known)}." if known else "number its elements from 0."
+    raise ConfigError(f"{where}: there is no {part!r} in {dotted(path)}; {advice}")
+
+
+def element_names(elements: list[Any]) -> list[str]:
+    """The name of each block in a list; a second `replay` is `replay_2`, a plain value has none."""
+    counts: dict[str, int] = {}
+    names = []
+    for element in elements:
+        name = element.get("name") if isinstance(element, dict) else element if isinstance(element, str) else None
+        if not isinstance(name, str):
+            names.append("")
+            continue
+        counts[name] = counts.get(name, 0) + 1
+        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
+    return names

@@ -1,0 +1,231 @@
+"""The schema of a job: pydantic models made from the signatures of everything that can be named."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model
+
+from holdfast.config import namespaces
+from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
+
+TAG = "\x1f"
+"""Opens the part of an error's location that says which model of a union was tried; no key starts with it."""
+
+STRICT = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+TRAINER_SUPPLIED = {
+    "method",
+    "model",
+    "optimizer",
+    "scheduler",
+    "scheduler_every",
+    "criterion",
+    "seed",
+    "device",
+    "record",
+    "progress",
+    "checkpoint",
+    "checkpoints",
+}
+"""Parameters of the trainer that are not configured, or have a key of their own."""
+
+BOUNDS: dict[str, dict[str, float]] = {
+    "epochs": {"ge": 1},
+    "iterations": {"ge": 1},
+    "batch_size": {"ge": 1},
+    "eval_batch_size": {"ge": 1},
+    "log_every": {"ge": 1},
+    "clip_norm": {"gt": 0},
+    "experiences": {"ge": 1},
+    "validation": {"ge": 0, "lt": 1},
+    "test_fraction": {"ge": 0, "lt": 1},
+    "dropout": {"ge": 0, "lt": 1},
+    "width": {"ge": 1},
+    "workers": {"ge": 0},
+}
+"""Parameters of our own that mean the same wherever they stand, with the values that make sense.
+
+Operations and optimisers check their own values when a configuration is checked; what is built from data cannot be.
+"""
+
+BOUNDED = ("trainer", "streams", "datasets", "models")
+
+Fields = dict[str, Any]
+
+
+def trainer_parameters() -> list[Parameter]:
+    """The parameters of `Trainer` that belong to the key `trainer`."""
+    trainer = importlib.import_module("holdfast.training.trainer").Trainer
+    return [p for p in parameters(trainer) if p.configurable and p.name not in TRAINER_SUPPLIED]
+
+
+def model_of(kind: str, name: str) -> type[BaseModel]:
+    """The pydantic model of one block: `name` and the parameters of the callable of that name.
+
+    Raises:
+        ConfigError: where there is nothing of that name.
+    """
+    return _model_of(kind, name)
+
+
+@functools.cache
+def _model_of(kind: str, name: str) -> type[BaseModel]:
+    function = namespaces.find(kind, name)
+    summary, _ = docs(function.__doc__)
+    fields: Fields = {"name": (Literal[name], Field(description=summary))}
+    if kind == "streams":
+        fields |= _dataset_fields(parameters(function))
+    for parameter in namespaces.configurable(kind, function):
+        fields |= _field(parameter, kind)
+    if kind == "schedulers":
+        every = "move the learning rate after every epoch or after every step"
+        fields["every"] = (Literal["epoch", "step"], Field("epoch", description=every))
+    return create_model(f"{namespaces.SINGULAR[kind]}_{name}", __config__=STRICT, __doc__=summary, **fields)
+
+
+def _field(parameter: Parameter, kind: str) -> Fields:
+    """One parameter as a field; under another name inside, since `copy` or `schema` would hide pydantic's own."""
+    numbers = set(get_args(parameter.type) or (parameter.type,)) <= {int, float, type(None)}
+    constraint: dict[str, Any] = BOUNDS.get(parameter.name, {}) if kind in BOUNDED and numbers else {}
+    default = ... if parameter.default is REQUIRED else parameter.default
+    return {
+        f"given_{parameter.name}": (
+            parameter.type,
+            Field(default, alias=parameter.name, description=parameter.doc or None, **constraint),
+        )
+    }
+
+
+def _dataset_fields(given: list[Parameter]) -> Fields:
+    fields: Fields = {}
+    for parameter in given:
+        if parameter.name == "dataset":
+            fields["dataset"] = (block("datasets"), Field(description=parameter.doc or "the data that is split"))
+        elif parameter.name == "datasets":
+            doc = parameter.doc or "one data set for each domain"
+            fields["datasets"] = (list[block("datasets")], Field(min_length=1, description=doc))  # type: ignore[misc]
+    return fields
+
+
+def expand(value: Any) -> Any:
+    """A bare name is short for a block with that name alone."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def expand_operations(value: Any) -> Any:
+    """Operations as a mapping of names to parameters, as the list of blocks it stands for."""
+    if not isinstance(value, dict):
+        return value
+    return [
+        {"name": operation_name(key), **(given or {})} if given is None or isinstance(given, dict) else given
+        for key, given in value.items()
+    ]
+
+
+def operation_name(key: str) -> str:
+    """The operation that a key of a mapping stands for: `replay_2` is a second `replay`."""
+    base, _, number = key.rpartition("_")
+    known = namespaces.names("operations")
+    return base if key not in known and base in known and number.isdigit() else key
+
+
+def _tag(value: Any) -> str:
+    if isinstance(value, BaseModel):  # when dumping
+        return TAG + str(getattr(value, "name", "operations"))
+    if not isinstance(value, dict):
+        return TAG
+    return TAG + ("operations" if "operations" in value else str(value.get("name")))
+
+
+def block(kind: str) -> Any:
+    """The type of a block: any one thing of `kind` with its parameters, chosen by `name`."""
+    return _block(kind)
+
+
+@functools.cache
+def _block(kind: str) -> Any:
+    choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in namespaces.names(kind)]
+    if kind == "methods":
+        choices.append(Annotated[_composition(), Tag(TAG + "operations")])
+    return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]
+
+
+def _composition() -> type[BaseModel]:
+    operations = Annotated[list[block("operations")], BeforeValidator(expand_operations)]  # type: ignore[misc]
+    return create_model(
+        "method_operations",
+        __config__=STRICT,
+        __doc__="A method composed of operations.",
+        operations=(operations, Field(description="in the order in which they act")),
+    )
+
+
+def count(value: Any) -> Any:
+    """A number of seeds is short for 0, 1, 2, ..."""
+    return list(range(value)) if type(value) is int and value > 0 else value
+
+
+@functools.cache
+def job_model() -> type[BaseModel]:
+    """The pydantic model of a whole job."""
+    trainer: Fields = {}
+    for parameter in trainer_parameters():
+        if parameter.name == "epochs":  # null where `iterations` is given
+            parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])
+        trainer |= _field(parameter, "trainer")
+    checkpoint: Fields = {
+        "every_seconds": (float | None, Field(30.0, gt=0, description="seconds between checkpoints; null for none")),
+        "every_steps": (int | None, Field(None, ge=1, description="steps between checkpoints; null for none")),
+    }
+    seed = Annotated[int, Field(ge=0)]
+    criteria = Literal[tuple(namespaces.names("criteria"))]
+    fields: Fields = {
+        "stream": (block("streams"), Field(description="the experiences, in order")),
+        "model": (block("models"), Field(description="what learns")),
+        "method": (block("methods"), Field(description="how it learns without losing the old")),
+        "optimizer": (block("optimizers"), Field(description="any of torch.optim, by its torch name")),
+        "scheduler": (block("schedulers") | None, Field(None, description="of the learning rate; null for none")),
+        "criterion": (criteria, Field("cross_entropy", description="the loss, a function of torch.nn.functional")),
+        "trainer": (_part("trainer", "How the training goes.", trainer), Field(description="how the training goes")),
+        "seed": (seed, Field(0, description="of every random choice")),
+        "seeds": (
+            Annotated[list[seed] | None, BeforeValidator(count)],
+            Field(None, min_length=1, description="a run for each of these seeds, or for 0 ... n-1; null for `seed` alone"),
+        ),
+        "device": (str, Field("cpu", description="where the model lives: cpu, cuda, cuda:1, mps")),
+        "threads": (int | None, Field(None, ge=1, description="threads that torch computes with; null for its default")),
+        "references": (list[str], Field([], description="methods to run beside this one, with their defaults")),
+        "checkpoint": (_part("checkpoint", "When to save.", checkpoint), Field(description="when to save")),
+    }
+    return create_model("job", __config__=STRICT, __doc__="A continual-learning job of Holdfast.", **fields)
+
+
+def _part(name: str, summary: str, fields: Fields) -> type[BaseModel]:
+    return create_model(name, __config__=STRICT, __doc__=summary, **fields)
+
+
+def dump(value: BaseModel) -> dict[str, Any]:
+    """A validated block or job as plain JSON values."""
+    return value.model_dump(mode="json", by_alias=True)
+
+
+def arguments(value: BaseModel, *without: str) -> dict[str, Any]:
+    """The keyword arguments that a validated block gives to its callable."""
+    fields = type(value).model_fields
+    return {
+        field.alias or name: getattr(value, name)
+        for name, field in fields.items()
+        if name != "name" and (field.alias or name) not in without
+    }
+
+
+def forget() -> None:
+    """Read every namespace again, for instance after a package was installed."""
+    caches: list[Callable[..., Any]] = [namespaces.namespace, _model_of, _block, job_model]
+    for function in caches:
+        function.cache_clear()  # type: ignore[attr-defined]

@@ -1,0 +1,199 @@
+"""What a configuration can say to a callable: its JSON-able parameters, read off the signature and the docstring."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import os
+import re
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import torch
+from pydantic import Strict
+
+REQUIRED: Any = inspect.Parameter.empty
+"""Stands for the default of a parameter that has none."""
+
+PYTHON_ONLY: Any = object()
+"""Stands for the type of a parameter that JSON cannot express: a tensor, a callable, a module."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a callable, as a configuration sees it.
+
+    Attributes:
+        name: its name in the signature and in JSON.
+        type: the JSON-able part of its annotation, or `PYTHON_ONLY`.
+        default: as JSON values, or `REQUIRED`.
+        doc: its line in the docstring's `Args:`.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    doc: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is REQUIRED
+
+    @property
+    def configurable(self) -> bool:
+        """Whether JSON can express it."""
+        return self.type is not PYTHON_ONLY
+
+
+def json_type(hint: Any) -> Any:
+    """The JSON-able part of a type annotation, or `PYTHON_ONLY`.
+
+    Example:
+        >>> json_type(float | torch.Tensor), json_type(Sequence[int]), json_type(torch.Tensor) is PYTHON_ONLY
+        (<class 'float'>, list[int], True)
+    """
+    if hint is None or hint is NoneType:
+        return NoneType
+    if hint in (Any, object):  # of the whole parameter it says that Python objects are meant
+        return PYTHON_ONLY
+    if hint in (bool, int, float, str):
+        return hint
+    if hint in (Path, torch.device) or hint is os.PathLike:
+        return str
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return hint
+    if origin is Annotated:
+        inner = json_type(args[0])
+        return PYTHON_ONLY if inner is PYTHON_ONLY else Annotated[(inner, *args[1:])]
+    if origin in (Union, UnionType):
+        members = [member for member in map(json_type, args) if member is not PYTHON_ONLY]
+        if all(member is NoneType for member in members):
+            return PYTHON_ONLY
+        return Union[tuple(members)]
+    if origin is tuple and args and args[-1] is not Ellipsis:
+        members = [json_type(arg) for arg in args]
+        return PYTHON_ONLY if PYTHON_ONLY in members else Annotated[tuple[tuple(members)], Strict(False)]  # type: ignore[misc]
+    container = origin or hint
+    if container in (list, tuple, set, frozenset, Sequence, Iterable, Collection):
+        member = json_inside(args[0]) if args else Any
+        return PYTHON_ONLY if member is PYTHON_ONLY else list[member]  # type: ignore[valid-type]
+    if container in (dict, Mapping):
+        value = json_inside(args[1]) if args else Any
+        return PYTHON_ONLY if value is PYTHON_ONLY or (args and args[0] is not str) else dict[str, value]  # type: ignore[valid-type]
+    return PYTHON_ONLY
+
+
+def json_inside(hint: Any) -> Any:
+    """The JSON-able part of what a container holds; anything at all is any JSON value there."""
+    return Any if hint is Any else json_type(hint)
+
+
+def plain(value: Any) -> Any:
+    """`value` with tuples and sets as lists, or `PYTHON_ONLY` where JSON cannot write it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [plain(item) for item in value]
+        return PYTHON_ONLY if PYTHON_ONLY in items else items
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        pairs = {key: plain(item) for key, item in value.items()}
+        return PYTHON_ONLY if PYTHON_ONLY in pairs.values() else pairs
+    return PYTHON_ONLY
+
+
+def docs(text: str | None) -> tuple[str, dict[str, str]]:
+    """The first sentence of a docstring, and the description of each parameter under its `Args:`.
+
+    Example:
+        >>> docs("Say it.\\n\\nArgs:\\n    word: what to say,\\n        aloud.\\n    lr (float): rate.")
+        ('Say it.', {'word': 'what to say, aloud.', 'lr': 'rate.'})
+    """
+    text = inspect.cleandoc(text or "")
+    summary = " ".join(text.split("\n\n", 1)[0].split())
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    described: dict[str, str] = {}
+    if section is not None:
+        lines = [line for line in section[1].splitlines() if line.strip()]
+        margin = min((len(line) - len(line.lstrip()) for line in lines), default=0)
+        current = ""
+        for line in lines:
+            head = re.match(r"\*{0,2}(\w+)(?:\s*\(.*?\))?:\s*(.*)", line[margin:])
+            if head:
+                current = head[1]
+                described[current] = head[2].strip()
+            elif current:
+                described[current] = f"{described[current]} {line.strip()}".strip()
+    return summary, described
+
+
+def parameters(function: Callable[..., Any]) -> list[Parameter]:
+    """The parameters of a function or of a class's constructor, in order, without `*args` and `**kwargs`."""
+    target = inspect.unwrap(function)
+    owner = getattr(target, "__init__", target) if isinstance(target, type) else target
+    namespace = getattr(inspect.unwrap(owner), "__globals__", {})
+    _, described = docs(target.__doc__)
+    if isinstance(target, type):
+        described = {**docs(owner.__doc__)[1], **described}
+    found = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = REQUIRED if parameter.default is parameter.empty else plain(parameter.default)
+        kind = json_type(_resolve(parameter.annotation, namespace, parameter.default))
+        if default is PYTHON_ONLY:
+            kind, default = PYTHON_ONLY, None
+        if default is None and kind is not PYTHON_ONLY:
+            kind = Union[kind, None]
+        found.append(Parameter(parameter.name, kind, default, described.get(parameter.name, "")))
+    return found
+
+
+def _resolve(annotation: Any, namespace: dict[str, Any], default: Any) -> Any:
+    """The type an annotation of our own source stands for; of an unannotated parameter, that of its default."""
+    if annotation is inspect.Parameter.empty:
+        return PYTHON_ONLY if default is None or default is inspect.Parameter.empty else type(default)
+    if not isinstance(annotation, str):
+        return annotation
+    holder = type("_", (), {"__annotations__": {"it": annotation}})
+    known = {**vars(typing), **vars(collections.abc), **namespace}
+    try:
+        return typing.get_type_hints(holder, globalns=known, include_extras=True)["it"]
+    except (NameError, AttributeError, TypeError):  # imported for type checkers only: an object, never JSON
+        return PYTHON_ONLY
+
+
+def type_name(kind: Any) -> str:
+    """A JSON-able type as people write it.
+
+    Example:
+        >>> type_name(Union[int, None]), type_name(list[int]), type_name(Literal["a", "b"])
+        ('int or null', 'list of int', '"a" or "b"')
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is PYTHON_ONLY:
+        return "Python object"
+    if kind is NoneType:
+        return "null"
+    if kind is Any:
+        return "any"
+    if origin is Annotated:
+        return type_name(args[0])
+    if origin is Literal:
+        return " or ".join(f'"{value}"' if isinstance(value, str) else str(value).lower() for value in args)
+    if origin in (Union, UnionType):
+        return " or ".join(type_name(arg) for arg in args)
+    if origin is tuple:
+        return f"[{', '.join(type_name(arg) for arg in args)}]"
+    if origin is list:
+        return f"list of {type_name(args[0])}"
+    if origin is dict:
+        return f"object of {type_name(args[1])}"
+    return getattr(kind, "__name__", str(kind))

@@ -1,0 +1,230 @@
+"""The engine: binds a method to a learner once, and calls each operation at its moments."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import ConfigError, UsageError
+from holdfast.core.experience import Batch, Experience, Tree, task_column, tree_cat, tree_rows
+from holdfast.core.learner import Learner
+from holdfast.core.method import Method
+from holdfast.core.needs import check_needs
+from holdfast.core.operation import ENTRY_POINTS
+from holdfast.core.step import Step
+
+_ONE: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
+
+
+def _constant(value: float, like: Tensor) -> Tensor:
+    key = (value, like.dtype, like.device)
+    if key not in _ONE:
+        _ONE[key] = torch.full((), value, dtype=like.dtype, device=like.device)
+    return _ONE[key]
+
+
+class Engine:
+    """One method bound to one learner. Every way to train is a thin loop around this.
+
+    Args:
+        method: its operations are bound here; a method can be bound once.
+        learner: the model with its services.
+        offers: what the loop offers (see `core.needs.NEEDS`); what the method needs beyond it raises.
+        advice: need -> what to write instead, in this loop.
+
+    Raises:
+        NeedError: if the loop cannot offer what the method needs.
+        ConfigError: if the method is bound already.
+    """
+
+    def __init__(
+        self, method: Method, learner: Learner, offers: Iterable[str], advice: Mapping[str, str] | None = None
+    ) -> None:
+        check_needs(method.name, method.needs, offers, advice)
+        for operation in method:
+            if getattr(operation, "bound", False):
+                raise ConfigError(f"{method!r} is already bound to a learner. Use method.clone() for a second one.")
+        self.method = method
+        self.learner = learner
+        self.index = 0
+        learner.fields = method.remembers
+        if learner.multi_head:
+            learner.fields = (*learner.fields, "task")
+        for entry_point in ENTRY_POINTS:
+            acting = tuple(getattr(operation, entry_point) for operation in method if operation.overrides(entry_point))
+            setattr(self, f"_{entry_point}", acting)
+        self._named_losses = tuple((operation.name, operation.loss) for operation in method if operation.overrides("loss"))
+        for operation in method:
+            operation.bound = True  # type: ignore[assignment]
+            operation.to(learner.device)
+            operation.setup(learner)
+
+    _setup: tuple[Any, ...]
+    _begin: tuple[Any, ...]
+    _batch: tuple[Any, ...]
+    _criterion: tuple[Any, ...]
+    _loss: tuple[Any, ...]
+    _gradient: tuple[Any, ...]
+    _observe: tuple[Any, ...]
+    _update: tuple[Any, ...]
+    _end: tuple[Any, ...]
+    _predict: tuple[Any, ...]
+    _take_step: tuple[Any, ...]
+
+    def acts_at(self, entry_point: str) -> bool:
+        """Whether some operation acts at `entry_point`."""
+        return bool(getattr(self, f"_{entry_point}"))
+
+    # Boundaries ----------------------------------------------------------------------------------------
+
+    def begin(self, experience: Experience) -> tuple[Experience, bool]:
+        """Open `experience`: operations first (teachers are taken before the head grows), then the learner.
+
+        Returns:
+            The experience to train on (a copy if an operation replaced its data), and whether one did.
+        """
+        given = experience
+        for begin in self._begin:
+            data = begin(experience, self.learner)
+            if data is not None:
+                classes = experience.classes
+                if len(data) and not data.targets.is_floating_point():
+                    classes = tuple(torch.unique(data.targets).tolist())
+                experience = dataclasses.replace(experience, train=data, classes=classes)
+        self.learner.enter(experience)
+        return experience, experience is not given
+
+    def end(self, experience: Experience) -> None:
+        """Close `experience`."""
+        for end in self._end:
+            end(experience, self.learner)
+
+    # One step ------------------------------------------------------------------------------------------
+
+    def batch(self, batch: Batch) -> Batch:
+        """What operations make of the batch before its forward."""
+        for change in self._batch:
+            batch = change(batch, self.learner)
+        return batch
+
+    def join(self, batch: Batch) -> tuple[Tree, int | Tensor | None]:
+        """Inputs and tasks of the current and the appended rows, for one forward."""
+        appended = batch.appended or {}
+        inputs = tree_cat([batch.inputs, *(rows["inputs"] for rows in appended.values())])
+        if batch.task is None or not all("task" in rows for rows in appended.values()):
+            return inputs, batch.task
+        current = task_column(batch.task, tree_rows(batch.inputs), self.learner.device)
+        return inputs, torch.cat([current, *(rows["task"] for rows in appended.values())])
+
+    def split(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Outputs of the current rows, and each operation's appended rows with their `outputs`."""
+        appended = batch.appended or {}
+        sizes = [tree_rows(batch.inputs), *(tree_rows(rows["inputs"]) for rows in appended.values())]
+        parts = outputs.split(sizes)
+        extras = {name: {**rows, "outputs": part} for (name, rows), part in zip(appended.items(), parts[1:])}
+        return parts[0], extras
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The main forward: outputs of the current rows, and extras by operation."""
+        if not batch.appended:
+            outputs, extras = self.learner(batch.inputs, batch.task), {}
+        else:
+            inputs, task = self.join(batch)
+            outputs, extras = self.split(self.learner(inputs, task), batch)
+        self.note_unmasked(outputs, extras)
+        return outputs, extras
+
+    def note_unmasked(self, outputs: Tensor, extras: dict[str, Any]) -> None:
+        """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`."""
+        if self.learner.multi_head:
+            extras["unmasked"] = self.learner.head.unmasked[: outputs.shape[0]]  # type: ignore[union-attr, index]
+
+    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
+        """The current data's loss: the method's own criterion, else the learner's."""
+        if self._criterion:
+            return self._criterion[0](outputs, targets, inputs, self.learner)
+        return self.learner.criterion(outputs, targets)
+
+    def backward(self, step: Step, scale: float | Tensor | None = None) -> None:
+        """Total loss, backward, gradient edits, observers.
+
+        Args:
+            step: what was computed; its loss must still have its graph.
+            scale: factor of the whole loss (a gradient scaler's, or 1 / accumulated batches).
+        """
+        learner = self.learner
+        roots: list[Tensor] = []
+        for name, loss in self._named_losses:
+            term = loss(step, learner)
+            if term is not None:
+                if term.dim():
+                    raise UsageError(f"operation {name!r} returned a loss of shape {tuple(term.shape)}. Return a scalar.")
+                learner.log(name, term)
+                if term.requires_grad:
+                    roots.append(term)
+        learner.log("loss", step.loss)
+        if not roots and step.weight == 1.0 and scale is None:
+            step.loss.backward()
+        else:
+            weights = [_constant(step.weight, step.loss), *(_constant(1.0, term) for term in roots)]
+            if scale is not None:
+                weights = [weight * scale for weight in weights]
+            torch.autograd.backward([step.loss, *roots], weights)
+        for edit in self._gradient:
+            edit(step, learner)
+        for observe in self._observe:
+            observe(step, learner)
+        self.index += 1
+
+    def update(self, step: Step) -> None:
+        """After the optimiser moved."""
+        for update in self._update:
+            update(step, self.learner)
+
+    def take_step(self, step: Step, optimizer: torch.optim.Optimizer) -> bool:
+        """Let the method make the whole step, if it wants to. Returns whether it did."""
+        for take in self._take_step:
+            take(step, self.learner, optimizer)
+            self.index += 1
+        return bool(self._take_step)
+
+    # Prediction ----------------------------------------------------------------------------------------
+
+    def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
+        """Outputs in eval mode, as the method wants them; the model must be in eval mode."""
+        outputs = self.learner(inputs, task)
+        for change in self._predict:
+            outputs = change(outputs, inputs, self.learner)
+        return outputs
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Any:
+        """Eval mode inside, the mode from before afterwards."""
+        training = self.learner.model.training
+        self.learner.model.eval()
+        try:
+            yield self
+        finally:
+            self.learner.model.train(training)
+
+    # State ---------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Learner, operations and step count, as tensors and plain values."""
+        return {
+            "index": self.index,
+            "learner": self.learner.state(),
+            "operations": {operation.name: operation.save() for operation in self.method},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.index = state["index"]
+        self.learner.load(state["learner"])
+        for operation in self.method:
+            operation.load(state["operations"][operation.name])

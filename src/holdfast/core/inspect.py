@@ -1,0 +1,110 @@
+"""Looking into anybody's model: where its head is, what the head sees, how large it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from holdfast.core.errors import ConfigError, UsageError, unknown
+from holdfast.core.experience import Tree
+
+
+def find_head(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module]:
+    """The layer that makes outputs of features, in any model.
+
+    In this order: the module at `path`; `model.head`, or the last linear layer inside it; the last linear layer
+    or module that can `grow` in the order of `model.named_modules()`.
+
+    Args:
+        model: any module.
+        path: dotted name of the head, for models where the rule finds the wrong one.
+
+    Returns:
+        Its dotted name and the module itself.
+
+    Raises:
+        ConfigError: if `path` names no module, or the model has no linear layer.
+
+    Example:
+        >>> find_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+        ('2', Linear(in_features=8, out_features=3, bias=True))
+    """
+    if path is not None:
+        modules = dict(model.named_modules())
+        if path not in modules:
+            raise ConfigError(unknown("module", path, modules, "Give the head as a name of `model.named_modules()`."))
+        return path, modules[path]
+    head = getattr(model, "head", None)
+    if isinstance(head, nn.Module) and not isinstance(head, nn.Identity):
+        name, inner = _last(head)
+        return ("head", head) if inner is None else (f"head.{name}".rstrip("."), inner)
+    name, found = _last(model)
+    if found is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no attribute `head` and no linear layer. "
+            "Name the layer that makes its outputs as a path, such as 'classifier.6'."
+        )
+    return name, found
+
+
+def _last(model: nn.Module) -> tuple[str, nn.Module | None]:
+    """Name and module of the last linear layer or head within `model`, itself included."""
+    name, found = "", None
+    for candidate, module in model.named_modules():
+        if isinstance(module, nn.Linear) or callable(getattr(module, "grow", None)):
+            name, found = candidate, module
+    return name, found
+
+
+def features_of(model: nn.Module, head: nn.Module, inputs: Tree) -> Tensor:
+    """What `head` sees when `model` runs on `inputs`, with its graph: the head's input `[rows, features]`.
+
+    The whole model runs once, with all hooks that are attached to it.
+
+    Args:
+        model: any module.
+        head: a module inside it, as from `find_head`.
+        inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments.
+
+    Raises:
+        UsageError: if the forward never called the head.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> features_of(model, model[2], torch.zeros(5, 4)).shape
+        torch.Size([5, 8])
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.append(arguments[0] if arguments else next(iter(named.values())))
+
+    handle = head.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        if isinstance(inputs, Tensor):
+            model(inputs)
+        elif isinstance(inputs, Mapping):
+            model(**inputs)
+        else:
+            model(*inputs)
+    finally:
+        handle.remove()
+    if not seen:
+        raise UsageError(
+            f"the forward of {type(model).__name__} never called its head ({type(head).__name__}). "
+            "Give the right head with `find_head(model, path)`, and the model as it was before `torch.compile`."
+        )
+    return seen[-1]
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of values in all parameters, those that are shared counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters, those that are shared counted once; buffers are left out."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -1,0 +1,117 @@
+"""The method: an ordered list of operations, and the decorator that gives a published one its name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec
+
+from holdfast.core.errors import ConfigError
+from holdfast.core.operation import ROLES, Operation
+
+P = ParamSpec("P")
+
+
+class Method:
+    """An ordered list of operations, and nothing more.
+
+    Args:
+        *operations: in the order in which they act within an entry point.
+        name: of the method, for logs and reports.
+        paper: where it was published.
+
+    Raises:
+        ConfigError: where two operations own the criterion or the step, or one is used twice.
+    """
+
+    def __init__(self, *operations: Operation, name: str = "custom", paper: str = "") -> None:
+        self.operations = operations
+        self.name = name
+        self.paper = paper
+        self._config: dict[str, Any] | None = None
+        for operation in operations:
+            if not isinstance(operation, Operation):
+                raise ConfigError(
+                    f"a method is made of operations, but got {operation!r}. "
+                    "Write Method(Replay(...), Remember(...)); `holdfast list operations` shows them all."
+                )
+            if operation.role not in ROLES:
+                raise ConfigError(f"{operation!r} has role {operation.role!r}. Choose one of {', '.join(ROLES)}.")
+        if len({id(operation) for operation in operations}) < len(operations):
+            raise ConfigError("the same operation object stands twice in a method. Write a second one, or use clone().")
+        for entry_point in ("criterion", "take_step"):
+            owners = [operation for operation in operations if operation.overrides(entry_point)]
+            if len(owners) > 1:
+                raise ConfigError(
+                    f"{' and '.join(repr(o) for o in owners)} both own the {entry_point!r} of a step. Keep one of them."
+                )
+        counts: dict[str, int] = {}
+        for operation in operations:
+            base = operation.config()["name"]
+            counts[base] = counts.get(base, 0) + 1
+            operation.name = base if counts[base] == 1 else f"{base}_{counts[base]}"
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """Need -> name of the first operation that has it."""
+        needs: dict[str, str] = {}
+        for operation in self.operations:
+            for need in sorted(operation.needs):
+                needs.setdefault(need, operation.name)
+        return needs
+
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        """The extra fields that the memory must keep for these operations, each once."""
+        return tuple(dict.fromkeys(field for operation in self.operations for field in operation.remembers))
+
+    def config(self) -> dict[str, Any]:
+        """What JSON writes down: the published name and its arguments, or the list of operations."""
+        if self._config is not None:
+            return dict(self._config)
+        return {"operations": [operation.config() for operation in self.operations]}
+
+    def clone(self) -> Method:
+        """A method of the same operations, without their state."""
+        twin = Method(*(operation.clone() for operation in self.operations), name=self.name, paper=self.paper)
+        twin._config = self._config
+        return twin
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self.operations)
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    def __repr__(self) -> str:
+        if self._config is not None:
+            arguments = ", ".join(f"{key}={value!r}" for key, value in self._config.items() if key != "name")
+            return f"{self.name}({arguments})"
+        return f"Method({', '.join(map(repr, self.operations))})"
+
+
+def published(paper: str) -> Callable[[Callable[P, Method]], Callable[P, Method]]:
+    """Make a function that returns a `Method` a published one: named after the function, its arguments recorded.
+
+    Args:
+        paper: authors, title, where and when.
+    """
+
+    def decorate(factory: Callable[P, Method]) -> Callable[P, Method]:
+        signature = inspect.signature(factory)
+
+        @functools.wraps(factory)
+        def build(*args: P.args, **kwargs: P.kwargs) -> Method:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            method = factory(*args, **kwargs)
+            method.name = factory.__name__
+            method.paper = paper
+            method._config = {"name": factory.__name__, **bound.arguments}
+            return method
+
+        build.paper = paper  # type: ignore[attr-defined]
+        return build
+
+    return decorate

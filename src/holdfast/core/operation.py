@@ -1,0 +1,184 @@
+"""The operation: the smallest part of a method, with the eleven moments it can act at."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from holdfast.core.experience import Batch, Data, Experience, Tree
+    from holdfast.core.learner import Learner
+    from holdfast.core.step import Step
+
+ROLES = (
+    "knowledge incorporation",
+    "knowledge retention",
+    "bias mitigation",
+    "representation learning",
+    "uncertainty reduction",
+)
+"""What an operation is for: the CLMixer taxonomy."""
+
+ENTRY_POINTS = (
+    "setup",
+    "begin",
+    "batch",
+    "criterion",
+    "loss",
+    "gradient",
+    "observe",
+    "update",
+    "end",
+    "predict",
+    "take_step",
+)
+"""Every moment an operation can act at, in the order of a run."""
+
+
+def snake_case(name: str) -> str:
+    """`LogitReplay` -> `logit_replay`: the name of a class in JSON, logs and reports.
+
+    Example:
+        >>> snake_case("LogitReplay"), snake_case("EWC")
+        ('logit_replay', 'ewc')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _apply_to(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _apply_to(item, function) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_apply_to(item, function) for item in value]
+    return value
+
+
+class Operation(nn.Module):
+    """One idea of a method. Override the entry points you need; the others cost nothing.
+
+    A subclass stores its constructor's arguments under their own names, which makes `repr`, JSON and
+    `clone` free, and declares the class attributes below.
+
+    Attributes:
+        role: what it is for, one of `ROLES`.
+        needs: what it cannot do without, names from `core.needs.NEEDS`.
+        remembers: extra fields of the step that the memory must keep (for instance `logits`).
+        state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
+            lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
+        name: the name in logs; unique within a method (a second instance is called `replay_2`).
+    """
+
+    role: ClassVar[str] = "knowledge retention"
+    needs: frozenset[str] = frozenset()
+    bound: bool = False
+    remembers: tuple[str, ...] = ()
+    state: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = snake_case(type(self).__name__)
+
+    # The eleven entry points -------------------------------------------------------------------------
+
+    def setup(self, learner: Learner) -> None:
+        """Once, when the method is bound: attach hooks, create parameters, take generators."""
+
+    def begin(self, experience: Experience, learner: Learner) -> Data | None:
+        """Before an experience's first step, before the head grows. Returns replacement data, or None."""
+
+    def batch(self, batch: Batch, learner: Learner) -> Batch:
+        """Before the forward. Returns the batch to use; rows are added with `batch.append`."""
+        return batch
+
+    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+        """The current data's loss instead of the default one. At most one operation of a method."""
+        raise NotImplementedError
+
+    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+        """Before backward. Returns a scalar to add to the total, or None."""
+
+    def gradient(self, step: Step, learner: Learner) -> None:
+        """After backward. Edits `p.grad` in place."""
+
+    def observe(self, step: Step, learner: Learner) -> None:
+        """When the step's gradient is final, before the optimiser moves."""
+
+    def update(self, step: Step, learner: Learner) -> None:
+        """After the optimiser moved."""
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """After an experience's last step."""
+
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+        """A forward in eval mode. Returns the outputs to use."""
+        return outputs
+
+    def take_step(self, step: Step, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+        """Instead of backward and step (meta-learning). At most one operation of a method."""
+        raise NotImplementedError
+
+    # What every operation can do ---------------------------------------------------------------------
+
+    def overrides(self, entry_point: str) -> bool:
+        """Whether this operation acts at `entry_point`."""
+        return getattr(type(self), entry_point) is not getattr(Operation, entry_point)
+
+    def config(self) -> dict[str, Any]:
+        """Name and arguments: what JSON writes down and what builds an equal operation."""
+        parameters = inspect.signature(type(self).__init__).parameters
+        arguments = {key: getattr(self, key) for key in parameters if key != "self"}
+        return {"name": snake_case(type(self).__name__), **arguments}
+
+    def clone(self) -> Self:
+        """A new operation with the same arguments and no state."""
+        config = self.config()
+        del config["name"]
+        return type(self)(**config)
+
+    def save(self) -> dict[str, Any]:
+        """Everything learnt, as plain values and tensors: declared state, and parameters if there are any."""
+        values: dict[str, Any] = {}
+        for key in self.state:
+            value = getattr(self, key)
+            values[key] = value.state() if hasattr(value, "state") and hasattr(value, "load") else value
+        parameters = self.state_dict()
+        if parameters:
+            values["parameters"] = dict(parameters)
+        return values
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Restore what `save` returned."""
+        for key in self.state:
+            held = getattr(self, key)
+            if hasattr(held, "state") and hasattr(held, "load"):
+                held.load(values[key])
+            else:
+                setattr(self, key, values[key])
+        if "parameters" in values:
+            self.load_state_dict(values["parameters"])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for key in self.state:
+            setattr(self, key, _apply_to(getattr(self, key), fn))
+        return self
+
+    def __repr__(self) -> str:
+        config = self.config()
+        del config["name"]
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in config.items())})"
+
+
+def require(condition: bool, operation: str, message: str) -> None:
+    """Raise `ConfigError` naming `operation` unless `condition` holds; for checks in constructors."""
+    if not condition:
+        raise ConfigError(f"`{operation}` {message}")

@@ -1,0 +1,38 @@
+"""One optimisation step: what was seen and what was computed from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from holdfast.core.experience import Tree
+
+
+@dataclass(slots=True)
+class Step:
+    """One optimisation step: what was seen and what was computed from it.
+
+    Attributes:
+        inputs: the current data, `[rows, ...]`, raw (before `Learner.prepare`).
+        targets: their targets, `[rows, ...]`.
+        loss: the current data's loss, a scalar with its graph.
+        outputs: the model's outputs on the current data, `[rows, ...]`, with their graph, if the loop has them.
+        task: the task label (`[rows]` labels where tasks are mixed), or None in unlabelled streams.
+        index: how many steps came before this one, over the whole stream.
+        progress: from 0 to 1 within the experience; None when unbounded.
+        extras: side results of *this* forward (masks, chosen prompts, outputs of appended rows).
+        weight: the factor of `loss` in the total. An operation that averages its term with the current
+            loss, instead of adding to it, lowers this (`step.weight *= 1 - share`).
+    """
+
+    inputs: Tree
+    targets: Tensor
+    loss: Tensor
+    outputs: Tensor | None = None
+    task: int | Tensor | None = None
+    index: int = 0
+    progress: float | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0

@@ -1,0 +1,1 @@
+"""Experiments: one configuration becomes one run folder that can be read, compared, resumed and reported."""

@@ -1,0 +1,96 @@
+"""Checkpoints of a run: written beside the last one and renamed over it, loaded without running any code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.core.errors import ConfigError, DataError, HoldfastError
+
+LAST = "last.pt"
+MODEL = "model.pt"
+FORMAT = 1
+
+
+class CheckpointFolder:
+    """Keeps the newest state of a run.
+
+    Args:
+        folder: made if it does not exist.
+        every_seconds: seconds between checkpoints within an experience; None for none by time.
+        every_steps: steps between checkpoints within an experience; None for none by steps.
+        lines: how many lines the log has now; kept with the state, so that a resumed log knows what to drop.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_seconds: float | None = 30.0,
+        every_steps: int | None = None,
+        lines: Callable[[], int] = lambda: 0,
+    ) -> None:
+        if (every_seconds is not None and every_seconds <= 0) or (every_steps is not None and every_steps < 1):
+            raise ConfigError(
+                f"checkpoints got every_seconds={every_seconds}, every_steps={every_steps}. Give positive numbers, or null."
+            )
+        self.folder = folder
+        self.every_seconds = every_seconds
+        self.every_steps = every_steps
+        self._lines = lines
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.part"):
+            leftover.unlink()
+
+    def due(self, seconds: float, steps: int) -> bool:
+        """Whether so many seconds or steps after the last checkpoint another one is due."""
+        late = self.every_seconds is not None and seconds >= self.every_seconds
+        return late or (self.every_steps is not None and steps >= self.every_steps)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep `state` as the newest, safe against a kill at any moment."""
+        save_tensors(self.folder / LAST, {"format": FORMAT, "lines": self._lines(), "state": state})
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state with the number of log lines it goes with, or None if there is none yet."""
+        path = self.folder / LAST
+        return load_tensors(path) if path.exists() else None
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """Write tensors and plain values to `path`: whole, or not at all.
+
+    Raises:
+        HoldfastError: if the disk is full or the folder cannot be written; what was at `path` is still there.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise HoldfastError(
+            f"could not write {path}: {reason}. Make room and run `holdfast resume`; the checkpoint before it is whole."
+        ) from error
+
+
+def load_tensors(path: Path) -> Any:
+    """What `save_tensors` wrote; nothing in the file is ever run.
+
+    Raises:
+        DataError: if the file is damaged or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as a checkpoint: {error}. Start the run again in another folder.") from error
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+        raise DataError(f"{path} has format {content['format']}, this version reads {FORMAT}. Use the version that wrote it.")
+    return content

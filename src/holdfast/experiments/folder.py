@@ -1,0 +1,113 @@
+"""The folder of a run: made once, never overwritten, locked while a process works in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.metrics.files import replace_file
+
+CONFIG, INFO = "config.json", "run.json"
+
+
+def new_folder(out: Path | None, name: str) -> Path:
+    """Make the folder of a new run.
+
+    Args:
+        out: where; default: `runs/<date>-<time>-<name>` in the current folder.
+        name: of the method.
+
+    Raises:
+        ConfigError: if there is something there already.
+    """
+    if out is None:
+        stem = Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}"
+        for number in range(1, 1000):
+            out = stem if number == 1 else Path(f"{stem}-{number}")
+            with contextlib.suppress(FileExistsError):
+                out.mkdir(parents=True)
+                return out
+    assert out is not None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists already, and runs are never overwritten. Choose another --out, or `holdfast resume {out}`.")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON: whole, or not at all."""
+    replace_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration that made the run in `folder`.
+
+    Raises:
+        DataError: if the folder holds no run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise DataError(f"{folder} holds no run: it has no {CONFIG}. Give the folder that `holdfast run` printed last.")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is no JSON ({error}). Restore it, or start the run again.") from None
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """State, versions, seed and command of the run in `folder`; empty if it never started."""
+    path = folder / INFO
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_info(folder: Path, **changes: Any) -> None:
+    """Update `run.json`."""
+    write_json(folder / INFO, {**read_info(folder), **changes})
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    import numpy
+    import torch
+
+    import holdfast
+
+    return {
+        "holdfast": holdfast.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of `folder`; the lock goes with the process, however it ends.
+
+    Raises:
+        ConfigError: if another process works in the folder.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise ConfigError(f"another process is at work in {folder}. Wait for it to end, or stop it.") from None
+    try:
+        yield
+    finally:
+        os.close(file)

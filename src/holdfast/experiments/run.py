@@ -1,0 +1,241 @@
+"""One configuration becomes one run folder: run, resume, evaluate."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.config import build
+from holdfast.core.errors import DataError
+from holdfast.experiments.checkpoints import MODEL, CheckpointFolder, save_tensors
+from holdfast.experiments.folder import CONFIG, locked, new_folder, read_config, read_info, versions, write_info, write_json
+from holdfast.experiments.journal import LOG, Journal
+from holdfast.experiments.report import write_report
+from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
+from holdfast.training import Trainer
+from holdfast.training.evaluation import evaluate as evaluate_data
+from holdfast.training.trainer import Interrupted
+
+
+def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
+    """Do what `config` says in a new folder.
+
+    Args:
+        config: a configuration; checked whole before anything is made.
+        out: the folder; default: a new one under `runs/`.
+        quiet: draw and print nothing.
+        command: what the user typed, kept in `run.json`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: for a wrong configuration, or a folder that exists.
+        Interrupted: if the user stopped it; `resume` goes on.
+    """
+    config = build.resolve(config)
+    build.build_device(config["device"])
+    folder = new_folder(out, config["method"].get("name", "custom"))
+    write_json(folder / CONFIG, config)
+    write_info(folder, state="running", command=command, versions=versions(), started=time.time())
+    return _work(folder, config, quiet)
+
+
+def resume(folder: Path, *, quiet: bool = False) -> Path:
+    """Go on with a run that was interrupted, from its newest checkpoint; a finished one is left as it is.
+
+    Args:
+        folder: the run folder.
+        quiet: draw and print nothing.
+
+    Returns:
+        The run folder.
+    """
+    config = read_config(folder)
+    if read_info(folder).get("state") == "finished":
+        return folder
+    write_info(folder, state="running")
+    return _work(folder, build.resolve(config), quiet)
+
+
+def parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The single runs that a configuration stands for: by seed, and by reference method; folder -> configuration."""
+    seeds = config.get("seeds")
+    found: dict[str, dict[str, Any]] = {}
+    for prefix, method in [("", None), *((f"references/{name}", name) for name in config.get("references") or [])]:
+        for seed in [config["seed"]] if seeds is None else seeds:
+            part = {**config, "seeds": None, "seed": seed, "references": []}
+            if method is not None:
+                part["method"] = {"name": method}
+            where = prefix if seeds is None else f"{prefix}/seed-{seed}".lstrip("/")
+            found[where] = part
+    return found
+
+
+def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
+    with locked(folder), _threads(config.get("threads")):
+        todo = parts(config)
+        for where, part in todo.items():
+            place = folder / where if where else folder
+            if where and read_info(place).get("state") == "finished":
+                continue
+            if where and not (place / CONFIG).is_file():
+                place.mkdir(parents=True, exist_ok=True)
+                write_json(place / CONFIG, build.resolve(part))
+                info = read_info(folder)
+                write_info(place, state="running", command=info.get("command"), versions=info.get("versions"), started=time.time())
+            if where or not _ended(place):
+                try:
+                    _single(place, part, quiet, last=bool(where))
+                except Interrupted:
+                    write_info(folder, state="interrupted")
+                    raise
+                except BaseException:
+                    write_info(folder, state="failed")
+                    raise
+        write_report(folder)
+        write_info(folder, state="finished", finished=time.time())
+    return folder
+
+
+def _ended(place: Path) -> bool:
+    return (place / LOG).is_file() and any(event["event"] == "end" for event in read_log(place / LOG))
+
+
+def _single(folder: Path, config: dict[str, Any], quiet: bool, last: bool) -> None:
+    """One method, one seed: train from the start or from the newest checkpoint, then write what can be derived."""
+    stream = build.build_stream(config["stream"], config["seed"])
+    model = build.build_model(config["model"], stream, config["seed"])
+    journal = Journal(folder / LOG)
+    checkpoints = CheckpointFolder(folder / "checkpoints", **config["checkpoint"], lines=lambda: journal.lines)
+    trainer = _trainer(config, record=journal.write, progress=not quiet, checkpoints=checkpoints)
+    loaded = checkpoints.load()
+    if journal.lines:
+        journal.resume(loaded["lines"] if loaded else 0)
+    if loaded is None:
+        journal.write(_start(config, stream, model))
+    started = time.perf_counter()
+    try:
+        with _stop_on_signals(trainer):
+            trainer.fit(model, stream, resume=None if loaded is None else loaded["state"])
+        clock = trainer.state()["position"]["clock"] if loaded else time.perf_counter() - started
+        save_tensors(folder / "checkpoints" / MODEL, dict(model.state_dict()))
+        journal.write({"event": "end", "seconds": clock})
+    except Interrupted:
+        write_info(folder, state="interrupted")
+        raise
+    except BaseException:
+        write_info(folder, state="failed")
+        raise
+    finally:
+        journal.close()
+    events = read_log(folder / LOG)
+    write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(events))
+    write_json(folder / "metrics.json", compute(events))
+    if last:
+        write_report(folder)
+        write_info(folder, state="finished", finished=time.time())
+
+
+def _trainer(config: dict[str, Any], **services: Any) -> Trainer:
+    return Trainer(
+        build.build_method(config["method"]),
+        optimizer=build.build_optimizer(config["optimizer"]),
+        scheduler=build.build_scheduler(config["scheduler"]),
+        criterion=build.build_criterion(config["criterion"]),
+        seed=config["seed"],
+        device=config["device"],
+        **build.trainer_arguments(config["trainer"]),
+        **services,
+    )
+
+
+def _start(config: dict[str, Any], stream: Any, model: torch.nn.Module) -> dict[str, Any]:
+    return {
+        "event": "start",
+        "time": time.time(),
+        "seed": config["seed"],
+        "method": config["method"].get("name", "custom"),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stream": {
+            "name": stream.name,
+            "experiences": len(stream),
+            "classes": stream.classes,
+            "paradigm": stream.paradigm,
+            "experience_classes": [list(experience.classes) for experience in stream],
+            "experience_names": [experience.name for experience in stream],
+            "train_samples": [len(experience.train) for experience in stream],
+            "test_samples": [0 if experience.test is None else len(experience.test) for experience in stream],
+            "class_names": list(stream.class_names),
+            "description": stream.description,
+        },
+    }
+
+
+def evaluate(folder: Path, split: str = "test") -> dict[str, Any]:
+    """Evaluate the newest state of a run again, without changing its folder.
+
+    Args:
+        folder: of a single run (with several seeds: one of its `seed-*` folders).
+        split: `test` or `validation`.
+
+    Returns:
+        `{"experiences": [evaluate events], "average_accuracy": ..}`.
+    """
+    config = build.resolve(read_config(folder))
+    loaded = CheckpointFolder(folder / "checkpoints").load() if (folder / "checkpoints").is_dir() else None
+    if loaded is None:
+        raise DataError(f"{folder} has no checkpoint to evaluate. Give the folder of a single run, for instance {folder}/seed-0.")
+    stream = build.build_stream(config["stream"], config["seed"])
+    model = build.build_model(config["model"], stream, config["seed"])
+    trainer = _trainer(config)
+    engine = trainer.bind(model, stream)
+    engine.load(loaded["state"]["engine"])
+    found = []
+    for experience in stream:
+        data = getattr(experience, split)
+        if data is not None and len(data):
+            counts = evaluate_data(engine, data, experience.classes, experience.task, trainer.eval_batch_size)
+            found.append({"experience": experience.index, "name": experience.name, "split": split, **counts})
+    if not found:
+        raise DataError(f"{folder} has no {split} data. Give --split test, or make the stream with validation=0.1.")
+    accuracies = [one["correct"] / one["samples"] for one in found if one["correct"] is not None]
+    return {"experiences": found, "average_accuracy": sum(accuracies) / len(accuracies) if accuracies else None}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) ends the step, saves a checkpoint and stops; the second stops at once."""
+
+    def stop(number: int, frame: object) -> None:
+        if trainer.stop:
+            raise KeyboardInterrupt
+        trainer.stop = True
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,235 @@
+"""A memory of fixed size: storage, a policy of insertion, and retrieval by any policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.experience import Tree
+from holdfast.memory.columns import flatten, restore, row_count
+from holdfast.memory.insertion import Insertion, Placement
+from holdfast.memory.retrieval import Retrieval
+from holdfast.memory.storage import Storage
+
+ARRIVAL_BYTES = 8
+"""Bytes a slot takes beside its row: the number its row had in the stream."""
+
+
+class Memory:
+    """Rows of an unbounded stream, at most `capacity` of them.
+
+    Args:
+        capacity: size in items; or
+        bytes: size in bytes, turned into items by the bytes of a row at the first insertion (a float column that
+            widens later takes more).
+        insertion: decides what is kept.
+        device: where rows are kept; None takes the device of the first rows.
+
+    Raises:
+        ConfigError: not exactly one of `capacity` and `bytes`, or one too small to hold a row.
+
+    Example:
+        >>> from holdfast.memory import Ring, Uniform
+        >>> memory = Memory(capacity=3, insertion=Ring())
+        >>> memory.add({"inputs": torch.arange(5.0), "targets": torch.arange(5)})
+        >>> len(memory), memory.seen, sorted(memory.all()["targets"].tolist())
+        (3, 5, [2, 3, 4])
+        >>> memory.draw(2, Uniform(torch.Generator().manual_seed(0)))["inputs"].shape
+        torch.Size([2])
+    """
+
+    __slots__ = ("_arrivals", "_count", "_device", "_size", "_storage", "bytes", "capacity", "insertion", "seen")
+
+    def __init__(
+        self,
+        capacity: int | None = None,
+        *,
+        bytes: int | None = None,
+        insertion: Insertion,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if (capacity is None) == (bytes is None):
+            raise ConfigError(
+                f"a memory got capacity={capacity} and bytes={bytes}. Give one of them, for instance capacity=500."
+            )
+        if (capacity or bytes or 0) < 1:
+            raise ConfigError(f"a memory of size {capacity or bytes or 0} can hold nothing. Give a size of 1 or more.")
+        self.capacity = self._size = capacity
+        self.bytes = bytes
+        self.insertion = insertion
+        self._device = None if device is None else torch.device(device)
+        self._storage: Storage | None = None
+        self._arrivals: Tensor | None = None
+        self._count = 0
+        self.seen = 0
+
+    def add(self, rows: Mapping[str, Tree | int]) -> None:
+        """Offer a batch; the policy of insertion decides which rows are kept.
+
+        Args:
+            rows: fields by name (`inputs`, `targets`, `logits`, ...), each with one row per sample in its first
+                dimension. A plain int (a task) stands for that value in every row. What is kept is copied.
+
+        Raises:
+            DataError: fields, shapes or dtypes differ from those of the first batch. It is raised for rows that are
+                kept; others are not looked at.
+        """
+        targets = rows.get("targets")
+        count = targets.size(0) if isinstance(targets, Tensor) else row_count(flatten(_trees(rows))[0])
+        seen = self.seen
+        capacity = self.capacity
+        if capacity is None:
+            if count == 0:
+                return
+            capacity = self._fix_capacity(rows)
+        placement = self.insertion.plan(count, seen, capacity, targets)  # type: ignore[arg-type]
+        if placement is not None:
+            self._write(placement, rows, count, capacity)
+        self.seen = seen + count
+
+    def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
+        """Rows to replay.
+
+        Args:
+            size: how many; if fewer are held, all of them.
+            retrieval: chooses which.
+
+        Returns:
+            The fields that were added, `[min(size, len(self)), ...]` each, or None if the memory is empty.
+        """
+        storage, count = self._storage, self._count
+        if storage is None or not count:
+            return None
+        return storage.read(retrieval.indices(count, size if size < count else count, self))
+
+    def all(self) -> dict[str, Tree]:
+        """A copy of all held rows in slot order; empty if nothing was ever kept."""
+        return {} if self._storage is None else self._storage.read(slice(0, self._count))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated on the device, empty slots included."""
+        if self._storage is None or self._arrivals is None:
+            return 0
+        return self._storage.nbytes + self._arrivals.nbytes
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where rows are kept; None until known."""
+        return self._device
+
+    @property
+    def arrivals(self) -> Tensor:
+        """`[len(self)]` the number each held row had in the stream, from 0; a view."""
+        return torch.empty(0, dtype=torch.int64) if self._arrivals is None else self._arrivals[: self._count]
+
+    def column(self, name: str) -> Tensor:
+        """`[len(self), ...]` one column of the held rows (`targets`, `inputs.0`); a view, to look at only.
+
+        Raises:
+            DataError: no such column.
+        """
+        columns = {} if self._storage is None else self._storage.columns
+        if name not in columns:
+            raise DataError(
+                f"the memory holds no column {name!r}. It holds {', '.join(sorted(columns)) or 'nothing yet'}."
+            )
+        return columns[name][: self._count]
+
+    def clear(self) -> None:
+        """Release all rows and forget how many were seen; randomness goes on."""
+        self._storage = self._arrivals = None
+        self._count = self.seen = 0
+        self.capacity = self._size
+        self.insertion.reset()
+
+    def to(self, device: torch.device | str) -> Memory:
+        """Move the held rows to `device`, in place; returns itself."""
+        self._device = torch.device(device)
+        if self._storage is not None and self._arrivals is not None:
+            self._storage.to(self._device)
+            self._arrivals = self._arrivals.to(self._device)
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """A copy of all that `load` needs to go on exactly here, as tensors and plain values."""
+        return {
+            "capacity": self.capacity,
+            "seen": self.seen,
+            "storage": None if self._storage is None else self._storage.state(self._count),
+            "arrivals": self.arrivals.clone(),
+            "insertion": self.insertion.state(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, on this memory's device.
+
+        Args:
+            state: what `state` returned.
+
+        Raises:
+            ConfigError: this memory has another capacity.
+        """
+        if self._size is not None and state["capacity"] != self._size:
+            raise ConfigError(
+                f"a saved memory of {state['capacity']} items does not fit one of {self._size}. "
+                f"Build the memory with capacity={state['capacity']}."
+            )
+        self.clear()
+        if state["storage"] is not None:
+            storage, arrivals = self._allocate(state["capacity"], state["arrivals"].device)
+            storage.load(state["storage"])
+            self._count = len(state["arrivals"])
+            arrivals[: self._count] = state["arrivals"].to(self._device)
+        self.capacity, self.seen = state["capacity"], state["seen"]
+        self.insertion.load(state["insertion"])
+
+    def _write(self, placement: Placement, rows: Mapping[str, Tree | int], count: int, capacity: int) -> None:
+        incoming, slots = placement
+        columns, structure = flatten(_trees(rows))
+        if row_count(columns) != count:
+            raise DataError(f"{row_count(columns)} rows with {count} targets. Give every field one row per sample.")
+        number = torch.arange(self.seen, self.seen + count)[incoming]
+        if isinstance(incoming, slice):
+            chosen = {name: value[incoming] for name, value in columns.items()}
+        else:
+            chosen = {name: value.index_select(0, incoming.to(value.device)) for name, value in columns.items()}
+        kept = restore(chosen, structure)
+        kept.update({name: torch.full_like(number, value) for name, value in rows.items() if isinstance(value, int)})
+        storage, arrivals = self._storage, self._arrivals
+        if storage is None or arrivals is None:
+            storage, arrivals = self._allocate(capacity, next(iter(columns.values())).device)
+        storage.write(slots, kept)
+        arrivals[slots if isinstance(slots, slice) else slots.to(self._device)] = number.to(self._device)
+        if self._count < capacity:
+            last = slots.stop if isinstance(slots, slice) else int(slots.max()) + 1
+            self._count = max(self._count, last)
+
+    def _allocate(self, capacity: int, device: torch.device) -> tuple[Storage, Tensor]:
+        self._device = self._device or device
+        self._storage = Storage(capacity, self._device)
+        self._arrivals = torch.zeros(capacity, dtype=torch.int64, device=self._device)
+        return self._storage, self._arrivals
+
+    def _fix_capacity(self, rows: Mapping[str, Tree | int]) -> int:
+        """The capacity that `bytes` stand for, from the bytes of one row."""
+        columns = flatten(_trees(rows))[0]
+        row = ARRIVAL_BYTES * (1 + len(rows) - len(_trees(rows)))
+        row += sum(value.nbytes for value in columns.values()) // row_count(columns)
+        size = self.bytes or 0
+        if size < row:
+            raise ConfigError(f"a memory of {size} bytes cannot hold a row of {row}. Give bytes={row} or more.")
+        self.capacity = size // row
+        return self.capacity
+
+
+def _trees(rows: Mapping[str, Tree | int]) -> dict[str, Tree]:
+    """The fields that have a row per sample."""
+    return {name: value for name, value in rows.items() if not isinstance(value, int)}

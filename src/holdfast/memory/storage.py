@@ -1,0 +1,177 @@
+"""Preallocated tensor columns: rows are written to and read from numbered slots, with no object per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.experience import Tree
+from holdfast.memory.columns import Structure, flatten, restore, row_count
+
+Slots = slice | Tensor
+"""Where rows lie: a slice of consecutive slots, or an int64 vector without repeats."""
+
+FIXED = ("inputs", "targets")
+"""Fields that define a sample; their columns never widen."""
+
+
+class Storage:
+    """Columns of `capacity` slots, created from the shapes and dtypes of the first rows written.
+
+    A dtype stays what it was (images stay uint8), and a tree of inputs becomes one column per tensor. What is written
+    is copied and detached, so no batch, data set or graph is kept alive.
+
+    **NaN padding.** A head that grows gives wider logits. Writing wider rows to a float column (other than those of
+    `inputs` and `targets`) widens it along its last dimension; rows that were written narrower are padded with NaN.
+    A reader masks them: `valid = ~logits.isnan()`.
+
+    Args:
+        capacity: number of slots.
+        device: where the columns lie; None takes the device of the first rows.
+
+    Example:
+        >>> storage = Storage(capacity=4)
+        >>> storage.write(slice(0, 2), {"inputs": torch.tensor([[1], [2]], dtype=torch.uint8)})
+        >>> storage.read(torch.tensor([1]))["inputs"], storage.nbytes
+        (tensor([[2]], dtype=torch.uint8), 4)
+    """
+
+    __slots__ = ("_plain", "capacity", "columns", "device", "structure")
+
+    def __init__(self, capacity: int, device: torch.device | str | None = None) -> None:
+        if capacity < 1:
+            raise ConfigError(f"a storage of {capacity} slots can hold nothing. Give a capacity of 1 or more.")
+        self.capacity = capacity
+        self.device = None if device is None else torch.device(device)
+        self.columns: dict[str, Tensor] = {}
+        self.structure: Structure = {}
+        self._plain = True
+
+    def write(self, slots: Slots, rows: Mapping[str, Tree]) -> None:
+        """Copy `rows` into `slots`, one row each.
+
+        Args:
+            slots: a slice without step, or distinct int64 indices.
+            rows: the same fields at every call, each `[len(slots), ...]`.
+
+        Raises:
+            DataError: other fields, shapes or kinds of dtype than those of the first rows. Nothing is written then.
+        """
+        values, structure = flatten(rows)
+        if not self.columns:
+            self._create(values, structure)
+        elif structure != self.structure:
+            raise DataError(
+                f"rows with fields {structure} cannot join a memory with fields {self.structure}. "
+                "Pass the same fields at every insertion, or clear the memory first."
+            )
+        count = row_count(values)
+        held = slots.stop - slots.start if isinstance(slots, slice) else slots.numel()
+        if count != held:
+            raise DataError(f"{count} rows for {held} slots. Give exactly one row for each slot.")
+        wider = [name for name, value in values.items() if not self._fits(name, value)]
+        for name in wider:
+            self._widen(name, values[name].shape[-1])
+        if isinstance(slots, Tensor):
+            slots = slots.to(self.device)
+        for name, value in values.items():
+            self.columns[name][slots] = value.detach().to(self.device, self.columns[name].dtype)
+
+    def read(self, slots: Slots) -> dict[str, Tree]:
+        """A copy of the rows in `slots`, in that order; repeats are allowed here.
+
+        Args:
+            slots: a slice, or int64 indices on the storage's device.
+        """
+        if isinstance(slots, slice):
+            columns = {name: column[slots].clone() for name, column in self.columns.items()}
+        else:
+            columns = {name: column.index_select(0, slots) for name, column in self.columns.items()}
+        return columns if self._plain else restore(columns, self.structure)  # type: ignore[return-value]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns, empty slots included."""
+        return sum(column.nbytes for column in self.columns.values())
+
+    def clear(self) -> None:
+        """Release every column; the next rows written may have other fields."""
+        self.columns = {}
+        self.structure = {}
+        self._plain = True
+
+    def to(self, device: torch.device | str) -> Storage:
+        """Move the columns to `device`, in place; returns itself."""
+        self.device = torch.device(device)
+        self.columns = {name: column.to(self.device) for name, column in self.columns.items()}
+        return self
+
+    def state(self, rows: int | None = None) -> dict[str, Any]:
+        """A copy of the first `rows` slots (None: of all), as tensors and plain values.
+
+        Args:
+            rows: how many leading slots are in use.
+        """
+        columns = {name: column[:rows].clone() for name, column in self.columns.items()}
+        return {"capacity": self.capacity, "structure": dict(self.structure), "columns": columns}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned, on this storage's device.
+
+        Args:
+            state: of a storage with the same capacity.
+
+        Raises:
+            ConfigError: the capacities differ.
+        """
+        if state["capacity"] != self.capacity:
+            raise ConfigError(
+                f"a saved memory of {state['capacity']} slots does not fit one of {self.capacity}. "
+                f"Build the memory with capacity={state['capacity']}."
+            )
+        self.clear()
+        columns = state["columns"]
+        if columns:
+            self._create(columns, dict(state["structure"]))
+            for name, value in columns.items():
+                self.columns[name][: value.shape[0]] = value.to(self.device)
+
+    def _create(self, values: Mapping[str, Tensor], structure: Structure) -> None:
+        row_count(values)
+        if self.device is None:
+            self.device = next(iter(values.values())).device
+        self.columns = {
+            name: torch.empty((self.capacity, *value.shape[1:]), dtype=value.dtype, device=self.device)
+            for name, value in values.items()
+        }
+        self.structure = structure
+        self._plain = all(shape is None for shape in structure.values())
+
+    def _fits(self, name: str, value: Tensor) -> bool:
+        """Whether rows fit their column as it is; False where it must widen; an error where it cannot."""
+        column = self.columns[name]
+        both_float = column.dtype.is_floating_point and value.dtype.is_floating_point
+        if column.dtype != value.dtype and not both_float:
+            raise DataError(
+                f"column {name!r} holds {column.dtype} and got {value.dtype}. "
+                "Convert the rows to the dtype of the first ones."
+            )
+        if column.shape[1:] == value.shape[1:]:
+            return True
+        growable = both_float and value.ndim == column.ndim > 1 and name.partition(".")[0] not in FIXED
+        if growable and column.shape[1:-1] == value.shape[1:-1] and column.shape[-1] < value.shape[-1]:
+            return False
+        raise DataError(
+            f"column {name!r} holds rows of shape {tuple(column.shape[1:])} and got {tuple(value.shape[1:])}. "
+            "Give rows of the first shape; only float columns beside inputs and targets may grow, and only wider."
+        )
+
+    def _widen(self, name: str, width: int) -> None:
+        old = self.columns[name]
+        new = old.new_full((*old.shape[:-1], width), torch.nan)
+        new[..., : old.shape[-1]] = old
+        self.columns[name] = new

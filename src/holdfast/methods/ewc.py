@@ -1,0 +1,26 @@
+"""Elastic weight consolidation (EWC), offline."""
+
+from typing import Literal
+
+from holdfast.core.method import Method, published
+from holdfast.operations import FisherPenalty
+
+
+@published(paper="Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 2017")
+def ewc(
+    strength: float = 100.0,
+    fisher: Literal["exact", "true", "empirical", "batch"] = "true",
+    samples: int | None = None,
+) -> Method:
+    r"""One quadratic penalty per past experience, weighed by the Fisher diagonal.
+
+    $$ L = \ell(x, y) + \frac{\lambda}{2} \sum_k \sum_i F_{k,i} (\theta_i - \theta^*_{k,i})^2 $$
+
+    Args:
+        strength: lambda.
+        fisher: how the labels in the Fisher diagonal are chosen.
+        samples: samples for the Fisher diagonal; default: all of the experience.
+
+    Differences: the penalties are kept as one equal quadratic (Huszar 2018).
+    """
+    return Method(FisherPenalty(strength=strength, fisher=fisher, samples=samples))

@@ -1,0 +1,29 @@
+"""Elastic weight consolidation (EWC), online."""
+
+from typing import Literal
+
+from holdfast.core.method import Method, published
+from holdfast.operations import FisherPenalty
+
+
+@published(paper="Schwarz et al., Progress & compress: a scalable framework for continual learning, ICML 2018")
+def ewc_online(
+    strength: float = 100.0,
+    decay: float = 1.0,
+    fisher: Literal["exact", "true", "empirical", "batch"] = "true",
+    samples: int | None = None,
+) -> Method:
+    r"""One running quadratic penalty around the latest parameters.
+
+    $$ L = \ell(x, y) + \frac{\lambda}{2} \sum_i \tilde F_i (\theta_i - \theta^*_i)^2, \qquad
+       \tilde F \leftarrow \gamma \tilde F + F_k $$
+
+    Args:
+        strength: lambda.
+        decay: gamma; at 1 the Fisher diagonals add up.
+        fisher: how the labels in the Fisher diagonal are chosen.
+        samples: samples for the Fisher diagonal; default: all of the experience.
+
+    Differences: the paper normalises each Fisher diagonal; here it is as measured, as in van de Ven et al. 2022.
+    """
+    return Method(FisherPenalty(strength=strength, fisher=fisher, online=True, decay=decay, samples=samples))

@@ -1,0 +1,22 @@
+"""Learning without forgetting (LwF)."""
+
+from typing import Literal
+
+from holdfast.core.method import Method, published
+from holdfast.operations import Distillation
+
+
+@published(paper="Li and Hoiem, Learning without forgetting, TPAMI 2017")
+def lwf(temperature: float = 2.0, weight: float = 1.0, average: Literal["none", "experiences"] = "none") -> Method:
+    r"""On today's inputs the model keeps the outputs for old classes that it gave before this experience.
+
+    $$ L = \ell(x, y) + \lambda_o \, T^2 \Big( - \sum_{c \in \text{old}} p_c \log q_c \Big) $$
+
+    Args:
+        temperature: T, which softens both outputs.
+        weight: lambda_o.
+        average: `experiences` weighs the current data by 1/c and the distillation by 1 - 1/c after c experiences.
+
+    Differences: no warm-up of the new outputs alone; T^2 after Hinton et al. 2015.
+    """
+    return Method(Distillation(temperature=temperature, weight=weight, average=average))

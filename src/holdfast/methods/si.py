@@ -1,0 +1,21 @@
+"""Synaptic intelligence (SI)."""
+
+from holdfast.core.method import Method, published
+from holdfast.operations import PathPenalty
+
+
+@published(paper="Zenke, Poole and Ganguli, Continual learning through synaptic intelligence, ICML 2017")
+def si(strength: float = 1.0, damping: float = 0.1) -> Method:
+    r"""A quadratic penalty weighed by what each parameter did for the fall of the loss.
+
+    $$ L = \ell(x, y) + c \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
+       \Omega_i = \sum_k \frac{\omega_{k,i}}{(\Delta_{k,i})^2 + \xi}, \qquad
+       \omega_i = - \sum_t g_i(t) \, \Delta\theta_i(t) $$
+
+    Args:
+        strength: c.
+        damping: xi.
+
+    Differences: g includes the penalty's own gradient, as in van de Ven et al. 2022.
+    """
+    return Method(PathPenalty(strength=strength, damping=damping))

@@ -1,0 +1,79 @@
+"""What a run cost (time, steps, parameters, memory) and how its losses went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from holdfast.metrics.log import Event, read_log, start_event
+
+
+def costs(events: Iterable[Event]) -> dict[str, float | None]:
+    """Time, steps, parameters and memory of a run, as far as it got.
+
+    Args:
+        events: the log.
+
+    Returns:
+        `steps` (optimisation steps), `train_seconds`, `evaluation_seconds`, `total_seconds` (wall clock, once
+        finished), `steps_per_second` (of training time), `parameters_start`, `parameters`, `memory_items`,
+        `memory_bytes` (after the last experience) and `memory_bytes_peak`; None where the log does not say.
+
+    Example:
+        >>> costs([{"event": "experience", "experience": 0, "steps": 50, "seconds": 2.0}])["steps_per_second"]
+        25.0
+    """
+    events = read_log(events)
+    done = [event for event in events if event["event"] == "experience"]
+    ends = [event for event in events if event["event"] == "end"]
+    first = start_event(events).get("parameters")
+    steps, seconds = _total(done, "steps"), _total(done, "seconds")
+    return {
+        "steps": steps,
+        "train_seconds": seconds,
+        "evaluation_seconds": _total(done, "evaluation_seconds"),
+        "total_seconds": _last(ends, "seconds"),
+        "steps_per_second": steps / seconds if steps and seconds else None,
+        "parameters_start": first,
+        "parameters": _last(done, "parameters") if done else first,
+        "memory_items": _last(done, "memory_items"),
+        "memory_bytes": _last(done, "memory_bytes"),
+        "memory_bytes_peak": max(_values(done, "memory_bytes"), default=None),
+    }
+
+
+def curves(events: Iterable[Event]) -> dict[str, Any]:
+    """The training curves: what each part of the loss was, step by step.
+
+    Args:
+        events: the log.
+
+    Returns:
+        `step`, `experience`, `loss`, `accuracy`, `lr`: one value per `train` event (None where not said), and `terms`:
+        such a list for each name in the events' `terms`, in order of first appearance.
+
+    Example:
+        >>> curves([{"event": "train", "step": 50, "experience": 0, "terms": {"loss": 0.5, "replay": 0.25}}])["terms"]
+        {'loss': [0.5], 'replay': [0.25]}
+    """
+    train = [event for event in read_log(events) if event["event"] == "train"]
+    names = list(dict.fromkeys(name for event in train for name in (event.get("terms") or {})))
+    found: dict[str, Any] = {
+        key: [event.get(key) for event in train] for key in ("step", "experience", "loss", "accuracy", "lr")
+    }
+    found["terms"] = {name: [(event.get("terms") or {}).get(name) for event in train] for name in names}
+    return found
+
+
+def _values(events: list[Event], key: str) -> list[float]:
+    return [event[key] for event in events if event.get(key) is not None]
+
+
+def _total(events: list[Event], key: str) -> float | None:
+    values = _values(events, key)
+    return sum(values) if values else None
+
+
+def _last(events: list[Event], key: str) -> float | None:
+    values = _values(events, key)
+    return values[-1] if values else None

@@ -1,0 +1,34 @@
+"""A model in two parts: a backbone that computes features and a head that turns them into outputs."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """`head(backbone(inputs))`, with both parts in reach.
+
+    Args:
+        backbone: gives features `[rows, features]`.
+        head: gives outputs `[rows, width]` of them; a `Head`, or any module.
+
+    Example:
+        >>> import torch
+        >>> from holdfast.models import FixedHead
+        >>> model = Classifier(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), FixedHead(8, classes=3))
+        >>> model(torch.zeros(2, 4)).shape, model.features(torch.zeros(2, 4)).shape
+        (torch.Size([2, 3]), torch.Size([2, 8]))
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def features(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """What the head sees of these inputs, `[rows, features]`."""
+        return self.backbone(*inputs, **named)
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """Outputs `[rows, width]` of inputs as the backbone takes them."""
+        return self.head(self.backbone(*inputs, **named))

@@ -1,0 +1,99 @@
+"""Fully connected models: the perceptron of the MNIST experiments, and a linear model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Literal
+
+from torch import nn
+
+from holdfast.core.errors import ConfigError, unknown
+from holdfast.models.build import Activation, HeadName, check_sizes, make_activation, make_head, seeded
+from holdfast.models.classifier import Classifier
+
+
+def mlp(
+    *,
+    input_shape: Sequence[int],
+    classes: int,
+    hidden: Sequence[int] = (100, 100),
+    head: HeadName = "fixed",
+    activation: Activation = "relu",
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+    init: Literal["default", "xavier"] = "default",
+    seed: int | None = None,
+) -> nn.Module:
+    """Multi-layer perceptron: for each hidden layer linear, batch norm, activation, dropout; then the head.
+
+    Two layers of 100 with ReLU are the MNIST network of "Gradient Episodic Memory for Continual Learning" (Lopez-Paz
+    and Ranzato, 2017); with `init="xavier"` that of "Dark Experience for General Continual Learning" (Buzzega et
+    al., 2020).
+
+    Args:
+        input_shape: shape of one sample; anything but a vector is flattened.
+        classes: number of classes of the whole stream.
+        hidden: units of each hidden layer.
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        activation: after each hidden layer.
+        dropout: probability of dropping a hidden unit in training.
+        batch_norm: whether to normalise before each activation.
+        init: "default" is torch's; "xavier" is uniform with zero biases (growing heads keep torch's).
+        seed: of the initial weights; None draws them from torch's global generator.
+
+    Raises:
+        ConfigError: for a size below 1, a dropout outside [0, 1), or an unknown name.
+
+    Example:
+        >>> mlp(input_shape=(4,), classes=3, hidden=[8])
+        Classifier(
+          (backbone): Sequential(
+            (0): Linear(in_features=4, out_features=8, bias=True)
+            (1): ReLU()
+          )
+          (head): FixedHead(in_features=8, out_features=3, bias=True)
+        )
+    """
+    check_sizes("input_shape", input_shape)
+    check_sizes("hidden", hidden)
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"dropout={dropout} is no probability. Write a number from 0 up to, but below, 1.")
+    if init not in ("default", "xavier"):
+        raise ConfigError(unknown("init", init, ["default", "xavier"]))
+    with seeded(seed):
+        layers: list[nn.Module] = [nn.Flatten()] if len(input_shape) != 1 else []
+        width = prod(input_shape)
+        for units in hidden:
+            layers.append(nn.Linear(width, units))
+            layers += [nn.BatchNorm1d(units)] if batch_norm else []
+            layers.append(make_activation(activation))
+            layers += [nn.Dropout(dropout)] if dropout else []
+            width = units
+        model = Classifier(nn.Sequential(*layers), make_head(head, width, classes, seed))
+        if init == "xavier":
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+    return model
+
+
+def linear(*, input_shape: Sequence[int], classes: int, head: HeadName = "fixed", seed: int | None = None) -> nn.Module:
+    """A linear model: the head on the flattened inputs, nothing else.
+
+    Args:
+        input_shape: shape of one sample; anything but a vector is flattened.
+        classes: number of classes of the whole stream.
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        seed: of the initial weights; None draws them from torch's global generator.
+
+    Raises:
+        ConfigError: for a size below 1, or an unknown head.
+
+    Example:
+        >>> from holdfast.models import parameter_count
+        >>> parameter_count(linear(input_shape=(1, 28, 28), classes=10))
+        7850
+    """
+    return mlp(input_shape=input_shape, classes=classes, hidden=(), head=head, seed=seed)

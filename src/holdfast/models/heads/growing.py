@@ -1,0 +1,160 @@
+"""Heads that start small and get new outputs as classes arrive, one chunk of parameters a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from holdfast.core.errors import ConfigError
+from holdfast.models.heads.base import Head, Part
+
+
+class ChunkedHead(Head):
+    """Base of the heads that grow: chunk k of the outputs has its own parameters `weights.k` and `biases.k`.
+
+    Growing appends a chunk and touches no other, so optimiser state, and anchors kept by name, stay valid.
+    A saved state with more chunks than this head has makes it grow first (the parameters that this creates
+    must join the optimiser, as after `grow`); one with fewer, or with other sizes, is torch's usual error.
+
+    Each chunk gets the initial values `nn.Linear` would: uniform within `1/sqrt(features)`. They come from the
+    generator given to `grow`, else from `seed` and the number of outputs before, whatever happened since the
+    start (so that a resumed run grows as an uninterrupted one), else from torch's global generator.
+
+    Args:
+        features: number of features that come in.
+        classes: outputs to start with.
+        seed: of the initial values.
+        bias: whether outputs have one.
+    """
+
+    _place: Tensor
+
+    def __init__(self, features: int, classes: int = 0, seed: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        if features < 1 or classes < 0:
+            raise ConfigError(
+                f"a growing head cannot have {features} features and {classes} classes. "
+                "Give at least 1 feature, and 0 classes or more."
+            )
+        self.features = features
+        self.classes = classes
+        self.seed = seed
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList() if bias else None
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # where an empty head is
+        self.grow(classes)
+
+    @property
+    def width(self) -> int:
+        """Number of outputs today."""
+        return sum(weight.shape[0] for weight in self.weights)
+
+    def grow(self, width: int, generator: torch.Generator | None = None) -> list[nn.Parameter]:
+        """Add one chunk of outputs up to `width`.
+
+        Args:
+            width: outputs wanted; a width that is already there changes nothing.
+            generator: source of the initial values of the new outputs; None takes `seed`.
+
+        Returns:
+            The new parameters: nothing, a weight, or a weight and a bias.
+        """
+        before = self.width
+        if width <= before:
+            return []
+        if generator is None and self.seed is not None:
+            digest = hashlib.sha256(f"head {self.seed} {before}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        device = self._place.device if generator is None else generator.device
+        weight = torch.empty(width - before, self.features, device=device)
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+        bias = None
+        if self.biases is not None:
+            bound = 1 / math.sqrt(self.features)
+            bias = torch.empty(width - before, device=device).uniform_(-bound, bound, generator=generator)
+        return self._append(weight, bias)
+
+    def parts(self) -> list[Part]:
+        """One part a chunk."""
+        parts, start = [], 0
+        for index, weight in enumerate(self.weights):
+            stop = start + weight.shape[0]
+            parts.append(Part(start, stop, weight, None if self.biases is None else self.biases[index]))
+            start = stop
+        return parts
+
+    def shrink_to(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Drop the chunks that `state` does not have: a copy of this head becomes what it was when that was saved.
+
+        Args:
+            state: a state dict of the model, from before this head grew.
+            prefix: of this head's names in it.
+        """
+        saved = sum(f"{prefix}weights.{index}" in state for index in range(len(self.weights)))
+        self.weights = nn.ParameterList(self.weights[:saved])
+        if self.biases is not None:
+            self.biases = nn.ParameterList(self.biases[:saved])
+
+    def extra_repr(self) -> str:
+        """Sizes, for `print(model)`."""
+        return f"features={self.features}, width={self.width}"
+
+    def _append(self, weight: Tensor, bias: Tensor | None) -> list[nn.Parameter]:
+        """Make a chunk of these values where the head is."""
+        created = [nn.Parameter(weight.to(self._place))]
+        self.weights.append(created[0])
+        if self.biases is not None and bias is not None:
+            created.append(nn.Parameter(bias.to(self._place)))
+            self.biases.append(created[1])
+        return created
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Grow to the saved chunks, then load as every module does."""
+        while (key := f"{prefix}weights.{len(self.weights)}") in state_dict:
+            rows = state_dict[key].shape[0]
+            self._append(torch.zeros(rows, self.features), torch.zeros(rows))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def joined(chunks: nn.ParameterList) -> Tensor:
+    """All chunks as one tensor; without a copy where there is one only."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(tuple(chunks))
+
+
+def linear(head: ChunkedHead, features: Tensor) -> Tensor:
+    """The affine map of all chunks together, `[rows, width]`; no columns while the head is empty."""
+    if len(head.weights) == 0:
+        return features.new_zeros(*features.shape[:-1], 0)
+    return F.linear(features, joined(head.weights), None if head.biases is None else joined(head.biases))
+
+
+class GrowingHead(ChunkedHead):
+    """A linear layer that gets new outputs as classes arrive: `z = x W^T + b` over all chunks of W and b.
+
+    A forward never creates outputs: a class that was not announced by `grow` has none.
+
+    Args:
+        features: number of features that come in.
+        classes: outputs to start with.
+        seed: of the initial values; None draws them from torch's global generator, as `nn.Linear` does.
+
+    Example:
+        >>> head = GrowingHead(64)
+        >>> [tuple(new.shape) for new in head.grow(2) + head.grow(5) + head.grow(5)]
+        [(2, 64), (2,), (3, 64), (3,)]
+        >>> head(torch.zeros(7, 64)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(self, features: int, classes: int = 0, seed: int | None = None) -> None:
+        super().__init__(features, classes, seed)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Outputs `[rows, width]` of features `[rows, features]`."""
+        return linear(self, features)

@@ -1,0 +1,74 @@
+"""Distillation: on today's inputs the model keeps the old classes' outputs it gave before."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.core.experience import Experience
+from holdfast.core.learner import Learner, Snapshot
+from holdfast.core.operation import Operation, require
+from holdfast.core.step import Step
+from holdfast.operations.mixing import Average, mix
+
+
+class Distillation(Operation):
+    r"""Cross-entropy between softened outputs of the model before this experience and of the model today.
+
+    $$ L = L(x, y) + w \, T^2 \Big( - \sum_{c \in \text{old}} p_c \log q_c \Big), \qquad
+       p = \operatorname{softmax}(z^{\text{old}} / T), \; q = \operatorname{softmax}(z / T) $$
+
+    Both softmaxes run over the classes seen before this experience only. With one head per task the loss is the
+    mean of this over the old tasks, each over its own classes.
+
+    Args:
+        temperature: the paper's T.
+        weight: the paper's lambda_o, under `average="none"`.
+        average: `none` adds the two losses; `experiences` weighs the current data by 1/c and this by 1 - 1/c
+            after c experiences, as van de Ven et al. 2022 do.
+
+    Source: Li and Hoiem 2017, "Learning without forgetting", eq. 2 and 3; Hinton et al. 2015 for T^2.
+    Differences: no warm-up of the new head alone; probabilities softened by dividing logits by T.
+    """
+
+    role = "knowledge retention"
+    needs = frozenset({"boundaries", "classes"})
+    state = ("teacher", "old", "tasks")
+
+    def __init__(self, temperature: float = 2.0, weight: float = 1.0, average: Average = "none") -> None:
+        super().__init__()
+        require(temperature > 0, "distillation", f"got temperature={temperature}. Give a positive number, usually 2.")
+        require(average != "rows", "distillation", "got average='rows', but it has no rows of its own. Use none or experiences.")
+        self.temperature = temperature
+        self.weight = weight
+        self.average = average
+        self.teacher: Snapshot | None = None
+        self.old: list[int] = []
+        self.tasks: list[list[int]] = []
+
+    def begin(self, experience: Experience, learner: Learner) -> None:
+        """Take the teacher, and note which classes it knows, before the head grows."""
+        if learner.experience >= 0:
+            self.teacher = learner.snapshot()
+            self.old = sorted({c for members in learner.members for c in members})
+            self.tasks = [list(members) for members in learner.members]
+
+    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+        """The distillation loss, once there is a teacher."""
+        if self.teacher is None or step.outputs is None:
+            return None
+        if "unmasked" in step.extras:
+            taught = learner.forward_as(self.teacher, step.inputs, "all")
+            terms = [self._between(taught[:, members], step.extras["unmasked"][:, members]) for members in self.tasks]
+            term = torch.stack(terms).mean()
+        else:
+            taught = learner.forward_as(self.teacher, step.inputs)
+            everything = len(self.old) == taught.shape[1] == step.outputs.shape[1]
+            student = step.outputs if everything else step.outputs[:, self.old]
+            term = self._between(taught if everything else taught[:, self.old], student)
+        return mix(term, step, learner, self.average, self.weight)
+
+    def _between(self, taught: Tensor, student: Tensor) -> Tensor:
+        soft = F.softmax(taught / self.temperature, dim=1)
+        return self.temperature**2 * F.cross_entropy(student / self.temperature, soft)

@@ -1,0 +1,96 @@
+"""Fisher penalty: parameters that mattered to old data are pulled back to where they were."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.core.experience import Experience
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation, require
+from holdfast.core.step import Step
+from holdfast.operations.fisher import Kind, fisher_diagonal
+from holdfast.operations.quadratic import quadratic
+
+
+class FisherPenalty(Operation):
+    r"""A quadratic penalty around the parameters after each experience, weighed by the Fisher diagonal.
+
+    Offline (one penalty per experience) and online (one running penalty):
+
+    $$ L = L(x, y) + \frac{\lambda}{2} \sum_{k} \sum_i F_{k,i} (\theta_i - \theta^*_{k,i})^2, \qquad
+       L = L(x, y) + \frac{\lambda}{2} \sum_i \tilde F_i (\theta_i - \theta^*_i)^2, \;
+       \tilde F \leftarrow \gamma \tilde F + F_k $$
+
+    The offline sum is kept as one quadratic around the precision-weighted mean of the anchors plus a constant,
+    which is the same function: cost and memory do not grow with the number of experiences.
+
+    Args:
+        strength: the paper's lambda.
+        fisher: how labels are chosen in the Fisher diagonal: `exact`, `true`, `empirical` or `batch`
+            (see `operations.fisher`).
+        online: one running penalty instead of one per experience.
+        decay: the online form's gamma; at 1 the Fisher diagonals add up.
+        samples: samples for the Fisher diagonal; default: all of the experience.
+
+    Source: Kirkpatrick et al. 2017, eq. 3; online: Schwarz et al. 2018, "Progress and compress", eq. 8 and 9;
+    one quadratic for all: Huszar 2018, "Note on the quadratic penalties in elastic weight consolidation".
+    """
+
+    role = "knowledge retention"
+    needs = frozenset({"boundaries", "data"})
+    state = ("importance", "anchor", "constant")
+
+    def __init__(
+        self,
+        strength: float = 100.0,
+        fisher: Kind = "true",
+        online: bool = False,
+        decay: float = 1.0,
+        samples: int | None = None,
+    ) -> None:
+        super().__init__()
+        require(strength >= 0, "fisher_penalty", f"got strength={strength}. Give a number of 0 or more.")
+        require(0 <= decay <= 1, "fisher_penalty", f"got decay={decay}. Give a number from 0 to 1.")
+        require(fisher in Kind.__args__, "fisher_penalty", f"got fisher={fisher!r}. Choose one of {', '.join(Kind.__args__)}.")  # type: ignore[attr-defined]
+        self.strength = strength
+        self.fisher = fisher
+        self.online = online
+        self.decay = decay
+        self.samples = samples
+        if fisher in ("exact", "true"):
+            self.needs = self.needs | {"classes"}
+        self.importance: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+        self.constant = 0.0
+
+    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+        """Half the strength times the weighed squared distance."""
+        if not self.anchor:
+            return None
+        return 0.5 * self.strength * (quadratic(learner, self.importance, self.anchor) + self.constant)
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """Measure the Fisher diagonal on the experience's data and move the anchor."""
+        if len(experience.train) == 0:
+            return
+        found = fisher_diagonal(
+            learner, experience.train, self.fisher, samples=self.samples, generator=learner.rng(f"fisher/{self.name}")
+        )
+        with torch.no_grad():
+            for name, parameter in learner.named_parameters().items():
+                self._merge(name, found[name], parameter.detach())
+
+    def _merge(self, name: str, found: Tensor, parameter: Tensor) -> None:
+        if name not in self.anchor:
+            self.importance[name], self.anchor[name] = found, parameter.clone()
+        elif self.online:
+            self.importance[name] = self.decay * self.importance[name] + found
+            self.anchor[name] = parameter.clone()
+        else:
+            held, total = self.importance[name], self.importance[name] + found
+            share = torch.where(total > 0, found / total, 0.0)
+            moved = parameter - self.anchor[name]
+            self.constant += float((held * share * moved.square()).sum())
+            self.anchor[name] = self.anchor[name] + share * moved
+            self.importance[name] = total

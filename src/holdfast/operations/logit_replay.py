@@ -1,0 +1,56 @@
+"""Logit replay: the model is held to the outputs it gave when a sample arrived."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation, require
+from holdfast.core.step import Step
+from holdfast.memory import Uniform
+
+
+class LogitReplay(Operation):
+    r"""Squared distance between today's outputs on remembered samples and those stored with them.
+
+    $$ L = L(x, y) + \alpha \, \lVert h_\theta(x') - z' \rVert_2^2 / C, \qquad (x', z') \sim M $$
+
+    The mean is over rows and outputs, as in the authors' code. The logits stored are those of the step a sample
+    arrived in, before its update. Where the head grew since, the outputs that did not exist then are left out.
+
+    Args:
+        size: samples drawn per step.
+        weight: the paper's alpha.
+
+    Source: Buzzega et al. 2020, "Dark experience for general continual learning", eq. 4 and algorithm 1.
+    Differences: the equation has the sum over outputs; their code and their alphas use the mean.
+    """
+
+    role = "knowledge retention"
+    remembers = ("logits",)
+    state = ("retrieval",)
+
+    def __init__(self, size: int = 32, weight: float = 0.5) -> None:
+        super().__init__()
+        require(size > 0, "logit_replay", f"got size={size}. Give the number of samples to draw per step.")
+        self.size = size
+        self.weight = weight
+        self.retrieval: Uniform | None = None
+
+    def setup(self, learner: Learner) -> None:
+        """Take a generator for the draws."""
+        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
+
+    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+        """Mean squared distance to the stored logits, weighed."""
+        rows = learner.memory.draw(self.size, self.retrieval)
+        if rows is None:
+            return None
+        outputs, stored = learner(rows["inputs"], rows.get("task")), rows["logits"]
+        if not learner.grown:
+            return self.weight * F.mse_loss(outputs, stored)
+        known = ~torch.isnan(stored)
+        difference = torch.where(known, outputs[:, : stored.shape[1]] - stored, 0.0)
+        return self.weight * difference.square().sum() / known.sum()

@@ -1,0 +1,83 @@
+"""Path penalty: parameters that lowered the loss on their way are pulled back to where they arrived."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.core.experience import Experience
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation, require
+from holdfast.core.step import Step
+from holdfast.operations.quadratic import quadratic
+
+
+class PathPenalty(Operation):
+    r"""A quadratic penalty weighed by each parameter's contribution to the fall of the loss along its path.
+
+    $$ \omega_i \leftarrow \omega_i - g_i \, \Delta\theta_i \;\text{(every step)}, \qquad
+       \Omega_i \leftarrow \Omega_i + \frac{\omega_i}{(\theta_i - \theta_i^{\text{start}})^2 + \xi}, \qquad
+       L = L(x, y) + c \sum_i \Omega_i (\theta_i - \theta^*_i)^2 $$
+
+    Args:
+        strength: the paper's c.
+        damping: the paper's xi.
+
+    Source: Zenke, Poole and Ganguli 2017, "Continual learning through synaptic intelligence", eq. 3 to 5.
+    Differences: g is the gradient the optimiser uses, so it includes the penalty's own part and clipping, as in
+    van de Ven et al. 2022; the paper speaks of the loss without the penalty.
+    """
+
+    role = "knowledge retention"
+    needs = frozenset({"boundaries", "update"})
+    state = ("contribution", "importance", "anchor", "before")
+
+    def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
+        super().__init__()
+        require(strength >= 0, "path_penalty", f"got strength={strength}. Give a number of 0 or more.")
+        require(damping > 0, "path_penalty", f"got damping={damping}. Give a positive number.")
+        self.strength = strength
+        self.damping = damping
+        self.contribution: dict[str, Tensor] = {}
+        self.importance: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] = {}
+
+    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+        """Strength times the weighed squared distance, once something was consolidated."""
+        if not self.importance:
+            return None
+        return self.strength * quadratic(learner, self.importance, self.anchor)
+
+    def observe(self, step: Step, learner: Learner) -> None:
+        """Note where the parameters are before the optimiser moves."""
+        parameters = learner.named_parameters()
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if name not in self.before:
+                    self.before[name] = parameter.detach().clone()
+                    self.contribution[name] = torch.zeros_like(parameter)
+                    if name not in self.anchor:
+                        self.anchor[name] = parameter.detach().clone()
+            torch._foreach_copy_([self.before[name] for name in parameters], [p.detach() for p in parameters.values()])
+
+    def update(self, step: Step, learner: Learner) -> None:
+        """Add each parameter's part in the change of the loss."""
+        held = [(name, p) for name, p in learner.named_parameters().items() if p.grad is not None]
+        with torch.no_grad():
+            moved = torch._foreach_sub([p.detach() for _, p in held], [self.before[name] for name, _ in held])
+            torch._foreach_mul_(moved, [p.grad for _, p in held])  # type: ignore[misc]
+            torch._foreach_sub_([self.contribution[name] for name, _ in held], moved)
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """Turn contributions into importance and move the anchor."""
+        with torch.no_grad():
+            for name, parameter in learner.named_parameters().items():
+                if name not in self.contribution:
+                    continue
+                total = parameter.detach() - self.anchor[name]
+                added = self.contribution[name] / (total.square() + self.damping)
+                held = self.importance.get(name)
+                self.importance[name] = added if held is None else held + added
+                self.anchor[name] = parameter.detach().clone()
+                self.contribution[name].zero_()

@@ -1,0 +1,21 @@
+"""Streams: functions that share a data set out over experiences. Every public name can be used in a configuration."""
+
+from holdfast.streams.industrial import cil, indus, indus_cil
+from holdfast.streams.parts import data_incremental, online, saved
+from holdfast.streams.shifts import domains, permuted, rotated
+from holdfast.streams.splits import blurry, proportions, split
+
+__all__ = [
+    "blurry",
+    "cil",
+    "data_incremental",
+    "domains",
+    "indus",
+    "indus_cil",
+    "online",
+    "permuted",
+    "proportions",
+    "rotated",
+    "saved",
+    "split",
+]

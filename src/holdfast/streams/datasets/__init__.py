@@ -1,0 +1,25 @@
+"""Data sets: functions that load or make one. Those whose arguments are plain values can be used in a configuration."""
+
+from holdfast.streams.dataset import Dataset
+from holdfast.streams.datasets.arrays import arrays, digits, synthetic, torch_dataset
+from holdfast.streams.datasets.folders import image_folder
+from holdfast.streams.datasets.idx import fashion_mnist, idx, mnist
+from holdfast.streams.datasets.npz import npz
+from holdfast.streams.datasets.tables import csv, frame
+from holdfast.streams.datasets.vision import torchvision
+
+__all__ = [
+    "Dataset",
+    "arrays",
+    "csv",
+    "digits",
+    "fashion_mnist",
+    "frame",
+    "idx",
+    "image_folder",
+    "mnist",
+    "npz",
+    "synthetic",
+    "torch_dataset",
+    "torchvision",
+]

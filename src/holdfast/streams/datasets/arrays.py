@@ -1,0 +1,178 @@
+"""Data sets from what is in memory already: arrays, torch data sets, scikit-learn's digits, synthetic blobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from holdfast.core.errors import ConfigError
+from holdfast.streams.data import LoaderData
+from holdfast.streams.dataset import Dataset
+from holdfast.streams.datasets.build import Kind, encode, finish, held_out, images, of_tensors
+from holdfast.streams.tables import rng
+
+
+def arrays(
+    inputs: Any,
+    targets: Any,
+    test_inputs: Any = None,
+    test_targets: Any = None,
+    name: str = "arrays",
+    class_names: Sequence[str] | None = None,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    kind: Kind = "classification",
+    layout: Literal["auto", "hw", "chw", "hwc"] = "auto",
+    scale: float = 255.0,
+    normalise: bool = False,
+    crop: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """A data set of tensors or NumPy arrays (Python only); nothing is copied unless doubles must become floats.
+
+    Args:
+        inputs: training inputs, `[rows, ...]`; images as uint8.
+        targets: numbers or strings, one per row; floats for regression.
+        test_inputs: test inputs; None holds out a part of the training data.
+        test_targets: their targets.
+        name: for reports.
+        class_names: one per class, in sorted order of the labels.
+        test_fraction: of each class, held out where there are no test inputs.
+        split_seed: of that choice.
+        kind: "classification" or "regression".
+        layout: of one image; "auto" guesses.
+        scale: what integer inputs are divided by.
+        normalise: whether inputs are normalised by mean and standard deviation of the training data.
+        crop: padding of the random crop in training.
+        flip: whether training images are mirrored at random.
+
+    Example:
+        >>> data = arrays([[0.0], [1.0], [2.0], [3.0]], ["b", "a", "b", "a"], test_fraction=0.5)
+        >>> data.class_names, len(data.train), len(data.test)
+        (('a', 'b'), 2, 2)
+    """
+    rows = images(inputs, layout)
+    tests = None if test_inputs is None else images(test_inputs, layout)
+    look: dict[str, Any] = {"scale": scale, "normalise": normalise, "crop": crop, "flip": flip}
+    return of_tensors(name, rows, targets, tests, test_targets, class_names, test_fraction, split_seed, kind, **look)
+
+
+def torch_dataset(
+    train: Any,
+    test: Any = None,
+    name: str = "torch_dataset",
+    class_names: Sequence[str] | None = None,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    kind: Kind = "classification",
+    workers: int = 0,
+    scale: float = 255.0,
+    normalise: bool = False,
+    crop: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """A data set of map-style torch data sets, read through a `DataLoader` (Python only).
+
+    Args:
+        train: items `(input, target)`; anything with `__len__` and `__getitem__`.
+        test: the same; None holds out a part of the training data.
+        name: for reports.
+        class_names: one per class, in sorted order of the labels.
+        test_fraction: of each class, held out where there is no test data set.
+        split_seed: of that choice.
+        kind: "classification" or "regression".
+        workers: processes that read.
+        scale: what integer inputs are divided by.
+        normalise: whether inputs are normalised; reads the training data once.
+        crop: padding of the random crop in training.
+        flip: whether training images are mirrored at random.
+
+    Example:
+        >>> data = torch_dataset([(torch.zeros(3), 5), (torch.ones(3), 9)], test_fraction=0.0)
+        >>> data.class_names, data.input_shape
+        (('5', '9'), (3,))
+    """
+    whole = LoaderData(train, workers=workers)
+    other = None if test is None else LoaderData(test, workers=workers)
+    names: Sequence[str] = ()
+    if kind == "classification":
+        targets, test_targets, found = encode(whole.targets, None if other is None else other.targets)
+        names = found if class_names is None else class_names
+        whole = LoaderData(train, targets, workers=workers)
+        other = None if test is None else LoaderData(test, test_targets, workers=workers)
+    if other is None:
+        kept, tested = held_out(whole.targets, test_fraction, split_seed)
+        whole, other = whole.subset(kept), whole.subset(tested) if len(tested) else None
+    return finish(name, whole, other, names, kind, scale, normalise, crop, flip)
+
+
+def digits(test_fraction: float = 0.2, split_seed: int = 0, normalise: bool = False) -> Dataset:
+    """The 1,797 handwritten digits that come with scikit-learn: 8 x 8 images with values 0..16.
+
+    Args:
+        test_fraction: of each class.
+        split_seed: of the choice of test samples.
+        normalise: whether inputs are normalised by mean and standard deviation of the training data.
+
+    Example:
+        >>> digits().input_shape, len(digits().train), len(digits().test)
+        ((1, 8, 8), 1438, 359)
+    """
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)
+    return of_tensors(
+        "digits",
+        pixels,
+        found.target,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+        scale=16.0,
+        normalise=normalise,
+    )
+
+
+def synthetic(
+    classes: int = 10,
+    features: int = 20,
+    samples: int = 100,
+    test_samples: int = 20,
+    spread: float = 0.5,
+    seed: int = 0,
+) -> Dataset:
+    """Gaussian blobs: class centres are standard normal, samples lie around them; for tests and tutorials.
+
+    Args:
+        classes: how many blobs.
+        features: dimensions of a sample.
+        samples: training samples per class.
+        test_samples: test samples per class.
+        spread: standard deviation of a blob.
+        seed: of everything.
+
+    Errors:
+        ConfigError: fewer than one class, feature or sample.
+
+    Example:
+        >>> synthetic(classes=3, samples=4).train.targets
+        tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    """
+    for name, value in (("classes", classes), ("features", features), ("samples", samples)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}. Give at least 1.")
+    if test_samples < 0 or spread < 0:
+        raise ConfigError(f"test_samples is {test_samples} and spread {spread}. Give no negative numbers.")
+    generator = rng(seed, "synthetic")
+    centres = torch.randn(classes, features, generator=generator)
+
+    def around(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(classes).repeat_interleave(count)
+        return centres[labels] + spread * torch.randn(len(labels), features, generator=generator), labels
+
+    inputs, labels = around(samples)
+    if test_samples == 0:
+        return of_tensors("synthetic", inputs, labels, test_fraction=0.0)
+    return of_tensors("synthetic", inputs, labels, *around(test_samples))

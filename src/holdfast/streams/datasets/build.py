@@ -1,0 +1,233 @@
+"""What every factory of data sets needs: class encoding, train and test splits, statistics, and where files are."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.experience import Data
+from holdfast.streams.data import TensorData
+from holdfast.streams.dataset import Dataset
+from holdfast.streams.prepare import Prepare
+from holdfast.streams.tables import rng
+
+Kind = Literal["classification", "regression"]
+VARIABLE = "HOLDFAST_DATA"
+
+
+def data_folder(name: str, path: str | None = None) -> Path:
+    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says.
+
+    Errors:
+        DataError: it is not there.
+    """
+    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "../shared/data")) / name
+    if not folder.exists():
+        hint = (
+            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder of data sets."
+        )
+        raise DataError(f"there is no folder {folder} for {name}. {hint}")
+    return folder
+
+
+def encode(labels: Any, others: Any = None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """Class indices for training and test labels of any kind, with the name of each class.
+
+    Labels that are 0..C-1 already keep their numbers; others are numbered in sorted order.
+
+    Args:
+        labels: of the training data: numbers or strings.
+        others: of the test data, or None.
+
+    Errors:
+        DataError: a test label that no training sample has, or labels of more than one dimension.
+    """
+    known = _plain(labels)
+    values, indices = np.unique(known, return_inverse=True)
+    if others is None:
+        return torch.from_numpy(indices.astype(np.int64)), None, tuple(str(value) for value in values)
+    other = _plain(others)
+    strange = np.setdiff1d(other, values)
+    if len(strange):
+        shown = ", ".join(str(value) for value in strange[:5])
+        raise DataError(f"the test data have the classes {shown}, which no training sample has. Remove or add them.")
+    second = torch.from_numpy(np.searchsorted(values, other).astype(np.int64))
+    return torch.from_numpy(indices.astype(np.int64)), second, tuple(str(value) for value in values)
+
+
+def held_out(
+    targets: Tensor, fraction: float, seed: int, ordered: Literal["no", "spread", "end"] = "no"
+) -> tuple[Tensor, Tensor]:
+    """Training and test rows, ascending.
+
+    Args:
+        targets: class indices, or floats.
+        fraction: of the rows that become test rows.
+        seed: of the choice, where it is random.
+        ordered: "no" draws the fraction of each class; "spread" takes every k-th row, so that every stretch of time
+            has its test rows; "end" takes the last rows.
+
+    Errors:
+        ConfigError: a fraction outside 0..1.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"test_fraction is {fraction}. Give a fraction from 0 to below 1.")
+    count = len(targets)
+    test = torch.zeros(count, dtype=torch.bool)
+    if ordered == "spread":
+        steps = (torch.arange(count + 1, dtype=torch.float64) * fraction + 1e-9).floor()
+        test = steps[1:] > steps[:-1]
+    elif ordered == "end":
+        test[count - math.floor(count * fraction + 0.5) :] = True
+    else:
+        labels = torch.zeros(count, dtype=torch.int64) if targets.is_floating_point() else targets
+        generator = rng(seed, "test split")
+        for label in labels.unique().tolist():
+            members = (labels == label).nonzero().flatten()
+            size = min(len(members) - 1, math.floor(len(members) * fraction + 0.5))
+            test[members[torch.randperm(len(members), generator=generator)[:size]]] = True
+    return (~test).nonzero().flatten(), test.nonzero().flatten()
+
+
+def finish(
+    name: str,
+    train: Data,
+    test: Data | None,
+    class_names: Sequence[str],
+    kind: Kind = "classification",
+    scale: float = 255.0,
+    normalise: bool = False,
+    crop: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """The data set of these parts; statistics for the normalisation come from the training part alone."""
+    first = train.gather(torch.tensor([0])).inputs if len(train) else torch.empty(1, 0)
+    shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else ()
+    prepare: Prepare | None = None
+    if isinstance(first, Tensor):
+        mean, std = statistics(train, scale) if normalise else (None, None)
+        prepare = Prepare(mean, std, scale, crop, flip)
+    classes = 0 if kind == "regression" else len(class_names)
+    return Dataset(name, train, test, classes, shape, tuple(class_names), prepare, kind)
+
+
+def statistics(data: Data, scale: float) -> tuple[list[float], list[float]]:
+    """Mean and (population) standard deviation of the inputs: per channel of images, per feature of vectors."""
+    count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    batches = list(_columns(data, scale)) if len(data) <= 1024 else _columns(data, scale)
+    centre: Tensor | None = None
+    for values in batches:
+        # Sums of deviations from an early guess of the mean keep their digits.
+        centre = values.mean(0, keepdim=True) if centre is None else centre
+        count += values.shape[0]
+        total = total + (values - centre).sum(0)
+        squares = squares + (values - centre).square().sum(0)
+    if centre is None:
+        raise DataError("the mean of no training samples. Give at least one.")
+    shift = total / count
+    std = (squares / count - shift.square()).clamp_(min=0).sqrt()
+    return (centre[0] + shift).tolist(), std.tolist()
+
+
+def images(array: Any, layout: Literal["auto", "hw", "chw", "hwc"] = "auto") -> Tensor:
+    """Images as a tensor `[rows, channels, height, width]`, of the type they have.
+
+    Args:
+        array: `[rows, height, width]`, or four dimensions with the channels second or last.
+        layout: of one image; "auto" takes bytes of three dimensions for grey images, and a last dimension of 1, 3 or
+            4 for channels where the second is none. Other arrays are no images and stay as they are.
+    """
+    tensor = torch.as_tensor(array)
+    if layout == "auto":
+        if tensor.dim() == 3 and tensor.dtype == torch.uint8:
+            layout = "hw"
+        elif tensor.dim() == 4 and tensor.shape[3] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
+            layout = "hwc"
+    expected = {"hw": 3, "hwc": 4, "chw": 4}.get(layout)
+    if expected is not None and tensor.dim() != expected:
+        raise ConfigError(f"layout {layout!r} with inputs of shape {tuple(tensor.shape)}. Give another layout.")
+    if layout == "hw":
+        return tensor.unsqueeze(1)
+    return tensor.permute(0, 3, 1, 2).contiguous() if layout == "hwc" else tensor
+
+
+def of_tensors(
+    name: str,
+    inputs: Tensor,
+    labels: Any,
+    test_inputs: Tensor | None = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    kind: Kind = "classification",
+    ordered: Literal["no", "spread", "end"] = "no",
+    **prepare: Any,
+) -> Dataset:
+    """A data set of tensors; without test inputs a part of the training data is held out, sharing their memory."""
+    if (test_inputs is None) != (test_labels is None):
+        raise ConfigError("test inputs without test targets, or the reverse. Give both or neither.")
+    if kind not in ("classification", "regression"):
+        raise ConfigError(f"kind is {kind!r}. Give 'classification' or 'regression'.")
+    names: tuple[str, ...] = ()
+    targets, test_targets = labels, test_labels
+    if kind == "classification":
+        targets, test_targets, names = encode(labels, test_labels)
+    else:
+        targets = torch.as_tensor(labels).to(torch.float32)
+        test_targets = None if test_labels is None else torch.as_tensor(test_labels).to(torch.float32)
+    if class_names is not None and kind == "classification":
+        names = _renamed(names, class_names)
+    train: TensorData = TensorData(_single(inputs), targets)
+    if test_inputs is not None:
+        test: TensorData | None = TensorData(_single(test_inputs), test_targets)
+    else:
+        kept, tested = held_out(train.targets, test_fraction, split_seed, ordered)
+        train, test = train.subset(kept), train.subset(tested) if len(tested) else None
+    return finish(name, train, test, names, kind, **prepare)
+
+
+def _renamed(found: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """The names given, one per class, or picked by number where some numbers never appear."""
+    if len(given) == len(found):
+        return tuple(str(name) for name in given)
+    if all(name.isdigit() and int(name) < len(given) for name in found):
+        return tuple(str(given[int(name)]) for name in found)
+    raise ConfigError(f"{len(given)} class names for {len(found)} classes. Give one name per class.")
+
+
+def _single(inputs: Tensor) -> Tensor:
+    """Doubles as floats: a model computes in float32, and they take half the memory."""
+    return inputs.to(torch.float32) if inputs.dtype == torch.float64 else inputs
+
+
+def _plain(labels: Any) -> np.ndarray:
+    array = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"class labels have the shape {array.shape}. Give one label per sample.")
+    if array.dtype.kind == "f":
+        if not bool((array == array.round()).all()):
+            raise DataError("class labels are fractions. For regression give kind='regression'.")
+        array = array.astype(np.int64)
+    return array.astype(str) if array.dtype.kind == "O" else array
+
+
+def _columns(data: Data, scale: float) -> Iterator[Tensor]:
+    """The inputs in pieces `[values, channels]` as doubles."""
+    for batch in data:
+        inputs = batch.inputs
+        if not isinstance(inputs, Tensor):
+            raise ConfigError("statistics of several input tensors at once. Set normalise=false.")
+        values = inputs.cpu().to(torch.float64)
+        values = values if inputs.is_floating_point() else values / scale
+        yield values.movedim(1, -1).reshape(-1, inputs.shape[1])

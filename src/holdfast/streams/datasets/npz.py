@@ -1,0 +1,157 @@
+"""Data sets in NumPy's .npz archives."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.streams.dataset import Dataset
+from holdfast.streams.datasets.build import Kind, images, of_tensors
+
+GUESSES = {
+    "inputs": ("x_train", "X_train", "train_x", "train_images", "x", "X", "images", "inputs", "data"),
+    "targets": ("y_train", "Y_train", "train_y", "train_labels", "y", "Y", "labels", "targets", "target"),
+    "test_inputs": ("x_test", "X_test", "test_x", "test_images"),
+    "test_targets": ("y_test", "Y_test", "test_y", "test_labels"),
+    "split": ("split",),
+    "class_names": ("class_names", "fine_names", "names"),
+}
+
+
+def npz(
+    path: str,
+    inputs: str | None = None,
+    targets: str | None = None,
+    test_inputs: str | None = None,
+    test_targets: str | None = None,
+    split: str | None = None,
+    class_names: str | list[str] | None = None,
+    where: dict[str, list[int]] | None = None,
+    name: str | None = None,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    kind: Kind = "classification",
+    layout: Literal["auto", "hw", "chw", "hwc"] = "auto",
+    scale: float = 255.0,
+    normalise: bool = False,
+    crop: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """A data set in one .npz file, or in files that belong together.
+
+    An array is named as in the file (`"x_train"`), or as another file of the same folder (`"labels.npz"`, or
+    `"labels.npz:arr_0"`). Names that are None are guessed: `x_train, y_train, x_test, y_test`; `x, y` and perhaps
+    `split` (0 is training, all else test); a file `...-imgs.npz` beside `...-labels.npz`. Nothing is unpickled.
+
+    Args:
+        path: of the file.
+        inputs: array of training inputs.
+        targets: array of training targets.
+        test_inputs: array of test inputs.
+        test_targets: array of test targets.
+        split: array with 0 for training rows; used where there are no test inputs.
+        class_names: array with the names, or a list of them.
+        where: keeps only the rows where these arrays have one of these values (`{"group": [41, 12000]}`).
+        name: for reports; None takes the file's name.
+        test_fraction: of each class, held out where neither test inputs nor a split are there.
+        split_seed: of that choice.
+        kind: "classification" or "regression".
+        layout: of one image; "auto" guesses.
+        scale: what integer inputs are divided by.
+        normalise: whether inputs are normalised by mean and standard deviation of the training data.
+        crop: padding of the random crop in training.
+        flip: whether training images are mirrored at random.
+
+    Errors:
+        DataError: no such file or array, a file that is no archive or needs unpickling, or rows that differ in number.
+    """
+    file = _Archive(Path(path))
+    x, y = file.find("inputs", inputs), file.find("targets", targets)
+    if x is None or y is None:
+        missing = "inputs" if x is None else "targets"
+        raise DataError(f"{path} holds {', '.join(file.names)}, and none is known for {missing}. Give {missing}=.")
+    keep = np.ones(len(x), dtype=bool)
+    for key, values in (where or {}).items():
+        column = file.array(key)
+        if len(column) != len(x):
+            raise ConfigError(f"the array {key!r} has {len(column)} rows and the inputs {len(x)}. Choose another.")
+        keep &= np.isin(column, values)
+    if not keep.any():
+        raise DataError(f"no row of {path} fits {where}. Choose other values.")
+    x_test, y_test = file.find("test_inputs", test_inputs), file.find("test_targets", test_targets)
+    parts = file.find("split", split)
+    if x_test is None and parts is not None:
+        if len(parts) != len(x):
+            raise DataError(f"{path}: the split has {len(parts)} rows and the inputs {len(x)}. Give test_inputs=.")
+        test = keep & (parts != 0)
+        x_test, y_test, keep = x[test], y[test], keep & (parts == 0)
+    names = class_names if isinstance(class_names, list) else file.find("class_names", class_names)
+    for part, rows, labels in (("training", x, y), ("test", x_test, y_test)):
+        if rows is not None and labels is not None and len(rows) != len(labels):
+            raise DataError(f"{path}: {len(rows)} {part} inputs and {len(labels)} targets. Give one target per input.")
+    every = bool(keep.all())
+    return of_tensors(
+        name or Path(path).stem,
+        images(x if every else x[keep], layout),
+        y if every else y[keep],
+        None if x_test is None else images(x_test, layout),
+        y_test,
+        None if names is None else [str(entry) for entry in names],
+        test_fraction,
+        split_seed,
+        kind,
+        scale=scale,
+        normalise=normalise,
+        crop=crop,
+        flip=flip,
+    )
+
+
+class _Archive:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _opened(path)
+        self.names: list[str] = list(self._file.files)
+
+    def array(self, name: str) -> np.ndarray:
+        """An array of this file, or `other.npz:name` of the same folder."""
+        if ".npz" in name:
+            other, _, inner = name.partition(":")
+            archive = _Archive(self.path.parent / other)
+            return archive.array(inner or archive.names[0])
+        if name not in self.names:
+            raise DataError(f"{self.path}: {unknown('array', name, self.names)}")
+        try:
+            return self._file[name]
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.path}: the array {name!r} cannot be read: {error}. Save plain arrays.") from error
+
+    def find(self, role: str, given: str | None) -> np.ndarray | None:
+        """The array given by name, else the first one guessed."""
+        if given is not None:
+            return self.array(given)
+        for guess in GUESSES[role]:
+            if guess in self.names:
+                return self.array(guess)
+        if len(self.names) == 1 and self.path.stem.endswith("-imgs"):
+            if role == "inputs":
+                return self.array(self.names[0])
+            if role == "targets":
+                return self.array(self.path.name.replace("-imgs.npz", "-labels.npz"))
+        return None
+
+
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}. Give the path of a .npz file.")
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is no .npz archive: {error}. Save one with numpy.savez.") from error
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} holds a single array. Save inputs and targets together with numpy.savez.")
+    return found

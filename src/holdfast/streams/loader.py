@@ -1,0 +1,180 @@
+"""Any map-style torch data set behind a `DataLoader`, for what does not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+
+from holdfast.core.errors import DataError
+from holdfast.core.experience import Batch, Tree, tree_map
+from holdfast.streams.views import View, as_targets, check_batch_size, compact, joined_task, relabel
+
+
+class LoaderData(View):
+    """Samples read from a map-style data set when they are needed.
+
+    Items are `(input, target, ...)` or the input alone. Inputs may be tensors, arrays, PIL images (which become uint8
+    `[channels, height, width]`), or tuples and mappings of these. Targets are taken from `targets`, or from the data
+    set's `targets` or `labels` where it has them, and only otherwise by reading every item once. The order is given
+    from outside, so the loader never touches the global random state; what workers draw depends on the order only.
+
+    Args:
+        dataset: anything with `__len__` and `__getitem__`.
+        targets: one per item of `dataset`; None finds them.
+        index: rows to take, int64; None takes all.
+        workers: processes that read; 0 reads in this one.
+        task: the task label of all rows, or None.
+        transform: a function of raw inputs, applied to collated batches.
+        label_map: new label of each label.
+
+    Example:
+        >>> items = [(torch.full((2,), float(i)), i % 2) for i in range(5)]
+        >>> [batch.targets.tolist() for batch in LoaderData(items).batches(torch.tensor([4, 3, 1]), 2)]
+        [[0, 1], [1]]
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        targets: Any = None,
+        index: Tensor | None = None,
+        workers: int = 0,
+        task: int | Tensor | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        label_map: Tensor | None = None,
+    ) -> None:
+        found = find_targets(dataset) if targets is None else as_targets(targets)
+        if len(found) != len(dataset):
+            raise DataError(f"there are {len(dataset)} items and {len(found)} targets. Give one target per item.")
+        index = None if index is None else index.to(torch.int64).cpu()
+        rows = range(len(found)) if index is None else compact(index)
+        found = found if index is None else found[index]
+        super().__init__(rows, relabel(found, label_map, 0), task, transform)
+        self._dataset = dataset
+        self.workers = workers
+        self._bytes: int | None = None
+
+    @property
+    def store(self) -> Any:
+        """The torch data set."""
+        return self._dataset
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """Yield the samples in `order` in batches of `batch_size`, read by `workers` processes."""
+        check_batch_size(batch_size)
+        if len(order) == 0:
+            return
+        order = order.to(self.device)
+        stored = self._stored(order).cpu()
+        # Without a generator of its own a DataLoader draws from the global random state, even with no workers.
+        generator = torch.Generator().manual_seed(_seed_of(stored))
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset,
+            batch_sampler=[part.tolist() for part in stored.split(batch_size)],
+            num_workers=self.workers,
+            collate_fn=collate,
+            generator=generator,
+            pin_memory=self.device.type == "cuda",
+        )
+        tasks = self._tasks(order, batch_size)
+        for inputs, part, label in zip(loader, order.split(batch_size), tasks):
+            moved = self._moved(inputs)
+            if self.transform is not None:
+                moved = tree_map(self.transform, moved)
+            yield Batch(moved, self._here.index_select(0, part), label)
+
+    def _fetch(self, rows: Tensor) -> Tree:
+        if len(rows) == 0:
+            return tree_map(lambda leaf: leaf[:0], self._moved(collate([self._dataset[0]])))
+        return self._moved(collate([self._dataset[row] for row in rows.tolist()]))
+
+    def _stored_rows(self) -> Sequence[int]:
+        return self._rows if isinstance(self._rows, range) else self._rows.tolist()
+
+    def _moved(self, inputs: Tree) -> Tree:
+        if self.device.type == "cpu":
+            return inputs
+        return tree_map(lambda leaf: leaf.to(self.device, non_blocking=True), inputs)
+
+    def _row_bytes(self) -> int:
+        if self._bytes is None:
+            item = collate([self._dataset[0]]) if len(self._dataset) else torch.empty(1)
+            leaves = [item] if isinstance(item, Tensor) else list(item.values() if isinstance(item, Mapping) else item)
+            self._bytes = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+        return self._bytes
+
+    def __repr__(self) -> str:
+        return f"LoaderData({len(self)} of {len(self._dataset)} items, workers={self.workers}, task={self.task})"
+
+
+def find_targets(dataset: Any) -> Tensor:
+    """The targets of a map-style data set, without reading its inputs where it says them otherwise."""
+    if isinstance(dataset, Subset):
+        return find_targets(dataset.dataset)[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    if isinstance(dataset, ConcatDataset):
+        return torch.cat([find_targets(part) for part in dataset.datasets])
+    if isinstance(dataset, TensorDataset):
+        return as_targets(dataset.tensors[-1])
+    for name in ("targets", "labels"):
+        found = getattr(dataset, name, None)
+        if found is not None and not callable(found) and len(found) == len(dataset):
+            return as_targets(found)
+    return as_targets([_target(dataset[row], row) for row in range(len(dataset))])
+
+
+def collate(items: Sequence[Any]) -> Tree:
+    """The inputs of several items as one batch: `[rows, ...]`."""
+    inputs = [item[0] if isinstance(item, (tuple, list)) else item for item in items]
+    return _stack(inputs)
+
+
+def _stack(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: _stack([value[key] for value in values]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_stack(column) for column in zip(*values))
+    tensors = [to_tensor(value) for value in values]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise DataError(
+            f"samples of one batch have the shapes {sorted(shapes)[:4]}. Give all samples one shape, "
+            "for images with the parameter size."
+        )
+    return torch.stack(tensors)
+
+
+def to_tensor(value: Any) -> Tensor:
+    """One input as a tensor; a PIL image as uint8 `[channels, height, width]`."""
+    if isinstance(value, Tensor):
+        return value
+    if hasattr(value, "getbands"):
+        pixels = torch.from_numpy(np.array(value))
+        return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+    tensor = torch.as_tensor(value)
+    return tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
+
+
+def _target(item: Any, row: int) -> Any:
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise DataError(f"item {row} has no target. Give targets=, or items that are (input, target).")
+    return item[1]
+
+
+def joined(parts: Sequence[LoaderData]) -> LoaderData:
+    """Several loader data of one transform as one, so that their items are read by the same workers."""
+    first = parts[0]
+    items: ConcatDataset[Any] = ConcatDataset([Subset(part._dataset, list(part._stored_rows())) for part in parts])
+    targets = torch.cat([part.targets for part in parts])
+    workers = max(part.workers for part in parts)
+    return LoaderData(items, targets, None, workers, joined_task(parts), first.transform).to(first.device)
+
+
+def _seed_of(order: Tensor) -> int:
+    weights = torch.arange(1, len(order) + 1) % 8191
+    return int(((order % 1_000_003) * weights).sum()) % 2**31

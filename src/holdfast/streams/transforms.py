@@ -1,0 +1,158 @@
+"""Lazy transforms of raw inputs, applied a batch at a time when samples are gathered: permute, rotate, resize."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.core.errors import ConfigError, unknown
+
+PIECE = 2**20
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Apply `first`, then `second`."""
+
+    first: Callable[[Tensor], Tensor]
+    second: Callable[[Tensor], Tensor]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Transform a batch of raw inputs."""
+        return self.second(self.first(inputs))
+
+
+@dataclass(frozen=True)
+class Permute:
+    """One fixed random permutation of the values of every sample.
+
+    Args:
+        seed: of the permutation.
+        mode: "all" permutes all values of a sample, "by_channel" the pixels, in the same way in every channel.
+
+    Example:
+        >>> Permute(seed=0)(torch.tensor([[1, 2, 3, 4]])).sort().values
+        tensor([[1, 2, 3, 4]])
+    """
+
+    seed: int
+    mode: Literal["all", "by_channel"] = "all"
+    _cache: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Permute a batch `[rows, ...]`, keeping its shape and type."""
+        keep = 2 if self.mode == "by_channel" and inputs.dim() > 2 else 1
+        flat = inputs.reshape(*inputs.shape[:keep], -1)
+        order = self.order(flat.shape[-1], inputs.device)
+        return flat.gather(-1, order.expand(*flat.shape[:-1], -1)).view(inputs.shape)
+
+    def order(self, values: int, device: torch.device | str = "cpu") -> Tensor:
+        """The permutation of that many values: output `j` is input `order[j]`."""
+        key = (values, str(device))
+        if key not in self._cache:
+            generator = torch.Generator().manual_seed(self.seed)
+            self._cache[key] = torch.randperm(values, generator=generator).to(device)
+        return self._cache[key]
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Rotate images counter-clockwise about their centre, bilinearly, with black corners.
+
+    Multiples of 90 degrees are exact on square images, and 0 degrees returns the input itself. Integer images are
+    rounded to the nearest value.
+
+    Args:
+        degrees: the angle.
+
+    Example:
+        >>> Rotate(90.0)(torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8))
+        tensor([[[[2, 4],
+                  [1, 3]]]], dtype=torch.uint8)
+    """
+
+    degrees: float
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Rotate a batch of images `[rows, channels, height, width]`, keeping its shape and type."""
+        if inputs.dim() != 4:
+            raise ConfigError(
+                f"a rotation needs images [rows, channels, height, width], and these inputs have shape "
+                f"{tuple(inputs.shape)}. Choose another stream for this data set."
+            )
+        quarters, rest = divmod(self.degrees % 360.0, 90.0)
+        square = inputs.shape[2] == inputs.shape[3]
+        if rest == 0 and (square or quarters in (0, 2)):
+            return torch.rot90(inputs, int(quarters), (2, 3)).contiguous() if quarters else inputs
+        rows = max(1, PIECE // max(1, inputs[0].numel())) if len(inputs) else 1
+        return torch.cat([self._turn(piece) for piece in inputs.split(rows)])
+
+    def _turn(self, inputs: Tensor) -> Tensor:
+        rows, channels, height, width = inputs.shape
+        angle = math.radians(self.degrees)
+        cos, sin = math.cos(angle), math.sin(angle)
+        # Normalised coordinates are stretched to -1..1 on both axes, hence the aspect ratios.
+        theta = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
+        grid = F.affine_grid(theta[None].to(inputs.device), [1, 1, height, width], align_corners=False)
+        # One grid serves every image: they become the channels of a single one.
+        stacked = inputs.reshape(1, rows * channels, height, width).to(torch.float32)
+        turned = F.grid_sample(stacked, grid, align_corners=False).view(inputs.shape)
+        return turned.to(inputs.dtype) if inputs.is_floating_point() else turned.round_().to(inputs.dtype)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Bring images to one size, number of channels and range of values (uint8 stays uint8, 0..255).
+
+    Args:
+        size: height and width.
+        channels: a single channel is repeated to this many.
+        factor: values are multiplied by this first (255/16 for images that run to 16).
+    """
+
+    size: tuple[int, int]
+    channels: int
+    factor: float = 1.0
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Resize a batch of images `[rows, channels, height, width]`, keeping its type."""
+        images = inputs.to(torch.float32)
+        if self.factor != 1.0:
+            images = images * self.factor
+        if tuple(images.shape[2:]) != self.size:
+            smaller = self.size[0] < images.shape[2] or self.size[1] < images.shape[3]
+            images = F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=smaller)
+        if images.shape[1] != self.channels:
+            if images.shape[1] != 1:
+                raise ConfigError(f"images with {images.shape[1]} channels cannot be given {self.channels}.")
+            images = images.expand(-1, self.channels, -1, -1)
+        if inputs.is_floating_point():
+            return images.to(inputs.dtype)
+        return images.round().clamp_(0, 255).to(torch.uint8)
+
+
+def from_description(description: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """The transform that plain values describe, for instance `{"kind": "rotate", "degrees": 30.0}`.
+
+    `{"kind": "none"}` is no transform.
+
+    Errors:
+        ConfigError: an unknown kind or key.
+    """
+    kinds: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {"permute": Permute, "rotate": Rotate}
+    values = dict(description)
+    kind = values.pop("kind", None)
+    if kind == "none":
+        return None
+    if kind not in kinds:
+        raise ConfigError(unknown("transform", kind, [*kinds, "none"]))
+    try:
+        return kinds[kind](**values)
+    except TypeError as error:
+        raise ConfigError(f"the transform {kind!r} cannot take {sorted(values)}. Its error says: {error}.") from error

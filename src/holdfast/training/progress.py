@@ -1,0 +1,66 @@
+"""A progress bar with time left, drawn by the wall clock so that it costs the step nothing."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+
+class NoProgress:
+    """Draws nothing."""
+
+    interval = float("inf")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def show(self, done: int, total: int, text: str) -> None:
+        """Ignore the news."""
+
+
+class Bar(NoProgress):
+    """A `rich` progress bar on standard error.
+
+    Args:
+        title: what is being trained.
+    """
+
+    interval = 0.2
+
+    def __init__(self, title: str = "training") -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=Console(file=sys.stderr),
+            transient=True,
+            auto_refresh=False,
+        )
+        self._title = title
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._task = self._bar.add_task(self._title, total=None, text="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, done: int, total: int, text: str) -> None:
+        """Draw `done` of `total` steps."""
+        self._bar.update(self._task, completed=done, total=total, text=text)
+        self._bar.refresh()

@@ -1,0 +1,47 @@
+"""What is recorded of the training steps: kept as tensors on the device, read once a window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.learner import Learner
+
+
+class Window:
+    """Losses and accuracy of the steps since the last reading.
+
+    Args:
+        learner: whose logged scalars are read.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._outputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self.steps = 0
+
+    def add(self, outputs: Tensor | None, targets: Tensor) -> None:
+        """Keep one step's outputs and targets; nothing is computed yet."""
+        if outputs is not None and outputs.dim() == 2 and not targets.is_floating_point():
+            self._outputs.append(outputs.detach())
+            self._targets.append(targets)
+        self.steps += 1
+
+    def read(self) -> dict[str, Any]:
+        """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
+        terms = {
+            name: torch.stack([value.float() for value in values]).sum().item() / self.steps
+            for name, values in self._learner.logged.items()
+        }
+        accuracy = None
+        if self._outputs and len({output.shape[1] for output in self._outputs}) == 1:
+            hits = torch.cat(self._outputs).argmax(1) == torch.cat(self._targets)
+            accuracy = hits.float().mean().item()
+        self._learner.logged.clear()
+        self._outputs.clear()
+        self._targets.clear()
+        self.steps = 0
+        return {"loss": terms.get("loss"), "accuracy": accuracy, "terms": terms}
