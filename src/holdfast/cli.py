@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
+from holdfast import __version__
 from holdfast.core.errors import ConfigError, HoldfastError
 
 app = typer.Typer(
@@ -31,8 +32,8 @@ app = typer.Typer(
 Job = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[CONFIG] [KEY=VALUE]...",
-        help="A JSON or YAML file, then changes to it: trainer.epochs=2 method=ewc method.operations.replay.size=64 ~scheduler",
+        metavar="CONFIG|KEY=VALUE",
+        help="A JSON or YAML file, then changes: trainer.epochs=2 method=ewc method.operations.0.size=64 ~scheduler",
         show_default=False,
     ),
 ]
@@ -45,12 +46,22 @@ def main() -> None:
     app()
 
 
-@app.callback()
-def options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False) -> None:
-    """Continual learning with PyTorch: learn the new without losing the old."""
-    if version:
-        typer.echo(f"holdfast {installed_version()}")
+def print_version(wanted: bool) -> None:
+    """Print the version and stop, where it is wanted."""
+    if wanted:
+        typer.echo(f"holdfast {__version__}")
         raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=print_version),
+]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Continual learning with PyTorch: learn the new without losing the old."""
 
 
 @app.command()
@@ -61,8 +72,8 @@ def run(
 ) -> None:
     """Train, evaluate and report: the default job, or the one in CONFIG.
 
-    The default job is experience replay on class-incremental digits, beside fine-tuning and joint training. The last line
-    printed is the path of the run folder.
+    The default job is experience replay on class-incremental digits, beside fine-tuning and joint training. The last
+    line printed is the path of the run folder.
     """
     with reported(out):
         config = resolved_job(job)
@@ -97,7 +108,9 @@ def evaluate(
 
 @app.command()
 def show(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or several run folders.", show_default=False)],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="One or several run folders.", show_default=False)
+    ],
 ) -> None:
     """Show one run, or several side by side with mean and spread over seeds."""
     with reported():
@@ -110,18 +123,22 @@ def show(
 def list_names(
     kind: Annotated[
         str,
-        typer.Argument(help="methods, operations, streams, datasets, models, optimizers, schedulers or criteria.", show_default=False),
+        typer.Argument(
+            help="methods, operations, streams, datasets, models, optimizers, schedulers or criteria.",
+            show_default=False,
+        ),
     ],
     name: Annotated[str | None, typer.Argument(help="One of them, for its parameters.", show_default=False)] = None,
 ) -> None:
     """List what a configuration can name, or the parameters of one of them."""
     with reported():
         from holdfast.config import namespaces
+        from holdfast.config.describe import describe
 
         if name is not None:
             _details(kind, name)
             return
-        rows = [namespaces.describe(kind, key) for key in namespaces.names(kind)]
+        rows = [describe(kind, key) for key in namespaces.names(kind)]
         table = _table()
         for row in rows:
             needs = f"needs {', '.join(row.needs)}" if row.needs else ""
@@ -162,7 +179,9 @@ def resolved_job(job: list[str] | None) -> dict[str, Any]:
         path = words.pop(0)
     for word in words:
         if "=" not in word and not word.startswith("~"):
-            raise ConfigError(f"{word!r} is no change to a configuration. Write key=value; the file's path comes first.")
+            raise ConfigError(
+                f"{word!r} is no change to a configuration. Write key=value; the file's path comes first."
+            )
     from holdfast.config.build import resolve
     from holdfast.config.load import load
 
@@ -195,23 +214,13 @@ def reported(folder: Path | None = None) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def installed_version() -> str:
-    """The version of the installed package."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("holdfast")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
 def _details(kind: str, name: str) -> None:
     """Everything about one name, and its parameters one to a line."""
-    from holdfast.config import namespaces
-    from holdfast.config.signatures import type_name
+    from holdfast.config.describe import describe
+    from holdfast.config.json_types import type_name
     from holdfast.config.words import shown
 
-    about = namespaces.describe(kind, name)
+    about = describe(kind, name)
     typer.echo(f"{about.name}: {about.summary}")
     facts = {"paper": about.paper, "role": about.role, "needs": ", ".join(about.needs)}
     for key, text in facts.items():
@@ -220,7 +229,7 @@ def _details(kind: str, name: str) -> None:
     table = _table()
     for parameter in about.parameters:
         default = "required" if parameter.required else f"= {shown(parameter.default)}"
-        table.add_row(f"  {parameter.name}", default, type_name(parameter.type), parameter.doc)
+        table.add_row(f"  {parameter.name}", default, type_name(parameter.type), parameter.doc.split(". ")[0])
     _console().print(table)
 
 

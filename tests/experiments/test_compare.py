@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "metrics"))
 from fake_run import MATRIX, write_run
 
 from holdfast.core.errors import DataError
-from holdfast.experiments.compare import render, summarise
+from holdfast.experiments.compare import render, show, summarise
 
 
 def shown(rows):
@@ -89,6 +89,17 @@ def test_names_are_text_and_not_markup(tmp_path):
     assert "[red]er on toy" in shown(row)
     assert "[b]a" in shown(row)
     assert "[red]er on toy" in shown([*row, *row])
+
+
+def test_asking_for_references_makes_no_other_experiment(tmp_path):
+    write_run(tmp_path / "a", config={"method": "er", "references": ["joint"]})
+    write_run(tmp_path / "b", config={"method": "er", "references": []}, seed=1)
+    assert len(summarise([tmp_path / "a", tmp_path / "b"])) == 1
+
+
+def test_showing_prints_the_table(tmp_path, capsys):
+    show([write_run(tmp_path)])
+    assert "er on toy" in capsys.readouterr().out
 
 
 def test_no_runs_make_an_empty_table():

@@ -67,6 +67,14 @@ def test_the_report_refers_to_nothing_outside_itself(tmp_path):
     assert not re.search(r"url\((?!#)|@import", text)
 
 
+def test_the_moment_a_run_started_is_told_as_a_date(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"state": "running", "started": 86400.5}))
+    text = page(tmp_path).text
+    assert "started 1970-01-02 00:00:00 UTC" in text
+    assert "running" not in text
+
+
 def test_plots_are_made_beside_the_page(tmp_path):
     write_report(write_run(tmp_path))
     names = {path.name for path in (tmp_path / "plots").iterdir()}

@@ -38,6 +38,15 @@ def test_floats_keep_their_values_and_their_owner():
     assert Prepare()(batch.double()).dtype == torch.float32
 
 
+def test_inputs_keep_their_gradient_even_if_an_evaluation_came_first():
+    prepare = Prepare(mean=0.5, std=0.25)
+    with torch.inference_mode():
+        prepare(torch.zeros(2, 3))
+    inputs = torch.ones(2, 3, requires_grad=True)
+    prepare(inputs).sum().backward()
+    assert inputs.grad.tolist() == [[4.0] * 3] * 2
+
+
 def test_the_scale_divides_integers():
     assert Prepare(scale=16.0)(torch.tensor([[16, 8]], dtype=torch.uint8)).tolist() == [[1.0, 0.5]]
 

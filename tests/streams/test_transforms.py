@@ -102,3 +102,12 @@ def test_descriptions_make_transforms_and_name_what_is_wrong():
 
 def test_a_chain_applies_the_first_first():
     assert Chain(lambda x: x + 1, lambda x: x * 2)(torch.tensor([1])).item() == 4
+
+
+def test_a_permutation_first_used_in_an_evaluation_lets_gradients_through_later():
+    permute = Permute(0)
+    with torch.inference_mode():
+        permute(torch.zeros(1, 5))
+    inputs = torch.ones(1, 5, requires_grad=True)
+    permute(inputs).sum().backward()
+    assert inputs.grad.tolist() == [[1.0] * 5]

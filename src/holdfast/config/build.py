@@ -10,19 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.config import namespaces, schema
-from holdfast.config.check import (
-    as_plain,
-    called,
-    check_block,
-    check_device_name,
-    check_job,
-    check_plain,
-    make_method,
-    needs_argument,
-    refuse,
-)
+from holdfast.config.blocks import check_block, refuse
+from holdfast.config.check import check_job
+from holdfast.config.cross import check_device_name
 from holdfast.config.defaults import completed
 from holdfast.config.load import load
+from holdfast.config.make import called, make_method, needs_argument
+from holdfast.config.plain import as_plain, check_plain
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
@@ -67,7 +61,9 @@ def build_stream(spec: Spec, seed: int = 0) -> Stream:
         arguments["datasets"] = built
     stream = _made("streams", block.name, arguments, seed, "stream")
     if not isinstance(stream, Stream):
-        raise ConfigError(f"stream: {block.name!r} gave a {type(stream).__name__} instead of a Stream. Correct its package.")
+        raise ConfigError(
+            f"stream: {block.name!r} gave a {type(stream).__name__} instead of a Stream. Correct its package."
+        )
     return stream
 
 
@@ -174,5 +170,3 @@ def build_device(name: str) -> torch.device:
 def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     """The `trainer` part of a resolved configuration as keyword arguments of `Trainer`."""
     return {key: value for key, value in trainer.items() if not (key == "epochs" and value is None)}
-
-

@@ -32,10 +32,12 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
             result[key] = _merged(base, copy.deepcopy(config[key]))
         else:
             result[key] = [] if key == "references" else base
-    result.update({key: copy.deepcopy(value) for key, value in config.items() if key not in result and key != "$schema"})
+    result.update(
+        {key: copy.deepcopy(value) for key, value in config.items() if key not in result and key != "$schema"}
+    )
     stream = result["stream"]
-    if isinstance(stream, str):
-        result["stream"] = stream = {"name": stream}
+    if isinstance(stream, str) and takes_dataset(stream):
+        stream = result["stream"] = {"name": stream}
     if isinstance(stream, dict) and "dataset" not in stream and takes_dataset(stream.get("name")):
         stream["dataset"] = default()["stream"]["dataset"]
     given = config.get("trainer")

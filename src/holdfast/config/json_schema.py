@@ -18,7 +18,7 @@ def json_schema() -> dict[str, Any]:
     """
     definitions: dict[str, Any] = {}
     job = schema.job_model().model_json_schema(by_alias=True)
-    for kind in namespaces.PLUGINS + ("optimizers", "schedulers"):
+    for kind in (*namespaces.PLUGINS, "optimizers", "schedulers"):
         for name in namespaces.names(kind):
             _add(definitions, kind, name)
     properties = job["properties"]
@@ -32,7 +32,9 @@ def json_schema() -> dict[str, Any]:
         ("scheduler", "schedulers"),
     ):
         base = default()[key]
-        shape = _block(kind, base["name"] if isinstance(base, dict) else None)
+        shape = _block(kind)
+        if isinstance(base, dict) and base["name"] in namespaces.names(kind):
+            shape["oneOf"].append(_nameless(definitions[_key(kind, base["name"])]))
         if key == "method":
             shape["oneOf"].append({"$ref": "#/$defs/method_operations"})
         if base is None:
@@ -64,7 +66,10 @@ def _add(definitions: dict[str, Any], kind: str, name: str) -> None:
     """The definition of one name; definitions nested in it are left to `_block`."""
     shape = schema.model_of(kind, name).model_json_schema(by_alias=True)
     shape.pop("$defs", None)
-    for key, other in (("dataset", _block("datasets")), ("datasets", {"type": "array", "minItems": 1, "items": _block("datasets")})):
+    for key, other in (
+        ("dataset", _block("datasets")),
+        ("datasets", {"type": "array", "minItems": 1, "items": _block("datasets")}),
+    ):
         if kind == "streams" and key in shape["properties"]:
             shape["properties"][key] = {"description": shape["properties"][key].get("description", ""), **other}
             if key == "dataset":  # the default job's
@@ -76,15 +81,16 @@ def _key(kind: str, name: str) -> str:
     return f"{namespaces.SINGULAR[kind]}_{name}"
 
 
-def _block(kind: str, default_name: str | None = None) -> dict[str, Any]:
-    """A bare name, or an object with that name; the object may leave out the name of the default job."""
-    choices: list[dict[str, Any]] = [{"enum": list(namespaces.names(kind))}]
-    choices += [{"$ref": f"#/$defs/{_key(kind, name)}"} for name in namespaces.names(kind)]
-    if default_name in namespaces.names(kind):
-        shape = schema.model_of(kind, str(default_name)).model_json_schema(by_alias=True)
-        keys = {key: True for key in shape["properties"] if key != "name"}
-        choices.append({"type": "object", "properties": keys, "additionalProperties": False})
-    return {"oneOf": choices}
+def _block(kind: str) -> dict[str, Any]:
+    """A bare name, or an object with that name."""
+    references = [{"$ref": f"#/$defs/{_key(kind, name)}"} for name in namespaces.names(kind)]
+    return {"oneOf": [{"enum": list(namespaces.names(kind))}, *references]}
+
+
+def _nameless(shape: dict[str, Any]) -> dict[str, Any]:
+    """The same object without its name: changes to the block of the default job."""
+    properties = {key: value for key, value in shape["properties"].items() if key != "name"}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _composition() -> dict[str, Any]:
@@ -98,7 +104,11 @@ def _composition() -> dict[str, Any]:
             "operations": {
                 "oneOf": [
                     {"type": "array", "items": _block("operations")},
-                    {"type": "object", "patternProperties": {pattern: {"type": ["object", "null"]}}, "additionalProperties": False},
+                    {
+                        "type": "object",
+                        "patternProperties": {pattern: {"type": ["object", "null"]}},
+                        "additionalProperties": False,
+                    },
                 ]
             }
         },

@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from holdfast.config.plain import check_plain
 from holdfast.config.words import nearest
 from holdfast.core.errors import ConfigError
 
@@ -52,16 +53,23 @@ def read(path: Path | str) -> dict[str, Any]:
         advice = f"did you mean {str(path.with_name(near))!r}?" if near else "write the path of a JSON or YAML file."
         raise ConfigError(f"there is no configuration file {str(path)!r}; {advice}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file: {error.reason} at byte {error.start}. Save it as UTF-8.") from None
+        raise ConfigError(
+            f"{path} is not a text file: {error.reason} at byte {error.start}. Save it as UTF-8."
+        ) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
     try:
         values = read_yaml(text, str(path)) if path.suffix.lower() in (".yaml", ".yml") else read_json(text, str(path))
     except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply to be a configuration. `holdfast schema` shows its shape.") from None
+        raise ConfigError(
+            f"{path} is nested too deeply to be a configuration. `holdfast schema` shows its shape."
+        ) from None
     if not isinstance(values, dict):
         kind = "is empty" if values is None else f"holds a {type(values).__name__}"
         raise ConfigError(f'{path} {kind}, not a configuration. Write an object: {{"method": "er"}}.')
+    problems = check_plain(values)
+    if problems:
+        raise ConfigError(f"{path}: {problems[0]}")
     return values
 
 
@@ -84,29 +92,35 @@ def read_json(text: str, source: str) -> Any:
     except json.JSONDecodeError as error:
         line = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
         seen = f" near {line[:60]!r}" if line else ""
-        raise ConfigError(f"{source}: not valid JSON at line {error.lineno}, column {error.colno}{seen}: {error.msg}.") from None
+        raise ConfigError(
+            f"{source}: not valid JSON at line {error.lineno}, column {error.colno}{seen}: {error.msg}."
+        ) from None
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """Parse YAML by the rules of version 1.2: `on` and `no` are strings, `1e-3` is a number, `012` is 12 and no octal."""
-    import yaml
+    """Parse YAML by the rules of version 1.2: `on` and `no` are strings, `1e-3` is a number, `012` is 12."""
+    import yaml  # type: ignore[import-untyped]
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: dict[Any, Any] = {}
+        yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
             for key, _ in node.value:
-                if key.value in seen:
+                if str(key.value) in seen:
                     line = key.start_mark.line + 1
-                    raise ConfigError(f"{source}: the key {key.value!r} stands twice, again in line {line}. Keep one of the two.")
+                    raise ConfigError(
+                        f"{source}: the key {str(key.value)!r} stands twice, again in line {line}. Keep one of the two."
+                    )
                 seen.add(str(key.value))
             return super().construct_mapping(node, deep)
 
         def construct_number(self, node: Any) -> int | float:
             return int(node.value) if node.tag.endswith(":int") else float(node.value)
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
     Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
     Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
     number = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")

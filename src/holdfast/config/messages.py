@@ -9,6 +9,7 @@ from typing import Any
 
 from holdfast.config import namespaces, schema
 from holdfast.config.defaults import default
+from holdfast.config.hints import EXPECTED, SPECIAL, expected, hint
 from holdfast.config.words import dotted, nearest, shown
 
 KIND_AT = {
@@ -23,24 +24,6 @@ KIND_AT = {
     "scheduler": "schedulers",
 }
 """Key -> what kind of thing its block is."""
-
-EXPECTED = {
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "none_required": "null",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "model_attributes_type": "an object",
-}
-
-SPECIAL = {("seeds",): "a number of seeds of at least 1, a list of them, or null"}
-"""What is expected at paths that pydantic cannot describe."""
 
 Path = tuple[Any, ...]
 
@@ -67,7 +50,9 @@ def sentences(errors: Iterable[Any], raw: Any, prefix: Path = ()) -> list[str]:
     placed = [(place(error["loc"], raw, prefix), error) for error in errors]
     grouped: dict[Path, list[tuple[Place, Any]]] = {}
     for where, error in placed:
-        deeper = any(len(other.path) > len(where.path) and other.path[: len(where.path)] == where.path for other, _ in placed)
+        deeper = any(
+            len(other.path) > len(where.path) and other.path[: len(where.path)] == where.path for other, _ in placed
+        )
         if not (deeper and error["type"] in EXPECTED):  # another alternative of the same union came further
             grouped.setdefault(where.path, []).append((where, error))
     return [_sentence(path, group) for path, group in grouped.items()]
@@ -84,9 +69,8 @@ def place(loc: Sequence[Any], raw: Any, prefix: Path) -> Place:
         value = here.value
         if isinstance(value, dict) and isinstance(part, int) and part < len(value):
             part = list(value)[part]  # operations written as a mapping
-        if isinstance(value, dict) and part in value:
-            here = Place((*here.path, part), value[part], True, here.kind, here.name)
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        inside = part in value if isinstance(value, dict) else isinstance(part, int) and isinstance(value, list)
+        if inside and (isinstance(value, dict) or part < len(value)):
             here = Place((*here.path, part), value[part], True, here.kind, here.name)
         elif part == loc[-1] and (isinstance(value, (dict, list)) or (isinstance(value, str) and here.kind)):
             here = Place((*here.path, part), None, False, here.kind, here.name)
@@ -101,64 +85,22 @@ def _sentence(path: Path, group: list[tuple[Place, Any]]) -> str:
     elif kind == "missing":
         text = _missing(where)
     elif kind == "union_tag_invalid":
+        named = isinstance(where.value, dict) and "name" in where.value
         text = _unknown_name(where)
-        if isinstance(where.value, dict) and "name" in where.value:
-            path = (*path, "name")
+        path = (*path, "name") if named else path
     else:
-        wanted = [SPECIAL[path]] if path in SPECIAL else list(dict.fromkeys(_expected(error) for _, error in group))
+        wanted = [SPECIAL[path]] if path in SPECIAL else list(dict.fromkeys(expected(error) for _, error in group))
         text = f"got {shown(where.value)}, expected {' or '.join(wanted)}"
-        hint = "" if path in SPECIAL else _hint(where.value, {error["type"] for _, error in group}, " ".join(wanted))
-        text += f"; {hint}" if hint else ""
+        advice = "" if path in SPECIAL else hint(where.value, {error["type"] for _, error in group}, " ".join(wanted))
+        text += f"; {advice}" if advice else ""
         text += "" if text.endswith("?") else "."
     return f"{dotted(path)}: {text}"
-
-
-def _expected(error: Any) -> str:
-    kind, context = error["type"], error.get("ctx", {})
-    if kind in EXPECTED:
-        return EXPECTED[kind]
-    if kind == "literal_error":
-        return f"one of {context['expected']}"
-    bounds = {"greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "more than")}
-    bounds |= {"less_than_equal": ("le", "at most"), "less_than": ("lt", "less than")}
-    if kind in bounds:
-        key, word = bounds[kind]
-        return f"a number of {word} {context[key]:g}"
-    if kind in ("too_short", "too_long"):
-        number = context.get("min_length", context.get("max_length"))
-        return f"a list of at {'least' if kind == 'too_short' else 'most'} {number}"
-    return str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-
-
-def _hint(value: Any, kinds: set[str], wanted: str) -> str:
-    """What to write instead, where the value shows what was meant."""
-    numeric = kinds & {"int_type", "int_from_float", "float_type"}
-    if isinstance(value, bool) and numeric:
-        return "true and false are no numbers"
-    if isinstance(value, str) and numeric and re.fullmatch(r"\s*[-+]?[\d_]*\.?\d+([eE][-+]?\d+)?\s*", value):
-        return f"write {value.strip()} without quotes"
-    if isinstance(value, str) and "bool_type" in kinds:
-        meant = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
-        if value.lower() in meant:
-            return f"write {meant[value.lower()]} without quotes"
-    if isinstance(value, float) and kinds & {"int_type", "int_from_float"} and value == value // 1 and abs(value) < 1e15:
-        return f"write {int(value)}"
-    if value in (0, 1) and isinstance(value, int) and "bool_type" in kinds:
-        return f"write {'true' if value else 'false'}"
-    if isinstance(value, (int, float)) and "string_type" in kinds:
-        return f'write "{value}" in quotes'
-    if kinds & {"list_type", "tuple_type"} and not isinstance(value, (list, dict)) and value is not None:
-        return f"write [{shown(value)}]"
-    if "literal_error" in kinds:
-        near = nearest(value, re.findall(r"'([^']*)'", wanted))
-        return f"did you mean {near!r}?" if near else ""
-    return ""
 
 
 def known_keys(where: Place) -> tuple[str, list[str]]:
     """What the object that holds `where` is called, and the keys it may have."""
     parent = where.path[:-1]
-    if where.kind and not (where.path[0] in ("trainer", "checkpoint")):
+    if where.kind and where.path[0] not in ("trainer", "checkpoint"):
         if where.name == "operations":
             return "a method made of operations", ["operations"]
         keys = ["name"] + [p.name for p in namespaces.configurable(where.kind, namespaces.find(where.kind, where.name))]
@@ -180,6 +122,8 @@ def _unknown_key(where: Place) -> str:
             f"a configuration cannot run code, so there is no key {key!r}; "
             "name things of Holdfast or of installed packages: `holdfast list methods`."
         )
+    if where.name == "operations" and key == "name":
+        return "a method has either a `name` or `operations`; both are given. Delete one of the two."
     elsewhere = _elsewhere(key, where.path)
     near = elsewhere or nearest(key, known)
     if near:
@@ -194,14 +138,17 @@ def _elsewhere(key: str, path: Path) -> str:
         return key
     for part in ("trainer", "checkpoint"):
         annotation: Any = fields[part].annotation
-        if part not in path and any(field.alias == key or name == key for name, field in annotation.model_fields.items()):
+        if part not in path and any(
+            field.alias == key or name == key for name, field in annotation.model_fields.items()
+        ):
             return f"{part}.{key}"
     for part in ("optimizer", "method", "model"):
         block = default().get(part)
         function = namespaces.names(KIND_AT[part]).get(block["name"]) if isinstance(block, dict) else None
-        if function is not None and part not in path and key != "name":
-            if any(parameter.name == key for parameter in namespaces.configurable(KIND_AT[part], function)):
-                return f"{part}.{key}"
+        if function is None or part in path:
+            continue
+        if any(parameter.name == key for parameter in namespaces.configurable(KIND_AT[part], function)):
+            return f"{part}.{key}"
     return ""
 
 
@@ -221,7 +168,12 @@ def _missing(where: Place) -> str:
 def _unknown_name(where: Place) -> str:
     key = next((key for key in reversed(where.path) if key in KIND_AT), "")
     kind = KIND_AT.get(key, "")
-    if key == "operations" and isinstance(where.path[-1], str) and where.path[-1] != "operations" and isinstance(where.value, dict):
+    if (
+        key == "operations"
+        and isinstance(where.path[-1], str)
+        and where.path[-1] != "operations"
+        and isinstance(where.value, dict)
+    ):
         where.value = {"name": schema.operation_name(where.path[-1]), **where.value}
     elif key == "operations" and isinstance(where.path[-1], str) and where.value is None:
         where.value = schema.operation_name(where.path[-1])
@@ -238,7 +190,8 @@ def _unknown_name(where: Place) -> str:
         return f"has no `name` to say which {word} it is{said}"
     name = value.get("name") if isinstance(value, dict) else value
     if not isinstance(name, str):
-        return f'got {shown(name)}, expected the name of a {word}, or an object with a "name"; `holdfast list {kind}` shows all.'
+        meant = f'the name of a {word}, or an object with a "name"'
+        return f"got {shown(name)}, expected {meant}; `holdfast list {kind}` shows all."
     text = namespaces.unknown_name(kind, name)
     if re.search(r"[./:]|__", name):
         text += " A configuration names things, it never imports them by path."

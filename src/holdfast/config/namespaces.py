@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from holdfast.config.signatures import Parameter, docs, parameters
+from holdfast.config.signatures import Parameter, parameters
 from holdfast.config.words import nearest
 from holdfast.core.errors import ConfigError
 from holdfast.core.operation import Operation, snake_case
@@ -123,8 +123,8 @@ def unknown_name(kind: str, name: object) -> str:
     """The sentence for a name that is not in the namespace of `kind`."""
     space = namespace(kind)
     word = SINGULAR[kind]
-    if name in space.problems:
-        return f"{word} {name!r} cannot be used: {space.problems[str(name)]}."
+    if isinstance(name, str) and name in space.problems:
+        return f"{word} {name!r} cannot be used: {space.problems[name]}."
     near = nearest(name, space.names)
     advice = f"did you mean {near!r}?" if near else f"there are {len(space.names)} to choose from."
     listing = f" `holdfast list {kind}` shows all {len(space.names)}." if kind != "criteria" else ""
@@ -162,14 +162,26 @@ def _own(kind: str) -> dict[str, Any]:
     if kind == "optimizers":
         base = module.Optimizer
         exported = {name: value for name, value in vars(module).items() if isinstance(value, type)}
-        return {name: exported[name] for name in sorted(exported) if issubclass(exported[name], base) and exported[name] is not base}
+        return {
+            name: exported[name]
+            for name in sorted(exported)
+            if issubclass(exported[name], base) and exported[name] is not base
+        }
     if kind == "schedulers":
         base = module.LRScheduler
-        return {name: getattr(module, name) for name in sorted(module.__all__) if issubclass(getattr(module, name), base) and name != base.__name__}
+        return {
+            name: getattr(module, name)
+            for name in sorted(module.__all__)
+            if issubclass(getattr(module, name), base) and name != base.__name__
+        }
     exported = {name: getattr(module, name) for name in getattr(module, "FACTORIES", module.__all__)}
     if kind == "operations":
         classes = (value for value in exported.values() if isinstance(value, type) and issubclass(value, Operation))
-        return {snake_case(value.__name__): value for value in classes if value is not Operation and not inspect.isabstract(value)}
+        return {
+            snake_case(value.__name__): value
+            for value in classes
+            if value is not Operation and not inspect.isabstract(value)
+        }
     return {name: value for name, value in exported.items() if inspect.isfunction(value)}
 
 
@@ -208,55 +220,8 @@ def _add_plugins(space: Namespace, kind: str) -> None:
         try:
             value = points[0].load()
         except Exception as error:
-            space.problems[name] = f"the package {packages[0]} that offers it is broken ({type(error).__name__}: {error})"
+            space.problems[name] = (
+                f"the package {packages[0]} that offers it is broken ({type(error).__name__}: {error})"
+            )
             continue
         _admit(space, kind, name, value)
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a listing says about one name.
-
-    Attributes:
-        name: in JSON.
-        summary: first sentence of the docstring.
-        parameters: what a configuration may give.
-        paper: where it was published, if it was.
-        role: what it is for; of a method, the roles of its operations.
-        needs: what it cannot do without.
-    """
-
-    name: str
-    summary: str
-    parameters: tuple[Parameter, ...]
-    paper: str = ""
-    role: str = ""
-    needs: tuple[str, ...] = ()
-
-
-def describe(kind: str, name: str) -> Description:
-    """Everything a listing shows about the `name` of `kind`.
-
-    Raises:
-        ConfigError: where there is none of that name.
-    """
-    value = find(kind, name)
-    summary, _ = docs(inspect.unwrap(value).__doc__)
-    paper, role, needs = getattr(value, "paper", ""), getattr(value, "role", ""), getattr(value, "needs", ())
-    if kind in ("methods", "operations"):
-        try:
-            example = value()
-        except Exception:  # it has parameters without a default: the class says what it can
-            example = None
-        if example is not None:
-            needs = example.needs
-            if kind == "methods":
-                role = ", ".join(dict.fromkeys(operation.role for operation in example))
-    return Description(
-        name,
-        summary,
-        tuple(configurable(kind, value)),
-        str(paper or ""),
-        role if isinstance(role, str) else "",
-        tuple(sorted(needs)) if isinstance(needs, (dict, frozenset, set, tuple)) else (),
-    )

@@ -71,7 +71,7 @@ def parse(texts: Sequence[str]) -> list[Override]:
             ) from None
         path = tuple(override.key_or_group.replace("/", ".").split("."))
         if override.package is not None or "" in path:
-            raise ConfigError(f"cannot read the override {text!r}: {override.input_line.split('=')[0]!r} is no key. Write key=value.")
+            raise ConfigError(f"cannot read the override {text!r}: {text.split('=')[0]!r} is no key. Write key=value.")
         if override.is_sweep_override():
             raise ConfigError(
                 f"{dotted(path)}: {text.partition('=')[2]!r} stands for several values, and one run has one. "
@@ -86,8 +86,8 @@ def parse(texts: Sequence[str]) -> list[Override]:
 def apply(config: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
     """A copy of a completed `config` with `overrides` applied; what chooses a block goes first, in any order typed.
 
-    A new name drops the parameters of the old one. `epochs` puts an end to `iterations`, `seed` to `seeds`, and the other way
-    round, where only one of the two is given.
+    A new name drops the parameters of the old one. Where only one of `epochs` and `iterations` is given, the other
+    becomes null; `seed` puts an end to `seeds`.
 
     Raises:
         ConfigError: where a path leads nowhere, with the nearest right one.
@@ -155,7 +155,9 @@ def _locate(config: dict[str, Any], override: Override, path: tuple[str, ...] | 
             below = here[key] = {}
         if not isinstance(below, (dict, list)):
             where = dotted(path[: depth + 1])
-            raise ConfigError(f"{dotted(path)}: {where} is {shown(below)} and has no parts. Write {where}=... to change it.")
+            raise ConfigError(
+                f"{dotted(path)}: {where} is {shown(below)} and has no parts. Write {where}=... to change it."
+            )
         here = below
     return here, _key(here, path[-1], path[:-1], override)
 
@@ -171,16 +173,22 @@ def _key(here: Any, part: str, path: tuple[str, ...], override: Override) -> Any
             more = f" Write ++{where}=... to add it." if operations and not override.delete else ""
             raise ConfigError(f"{where}: there is no {part!r} in {dotted(path) or 'the configuration'}; {advice}{more}")
         return part
-    if part.lstrip("-").isdigit():
-        if -len(here) <= int(part) < len(here):
-            return int(part) % len(here)
+    if part.isdigit():
+        if int(part) < len(here):
+            return int(part)
         raise ConfigError(f"{where}: {dotted(path)} has {len(here)} elements, numbered from 0. Choose one of them.")
     names = element_names(here)
     if part in names:
         return names.index(part)
     near = nearest(part, names)
     known = [name for name in names if name]
-    advice = f"did you mean {near!r}?" if near else f"its elements are {', '.join(known)}." if known else "number its elements from 0."
+    advice = (
+        f"did you mean {near!r}?"
+        if near
+        else f"its elements are {', '.join(known)}."
+        if known
+        else "number its elements from 0."
+    )
     raise ConfigError(f"{where}: there is no {part!r} in {dotted(path)}; {advice}")
 
 

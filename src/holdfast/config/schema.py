@@ -152,11 +152,11 @@ def _block(kind: str) -> Any:
     choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in namespaces.names(kind)]
     if kind == "methods":
         choices.append(Annotated[_composition(), Tag(TAG + "operations")])
-    return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]
+    return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
 
 
 def _composition() -> type[BaseModel]:
-    operations = Annotated[list[block("operations")], BeforeValidator(expand_operations)]  # type: ignore[misc]
+    operations: Any = Annotated[list[block("operations")], BeforeValidator(expand_operations)]  # type: ignore[misc, valid-type]
     return create_model(
         "method_operations",
         __config__=STRICT,
@@ -176,13 +176,15 @@ def job_model() -> type[BaseModel]:
     trainer: Fields = {}
     for parameter in trainer_parameters():
         if parameter.name == "epochs":  # null where `iterations` is given
-            parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])
+            parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])  # noqa: UP007
         trainer |= _field(parameter, "trainer")
     checkpoint: Fields = {
         "every_seconds": (float | None, Field(30.0, gt=0, description="seconds between checkpoints; null for none")),
         "every_steps": (int | None, Field(None, ge=1, description="steps between checkpoints; null for none")),
     }
-    seed = Annotated[int, Field(ge=0)]
+    seed: Any = Annotated[int, Field(ge=0)]
+    several: Any = list[seed]  # type: ignore[valid-type]
+    seeds: Any = Annotated[several | None, BeforeValidator(count)]
     criteria = Literal[tuple(namespaces.names("criteria"))]
     fields: Fields = {
         "stream": (block("streams"), Field(description="the experiences, in order")),
@@ -194,11 +196,14 @@ def job_model() -> type[BaseModel]:
         "trainer": (_part("trainer", "How the training goes.", trainer), Field(description="how the training goes")),
         "seed": (seed, Field(0, description="of every random choice")),
         "seeds": (
-            Annotated[list[seed] | None, BeforeValidator(count)],
-            Field(None, min_length=1, description="a run for each of these seeds, or for 0 ... n-1; null for `seed` alone"),
+            seeds,
+            Field(None, min_length=1, description="a run for each, or for 0 ... n-1; null for `seed` alone"),
         ),
         "device": (str, Field("cpu", description="where the model lives: cpu, cuda, cuda:1, mps")),
-        "threads": (int | None, Field(None, ge=1, description="threads that torch computes with; null for its default")),
+        "threads": (
+            int | None,
+            Field(None, ge=1, description="threads that torch computes with; null for its default"),
+        ),
         "references": (list[str], Field([], description="methods to run beside this one, with their defaults")),
         "checkpoint": (_part("checkpoint", "When to save.", checkpoint), Field(description="when to save")),
     }

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
-import os
 import re
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Union
 
-import torch
-from pydantic import Strict
+from holdfast.config.json_types import PYTHON_ONLY, json_type, plain
 
 REQUIRED: Any = inspect.Parameter.empty
 """Stands for the default of a parameter that has none."""
-
-PYTHON_ONLY: Any = object()
-"""Stands for the type of a parameter that JSON cannot express: a tensor, a callable, a module."""
 
 
 @dataclass(frozen=True)
@@ -50,70 +43,11 @@ class Parameter:
         return self.type is not PYTHON_ONLY
 
 
-def json_type(hint: Any) -> Any:
-    """The JSON-able part of a type annotation, or `PYTHON_ONLY`.
-
-    Example:
-        >>> json_type(float | torch.Tensor), json_type(Sequence[int]), json_type(torch.Tensor) is PYTHON_ONLY
-        (<class 'float'>, list[int], True)
-    """
-    if hint is None or hint is NoneType:
-        return NoneType
-    if hint in (Any, object):  # of the whole parameter it says that Python objects are meant
-        return PYTHON_ONLY
-    if hint in (bool, int, float, str):
-        return hint
-    if hint in (Path, torch.device) or hint is os.PathLike:
-        return str
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return hint
-    if origin is Annotated:
-        inner = json_type(args[0])
-        return PYTHON_ONLY if inner is PYTHON_ONLY else Annotated[(inner, *args[1:])]
-    if origin in (Union, UnionType):
-        members = [member for member in map(json_type, args) if member is not PYTHON_ONLY]
-        if all(member is NoneType for member in members):
-            return PYTHON_ONLY
-        return Union[tuple(members)]
-    if origin is tuple and args and args[-1] is not Ellipsis:
-        members = [json_type(arg) for arg in args]
-        return PYTHON_ONLY if PYTHON_ONLY in members else Annotated[tuple[tuple(members)], Strict(False)]  # type: ignore[misc]
-    container = origin or hint
-    if container in (list, tuple, set, frozenset, Sequence, Iterable, Collection):
-        member = json_inside(args[0]) if args else Any
-        return PYTHON_ONLY if member is PYTHON_ONLY else list[member]  # type: ignore[valid-type]
-    if container in (dict, Mapping):
-        value = json_inside(args[1]) if args else Any
-        return PYTHON_ONLY if value is PYTHON_ONLY or (args and args[0] is not str) else dict[str, value]  # type: ignore[valid-type]
-    return PYTHON_ONLY
-
-
-def json_inside(hint: Any) -> Any:
-    """The JSON-able part of what a container holds; anything at all is any JSON value there."""
-    return Any if hint is Any else json_type(hint)
-
-
-def plain(value: Any) -> Any:
-    """`value` with tuples and sets as lists, or `PYTHON_ONLY` where JSON cannot write it."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = [plain(item) for item in value]
-        return PYTHON_ONLY if PYTHON_ONLY in items else items
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        pairs = {key: plain(item) for key, item in value.items()}
-        return PYTHON_ONLY if PYTHON_ONLY in pairs.values() else pairs
-    return PYTHON_ONLY
-
-
 def docs(text: str | None) -> tuple[str, dict[str, str]]:
-    """The first sentence of a docstring, and the description of each parameter under its `Args:`.
+    r"""The first sentence of a docstring, and the description of each parameter under its `Args:`.
 
     Example:
-        >>> docs("Say it.\\n\\nArgs:\\n    word: what to say,\\n        aloud.\\n    lr (float): rate.")
+        >>> docs("Say it.\n\nArgs:\n    word: what to say,\n        aloud.\n    lr (float): rate.")
         ('Say it.', {'word': 'what to say, aloud.', 'lr': 'rate.'})
     """
     text = inspect.cleandoc(text or "")
@@ -151,7 +85,7 @@ def parameters(function: Callable[..., Any]) -> list[Parameter]:
         if default is PYTHON_ONLY:
             kind, default = PYTHON_ONLY, None
         if default is None and kind is not PYTHON_ONLY:
-            kind = Union[kind, None]
+            kind = Union[kind, None]  # noqa: UP007
         found.append(Parameter(parameter.name, kind, default, described.get(parameter.name, "")))
     return found
 
@@ -168,32 +102,3 @@ def _resolve(annotation: Any, namespace: dict[str, Any], default: Any) -> Any:
         return typing.get_type_hints(holder, globalns=known, include_extras=True)["it"]
     except (NameError, AttributeError, TypeError):  # imported for type checkers only: an object, never JSON
         return PYTHON_ONLY
-
-
-def type_name(kind: Any) -> str:
-    """A JSON-able type as people write it.
-
-    Example:
-        >>> type_name(Union[int, None]), type_name(list[int]), type_name(Literal["a", "b"])
-        ('int or null', 'list of int', '"a" or "b"')
-    """
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is PYTHON_ONLY:
-        return "Python object"
-    if kind is NoneType:
-        return "null"
-    if kind is Any:
-        return "any"
-    if origin is Annotated:
-        return type_name(args[0])
-    if origin is Literal:
-        return " or ".join(f'"{value}"' if isinstance(value, str) else str(value).lower() for value in args)
-    if origin in (Union, UnionType):
-        return " or ".join(type_name(arg) for arg in args)
-    if origin is tuple:
-        return f"[{', '.join(type_name(arg) for arg in args)}]"
-    if origin is list:
-        return f"list of {type_name(args[0])}"
-    if origin is dict:
-        return f"object of {type_name(args[1])}"
-    return getattr(kind, "__name__", str(kind))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from holdfast.config import namespaces, schema
-from holdfast.config.check import changed
+from holdfast.config.make import changed
 from holdfast.config.words import shown
 
 

@@ -18,16 +18,6 @@ from holdfast.core.needs import check_needs
 from holdfast.core.operation import ENTRY_POINTS
 from holdfast.core.step import Step
 
-_ONE: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
-
-
-def _constant(value: float, like: Tensor) -> Tensor:
-    key = (value, like.dtype, like.device)
-    if key not in _ONE:
-        _ONE[key] = torch.full((), value, dtype=like.dtype, device=like.device)
-    return _ONE[key]
-
-
 class Engine:
     """One method bound to one learner. Every way to train is a thin loop around this.
 
@@ -125,7 +115,7 @@ class Engine:
         """Outputs of the current rows, and each operation's appended rows with their `outputs`."""
         appended = batch.appended or {}
         sizes = [tree_rows(batch.inputs), *(tree_rows(rows["inputs"]) for rows in appended.values())]
-        parts = outputs.split(sizes)
+        parts = torch.split_with_sizes(outputs, sizes)
         extras = {name: {**rows, "outputs": part} for (name, rows), part in zip(appended.items(), parts[1:])}
         return parts[0], extras
 
@@ -168,13 +158,15 @@ class Engine:
                 if term.requires_grad:
                     roots.append(term)
         learner.log("loss", step.loss)
-        if not roots and step.weight == 1.0 and scale is None:
-            step.loss.backward()
-        else:
-            weights = [_constant(step.weight, step.loss), *(_constant(1.0, term) for term in roots)]
-            if scale is not None:
-                weights = [weight * scale for weight in weights]
-            torch.autograd.backward([step.loss, *roots], weights)
+        total = step.loss
+        if roots:
+            terms = roots[0]
+            for term in roots[1:]:
+                terms = terms + term
+            total = torch.add(terms, step.loss, alpha=step.weight)  # one call: terms + weight * loss
+        elif step.weight != 1.0:
+            total = step.weight * total
+        (total if scale is None else total * scale).backward()
         for edit in self._gradient:
             edit(step, learner)
         for observe in self._observe:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-NOT_THE_EXPERIMENT = ("seed", "seeds", "folder", "output", "out")
+NOT_THE_EXPERIMENT = ("seed", "seeds", "references", "folder", "output", "out")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,20 @@ def render(rows: Sequence[Row]) -> RenderableType:
         how = "task-aware" if row.prefix else "class-incremental"
         parts.append(_matrix(table, row.runs[0].names(), f"accuracy in per cent, {how}"))
     return Group(*parts)
+
+
+def show(run_dirs: Iterable[str | os.PathLike[str]]) -> None:
+    """Print run folders side by side, as `holdfast show` does.
+
+    Args:
+        run_dirs: run folders.
+
+    Raises:
+        DataError: a folder holds no run, or a file in it is damaged.
+    """
+    from rich.console import Console
+
+    Console().print(render(summarise(run_dirs)))
 
 
 def _headline(row: Row) -> Table:

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,16 @@ def _origin(info: dict[str, Any]) -> dict[str, Any]:
     if isinstance(command, (list, tuple)):
         command = shlex.join(map(str, command))
     versions = info.get("versions")
-    rest = {key: value for key, value in info.items() if key not in ("command", "versions")}
+    rest = {key: value for key, value in info.items() if key not in ("command", "versions", "state")}
     return {
         "command": command,
         "versions": versions if isinstance(versions, dict) else {},
-        "rest": {key: value if isinstance(value, str) else json.dumps(value) for key, value in rest.items()},
+        "rest": {key: _said(key, value) for key, value in rest.items()},
     }
+
+
+def _said(key: str, value: Any) -> str:
+    """A value of `run.json` for reading; seconds since 1970 become a date."""
+    if key in ("started", "finished") and isinstance(value, (int, float)):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return value if isinstance(value, str) else json.dumps(value)

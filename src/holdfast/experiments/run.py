@@ -90,15 +90,18 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                 write_json(place / CONFIG, build.resolve(part))
                 info = read_info(folder)
                 write_info(place, state="running", command=info.get("command"), versions=info.get("versions"), started=time.time())
-            if where or not _ended(place):
-                try:
-                    _single(place, part, quiet, last=bool(where))
-                except Interrupted:
-                    write_info(folder, state="interrupted")
-                    raise
-                except BaseException:
-                    write_info(folder, state="failed")
-                    raise
+            try:
+                if not _ended(place):
+                    _train(place, part, quiet)
+                _derive(place)
+            except BaseException as error:
+                state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+                write_info(place, state=state)
+                write_info(folder, state=state)
+                raise
+            if where:
+                write_report(place)
+                write_info(place, state="finished", finished=time.time())
         write_report(folder)
         write_info(folder, state="finished", finished=time.time())
     return folder
@@ -108,8 +111,15 @@ def _ended(place: Path) -> bool:
     return (place / LOG).is_file() and any(event["event"] == "end" for event in read_log(place / LOG))
 
 
-def _single(folder: Path, config: dict[str, Any], quiet: bool, last: bool) -> None:
-    """One method, one seed: train from the start or from the newest checkpoint, then write what can be derived."""
+def _derive(folder: Path) -> None:
+    """Write what follows from the log: accuracy matrix and metrics."""
+    events = read_log(folder / LOG)
+    write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(events))
+    write_json(folder / "metrics.json", compute(events))
+
+
+def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
+    """One method, one seed: train from the start or from the newest checkpoint, to the end."""
     stream = build.build_stream(config["stream"], config["seed"])
     model = build.build_model(config["model"], stream, config["seed"])
     journal = Journal(folder / LOG)
@@ -120,27 +130,13 @@ def _single(folder: Path, config: dict[str, Any], quiet: bool, last: bool) -> No
         journal.resume(loaded["lines"] if loaded else 0)
     if loaded is None:
         journal.write(_start(config, stream, model))
-    started = time.perf_counter()
     try:
         with _stop_on_signals(trainer):
             trainer.fit(model, stream, resume=None if loaded is None else loaded["state"])
-        clock = trainer.state()["position"]["clock"] if loaded else time.perf_counter() - started
         save_tensors(folder / "checkpoints" / MODEL, dict(model.state_dict()))
-        journal.write({"event": "end", "seconds": clock})
-    except Interrupted:
-        write_info(folder, state="interrupted")
-        raise
-    except BaseException:
-        write_info(folder, state="failed")
-        raise
+        journal.write({"event": "end", "seconds": trainer.seconds})
     finally:
         journal.close()
-    events = read_log(folder / LOG)
-    write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(events))
-    write_json(folder / "metrics.json", compute(events))
-    if last:
-        write_report(folder)
-        write_info(folder, state="finished", finished=time.time())
 
 
 def _trainer(config: dict[str, Any], **services: Any) -> Trainer:

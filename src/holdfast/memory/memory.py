@@ -193,6 +193,12 @@ class Memory:
 
     def _write(self, placement: Placement, rows: Mapping[str, Tree | int], count: int, capacity: int) -> None:
         incoming, slots = placement
+        storage, arrivals = self._storage, self._arrivals
+        if storage is not None and arrivals is not None and self._quickly(storage, arrivals, placement, rows, count):
+            if self._count < capacity:
+                last = slots.stop if isinstance(slots, slice) else int(slots.max()) + 1
+                self._count = max(self._count, last)
+            return
         columns, structure = flatten(_trees(rows))
         if row_count(columns) != count:
             raise DataError(f"{row_count(columns)} rows with {count} targets. Give every field one row per sample.")
@@ -203,7 +209,6 @@ class Memory:
             chosen = {name: value.index_select(0, incoming.to(value.device)) for name, value in columns.items()}
         kept = restore(chosen, structure)
         kept.update({name: torch.full_like(number, value) for name, value in rows.items() if isinstance(value, int)})
-        storage, arrivals = self._storage, self._arrivals
         if storage is None or arrivals is None:
             storage, arrivals = self._allocate(capacity, next(iter(columns.values())).device)
         storage.write(slots, kept)
@@ -211,6 +216,21 @@ class Memory:
         if self._count < capacity:
             last = slots.stop if isinstance(slots, slice) else int(slots.max()) + 1
             self._count = max(self._count, last)
+
+    def _quickly(
+        self, storage: Storage, arrivals: Tensor, placement: Placement, rows: Mapping[str, Tree | int], count: int
+    ) -> bool:
+        """Write rows that are like those before; False, with nothing written, where a closer look is needed."""
+        incoming, slots = placement
+        if any(isinstance(value, Tensor) and value.size(0) != count for value in rows.values()):
+            return False
+        if not storage.write_same(incoming, slots, rows):
+            return False
+        if isinstance(slots, slice) or isinstance(incoming, slice):
+            arrivals[slots] = torch.arange(self.seen, self.seen + count)[incoming].to(self._device)
+        else:
+            arrivals.index_copy_(0, slots.to(self._device), (incoming + self.seen).to(self._device))
+        return True
 
     def _allocate(self, capacity: int, device: torch.device) -> tuple[Storage, Tensor]:
         self._device = self._device or device

@@ -73,8 +73,8 @@ def sample_accuracy(matrix: np.ndarray, samples: np.ndarray, seen: int | None = 
 def average_incremental_accuracy(matrix: np.ndarray) -> float:
     """Mean over time of the accuracy on what was learned so far: `1/T sum_i 1/(i+1) sum_{j<=i} A[i, j]`.
 
-    Rebuffi et al. 2017, "iCaRL", section 4.1, there over samples (`sample_incremental_accuracy`); the two are equal
-    when all experiences have equally many samples.
+    Rebuffi et al. 2017, "iCaRL", benchmark protocol, there over samples (`sample_incremental_accuracy`); the two are
+    equal when all experiences have equally many samples.
 
     Args:
         matrix: `[T, T]` accuracies.
@@ -92,7 +92,7 @@ def average_incremental_accuracy(matrix: np.ndarray) -> float:
 def sample_incremental_accuracy(matrix: np.ndarray, samples: np.ndarray) -> float:
     """Mean over time of the share of right answers on what was learned so far.
 
-    Rebuffi et al. 2017, "iCaRL", section 4.1: `1/T sum_i (sum_{j<=i} n_j A[i, j] / sum_{j<=i} n_j)`.
+    Rebuffi et al. 2017, "iCaRL", benchmark protocol: `1/T sum_i (sum_{j<=i} n_j A[i, j] / sum_{j<=i} n_j)`.
 
     Args:
         matrix: `[T, T]` accuracies.
@@ -121,8 +121,8 @@ def accuracy_so_far(matrix: np.ndarray) -> np.ndarray:
 def forgetting_max(matrix: np.ndarray) -> float:
     """How far accuracy fell from its best: `1/(T-1) sum_{j<l} (max_{i<l} A[i, j] - A[l, j])`.
 
-    Chaudhry et al. 2018, "Riemannian Walk", Eq. 3-4: the maximum is over every row before the last, rows before j was
-    learned included. Negative when accuracy still rose.
+    Chaudhry et al. 2018, "Riemannian Walk", the forgetting measure `f_j^k` and its mean `F_k`. The maximum is over
+    every row before the last, rows before j was learned included. Negative when accuracy still rose.
 
     Args:
         matrix: `[T, T]` accuracies.
@@ -197,7 +197,7 @@ def forward_transfer(matrix: np.ndarray, before: np.ndarray) -> float:
 def plasticity(matrix: np.ndarray) -> float:
     """How well each experience was learned when it came: `1/T sum_j A[j, j]`.
 
-    The learning accuracy of Riemer et al. 2019, "Meta-Experience Replay", section 5.
+    The learning accuracy of Riemer et al. 2019, "Meta-Experience Replay".
 
     Args:
         matrix: `[T, T]` accuracies.

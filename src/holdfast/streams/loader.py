@@ -120,10 +120,11 @@ def find_targets(dataset: Any) -> Tensor:
         return torch.cat([find_targets(part) for part in dataset.datasets])
     if isinstance(dataset, TensorDataset):
         return as_targets(dataset.tensors[-1])
-    for name in ("targets", "labels"):
+    for name in ("targets", "labels", "_labels"):
         found = getattr(dataset, name, None)
         if found is not None and not callable(found) and len(found) == len(dataset):
-            return as_targets(found)
+            change = getattr(dataset, "target_transform", None)
+            return as_targets(found if change is None else [change(target) for target in found])
     return as_targets([_target(dataset[row], row) for row in range(len(dataset))])
 
 

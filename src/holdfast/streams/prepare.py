@@ -109,8 +109,9 @@ class Prepare:
         """Mean and standard deviation on the device, shaped to act on dimension 1."""
         key = (str(values.device), values.dim())
         if key not in self._cache:
-            mean, std = (self._shaped(value, values) for value in (self.mean, self.std))
-            self._cache[key] = (mean, None if std is None else torch.where(std == 0, 1.0, std))
+            with torch.inference_mode(False):  # an evaluation may come first, and gradients of inputs later
+                mean, std = (self._shaped(value, values) for value in (self.mean, self.std))
+                self._cache[key] = (mean, None if std is None else torch.where(std == 0, 1.0, std))
         return self._cache[key]
 
     def _shaped(self, value: float | Sequence[float] | None, like: Tensor) -> Tensor | None:

@@ -150,6 +150,9 @@ def domains(
     shapes = [dataset.input_shape for dataset in datasets]
     if len(set(shapes)) > 1:
         raise ConfigError(f"the data sets have inputs of shape {shapes}. Give size=, or data of one shape.")
+    kinds = {str(inputs.dtype) for inputs in _first_inputs(datasets)}
+    if len(kinds) > 1:
+        raise ConfigError(f"the data sets hold inputs of the types {sorted(kinds)}. Convert them to one type.")
     scales = {dataset.scale for dataset in datasets}
     if len(scales) > 1:
         raise ConfigError(f"the data sets' values run to {sorted(scales)}. Give size=, which brings them to 0..255.")
@@ -224,6 +227,12 @@ def _transformed(
     )
 
 
+def _first_inputs(datasets: list[Dataset]) -> list[torch.Tensor]:
+    """The first training input of every data set that has a single input tensor."""
+    found = [dataset.train.gather(torch.tensor([0])).inputs for dataset in datasets]
+    return [inputs for inputs in found if isinstance(inputs, torch.Tensor)]
+
+
 def _resized(dataset: Dataset, size: int, every: list[Dataset]) -> Dataset:
     """The data set with images of this size, as many channels as the richest, and values that run to 255."""
     if size < 1:
@@ -232,8 +241,8 @@ def _resized(dataset: Dataset, size: int, every: list[Dataset]) -> Dataset:
         if len(each.input_shape) != 3:
             raise ConfigError(f"{each.name} has inputs of shape {each.input_shape}. Only images can be resized.")
     channels = max(each.input_shape[0] for each in every)
-    floating = dataset.train.gather(torch.tensor([0])).inputs
-    factor = 1.0 if isinstance(floating, torch.Tensor) and floating.is_floating_point() else 255.0 / dataset.scale
+    floating = any(inputs.is_floating_point() for inputs in _first_inputs([dataset]))
+    factor = 1.0 if floating else 255.0 / dataset.scale
     old = dataset.prepare or Prepare()
     prepare = Prepare(old.mean, old.std, 255.0, old.crop, old.flip)
     if dataset.input_shape == (channels, size, size) and factor == 1.0:

@@ -57,7 +57,8 @@ class Permute:
         key = (values, str(device))
         if key not in self._cache:
             generator = torch.Generator().manual_seed(self.seed)
-            self._cache[key] = torch.randperm(values, generator=generator).to(device)
+            with torch.inference_mode(False):
+                self._cache[key] = torch.randperm(values, generator=generator).to(device)
         return self._cache[key]
 
 

@@ -16,14 +16,14 @@ from holdfast.core.experience import Batch, Data, Tree, tree_map
 from holdfast.streams.transforms import Chain
 
 CHUNK_BATCHES = 64
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 4 * 2**20
 Rows = Tensor | range
 
 
 class View(Data):
     """What the kinds of data here have in common: `rows` of a store, never a copy of it.
 
-    Batches are gathered many at once: one gather for up to 64 batches (at most 16 MB of raw inputs), which are then
+    Batches are gathered many at once: one gather for up to 64 batches (at most 4 MB of raw inputs), which are then
     handed out as slices of it. The targets are held per view, already relabelled, because they are small.
 
     Args:
@@ -169,12 +169,11 @@ def joined_task(parts: Sequence[Data]) -> int | Tensor | None:
         return None
     if not any(isinstance(label, Tensor) for label in labels) and len(set(labels)) == 1:
         return labels[0]
-    return torch.cat(
-        [
-            label if isinstance(label, Tensor) else torch.full((len(part),), label or 0, device=getattr(part, "device", "cpu"))
-            for label, part in zip(labels, parts)
-        ]
-    )
+    columns = []
+    for label, part in zip(labels, parts):
+        device = getattr(part, "device", "cpu")
+        columns.append(label if isinstance(label, Tensor) else torch.full((len(part),), label or 0, device=device))
+    return torch.cat(columns)
 
 
 def relabel(targets: Tensor, label_map: Tensor | None, shift: int) -> Tensor:

@@ -68,7 +68,7 @@ def step_function(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     def move() -> None:
         for group, values in zip(groups, bare):
             grads = [p.grad for p in group["params"]]
-            if None in grads:
+            if any(grad is None for grad in grads):
                 values = [value for value, grad in zip(values, grads) if grad is not None]
                 grads = [grad for grad in grads if grad is not None]
             if grads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 
 class NoProgress:
@@ -27,11 +27,12 @@ class Bar(NoProgress):
 
     Args:
         title: what is being trained.
+        terminal: where to draw, whether it is a terminal or not; default: standard error, if that is one.
     """
 
     interval = 0.2
 
-    def __init__(self, title: str = "training") -> None:
+    def __init__(self, title: str = "training", terminal: TextIO | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -43,7 +44,7 @@ class Bar(NoProgress):
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
-            console=Console(file=sys.stderr),
+            console=Console(file=terminal or sys.stderr, force_terminal=True if terminal is not None else None),
             transient=True,
             auto_refresh=False,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class Trainer:
         seed: of every random choice.
         device: where to train, for instance `cpu` or `cuda`.
         record: called with each event of the log, a mapping of plain values.
-        progress: whether to draw a progress bar with time left.
+        progress: whether to draw a progress bar with time left, or the terminal to draw it on (default: standard error).
         checkpoints: where to keep states to resume from.
 
     Example:
@@ -99,7 +99,7 @@ class Trainer:
         seed: int = 0,
         device: str | torch.device = "cpu",
         record: Callable[[dict[str, Any]], None] | None = None,
-        progress: bool = False,
+        progress: bool | TextIO = False,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         sizes = {"epochs": epochs, "batch_size": batch_size, "eval_batch_size": eval_batch_size, "log_every": log_every}
@@ -154,7 +154,7 @@ class Trainer:
         self._saved_at, self._saved_step = time.perf_counter(), self.engine.index
         self._started = time.perf_counter() - self._position["clock"]
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), Bar(self.method.name) if self.progress else NoProgress() as self._bar:
+        with torch.random.fork_rng(devices=cuda), _bar(self.method.name, self.progress) as self._bar:
             torch.manual_seed(derive_seed(self.seed, "model"))
             if resume is not None:
                 torch.set_rng_state(resume["random"])
@@ -179,6 +179,11 @@ class Trainer:
         self.optimization.start(self.learner.parameters())
         self.events: list[dict[str, Any]] = []
         return self.engine
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since `fit` began, those before an interruption included."""
+        return time.perf_counter() - self._started
 
     def _run(self, resume: Mapping[str, Any] | None) -> None:
         position = self._position
@@ -337,7 +342,7 @@ class Trainer:
                 self._record_window()
             if not force:
                 self._position["seconds"] = time.perf_counter() - self._since
-            self._position["clock"] = time.perf_counter() - self._started
+            self._position["clock"] = self.seconds
             self.checkpoints.save(self.state())
             self._saved_at, self._saved_step = time.perf_counter(), self.engine.index
         if self.stop:
@@ -366,6 +371,12 @@ class Trainer:
         self.engine.load(state["engine"])
         self.optimization.load(state["optimization"], dict(self.model.named_parameters()))
         self._position = position
+
+
+def _bar(title: str, progress: bool | TextIO) -> NoProgress:
+    if progress is False:
+        return NoProgress()
+    return Bar(title) if progress is True else Bar(title, progress)
 
 
 def _copied(state: Any) -> Any:

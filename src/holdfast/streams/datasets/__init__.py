@@ -6,6 +6,7 @@ from holdfast.streams.datasets.folders import image_folder
 from holdfast.streams.datasets.idx import fashion_mnist, idx, mnist
 from holdfast.streams.datasets.npz import npz
 from holdfast.streams.datasets.tables import csv, frame
+from holdfast.streams.datasets.usps import usps
 from holdfast.streams.datasets.vision import torchvision
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "synthetic",
     "torch_dataset",
     "torchvision",
+    "usps",
 ]

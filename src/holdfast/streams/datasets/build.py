@@ -170,16 +170,22 @@ def of_tensors(
     split_seed: int = 0,
     kind: Kind = "classification",
     ordered: Literal["no", "spread", "end"] = "no",
+    encoded: Sequence[str] | None = None,
     **prepare: Any,
 ) -> Dataset:
-    """A data set of tensors; without test inputs a part of the training data is held out, sharing their memory."""
+    """A data set of tensors; without test inputs a part of the training data is held out, sharing their memory.
+
+    Labels are encoded here, unless `encoded` gives the names of labels that are class indices already.
+    """
     if (test_inputs is None) != (test_labels is None):
         raise ConfigError("test inputs without test targets, or the reverse. Give both or neither.")
     if kind not in ("classification", "regression"):
         raise ConfigError(f"kind is {kind!r}. Give 'classification' or 'regression'.")
     names: tuple[str, ...] = ()
     targets, test_targets = labels, test_labels
-    if kind == "classification":
+    if kind == "classification" and encoded is not None:
+        names = tuple(encoded)
+    elif kind == "classification":
         targets, test_targets, names = encode(labels, test_labels)
     else:
         targets = torch.as_tensor(labels).to(torch.float32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.datasets.build import Kind, images, of_tensors
+from holdfast.streams.datasets.build import Kind, encode, images, of_tensors
 
 GUESSES = {
     "inputs": ("x_train", "X_train", "train_x", "train_images", "x", "X", "images", "inputs", "data"),
@@ -53,9 +53,10 @@ def npz(
         targets: array of training targets.
         test_inputs: array of test inputs.
         test_targets: array of test targets.
-        split: array with 0 for training rows; used where there are no test inputs.
+        split: array with 0 for training rows, where there are no test inputs; "" ignores the one that is guessed.
         class_names: array with the names, or a list of them.
-        where: keeps only the rows where these arrays have one of these values (`{"group": [41, 12000]}`).
+        where: keeps only the rows where these arrays have one of these values (`{"group": [41, 12000]}`); classes
+            are numbered over the whole file, so that groups agree on them.
         name: for reports; None takes the file's name.
         test_fraction: of each class, held out where neither test inputs nor a split are there.
         split_seed: of that choice.
@@ -74,6 +75,16 @@ def npz(
     if x is None or y is None:
         missing = "inputs" if x is None else "targets"
         raise DataError(f"{path} holds {', '.join(file.names)}, and none is known for {missing}. Give {missing}=.")
+    x_test, y_test = file.find("test_inputs", test_inputs), file.find("test_targets", test_targets)
+    for part, rows, labels in (("training", x, y), ("test", x_test, y_test)):
+        if rows is not None and labels is not None and len(rows) != len(labels):
+            raise DataError(f"{path}: {len(rows)} {part} inputs and {len(labels)} targets. Give one target per input.")
+    if where and x_test is not None:
+        raise ConfigError(f"where={where} with test inputs apart. Leave where out, or put all rows into one array.")
+    encoded: tuple[str, ...] | None = None
+    if kind == "classification":  # before any row is left out, so that groups agree on the numbers
+        codes, test_codes, encoded = encode(y, y_test)
+        y, y_test = codes.numpy(), None if test_codes is None else test_codes.numpy()
     keep = np.ones(len(x), dtype=bool)
     for key, values in (where or {}).items():
         column = file.array(key)
@@ -82,17 +93,15 @@ def npz(
         keep &= np.isin(column, values)
     if not keep.any():
         raise DataError(f"no row of {path} fits {where}. Choose other values.")
-    x_test, y_test = file.find("test_inputs", test_inputs), file.find("test_targets", test_targets)
-    parts = file.find("split", split)
+    parts = None if split == "" else file.find("split", split)
     if x_test is None and parts is not None:
         if len(parts) != len(x):
             raise DataError(f"{path}: the split has {len(parts)} rows and the inputs {len(x)}. Give test_inputs=.")
-        test = keep & (parts != 0)
-        x_test, y_test, keep = x[test], y[test], keep & (parts == 0)
+        test, keep = keep & (parts != 0), keep & (parts == 0)
+        if not keep.any():
+            raise DataError(f"{path}: the split has no training row where {where}. Give split='' to draw one instead.")
+        x_test, y_test = x[test], y[test]
     names = class_names if isinstance(class_names, list) else file.find("class_names", class_names)
-    for part, rows, labels in (("training", x, y), ("test", x_test, y_test)):
-        if rows is not None and labels is not None and len(rows) != len(labels):
-            raise DataError(f"{path}: {len(rows)} {part} inputs and {len(labels)} targets. Give one target per input.")
     every = bool(keep.all())
     return of_tensors(
         name or Path(path).stem,
@@ -104,6 +113,7 @@ def npz(
         test_fraction,
         split_seed,
         kind,
+        encoded=encoded,
         scale=scale,
         normalise=normalise,
         crop=crop,

@@ -19,6 +19,7 @@ def torchvision(
     root: str = "data",
     download: bool = False,
     options: dict[str, Any] | None = None,
+    size: int | None = None,
     workers: int = 0,
     normalise: bool = False,
     crop: int = 0,
@@ -34,6 +35,7 @@ def torchvision(
         root: folder of the files.
         download: whether to fetch them.
         options: further arguments of the class, for instance `{"split": "letters"}` for EMNIST.
+        size: height and width that images are resized to (in three channels) where they are not held in memory.
         workers: processes that read data sets which are not held in memory.
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
@@ -53,18 +55,35 @@ def torchvision(
     if exact is None:
         raise ConfigError(unknown("torchvision data set", name, known))
     kind = getattr(datasets, exact)
-    train, test = (_made(kind, exact, part, root, download, options or {}) for part in (True, False))
+    given = dict(options or {})
+    if size is not None:
+        given["transform"] = _Sized(size)
+    train, test = (_made(kind, exact, part, root, download, given) for part in (True, False))
     title = exact.lower()
     look: dict[str, Any] = {"normalise": normalise, "crop": crop, "flip": flip}
     class_names = getattr(train, "classes", None)
     named = list(class_names) if isinstance(class_names, (list, tuple)) else None
     if _held(train) and _held(test):
+        if size is not None:
+            raise ConfigError(f"size is {size}, and {exact} is held in memory as it is. Leave size out.")
         pixels, others = images(train.data), images(test.data)
         labels, other_labels = _labels(train), _labels(test)
         if named is not None and len(named) != len(np.unique(labels)):
             named = None
         return of_tensors(title, pixels, labels, others, other_labels, named, **look)
     return torch_dataset(train, test, title, named, workers=workers, **look)
+
+
+class _Sized:
+    """A PIL image in three channels and of one size."""
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ConfigError(f"size is {size}. Give the height and width in pixels.")
+        self.size = size
+
+    def __call__(self, image: Any) -> Any:
+        return image.convert("RGB").resize((self.size, self.size))
 
 
 def _made(kind: Any, name: str, training: bool, root: str, download: bool, options: dict[str, Any]) -> Any:

@@ -1,0 +1,75 @@
+"""The JSON Schema that editors complete with: it takes what is right and refuses what is not."""
+
+import json
+
+import jsonschema
+import pytest
+
+from holdfast.config import namespaces
+from holdfast.config.build import resolve
+from holdfast.config.defaults import default
+from holdfast.config.json_schema import json_schema
+
+
+@pytest.fixture(scope="module")
+def validator():
+    schema = json.loads(json.dumps(json_schema()))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        default(),
+        resolve(default()),
+        {},
+        {"$schema": "holdfast.json", "method": "er"},
+        {"method": {"capacity": 3}},
+        {"method": {"operations": ["replay", {"name": "remember", "capacity": 3}]}},
+        {"method": {"operations": {"replay": {"size": 3}, "replay_2": None}}},
+        {"stream": {"name": "domains", "datasets": ["digits", {"name": "synthetic"}]}},
+        {"optimizer": {"name": "Adam", "betas": [0.9, 0.99]}, "scheduler": {"name": "StepLR", "step_size": 1}},
+        {"seeds": 5},
+        {"seeds": [0, 1]},
+    ],
+)
+def test_a_right_configuration_is_valid(validator, job):
+    assert [error.message for error in validator.iter_errors(job)] == []
+    resolve(job)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"metod": "er"},
+        {"method": "err"},
+        {"method": {"name": "er", "capcity": 3}},
+        {"method": {"capcity": 3}},
+        {"method": {"name": "er", "capacity": "3"}},
+        {"method": {"operations": {"replai": {}}}},
+        {"method": {"operations": [{"name": "replay", "sise": 3}]}},
+        {"trainer": {"epochs": "10"}},
+        {"trainer": {"epochs": 0}},
+        {"trainer": {"evaluate": "tset"}},
+        {"model": {"hidden": 5}},
+        {"optimizer": {"name": "sgd"}},
+        {"optimizer": "LBFGS"},
+        {"stream": {"name": "split", "dataset": "digts"}},
+        {"scheduler": {"name": "StepLR"}},
+        {"references": ["jont"]},
+        {"seeds": []},
+    ],
+)
+def test_a_wrong_configuration_is_invalid(validator, job):
+    assert list(validator.iter_errors(job))
+
+
+def test_every_name_and_parameter_is_in_the_schema_with_its_description():
+    definitions = json_schema()["$defs"]
+    for kind in ("methods", "operations", "models", "optimizers"):
+        for name, function in namespaces.names(kind).items():
+            properties = definitions[f"{namespaces.SINGULAR[kind]}_{name}"]["properties"]
+            for parameter in namespaces.configurable(kind, function):
+                assert parameter.name in properties
+                assert not parameter.doc or properties[parameter.name]["description"] == parameter.doc
