@@ -122,6 +122,14 @@ def test_a_new_name_keeps_what_the_same_command_gives_in_any_order():
         assert resolve(load(None, list(order))) == expected
 
 
+@pytest.mark.parametrize(
+    "overrides", [["stream=permuted", "stream.dataset=synthetic"], ["stream.dataset=synthetic", "stream=permuted"]]
+)
+def test_a_block_within_a_block_may_change_in_the_same_command(overrides):
+    stream = resolve(load(None, overrides))["stream"]
+    assert (stream["name"], stream["dataset"]["name"]) == ("permuted", "synthetic")
+
+
 def test_the_same_name_keeps_the_parameters(job):
     assert job({"method": {"name": "er", "capacity": 7}}, "method.name=er")["method"]["capacity"] == 7
     assert job({"method": {"name": "er", "capacity": 7}}, "method=er")["method"]["capacity"] == 7

@@ -168,6 +168,16 @@ def test_one_fault_is_one_line_that_names_the_file():
         resolve({"method": "err"}, "job.json")
 
 
+def test_where_a_number_or_a_list_may_stand_only_the_nearer_fault_is_told():
+    cyclic = {"name": "CyclicLR", "base_lr": [0.1, "a"], "max_lr": "b"}
+    with pytest.raises(ConfigError) as caught:
+        resolve({"scheduler": cyclic})
+    assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
+        'scheduler.base_lr.1: got "a", expected a number.',
+        'scheduler.max_lr: got "b", expected a number or a list; write ["b"].',
+    ]
+
+
 def test_faults_between_parts_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         resolve({"trainer": {"epochs": 1, "iterations": 1}, "references": ["jont"], "device": "gpu"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def sentences(errors: Iterable[Any], raw: Any, prefix: Path = ()) -> list[str]:
         raw: what was validated, as the user wrote it.
         prefix: the path of `raw` itself.
     """
-    placed = [(place(error["loc"], raw, prefix), error) for error in errors]
+    placed = [(place(error, raw, prefix), error) for error in errors]
     grouped: dict[Path, list[tuple[Place, Any]]] = {}
     for where, error in placed:
         deeper = any(
@@ -58,10 +58,10 @@ def sentences(errors: Iterable[Any], raw: Any, prefix: Path = ()) -> list[str]:
     return [_sentence(path, group) for path, group in grouped.items()]
 
 
-def place(loc: Sequence[Any], raw: Any, prefix: Path) -> Place:
-    """Follow a location of pydantic, which also names the alternatives of unions, through what the user wrote."""
+def place(error: Any, raw: Any, prefix: Path) -> Place:
+    """Follow the location of an error, which also names the alternatives of unions, through what the user wrote."""
     here = Place(prefix, raw, True)
-    for part in loc:
+    for part in error["loc"]:
         if isinstance(part, str) and part.startswith(schema.TAG):
             key = next((key for key in reversed(here.path) if key in KIND_AT), "")
             here.kind, here.name = KIND_AT.get(key, ""), part[len(schema.TAG) :]
@@ -72,7 +72,7 @@ def place(loc: Sequence[Any], raw: Any, prefix: Path) -> Place:
         inside = part in value if isinstance(value, dict) else isinstance(part, int) and isinstance(value, list)
         if inside and (isinstance(value, dict) or part < len(value)):
             here = Place((*here.path, part), value[part], True, here.kind, here.name)
-        elif part == loc[-1] and (isinstance(value, (dict, list)) or (isinstance(value, str) and here.kind)):
+        elif error["type"] == "missing" and part == error["loc"][-1]:
             here = Place((*here.path, part), None, False, here.kind, here.name)
     return here
 

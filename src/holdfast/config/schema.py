@@ -184,8 +184,8 @@ def job_model() -> type[BaseModel]:
     }
     seed: Any = Annotated[int, Field(ge=0)]
     several: Any = list[seed]  # type: ignore[valid-type]
-    seeds: Any = Annotated[several | None, BeforeValidator(count)]
-    criteria = Literal[tuple(namespaces.names("criteria"))]
+    seeds: Any = Annotated[several | None, BeforeValidator(count)]  # type: ignore[valid-type]
+    criteria: Any = Literal[tuple(namespaces.names("criteria"))]  # type: ignore[valid-type]
     fields: Fields = {
         "stream": (block("streams"), Field(description="the experiences, in order")),
         "model": (block("models"), Field(description="what learns")),

@@ -12,8 +12,8 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     """The right name that `name` most likely stands for, or None; case and hyphens do not count.
 
     Example:
-        >>> nearest("sgd", ["SGD", "Adam"]), nearest("Der++", ["der_plus_plus"]), nearest("xyz", ["SGD"])
-        ('SGD', None, None)
+        >>> nearest("sgd", ["SGD", "Adam"]), nearest("FINE-TUNE", ["finetune"]), nearest("xyz", ["SGD"])
+        ('SGD', 'finetune', None)
     """
     folded: dict[str, str] = {}
     for choice in known:

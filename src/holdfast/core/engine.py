@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.backward import backward, constant
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Batch, Experience, Tree, task_column, tree_cat, tree_rows
 from holdfast.core.learner import Learner
@@ -148,25 +149,24 @@ class Engine:
             scale: factor of the whole loss (a gradient scaler's, or 1 / accumulated batches).
         """
         learner = self.learner
-        roots: list[Tensor] = []
+        roots, factors = [step.loss], [1.0]
         for name, loss in self._named_losses:
-            term = loss(step, learner)
-            if term is not None:
-                if term.dim():
-                    raise UsageError(f"operation {name!r} returned a loss of shape {tuple(term.shape)}. Return a scalar.")
-                learner.log(name, term)
-                if term.requires_grad:
-                    roots.append(term)
-        learner.log("loss", step.loss)
-        total = step.loss
-        if roots:
-            terms = roots[0]
-            for term in roots[1:]:
-                terms = terms + term
-            total = torch.add(terms, step.loss, alpha=step.weight)  # one call: terms + weight * loss
-        elif step.weight != 1.0:
-            total = step.weight * total
-        (total if scale is None else total * scale).backward()
+            found = loss(step, learner)
+            if found is None:
+                continue
+            term, factor = found if isinstance(found, tuple) else (found, 1.0)
+            if term.dim():
+                raise UsageError(f"operation {name!r} returned a loss of shape {tuple(term.shape)}. Return a scalar.")
+            learner.log(name, term, factor)
+            if term.requires_grad:
+                roots.append(term)
+                factors.append(factor)
+        factors[0] = step.weight
+        learner.log("loss", step.loss, step.weight)
+        weights = [constant(factor, root) for factor, root in zip(factors, roots)]
+        if scale is not None:
+            weights = [weight * scale for weight in weights]
+        backward(roots, weights)
         for edit in self._gradient:
             edit(step, learner)
         for observe in self._observe:

@@ -52,7 +52,7 @@ class Learner:
         autocast: `(device type, dtype)` of the main forward's autocast, entered again by every other forward.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         on_growth: called with the new parameters whenever outputs are added; whoever owns the optimiser listens.
-        logged: scalars logged since the loop read them last, by name; tensors stay on the device.
+        logged: scalars and their factors, logged since the loop read them last, by name; tensors stay on the device.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Learner:
         self.memory: Any = None
         self.fields: tuple[str, ...] = ()
         self.autocast: tuple[str, torch.dtype] | None = None
-        self.logged: dict[str, list[Tensor]] = {}
+        self.logged: dict[str, list[tuple[Tensor, float]]] = {}
         self.grown = False
         self.on_growth: list[Callable[[list[nn.Parameter]], None]] = []
         self._classes = torch.zeros(0, dtype=torch.bool, device=self.device)
@@ -259,9 +259,12 @@ class Learner:
             self._generators[name] = generator
         return self._generators[name]
 
-    def log(self, name: str, value: Tensor) -> None:
-        """Record the scalar `value`; it stays on the device until the loop reads a whole window."""
-        self.logged.setdefault(name, []).append(value.detach())
+    def log(self, name: str, value: Tensor, factor: float = 1.0) -> None:
+        """Record the scalar `factor * value`; it stays on the device until the loop reads a whole window."""
+        values = self.logged.get(name)
+        if values is None:
+            values = self.logged[name] = []
+        values.append((value.detach(), factor))
 
     # State ---------------------------------------------------------------------------------------------
 

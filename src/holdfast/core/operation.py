@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
 
+Term = Tensor | tuple[Tensor, float]
+"""A term of the loss: a scalar with its graph, alone or with the factor it enters the total with."""
+
 if TYPE_CHECKING:
     from holdfast.core.experience import Batch, Data, Experience, Tree
     from holdfast.core.learner import Learner
@@ -103,8 +106,11 @@ class Operation(nn.Module):
         """The current data's loss instead of the default one. At most one operation of a method."""
         raise NotImplementedError
 
-    def loss(self, step: Step, learner: Learner) -> Tensor | None:
-        """Before backward. Returns a scalar to add to the total, or None."""
+    def loss(self, step: Step, learner: Learner) -> Term | None:
+        """Before backward. Returns a scalar to add to the total, alone or as `(scalar, factor)`, or None.
+
+        A factor given beside the scalar costs nothing; multiplying costs two operations a step.
+        """
 
     def gradient(self, step: Step, learner: Learner) -> None:
         """After backward. Edits `p.grad` in place."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner, Snapshot
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step
 from holdfast.operations.mixing import Average, mix
 
@@ -54,7 +54,7 @@ class Distillation(Operation):
             self.old = sorted({c for members in learner.members for c in members})
             self.tasks = [list(members) for members in learner.members]
 
-    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+    def loss(self, step: Step, learner: Learner) -> Term | None:
         """The distillation loss, once there is a teacher."""
         if self.teacher is None or step.outputs is None:
             return None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step
 from holdfast.operations.fisher import Kind, fisher_diagonal
 from holdfast.operations.quadratic import quadratic
@@ -64,11 +64,11 @@ class FisherPenalty(Operation):
         self.anchor: dict[str, Tensor] = {}
         self.constant = 0.0
 
-    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+    def loss(self, step: Step, learner: Learner) -> Term | None:
         """Half the strength times the weighed squared distance."""
         if not self.anchor:
             return None
-        return 0.5 * self.strength * (quadratic(learner, self.importance, self.anchor) + self.constant)
+        return quadratic(learner, self.importance, self.anchor) + self.constant, 0.5 * self.strength
 
     def end(self, experience: Experience, learner: Learner) -> None:
         """Measure the Fisher diagonal on the experience's data and move the anchor."""

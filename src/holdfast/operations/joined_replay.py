@@ -6,7 +6,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Batch
 from holdfast.core.learner import Learner
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 from holdfast.operations.mixing import Average, mix
@@ -51,7 +51,7 @@ class JoinedReplay(Operation):
         rows = learner.memory.draw(self.size, self.retrieval)
         return batch if rows is None else batch.append(self.name, rows)
 
-    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+    def loss(self, step: Step, learner: Learner) -> Term | None:
         """Mean loss on the appended samples, weighed."""
         rows = step.extras.get(self.name)
         if rows is None:

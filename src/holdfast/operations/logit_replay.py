@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.learner import Learner
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 
@@ -43,14 +43,14 @@ class LogitReplay(Operation):
         """Take a generator for the draws."""
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
-    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+    def loss(self, step: Step, learner: Learner) -> Term | None:
         """Mean squared distance to the stored logits, weighed."""
         rows = learner.memory.draw(self.size, self.retrieval)
         if rows is None:
             return None
         outputs, stored = learner(rows["inputs"], rows.get("task")), rows["logits"]
         if not learner.grown:
-            return self.weight * F.mse_loss(outputs, stored)
+            return F.mse_loss(outputs, stored), self.weight
         known = ~torch.isnan(stored)
         difference = torch.where(known, outputs[:, : stored.shape[1]] - stored, 0.0)
-        return self.weight * difference.square().sum() / known.sum()
+        return difference.square().sum() / known.sum(), self.weight

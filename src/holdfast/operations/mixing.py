@@ -8,12 +8,13 @@ from torch import Tensor
 
 from holdfast.core.experience import tree_rows
 from holdfast.core.learner import Learner
+from holdfast.core.operation import Term
 from holdfast.core.step import Step
 
 Average = Literal["none", "rows", "experiences"]
 
 
-def mix(term: Tensor, step: Step, learner: Learner, average: Average, weight: float, rows: int = 0) -> Tensor | None:
+def mix(term: Tensor, step: Step, learner: Learner, average: Average, weight: float, rows: int = 0) -> Term | None:
     """The part of the total loss that `term` contributes; lowers `step.weight` where the two are averaged.
 
     Args:
@@ -27,10 +28,10 @@ def mix(term: Tensor, step: Step, learner: Learner, average: Average, weight: fl
         rows: number of rows behind `term`, for `"rows"`.
 
     Returns:
-        The weighed term, or None where its factor is zero.
+        The term with its factor, or None where that is zero.
     """
     if average == "none":
-        return term if weight == 1.0 else weight * term
+        return term, weight
     if average == "rows":
         share = rows / (rows + tree_rows(step.inputs))
     else:
@@ -38,4 +39,4 @@ def mix(term: Tensor, step: Step, learner: Learner, average: Average, weight: fl
         if share == 0.0:
             return None
     step.weight *= 1 - share
-    return share * term
+    return term, share

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step
 from holdfast.operations.quadratic import quadratic
 
@@ -43,11 +43,11 @@ class PathPenalty(Operation):
         self.anchor: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
 
-    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+    def loss(self, step: Step, learner: Learner) -> Term | None:
         """Strength times the weighed squared distance, once something was consolidated."""
         if not self.importance:
             return None
-        return self.strength * quadratic(learner, self.importance, self.anchor)
+        return quadratic(learner, self.importance, self.anchor), self.strength
 
     def observe(self, step: Step, learner: Learner) -> None:
         """Note where the parameters are before the optimiser moves."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from holdfast.core.learner import Learner
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 from holdfast.operations.mixing import Average, mix
@@ -44,7 +44,7 @@ class Replay(Operation):
         """Take a generator for the draws."""
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
-    def loss(self, step: Step, learner: Learner) -> Tensor | None:
+    def loss(self, step: Step, learner: Learner) -> Term | None:
         """Mean loss on the drawn samples, weighed."""
         rows = learner.memory.draw(self.size, self.retrieval)
         if rows is None:

@@ -278,8 +278,7 @@ class Trainer:
 
     def _step(self, batch: Batch, progress: float) -> Tensor:
         engine, learner, optimization = self.engine, self.learner, self.optimization
-        if engine.acts_at("batch"):
-            batch = engine.batch(batch)
+        batch = engine.batch(batch)
         if learner.autocast is None:
             outputs, extras = engine.forward(batch)
             loss = engine.criterion(outputs, batch.targets, batch.inputs)

@@ -33,7 +33,7 @@ class Window:
     def read(self) -> dict[str, Any]:
         """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
         terms = {
-            name: torch.stack([value.float() for value in values]).sum().item() / self.steps
+            name: _weighed_sum(values) / self.steps
             for name, values in self._learner.logged.items()
         }
         accuracy = None
@@ -45,3 +45,8 @@ class Window:
         self._targets.clear()
         self.steps = 0
         return {"loss": terms.get("loss"), "accuracy": accuracy, "terms": terms}
+
+
+def _weighed_sum(values: list[tuple[Tensor, float]]) -> float:
+    tensors = torch.stack([value for value, _ in values]).double()
+    return float(tensors.dot(torch.tensor([factor for _, factor in values], dtype=torch.float64, device=tensors.device)))
