@@ -87,8 +87,17 @@ class Engine:
                 if len(data) and not data.targets.is_floating_point():
                     classes = tuple(torch.unique(data.targets).tolist())
                 experience = dataclasses.replace(experience, train=data, classes=classes)
-        self.learner.enter(experience)
-        return experience, experience is not given
+        replaced = experience is not given
+        self.learner.enter(experience, self._tasks(experience) if replaced else None)
+        return experience, replaced
+
+    @staticmethod
+    def _tasks(experience: Experience) -> dict[int, tuple[int, ...]] | None:
+        """The classes of each task in data that mixes tasks."""
+        if experience.task is None or experience.stream is None:
+            return None
+        held = set(experience.classes)
+        return {other.task: other.classes for other in experience.stream if other.task is not None and held >= set(other.classes)}
 
     def end(self, experience: Experience) -> None:
         """Close `experience`."""

@@ -26,6 +26,10 @@ class UsageError(HoldfastError):
     """The calls of a user's own loop come in an order, or with values, that cannot be right."""
 
 
+class Interrupted(HoldfastError):
+    """Training was asked to stop and did, after saving a checkpoint if it had where to."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> str:
     """The sentence for a name nobody knows, with the nearest right one.
 

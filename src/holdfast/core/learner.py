@@ -226,14 +226,22 @@ class Learner:
         if missing > 0:
             self._classes = torch.cat((self._classes, self._classes.new_zeros(missing)))
 
-    def enter(self, experience: Experience) -> None:
-        """Move to the next experience: its task, its classes, its outputs."""
+    def enter(self, experience: Experience, tasks: Mapping[int, Sequence[int]] | None = None) -> None:
+        """Move to the next experience: its task, its classes, its outputs.
+
+        Args:
+            experience: with the data to train on.
+            tasks: the classes of each task, where its data mixes several.
+        """
         self.experience += 1
         self.task = experience.task
         self.members.append(tuple(experience.classes))
-        self._grow(experience.classes, experience.task)
+        self._grow(experience.classes)
+        if self._multi_head and experience.task is not None:
+            for task, classes in (tasks or {experience.task: experience.classes}).items():
+                self.head.assign(task, list(classes))  # type: ignore[union-attr, operator]
 
-    def _grow(self, classes: Sequence[int], task: int | None) -> None:
+    def _grow(self, classes: Sequence[int]) -> None:
         grow = getattr(self.head, "grow", None)
         if grow is not None and classes:
             own = getattr(self.head, "seed", 0) is None  # a head without a seed of its own takes ours
@@ -243,8 +251,6 @@ class Learner:
                 self._parameters = None
                 for listener in self.on_growth:
                     listener(new)
-        if self._multi_head and task is not None:
-            self.head.assign(task, list(classes))  # type: ignore[union-attr, operator]
         self.see_classes(classes)
 
     # Randomness, logging -------------------------------------------------------------------------------
@@ -285,7 +291,7 @@ class Learner:
         """Restore what `state` returned into a learner bound to an equal method; outputs grow as they did."""
         self.members = [tuple(classes) for classes in state["members"]]
         for self.experience, classes in enumerate(self.members):
-            self._grow(classes, self.experience if self._multi_head else None)
+            self._grow(classes)
         self.model.load_state_dict(state["model"])
         self.model.train(state["training"])
         self.task, self.experience = state["task"], state["experience"]

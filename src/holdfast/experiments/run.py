@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from holdfast.config import build
-from holdfast.core.errors import DataError
+from holdfast.core.errors import DataError, Interrupted
 from holdfast.experiments.checkpoints import MODEL, CheckpointFolder, save_tensors
 from holdfast.experiments.folder import CONFIG, locked, new_folder, read_config, read_info, versions, write_info, write_json
 from holdfast.experiments.journal import LOG, Journal
@@ -20,7 +20,6 @@ from holdfast.experiments.report import write_report
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
 from holdfast.training import Trainer
 from holdfast.training.evaluation import evaluate as evaluate_data
-from holdfast.training.trainer import Interrupted
 
 
 def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
@@ -98,6 +97,8 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                 state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
                 write_info(place, state=state)
                 write_info(folder, state=state)
+                if isinstance(error, Interrupted):
+                    raise Interrupted(f"training was stopped, and its state saved. Go on with: holdfast resume {folder}") from None
                 raise
             if where:
                 write_report(place)
@@ -144,6 +145,7 @@ def _trainer(config: dict[str, Any], **services: Any) -> Trainer:
         build.build_method(config["method"]),
         optimizer=build.build_optimizer(config["optimizer"]),
         scheduler=build.build_scheduler(config["scheduler"]),
+        scheduler_every=(config["scheduler"] or {}).get("every", "epoch"),
         criterion=build.build_criterion(config["criterion"]),
         seed=config["seed"],
         device=config["device"],

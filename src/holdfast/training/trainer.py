@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.engine import Engine
-from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.core.experience import Batch, Data, Experience, Stream
 from holdfast.core.learner import Criterion, Learner, derive_seed
 from holdfast.core.method import Method
@@ -22,10 +22,6 @@ from holdfast.training.progress import Bar, NoProgress
 from holdfast.training.window import Window
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-
-
-class Interrupted(HoldfastError):
-    """Training was asked to stop and did, after saving a checkpoint if it had where to."""
 
 
 class Checkpoints(Protocol):
@@ -345,7 +341,7 @@ class Trainer:
             self.checkpoints.save(self.state())
             self._saved_at, self._saved_step = time.perf_counter(), self.engine.index
         if self.stop:
-            raise Interrupted("training was stopped. `holdfast resume RUN` goes on where it was.")
+            raise Interrupted("training was stopped" + (", and its state saved." if self.checkpoints is not None else "."))
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: tensors and plain values only."""

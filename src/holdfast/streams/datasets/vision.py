@@ -15,7 +15,7 @@ from holdfast.streams.datasets.build import images, of_tensors
 
 
 def torchvision(
-    name: str,
+    which: str,
     root: str = "data",
     download: bool = False,
     options: dict[str, Any] | None = None,
@@ -31,7 +31,7 @@ def torchvision(
     through a `DataLoader` and need images of one size. Needs the extra `vision`.
 
     Args:
-        name: of the class in `torchvision.datasets`.
+        which: the class in `torchvision.datasets`.
         root: folder of the files.
         download: whether to fetch them.
         options: further arguments of the class, for instance `{"split": "letters"}` for EMNIST.
@@ -51,9 +51,9 @@ def torchvision(
     except ImportError as error:
         raise needs_extra("torchvision", "torchvision", "vision") from error
     known = [entry for entry in datasets.__all__ if inspect.isclass(getattr(datasets, entry))]
-    exact = {entry.lower(): entry for entry in known}.get(name.lower())
+    exact = {entry.lower(): entry for entry in known}.get(which.lower())
     if exact is None:
-        raise ConfigError(unknown("torchvision data set", name, known))
+        raise ConfigError(unknown("torchvision data set", which, known))
     kind = getattr(datasets, exact)
     given = dict(options or {})
     if size is not None:
