@@ -183,7 +183,7 @@ def main() -> None:
         rows.append(report(f"evaluation, MLP 2x{hidden}", seconds, 10_000, "sample"))
     cases = {"MLP 2x100": net(100), "MLP 2x400": net(400), "CNN": cnn(input_shape=(1, 28, 28), classes=10, seed=0)}
     for name, model in cases.items():
-        count = 256
+        count = 256 if name == "CNN" else 1024
         learner = Learner(model)
         data = TensorData(floats[:count], targets[:count])
         one = fisher_by_hand(model, floats[:count], targets[:count])

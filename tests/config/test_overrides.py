@@ -180,7 +180,7 @@ def test_one_seed_puts_an_end_to_several(job):
     [
         ("traner.epochs=2", "traner:", "did you mean 'trainer'?"),
         ("trainer.epoch=2", "trainer.epoch:", "did you mean 'epochs'?"),
-        ("trainer.epochs.x=2", "trainer.epochs.x:", "trainer.epochs is 10 and has no parts"),
+        ("trainer.epochs.x=2", "trainer.epochs.x:", "trainer.epochs is 20 and has no parts"),
         ("method.operations.replai.size=2", "method.operations.replai:", "did you mean 'replay'?"),
         ("method.operations.7.size=2", "method.operations.7:", "has 3 elements"),
         ("method.operations.replay.sise=2", "method.operations.0.sise:", "did you mean 'size'?"),

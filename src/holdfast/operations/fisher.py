@@ -25,7 +25,7 @@ def fisher_diagonal(
     kind: Kind = "true",
     *,
     samples: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = 128,
     generator: torch.Generator | None = None,
     closed_form: bool | None = None,
 ) -> Diagonal:
@@ -178,13 +178,8 @@ def _squares(module: nn.Module, a: Tensor, delta: Tensor) -> Diagonal:
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return _norm_squares(module, a, delta)
     if isinstance(module, nn.Conv2d):
-        columns = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride)
-        delta = delta.flatten(2)
-        weight = sum(
-            torch.bmm(d, c.transpose(1, 2)).square().sum(0) for d, c in zip(delta.split(64), columns.split(64))
-        )
-        found = {"weight": weight.view_as(module.weight)}  # type: ignore[union-attr]
-        return found if module.bias is None else {**found, "bias": delta.sum(2).square().sum(0)}
+        weight = sum(_convolution_squares(module, *pair) for pair in zip(a.split(16), delta.split(16)))
+        return {"weight": weight, "bias": delta.flatten(2).sum(2).square().sum(0)} if module.bias is not None else {"weight": weight}
     if a.dim() == 2:
         weight, bias = delta.square().T @ a.square(), delta.square().sum(0)
     else:
@@ -199,6 +194,21 @@ def _squares(module: nn.Module, a: Tensor, delta: Tensor) -> Diagonal:
         return chunks
     found = {"weight": weight, "bias": bias}
     return {own: found[own] for own, p in module.named_parameters(recurse=False) if p.requires_grad}
+
+
+def _convolution_squares(module: nn.Conv2d, a: Tensor, delta: Tensor) -> Tensor:
+    """Squared per-sample weight gradients of a convolution, as one convolution with a group per sample."""
+    rows, shape = a.shape[0], (a.shape[0] * module.out_channels, *module.weight.shape[1:])
+    grads = torch.nn.grad.conv2d_weight(
+        a.reshape(1, -1, *a.shape[2:]),
+        shape,
+        delta.reshape(1, -1, *delta.shape[2:]),
+        module.stride,
+        module.padding,  # type: ignore[arg-type]
+        module.dilation,
+        groups=rows,
+    )
+    return grads.view(rows, *module.weight.shape).square().sum(0)
 
 
 def _norm_squares(module: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor, delta: Tensor) -> Diagonal:

@@ -1,0 +1,149 @@
+"""Published accuracies, measured: each row is a committed configuration, run over several seeds.
+
+    python benchmarks/accuracy.py --list
+    python benchmarks/accuracy.py --row split_mnist_online/er/500 [--seeds 5] [--jobs 2]
+    python benchmarks/accuracy.py --table split_mnist_online
+    python benchmarks/accuracy.py --check
+
+A row passes where the mean over seeds is within max(1.5 points, 2 standard errors) of the published value, for every
+measure that was published, and (unless it is a control) above its fine-tuning control by more than that. Results are
+kept in `results/`, one file a row. One seed alone: `holdfast run benchmarks/configs/<row>.json seed=3`.
+The data is looked for where HOLDFAST_DATA says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CONTROLS = ("finetune", "joint")
+
+
+def run_one(job: tuple[str, int, float | None]) -> dict[str, float]:
+    """Train one row with one seed; returns its measures in percent."""
+    import torch
+
+    from holdfast.config.load import load
+    from holdfast.experiments.run import run
+
+    torch.set_num_threads(1)
+    row, seed, _ = job
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = run(load(HERE / "configs" / f"{row}.json", [f"seed={seed}"]), Path(folder) / "run", quiet=True)
+        metrics = json.loads((out / "metrics.json").read_text())
+    found = {name: 100 * metrics[name] for name in expected()[row]["published"]}
+    return {**found, "seconds": time.perf_counter() - start}
+
+
+def expected() -> dict[str, Any]:
+    """Published values by row."""
+    return json.loads((HERE / "expected.json").read_text())
+
+
+def result_file(row: str) -> Path:
+    """Where a row's result is kept."""
+    return HERE / "results" / f"{row}.json"
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.nan
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+
+
+def measure(rows: list[str], seeds: int, jobs: int) -> None:
+    """Run `rows` and keep their results."""
+    import torch
+
+    import holdfast
+
+    work = [(row, seed, None) for row in rows for seed in range(seeds)]
+    found: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for (row, _, _), one in zip(work, pool.imap(run_one, work)):
+            found[row].append(one)
+            if len(found[row]) == seeds:
+                path = result_file(row)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                result = {
+                    "row": row,
+                    "command": f"python benchmarks/accuracy.py --row {row} --seeds {seeds}",
+                    "seeds": list(range(seeds)),
+                    "versions": {"holdfast": holdfast.__version__, "torch": torch.__version__},
+                    "runs": [{key: round(value, 4) for key, value in run.items()} for run in found[row]],
+                }
+                path.write_text(json.dumps(result, indent=1) + "\n")
+                print(describe(row), flush=True)
+
+
+def judge(row: str) -> list[tuple[str, float, float, float, bool]]:
+    """For each published measure: its name, mean, standard error, published value, and whether the row passes."""
+    result = json.loads(result_file(row).read_text())
+    entry = expected()[row]
+    judged = []
+    for name, published in entry["published"].items():
+        mean, error = mean_and_error([run[name] for run in result["runs"]])
+        tolerance = max(1.5, 0.0 if math.isnan(error) else 2 * error)
+        good = abs(mean - published) <= tolerance
+        control = result_file(entry["control"])
+        headline = name == next(iter(entry["published"]))
+        if headline and row.split("/")[1] not in CONTROLS and entry.get("beats_control", True) and control.is_file():
+            runs = json.loads(control.read_text())["runs"]
+            good = good and mean > mean_and_error([run[name] for run in runs])[0] + tolerance
+        judged.append((name, mean, error, published, good))
+    return judged
+
+
+def describe(row: str) -> str:
+    """One line: measured beside published."""
+    parts = [
+        f"{name} {mean:6.2f} +- {error:.2f} (published {published:.2f}){'' if good else '  FAILS'}"
+        for name, mean, error, published, good in judge(row)
+    ]
+    return f"{row:40s} " + "   ".join(parts)
+
+
+def main() -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print every row's name")
+    parser.add_argument("--row", action="append", default=[], help="run this row (may be repeated)")
+    parser.add_argument("--table", action="append", default=[], help="run every row whose name begins so")
+    parser.add_argument("--check", action="store_true", help="hold the committed results against the published values")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    known = expected()
+    if arguments.list:
+        print("\n".join(known))
+        return 0
+    rows = [row for row in known if row in arguments.row or any(row.startswith(table) for table in arguments.table)]
+    missing = [row for row in arguments.row if row not in known]
+    if missing:
+        parser.error(f"unknown row {missing[0]!r}; --list prints them all")
+    if rows:
+        measure(rows, arguments.seeds, arguments.jobs)
+    if arguments.check:
+        rows = [row for row in known if result_file(row).is_file()]
+        for row in rows:
+            print(describe(row))
+        for row in sorted(set(known) - set(rows)):
+            print(f"{row:40s} no result yet")
+    if not rows:
+        parser.error("nothing to do: give --list, --row, --table or --check")
+    return 0 if all(good for row in rows for *_, good in judge(row)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""Writes the pages that follow from the code: methods, operations, and tables between markers in other pages.
+
+    python docs/generate.py            write them
+    python docs/generate.py --check    write nothing; say what is out of date, and exit with 1 if anything is
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from holdfast.config import namespaces
+from holdfast.config.build import resolve
+from holdfast.config.describe import Description, describe
+from holdfast.config.json_types import type_name
+from holdfast.config.load import load
+from holdfast.config.schema import job_model, trainer_parameters
+from holdfast.config.signatures import Parameter
+from holdfast.config.words import shown
+from holdfast.core.errors import HoldfastError
+from holdfast.core.method import Method
+from holdfast.core.needs import NEEDS, OFFERS
+from holdfast.core.operation import ENTRY_POINTS, Operation
+from holdfast.metrics import METRICS
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTE = "<!-- Written by docs/generate.py from the code. Change the docstring, then run `python docs/generate.py`. -->"
+
+
+# Markdown ------------------------------------------------------------------------------------------------
+
+
+def table(heads: list[str], rows: Iterable[list[str]]) -> str:
+    """A Markdown table; upright strokes within cells are escaped."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def code(text: object) -> str:
+    """Inline code, or nothing for nothing."""
+    return f"`{text}`" if str(text) else ""
+
+
+def argument_table(parameters: Iterable[Parameter]) -> str:
+    """Name, default, type and meaning of what a configuration may give."""
+    rows = [
+        [code(p.name), "required" if p.required else code(shown(p.default)), kind(p.type), p.doc.rstrip(".")] for p in parameters
+    ]
+    return table(["argument", "default", "type", "meaning"], rows) if rows else "None."
+
+
+def kind(annotation: Any) -> str:
+    """An annotation as a configuration's author calls it."""
+    return re.sub(r"\bNone\b", "null", type_name(annotation))
+
+
+def sections(value: Any) -> tuple[str, dict[str, str]]:
+    """What a docstring says between its summary and its first section, and each section by its title."""
+    text = inspect.cleandoc(inspect.unwrap(value).__doc__ or "")
+    body = text.partition("\n\n")[2]
+    parts = re.split(r"^([A-Z][a-z]+):[ \n]", f"\n{body}", flags=re.MULTILINE)
+    named = {title: inspect.cleandoc(content) for title, content in zip(parts[1::2], parts[2::2])}
+    return parts[0].strip(), named
+
+
+def example_of(value: Any) -> Any:
+    """One made with its defaults, or None where it has arguments without a default."""
+    try:
+        return value()
+    except Exception:
+        return None
+
+
+# Pages ---------------------------------------------------------------------------------------------------
+
+
+def can_i_use(name: str, needs: dict[str, str]) -> str:
+    """Each way to train: yes, or no with the sentence that says why."""
+    rows = []
+    for way, offers in OFFERS.items():
+        missing = [f"`{operation}` {NEEDS[need]}" for need, operation in needs.items() if need not in offers]
+        rows.append([way, f"no: {'; '.join(missing)}" if missing else "yes"])
+    return table(["way to train", f"can I use `{name}`?"], rows)
+
+
+def method_page(name: str) -> str:
+    """The page of one published method."""
+    value, about = namespaces.find("methods", name), describe("methods", name)
+    formula, named = sections(value)
+    method = example_of(value)
+    parts = [f"# `{name}`", NOTE, about.summary]
+    if formula:
+        parts.append(formula)
+    parts += [f"Paper: {about.paper}." if about.paper else "", "## Arguments", argument_table(about.parameters)]
+    if isinstance(method, Method):
+        parts += ["## Made of", made_of(method), "## Needs", needs_list(method.needs), can_i_use(name, method.needs)]
+    if "Differences" in named:
+        parts.insert(5, f"Differences from the paper: {named['Differences']}")
+    command = command_for(name)
+    parts += ["## Use", f"```console\n{command}\n```" if command else "", f"From Python: `holdfast.methods.{name}`. All "
+              "methods: [index](index.md)."]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def command_for(name: str) -> str:
+    """The shortest change to the default job that runs a method, or nothing."""
+    for more in ([], ["stream.paradigm=task"], ["stream.paradigm=task", "model.head=task"]):
+        try:
+            resolve(load(None, [f"method={name}", *more]))
+        except HoldfastError:
+            continue
+        return " ".join(["holdfast run", f"method={name}", *more])
+    return ""
+
+
+def made_of(method: Method) -> str:
+    """The operations of a method with its defaults, one to a line."""
+    if not len(method):
+        return "No operation at all: the plain training loop."
+    lines = []
+    for operation in method:
+        config = operation.config()
+        lines.append(f"* `{operation!r}`: {describe('operations', config['name']).summary.rstrip('.')} "
+                     f"([page](../operations/{config['name']}.md))")  # fmt: skip
+    return "With its defaults, in this order:\n\n" + "\n".join(lines)
+
+
+def needs_list(needs: dict[str, str]) -> str:
+    """Every need with the operation that has it."""
+    if not needs:
+        return "Nothing: it works in every loop."
+    return "\n".join(f"* {need}: `{operation}` {NEEDS[need].split(', and')[0]}" for need, operation in needs.items())
+
+
+def operation_page(name: str) -> str:
+    """The page of one operation."""
+    value, about = namespaces.find("operations", name), describe("operations", name)
+    body, named = sections(value)
+    parts = [f"# `{name}`", NOTE, about.summary, body, "## Arguments", argument_table(about.parameters)]
+    parts.append(table(["", ""], [["role", about.role], ["acts at", moments(value)], ["needs", ", ".join(about.needs) or "nothing"],
+                                  ["remembers", remembers(value) or "nothing more"], ["Python", f"`holdfast.operations.{value.__name__}`"]]))  # fmt: skip
+    for title in ("Source", "Differences"):
+        if title in named:
+            parts.append(f"{title}: {named[title]}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def moments(value: type[Operation]) -> str:
+    """The entry points that an operation overrides."""
+    return ", ".join(code(point) for point in ENTRY_POINTS if getattr(value, point) is not getattr(Operation, point))
+
+
+def remembers(value: type[Operation]) -> str:
+    """The extra fields that an operation asks the memory to keep."""
+    fields = getattr(value, "remembers", ())
+    return ", ".join(fields) if isinstance(fields, tuple) else ""
+
+
+def own(kind_: str) -> list[str]:
+    """The names that Holdfast itself offers, without those of installed plugins."""
+    return sorted(name for name, value in namespaces.names(kind_).items() if value.__module__.startswith("holdfast."))
+
+
+def all_of(kind_: str) -> list[Description]:
+    """Every name of a kind with what a listing says about it, in alphabetical order."""
+    return [describe(kind_, name) for name in own(kind_)]
+
+
+def methods_table(folder: str) -> str:
+    """Every method in one line, linked from a page that lies beside or above `folder`."""
+    rows = [
+        [f"[`{about.name}`]({folder}{about.name}.md)", about.summary, ", ".join(about.needs) or "nothing"]
+        for about in all_of("methods")
+    ]
+    return table(["method", "what it does", "needs"], rows)
+
+
+def methods_index() -> str:
+    """The list of methods, what needs mean, and which method works where."""
+    ways, rows = list(OFFERS), []
+    for about in all_of("methods"):
+        held = set(about.needs)
+        rows.append([f"[`{about.name}`]({about.name}.md)", *("yes" if held <= OFFERS[way] else "no" for way in ways)])
+    words = [[code(need), sentence] for need, sentence in NEEDS.items()]
+    return "\n\n".join([
+        "# Methods", NOTE, "Each is one expression over [operations](../operations/index.md), in one file of "
+        "`src/holdfast/methods`.", methods_table(""), "## Can I use?", "With its defaults; the page of a method says why not.",
+        table(["method", *ways], rows), "## What the needs mean", "A method that has one of these needs ...",
+        table(["need", "a method with it"], words),
+    ]) + "\n"  # fmt: skip
+
+
+def operations_index() -> str:
+    """The list of operations."""
+    rows = []
+    for about in all_of("operations"):
+        value = namespaces.find("operations", about.name)
+        rows.append([f"[`{about.name}`]({about.name}.md)", about.summary, about.role, moments(value),  # type: ignore[arg-type]
+                     ", ".join(about.needs) or "nothing", remembers(value)])  # type: ignore[arg-type]  # fmt: skip
+    heads = ["operation", "what it does", "role", "acts at", "needs", "remembers"]
+    return "\n\n".join(["# Operations", NOTE, "What methods are made of; `needs` are those with default arguments. How "
+                        "one is written: [adding an operation](../adding_an_operation.md).", table(heads, rows)]) + "\n"  # fmt: skip
+
+
+# Tables between markers ----------------------------------------------------------------------------------
+
+
+def names_table(kind_: str) -> str:
+    """Every name of a kind with its call and one line."""
+    rows = [[code(about.name), ", ".join(code(p.name) for p in about.parameters), about.summary] for about in all_of(kind_)]
+    return table(["name", "parameters", "what it is"], rows)
+
+
+def job_table() -> str:
+    """Every top-level key of a configuration."""
+    fields = job_model().model_fields
+    return table(["key", "meaning"], [[code(name), field.description or ""] for name, field in fields.items()])
+
+
+def metrics_table() -> str:
+    """Every measure in `metrics.json`."""
+    better = {"up": "more", "down": "less"}
+    rows = [[code(name), better[metric.direction], metric.description] for name, metric in METRICS.items()]
+    return table(["key", "better", "what it is"], rows)
+
+
+BLOCKS = {
+    "README.md": {"methods": lambda: methods_table("docs/methods/")},
+    "docs/run_folder.md": {"metrics": metrics_table},
+    "docs/configuration.md": {"job": job_table, "trainer": lambda: argument_table(trainer_parameters())},
+    "docs/streams.md": {"streams": lambda: names_table("streams"), "datasets": lambda: names_table("datasets")},
+}
+"""Page -> marker -> what stands between `<!-- marker: generated -->` and `<!-- marker: end -->`."""
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file with its content."""
+    found = {ROOT / "docs/methods/index.md": methods_index(), ROOT / "docs/operations/index.md": operations_index()}
+    for name in own("methods"):
+        found[ROOT / f"docs/methods/{name}.md"] = method_page(name)
+    for name in own("operations"):
+        found[ROOT / f"docs/operations/{name}.md"] = operation_page(name)
+    for page, blocks in BLOCKS.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for marker, make in blocks.items():
+            first, last = f"<!-- {marker}: generated -->", f"<!-- {marker}: end -->"
+            if first not in text or last not in text:
+                raise SystemExit(f"{page} has no lines {first!r} and {last!r}. Put them where the table belongs.")
+            before, rest = text.split(first, 1)
+            text = f"{before}{first}\n{make()}\n{last}{rest.split(last, 1)[1]}"
+        found[ROOT / page] = text
+    return found
+
+
+def main() -> None:
+    """Write every page, or check that none would change."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
+    check = parser.parse_args().check
+    wanted = pages()
+    stale = [path for folder in ("methods", "operations") for path in (ROOT / "docs" / folder).glob("*.md") if path not in wanted]
+    changed = {path: text for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
+    for path, text in changed.items():
+        print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
+        if check and path.is_file():
+            lines = difflib.unified_diff(path.read_text(encoding="utf-8").splitlines(), text.splitlines(), "now", "wanted", lineterm="", n=0)
+            print("\n".join(list(lines)[:12]))
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    for path in stale:
+        print(f"{'left over' if check else 'removed'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.unlink()
+    if check and (changed or stale):
+        sys.exit("run `python docs/generate.py` and commit what it writes")
+
+
+if __name__ == "__main__":
+    main()
