@@ -38,7 +38,11 @@ def run_one(job: tuple[str, int, float | None]) -> dict[str, float]:
     row, seed, _ = job
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        out = run(load(HERE / "configs" / f"{row}.json", [f"seed={seed}"]), Path(folder) / "run", quiet=True)
+        path = HERE / "configs" / f"{row}.json"
+        overrides = [f"seed={seed}"]
+        if json.loads(path.read_text())["stream"].get("class_order") == "random":
+            overrides.append(f"stream.seed={seed}")  # another order of classes with each seed
+        out = run(load(path, overrides), Path(folder) / "run", quiet=True)
         metrics = json.loads((out / "metrics.json").read_text())
     found = {name: 100 * metrics[name] for name in expected()[row]["published"]}
     return {**found, "seconds": time.perf_counter() - start}

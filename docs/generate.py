@@ -94,14 +94,12 @@ def method_page(name: str) -> str:
     value, about = namespaces.find("methods", name), describe("methods", name)
     formula, named = sections(value)
     method = example_of(value)
-    parts = [f"# `{name}`", NOTE, about.summary]
-    if formula:
-        parts.append(formula)
-    parts += [f"Paper: {about.paper}." if about.paper else "", "## Arguments", argument_table(about.parameters)]
+    parts = [f"# `{name}`", NOTE, about.summary, formula, f"Paper: {about.paper}." if about.paper else ""]
+    if "Differences" in named:
+        parts.append(f"Differences from the paper: {named['Differences']}")
+    parts += ["## Arguments", argument_table(about.parameters)]
     if isinstance(method, Method):
         parts += ["## Made of", made_of(method), "## Needs", needs_list(method.needs), can_i_use(name, method.needs)]
-    if "Differences" in named:
-        parts.insert(5, f"Differences from the paper: {named['Differences']}")
     command = command_for(name)
     parts += ["## Use", f"```console\n{command}\n```" if command else "", f"From Python: `holdfast.methods.{name}`. All "
               "methods: [index](index.md)."]  # fmt: skip

@@ -67,8 +67,9 @@ def wrap(
             order = torch.randperm(len(data), generator=order_rng)
             for batch in data.batches(order, batch_size):
                 mover.zero_grad()
-                outputs = cl(batch.inputs) if prepare else net(batch.inputs)
-                cl.backward(nn.functional.cross_entropy(outputs, batch.targets), batch.targets, inputs=batch.inputs)
+                outputs = cl(batch.inputs, batch.task) if prepare else net(batch.inputs)
+                loss = nn.functional.cross_entropy(outputs, batch.targets)
+                cl.backward(loss, batch.targets, inputs=batch.inputs, task=batch.task)
                 mover.step()
                 after_step()
         cl.end()

@@ -13,22 +13,22 @@ from holdfast.config.words import nearest
 from holdfast.core.errors import ConfigError
 
 
-def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load(
+    path: Path | str | None = None, overrides: Sequence[str] = (), folders: Sequence[Path | str] = ()
+) -> dict[str, Any]:
     """The job that a file and overrides describe, completed by the default job, not yet checked.
 
     Args:
         path: a JSON or YAML file; None for the default job with its references.
-        overrides: `key=value`, `~key`, as on the command line.
+        overrides: `key=value`, `group=choice`, `~key`, as on the command line.
+        folders: the user's own folders of config groups.
 
     Raises:
         ConfigError: where the file or an override cannot be read.
     """
-    from holdfast.config.defaults import completed, default
-    from holdfast.config.overrides import apply, parse
+    from holdfast.config.compose import compose
 
-    changes = parse(overrides)
-    config = default() if path is None else read(path)
-    return apply(completed(config), changes)
+    return compose(path, overrides, folders).config
 
 
 def read(path: Path | str) -> dict[str, Any]:

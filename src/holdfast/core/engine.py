@@ -54,6 +54,7 @@ class Engine:
             operation.bound = True  # type: ignore[assignment]
             operation.to(learner.device)
             operation.setup(learner)
+        self._check_memory()
 
     _setup: tuple[Any, ...]
     _begin: tuple[Any, ...]
@@ -66,6 +67,16 @@ class Engine:
     _end: tuple[Any, ...]
     _predict: tuple[Any, ...]
     _take_step: tuple[Any, ...]
+
+    def _check_memory(self) -> None:
+        if self.learner.memory is not None:
+            return
+        for operation in self.method:
+            if operation.remembers or "retrieval" in operation.state:
+                raise ConfigError(
+                    f"operation {operation.name!r} draws from a memory, and nothing in this method fills one. "
+                    "Add Remember(capacity=200) to it."
+                )
 
     def acts_at(self, entry_point: str) -> bool:
         """Whether some operation acts at `entry_point`."""
@@ -157,6 +168,31 @@ class Engine:
             step: what was computed; its loss must still have its graph.
             scale: factor of the whole loss (a gradient scaler's, or 1 / accumulated batches).
         """
+        self.accumulate(step, scale)
+        self.finish(step)
+
+    def accumulate(self, step: Step, scale: float | Tensor | None = None) -> None:
+        """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
+        if self.learner.autocast is None:
+            roots, factors = self._terms(step)
+        else:
+            with torch.autocast(self.learner.autocast[0], dtype=self.learner.autocast[1]):
+                roots, factors = self._terms(step)
+        weights = [constant(factor, root) for factor, root in zip(factors, roots)]
+        if scale is not None:
+            weights = [weight * scale for weight in weights]
+        backward(roots, weights)
+
+    def finish(self, step: Step) -> None:
+        """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
+        for edit in self._gradient:
+            edit(step, self.learner)
+        for observe in self._observe:
+            observe(step, self.learner)
+        self.index += 1
+
+    def _terms(self, step: Step) -> tuple[list[Tensor], list[float]]:
+        """The losses that have a graph, and the factor of each in the total."""
         learner = self.learner
         roots, factors = [step.loss], [1.0]
         for name, loss in self._named_losses:
@@ -172,15 +208,7 @@ class Engine:
                 factors.append(factor)
         factors[0] = step.weight
         learner.log("loss", step.loss, step.weight)
-        weights = [constant(factor, root) for factor, root in zip(factors, roots)]
-        if scale is not None:
-            weights = [weight * scale for weight in weights]
-        backward(roots, weights)
-        for edit in self._gradient:
-            edit(step, learner)
-        for observe in self._observe:
-            observe(step, learner)
-        self.index += 1
+        return roots, factors
 
     def update(self, step: Step) -> None:
         """After the optimiser moved."""
@@ -229,3 +257,4 @@ class Engine:
         self.learner.load(state["learner"])
         for operation in self.method:
             operation.load(state["operations"][operation.name])
+            operation.to(self.learner.device)  # a checkpoint comes back on the CPU

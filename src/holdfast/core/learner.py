@@ -52,6 +52,12 @@ class Learner:
         autocast: `(device type, dtype)` of the main forward's autocast, entered again by every other forward.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         on_growth: called with the new parameters whenever outputs are added; whoever owns the optimiser listens.
+        added: parameters that operations brought along, by name (see `learn`).
+        progress: how far the experience has come, from 0 to 1; None in loops that do not know.
+        epoch_progress: how far the current pass over the experience's data has come: 0 at its first step, 1 at its
+            last; None in loops that do not know.
+        optimizer: returns the optimiser, or None where there is none; whoever owns it sets this.
+        output: takes the tensor of outputs out of what the model returns; None where the model returns that tensor.
         logged: scalars and their factors, logged since the loop read them last, by name; tensors stay on the device.
     """
 
@@ -81,6 +87,12 @@ class Learner:
         self.logged: dict[str, list[tuple[Tensor, float]]] = {}
         self.grown = False
         self.on_growth: list[Callable[[list[nn.Parameter]], None]] = []
+        self.added: dict[str, nn.Parameter] = {}
+        self.progress: float | None = None
+        self.epoch_progress: float | None = None
+        self.optimizer: Callable[[], torch.optim.Optimizer | None] = lambda: None
+        self.given_task: int | Tensor | str | None = None
+        self.output: Callable[[Any], Tensor] | None = None
         self._classes = torch.zeros(0, dtype=torch.bool, device=self.device)
         self._generators: dict[str, torch.Generator] = {}
         self._loaded_generators: dict[str, Tensor] = {}
@@ -104,19 +116,35 @@ class Learner:
                 return self._forward(self.model, inputs, task)
         return self._forward(self.model, inputs, task)
 
+    @property
+    def forward_task(self) -> int | Tensor | None:
+        """The task of the forward that is running, for hooks on inner layers; outside of one, the current task."""
+        given = self.given_task
+        return self.task if given is None or isinstance(given, str) else given
+
     def _forward(self, model: nn.Module, inputs: Tree, task: int | Tensor | str | None = None) -> Tensor:
+        before, self.given_task = self.given_task, task
+        try:
+            return self._run(model, inputs, task)
+        finally:
+            self.given_task = before
+
+    def _run(self, model: nn.Module, inputs: Tree, task: int | Tensor | str | None) -> Tensor:
         if self.prepare is not None:
             inputs = self.prepare(inputs, model.training, self._augment)
         if self._multi_head:
             model.get_submodule(self._head_path).task = self.task if task is None else task  # type: ignore[assignment]
         if isinstance(inputs, Tensor):
-            return model(inputs)
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs)
+            outputs = model(inputs)
+        else:
+            outputs = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+        return outputs if self.output is None else self.output(outputs)
 
     def loss_on(self, inputs: Tree, targets: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The criterion's mean loss on raw `inputs` and `targets`, a scalar with its graph."""
+        if self.autocast is not None and not torch.is_autocast_enabled(self.autocast[0]):
+            with torch.autocast(self.autocast[0], dtype=self.autocast[1]):
+                return self.criterion(self._forward(self.model, inputs, task), targets)
         return self.criterion(self(inputs, task), targets)
 
     def features(self, inputs: Tree) -> Tensor:
@@ -147,6 +175,49 @@ class Learner:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def learn(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Let the optimiser move `parameters` of an operation too: embeddings, scores of masks, new columns.
+
+        They are not in `parameters()`, which is the model's: no other operation penalises or projects them.
+
+        Args:
+            parameters: by a name that is unique within the method (`f"{self.name}/..."`); a known name is replaced.
+        """
+        new = [p for name, p in parameters.items() if self.added.get(name) is not p]
+        self.added.update(parameters)
+        if new:
+            for listener in self.on_growth:
+                listener(new)
+
+    def optimized(self) -> list[nn.Parameter]:
+        """Everything that the optimiser moves: the model's trainable parameters, then those that operations added."""
+        return [*self.parameters(), *self.added.values()] if self.added else self.parameters()
+
+    def every_parameter(self) -> dict[str, nn.Parameter]:
+        """The model's and the added parameters by name, those that are frozen too: the names in checkpoints."""
+        return {**dict(self.model.named_parameters()), **{f"added/{name}": p for name, p in self.added.items()}}
+
+    def freeze(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Stop training `parameters` of the model: no gradient, and no move of the optimiser from now on."""
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self._parameters = None
+
+    def moments(self, parameter: nn.Parameter) -> list[Tensor]:
+        """What the optimiser remembers of each value of `parameter` (momentum, Adam's averages), to be edited in place."""
+        optimizer = self.optimizer()
+        if optimizer is None or parameter not in optimizer.state:
+            return []
+        held = optimizer.state[parameter].values()
+        return [value for value in held if isinstance(value, Tensor) and value.shape == parameter.shape]
+
+    def forget_moments(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let the optimiser forget all it remembers of `parameters`, as if they were new."""
+        optimizer = self.optimizer()
+        for parameter in parameters if optimizer is not None else ():
+            optimizer.state.pop(parameter, None)  # type: ignore[union-attr]
 
     def grad(self, loss: Tensor) -> list[Tensor]:
         """Gradient of `loss` by every trainable parameter, averaged over ranks; never touches `p.grad`."""
@@ -220,6 +291,10 @@ class Learner:
     def see_targets(self, targets: Tensor) -> None:
         """Add the classes of a batch to `classes` without a host sync; they must be below the head's width."""
         self._classes.index_fill_(0, targets, True)
+
+    def see_width(self, width: int) -> None:
+        """Make room for classes below `width` in `classes`, where nobody announces them."""
+        self._widen(width)
 
     def _widen(self, width: int) -> None:
         missing = width - self._classes.shape[0]
@@ -295,7 +370,7 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.model.train(state["training"])
         self.task, self.experience = state["task"], state["experience"]
-        self._classes = state["classes"].to(self.device)
+        self._classes = state["classes"].to(self.device, copy=True)
         self._scratch = None
         self._loaded_generators = dict(state["generators"])
         for name, generator in self._generators.items():

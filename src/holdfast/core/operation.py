@@ -168,7 +168,7 @@ class Operation(nn.Module):
             if hasattr(held, "state") and hasattr(held, "load"):
                 held.load(values[key])
             else:
-                setattr(self, key, values[key])
+                setattr(self, key, _apply_to(values[key], Tensor.clone))  # the state stays its owner's
         if "parameters" in values:
             self.load_state_dict(values["parameters"])
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from holdfast.config import build
-from holdfast.core.errors import DataError, Interrupted
-from holdfast.experiments.checkpoints import MODEL, CheckpointFolder, save_tensors
+from holdfast.core.errors import DataError, HoldfastError, Interrupted
+from holdfast.experiments.checkpoints import LAST, MODEL, CheckpointFolder, load_tensors, save_tensors
 from holdfast.experiments.folder import CONFIG, locked, new_folder, read_config, read_info, versions, write_info, write_json
 from holdfast.experiments.journal import LOG, Journal
 from holdfast.experiments.report import write_report
@@ -56,11 +57,7 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
     Returns:
         The run folder.
     """
-    config = read_config(folder)
-    if read_info(folder).get("state") == "finished":
-        return folder
-    write_info(folder, state="running")
-    return _work(folder, build.resolve(config), quiet)
+    return _work(folder, build.resolve(read_config(folder)), quiet)
 
 
 def parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -78,7 +75,11 @@ def parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
-    with locked(folder), _threads(config.get("threads")):
+    with locked(folder), _full_disk_reported(folder), _threads(config.get("threads")):
+        info = read_info(folder)
+        if info.get("state") == "finished":
+            return folder
+        write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
         todo = parts(config)
         for where, part in todo.items():
             place = folder / where if where else folder
@@ -95,8 +96,9 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                 _derive(place)
             except BaseException as error:
                 state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-                write_info(place, state=state)
-                write_info(folder, state=state)
+                with suppress(OSError):  # the disk may be full, which is what `error` says then
+                    write_info(place, state=state)
+                    write_info(folder, state=state)
                 if isinstance(error, Interrupted):
                     raise Interrupted(f"training was stopped, and its state saved. Go on with: holdfast resume {folder}") from None
                 raise
@@ -106,6 +108,19 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
         write_report(folder)
         write_info(folder, state="finished", finished=time.time())
     return folder
+
+
+@contextmanager
+def _full_disk_reported(folder: Path) -> Iterator[None]:
+    """A file that could not be written for want of room, as an error that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise HoldfastError(
+            f"could not write in {folder}: {error.strerror}. Make room; `holdfast resume {folder}` then goes on."
+        ) from error
 
 
 def _ended(place: Path) -> bool:
@@ -187,7 +202,8 @@ def evaluate(folder: Path, split: str = "test") -> dict[str, Any]:
         `{"experiences": [evaluate events], "average_accuracy": ..}`.
     """
     config = build.resolve(read_config(folder))
-    loaded = CheckpointFolder(folder / "checkpoints").load() if (folder / "checkpoints").is_dir() else None
+    last = folder / "checkpoints" / LAST
+    loaded = load_tensors(last) if last.is_file() else None
     if loaded is None:
         raise DataError(f"{folder} has no checkpoint to evaluate. Give the folder of a single run, for instance {folder}/seed-0.")
     stream = build.build_stream(config["stream"], config["seed"])

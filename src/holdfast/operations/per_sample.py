@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.grad import conv2d_weight
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Tree, tree_map
@@ -36,14 +37,14 @@ def supported_layers(model: nn.Module) -> dict[str, nn.Module] | None:
         chunked = isinstance(module, GrowingHead | TaskHead)
         if chunked:
             own = [p for p in module.parameters() if p.requires_grad]
-        if not own or all(id(p) in owned for p in own):
+        if not own or (isinstance(module, nn.ParameterList) and all(id(p) in owned for p in own)):
             continue
         convolution = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
         convolution = convolution and not isinstance(module.padding, str)
         norm = isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.track_running_stats
         if not (isinstance(module, nn.Linear) or convolution or norm or chunked):
             return None
-        if any(id(p) in owned for p in own):
+        if any(id(p) in owned for p in own):  # two layers share their weights
             return None
         owned |= {id(p) for p in own}
         layers[name] = module
@@ -55,8 +56,12 @@ def recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
     """Record inputs (without graph) and outputs (with graph) of `layers` in the forward inside."""
     seen: Calls = {name: [] for name in layers}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _, args, output: seen[name].append((args[0].detach(), output))
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            seen[name].append((args[0].detach(), output))
+            return output.clone()  # an activation in place after the layer would change what was recorded
+
+        return record
 
     handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
     try:
@@ -119,7 +124,7 @@ def _layer(module: nn.Module, a: Tensor, delta: Tensor, magnitude: Magnitude) ->
 def _convolution(module: nn.Conv2d, a: Tensor, delta: Tensor, magnitude: Magnitude) -> Tensor:
     """Weight gradients of a convolution for every sample, as one convolution with a group per sample."""
     rows, shape = a.shape[0], (a.shape[0] * module.out_channels, *module.weight.shape[1:])
-    grads = torch.nn.grad.conv2d_weight(
+    grads = conv2d_weight(
         a.reshape(1, -1, *a.shape[2:]),
         shape,
         delta.reshape(1, -1, *delta.shape[2:]),
@@ -158,13 +163,14 @@ class OneByOne:
     def __init__(self, learner: Learner, inputs: Tree, task: int | Tensor | None) -> None:
         if isinstance(task, Tensor):
             raise ConfigError("per-sample gradients with mixed tasks need the closed form. Use layers that have one.")
-        if task is not None and learner.multi_head:
-            learner.head.task = task  # type: ignore[union-attr, assignment]
+        if learner.multi_head:
+            learner.head.task = learner.task if task is None else task  # type: ignore[union-attr, assignment]
         self.model = learner.model
         self.inputs = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
         self.parameters = {name: p.detach() for name, p in learner.named_parameters().items()}
         state = self.model.state_dict(keep_vars=True)
-        self.rest = {name: value for name, value in state.items() if name not in self.parameters}
+        tied = {id(p) for p in learner.parameters()}  # also under a second name
+        self.rest = {name: value for name, value in state.items() if id(value) not in tied}
 
     def call(self, weights: Diagonal, row: Tree) -> Tensor:
         """Outputs `[1, width]` of one sample under `weights`."""
@@ -181,7 +187,11 @@ class OneByOne:
             return vmap(lambda row: self.call(self.parameters, row).squeeze(0))(self.inputs)
 
     def summed(
-        self, loss: Callable[[Tensor, Tensor], Tensor], labels: Tensor, magnitude: Magnitude, factor: Tensor | None = None
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        labels: Tensor,
+        magnitude: Magnitude,
+        factor: Tensor | None = None,
     ) -> Diagonal:
         """The magnitudes of per-sample gradients of `loss(outputs, label)`, summed over samples.
 

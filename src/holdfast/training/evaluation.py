@@ -29,60 +29,41 @@ def evaluate(engine: Engine, data: Data, classes: tuple[int, ...], task: int | N
     learner = engine.learner
     device = learner.device
     total = torch.zeros((), device=device, dtype=torch.float64)
-    weighed = torch.zeros((), device=device, dtype=torch.float64)
-    counts: dict[str, Tensor] = {}
-    known_to_model = None
+    weighed = 0
+    guesses: list[tuple[Tensor, Tensor, Tensor]] = []
+    single_label = not data.targets.is_floating_point() and data.targets.dim() == 1
+    highest = int(data.targets.max()) if single_label and len(data) else -1
     labels = torch.tensor(sorted(classes), device=device)
     with engine.evaluating(), torch.inference_mode():
         for batch in data.batches(torch.arange(len(data)), batch_size):
             inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
             targets = batch.targets.to(device)
-            rows = targets.shape[0]
             outputs = engine.predict(inputs, batch.task if batch.task is not None else task)
-            single_label = not targets.is_floating_point() and outputs.dim() == 2
-            if single_label:
+            if single_label and outputs.dim() == 2:
                 width = outputs.shape[1]
-                if known_to_model is None:
-                    known_to_model = labels[labels < width]
-                _count(counts, outputs, targets, known_to_model)
-                inside = targets < width
-                outputs, targets = outputs[inside], targets[inside]
-                rows = targets.shape[0]
+                guesses.append((targets, *_guess(outputs, labels[labels < width])))
+                if highest >= width:  # classes that have no output yet cannot be weighed
+                    inside = targets < width
+                    outputs, targets = outputs[inside], targets[inside]
+            rows = targets.shape[0]
             if rows:
                 total += learner.criterion(outputs, targets).double() * rows
                 weighed += rows
-    samples = len(data)
-    result: dict[str, Any] = {"samples": samples, "loss": None, "correct": None, "correct_task": None}
-    result["loss"] = float(total / weighed) if float(weighed) else None
-    if counts:
-        result["correct"], result["correct_task"] = int(counts["correct"]), int(counts["correct_task"])
-        seen, right = counts["class_samples"].tolist(), counts["class_correct"].tolist()
+    result: dict[str, Any] = {"samples": len(data), "loss": None, "correct": None, "correct_task": None}
+    result["loss"] = float(total) / weighed if weighed else None
+    if guesses:
+        targets, guess, aware = (torch.cat(column) for column in zip(*guesses))
+        hit = guess == targets
+        result["correct"], result["correct_task"] = int(hit.sum()), int((aware == targets).sum())
+        seen, right = torch.bincount(targets).tolist(), torch.bincount(targets[hit]).tolist()
+        right += [0] * (len(seen) - len(right))
         result["class_samples"] = {str(label): n for label, n in enumerate(seen) if n}
         result["class_correct"] = {str(label): right[label] for label, n in enumerate(seen) if n}
     return result
 
 
-def _count(counts: dict[str, Tensor], outputs: Tensor, targets: Tensor, labels: Tensor) -> None:
-    if outputs.shape[1] == 0:
-        hit = torch.zeros_like(targets, dtype=torch.bool)
-        aware = hit
-    else:
-        hit = outputs.argmax(1) == targets
-        aware = labels[outputs[:, labels].argmax(1)] == targets if len(labels) else torch.zeros_like(hit)
-    length = int(targets.max()) + 1
-    found = {
-        "correct": hit.sum(),
-        "correct_task": aware.sum(),
-        "class_samples": torch.bincount(targets, minlength=length),
-        "class_correct": torch.bincount(targets[hit], minlength=length),
-    }
-    for name, value in found.items():
-        if name not in counts:
-            counts[name] = value
-        elif value.dim() and value.shape != counts[name].shape:
-            short, long = sorted((counts[name], value), key=len)
-            long = long.clone()
-            long[: len(short)] += short
-            counts[name] = long
-        else:
-            counts[name] = counts[name] + value
+def _guess(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of the largest of all outputs, and of the largest among `labels`; -1 where there are none."""
+    nothing = torch.full((outputs.shape[0],), -1, device=outputs.device)
+    best = outputs.argmax(1) if outputs.shape[1] else nothing
+    return best, labels[outputs[:, labels].argmax(1)] if len(labels) else nothing

@@ -98,14 +98,19 @@ class Optimization:
         self.optimizer: torch.optim.Optimizer | None = None
 
     def start(self, parameters: Sequence[nn.Parameter]) -> None:
-        """A new optimiser over `parameters`; it may start without any (a head that grows)."""
+        """A new optimiser over `parameters`; without any (a head that has yet to grow) it waits for the first."""
+        if not parameters:
+            self.optimizer = None
+            return
         self.optimizer = self.make(list(parameters))
         self._initial = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
         self._refresh()
 
     def follow(self, new: list[nn.Parameter]) -> None:
         """Add parameters that grew, as a group of their own."""
-        if self.optimizer is not None:
+        if self.optimizer is None:
+            self.start(new)
+        else:
             self.optimizer.add_param_group({**self._initial, "params": new})
             self._refresh()
 

@@ -151,9 +151,9 @@ class Trainer:
         self._started = time.perf_counter() - self._position["clock"]
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), _bar(self.method.name, self.progress) as self._bar:
-            torch.manual_seed(derive_seed(self.seed, "model"))
+            self._seed_model()
             if resume is not None:
-                torch.set_rng_state(resume["random"])
+                self._set_random(resume["random"])
             self._run(resume)
         return self.events
 
@@ -172,7 +172,8 @@ class Trainer:
         advice = {"task": "Make the stream with paradigm='task', or choose a method that needs no task labels."}
         self.engine = Engine(self.method, self.learner, offers, advice)
         self.learner.on_growth.append(self.optimization.follow)
-        self.optimization.start(self.learner.parameters())
+        self.learner.optimizer = lambda: self.optimization.optimizer
+        self.optimization.start(self.learner.optimized())
         self.events: list[dict[str, Any]] = []
         return self.engine
 
@@ -211,13 +212,13 @@ class Trainer:
             self._checkpoint(force=True)
 
     def _open(self, index: int) -> Experience:
-        before = None if not self.engine.acts_at("begin") else self.engine.state()
+        before = _copied(self.engine.state()) if self.engine.acts_at("begin") else None
         experience, replaced = self.engine.begin(self.stream[index])
         self._position.update(experience=index, phase="training", step=0, epoch=0, epoch_step=0, seconds=0.0)
         if replaced and before is not None:
-            self._position["begin"] = _copied(before)
+            self._position["begin"] = before
         if self.reset_optimizer or index == 0:
-            self.optimization.start(self.learner.parameters())
+            self.optimization.start(self.learner.optimized())
         self.optimization.open_experience()
         return experience
 
@@ -234,7 +235,7 @@ class Trainer:
         self._clock = time.perf_counter()
         self._since = self._clock - position["seconds"]
         self._shown = 0.0
-        self._learning = self.learner.parameters()
+        self._learning = self.learner.optimized()
         self.model.train()
         while position["step"] < total:
             if loaded is not None:
@@ -243,6 +244,7 @@ class Trainer:
             order = torch.randperm(len(data), generator=order_rng)
             skip = position["epoch_step"]
             left = min(per_epoch - skip, total - position["step"])
+            self._last_step = max(1, skip + left - 1)
             self._epoch(data, order[skip * self.batch_size : (skip + left) * self.batch_size], total)
             position.update(epoch=position["epoch"] + 1, epoch_step=0)
             loaded = None
@@ -274,6 +276,7 @@ class Trainer:
 
     def _step(self, batch: Batch, progress: float) -> Tensor:
         engine, learner, optimization = self.engine, self.learner, self.optimization
+        learner.progress, learner.epoch_progress = progress, self._position["epoch_step"] / self._last_step
         batch = engine.batch(batch)
         if learner.autocast is None:
             outputs, extras = engine.forward(batch)
@@ -345,13 +348,29 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: tensors and plain values only."""
-        names = {id(p): name for name, p in self.model.named_parameters()}
+        names = {id(p): name for name, p in self.learner.every_parameter().items()}
         return {
             "position": dict(self._position),
             "engine": self.engine.state(),
             "optimization": self.optimization.state(names),
-            "random": torch.get_rng_state(),
+            "random": self._random(),
         }
+
+    def _seed_model(self) -> None:
+        """Seed what dropout and the like draw from, and no other device's generator."""
+        seed = derive_seed(self.seed, "model")
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def _random(self) -> dict[str, Tensor]:
+        cuda = self.device.type == "cuda"
+        return {"cpu": torch.get_rng_state(), **({"cuda": torch.cuda.get_rng_state(self.device)} if cuda else {})}
+
+    def _set_random(self, state: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         position = dict(state["position"])
@@ -364,7 +383,7 @@ class Trainer:
             else:
                 self._experience = self.stream[index]
         self.engine.load(state["engine"])
-        self.optimization.load(state["optimization"], dict(self.model.named_parameters()))
+        self.optimization.load(state["optimization"], self.learner.every_parameter())
         self._position = position
 
 

@@ -94,12 +94,16 @@ class Continual:
         self.engine = Engine(method, self.learner, offers, ADVICE)
         self._check_optimizer()
         self.learner.on_growth.append(self._follow)
+        self.learner.optimizer = lambda: self.optimizer
+        if self.learner.added:
+            self._follow(list(self.learner.added.values()))
         self._experience: Experience | None = None
         self._busy = False
         self._captured: tuple[Tensor, dict[str, Any], int] | None = None
         self._pending: Step | None = None
         self._count = 0
         self._recent: Memory | None = None
+        self._present = torch.zeros(0, dtype=torch.bool, device=self.learner.device)
         if boundary is not None and "data" in method.needs:
             self._recent = Memory(boundary.window, insertion=Ring(), device=self.learner.device)
         self._hooks = [model.register_forward_hook(self._after_forward, with_kwargs=True)]
@@ -150,6 +154,7 @@ class Continual:
         try:
             if self.boundary is not None:
                 self._watch(step)
+                self._note_classes(step)
             self.engine.backward(step)
             if self._recent is not None:
                 self._recent.add({"inputs": step.inputs, "targets": step.targets})
@@ -224,10 +229,27 @@ class Continual:
                 rows = self._recent.all()
                 self._experience.train = TensorData(rows["inputs"], rows["targets"])
                 self._recent.clear()
+            self._tell_classes()
             self._close()
         if self._experience is None:
             self._open(self._wrap(None, None, ()))
             self._busy = True
+
+    def _note_classes(self, step: Step) -> None:
+        """Nobody says which classes an experience has where a boundary decides: they are read off the targets."""
+        outputs, targets = step.outputs, step.targets
+        if outputs is None or outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
+            return
+        missing = outputs.shape[1] - self._present.shape[0]
+        if missing > 0:
+            self._present = torch.cat((self._present, self._present.new_zeros(missing)))
+            self.learner.see_width(outputs.shape[1])
+        self._present.index_fill_(0, targets, True)
+        self.learner.see_targets(targets)
+
+    def _tell_classes(self) -> None:
+        self.learner.members[-1] = tuple(self._present.nonzero().flatten().tolist())
+        self._present.zero_()
 
     def _wrap(self, data: Data | None, task: int | None, classes: tuple[int, ...]) -> Experience:
         if data is not None and not classes and not data.targets.is_floating_point():
@@ -272,6 +294,7 @@ class Continual:
             "boundary": {} if self.boundary is None else self.boundary.state(),
             "recent": None if self._recent is None else self._recent.state(),
             "inside": self._experience is not None,
+            "present": self._present,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -279,6 +302,7 @@ class Continual:
         self.engine.load(state["engine"])
         if self.boundary is not None:
             self.boundary.load(state["boundary"])
+        self._present = state["present"].to(self.learner.device, copy=True)
         if self._recent is not None:
             self._recent.load(state["recent"])
         self._experience = None
@@ -313,6 +337,7 @@ class Continual:
         joined, task = self.engine.join(batch)
         if task is not None and self.learner.multi_head:
             self.learner.head.task = task  # type: ignore[union-attr, assignment]
+            self.learner.given_task = task
         if isinstance(joined, Tensor):
             return (joined,), {}
         return ((), dict(joined)) if isinstance(joined, Mapping) else (joined, {})
@@ -320,6 +345,7 @@ class Continual:
     def _after_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
         if not self._listening() or not isinstance(outputs, Tensor):
             return None
+        self.learner.given_task = None
         if torch.is_autocast_enabled(outputs.device.type):
             kind = outputs.device.type
             self.learner.autocast = (kind, torch.get_autocast_dtype(kind))
@@ -379,5 +405,5 @@ class Continual:
 
     def _follow(self, new: list[nn.Parameter]) -> None:
         if self.optimizer is None:
-            raise UsageError("the model grew new outputs, and no optimizer follows them. Pass optimizer=... to Continual.")
+            raise UsageError("the model got new parameters, and no optimizer follows them. Pass optimizer=... to Continual.")
         self.optimizer.add_param_group({"params": new})

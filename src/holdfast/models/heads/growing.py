@@ -33,6 +33,8 @@ class ChunkedHead(Head):
         bias: whether outputs have one.
     """
 
+    apart: bool = False
+    """Whether evaluation computes each chunk on its own: outputs then stay the same to the bit when others are added."""
     _place: Tensor
 
     def __init__(self, features: int, classes: int = 0, seed: int | None = None, bias: bool = True) -> None:
@@ -131,6 +133,9 @@ def linear(head: ChunkedHead, features: Tensor) -> Tensor:
     """The affine map of all chunks together, `[rows, width]`; no columns while the head is empty."""
     if len(head.weights) == 0:
         return features.new_zeros(*features.shape[:-1], 0)
+    if head.apart and not head.training:
+        biases = [None] * len(head.weights) if head.biases is None else head.biases
+        return torch.cat([F.linear(features, weight, bias) for weight, bias in zip(head.weights, biases)], dim=-1)
     return F.linear(features, joined(head.weights), None if head.biases is None else joined(head.biases))
 
 

@@ -1,0 +1,140 @@
+"""Layers of a configuration: files and their defaults lists, merged in order, with a note of where each value came from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.config.defaults import CHOSEN, settle_length
+from holdfast.config.flags import translated
+from holdfast.config.groups import GroupFile, Library, nested
+from holdfast.config.load import read
+from holdfast.config.words import shown
+from holdfast.core.errors import ConfigError
+
+Path = tuple[str, ...]
+Origins = dict[Path, str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one source says of a job.
+
+    Attributes:
+        content: part of a job.
+        source: a file, a group's choice, or the command line.
+    """
+
+    content: dict[str, Any]
+    source: str
+
+
+def merged(base: Any, given: Any) -> Any:
+    """`base` with `given` on top; a block that says its `name` replaces the one below, others change single keys.
+
+    Example:
+        >>> merged({"model": {"name": "mlp", "hidden": [9]}}, {"model": {"head": "task"}})
+        {'model': {'name': 'mlp', 'hidden': [9], 'head': 'task'}}
+        >>> merged({"model": {"name": "mlp", "hidden": [9]}}, {"model": {"name": "linear"}})
+        {'model': {'name': 'linear'}}
+    """
+    if not isinstance(base, Mapping) or not isinstance(given, Mapping) or any(key in given for key in CHOSEN):
+        return copy.deepcopy(given)
+    return {**base, **{key: merged(base.get(key), value) for key, value in given.items()}}
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[Path]:
+    """The path of everything in `value` that has no parts."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    found = [leaf for key, part in items for leaf in leaves(part, (*path, str(key)))]
+    yield from found or [path]
+
+
+def note(origins: Origins, path: Path, value: Any, source: str) -> None:
+    """Write down that `value` at `path` came from `source`."""
+    replaces = not isinstance(value, Mapping) or any(key in value for key in CHOSEN)
+    if replaces:
+        for old in [old for old in origins if old[: len(path)] == path]:
+            del origins[old]
+    if isinstance(value, Mapping) and value:
+        for key, part in value.items():
+            note(origins, (*path, str(key)), part, source)
+    else:
+        for leaf in leaves(value, path):
+            origins[leaf] = source
+
+
+def put(config: dict[str, Any], layer: Layer, origins: Origins) -> dict[str, Any]:
+    """`config` with a layer on top of it."""
+    result: dict[str, Any] = merged(config, layer.content)
+    note(origins, (), layer.content, layer.source)
+    given, trainer = layer.content.get("trainer"), result.get("trainer")
+    if isinstance(given, dict) and isinstance(trainer, dict) and "epochs" in trainer and "iterations" in trainer:
+        settle_length(trainer, set(given))
+    if "seed" in layer.content and "seeds" not in layer.content and "seeds" in result:
+        result["seeds"] = None
+    return result
+
+
+class Reader:
+    """Reads files and what their defaults lists name.
+
+    Args:
+        library: of groups.
+        chosen: group -> choice typed on the command line, which goes before what a defaults list says.
+    """
+
+    def __init__(self, library: Library, chosen: Mapping[str, str]) -> None:
+        self.library = library
+        self.chosen = dict(chosen)
+        self.used: set[str] = set()
+        self._open: list[str] = []
+
+    def choice(self, file: GroupFile) -> list[Layer]:
+        """The layers of one choice of a group: those of its defaults list, and its own."""
+        return self.layers(read(file.path), file.source, file.group, file.package)
+
+    def layers(self, content: dict[str, Any], source: str, group: str = "", package: Path = ()) -> list[Layer]:
+        """The layers of one file's content, in the order of its defaults list; the file itself comes last.
+
+        Raises:
+            ConfigError: for a defaults list that names something unknown, or itself.
+        """
+        if source in self._open:
+            raise ConfigError(f"defaults: {' -> '.join([*self._open, source])} goes in a circle. Take one out.")
+        self._open.append(source)
+        body = translated({key: value for key, value in content.items() if key not in ("defaults", "$schema")}, package)
+        own = Layer(nested(package, body), source)
+        entries = content.get("defaults", [])
+        if not isinstance(entries, list):
+            raise ConfigError(f"{source}: defaults is {shown(entries)}. Write a list: [{{trainer: cpu}}, _self_].")
+        found: list[Layer] = []
+        for entry in entries:
+            found += [own] if entry == "_self_" else self._entry(entry, source, group)
+        if "_self_" not in entries and body:
+            found.append(own)
+        self._open.pop()
+        return found
+
+    def _entry(self, entry: Any, source: str, group: str) -> list[Layer]:
+        optional = False
+        if isinstance(entry, str):
+            return self.choice(self.library.need(group, entry))
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise ConfigError(f"{source}: the defaults list holds {shown(entry)}. Write `group: name`, a name or _self_.")
+        (key, name), *_ = entry.items()
+        words = str(key).split()
+        while words and words[0] in ("optional", "override"):
+            optional |= words.pop(0) == "optional"
+        wanted = words[0].lstrip("/").split("@")[0] if words else ""
+        self.used.add(wanted)
+        name = self.chosen.get(wanted, name)
+        names = name if isinstance(name, list) else [name]
+        layers: list[Layer] = []
+        for one in names:
+            if one is None or (optional and self.library.find(wanted, str(one)) is None):
+                continue
+            layers += self.choice(self.library.need(wanted, one))
+        return layers

@@ -1,0 +1,34 @@
+"""Adaptive hard attention to the task (AdaHAT)."""
+
+from holdfast.core.method import Method, published
+from holdfast.operations import UnitAttention
+
+
+@published(paper="Wang et al., AdaHAT: adaptive hard attention to the task in task-incremental learning, ECML PKDD 2024")
+def adahat(
+    strength: float = 0.75,
+    s_max: float = 400.0,
+    intensity: float = 1e-6,
+    epsilon: float = 0.1,
+    steps: int | None = None,
+) -> Method:
+    r"""HAT that lets used weights move a little: less the more tasks use them, more once the network is full.
+
+    $$ g_{l,ij} \leftarrow \frac{r_l}{\min(M_{l,i}, M_{l-1,j}) + r_l} g_{l,ij}, \qquad r_l = \frac{\alpha}{\epsilon + R_l} $$
+
+    M counts the earlier tasks that use a unit, R_l is the layer's sparsity term. It forgets, a little.
+
+    Args:
+        strength: the weight c of the sparsity term.
+        s_max: the largest s of the annealing within each epoch.
+        intensity: alpha.
+        epsilon: above 0.
+        steps: steps of one annealing, for loops that do not know how long an epoch is.
+
+    Differences: the rate scales the optimiser's step and not only the gradient, which Adam would undo.
+    """
+    return Method(
+        UnitAttention(
+            strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=epsilon, steps=steps
+        )
+    )

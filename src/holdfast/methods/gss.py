@@ -1,0 +1,22 @@
+"""Gradient based sample selection (GSS), greedy."""
+
+from holdfast.core.method import Method, published
+from holdfast.operations import JoinedReplay, RememberDiverse
+
+
+@published(paper="Aljundi et al., Gradient based sample selection for online continual learning, NeurIPS 2019")
+def gss(capacity: int = 200, size: int = 32, compare: int = 10) -> Method:
+    r"""Replay from a memory that keeps samples whose gradients point apart.
+
+    $$ c = 1 + \max_{i \in S} \cos(g, g_i), \qquad \text{if } c < 1: \; i \sim C_i / {\textstyle \sum_j C_j}, \;
+       \text{replace } i \text{ with probability } C_i / (C_i + c) $$
+
+    Args:
+        capacity: samples in the memory.
+        size: old samples per step.
+        compare: samples of the memory that each new one is compared with, the paper's n.
+
+    Differences: one subset to compare with per batch; gradients in eval mode. Replayed samples join the batch in
+    one mean over all rows.
+    """
+    return Method(JoinedReplay(size=size), RememberDiverse(capacity=capacity, compare=compare))

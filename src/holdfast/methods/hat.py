@@ -1,0 +1,22 @@
+"""Hard attention to the task (HAT)."""
+
+from holdfast.core.method import Method, published
+from holdfast.operations import UnitAttention
+
+
+@published(paper="Serra et al., Overcoming catastrophic forgetting with hard attention to the task, ICML 2018")
+def hat(strength: float = 0.75, s_max: float = 400.0, steps: int | None = None) -> Method:
+    r"""A learnt gate per task and unit; weights between units that earlier tasks use do not move.
+
+    $$ h_l \leftarrow \sigma(s \, e_l^t) \odot h_l, \qquad
+       g_{l,ij} \leftarrow \big[1 - \min(a_{l,i}^{<t}, a_{l-1,j}^{<t})\big] g_{l,ij}, \qquad L' = L + c R(a^t, a^{<t}) $$
+
+    Args:
+        strength: c, the weight of the sparsity term.
+        s_max: the largest s of the annealing within each epoch.
+        steps: steps of one annealing, for loops that do not know how long an epoch is.
+
+    Differences: gates at test are 0 or 1; weights are put back after the optimiser moved, so that momentum, weight
+    decay and Adam forget nothing; biases of used units are kept too. See `operations.UnitAttention`.
+    """
+    return Method(UnitAttention(strength=strength, s_max=s_max, steps=steps))

@@ -1,0 +1,21 @@
+"""Memory aware synapses (MAS)."""
+
+from holdfast.core.method import Method, published
+from holdfast.operations import SensitivityPenalty
+
+
+@published(paper="Aljundi et al., Memory aware synapses: learning what (not) to forget, ECCV 2018")
+def mas(strength: float = 1.0, samples: int | None = None) -> Method:
+    r"""A quadratic penalty weighed by how much each parameter moves the outputs; it needs no labels.
+
+    $$ L = \ell(x, y) + \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
+       \Omega_i \leftarrow \Omega_i + \frac{1}{N} \sum_n \Big| \partial_{\theta_i} \lVert f_\theta(x_n) \rVert_2^2 \Big| $$
+
+    Args:
+        strength: lambda.
+        samples: samples to measure the importance on; default: all of the experience.
+
+    Differences: the gradient of each sample's own squared norm, as in the paper; several implementations take that of a
+    batch's mean over samples and outputs, so that their lambdas are larger (`SensitivityPenalty(over="batch")`).
+    """
+    return Method(SensitivityPenalty(strength=strength, samples=samples))

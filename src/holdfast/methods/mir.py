@@ -1,0 +1,36 @@
+"""Maximally interfered retrieval (MIR)."""
+
+from typing import Literal
+
+from holdfast.core.method import Method, published
+from holdfast.operations import InterferedReplay, Remember
+
+
+@published(paper="Aljundi et al., Online continual learning with maximally interfered retrieval, NeurIPS 2019")
+def mir(
+    capacity: int = 200,
+    size: int = 10,
+    candidates: int = 50,
+    rate: float | None = None,
+    average: Literal["none", "rows"] = "none",
+    policy: Literal["reservoir", "balanced_reservoir", "ring", "first"] = "reservoir",
+) -> Method:
+    r"""Of the old samples drawn, those are replayed whose loss the coming step would raise most.
+
+    $$ \theta^v = \theta - \alpha \nabla_\theta L(x, y), \qquad
+       s(x', y') = \ell(f_{\theta^v}(x'), y') - \ell(f_\theta(x'), y') $$
+
+    Args:
+        capacity: samples in the memory.
+        size: old samples replayed per step.
+        candidates: old samples drawn per step, of which `size` are replayed.
+        rate: alpha, the learning rate of the virtual step; default: the optimiser's.
+        average: `none` adds the two losses, `rows` takes one mean over current and old rows.
+        policy: which samples are kept.
+
+    Differences: interference is measured in eval mode, by a step of plain gradient descent.
+    """
+    return Method(
+        InterferedReplay(size=size, candidates=candidates, rate=rate, average=average),
+        Remember(capacity=capacity, policy=policy),
+    )

@@ -1,0 +1,22 @@
+"""Riemannian walk (RWalk)."""
+
+from holdfast.core.method import Method, published
+from holdfast.operations import WalkPenalty
+
+
+@published(paper="Chaudhry et al., Riemannian walk for incremental learning, ECCV 2018")
+def rwalk(strength: float = 1.0, decay: float = 0.9, interval: int = 10, damping: float = 1e-8) -> Method:
+    r"""A quadratic penalty weighed by a running Fisher diagonal and a score along the path of training.
+
+    $$ L = \ell(x, y) + \lambda \sum_i (\bar F_i + \bar s_i) (\theta_i - \theta^*_i)^2 $$
+
+    Args:
+        strength: lambda.
+        decay: weight of the old Fisher diagonal at each step (1 minus the paper's alpha).
+        interval: steps between two updates of the score.
+        damping: epsilon, which keeps the score finite.
+
+    Differences: without the paper's small replay memory (add `Replay` and `Remember`); the Fisher diagonal comes from
+    batch gradients times the number of rows.
+    """
+    return Method(WalkPenalty(strength=strength, decay=decay, interval=interval, damping=damping))

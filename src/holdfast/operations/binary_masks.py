@@ -1,0 +1,70 @@
+"""Binary masks: the network stays as it is, and each task learns which of its weights to use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.core.experience import Experience
+from holdfast.core.learner import Learner
+from holdfast.core.operation import require
+from holdfast.operations.layers import Layer
+from holdfast.operations.score_masks import ScoreMasks
+
+
+class BinaryMasks(ScoreMasks):
+    r"""Real-valued masks of a frozen backbone, thresholded in the forward.
+
+    $$ \hat W = W \odot m, \qquad m_{ij} = [m^r_{ij} > \tau], \qquad \frac{\partial L}{\partial m^r} := \frac{\partial L}{\partial \hat W} \odot W $$
+
+    The weights and biases of linear and convolutional layers never move; normalisation is learnt once per task, as is
+    the head. Start from a pretrained backbone, or from a wide random one. Memory grows by one byte a weight and task.
+
+    Args:
+        threshold: the paper's tau.
+        initial: the real-valued masks at the start of each task: above the threshold, all weights take part.
+
+    Source: Mallya, Davis and Lazebnik 2018, "Piggyback: adapting a single network to multiple tasks by learning to mask
+    weights", section 3.
+    Differences: the masks have the loop's optimiser and learning rate (the paper: Adam at 1e-4 beside the classifier's
+    1e-3); a weight decay of the optimiser also acts on them and drives unused ones below the threshold.
+
+    Example:
+        >>> BinaryMasks().threshold
+        0.005
+    """
+
+    def __init__(self, threshold: float = 5e-3, initial: float = 1e-2) -> None:
+        super().__init__()
+        require(
+            initial > threshold, "binary_masks", f"got initial={initial} at threshold={threshold}. Start above the threshold."
+        )
+        self.threshold = threshold
+        self.initial = initial
+
+    def covered(self, layer: Layer) -> tuple[str, ...]:
+        """Weights and biases."""
+        return ("weight", "bias")
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """Above the threshold."""
+        return scores > self.threshold
+
+    def trained(self, weight: Tensor) -> Tensor:
+        """The weight is never trained."""
+        return weight.detach()
+
+    def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
+        """Zero: the backbone never moves."""
+        found = {
+            f"{name}.{key}": getattr(layer.module, key) for name, layer in self.layers.items() for key in self.covered(layer)
+        }
+        return {name: torch.zeros_like(p) for name, p in found.items() if p is not None}
+
+    def begin(self, experience: Experience, learner: Learner) -> None:
+        """Start the task's masks."""
+        super().begin(experience, learner)
+        with torch.no_grad():
+            for scores in self.scores.values():
+                scores.fill_(self.initial)
+        learner.forget_moments(list(self.scores.values()))

@@ -1,0 +1,108 @@
+"""Interfered replay: of the old samples drawn, those are replayed that the coming step would hurt most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.core.learner import Learner, average_over_ranks
+from holdfast.core.operation import Operation, Term, require
+from holdfast.core.step import Step
+from holdfast.memory import Uniform
+from holdfast.operations.mixing import Average, mix
+from holdfast.operations.rows import row_losses, take
+from holdfast.operations.twin import Twin
+
+
+class InterferedReplay(Operation):
+    r"""Loss on those candidates from the memory whose loss a step on the current data alone would raise most.
+
+    $$ \theta^v = \theta - \alpha \nabla_\theta L(x, y), \qquad
+       s(x', y') = \ell(f_{\theta^v}(x'), y') - \ell(f_\theta(x'), y'), \qquad
+       L = L(x, y) + w \, L(\{ k \text{ candidates of highest } s \}) $$
+
+    The virtual step is made on a second model, so the learner's parameters, gradients, buffers and random state
+    stay untouched. It costs one backward more, and two forwards on the candidates.
+
+    Args:
+        size: samples replayed per step, the paper's k.
+        candidates: samples drawn from the memory per step, the paper's C; at least `size`.
+        rate: learning rate of the virtual step, the paper's alpha; default: that of the optimiser, or 0.1 where the
+            loop has none.
+        weight: factor of the replay loss under `average="none"`.
+        average: `none` adds the two losses; `rows` takes one mean over all rows; `experiences` weighs the current
+            data by 1/c and the old by 1 - 1/c after c experiences.
+
+    Raises:
+        ConfigError: fewer candidates than samples to replay, or a size or rate that is not positive.
+
+    Source: Aljundi et al. 2019, "Online continual learning with maximally interfered retrieval", section 3.1
+    (criterion MI-1) and algorithm 1.
+    Differences: scores are measured in eval mode (no dropout, no augmentation, BatchNorm's running statistics), the
+    authors' code stays in training mode; the virtual step is plain gradient descent whatever the optimiser.
+
+    Example:
+        >>> InterferedReplay(size=10).candidates
+        50
+    """
+
+    role = "knowledge retention"
+    state = ("retrieval",)
+
+    def __init__(
+        self, size: int = 10, candidates: int = 50, rate: float | None = None, weight: float = 1.0, average: Average = "none"
+    ) -> None:
+        super().__init__()
+        require(size > 0, "interfered_replay", f"got size={size}. Give the number of samples to replay per step.")
+        require(candidates >= size, "interfered_replay", f"got candidates={candidates} and size={size}. Draw at least as many candidates as are replayed.")  # noqa: E501
+        require(rate is None or rate > 0, "interfered_replay", f"got rate={rate}. Give the learning rate of the virtual step, above 0.")
+        self.size = size
+        self.candidates = candidates
+        self.rate = rate
+        self.weight = weight
+        self.average = average
+        self.retrieval: Uniform | None = None
+        self._twin: Twin | None = None
+
+    def setup(self, learner: Learner) -> None:
+        """Take a generator for the draws."""
+        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
+
+    def loss(self, step: Step, learner: Learner) -> Term | None:
+        """Mean loss on the candidates that the step would hurt most, weighed."""
+        rows = learner.memory.draw(self.candidates, self.retrieval)
+        if rows is None:
+            return None
+        if rows["targets"].shape[0] > self.size:
+            rows = take(rows, self.interference(step, rows, learner).topk(self.size).indices)
+        term = learner.loss_on(rows["inputs"], rows["targets"], rows.get("task"))
+        return mix(term, step, learner, self.average, self.weight, rows["targets"].shape[0])
+
+    def interference(self, step: Step, rows: dict[str, Tensor], learner: Learner) -> Tensor:
+        """By how much each row's loss would rise, `[rows]`.
+
+        Args:
+            step: the current step, its graph not yet used up; it is kept.
+            rows: candidates, as the memory drew them.
+            learner: the model, which is only read.
+        """
+        twin = self._twin
+        if twin is None or twin.stale():
+            twin = self._twin = Twin(learner)
+        parameters = learner.named_parameters()
+        found = torch.autograd.grad(step.loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        grads = average_over_ranks([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters.values())])
+        twin.copy_from(learner.model.state_dict())
+        before = self._losses(twin, rows, learner)
+        with torch.no_grad():
+            torch._foreach_add_([twin.values[name] for name in parameters], grads, alpha=-self._rate(learner))
+        return self._losses(twin, rows, learner) - before
+
+    def _rate(self, learner: Learner) -> float:
+        if self.rate is not None:
+            return self.rate
+        optimizer = learner.optimizer()
+        return 0.1 if optimizer is None else float(optimizer.param_groups[0]["lr"])
+
+    def _losses(self, twin: Twin, rows: dict[str, Tensor], learner: Learner) -> Tensor:
+        return row_losses(learner.criterion, twin(rows["inputs"], rows.get("task")), rows["targets"])

@@ -1,0 +1,108 @@
+"""Pruned weights: each task keeps its largest free weights for good and leaves the others to later tasks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.core.experience import Experience
+from holdfast.core.learner import Learner
+from holdfast.core.operation import require
+from holdfast.core.step import Step
+from holdfast.operations.blocking import Blocking
+from holdfast.operations.layers import Layer
+
+
+class PrunedWeights(Blocking):
+    r"""Train all free weights, prune the smallest of them within each layer, go on training the rest, then fix it.
+
+    $$ m_{ij}^t = [\text{owner}_{ij} \le t], \qquad \text{owner}_{ij} = t \text{ for the } (1 - p) \text{ largest } |w_{ij}|
+       \text{ of the free weights of a layer} $$
+
+    Task t uses the weights of tasks 1 to t; the weights that it did not keep are zero at the start of task t + 1.
+
+    Args:
+        fraction: the fraction p of the free weights of each layer that is pruned.
+        at: how far the experience has come, from 0 to 1, when it prunes; the rest of it retrains what was kept.
+        steps: prune after so many steps instead of at a fraction, for loops that do not know how long an experience is.
+
+    Source: Mallya and Lazebnik 2018, "PackNet: adding multiple tasks to a single network by iterative pruning",
+    section 3.
+    Differences: the retraining is the last part of the experience's own training, with the same optimiser and
+    schedule, instead of a second training of half as many epochs. Biases and normalisation are kept once per task;
+    the paper keeps those of the first task for all.
+
+    Example:
+        >>> PrunedWeights(fraction=0.75, at=0.5)
+        PrunedWeights(fraction=0.75, at=0.5, steps=None)
+    """
+
+    state = (*Blocking.state, "owners", "pruned", "count")
+
+    def __init__(self, fraction: float = 0.75, at: float = 0.5, steps: int | None = None) -> None:
+        super().__init__()
+        require(0 < fraction < 1, "pruned_weights", f"got fraction={fraction}. Give a number between 0 and 1.")
+        require(0 < at <= 1, "pruned_weights", f"got at={at}. Give a number above 0, up to 1.")
+        require(steps is None or steps > 0, "pruned_weights", f"got steps={steps}. Give a number of steps, or none.")
+        self.fraction = fraction
+        self.at = at
+        self.steps = steps
+        if steps is None:
+            self.needs = self.needs | {"progress"}
+        self.owners: dict[str, Tensor] = {}
+        self.pruned = False
+        self.count = 0
+
+    def setup(self, learner: Learner) -> None:
+        """Nobody owns a weight yet."""
+        super().setup(learner)
+        for name, layer in self.layers.items():
+            self.owners[name] = torch.full_like(layer.module.weight, -1, dtype=torch.int16)
+
+    def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
+        """Zero for the weights of earlier tasks."""
+        return {f"{name}.weight": (owner < 0).float() for name, owner in self.owners.items()} if self.finished else {}
+
+    def weights(self, layer: Layer, learner: Learner, task: int | None) -> dict[str, Tensor]:
+        """For a finished task, the weights that it and those before it own."""
+        if task not in self.finished:
+            return {}
+        weight, owner = layer.module.weight, self.owners[layer.name]
+        assert isinstance(weight, Tensor)
+        return {"weight": weight * ((owner >= 0) & (owner <= self.finished.index(task)))}
+
+    def begin(self, experience: Experience, learner: Learner) -> None:
+        """Start with every free weight."""
+        super().begin(experience, learner)
+        self.pruned, self.count = False, 0
+
+    def update(self, step: Step, learner: Learner) -> None:
+        """Hold what is fixed, and prune when the time has come."""
+        super().update(step, learner)
+        self.count += 1
+        due = self.count >= self.steps if self.steps is not None else (step.progress or 0.0) >= self.at
+        if due and not self.pruned:
+            self.prune(learner)
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """Fix what was kept."""
+        if not self.pruned:
+            self.prune(learner)
+        super().end(experience, learner)
+
+    @torch.no_grad()
+    def prune(self, learner: Learner) -> None:
+        """Give the largest free weights of each layer to the current task, and set the others to zero."""
+        for name, layer in self.layers.items():
+            weight, owner = layer.module.weight, self.owners[name].view(-1)
+            assert isinstance(weight, torch.nn.Parameter)
+            free = (owner < 0).nonzero().view(-1)
+            keep = min(len(free), max(1, round((1 - self.fraction) * len(free))))
+            largest = free[weight.view(-1)[free].abs().topk(keep).indices]
+            owner[largest] = len(self.finished)
+            weight.mul_(self.owners[name] >= 0)
+            kept = (self.owners[name] == len(self.finished)).to(weight.dtype)
+            self.rates[f"{name}.weight"] = kept
+            for moment in learner.moments(weight):
+                moment.mul_(kept)
+        self.pruned, self._held = True, None

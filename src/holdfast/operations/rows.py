@@ -1,0 +1,59 @@
+"""What operations share about rows: those of a step that are to be remembered, some of a draw, a loss for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.core.experience import Tree, tree_map
+from holdfast.core.learner import Criterion, Learner
+from holdfast.core.step import Step
+from holdfast.operations.remember import require_outputs
+
+
+def rows_of(step: Step, learner: Learner) -> dict[str, Any]:
+    """The step's current rows with every field that the method wants remembered (`learner.fields`).
+
+    Args:
+        step: after its losses were computed.
+        learner: knows the fields.
+
+    Returns:
+        `inputs`, `targets` and the other fields, as `Memory.add` takes them.
+    """
+    rows: dict[str, Any] = {"inputs": step.inputs, "targets": step.targets}
+    for field in learner.fields:
+        if field == "logits":
+            rows[field] = require_outputs(step).detach()
+        elif field == "task":
+            if step.task is not None:
+                rows[field] = step.task
+        else:
+            rows[field] = step.extras[field]
+    return rows
+
+
+def take(rows: Mapping[str, Tree], index: Tensor) -> dict[str, Tree]:
+    """The rows at `index`, of every field.
+
+    Example:
+        >>> take({"targets": torch.tensor([4, 5, 6])}, torch.tensor([2, 0]))
+        {'targets': tensor([6, 4])}
+    """
+    return {field: tree_map(lambda leaf: leaf.index_select(0, index), tree) for field, tree in rows.items()}
+
+
+def row_losses(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each row on its own, `[rows]`; one call a row for any criterion but cross-entropy.
+
+    Example:
+        >>> row_losses(torch.nn.functional.mse_loss, torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
+        tensor([1., 9.])
+    """
+    if criterion is F.cross_entropy:
+        return F.cross_entropy(outputs, targets, reduction="none")
+    return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in range(outputs.shape[0])])

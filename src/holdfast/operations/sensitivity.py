@@ -1,0 +1,92 @@
+"""How much each parameter moves the outputs: the mean magnitude of the gradient of their squared norm."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import ConfigError
+from holdfast.core.experience import Data, Tree, tree_map
+from holdfast.core.learner import Learner
+from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
+
+Over = Literal["sample", "batch"]
+
+
+def sensitivity(
+    learner: Learner,
+    data: Data,
+    over: Over = "sample",
+    *,
+    samples: int | None = None,
+    batch_size: int = 128,
+    generator: torch.Generator | None = None,
+    closed_form: bool | None = None,
+) -> Diagonal:
+    r"""Sensitivity of the outputs' squared norm to each parameter, by parameter name; needs no labels.
+
+    $$ \Omega_i = \frac{1}{N} \sum_{n=1}^{N} \Big| \partial_{\theta_i} \lVert f_\theta(x_n) \rVert_2^2 \Big| $$
+
+    Args:
+        learner: the model; put into eval mode for the pass.
+        data: over which the mean is taken.
+        over: `sample` as in the formula; `batch`: the magnitude of the gradient of each batch's mean, which is smaller
+            and what several implementations compute.
+        samples: use this many samples, drawn without replacement; default: all.
+        batch_size: samples per forward. It changes the result of `batch` only.
+        generator: for the choice of samples.
+        closed_form: True, False, or None to use the closed form where the model allows it.
+
+    Returns:
+        One tensor per trainable parameter, shaped like it.
+
+    Outputs of classes that were not seen yet are left out. With a layer's inputs a and output gradients d of each
+    sample, the sum over samples for a linear layer is the product |d|^T |a|: one matrix product, no gradient per sample.
+
+    Source: Aljundi et al. 2018, "Memory aware synapses: learning what (not) to forget", eq. 2 and 3.
+    """
+    if over not in ("sample", "batch"):
+        raise ConfigError(f"sensitivity over {over!r} is unknown. Choose sample or batch.")
+    order = torch.arange(len(data))
+    if samples is not None and samples < len(data):
+        order = torch.randperm(len(data), generator=generator)[:samples]
+    model, training = learner.model, learner.model.training
+    layers = supported_layers(model) if closed_form is not False and over == "sample" else None
+    if closed_form and layers is None:
+        raise ConfigError("the closed form of the sensitivity was asked for, but the model has none. Leave it out.")
+    total = {name: torch.zeros_like(p) for name, p in learner.named_parameters().items()}
+    model.eval()
+    try:
+        for batch in data.batches(order, batch_size):
+            inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
+            if over == "batch":
+                norm = _squared_norm(learner(inputs, batch.task), learner)
+                part = dict(zip(total, (grad.abs() for grad in learner.grad(norm))))
+            elif layers is not None:
+                part = _closed_form(learner, layers, inputs, batch.task)
+            else:
+                rows = OneByOne(learner, inputs, batch.task)
+                none = torch.zeros(len(batch.targets), device=learner.device)
+                part = rows.summed(lambda outputs, _: _squared_norm(outputs, learner), none, torch.abs)
+            for name, value in part.items():
+                total[name] += value
+    finally:
+        model.train(training)
+    return {name: value / max(1, len(order)) for name, value in total.items()}
+
+
+def _squared_norm(outputs: Tensor, learner: Learner) -> Tensor:
+    """The squared norm of the outputs of seen classes, summed over rows; masked outputs have no gradient."""
+    seen = learner.classes[: outputs.shape[1]] if outputs.dim() == 2 else learner.classes[:0]
+    if 0 < seen.shape[0] == outputs.shape[1]:
+        outputs = outputs * seen
+    return outputs.square().sum()
+
+
+def _closed_form(learner: Learner, layers: dict[str, nn.Module], inputs: Tree, task: int | Tensor | None) -> Diagonal:
+    with recorded(layers) as seen, torch.enable_grad():
+        norm = _squared_norm(learner(inputs, task), learner)
+        deltas = torch.autograd.grad(norm, layer_outputs(seen))
+    return summed(layers, seen, deltas, torch.abs)

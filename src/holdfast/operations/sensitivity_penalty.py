@@ -1,0 +1,75 @@
+"""Sensitivity penalty: parameters that the outputs on old data depend on are pulled back to where they were."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.core.experience import Experience
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation, Term, require
+from holdfast.core.step import Step
+from holdfast.operations.quadratic import quadratic
+from holdfast.operations.sensitivity import Over, sensitivity
+
+
+class SensitivityPenalty(Operation):
+    r"""A quadratic penalty around the latest parameters, weighed by how much each one moves the outputs.
+
+    $$ L = L(x, y) + \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
+       \Omega_i \leftarrow \gamma \Omega_i + \frac{1}{N} \sum_{n=1}^{N}
+       \Big| \partial_{\theta_i} \lVert f_\theta(x_n) \rVert_2^2 \Big| $$
+
+    The importance needs no labels, and works for any outputs, regression included.
+
+    Args:
+        strength: the paper's lambda.
+        over: magnitude of the gradient of each `sample` (the paper's), or of each `batch`.
+        decay: gamma; at 1 the importances add up.
+        samples: samples to measure on; default: all of the experience.
+
+    Source: Aljundi et al. 2018, "Memory aware synapses: learning what (not) to forget", eq. 2 to 4.
+    Differences: gamma is ours, the paper adds up; importance is measured on the experience's training data, where the
+    paper may also take unlabelled data from elsewhere.
+
+    Example:
+        >>> SensitivityPenalty(strength=0.5)
+        SensitivityPenalty(strength=0.5, over='sample', decay=1.0, samples=None)
+    """
+
+    role = "knowledge retention"
+    needs = frozenset({"boundaries", "data"})
+    state = ("importance", "anchor")
+
+    def __init__(
+        self, strength: float = 1.0, over: Over = "sample", decay: float = 1.0, samples: int | None = None
+    ) -> None:
+        super().__init__()
+        require(strength >= 0, "sensitivity_penalty", f"got strength={strength}. Give a number of 0 or more.")
+        require(over in ("sample", "batch"), "sensitivity_penalty", f"got over={over!r}. Choose sample or batch.")
+        require(0 <= decay <= 1, "sensitivity_penalty", f"got decay={decay}. Give a number from 0 to 1.")
+        require(samples is None or samples > 0, "sensitivity_penalty", f"got samples={samples}. Give 1 or more.")
+        self.strength = strength
+        self.over = over
+        self.decay = decay
+        self.samples = samples
+        self.importance: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+
+    def loss(self, step: Step, learner: Learner) -> Term | None:
+        """Strength times the weighed squared distance, once something was measured."""
+        if not self.importance:
+            return None
+        return quadratic(learner, self.importance, self.anchor), self.strength
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """Measure the sensitivity on the experience's data and move the anchor."""
+        if len(experience.train) == 0:
+            return
+        generator = learner.rng(f"samples/{self.name}")
+        found = sensitivity(learner, experience.train, self.over, samples=self.samples, generator=generator)
+        with torch.no_grad():
+            for name, parameter in learner.named_parameters().items():
+                held = self.importance.get(name)
+                self.importance[name] = found[name] if held is None else self.decay * held + found[name]
+                self.anchor[name] = parameter.detach().clone()

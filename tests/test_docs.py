@@ -1,0 +1,112 @@
+"""The documentation: generated pages are current, and what the pages show really runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from holdfast import cli
+from holdfast.core.operation import ENTRY_POINTS
+from holdfast.metrics import METRICS, compute
+
+ROOT = Path(__file__).parents[1]
+WRITTEN = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
+PAGES = sorted([*WRITTEN, *ROOT.glob("docs/methods/*.md"), *ROOT.glob("docs/operations/*.md")])
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def with_blocks(pages, language):
+    return [page for page in pages if blocks(page, language)]
+
+
+def test_the_generated_pages_follow_from_the_code():
+    script = [sys.executable, str(ROOT / "docs/generate.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", with_blocks(WRITTEN, "python"), ids=name_of)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile("from __future__ import annotations\n" + block, f"{page.name}, block {number}", "exec"), namespace)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("page", with_blocks(WRITTEN, "json"), ids=name_of)
+def test_the_json_of_a_page_is_a_valid_job(page, tmp_path):
+    for block in blocks(page, "json"):
+        (tmp_path / "job.json").write_text(block)
+        assert cli.resolved_job([str(tmp_path / "job.json")])["method"]
+
+
+@pytest.mark.parametrize("page", with_blocks(PAGES, "console"), ids=name_of)
+def test_the_commands_of_a_page_are_accepted(page, tmp_path, monkeypatch):
+    jobs = blocks(page, "json")
+    (tmp_path / "job.json").write_text(jobs[0] if jobs else "{}")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    for line in "".join(blocks(page, "console")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["holdfast"]:
+            continue
+        command, given = words[1], words[2:]
+        assert command in ("run", "resume", "eval", "show", "list", "validate", "schema"), line
+        if command == "run" and "--out" in given:
+            at = given.index("--out")
+            del given[at : at + 2]
+        if command in ("run", "validate", "list", "schema"):
+            done = CliRunner().invoke(cli.app, ["validate" if command == "run" else command, *given])
+            assert done.exit_code == 0, f"{line}\n{done.output}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files_that_exist(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+def test_the_table_of_entry_points_has_all_eleven_in_order():
+    text = (ROOT / "docs/entry_points.md").read_text()
+    rows = re.findall(r"^\| `(\w+)\([^|]*\)` \|", text, re.MULTILINE)
+    assert tuple(row for row in rows if row in ENTRY_POINTS) == ENTRY_POINTS
+
+
+def test_the_page_of_the_run_folder_names_every_key_of_the_metrics():
+    text = (ROOT / "docs/run_folder.md").read_text()
+    event = {"event": "evaluate", "after": 0, "experience": 0, "split": "test", "samples": 4, "correct": 3, "loss": 0.5}
+    keys = {*METRICS, *compute([event])}
+    assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+def readme_commands():
+    return [line for block in blocks(ROOT / "README.md", "console") for line in block.splitlines() if ".venv" in line]
+
+
+def test_the_readme_has_two_commands_of_one_line():
+    run, test = readme_commands()
+    assert run.startswith("python3 -m venv .venv && ")
+    assert run.endswith("holdfast run")
+    assert test.startswith("python3 -m venv .venv && ")
+    assert test.endswith("python -m pytest")
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    text = (ROOT / ".ci/run").read_text()
+    (pattern,) = re.findall(r"grep '(\^.*)' README\.md", text)
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert [line for line in lines if re.match(pattern, line)] == readme_commands()

@@ -1,0 +1,84 @@
+"""The examples: each runs as a user would run it, and says what it should."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+
+def run(*words, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=240, cwd=cwd, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def percentages(text):
+    return [float(number) for number in re.findall(r"(\d+\.\d)%", text)]
+
+
+def test_the_trainer_keeps_most_of_the_digits(tmp_path):
+    output = run(FOLDER / "train_with_trainer.py", cwd=tmp_path)
+    rows = [line.split() for line in output.splitlines() if re.match(r"^[ \d.]+$", line)]
+    assert [len(row) for row in rows] == [5] * 5
+    kept, forgot = percentages(output.splitlines()[-1])
+    assert kept > 60 > forgot
+
+
+def test_one_changed_line_keeps_what_the_plain_loop_forgets(tmp_path):
+    plain, changed = percentages(run(FOLDER / "drop_in.py", cwd=tmp_path))
+    assert changed > plain + 30
+
+
+def test_an_operation_of_ones_own_composes_with_replay(tmp_path):
+    output = run(FOLDER / "own_operation.py", cwd=tmp_path)
+    nothing, _, composed = percentages(output)
+    assert "freeze_old_outputs + replay + remember" in output
+    assert composed > nothing + 30
+
+
+def test_methods_are_compared_in_a_table(tmp_path):
+    output = run(FOLDER / "compare_methods.py", cwd=tmp_path)
+    table = {line.split()[0]: percentages(line) for line in output.splitlines()[1:]}
+    assert len(table) == 7
+    assert table["finetune"][0] < table["er"][0]
+    assert table["finetune"][0] < table["der_plus_plus"][0]
+
+
+def test_arrays_of_ones_own_become_a_stream(tmp_path):
+    output = run(FOLDER / "own_data.py", cwd=tmp_path)
+    assert "classes ant, bee, cat, dog" in output
+    assert len(re.findall(r"^experience \d: ", output, re.MULTILINE)) == 3
+    assert min(percentages(output)) > 30
+
+
+def test_a_stream_without_labels_is_learned_with_a_boundary(tmp_path):
+    output = run(FOLDER / "unlabelled_stream.py", cwd=tmp_path)
+    assert "refused: `joint`" in output
+    finetune, ewc, er = percentages(output)
+    assert ewc > finetune
+    assert er > finetune
+
+
+def test_the_job_runs_and_leaves_its_folder(tmp_path):
+    output = run("-m", "holdfast", "run", FOLDER / "job.json", "--out", "out", "--quiet", cwd=tmp_path)
+    folder = tmp_path / output.splitlines()[-1]
+    assert (folder / "report.html").is_file()
+    for seed in (0, 1):
+        found = json.loads((folder / f"seed-{seed}" / "metrics.json").read_text())
+        control = json.loads((folder / f"references/finetune/seed-{seed}" / "metrics.json").read_text())
+        assert found["average_accuracy"] > control["average_accuracy"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short_and_is_run_here(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 60
+    assert lines[0].startswith('"""')
+    assert path.name in Path(__file__).read_text(encoding="utf-8")
