@@ -164,7 +164,12 @@ def main() -> None:
                 steps = arguments.samples // batch
                 raw, targets = images(steps * batch)
                 floats = raw.float().div_(255)
-                stream = Stream([Experience(0, TensorData(raw, targets), classes=tuple(range(10)))], (1, 28, 28), 10, prepare=Prepare())
+                stream = Stream(
+                    [Experience(0, TensorData(raw, targets), classes=tuple(range(10)))],
+                    (1, 28, 28),
+                    10,
+                    prepare=Prepare(),
+                )
                 candidates: dict[str, Callable[[], object]] = {
                     "by hand": lambda h=hidden, x=floats, y=targets, b=batch: by_hand(net(h), x, y, b),  # type: ignore[misc]
                     "trainer": lambda h=hidden, s=stream, b=batch: by_trainer(net(h), s, b, terminal),  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """Writes the pages that follow from the code: methods, operations, and tables between markers in other pages.
 
-    python docs/generate.py            write them
-    python docs/generate.py --check    write nothing; say what is out of date, and exit with 1 if anything is
+python docs/generate.py            write them
+python docs/generate.py --check    write nothing; say what is out of date, and exit with 1 if anything is
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from holdfast.config import namespaces
 from holdfast.config.build import resolve
@@ -50,7 +50,8 @@ def code(text: object) -> str:
 def argument_table(parameters: Iterable[Parameter]) -> str:
     """Name, default, type and meaning of what a configuration may give."""
     rows = [
-        [code(p.name), "required" if p.required else code(shown(p.default)), kind(p.type), p.doc.rstrip(".")] for p in parameters
+        [code(p.name), "required" if p.required else code(shown(p.default)), kind(p.type), p.doc.rstrip(".")]
+        for p in parameters
     ]
     return table(["argument", "default", "type", "meaning"], rows) if rows else "None."
 
@@ -101,8 +102,9 @@ def method_page(name: str) -> str:
     if isinstance(method, Method):
         parts += ["## Made of", made_of(method), "## Needs", needs_list(method.needs), can_i_use(name, method.needs)]
     command = command_for(name)
-    parts += ["## Use", f"```console\n{command}\n```" if command else "", f"From Python: `holdfast.methods.{name}`. All "
-              "methods: [index](index.md)."]  # fmt: skip
+    if command:
+        parts += ["## Use", f"```console\n{command}\n```"]
+    parts.append(f"From Python: `holdfast.methods.{name}`. All methods: [index](index.md).")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -123,9 +125,9 @@ def made_of(method: Method) -> str:
         return "No operation at all: the plain training loop."
     lines = []
     for operation in method:
-        config = operation.config()
-        lines.append(f"* `{operation!r}`: {describe('operations', config['name']).summary.rstrip('.')} "
-                     f"([page](../operations/{config['name']}.md))")  # fmt: skip
+        name = operation.config()["name"]
+        summary = describe("operations", name).summary.rstrip(".")
+        lines.append(f"* `{operation!r}`: {summary} ([page](../operations/{name}.md))")
     return "With its defaults, in this order:\n\n" + "\n".join(lines)
 
 
@@ -138,15 +140,26 @@ def needs_list(needs: dict[str, str]) -> str:
 
 def operation_page(name: str) -> str:
     """The page of one operation."""
-    value, about = namespaces.find("operations", name), describe("operations", name)
+    value, about = operation_class(name), describe("operations", name)
     body, named = sections(value)
     parts = [f"# `{name}`", NOTE, about.summary, body, "## Arguments", argument_table(about.parameters)]
-    parts.append(table(["", ""], [["role", about.role], ["acts at", moments(value)], ["needs", ", ".join(about.needs) or "nothing"],
-                                  ["remembers", remembers(value) or "nothing more"], ["Python", f"`holdfast.operations.{value.__name__}`"]]))  # fmt: skip
+    facts = {
+        "role": about.role,
+        "acts at": moments(value),
+        "needs": ", ".join(about.needs) or "nothing",
+        "remembers": remembers(value) or "nothing more",
+        "Python": code(f"holdfast.operations.{value.__name__}"),
+    }
+    parts.append(table(["", ""], [[key, text] for key, text in facts.items()]))
     for title in ("Source", "Differences"):
         if title in named:
             parts.append(f"{title}: {named[title]}")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def operation_class(name: str) -> type[Operation]:
+    """The class that a configuration's name stands for."""
+    return cast("type[Operation]", namespaces.find("operations", name))
 
 
 def moments(value: type[Operation]) -> str:
@@ -186,24 +199,37 @@ def methods_index() -> str:
         held = set(about.needs)
         rows.append([f"[`{about.name}`]({about.name}.md)", *("yes" if held <= OFFERS[way] else "no" for way in ways)])
     words = [[code(need), sentence] for need, sentence in NEEDS.items()]
-    return "\n\n".join([
-        "# Methods", NOTE, "Each is one expression over [operations](../operations/index.md), in one file of "
-        "`src/holdfast/methods`.", methods_table(""), "## Can I use?", "With its defaults; the page of a method says why not.",
-        table(["method", *ways], rows), "## What the needs mean", "A method that has one of these needs ...",
+    parts = [
+        "# Methods",
+        NOTE,
+        "Each is one expression over [operations](../operations/index.md), in one file of `src/holdfast/methods`.",
+        methods_table(""),
+        "## Can I use?",
+        "With its defaults; the page of a method says why not.",
+        table(["method", *ways], rows),
+        "## What the needs mean",
+        "A method that has one of these needs ...",
         table(["need", "a method with it"], words),
-    ]) + "\n"  # fmt: skip
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def operations_index() -> str:
     """The list of operations."""
     rows = []
     for about in all_of("operations"):
-        value = namespaces.find("operations", about.name)
-        rows.append([f"[`{about.name}`]({about.name}.md)", about.summary, about.role, moments(value),  # type: ignore[arg-type]
-                     ", ".join(about.needs) or "nothing", remembers(value)])  # type: ignore[arg-type]  # fmt: skip
-    heads = ["operation", "what it does", "role", "acts at", "needs", "remembers"]
-    return "\n\n".join(["# Operations", NOTE, "What methods are made of; `needs` are those with default arguments. How "
-                        "one is written: [adding an operation](../adding_an_operation.md).", table(heads, rows)]) + "\n"  # fmt: skip
+        value = operation_class(about.name)
+        needs = ", ".join(about.needs) or "nothing"
+        link = f"[`{about.name}`]({about.name}.md)"
+        rows.append([link, about.summary, about.role, moments(value), needs, remembers(value)])
+    parts = [
+        "# Operations",
+        NOTE,
+        "What methods are made of; `needs` are those with default arguments. How one is written: "
+        "[adding an operation](../adding_an_operation.md).",
+        table(["operation", "what it does", "role", "acts at", "needs", "remembers"], rows),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 # Tables between markers ----------------------------------------------------------------------------------
@@ -211,7 +237,9 @@ def operations_index() -> str:
 
 def names_table(kind_: str) -> str:
     """Every name of a kind with its call and one line."""
-    rows = [[code(about.name), ", ".join(code(p.name) for p in about.parameters), about.summary] for about in all_of(kind_)]
+    rows = [
+        [code(about.name), ", ".join(code(p.name) for p in about.parameters), about.summary] for about in all_of(kind_)
+    ]
     return table(["name", "parameters", "what it is"], rows)
 
 
@@ -262,12 +290,21 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     check = parser.parse_args().check
     wanted = pages()
-    stale = [path for folder in ("methods", "operations") for path in (ROOT / "docs" / folder).glob("*.md") if path not in wanted]
-    changed = {path: text for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
+    stale = [
+        path
+        for folder in ("methods", "operations")
+        for path in (ROOT / "docs" / folder).glob("*.md")
+        if path not in wanted
+    ]
+    changed = {
+        path: text for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
     for path, text in changed.items():
         print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
         if check and path.is_file():
-            lines = difflib.unified_diff(path.read_text(encoding="utf-8").splitlines(), text.splitlines(), "now", "wanted", lineterm="", n=0)
+            lines = difflib.unified_diff(
+                path.read_text(encoding="utf-8").splitlines(), text.splitlines(), "now", "wanted", lineterm="", n=0
+            )
             print("\n".join(list(lines)[:12]))
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)

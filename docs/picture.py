@@ -1,6 +1,6 @@
 """Draws the README's picture from a run folder: the accuracy matrix of fine-tuning beside that of the run's method.
 
-    holdfast run --out /tmp/run && python docs/picture.py /tmp/run docs/images/default_run.png
+holdfast run --out /tmp/run && python docs/picture.py /tmp/run docs/images/default_run.png
 """
 
 from __future__ import annotations

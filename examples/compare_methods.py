@@ -1,6 +1,6 @@
 """Several methods on the same stream, side by side.
 
-    python examples/compare_methods.py
+python examples/compare_methods.py
 """
 
 from holdfast import Trainer, datasets, methods, metrics, models, streams

@@ -1,6 +1,6 @@
 """A plain PyTorch loop that stops forgetting: one line of it is another, and the method needs no task labels.
 
-    python examples/drop_in.py
+python examples/drop_in.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """An operation of your own: output weights of old classes are frozen, and one line composes it with replay.
 
-    python examples/own_operation.py
+python examples/own_operation.py
 """
 
 from holdfast import Experience, Learner, Method, Operation, Step, Trainer, datasets, metrics, models, streams
@@ -37,9 +37,7 @@ class FreezeOldOutputs(Operation):
 
 stream = streams.split(datasets.digits(), experiences=5)
 for operations in ([], [FreezeOldOutputs()], [FreezeOldOutputs(), Replay(size=32), Remember(capacity=200)]):
-    model = models.mlp(
-        input_shape=stream.input_shape, classes=stream.classes, hidden=[100, 100], head="fixed", seed=0
-    )
+    model = models.mlp(input_shape=stream.input_shape, classes=stream.classes, hidden=[100, 100], head="fixed", seed=0)
     method = Method(*operations, name=" + ".join(operation.name for operation in operations) or "nothing")
     events = Trainer(method, optimizer={"name": "SGD", "lr": 0.1}, epochs=10).fit(model, stream)
     print(f"{method.name}: kept {metrics.compute(events)['average_accuracy']:.1%}")

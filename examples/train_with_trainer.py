@@ -1,6 +1,6 @@
 """A method over a stream with our own trainer, and the accuracy matrix it leaves.
 
-    python examples/train_with_trainer.py
+python examples/train_with_trainer.py
 """
 
 from holdfast import Trainer, datasets, methods, metrics, models, streams

@@ -1,6 +1,6 @@
 """A stream that never says when something new begins: a boundary every so many steps stands in for it.
 
-    python examples/unlabelled_stream.py
+python examples/unlabelled_stream.py
 """
 
 from torch import Generator, nn, optim, randperm

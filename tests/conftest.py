@@ -62,13 +62,13 @@ def wrap(
     order_rng = cl.learner.rng("order")
     net.train()
     for experience in of:
-        data = cl.begin(experience)
+        data = cl.begin(experience, epochs=epochs, batch_size=batch_size)
         for _ in range(epochs if len(data) else 0):
             order = torch.randperm(len(data), generator=order_rng)
             for batch in data.batches(order, batch_size):
                 mover.zero_grad()
                 outputs = cl(batch.inputs, batch.task) if prepare else net(batch.inputs)
-                loss = nn.functional.cross_entropy(outputs, batch.targets)
+                loss = cl.loss(outputs, batch.targets, batch.inputs)
                 cl.backward(loss, batch.targets, inputs=batch.inputs, task=batch.task)
                 mover.step()
                 after_step()

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
+import holdfast
+
+SOURCE = Path(holdfast.__file__).parents[1]
 FOLDER = Path(__file__).parents[1] / "examples"
 
 
 def run(*words, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=240, cwd=cwd, env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=240, cwd=cwd, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc"),
+]
 
 SCRIPT = """
     import sys, torch
@@ -56,7 +59,11 @@ SCRIPT = """
 def grown(kind: str) -> tuple[float, float]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), kind], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), kind],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
     )
     before, more = map(float, done.stdout.split())
     return before, more

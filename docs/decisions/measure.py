@@ -1,6 +1,6 @@
 """What the decisions quote: alternatives timed in turn in one process on one thread, medians of ratios.
 
-    python docs/decisions/measure.py [ROUNDS]
+python docs/decisions/measure.py [ROUNDS]
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def flat_step(hidden: int, rows: int) -> Callable[[], None]:
     parameters = list(model.parameters())
     values = torch.cat([p.detach().flatten() for p in parameters])
     grads = torch.zeros_like(values)
-    for p, value, grad in zip(parameters, values.split([p.numel() for p in parameters]), grads.split([p.numel() for p in parameters])):
+    for p, value, grad in zip(
+        parameters, values.split([p.numel() for p in parameters]), grads.split([p.numel() for p in parameters])
+    ):
         p.data, p.grad = value.view_as(p), grad.view_as(p)
 
     def step() -> None:

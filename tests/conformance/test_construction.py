@@ -94,7 +94,9 @@ def test_what_an_operation_declares_as_state_exists_and_is_empty_of_learning(
     operation = make_operation(operation_name)
     for name in operation.state:
         assert hasattr(operation, name), f"{operation_name} declares state {name!r} and never sets it"
-    assert not any(isinstance(getattr(operation, name), torch.Tensor) for name in inspect.signature(type(operation)).parameters)
+    assert not any(
+        isinstance(getattr(operation, name), torch.Tensor) for name in inspect.signature(type(operation)).parameters
+    )
 
 
 def test_every_method_names_its_paper_and_the_arguments_it_takes(method_name: str) -> None:

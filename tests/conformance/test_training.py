@@ -132,9 +132,7 @@ def test_the_first_step_finds_an_empty_memory_and_moves_the_weights(make: Make, 
 
 @pytest.mark.parametrize("head", ["fixed", "growing", "task"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_trainer_and_a_loop_of_ones_own_give_equal_weights(
-    make: Make, toy: Any, head: str, optimizer: str
-) -> None:
+def test_the_trainer_and_a_loop_of_ones_own_give_equal_weights(make: Make, toy: Any, head: str, optimizer: str) -> None:
     method = make()
     if not set(method.needs) <= IN_A_LOOP:
         pytest.skip("the drop-in refuses it, which another test checks")

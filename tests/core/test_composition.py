@@ -102,8 +102,10 @@ def test_losses_add_up_and_gradient_edits_follow_one_another() -> None:
 def test_every_loss_is_logged_under_its_own_operations_name() -> None:
     engine = _engine(Shift(times=2.0), Shift(times=3.0))
     engine.backward(_step(engine))
-    total = sum(float(p.sum()) for p in engine.learner.parameters())
-    logged = {name: sum(float(value) * factor for value, factor in values) for name, values in engine.learner.logged.items()}
+    total = sum(float(p.detach().sum()) for p in engine.learner.parameters())
+    logged = {
+        name: sum(float(value) * factor for value, factor in values) for name, values in engine.learner.logged.items()
+    }
     assert set(logged) == {"loss", "shift", "shift_2"}
     assert logged["shift"] == pytest.approx(2 * total)
     assert logged["shift_2"] == pytest.approx(3 * total)

@@ -158,6 +158,8 @@ def build_device(name: str) -> torch.device:
         ConfigError: where torch does not know it, or this machine has none.
     """
     refuse(check_device_name(name))
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     try:
         torch.empty(0, device=device)

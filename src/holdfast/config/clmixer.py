@@ -128,12 +128,14 @@ def _optimisation(given: Mapping[str, Any] | None, job: dict[str, Any], notes: l
     if kind not in kinds:
         near = nearest(kind, kinds)
         raise ConfigError(
-            f"optimisation.optimizer.type: got {shown(kind)}, and CLMixer has adam and sgd; did you mean {near or 'adam'!r}?"
+            f"optimisation.optimizer.type: got {shown(kind)}, and CLMixer has adam and sgd; did you mean"
+            f" {near or 'adam'!r}?"
         )
     for key in optimizer:
         if key not in ("type", "weight_decay"):
             raise ConfigError(
-                f"optimisation.optimizer.{key}: unknown key {key!r} of CLMixer's optimizer; its keys are type, weight_decay."
+                f"optimisation.optimizer.{key}: unknown key {key!r} of CLMixer's optimizer; its keys are type,"
+                " weight_decay."
             )
     job["optimizer"] = {
         "name": kinds[kind],
@@ -156,7 +158,9 @@ def _data(given: Mapping[str, Any] | None, job: dict[str, Any], notes: list[str]
     if given is None:
         return
     if "data_path" not in given:
-        raise ConfigError('data.data_path: is missing; it is the folder of the images. Write "data_path": "path/to/images".')
+        raise ConfigError(
+            'data.data_path: is missing; it is the folder of the images. Write "data_path": "path/to/images".'
+        )
     scenario = given.get("scenario", "cil")
     if scenario not in SCENARIOS:
         near = nearest(scenario, SCENARIOS)
@@ -178,7 +182,9 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], job: dict[s
     frozen = None if backbone in (None, "None", "none", "") else str(backbone)
     if frozen is not None and frozen not in BACKBONES:
         near = nearest(frozen, BACKBONES)
-        raise ConfigError(f"data.backbone: unknown backbone {frozen!r}; did you mean {near!r}? CLMixer has {', '.join(BACKBONES)}.")
+        raise ConfigError(
+            f"data.backbone: unknown backbone {frozen!r}; did you mean {near!r}? CLMixer has {', '.join(BACKBONES)}."
+        )
     if given is None and frozen is None:
         return
     given = given or {"model_type": "mlp"}
@@ -196,12 +202,14 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], job: dict[s
     head = "cosine"
     if frozen is not None:
         if kind not in ("mlp", "identity"):
-            raise ConfigError(f"model.model_type: {kind!r} on the features of a frozen backbone makes no sense. Write mlp.")
+            raise ConfigError(
+                f"model.model_type: {kind!r} on the features of a frozen backbone makes no sense. Write mlp."
+            )
         architecture = DINO.get(frozen, frozen)
         job["model"] = {"name": "frozen", "architecture": architecture, "hidden": hidden, "head": head}
         notes.append(
-            f"data.backbone: {frozen} is frozen, in eval mode; CLMixer leaves its batch norm in training mode. Nothing is "
-            "downloaded: give the weights with model.weights=FILE, else they are random."
+            f"data.backbone: {frozen} is frozen, in eval mode; CLMixer leaves its batch norm in training mode. Nothing"
+            " is downloaded: give the weights with model.weights=FILE, else they are random."
         )
     elif kind == "mlp":
         job["model"] = {
@@ -214,8 +222,8 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], job: dict[s
         architecture = DINO.get(kind, kind)
         job["model"] = {"name": "timm", "architecture": architecture, "head": head}
         notes.append(
-            f"model: {kind} starts from random weights, since nothing is downloaded; give a file with model.weights=FILE. "
-            "hidden_size is left out: the width of its features is its own."
+            f"model: {kind} starts from random weights, since nothing is downloaded; give a file with"
+            " model.weights=FILE. hidden_size is left out: the width of its features is its own."
         )
     notes.append("model: the cosine classifier has a scale of 16; CLMixer's has none, and so nearly no gradient.")
 
@@ -223,7 +231,9 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], job: dict[s
 def _plugins(given: Any, notes: list[str], where: str) -> dict[str, Any]:
     """The method (and criterion) that a list of plugins stands for."""
     if not isinstance(given, list):
-        raise ConfigError(f'{where}plugins: got {shown(given)}, expected a list of {{"name": ..., "hyperparameters": ...}}.')
+        raise ConfigError(
+            f'{where}plugins: got {shown(given)}, expected a list of {{"name": ..., "hyperparameters": ...}}.'
+        )
     plugins = [_plugin(one, index, where) for index, one in enumerate(given)]
     operations, criterion, told = translate(plugins)
     known = namespaces.names("operations")
@@ -242,7 +252,9 @@ def _plugin(given: Any, index: int, where: str) -> Plugin:
     for key in given:
         if key not in ("name", "hyperparameters", "function"):
             near = nearest(key, ("name", "hyperparameters", "function"))
-            raise ConfigError(f"{path}.{key}: unknown key {key!r} of a plugin; did you mean {near or 'hyperparameters'!r}?")
+            raise ConfigError(
+                f"{path}.{key}: unknown key {key!r} of a plugin; did you mean {near or 'hyperparameters'!r}?"
+            )
     name = given["name"]
     if name not in KNOWN:
         near = nearest(name, KNOWN)
@@ -253,7 +265,9 @@ def _plugin(given: Any, index: int, where: str) -> Plugin:
     functions = sorted({one.function for one in KNOWN.values()})
     if function not in functions:
         near = nearest(function, functions)
-        raise ConfigError(f"{path}.function: unknown function {shown(function)}; did you mean {near or functions[0]!r}?")
+        raise ConfigError(
+            f"{path}.function: unknown function {shown(function)}; did you mean {near or functions[0]!r}?"
+        )
     values = given.get("hyperparameters") or {}
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}.hyperparameters: got {shown(values)}, expected an object.")

@@ -43,7 +43,9 @@ class Known:
 INCORPORATION, RETENTION = "knowledge_incorporation", "knowledge_retention"
 BIAS, REPRESENTATION = "bias_mitigation", "representation_learning"
 
-MERGED = "CLMixer adds the memory to the next experience's data; here 32 of its samples are replayed beside every batch."
+MERGED = (
+    "CLMixer adds the memory to the next experience's data; here 32 of its samples are replayed beside every batch."
+)
 
 
 def _nothing(values: dict[str, Any]) -> list[list[Spec]]:

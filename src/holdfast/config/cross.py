@@ -39,6 +39,16 @@ def cross_checks(job: Any) -> list[str]:
             f"trainer.evaluate: got {shown(trainer['evaluate'])}, but the stream holds no validation data out. "
             "Write stream.validation=0.1, or trainer.evaluate=test."
         )
+    held_out = stream.get("validation", 1) not in (0, None)
+    for key in ("patience", "restore_best"):
+        if trainer.get(key) and not held_out:
+            problems.append(
+                f"trainer.{key}: got {shown(trainer[key])}, but the stream holds no validation data out. "
+                "Write stream.validation=0.1."
+            )
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        if isinstance(trainer.get(key), float) and trainer[key] > 1:
+            problems.append(f"trainer.{key}: got {shown(trainer[key])}, expected a whole number, or a fraction up to 1.0.")
     problems += _check_method(job, stream)
     problems += _check_optimizer(job) or _check_scheduler(job)
     problems += _check_references(job.references, stream)
@@ -123,14 +133,16 @@ def _check_references(references: list[str], stream: dict[str, Any]) -> list[str
     problems = []
     known = namespaces.names("methods")
     for index, name in enumerate(references):
-        if name not in known:
+        if name in references[:index]:
+            problems.append(f"references.{index}: {name!r} stands twice. Keep it once.")
+        elif name in ("independent", "random"):
+            continue
+        elif name not in known:
             problems.append(f"references.{index}: {namespaces.unknown_name('methods', name)}")
         elif any(parameter.required for parameter in namespaces.configurable("methods", known[name])):
             problems.append(
                 f"references.{index}: `{name}` has parameters without a default. Run it as a method of its own."
             )
-        elif name in references[:index]:
-            problems.append(f"references.{index}: {name!r} stands twice. Keep it once.")
         else:
             problems += _check_labels(f"references.{index}", known[name](), stream)
     return problems
@@ -138,10 +150,12 @@ def _check_references(references: list[str], stream: dict[str, Any]) -> list[str
 
 def check_device_name(device: str) -> list[str]:
     """Whether torch knows a device of this name; whether it is there is asked when it is used."""
+    if device == "auto":
+        return []
     try:
         torch.device(device)
     except RuntimeError:
-        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu"])
+        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
         advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
         return [f"device: unknown device {device!r}; {advice}"]
     return []

@@ -16,7 +16,7 @@ PRECISIONS = {
     "bf16": "bfloat16", "bf16-mixed": "bfloat16", "bfloat16": "bfloat16",
     "16": "bfloat16", "16-mixed": "bfloat16",
 }  # fmt: skip
-SAME = {"max_epochs": "epochs", "max_steps": "iterations", "log_every_n_steps": "log_every", "gradient_clip_val": "clip_norm"}
+SAME = {"max_epochs": "epochs", "max_steps": "iterations", "log_every_n_steps": "log_every", "gradient_clip_val": "clip_norm", "accumulate_grad_batches": "accumulate"}
 JOB = ("profiler", "compile")
 """Flags that are keys of the job here."""
 

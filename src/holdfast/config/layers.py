@@ -123,7 +123,9 @@ class Reader:
         if isinstance(entry, str):
             return self.choice(self.library.need(group, entry))
         if not isinstance(entry, dict) or len(entry) != 1:
-            raise ConfigError(f"{source}: the defaults list holds {shown(entry)}. Write `group: name`, a name or _self_.")
+            raise ConfigError(
+                f"{source}: the defaults list holds {shown(entry)}. Write `group: name`, a name or _self_."
+            )
         (key, name), *_ = entry.items()
         words = str(key).split()
         while words and words[0] in ("optional", "override"):

@@ -31,6 +31,7 @@ TRAINER_SUPPLIED = {
     "progress",
     "checkpoint",
     "checkpoints",
+    "compile",
 }
 """Parameters of the trainer that are not configured, or have a key of their own."""
 
@@ -41,6 +42,12 @@ BOUNDS: dict[str, dict[str, float]] = {
     "eval_batch_size": {"ge": 1},
     "log_every": {"ge": 1},
     "clip_norm": {"gt": 0},
+    "accumulate": {"ge": 1},
+    "patience": {"ge": 1},
+    "max_seconds": {"gt": 0},
+    "limit_train_batches": {"gt": 0},
+    "limit_val_batches": {"gt": 0},
+    "limit_test_batches": {"gt": 0},
     "experiences": {"ge": 1},
     "validation": {"ge": 0, "lt": 1},
     "test_fraction": {"ge": 0, "lt": 1},
@@ -199,15 +206,43 @@ def job_model() -> type[BaseModel]:
             seeds,
             Field(None, min_length=1, description="a run for each, or for 0 ... n-1; null for `seed` alone"),
         ),
-        "device": (str, Field("cpu", description="where the model lives: cpu, cuda, cuda:1, mps")),
+        "device": (str, Field("cpu", description="where the model lives: cpu, cuda, cuda:1, mps, or auto")),
         "threads": (
             int | None,
             Field(None, ge=1, description="threads that torch computes with; null for its default"),
         ),
-        "references": (list[str], Field([], description="methods to run beside this one, with their defaults")),
+        "references": (list[str], Field([], description="methods to run beside this one, with their defaults; also independent and random")),
+        "experiment_name": (str | None, Field(None, description="its runs lie under logs/<name>/; null for runs/")),
+        "protocol": (
+            Literal["continual", "independent", "random"],
+            Field("continual", description="one model over the stream, a new one for each experience, or one untrained"),
+        ),
+        "tags": (list[str], Field([], description="words to find the run by: `holdfast show --tag`")),
+        "loggers": (list[logger_type()], Field([], description="where to log besides the run folder")),  # type: ignore[misc]
+        "profiler": (
+            Literal["simple", "pytorch"] | None,
+            Field(None, description="writes where the time went to profile.txt: by function, or by torch operation"),
+        ),
+        "compile": (bool, Field(False, description="compile the model's forward with torch.compile")),
         "checkpoint": (_part("checkpoint", "When to save.", checkpoint), Field(description="when to save")),
     }
     return create_model("job", __config__=STRICT, __doc__="A continual-learning job of Holdfast.", **fields)
+
+
+LOGGERS = ("tensorboard", "wandb", "mlflow", "comet")
+"""Where a run can log to besides its own folder, each by its optional library."""
+
+
+def logger_type() -> Any:
+    """The type of one entry of `loggers`: a name, or an object with a name, a project and where to put its files."""
+    names: Any = Literal[LOGGERS]
+    fields: Fields = {
+        "name": (names, Field(description="of the logger")),
+        "project": (str, Field("holdfast", description="the project or experiment that the run belongs to")),
+        "offline": (bool, Field(True, description="whether nothing is sent to a server")),
+        "folder": (str | None, Field(None, description="for its files; null for one in the run folder")),
+    }
+    return Annotated[_part("logger", "A logger.", fields), BeforeValidator(expand)]
 
 
 def _part(name: str, summary: str, fields: Fields) -> type[BaseModel]:

@@ -41,4 +41,6 @@ def backward(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     if _engine is None:
         torch.autograd.backward(list(losses), list(weights))
     else:
-        _engine.run_backward(tuple(losses), tuple(weights), False, False, (), allow_unreachable=True, accumulate_grad=True)
+        _engine.run_backward(
+            tuple(losses), tuple(weights), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )

@@ -28,7 +28,7 @@ class Boundary(ABC):
         """Plain values that restore this boundary."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Restore what `state` returned."""
 
 

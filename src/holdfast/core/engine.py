@@ -19,6 +19,7 @@ from holdfast.core.needs import check_needs
 from holdfast.core.operation import ENTRY_POINTS
 from holdfast.core.step import Step
 
+
 class Engine:
     """One method bound to one learner. Every way to train is a thin loop around this.
 
@@ -49,7 +50,9 @@ class Engine:
         for entry_point in ENTRY_POINTS:
             acting = tuple(getattr(operation, entry_point) for operation in method if operation.overrides(entry_point))
             setattr(self, f"_{entry_point}", acting)
-        self._named_losses = tuple((operation.name, operation.loss) for operation in method if operation.overrides("loss"))
+        self._named_losses = tuple(
+            (operation.name, operation.loss) for operation in method if operation.overrides("loss")
+        )
         for operation in method:
             operation.bound = True  # type: ignore[assignment]
             operation.to(learner.device)
@@ -108,7 +111,11 @@ class Engine:
         if experience.task is None or experience.stream is None:
             return None
         held = set(experience.classes)
-        return {other.task: other.classes for other in experience.stream if other.task is not None and held >= set(other.classes)}
+        return {
+            other.task: other.classes
+            for other in experience.stream
+            if other.task is not None and held >= set(other.classes)
+        }
 
     def end(self, experience: Experience) -> None:
         """Close `experience`."""

@@ -52,7 +52,11 @@ def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> st
     if near:
         text += f"did you mean {near[0]!r}?"
     else:
-        text += f"choose one of {', '.join(choices)}." if len(choices) <= 24 else f"there are {len(choices)} to choose from."
+        text += (
+            f"choose one of {', '.join(choices)}."
+            if len(choices) <= 24
+            else f"there are {len(choices)} to choose from."
+        )
     return f"{text} {hint}".rstrip()
 
 

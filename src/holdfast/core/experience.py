@@ -10,7 +10,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-Tree = Union[Tensor, tuple[Tensor, ...], Mapping[str, Tensor]]
+Tree = Union[Tensor, tuple[Tensor, ...], Mapping[str, Tensor]]  # noqa: UP007
 """Model inputs: one tensor, a tuple passed as positional arguments, or a mapping passed as keyword arguments."""
 
 
@@ -37,7 +37,7 @@ def tree_cat(trees: Sequence[Tree]) -> Tree:
     if isinstance(first, Tensor):
         return torch.cat(trees)  # type: ignore[arg-type]
     if isinstance(first, Mapping):
-        return {key: torch.cat([tree[key] for tree in trees]) for key in first}  # type: ignore[index, misc]
+        return {key: torch.cat([tree[key] for tree in trees]) for key in first}  # type: ignore[index, misc, call-overload]
     return tuple(torch.cat([tree[i] for tree in trees]) for i in range(len(first)))  # type: ignore[index, misc]
 
 

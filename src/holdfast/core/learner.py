@@ -206,7 +206,7 @@ class Learner:
         self._parameters = None
 
     def moments(self, parameter: nn.Parameter) -> list[Tensor]:
-        """What the optimiser remembers of each value of `parameter` (momentum, Adam's averages), to be edited in place."""
+        """What the optimiser keeps for each value of `parameter` (momentum, Adam's averages), to be edited in place."""
         optimizer = self.optimizer()
         if optimizer is None or parameter not in optimizer.state:
             return []

@@ -22,11 +22,12 @@ NEEDS: dict[str, str] = {
 
 OFFERS: dict[str, frozenset[str]] = {
     "trainer": frozenset(NEEDS),
-    "wrapper, `begin` and `end` called": frozenset(NEEDS) - {"criterion", "progress"},
+    "wrapper, `begin` and `end` called": frozenset(NEEDS),
     "wrapper, `boundary=Every(...)` or `OnNewClass()`": frozenset(
-        {"boundaries", "data", "update", "batch", "classes", "task"}
+        {"boundaries", "data", "update", "batch", "classes", "criterion"}
     ),
-    "unlabelled stream": frozenset({"update", "batch", "classes"}),
+    "Lightning": frozenset(NEEDS),
+    "unlabelled stream": frozenset({"update", "batch", "classes", "criterion"}),
 }
 """What each way to train offers; the "Can I use?" table of every method page is this, against its needs."""
 

@@ -35,7 +35,8 @@ class CheckpointFolder:
     ) -> None:
         if (every_seconds is not None and every_seconds <= 0) or (every_steps is not None and every_steps < 1):
             raise ConfigError(
-                f"checkpoints got every_seconds={every_seconds}, every_steps={every_steps}. Give positive numbers, or null."
+                f"checkpoints got every_seconds={every_seconds}, every_steps={every_steps}. Give positive numbers, or"
+                " null."
             )
         self.folder = folder
         self.every_seconds = every_seconds
@@ -90,7 +91,11 @@ def load_tensors(path: Path) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataError(f"{path} cannot be read as a checkpoint: {error}. Start the run again in another folder.") from error
+        raise DataError(
+            f"{path} cannot be read as a checkpoint: {error}. Start the run again in another folder."
+        ) from error
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-        raise DataError(f"{path} has format {content['format']}, this version reads {FORMAT}. Use the version that wrote it.")
+        raise DataError(
+            f"{path} has format {content['format']}, this version reads {FORMAT}. Use the version that wrote it."
+        )
     return content

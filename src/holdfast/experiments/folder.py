@@ -37,7 +37,9 @@ def new_folder(out: Path | None, name: str) -> Path:
                 return out
     assert out is not None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists already, and runs are never overwritten. Choose another --out, or `holdfast resume {out}`.")
+        raise ConfigError(
+            f"{out} exists already, and runs are never overwritten. Choose another --out, or `holdfast resume {out}`."
+        )
     out.mkdir(parents=True, exist_ok=True)
     return out
 

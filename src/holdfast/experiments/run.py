@@ -15,7 +15,16 @@ import torch
 from holdfast.config import build
 from holdfast.core.errors import DataError, HoldfastError, Interrupted
 from holdfast.experiments.checkpoints import LAST, MODEL, CheckpointFolder, load_tensors, save_tensors
-from holdfast.experiments.folder import CONFIG, locked, new_folder, read_config, read_info, versions, write_info, write_json
+from holdfast.experiments.folder import (
+    CONFIG,
+    locked,
+    new_folder,
+    read_config,
+    read_info,
+    versions,
+    write_info,
+    write_json,
+)
 from holdfast.experiments.journal import LOG, Journal
 from holdfast.experiments.report import write_report
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
@@ -89,7 +98,13 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                 place.mkdir(parents=True, exist_ok=True)
                 write_json(place / CONFIG, build.resolve(part))
                 info = read_info(folder)
-                write_info(place, state="running", command=info.get("command"), versions=info.get("versions"), started=time.time())
+                write_info(
+                    place,
+                    state="running",
+                    command=info.get("command"),
+                    versions=info.get("versions"),
+                    started=time.time(),
+                )
             try:
                 if not _ended(place):
                     _train(place, part, quiet)
@@ -100,7 +115,9 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                     write_info(place, state=state)
                     write_info(folder, state=state)
                 if isinstance(error, Interrupted):
-                    raise Interrupted(f"training was stopped, and its state saved. Go on with: holdfast resume {folder}") from None
+                    raise Interrupted(
+                        f"training was stopped, and its state saved. Go on with: holdfast resume {folder}"
+                    ) from None
                 raise
             if where:
                 write_report(place)
@@ -205,7 +222,9 @@ def evaluate(folder: Path, split: str = "test") -> dict[str, Any]:
     last = folder / "checkpoints" / LAST
     loaded = load_tensors(last) if last.is_file() else None
     if loaded is None:
-        raise DataError(f"{folder} has no checkpoint to evaluate. Give the folder of a single run, for instance {folder}/seed-0.")
+        raise DataError(
+            f"{folder} has no checkpoint to evaluate. Give the folder of a single run, for instance {folder}/seed-0."
+        )
     stream = build.build_stream(config["stream"], config["seed"])
     model = build.build_model(config["model"], stream, config["seed"])
     trainer = _trainer(config)

@@ -4,7 +4,7 @@ from holdfast.core.method import Method, published
 from holdfast.operations import UnitAttention
 
 
-@published(paper="Wang et al., AdaHAT: adaptive hard attention to the task in task-incremental learning, ECML PKDD 2024")
+@published(paper="Wang et al., AdaHAT: adaptive hard attention to the task in task-incremental learning, 2025")
 def adahat(
     strength: float = 0.75,
     s_max: float = 400.0,
@@ -14,7 +14,8 @@ def adahat(
 ) -> Method:
     r"""HAT that lets used weights move a little: less the more tasks use them, more once the network is full.
 
-    $$ g_{l,ij} \leftarrow \frac{r_l}{\min(M_{l,i}, M_{l-1,j}) + r_l} g_{l,ij}, \qquad r_l = \frac{\alpha}{\epsilon + R_l} $$
+    $$ g_{l,ij} \leftarrow \frac{r_l}{\min(M_{l,i}, M_{l-1,j}) + r_l} g_{l,ij}, \qquad
+       r_l = \frac{\alpha}{\epsilon + R_l} $$
 
     M counts the earlier tasks that use a unit, R_l is the layer's sparsity term. It forgets, a little.
 
@@ -28,7 +29,5 @@ def adahat(
     Differences: the rate scales the optimiser's step and not only the gradient, which Adam would undo.
     """
     return Method(
-        UnitAttention(
-            strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=epsilon, steps=steps
-        )
+        UnitAttention(strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=epsilon, steps=steps)
     )

@@ -15,7 +15,8 @@ def agem(
 ) -> Method:
     r"""A step may not raise the loss on a reference batch from the memory.
 
-    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big) g_{\text{ref}} $$
+    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big)
+    g_{\text{ref}} $$
 
     Args:
         capacity: samples in the memory.

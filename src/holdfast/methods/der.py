@@ -4,7 +4,9 @@ from holdfast.core.method import Method, published
 from holdfast.operations import LogitReplay, Remember
 
 
-@published(paper="Buzzega et al., Dark experience for general continual learning: a strong, simple baseline, NeurIPS 2020")
+@published(
+    paper="Buzzega et al., Dark experience for general continual learning: a strong, simple baseline, NeurIPS 2020"
+)
 def der(capacity: int = 200, size: int = 32, alpha: float = 0.5) -> Method:
     r"""The model is held to the logits it gave when a sample arrived.
 

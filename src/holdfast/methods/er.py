@@ -6,7 +6,12 @@ from holdfast.core.method import Method, published
 from holdfast.operations import JoinedReplay, Remember
 
 
-@published(paper="Riemer et al., Learning to learn without forgetting, ICLR 2019; Chaudhry et al., On tiny episodic memories, 2019")
+@published(
+    paper=(
+        "Riemer et al., Learning to learn without forgetting, ICLR 2019; Chaudhry et al., On tiny episodic memories,"
+        " 2019"
+    )
+)
 def er(
     capacity: int = 200,
     size: int = 32,

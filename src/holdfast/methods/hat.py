@@ -9,7 +9,8 @@ def hat(strength: float = 0.75, s_max: float = 400.0, steps: int | None = None) 
     r"""A learnt gate per task and unit; weights between units that earlier tasks use do not move.
 
     $$ h_l \leftarrow \sigma(s \, e_l^t) \odot h_l, \qquad
-       g_{l,ij} \leftarrow \big[1 - \min(a_{l,i}^{<t}, a_{l-1,j}^{<t})\big] g_{l,ij}, \qquad L' = L + c R(a^t, a^{<t}) $$
+       g_{l,ij} \leftarrow \big[1 - \min(a_{l,i}^{<t}, a_{l-1,j}^{<t})\big] g_{l,ij}, \qquad
+       L' = L + c R(a^t, a^{<t}) $$
 
     Args:
         strength: c, the weight of the sparsity term.

@@ -4,7 +4,9 @@ from holdfast.core.method import Method, published
 from holdfast.operations import AnchorPenalty
 
 
-@published(paper="Hsu et al., Re-evaluating continual learning scenarios, 2018; Kirkpatrick et al., PNAS 2017 (control)")
+@published(
+    paper="Hsu et al., Re-evaluating continual learning scenarios, 2018; Kirkpatrick et al., PNAS 2017 (control)"
+)
 def l2(strength: float = 0.01) -> Method:
     r"""Every parameter is pulled back to where the last experience left it, all alike.
 

@@ -9,7 +9,8 @@ def mas(strength: float = 1.0, samples: int | None = None) -> Method:
     r"""A quadratic penalty weighed by how much each parameter moves the outputs; it needs no labels.
 
     $$ L = \ell(x, y) + \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
-       \Omega_i \leftarrow \Omega_i + \frac{1}{N} \sum_n \Big| \partial_{\theta_i} \lVert f_\theta(x_n) \rVert_2^2 \Big| $$
+       \Omega_i \leftarrow \Omega_i + \frac{1}{N} \sum_n \Big| \partial_{\theta_i} \lVert f_\theta(x_n) \rVert_2^2
+       \Big| $$
 
     Args:
         strength: lambda.

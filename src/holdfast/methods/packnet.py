@@ -4,7 +4,7 @@ from holdfast.core.method import Method, published
 from holdfast.operations import PrunedWeights
 
 
-@published(paper="Mallya and Lazebnik, PackNet: adding multiple tasks to a single network by iterative pruning, CVPR 2018")
+@published(paper="Mallya and Lazebnik, PackNet: adding multiple tasks to a single network by iterative pruning, 2018")
 def packnet(fraction: float = 0.75, at: float = 0.5, steps: int | None = None) -> Method:
     r"""Each task trains the free weights, keeps the largest of them for good, and leaves the others to later tasks.
 

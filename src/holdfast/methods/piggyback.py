@@ -8,7 +8,8 @@ from holdfast.operations import BinaryMasks
 def piggyback(threshold: float = 5e-3, initial: float = 1e-2) -> Method:
     r"""The backbone never moves; each task learns which of its weights to use, and its head.
 
-    $$ \hat W = W \odot [m^r > \tau], \qquad \frac{\partial L}{\partial m^r} := \frac{\partial L}{\partial \hat W} \odot W $$
+    $$ \hat W = W \odot [m^r > \tau], \qquad
+       \frac{\partial L}{\partial m^r} := \frac{\partial L}{\partial \hat W} \odot W $$
 
     Args:
         threshold: tau.

@@ -4,7 +4,7 @@ from holdfast.core.method import Method, published
 from holdfast.operations import SeparateNetworks
 
 
-@published(paper="van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature Machine Intelligence 2022")
+@published(paper="van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature MI 2022")
 def separate_networks() -> Method:
     r"""A fresh network for each task, kept for it: nothing is forgotten and nothing is shared.
 

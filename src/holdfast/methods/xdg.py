@@ -4,7 +4,7 @@ from holdfast.core.method import Method, published
 from holdfast.operations import ContextGates
 
 
-@published(paper="Masse, Grant and Freedman, Alleviating catastrophic forgetting using context-dependent gating, PNAS 2018")
+@published(paper="Masse et al., Alleviating catastrophic forgetting using context-dependent gating, PNAS 2018")
 def xdg(fraction: float = 0.8) -> Method:
     r"""A random fraction of every hidden layer's units is switched off, another one for each task.
 

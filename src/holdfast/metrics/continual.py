@@ -194,6 +194,49 @@ def forward_transfer(matrix: np.ndarray, before: np.ndarray) -> float:
     return mean([matrix[j - 1, j] - before[j] for j in range(1, len(matrix))])
 
 
+def transfer_from_independent(matrix: np.ndarray, independent: np.ndarray) -> float:
+    """What having learned before did for each later experience: `1/(T-1) sum_{j>=1} (A[j, j] - a_j)`.
+
+    The forward transfer of Continual Learning Arena, against a new model for each experience.
+
+    Args:
+        matrix: `[T, T]` accuracies.
+        independent: `[T]` accuracies `a` of models that learned one experience each.
+
+    Returns:
+        -1..1, above 0 where earlier learning helped; NaN where only one experience was learned.
+
+    Example:
+        >>> transfer_from_independent(np.array([[1.0, 0.0], [0.5, 0.75]]), np.array([1.0, 0.5]))
+        0.25
+    """
+    return mean(np.diag(matrix)[1:] - np.asarray(independent)[1:])
+
+
+def forgetting_ratio(final: np.ndarray, joint: np.ndarray, untrained: np.ndarray) -> float:
+    """How far the end is from joint training: `1/T sum_j (A[l, j] - r_j) / (J_j - r_j) - 1`.
+
+    Serra et al. 2018, "Overcoming catastrophic forgetting with hard attention to the task", Eq. 8, with the untrained
+    model as the one that guesses.
+
+    Args:
+        final: `[T]` accuracies at the end.
+        joint: `[T]` accuracies `J` of joint training.
+        untrained: `[T]` accuracies `r` of a model that was never trained.
+
+    Returns:
+        -1 where everything is lost, 0 where nothing is; NaN where joint training is no better than none.
+
+    Example:
+        >>> forgetting_ratio(np.array([0.5, 1.0]), np.array([1.0, 1.0]), np.array([0.0, 0.0]))
+        -0.25
+    """
+    gap = np.asarray(joint, dtype=float) - np.asarray(untrained, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = (np.asarray(final, dtype=float) - untrained) / np.where(gap == 0, np.nan, gap)
+    return mean(shares) - 1
+
+
 def plasticity(matrix: np.ndarray) -> float:
     """How well each experience was learned when it came: `1/T sum_j A[j, j]`.
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from holdfast.core.errors import ConfigError, needs_extra, unknown
+from holdfast.core.inspect import find_head
 from holdfast.models.build import HeadName, check_image, seeded
 from holdfast.models.graft import NO_LINEAR, load_weights, with_head
-from holdfast.core.inspect import find_head
 
 
 def torchvision(

@@ -18,7 +18,8 @@ class AnchorPenalty(Operation):
     $$ L = L(x, y) + \lambda \sum_i (\theta_i - \theta^*_i)^2 $$
 
     The plainest of the quadratic penalties, and their control: what EWC, SI and MAS add to it is the choice of which
-    parameters matter. It needs no pass over data. Outputs that are added later are free until their first experience ends.
+    parameters matter. It needs no pass over data. Outputs that are added later are free until their first experience
+    ends.
 
     Args:
         strength: lambda.

@@ -50,7 +50,11 @@ class AsymmetricCrossEntropy(Operation):
 
     def __init__(self, among: Among = "batch") -> None:
         super().__init__()
-        require(among in ("batch", "experience"), "asymmetric_cross_entropy", f"got among={among!r}. Choose batch or experience.")
+        require(
+            among in ("batch", "experience"),
+            "asymmetric_cross_entropy",
+            f"got among={among!r}. Choose batch or experience.",
+        )
         self.among = among
         if among == "experience":
             self.needs = self.needs | {"boundaries"}
@@ -63,7 +67,8 @@ class AsymmetricCrossEntropy(Operation):
             require(
                 bool(experience.classes),
                 "asymmetric_cross_entropy",
-                "needs the classes of each experience, and this one names none. Give them to begin(), or use among='batch'.",
+                "needs the classes of each experience, and this one names none. Give them to begin(), or use"
+                " among='batch'.",
             )
             self.current = list(experience.classes)
         self._mask = None

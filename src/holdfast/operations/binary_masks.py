@@ -15,7 +15,8 @@ from holdfast.operations.score_masks import ScoreMasks
 class BinaryMasks(ScoreMasks):
     r"""Real-valued masks of a frozen backbone, thresholded in the forward.
 
-    $$ \hat W = W \odot m, \qquad m_{ij} = [m^r_{ij} > \tau], \qquad \frac{\partial L}{\partial m^r} := \frac{\partial L}{\partial \hat W} \odot W $$
+    $$ \hat W = W \odot m, \qquad m_{ij} = [m^r_{ij} > \tau], \qquad
+       \frac{\partial L}{\partial m^r} := \frac{\partial L}{\partial \hat W} \odot W $$
 
     The weights and biases of linear and convolutional layers never move; normalisation is learnt once per task, as is
     the head. Start from a pretrained backbone, or from a wide random one. Memory grows by one byte a weight and task.
@@ -36,9 +37,8 @@ class BinaryMasks(ScoreMasks):
 
     def __init__(self, threshold: float = 5e-3, initial: float = 1e-2) -> None:
         super().__init__()
-        require(
-            initial > threshold, "binary_masks", f"got initial={initial} at threshold={threshold}. Start above the threshold."
-        )
+        message = f"got initial={initial} at threshold={threshold}. Start above the threshold."
+        require(initial > threshold, "binary_masks", message)
         self.threshold = threshold
         self.initial = initial
 
@@ -56,10 +56,11 @@ class BinaryMasks(ScoreMasks):
 
     def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
         """Zero: the backbone never moves."""
-        found = {
-            f"{name}.{key}": getattr(layer.module, key) for name, layer in self.layers.items() for key in self.covered(layer)
-        }
-        return {name: torch.zeros_like(p) for name, p in found.items() if p is not None}
+        rates: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            held = {key: getattr(layer.module, key) for key in self.covered(layer)}
+            rates.update({f"{name}.{key}": torch.zeros_like(p) for key, p in held.items() if p is not None})
+        return rates
 
     def begin(self, experience: Experience, learner: Learner) -> None:
         """Start the task's masks."""

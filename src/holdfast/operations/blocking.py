@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Blocking(Operation, ABC):
 
     role = "knowledge retention"
     needs = frozenset({"boundaries", "task", "update"})
-    state = ("finished", "rates", "copies")
+    state: ClassVar[tuple[str, ...]] = ("finished", "rates", "copies")
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Blocking(Operation, ABC):
 
     @abstractmethod
     def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
-        """r of the backbone's parameters by name, for the experience that begins."""
+        """The rates r of the backbone's parameters by name, for the experience that begins."""
 
     def weights(self, layer: Layer, learner: Learner, task: int | None) -> dict[str, Tensor]:
         """What stands in the place of the layer's parameters in a forward of `task`; nothing by default."""
@@ -74,7 +74,8 @@ class Blocking(Operation, ABC):
                 continue
             layer = self.layers.get(path)
             covered = () if layer is None else self.covered(layer)
-            places = (*module._parameters, *(key for key in module._buffers if key not in module._non_persistent_buffers_set))
+            kept = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
+            places = (*module._parameters, *kept)
             own = [key for key in places if key not in covered and getattr(module, key) is not None]
             self._own.update({f"{path}.{key}".lstrip("."): (module, key) for key in own})
             if own or (layer is not None and type(self).weights is not Blocking.weights):
@@ -96,13 +97,17 @@ class Blocking(Operation, ABC):
     def begin(self, experience: Experience, learner: Learner) -> None:
         """Fix the rates for the experience."""
         if experience.task is None:
-            raise UsageError(f"`{self.name}` needs a task label, and this experience has none. Call begin(data, task=...).")
+            raise UsageError(
+                f"`{self.name}` needs a task label, and this experience has none. Call begin(data, task=...)."
+            )
         if experience.task in self.finished:
             raise UsageError(
-                f"task {experience.task} begins a second time, and `{self.name}` keeps what a task learnt the first time. "
+                f"task {experience.task} begins again, and `{self.name}` keeps what a task learnt the first time. "
                 "Give each experience a task label of its own."
             )
-        self.rates = {**self.backbone_rates(learner), **(self._head_rates(experience, learner) if self.finished else {})}
+        self.rates = self.backbone_rates(learner)
+        if self.finished:
+            self.rates.update(self._head_rates(experience, learner))
         self._held = None
 
     def gradient(self, step: Step, learner: Learner) -> None:

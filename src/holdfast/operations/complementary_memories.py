@@ -23,7 +23,8 @@ class ComplementaryMemories(Operation):
 
     $$ L = \frac{1}{n + m} \Big( \sum_i \ell(x_i, y_i) + \sum_j \ell(x'_j, y'_j) \Big)
            + \lambda \, \lVert f_{\theta}(x') - z' \rVert_2^2 / C, \qquad
-       z'_j = \begin{cases} f_{\theta_P}(x'_j) & \text{if } p_{\theta_P}(y'_j \mid x'_j) > p_{\theta_S}(y'_j \mid x'_j) \\
+       z'_j = \begin{cases} f_{\theta_P}(x'_j) & \text{if } p_{\theta_P}(y'_j \mid x'_j) > p_{\theta_S}(y'_j \mid x'_j)
+       \\
               f_{\theta_S}(x'_j) & \text{otherwise} \end{cases} $$
     $$ \theta_P \leftarrow \alpha_P \theta_P + (1 - \alpha_P) \theta \text{ with probability } r_P, \qquad
        \theta_S \leftarrow \alpha_S \theta_S + (1 - \alpha_S) \theta \text{ with probability } r_S $$
@@ -71,7 +72,11 @@ class ComplementaryMemories(Operation):
         super().__init__()
         require(size > 0, "complementary_memories", f"got size={size}. Give the number of samples to draw per step.")
         for name, decay in (("plastic_decay", plastic_decay), ("stable_decay", stable_decay)):
-            require(0 <= decay < 1, "complementary_memories", f"got {name}={decay}. Give a number from 0 up to, but below, 1.")
+            require(
+                0 <= decay < 1,
+                "complementary_memories",
+                f"got {name}={decay}. Give a number from 0 up to, but below, 1.",
+            )
         for name, rate in (("plastic_rate", plastic_rate), ("stable_rate", stable_rate)):
             require(0 < rate <= 1, "complementary_memories", f"got {name}={rate}. Give a probability above 0.")
         self.size = size
@@ -107,7 +112,9 @@ class ComplementaryMemories(Operation):
 
     def consensus(self, rows: dict[str, Tensor], learner: Learner) -> Tensor:
         """For each row the outputs of that averaged model which gives its label more, `[rows, outputs]`."""
-        plastic, stable = (self._twin(which, learner)(rows["inputs"], rows.get("task")) for which in ("plastic", "stable"))
+        plastic, stable = (
+            self._twin(which, learner)(rows["inputs"], rows.get("task")) for which in ("plastic", "stable")
+        )
         label = rows["targets"].unsqueeze(1)
         better = plastic.softmax(1).gather(1, label) > stable.softmax(1).gather(1, label)
         return torch.where(better, plastic, stable)

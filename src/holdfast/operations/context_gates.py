@@ -15,7 +15,8 @@ from holdfast.operations.layers import GateHook, backbone_layers, rows_of
 class ContextGates(Operation):
     r"""A random fraction of every hidden layer's units is switched off, another one for each task.
 
-    $$ h_l \leftarrow g_l^t \odot h_l, \qquad g_{l,i}^t \in \{0, 1\}, \qquad \sum_i g_{l,i}^t = n_l - \mathrm{round}(p \, n_l) $$
+    $$ h_l \leftarrow g_l^t \odot h_l, \qquad g_{l,i}^t \in \{0, 1\}, \qquad
+       \sum_i g_{l,i}^t = n_l - \mathrm{round}(p \, n_l) $$
 
     Tasks then share few weights, and disturb each other little, but not nothing: combine it with a penalty (the paper
     does with EWC or SI). Channels are the units of a convolution. Gates act where the next layer reads the units; in a
@@ -39,7 +40,9 @@ class ContextGates(Operation):
 
     def __init__(self, fraction: float = 0.8) -> None:
         super().__init__()
-        require(0 <= fraction < 1, "context_gates", f"got fraction={fraction}. Give a number from 0 up to, but below, 1.")
+        require(
+            0 <= fraction < 1, "context_gates", f"got fraction={fraction}. Give a number from 0 up to, but below, 1."
+        )
         self.fraction = fraction
         self.gates: dict[str, dict[int, Tensor]] = {}
 
@@ -56,7 +59,9 @@ class ContextGates(Operation):
         """Draw the gates of a new task."""
         task = experience.task
         if task is None:
-            raise UsageError(f"`{self.name}` needs a task label, and this experience has none. Call begin(data, task=...).")
+            raise UsageError(
+                f"`{self.name}` needs a task label, and this experience has none. Call begin(data, task=...)."
+            )
         generator = learner.rng(f"gates/{self.name}")
         for name, units in self._units.items():
             if task not in self.gates[name]:

@@ -13,7 +13,9 @@ from holdfast.streams.data import concat
 
 def _stream(experience: Experience) -> Stream:
     if experience.stream is None:
-        raise UsageError("the data of other experiences was asked for, but this one belongs to no stream. Pass one of a Stream.")
+        raise UsageError(
+            "the data of other experiences was asked for, but this one belongs to no stream. Pass one of a Stream."
+        )
     if experience.train is not experience.stream[experience.index].train:
         raise UsageError(
             "two operations of this method choose the data, and the second would undo what the first chose. "

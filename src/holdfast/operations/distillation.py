@@ -39,7 +39,11 @@ class Distillation(Operation):
     def __init__(self, temperature: float = 2.0, weight: float = 1.0, average: Average = "none") -> None:
         super().__init__()
         require(temperature > 0, "distillation", f"got temperature={temperature}. Give a positive number, usually 2.")
-        require(average != "rows", "distillation", "got average='rows', but it has no rows of its own. Use none or experiences.")
+        require(
+            average != "rows",
+            "distillation",
+            "got average='rows', but it has no rows of its own. Use none or experiences.",
+        )
         self.temperature = temperature
         self.weight = weight
         self.average = average

@@ -29,7 +29,8 @@ def fisher_diagonal(
 ) -> Diagonal:
     r"""Diagonal of the Fisher information of the model's outputs, by parameter name.
 
-    $$ F_i = \frac{1}{N} \sum_{n=1}^{N} \mathbb{E}_y \Big[ \big( \partial_{\theta_i} \log p_\theta(y \mid x_n) \big)^2 \Big] $$
+    $$ F_i = \frac{1}{N} \sum_{n=1}^{N} \mathbb{E}_y \Big[ \big( \partial_{\theta_i} \log p_\theta(y \mid x_n) \big)^2
+    \Big] $$
 
     Args:
         learner: model and criterion; the model is put into eval mode for the pass, so BatchNorm stays as it is.
@@ -65,7 +66,9 @@ def fisher_diagonal(
         total = {name: torch.zeros_like(p) for name, p in learner.named_parameters().items()}
         layers = supported_layers(model) if closed_form is not False and kind != "batch" else None
         if closed_form and layers is None:
-            raise ConfigError("the Fisher closed form was asked for, but the model has layers without one. Leave it out.")
+            raise ConfigError(
+                "the Fisher closed form was asked for, but the model has layers without one. Leave it out."
+            )
         for batch in data.batches(order, batch_size):
             inputs = tree_map(lambda t: t.to(learner.device), batch.inputs)
             targets = batch.targets.to(learner.device)
@@ -88,7 +91,9 @@ def fisher_diagonal(
     return {name: value / max(1, len(order)) for name, value in total.items()}
 
 
-def _labels(logits: Tensor, targets: Tensor, kind: Kind, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _labels(
+    logits: Tensor, targets: Tensor, kind: Kind, generator: torch.Generator | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The labels to differentiate by, with the factor of each sample's squared gradient."""
     if kind == "empirical":
         yield targets, None
@@ -96,8 +101,8 @@ def _labels(logits: Tensor, targets: Tensor, kind: Kind, generator: torch.Genera
     probabilities = logits.detach().softmax(-1)
     if not torch.isfinite(probabilities).all():
         raise UsageError(
-            "the model's outputs are not finite any more, so no Fisher diagonal can be measured. "
-            "Training diverged: lower the learning rate, or the strength of the penalty (lr * strength * F must stay below 2)."
+            "the model's outputs are not finite any more, so no Fisher diagonal can be measured. Training diverged:"
+            " lower the learning rate, or the strength of the penalty (lr * strength * F must stay below 2)."
         )
     if kind == "true":
         yield torch.multinomial(probabilities.cpu(), 1, generator=generator).squeeze(1).to(logits.device), None

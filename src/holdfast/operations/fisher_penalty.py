@@ -52,7 +52,11 @@ class FisherPenalty(Operation):
         super().__init__()
         require(strength >= 0, "fisher_penalty", f"got strength={strength}. Give a number of 0 or more.")
         require(0 <= decay <= 1, "fisher_penalty", f"got decay={decay}. Give a number from 0 to 1.")
-        require(fisher in Kind.__args__, "fisher_penalty", f"got fisher={fisher!r}. Choose one of {', '.join(Kind.__args__)}.")  # type: ignore[attr-defined]
+        require(
+            fisher in Kind.__args__,
+            "fisher_penalty",
+            f"got fisher={fisher!r}. Choose one of {', '.join(Kind.__args__)}.",
+        )  # type: ignore[attr-defined]
         self.strength = strength
         self.fisher = fisher
         self.online = online

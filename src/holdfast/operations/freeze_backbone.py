@@ -37,7 +37,11 @@ class FreezeBackbone(Operation):
 
     def __init__(self, after: int = 1) -> None:
         super().__init__()
-        require(after >= 0, "freeze_backbone", f"got after={after}. Give the number of experiences to learn from, from 0 up.")
+        require(
+            after >= 0,
+            "freeze_backbone",
+            f"got after={after}. Give the number of experiences to learn from, from 0 up.",
+        )
         self.after = after
         self.begun = 0
         self.fixed: list[str] = []

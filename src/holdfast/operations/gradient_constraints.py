@@ -56,14 +56,22 @@ class GradientConstraints(Operation):
 
     def __init__(self, per_experience: int = 256, margin: float = 0.5) -> None:
         super().__init__()
-        require(per_experience > 0, "gradient_constraints", f"got per_experience={per_experience}. Give the number of samples to keep of each.")  # noqa: E501
+        require(
+            per_experience > 0,
+            "gradient_constraints",
+            f"got per_experience={per_experience}. Give the number of samples to keep of each.",
+        )  # noqa: E501
         require(margin >= 0, "gradient_constraints", f"got margin={margin}. Give a number of 0 or more.")
         self.per_experience = per_experience
         self.margin = margin
 
     def setup(self, learner: Learner) -> None:
         """Make the memories."""
-        require(learner.memory is None, "gradient_constraints", "keeps its own memory, and this method has one already. Leave out Remember.")  # noqa: E501
+        require(
+            learner.memory is None,
+            "gradient_constraints",
+            "keeps its own memory, and this method has one already. Leave out Remember.",
+        )  # noqa: E501
         learner.memory = ExperienceMemories(self.per_experience, learner.device)
 
     def gradient(self, step: Step, learner: Learner) -> None:

@@ -14,7 +14,8 @@ from holdfast.memory import Uniform
 class GradientProjection(Operation):
     r"""The gradient's part that points against the reference gradient is taken out.
 
-    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big) \, g_{\text{ref}} $$
+    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big) \,
+    g_{\text{ref}} $$
 
     Where the two do not conflict the factor is zero and g stays as it is; a zero reference gradient changes nothing.
     There is no branch on the values, so the device is never waited for.

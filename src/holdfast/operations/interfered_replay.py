@@ -50,12 +50,25 @@ class InterferedReplay(Operation):
     state = ("retrieval",)
 
     def __init__(
-        self, size: int = 10, candidates: int = 50, rate: float | None = None, weight: float = 1.0, average: Average = "none"
+        self,
+        size: int = 10,
+        candidates: int = 50,
+        rate: float | None = None,
+        weight: float = 1.0,
+        average: Average = "none",
     ) -> None:
         super().__init__()
         require(size > 0, "interfered_replay", f"got size={size}. Give the number of samples to replay per step.")
-        require(candidates >= size, "interfered_replay", f"got candidates={candidates} and size={size}. Draw at least as many candidates as are replayed.")  # noqa: E501
-        require(rate is None or rate > 0, "interfered_replay", f"got rate={rate}. Give the learning rate of the virtual step, above 0.")
+        require(
+            candidates >= size,
+            "interfered_replay",
+            f"got candidates={candidates} and size={size}. Draw at least as many candidates as are replayed.",
+        )  # noqa: E501
+        require(
+            rate is None or rate > 0,
+            "interfered_replay",
+            f"got rate={rate}. Give the learning rate of the virtual step, above 0.",
+        )
         self.size = size
         self.candidates = candidates
         self.rate = rate
@@ -91,7 +104,9 @@ class InterferedReplay(Operation):
             twin = self._twin = Twin(learner)
         parameters = learner.named_parameters()
         found = torch.autograd.grad(step.loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        grads = average_over_ranks([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters.values())])
+        grads = average_over_ranks(
+            [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters.values())]
+        )
         twin.copy_from(learner.model.state_dict())
         before = self._losses(twin, rows, learner)
         with torch.no_grad():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -42,11 +43,19 @@ class Layer:
     reader: nn.Module | None
 
     @property
+    def weight(self) -> Tensor:
+        """The layer's weight, `[units, inputs, ...]`."""
+        return self.parameter
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The same, as what the optimiser knows."""
+        return self.module.weight  # type: ignore[return-value]
+
+    @property
     def units(self) -> int:
         """Number of units: outputs of a linear layer, channels of a convolution."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight.shape[0]
+        return self.weight.shape[0]
 
 
 def backbone_layers(learner: Learner, operation: str) -> list[Layer]:
@@ -70,7 +79,7 @@ def backbone_layers(learner: Learner, operation: str) -> list[Layer]:
         )
     if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
         raise ConfigError(
-            f"`{operation}` acts when a layer is called, and `nn.MultiheadAttention` reads its layers without calling them. "
+            f"`{operation}` acts when a layer is called, which `nn.MultiheadAttention` never does with its own. "
             "Use an attention made of linear layers, as in timm."
         )
     head = learner.head
@@ -99,11 +108,11 @@ def _chained(model: nn.Module, head: nn.Module | None) -> list[tuple[nn.Module, 
             order.append(None)
 
     walk(model)
-    return [(a, b) for a, b in zip(order, order[1:]) if a is not None and b is not None]
+    return [(a, b) for a, b in pairwise(order) if a is not None and b is not None]
 
 
 def _neighbours(
-    module: nn.Module, pairs: list[tuple[nn.Module, nn.Module]], found: list[tuple[str, nn.Module]]
+    module: nn.Module, pairs: list[tuple[nn.Module, nn.Module]], found: Sequence[tuple[str, nn.Module]]
 ) -> tuple[str | None, nn.Module | None]:
     names = {m: name for name, m in found}
     source = next((names.get(a) for a, b in pairs if b is module), None)

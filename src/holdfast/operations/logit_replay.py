@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require

@@ -16,8 +16,8 @@ from holdfast.operations.layers import Layer
 class PrunedWeights(Blocking):
     r"""Train all free weights, prune the smallest of them within each layer, go on training the rest, then fix it.
 
-    $$ m_{ij}^t = [\text{owner}_{ij} \le t], \qquad \text{owner}_{ij} = t \text{ for the } (1 - p) \text{ largest } |w_{ij}|
-       \text{ of the free weights of a layer} $$
+    $$ m_{ij}^t = [\text{owner}_{ij} \le t], \qquad
+       \text{owner}_{ij} = t \text{ for the } (1 - p) \text{ largest } |w_{ij}| \text{ of the free weights of a layer} $$
 
     Task t uses the weights of tasks 1 to t; the weights that it did not keep are zero at the start of task t + 1.
 
@@ -57,7 +57,7 @@ class PrunedWeights(Blocking):
         """Nobody owns a weight yet."""
         super().setup(learner)
         for name, layer in self.layers.items():
-            self.owners[name] = torch.full_like(layer.module.weight, -1, dtype=torch.int16)
+            self.owners[name] = torch.full_like(layer.weight, -1, dtype=torch.int16)
 
     def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
         """Zero for the weights of earlier tasks."""
@@ -67,9 +67,8 @@ class PrunedWeights(Blocking):
         """For a finished task, the weights that it and those before it own."""
         if task not in self.finished:
             return {}
-        weight, owner = layer.module.weight, self.owners[layer.name]
-        assert isinstance(weight, Tensor)
-        return {"weight": weight * ((owner >= 0) & (owner <= self.finished.index(task)))}
+        owner = self.owners[layer.name]
+        return {"weight": layer.weight * ((owner >= 0) & (owner <= self.finished.index(task)))}
 
     def begin(self, experience: Experience, learner: Learner) -> None:
         """Start with every free weight."""
@@ -94,8 +93,7 @@ class PrunedWeights(Blocking):
     def prune(self, learner: Learner) -> None:
         """Give the largest free weights of each layer to the current task, and set the others to zero."""
         for name, layer in self.layers.items():
-            weight, owner = layer.module.weight, self.owners[name].view(-1)
-            assert isinstance(weight, torch.nn.Parameter)
+            weight, owner = layer.parameter, self.owners[name].view(-1)
             free = (owner < 0).nonzero().view(-1)
             keep = min(len(free), max(1, round((1 - self.fraction) * len(free))))
             largest = free[weight.view(-1)[free].abs().topk(keep).indices]

@@ -28,7 +28,8 @@ def quadratic(learner: Learner, importance: dict[str, Tensor], anchor: dict[str,
     """The sum over parameters of importance * (parameter - anchor)^2, a scalar with its graph.
 
     Its gradient, 2 * importance * (parameter - anchor), is written down instead of derived step by step,
-    which spares four passes over the parameters. Parameters that have no importance yet (a head that grew) are left out.
+    which spares four passes over the parameters. Parameters that have no importance yet (a head that grew) are left
+    out.
 
     Args:
         learner: whose trainable parameters are held.

@@ -41,9 +41,15 @@ class Remember(Operation):
 
     def __init__(self, capacity: int | None = None, bytes: int | None = None, policy: Policy = "reservoir") -> None:
         super().__init__()
-        require((capacity is None) != (bytes is None), "remember", f"got capacity={capacity}, bytes={bytes}. Give one of the two.")
+        require(
+            (capacity is None) != (bytes is None),
+            "remember",
+            f"got capacity={capacity}, bytes={bytes}. Give one of the two.",
+        )
         require((capacity or bytes or 0) > 0, "remember", f"got a size of {capacity or bytes}. Give a positive number.")
-        require(policy in Policy.__args__, "remember", f"got policy={policy!r}. Choose one of {', '.join(Policy.__args__)}.")  # type: ignore[attr-defined]
+        require(
+            policy in Policy.__args__, "remember", f"got policy={policy!r}. Choose one of {', '.join(Policy.__args__)}."
+        )  # type: ignore[attr-defined]
         self.capacity = capacity
         self.bytes = bytes
         self.policy = policy

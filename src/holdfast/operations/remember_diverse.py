@@ -47,7 +47,9 @@ class DiverseInsertion(Insertion):
                 places[len(self.scores)] = row
                 self.scores.append(score)
             elif score < 1:
-                slot = int(torch.multinomial(torch.tensor(self.scores, dtype=torch.float64), 1, generator=self.generator))
+                slot = int(
+                    torch.multinomial(torch.tensor(self.scores, dtype=torch.float64), 1, generator=self.generator)
+                )
                 if float(torch.rand((), generator=self.generator)) < self.scores[slot] / (self.scores[slot] + score):
                     places[slot] = row
                     self.scores[slot] = score
@@ -154,14 +156,18 @@ def row_gradients(learner: Learner, twin: Twin, inputs: Tree, targets: Tensor, t
     names = learner.named_parameters()
     weights = {name: twin.values[name] for name in names}
     rest = {name: value for name, value in twin.values.items() if name not in names}
-    tasks = task if isinstance(task, Tensor) else torch.full_like(targets, 0 if task is None else task, dtype=torch.int64)
+    tasks = (
+        task if isinstance(task, Tensor) else torch.full_like(targets, 0 if task is None else task, dtype=torch.int64)
+    )
     heads = [module for module in twin.module.modules() if getattr(module, "needs_task", False)]
 
     def loss(weights: dict[str, Tensor], row: Tree, target: Tensor, of: Tensor) -> Tensor:
         one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
         for head in heads:
             head.task = of.unsqueeze(0)  # type: ignore[assignment]
-        args, kwargs = ((one,), {}) if isinstance(one, Tensor) else ((), dict(one)) if isinstance(one, dict) else (one, {})
+        args, kwargs = (
+            ((one,), {}) if isinstance(one, Tensor) else ((), dict(one)) if isinstance(one, dict) else (one, {})
+        )
         return learner.criterion(functional_call(twin.module, (weights, rest), args, kwargs), target.unsqueeze(0))
 
     rows = targets.shape[0]

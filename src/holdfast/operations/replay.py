@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step

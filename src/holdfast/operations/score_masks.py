@@ -41,13 +41,12 @@ class ScoreMasks(Blocking):
         """Make a score per weight; they join the optimiser."""
         super().setup(learner)
         for name, layer in self.layers.items():
-            self.scores[_key(name)] = nn.Parameter(torch.zeros_like(layer.module.weight))
+            self.scores[_key(name)] = nn.Parameter(torch.zeros_like(layer.weight))
         learner.learn({f"{self.name}/{key}": scores for key, scores in self.scores.items()})
 
     def weights(self, layer: Layer, learner: Learner, task: int | None) -> dict[str, Tensor]:
         """The weights that take part; all of them for a task that never began."""
-        weight = layer.module.weight
-        assert isinstance(weight, Tensor)
+        weight = layer.weight
         if task in self.masks:
             return {"weight": weight * self.masks[task][layer.name]}
         if task is None or task != self.current:

@@ -43,7 +43,8 @@ def sensitivity(
         One tensor per trainable parameter, shaped like it.
 
     Outputs of classes that were not seen yet are left out. With a layer's inputs a and output gradients d of each
-    sample, the sum over samples for a linear layer is the product |d|^T |a|: one matrix product, no gradient per sample.
+    sample, the sum over samples for a linear layer is the product |d|^T |a|: one matrix product, no gradient per
+    sample.
 
     Source: Aljundi et al. 2018, "Memory aware synapses: learning what (not) to forget", eq. 2 and 3.
     """

@@ -26,7 +26,8 @@ class UnitAttention(Blocking):
 
     $$ g_{l,ij} \leftarrow r_{l,ij} \, g_{l,ij}, \qquad
        r_{l,ij} = 1 - \min(a_{l,i}^{<t}, a_{l-1,j}^{<t}) \;\text{("block")}, \qquad
-       r_{l,ij} = \frac{r_l}{\min(M_{l,i}, M_{l-1,j}) + r_l}, \; r_l = \frac{\alpha}{\epsilon + R_l} \;\text{("adapt")} $$
+       r_{l,ij} = \frac{r_l}{\min(M_{l,i}, M_{l-1,j}) + r_l}, \;
+       r_l = \frac{\alpha}{\epsilon + R_l} \;\text{("adapt")} $$
 
     $$ R = \frac{\sum_{l,i} a_{l,i}^t (1 - a_{l,i}^{<t})}{\sum_{l,i} (1 - a_{l,i}^{<t})}, \qquad L' = L + c R, \qquad
        q_{l,i} \leftarrow \frac{s_{\max} (\cosh(s e_{l,i}) + 1)}{s \, (\cosh(e_{l,i}) + 1)} q_{l,i} $$
@@ -44,7 +45,7 @@ class UnitAttention(Blocking):
         epsilon: the epsilon of "adapt", above 0.
         steps: steps of one annealing, for loops that do not know how long an epoch is.
 
-    Source: Serra et al. 2018, "Overcoming catastrophic forgetting with hard attention to the task", sections 2.2 to 2.5;
+    Source: Serra et al. 2018, "Overcoming catastrophic forgetting with hard attention to the task", section 2;
     "adapt": Wang et al. 2025, "AdaHAT: adaptive hard attention to the task in task-incremental learning".
     Differences: gates at test are 0 or 1 instead of steep; in a backbone that is no plain chain, gates act where a
     layer writes its units, and all weights into a used unit are kept. Normalisation is kept once per task. The paper's
@@ -70,7 +71,11 @@ class UnitAttention(Blocking):
         require(strength >= 0, "unit_attention", f"got strength={strength}. Give a number of 0 or more.")
         require(s_max > 1, "unit_attention", f"got s_max={s_max}. Give a number above 1.")
         require(mode in ("block", "adapt"), "unit_attention", f"got mode={mode!r}. Choose block or adapt.")
-        require(intensity > 0 and epsilon > 0, "unit_attention", "got an intensity or epsilon of 0 or less. Give positive numbers.")
+        require(
+            intensity > 0 and epsilon > 0,
+            "unit_attention",
+            "got an intensity or epsilon of 0 or less. Give positive numbers.",
+        )
         require(steps is None or steps > 0, "unit_attention", f"got steps={steps}. Give a number of steps, or none.")
         self.strength = strength
         self.s_max = s_max
@@ -133,19 +138,26 @@ class UnitAttention(Blocking):
     def uses(self, name: str) -> Tensor:
         """How many earlier tasks use each unit, `[units]`."""
         masks = self.masks[name]
-        return torch.stack(list(masks.values())).sum(0) if masks else torch.zeros_like(self.embeddings[_key(name)].detach())
+        return (
+            torch.stack(list(masks.values())).sum(0)
+            if masks
+            else torch.zeros_like(self.embeddings[_key(name)].detach())
+        )
 
     def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
         """Zero between units that are in use; under "adapt" set anew at each step."""
         self._uses = None
-        return {name: (count == 0).to(count.dtype) for name, count in self._parameter_uses().items()} if self.finished else {}
+        return (
+            {name: (count == 0).to(count.dtype) for name, count in self._parameter_uses().items()}
+            if self.finished
+            else {}
+        )
 
     def _parameter_uses(self) -> dict[str, Tensor]:
         """min(M_i, M_j) by parameter: of the two units a weight joins, the count of the one used less."""
         found: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            weight, bias, count = layer.module.weight, layer.module.bias, self.uses(name)
-            assert isinstance(weight, Tensor)
+            weight, bias, count = layer.weight, layer.module.bias, self.uses(name)
             rows = count.view(-1, *[1] * (weight.dim() - 1))
             found[f"{name}.weight"] = rows.expand_as(weight)
             if layer.source is not None:
@@ -168,7 +180,7 @@ class UnitAttention(Blocking):
     # A step --------------------------------------------------------------------------------------------
 
     def loss(self, step: Step, learner: Learner) -> Term | None:
-        """c times the share of unused units that the task takes."""
+        """The weight c times the share of unused units that the task takes."""
         if self.strength == 0:
             return None
         taken, free = zip(*(self._taken(name) for name in self.layers))

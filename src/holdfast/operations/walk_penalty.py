@@ -18,7 +18,8 @@ class WalkPenalty(Operation):
     $$ L = L(x, y) + \lambda \sum_i (\bar F_i + \bar s_i) (\theta_i - \theta^*_i)^2, \qquad
        F_i \leftarrow \gamma F_i + (1 - \gamma) \, n \, g_i^2, $$
     $$ s_i \leftarrow s_i + \max\Big(0, \frac{- \sum_t g_i(t) \, \Delta\theta_i(t)}
-       {\frac{1}{2} F_i \, (\theta_i(t + \Delta t) - \theta_i(t))^2 + \epsilon} \Big) \;\text{every } \Delta t \text{ steps}$$
+       {\frac{1}{2} F_i \, (\theta_i(t + \Delta t) - \theta_i(t))^2 + \epsilon} \Big) \;\text{every } \Delta t \text{
+       steps}$$
 
     The score is the fall of the loss that a parameter brought, over the distance (approximate Kullback-Leibler
     divergence) that it moved the model's distribution. The bars scale F and s by their largest entry, so that both are
@@ -45,9 +46,7 @@ class WalkPenalty(Operation):
     needs = frozenset({"boundaries", "update"})
     state = ("fisher", "fall", "start", "path", "score", "importance", "anchor", "count")
 
-    def __init__(
-        self, strength: float = 1.0, decay: float = 0.9, interval: int = 10, damping: float = 1e-8
-    ) -> None:
+    def __init__(self, strength: float = 1.0, decay: float = 0.9, interval: int = 10, damping: float = 1e-8) -> None:
         super().__init__()
         require(strength >= 0, "walk_penalty", f"got strength={strength}. Give a number of 0 or more.")
         require(0 <= decay < 1, "walk_penalty", f"got decay={decay}. Give a number from 0 to, but below, 1.")

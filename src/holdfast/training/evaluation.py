@@ -11,7 +11,9 @@ from holdfast.core.engine import Engine
 from holdfast.core.experience import Data, tree_map
 
 
-def evaluate(engine: Engine, data: Data, classes: tuple[int, ...], task: int | None, batch_size: int = 512) -> dict[str, Any]:
+def evaluate(
+    engine: Engine, data: Data, classes: tuple[int, ...], task: int | None, batch_size: int = 512
+) -> dict[str, Any]:
     """Loss and counts of correct predictions on `data`, in eval mode and without gradients.
 
     Args:
@@ -22,7 +24,8 @@ def evaluate(engine: Engine, data: Data, classes: tuple[int, ...], task: int | N
         batch_size: samples per forward.
 
     Returns:
-        The counts of an `evaluate` event: `samples`, `loss` (mean over the samples whose class has an output), `correct` (arg-max over all
+        The counts of an `evaluate` event: `samples`, `loss` (mean over the samples whose class has an output),
+        `correct` (arg-max over all
         outputs), `correct_task` (arg-max among `classes`), and per class `class_samples` and `class_correct`;
         the counts are None where targets are not class indices.
     """

@@ -56,7 +56,9 @@ def step_function(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     For plain SGD that is one call over all parameters; the bookkeeping around `Optimizer.step` was measured at
     45 us a step, a seventh of a whole step of a small network. Every other case is `optimizer.step` itself.
     """
-    plain = type(optimizer) is torch.optim.SGD and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    plain = type(optimizer) is torch.optim.SGD and not (
+        optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    )
     keys = ("momentum", "weight_decay", "dampening")
     if not plain or any(group[key] != 0 for group in optimizer.param_groups for key in keys):
         return optimizer.step  # type: ignore[return-value]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TextIO
 
 import torch
@@ -50,9 +51,20 @@ class Trainer:
         reset_optimizer: start each experience with a new optimiser, without the momentum of the last.
         scheduler_every: move the scheduler every `step` or every `epoch`.
         clip_norm: largest norm of the whole gradient; larger ones are scaled down to it.
+        clip_by: what `clip_norm` bounds: the `norm` of the whole gradient, or each `value` of it.
+        accumulate: batches whose gradients are averaged before the optimiser moves.
         precision: `float32`, or `bfloat16` for autocast.
         evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
         evaluate_before: also evaluate before any training (forward transfer needs it).
+        limit_train_batches: batches of each experience's training data that are used, a number or a fraction; the same every epoch.
+        limit_val_batches: the same for validation data.
+        limit_test_batches: the same for test data.
+        patience: end an experience after so many epochs without a better validation accuracy.
+        restore_best: end an experience with the weights of the epoch that had the best validation accuracy.
+        max_seconds: training time after which no further step is made; what was learned is evaluated.
+        deterministic: let torch refuse operations whose result is not reproducible.
+        detect_anomaly: let torch say where a gradient became NaN; slow.
+        compile: compile the model's forward with `torch.compile`.
         log_every: steps between two records of loss and accuracy.
         seed: of every random choice.
         device: where to train, for instance `cpu` or `cuda`.
@@ -88,9 +100,20 @@ class Trainer:
         reset_optimizer: bool = False,
         scheduler_every: Literal["step", "epoch"] = "epoch",
         clip_norm: float | None = None,
+        clip_by: Literal["norm", "value"] = "norm",
+        accumulate: int = 1,
         precision: Literal["float32", "bfloat16"] = "float32",
         evaluate: Literal["test", "validation", "both", "none"] = "test",
         evaluate_before: bool = True,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        patience: int | None = None,
+        restore_best: bool = False,
+        max_seconds: float | None = None,
+        deterministic: bool = False,
+        detect_anomaly: bool = False,
+        compile: bool = False,
         log_every: int = 50,
         seed: int = 0,
         device: str | torch.device = "cpu",
@@ -99,11 +122,32 @@ class Trainer:
         checkpoints: Checkpoints | None = None,
     ) -> None:
         sizes = {"epochs": epochs, "batch_size": batch_size, "eval_batch_size": eval_batch_size, "log_every": log_every}
+        sizes["accumulate"] = accumulate
+        if patience is not None:
+            sizes["patience"] = patience
         for name, value in {**sizes, **({} if iterations is None else {"iterations": iterations})}.items():
             if value < 1:
                 raise ConfigError(f"the trainer got {name}={value}. Give a number of at least 1.")
         if precision not in PRECISIONS:
             raise ConfigError(f"the trainer got precision={precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+        if clip_by not in ("norm", "value"):
+            raise ConfigError(f"the trainer got clip_by={clip_by!r}. Choose norm or value.")
+        if max_seconds is not None and max_seconds <= 0:
+            raise ConfigError(f"the trainer got max_seconds={max_seconds}. Give a positive number, or None.")
+        limits = {"train": limit_train_batches, "validation": limit_val_batches, "test": limit_test_batches}
+        for part, limit in limits.items():
+            if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
+                name = f"limit_{'val' if part == 'validation' else part}_batches"
+                raise ConfigError(f"the trainer got {name}={limit}. Give a number of batches, or a fraction up to 1.0.")
+        self.limits = limits
+        self.clip_by = clip_by
+        self.accumulate = accumulate
+        self.patience = patience
+        self.restore_best = restore_best
+        self.max_seconds = max_seconds
+        self.deterministic = deterministic
+        self.detect_anomaly = detect_anomaly
+        self.compile = compile
         self.method = method
         self.criterion = criterion
         self.optimization = Optimization(optimizer_factory(optimizer), scheduler, scheduler_every)
@@ -125,6 +169,7 @@ class Trainer:
         self.progress = progress
         self.checkpoints = checkpoints
         self.stop = False
+        self._late = False
 
     # The whole stream ----------------------------------------------------------------------------------
 
@@ -150,7 +195,8 @@ class Trainer:
         self._saved_at, self._saved_step = time.perf_counter(), self.engine.index
         self._started = time.perf_counter() - self._position["clock"]
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), _bar(self.method.name, self.progress) as self._bar:
+        checks = torch_checks(self.deterministic, self.detect_anomaly)
+        with checks, torch.random.fork_rng(devices=cuda), _bar(self.method.name, self.progress) as self._bar:
             self._seed_model()
             if resume is not None:
                 self._set_random(resume["random"])
@@ -171,6 +217,13 @@ class Trainer:
         self.learner.autocast = None if kind is None else (self.device.type, kind)
         advice = {"task": "Make the stream with paradigm='task', or choose a method that needs no task labels."}
         self.engine = Engine(self.method, self.learner, offers, advice)
+        if self.accumulate > 1 and (self.engine.acts_at("gradient") or self.engine.acts_at("take_step")):
+            raise ConfigError(
+                f"`{self.method.name}` edits the gradient of each step, so gradients cannot be accumulated over "
+                f"{self.accumulate} batches. Leave accumulate out and give a larger batch_size."
+            )
+        if self.compile:
+            self.model.compile()
         self.learner.on_growth.append(self.optimization.follow)
         self.learner.optimizer = lambda: self.optimization.optimizer
         self.optimization.start(self.learner.optimized())
@@ -209,12 +262,16 @@ class Trainer:
             )
             position.update(experience=index + 1, phase="before")
             position.pop("begin", None)
+            position.pop("best", None)
             self._checkpoint(force=True)
+            if self._late:
+                break
 
     def _open(self, index: int) -> Experience:
         before = _copied(self.engine.state()) if self.engine.acts_at("begin") else None
         experience, replaced = self.engine.begin(self.stream[index])
         self._position.update(experience=index, phase="training", step=0, epoch=0, epoch_step=0, seconds=0.0)
+        self._position.pop("best", None)
         if replaced and before is not None:
             self._position["begin"] = before
         if self.reset_optimizer or index == 0:
@@ -227,7 +284,7 @@ class Trainer:
     def _train(self, experience: Experience, loaded: Mapping[str, Any] | None) -> float:
         """Train on one experience, from the position loaded if there is one; returns seconds of training so far."""
         position = self._position
-        data = experience.train.to(self.device)
+        data = self._limited(experience.train, "train", self.batch_size).to(self.device)
         per_epoch = len(data) // self.batch_size if self.drop_last else -(-len(data) // self.batch_size)
         total = per_epoch * self.epochs if self.iterations is None else self.iterations * bool(per_epoch)
         order_rng = self.learner.rng("order")
@@ -250,15 +307,21 @@ class Trainer:
             loaded = None
             if self.optimization.scheduler is not None and self.scheduler_every == "epoch":
                 self.optimization.scheduler.step()
+            if self._late or ((self.patience or self.restore_best) and self._validated(experience) == "stop"):
+                break
         if self._window.steps:
             self._record_window()
+        if self.restore_best and "best" in position:
+            self.model.load_state_dict(position["best"]["model"])
         return time.perf_counter() - self._since
 
     def _epoch(self, data: Data, order: Tensor, total: int) -> None:
         position, window, now = self._position, self._window, time.perf_counter
         checking = self.checkpoints is not None
+        limit = None if self.max_seconds is None else self._started + self.max_seconds
         for batch in data.batches(order, self.batch_size):
-            outputs = self._step(batch, position["step"] / total)
+            moves = self.accumulate == 1 or (position["step"] + 1) % self.accumulate == 0 or position["step"] + 1 == total
+            outputs = self._step(batch, position["step"] / total, position["step"] % self.accumulate == 0, moves)
             window.add(outputs, batch.targets)
             position["step"] += 1
             position["epoch_step"] += 1
@@ -269,12 +332,17 @@ class Trainer:
                 self._shown = moment
                 title = f"experience {position['experience'] + 1} of {len(self.stream)}"
                 self._bar.show(position["step"], total, title)
+            if limit is not None and moment > limit:
+                self._late = True
+                return
+            if not moves:
+                continue
             if self.stop or (
                 checking and self.checkpoints.due(moment - self._saved_at, self.engine.index - self._saved_step)  # type: ignore[union-attr]
             ):
                 self._checkpoint()
 
-    def _step(self, batch: Batch, progress: float) -> Tensor:
+    def _step(self, batch: Batch, progress: float, first: bool = True, moves: bool = True) -> Tensor:
         engine, learner, optimization = self.engine, self.learner, self.optimization
         learner.progress, learner.epoch_progress = progress, self._position["epoch_step"] / self._last_step
         batch = engine.batch(batch)
@@ -286,18 +354,54 @@ class Trainer:
                 outputs, extras = engine.forward(batch)
                 loss = engine.criterion(outputs, batch.targets, batch.inputs)
         step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, engine.index, progress, extras)
-        for parameter in self._learning:
-            parameter.grad = None
+        if first:
+            for parameter in self._learning:
+                parameter.grad = None
         assert optimization.optimizer is not None
         if not engine.take_step(step, optimization.optimizer):
-            engine.backward(step)
+            engine.backward(step, None if self.accumulate == 1 else 1 / self.accumulate)
+            if not moves:
+                return outputs
             if self.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self._learning, self.clip_norm)
+                clip = torch.nn.utils.clip_grad_norm_ if self.clip_by == "norm" else torch.nn.utils.clip_grad_value_
+                clip(self._learning, self.clip_norm)
             optimization.move()
         engine.update(step)
         if optimization.scheduler is not None and self.scheduler_every == "step":
             optimization.scheduler.step()
         return outputs
+
+    def _limited(self, data: Data, part: str, batch_size: int) -> Data:
+        """The part of `data` that the limit leaves: the same random rows every time."""
+        limit = self.limits[part]
+        if limit is None:
+            return data
+        batches = -(-len(data) // batch_size)
+        rows = (max(1, int(limit * batches)) if isinstance(limit, float) else limit) * batch_size
+        if rows >= len(data):
+            return data
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, f"limit/{part}"))
+        return data.subset(torch.randperm(len(data), generator=generator)[:rows].sort().values)
+
+    def _validated(self, experience: Experience) -> str:
+        """Measure the epoch on validation data, keep the weights of the best one; `stop` when patience is at its end."""
+        data = experience.validation
+        if data is None or len(data) == 0:
+            raise ConfigError(
+                "patience and restore_best look at validation data, and this stream has none. "
+                "Make the stream with validation=0.1, or leave both out."
+            )
+        data = self._limited(data, "validation", self.eval_batch_size)
+        found = evaluate(self.engine, data, experience.classes, experience.task, self.eval_batch_size)
+        right = found["correct"] if experience.task is None else found["correct_task"]
+        value = -float(found["loss"] or 0.0) if right is None else right / found["samples"]
+        best = self._position.get("best")
+        if best is None or value > best["value"]:
+            weights = {key: tensor.clone() for key, tensor in self.model.state_dict().items()} if self.restore_best else {}
+            self._position["best"] = {"value": value, "epoch": self._position["epoch"], "model": weights}
+        elif self.patience is not None and self._position["epoch"] - best["epoch"] >= self.patience:
+            return "stop"
+        return "go on"
 
     # Records -------------------------------------------------------------------------------------------
 
@@ -308,6 +412,7 @@ class Trainer:
                 data = getattr(experience, split)
                 if data is None or len(data) == 0:
                     continue
+                data = self._limited(data, split, self.eval_batch_size)
                 self._record(
                     event="evaluate",
                     after=after,
@@ -391,6 +496,19 @@ def _bar(title: str, progress: bool | TextIO) -> NoProgress:
     if progress is False:
         return NoProgress()
     return Bar(title) if progress is True else Bar(title, progress)
+
+
+@contextlib.contextmanager
+def torch_checks(deterministic: bool, detect_anomaly: bool) -> Iterator[None]:
+    """Torch's own checks inside, what was set before afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+    try:
+        with torch.autograd.set_detect_anomaly(True) if detect_anomaly else contextlib.nullcontext():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _copied(state: Any) -> Any:

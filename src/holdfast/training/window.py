@@ -32,10 +32,7 @@ class Window:
 
     def read(self) -> dict[str, Any]:
         """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
-        terms = {
-            name: _weighed_sum(values) / self.steps
-            for name, values in self._learner.logged.items()
-        }
+        terms = {name: _weighed_sum(values) / self.steps for name, values in self._learner.logged.items()}
         accuracy = None
         if self._outputs and len({output.shape[1] for output in self._outputs}) == 1:
             hits = torch.cat(self._outputs).argmax(1) == torch.cat(self._targets)
@@ -49,4 +46,6 @@ class Window:
 
 def _weighed_sum(values: list[tuple[Tensor, float]]) -> float:
     tensors = torch.stack([value for value, _ in values]).double()
-    return float(tensors.dot(torch.tensor([factor for _, factor in values], dtype=torch.float64, device=tensors.device)))
+    return float(
+        tensors.dot(torch.tensor([factor for _, factor in values], dtype=torch.float64, device=tensors.device))
+    )

@@ -34,7 +34,7 @@ class ChunkedHead(Head):
     """
 
     apart: bool = False
-    """Whether evaluation computes each chunk on its own: outputs then stay the same to the bit when others are added."""
+    """Whether evaluation computes each chunk on its own: outputs stay the same to the bit when others are added."""
     _place: Tensor
 
     def __init__(self, features: int, classes: int = 0, seed: int | None = None, bias: bool = True) -> None:

@@ -1,0 +1,183 @@
+"""Reference runs: trained apart, trained not at all, or taken from a finished run of the same configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from holdfast.config import build
+from holdfast.core.experience import Stream
+from holdfast.experiments.folder import INFO, read_info, versions, write_info, write_json
+from holdfast.experiments.journal import Journal
+from holdfast.experiments.report_data import load_references, load_runs
+from holdfast.metrics.continual import forgetting_ratio, transfer_from_independent
+from holdfast.metrics.log import read_log
+from holdfast.training import Trainer
+
+PROTOCOLS = ("independent", "random")
+"""References that are no methods: a new model for each experience, and one that is never trained."""
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def reference(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration of a reference: `config` with another method, everything else alike."""
+    if name in PROTOCOLS:
+        return {**config, "method": {"name": "finetune"}, "protocol": name}
+    return {**config, "method": {"name": name}}
+
+
+def train_apart(config: Mapping[str, Any], stream: Stream, journal: Journal, trainer: MakeTrainer) -> Trainer | None:
+    """Train a new model on each experience alone; an experience that was finished before is not trained again.
+
+    Args:
+        config: of the run, `protocol="independent"`.
+        stream: of the run.
+        journal: of the run; its events are as if one model had learned everything.
+        trainer: makes one with these services.
+
+    Returns:
+        The last trainer, None where nothing was left to do.
+    """
+    done, keep = _finished(journal)
+    if journal.lines > keep:
+        journal.resume(keep)
+    last = None
+    for index, experience in enumerate(stream):
+        if index in done:
+            continue
+
+        def record(event: dict[str, Any], index: int = index) -> None:
+            if event["event"] == "evaluate" and event["after"] < 0:
+                return
+            moved = {key: index for key in ("experience", "after") if key in event}
+            journal.write({**event, **moved})
+
+        alone = dataclasses.replace(stream, experiences=[dataclasses.replace(experience, index=0)])
+        model = build.build_model(config["model"], stream, config["seed"])
+        last = trainer(record=record)
+        last.fit(model, alone)
+    return last
+
+
+def evaluate_untrained(config: Mapping[str, Any], stream: Stream, journal: Journal, trainer: MakeTrainer) -> None:
+    """Evaluate a model that went through the stream and was never trained."""
+    from holdfast.training.evaluation import evaluate
+
+    model = build.build_model(config["model"], stream, config["seed"])
+    made = trainer()
+    engine = made.bind(model, stream)
+    for experience in stream:
+        entered, _ = engine.begin(experience)
+        engine.end(entered)
+    for experience in stream:
+        if experience.test is not None and len(experience.test):
+            found = evaluate(engine, experience.test, experience.classes, experience.task, made.eval_batch_size)
+            after = len(stream) - 1
+            event = {"event": "evaluate", "after": after, "experience": experience.index, "split": "test"}
+            journal.write({**event, **found})
+
+
+def _finished(journal: Journal) -> tuple[set[int], int]:
+    """The experiences that a log says were finished, and how many lines say so."""
+    done: set[int] = set()
+    keep = 0
+    if journal.lines:
+        live = read_log(journal.path)
+        done = {event["experience"] for event in live if event["event"] == "experience"}
+        for number, line in enumerate(journal.path.read_text().splitlines()):
+            if json.loads(line)["event"] in ("start", "experience"):
+                keep = number + 1
+    return done, keep
+
+
+def reuse(place: Path, key: str, root: Path) -> bool:
+    """Copy a finished run of the same key and versions from somewhere under `root` to `place`, if there is one.
+
+    Args:
+        place: the folder to make; it does not exist.
+        key: of the configuration (`job_key`).
+        root: where runs lie.
+    """
+    for parent, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in ("checkpoints", "plots") and not name.startswith("."))
+        source = Path(parent)
+        if INFO not in files or source == place:
+            continue
+        info = read_info(source)
+        if info.get("key") != key or info.get("state") != "finished" or not (source / "log.jsonl").is_file():
+            continue
+        if _same(info.get("versions")):
+            half = place.with_name(place.name + ".part")
+            shutil.rmtree(half, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, half, ignore=shutil.ignore_patterns("references", "seed-*", ".lock"))
+            write_info(half, reused=str(source))
+            os.replace(half, place)
+            return True
+    return False
+
+
+def _same(known: Any) -> bool:
+    now = versions()
+    return isinstance(known, dict) and all(known.get(name) == now[name] for name in ("holdfast", "torch"))
+
+
+def measure_against(folder: Path) -> dict[str, float | None]:
+    """Write into `metrics.json` of each run in `folder` what its references make measurable.
+
+    `forward_transfer_independent` needs `references/independent`, `forgetting_ratio` needs `joint` and `random`; both
+    in the family of accuracies that counts for the paradigm, seed by seed.
+
+    Args:
+        folder: of a run, or of the runs of several seeds.
+
+    Returns:
+        The means over seeds; empty where the references are not there.
+    """
+    references = {name: {run.metrics.get("seed"): run for run in runs} for name, runs in load_references(folder).items()}
+    values: dict[str, list[float]] = {}
+    for run in load_runs(folder):
+        path = run.path / "metrics.json"
+        if not run.metrics.get("finished") or not path.is_file():
+            continue
+        matrix_of = str(run.metrics.get("headline") or "") + "accuracy_matrix"
+        seed = run.metrics.get("seed")
+        known = {name: runs[seed].matrix(matrix_of) for name, runs in references.items() if seed in runs}
+        found = against(run.matrix(matrix_of), known)
+        if found:
+            write_json(path, {**json.loads(path.read_text()), "references": found})
+        for name, value in found.items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
+
+
+def against(matrix: np.ndarray, references: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The measures that need references.
+
+    Args:
+        matrix: `[T, T]` accuracies of the run.
+        references: the same of each reference, by name.
+
+    Returns:
+        Name -> value, for those whose references are there.
+    """
+    found = {}
+    if "independent" in references:
+        found["forward_transfer_independent"] = transfer_from_independent(matrix, np.diag(references["independent"]))
+    if "joint" in references and "random" in references:
+        joint, untrained = _last(references["joint"]), _last(references["random"])
+        found["forgetting_ratio"] = forgetting_ratio(_last(matrix), joint, untrained)
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _last(matrix: np.ndarray) -> np.ndarray:
+    rows = np.flatnonzero(np.isfinite(matrix).any(axis=1))
+    return np.asarray(matrix[rows[-1]]) if rows.size else np.full(len(matrix), np.nan)

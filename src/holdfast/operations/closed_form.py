@@ -1,0 +1,81 @@
+"""Base of the classifiers that are solved, not trained: one pass over an experience's features, then scores."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from holdfast.core.experience import Data, Experience, Tree, tree_map
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation, require
+from holdfast.operations.class_scores import Space, as_outputs, vectors
+
+
+class ClosedFormClassifier(Operation):
+    """Learns from one pass over each experience's data, and predicts in place of the head.
+
+    The network is trained in the first `adapt` experiences only (None: in all of them). Afterwards it is frozen: the
+    pass is made as the experience begins, and the loop gets no data to train on.
+
+    Args:
+        space: work on `features` (what enters the head) or on the prepared `inputs`.
+        adapt: experiences that the network is trained in; None for all.
+    """
+
+    role = "knowledge incorporation"
+    needs = frozenset({"boundaries", "data", "replacement", "classes"})
+
+    def __init__(self, space: Space, adapt: int | None) -> None:
+        super().__init__()
+        require(space in ("features", "inputs"), self.name, f"got space={space!r}. Choose features or inputs.")
+        require(adapt is None or adapt >= 0, self.name, f"got adapt={adapt}. Give 0 or more, or none for all.")
+        self.space = space
+        self.adapt = adapt
+        if adapt is None:
+            self.needs = self.needs - {"replacement"}
+
+    @abstractmethod
+    def absorb(self, x: Tensor, targets: Tensor, classes: int) -> None:
+        """Add rows to what is known.
+
+        Args:
+            x: `[rows, features]`.
+            targets: `[rows]`.
+            classes: number of classes there are, at least.
+        """
+
+    def solve(self, learner: Learner) -> None:
+        """After an experience's rows were absorbed: compute what prediction needs."""
+
+    @abstractmethod
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scores `[rows, classes]` of `x` and which classes are known, or None before anything is."""
+
+    def begin(self, experience: Experience, learner: Learner) -> Data | None:
+        """Once the network is frozen: learn now, and leave the loop nothing to train on."""
+        if self.adapt is None or experience.index < self.adapt:
+            return None
+        self._pass(experience.train, learner)
+        return experience.train.subset(torch.arange(0))
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """While the network is trained: learn from the features it gives now."""
+        if self.adapt is None or experience.index < self.adapt:
+            self._pass(experience.train, learner)
+
+    def _pass(self, data: Data, learner: Learner) -> None:
+        if len(data) == 0:
+            return
+        classes = int(data.targets.max()) + 1
+        with torch.no_grad():
+            for batch in data.batches(torch.arange(len(data)), 256):
+                inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
+                self.absorb(vectors(learner, inputs, self.space), batch.targets.to(learner.device), classes)
+            self.solve(learner)
+
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+        """The scores in place of the outputs."""
+        found = self.scores(vectors(learner, inputs, self.space))
+        return outputs if found is None else as_outputs(*found, outputs)

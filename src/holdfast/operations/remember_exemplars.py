@@ -1,0 +1,121 @@
+"""Remember exemplars: at the end of each experience, a few chosen samples of each of its classes are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.experience import Data, Experience, Tree, tree_cat, tree_map
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation, require
+from holdfast.operations.exemplar_memory import ExemplarMemory, Selection
+
+ROWS = 256
+"""Samples per forward."""
+
+
+class RememberExemplars(Operation):
+    r"""Choose a class's samples once, when its experience is over, and share the room among all classes.
+
+    With `capacity`, t classes leave `capacity / t` exemplars to each, and the sets of earlier classes drop their
+    last ones. With `per_class`, every class has as many for ever. It stands where `Remember` would, and before
+    operations that add data of their own to an experience (`MergedReplay`): only what arrived is chosen from. Other
+    operations draw from it as from any memory; during an experience none of its own samples are in it.
+
+    $$ \text{herding: } p_k = \arg\min_x \Big\lVert \mu - \tfrac{1}{k} \Big( \varphi(x) + \sum_{j < k} \varphi(p_j) \Big) \Big\rVert $$
+
+    A class that comes again in a later experience gets one more set. Fields that other operations ask for
+    (`logits`) are those of the model at the end of the experience.
+
+    Args:
+        capacity: samples in all; give this or `per_class`.
+        per_class: samples of each class of each experience.
+        selection: `herding` (the running mean of features stays nearest to the class mean), `random` (without
+            replacement), or `closest` (nearest to the class mean).
+
+    Raises:
+        ConfigError: not exactly one of `capacity` and `per_class`, or a method that already has a memory.
+
+    Source: Rebuffi et al. 2017, "iCaRL: incremental classifier and representation learning", algorithms 4 and 5;
+    `random` with `per_class`: van de Ven et al. 2022, "Three types of incremental learning", Methods.
+
+    Example:
+        >>> RememberExemplars(per_class=100, selection="random")
+        RememberExemplars(capacity=None, per_class=100, selection='random')
+    """
+
+    role = "knowledge retention"
+    needs = frozenset({"boundaries", "data", "classes"})
+    state = ("arrived",)
+    makes_memory = True
+
+    def __init__(
+        self, capacity: int | None = None, per_class: int | None = None, selection: Selection = "herding"
+    ) -> None:
+        super().__init__()
+        ExemplarMemory(capacity, per_class, selection, torch.Generator())  # refuses what is wrong, early
+        self.capacity = capacity
+        self.per_class = per_class
+        self.selection = selection
+        self.arrived = 0
+
+    def setup(self, learner: Learner) -> None:
+        """Make the learner's memory."""
+        require(
+            learner.memory is None, "remember_exemplars", "found another memory in this method. Leave out Remember."
+        )
+        generator = learner.rng(f"select/{self.name}")
+        learner.memory = ExemplarMemory(self.capacity, self.per_class, self.selection, generator, learner.device)
+
+    def begin(self, experience: Experience, learner: Learner) -> None:
+        """Note how many samples arrived, before other operations add theirs."""
+        self.arrived = len(experience.train)
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """Choose the exemplars of each class that arrived."""
+        targets = experience.train.targets
+        arrived = targets[: self.arrived or len(targets)]
+        for label in torch.unique(arrived).tolist():
+            index = (arrived == label).nonzero().flatten()
+            learner.memory.choose(*self._rows(experience.train, index, learner))
+
+    def _rows(self, data: Data, index: Tensor, learner: Learner) -> tuple[dict[str, Tree], Tensor]:
+        """All samples at `index` with the fields that the method remembers, and their features."""
+        parts: list[dict[str, Any]] = []
+        features: list[Tensor] = []
+        training = learner.model.training
+        learner.model.eval()
+        try:
+            for batch in data.batches(index, ROWS):
+                inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
+                rows = {"inputs": inputs, "targets": batch.targets.to(learner.device)}
+                with torch.no_grad():
+                    if "logits" in learner.fields:
+                        rows["logits"] = learner(inputs, batch.task)
+                    features.append(
+                        torch.empty(len(rows["targets"]), 1)  # type: ignore[arg-type]
+                        if self.selection == "random"
+                        else features_of(inputs, learner)
+                    )
+                if "task" in learner.fields:
+                    rows["task"] = torch.full_like(rows["targets"], 0) + (
+                        learner.task if batch.task is None else batch.task
+                    )  # type: ignore[call-overload, operator]
+                parts.append(rows)
+        finally:
+            learner.model.train(training)
+        return {field: tree_cat([part[field] for part in parts]) for field in parts[0]}, torch.cat(features)
+
+
+def features_of(inputs: Tree, learner: Learner) -> Tensor:
+    """What enters the head, flattened to `[rows, features]`, in the model's current mode.
+
+    Args:
+        inputs: raw, `[rows, ...]`.
+        learner: its model may have a head per task, whose outputs are left alone.
+    """
+    if learner.multi_head:
+        learner.head.task = "all"  # type: ignore[union-attr, assignment]
+    return learner.features(inputs).flatten(1)
