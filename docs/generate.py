@@ -15,15 +15,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+from typer.main import get_command
+
+from holdfast.cli import app
 from holdfast.config import namespaces
 from holdfast.config.build import resolve
 from holdfast.config.describe import Description, describe
 from holdfast.config.json_types import type_name
 from holdfast.config.load import load
 from holdfast.config.schema import job_model, trainer_parameters
-from holdfast.config.signatures import Parameter
+from holdfast.config.signatures import Parameter, docs
 from holdfast.config.words import shown
 from holdfast.core.errors import HoldfastError
+from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS, OFFERS
 from holdfast.core.operation import ENTRY_POINTS, Operation
@@ -256,7 +260,63 @@ def metrics_table() -> str:
     return table(["key", "better", "what it is"], rows)
 
 
+def commands() -> str:
+    """Every command with its first paragraph, arguments and options."""
+    parts = []
+    for name, command in vars(get_command(app))["commands"].items():
+        if command.hidden:
+            continue
+        given = [p for p in command.params if "--help" not in p.opts]
+        words = " ".join(["holdfast", name, *(metavar(p) for p in given if metavar(p))])
+        rows = [[called(p), " ".join((getattr(p, "help", "") or "").split())] for p in given]
+        parts += [f"## `{words}`", " ".join(inspect.cleandoc(command.help or "").split())]
+        parts += [table(["", "what it is"], rows)] if rows else []
+    return "\n\n".join(parts)
+
+
+def called(parameter: Any) -> str:
+    """How an argument or option is written."""
+    return code(metavar(parameter)) or ", ".join(code(word) for word in sorted(parameter.opts, key=len))
+
+
+def metavar(parameter: Any) -> str:
+    """What stands for an argument in the usage; nothing for an option."""
+    return "" if parameter.opts[0].startswith("-") else parameter.metavar or parameter.name.upper()
+
+
+def services_table() -> str:
+    """What operations may ask of the learner: its attributes, then its methods, each with its first sentence."""
+    attributes = docs((Learner.__doc__ or "").partition("Attributes:")[2].join(["Summary.\n\nArgs:", ""]))[1]
+    rows = [[code(name), text.rstrip(".")] for name, text in attributes.items() if name not in LOOP]
+    for name, value in vars(Learner).items():
+        if (name.startswith("_") and name != "__call__") or name in LOOP:
+            continue
+        if isinstance(value, property):
+            rows.append([code(f"{name}"), docs(value.__doc__)[0].rstrip(".")])
+        elif inspect.isfunction(value):
+            arguments = ", ".join(list(inspect.signature(value).parameters)[1:])
+            called = f"learner({arguments})" if name == "__call__" else f"{name}({arguments})"
+            rows.append([code(called), docs(value.__doc__)[0].rstrip(".")])
+    return table(["of the learner", "what it is"], rows)
+
+
+LOOP = {
+    "enter",
+    "load",
+    "logged",
+    "on_growth",
+    "optimizer",
+    "output",
+    "see_classes",
+    "see_targets",
+    "see_width",
+    "state",
+}
+"""Parts of the learner that are for loops, not for operations."""
+
 BLOCKS = {
+    "docs/command_line.md": {"commands": commands},
+    "docs/entry_points.md": {"services": services_table},
     "README.md": {"methods": lambda: methods_table("docs/methods/")},
     "docs/run_folder.md": {"metrics": metrics_table},
     "docs/configuration.md": {"job": job_table, "trainer": lambda: argument_table(trainer_parameters())},

@@ -1,4 +1,4 @@
-"""The command line: `holdfast run | resume | eval | show | list | validate | schema`."""
+"""The command line: `holdfast run | resume | eval | predict | show | config | convert | list | validate | schema`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ Job = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the run folder's path and nothing else.")]
+Folders = Annotated[
+    list[Path] | None,
+    typer.Option("--config-dir", help="Your own folder of config groups; may be given again.", show_default=False),
+]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, a checkpoint file, or its address.", show_default=False),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 
 
@@ -69,17 +77,43 @@ def run(
     job: Job = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to make; it must not exist.")] = None,
     quiet: Quiet = False,
+    config_dir: Folders = None,
+    multirun: Annotated[
+        bool,
+        typer.Option("--multirun", "-m", help="A run for each combination: method=er,ewc seed=range(0,3) experiment=glob(*)"),
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="With -m: runs at once, one torch thread each.")] = 1,
+    references: Annotated[
+        str | None,
+        typer.Option("--references", help="Runs to compare with: joint,independent,random,finetune", show_default=False),
+    ] = None,
 ) -> None:
     """Train, evaluate and report: the default job, or the one in CONFIG.
 
     The default job is experience replay on class-incremental digits, beside fine-tuning and joint training. The last
-    line printed is the path of the run folder.
+    line printed is the path of the run folder. With -m it is the folder of all runs; the same command again runs only
+    what is missing in it.
     """
-    with reported(out):
-        config = resolved_job(job)
+    command = shlex.join(["holdfast", *sys.argv[1:]])
+    words = list(job or [])
+    if references is not None:
+        words.append(f"references=[{references}]")
+    with reported(None if multirun else out):
+        if multirun:
+            from holdfast.experiments.sweep import sweep
+
+            path, changes = split_words(words)
+            folder, failed = sweep(path, changes, config_dir or [], out, jobs=jobs, quiet=quiet, command=command)
+            typer.echo(str(folder))
+            if failed:
+                raise typer.Exit(1)
+            return
+        if jobs != 1:
+            raise ConfigError("--jobs is for several runs. Write -m, and give a key several values: seed=0,1,2.")
+        config = resolved_job(words, config_dir)
         from holdfast.experiments.run import run as run_job
 
-        folder = run_job(config, out, quiet=quiet, command=shlex.join(["holdfast", *sys.argv[1:]]))
+        folder = run_job(config, out, quiet=quiet, command=command)
         typer.echo(str(folder))
 
 
@@ -94,7 +128,7 @@ def resume(folder: Run, quiet: Quiet = False) -> None:
 
 @app.command("eval")
 def evaluate(
-    folder: Run,
+    checkpoint: Checkpoint,
     split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
 ) -> None:
     """Evaluate the last checkpoint of a run on every experience."""
@@ -103,20 +137,105 @@ def evaluate(
             raise ConfigError(f"there is no split {split!r} to evaluate on. Write --split test or --split validation.")
         from holdfast.experiments.run import evaluate as evaluate_run
 
-        typer.echo(json.dumps(evaluate_run(folder, split), indent=2))
+        typer.echo(json.dumps(evaluate_run(checkpoint, split), indent=2))
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS...",
+            help="Images, folders of images, .npy or .npz files, or `test`: the stream's own test data.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for predictions.csv and predictions.png.")] = Path(
+        "predictions"
+    ),
+    task: Annotated[
+        int | None, typer.Option("--task", help="The task, for a model with a head per task.", show_default=False)
+    ] = None,
+) -> None:
+    """Predict the class of new inputs with the last checkpoint of a run: a CSV file, and a picture of some of them."""
+    with reported():
+        from holdfast.experiments.predict import predict as predict_run
+
+        typer.echo(str(predict_run(checkpoint, inputs, out, task=task)))
 
 
 @app.command()
 def show(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="One or several run folders.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, folders of a multirun, or folders of them.", show_default=False),
     ],
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Only runs with this tag; may be given again.", show_default=False)
+    ] = None,
 ) -> None:
     """Show one run, or several side by side with mean and spread over seeds."""
     with reported():
         from holdfast.experiments.compare import show as show_runs
+        from holdfast.experiments.find import found_runs
 
-        show_runs(folders)
+        show_runs(found_runs(folders, tag or []))
+
+
+@app.command("config")
+def show_config(
+    job: Job = None,
+    config_dir: Folders = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole job as JSON, to be kept in a file.")] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="List the config groups and what can be chosen.")] = False,
+) -> None:
+    """Show what a configuration composes to, as a tree with where each value came from; nothing is run."""
+    with reported():
+        from holdfast.config.build import resolve
+        from holdfast.config.compose import compose
+        from holdfast.config.groups import Library
+        from holdfast.config.tree import tree
+
+        if groups:
+            library = Library(config_dir or [])
+            table = _table()
+            for group in library.groups():
+                table.add_row(group, ", ".join(library.choices(group)))
+            _console().print(table)
+            return
+        path, changes = split_words(list(job or []))
+        composition = compose(path, changes, config_dir or [])
+        resolved = resolve(composition.config, path or "")
+        if as_json:
+            typer.echo(json.dumps(resolved, indent=2))
+            return
+        _console().print(tree(composition, resolved, path or "the default job" if not changes else path or "job"))
+        for note in composition.notes:
+            typer.echo(note, err=True)
+
+
+@app.command()
+def convert(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A CLMixer JSON file.", show_default=False)],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes, by CLMixer's keys or ours: data.data_path=images", show_default=False),
+    ] = None,
+) -> None:
+    """Print the job that a CLMixer file stands for; what is done differently is told on standard error."""
+    with reported():
+        from holdfast.config import clmixer
+        from holdfast.config.build import resolve
+        from holdfast.config.compose import compose
+        from holdfast.config.load import read
+
+        if not clmixer.recognised(read(file)):
+            raise ConfigError(f"{file} is no CLMixer file: it has none of {', '.join(clmixer.OURS)}. Run it as it is.")
+        composition = compose(file, changes or [])
+        typer.echo(json.dumps(resolve(composition.config, file), indent=2))
+        for note in composition.notes:
+            typer.echo(note, err=True)
 
 
 @app.command("list")
@@ -149,12 +268,12 @@ def list_names(
 
 
 @app.command()
-def validate(job: Job = None) -> None:
+def validate(job: Job = None, config_dir: Folders = None) -> None:
     """Check a configuration without loading anything, and show what it stands for."""
     with reported():
         from holdfast.config.summary import summary
 
-        config = resolved_job(job)
+        config = resolved_job(job, config_dir)
         table = _table()
         for key, text in summary(config).items():
             table.add_row(key, text)
@@ -171,21 +290,30 @@ def schema() -> None:
         typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def resolved_job(job: list[str] | None) -> dict[str, Any]:
-    """The checked configuration of a command's arguments: a file first, if the first argument is no `key=value`."""
-    words = list(job or [])
+def split_words(words: list[str]) -> tuple[str | None, list[str]]:
+    """A command's arguments as a file, if the first is no change, and changes."""
     path = None
     if words and (Path(words[0]).is_file() or not ("=" in words[0] or words[0].startswith("~"))):
-        path = words.pop(0)
+        path, words = words[0], words[1:]
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(
                 f"{word!r} is no change to a configuration. Write key=value; the file's path comes first."
             )
-    from holdfast.config.build import resolve
-    from holdfast.config.load import load
+    return path, words
 
-    return resolve(load(path, words), path or "")
+
+def resolved_job(job: list[str] | None, folders: list[Path] | None = None) -> dict[str, Any]:
+    """The checked configuration of a command's arguments: a file first, if the first argument is no `key=value`."""
+    path, words = split_words(list(job or []))
+    from holdfast.config.build import resolve
+    from holdfast.config.compose import compose
+
+    composition = compose(path, words, folders or [])
+    config = resolve(composition.config, path or "")
+    for note in composition.notes:
+        typer.echo(note, err=True)
+    return config
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ from holdfast.training import Continual, Trainer
 
 KEEPERS = {
     "freeze_backbone": freeze_backbone,
-    "hat": lambda: hat(strength=0.0, steps=6),
-    "packnet": lambda: packnet(fraction=0.6, steps=5),
+    "hat": lambda: hat(strength=0.02),
+    "packnet": lambda: packnet(fraction=0.6),
     "piggyback": piggyback,
     "separate_networks": separate_networks,
     "wsn": wsn,
@@ -93,8 +93,6 @@ def test_outputs_of_old_tasks_do_not_change_by_a_bit(name: str, image: bool, opt
         for after in range(task, TASKS):
             assert torch.equal(own(seen[after][task], task), own(seen[task][task], task)), (task, after)
         assert own(seen[task][task], task).unique().numel() > 4
-    if name != "freeze_backbone":
-        assert not torch.equal(own(seen[0][1], 1) if seen[0][1].shape[1] > 2 else torch.zeros(1), own(seen[1][1], 1))
 
 
 def test_the_check_above_can_fail() -> None:
@@ -105,7 +103,10 @@ def test_the_check_above_can_fail() -> None:
 @pytest.mark.parametrize("name", [*KEEPERS, "adahat", "xdg"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_trainer_and_drop_in_give_equal_weights(name: str, optimizer: str) -> None:
-    others = {"adahat": lambda: Method(UnitAttention(mode="adapt", intensity=0.1, steps=6)), "xdg": lambda: Method(ContextGates())}
+    others = {
+        "adahat": lambda: Method(UnitAttention(mode="adapt", intensity=0.1)),
+        "xdg": lambda: Method(ContextGates()),
+    }
     make = {**KEEPERS, **others}[name]
     for image in (False, True):
         stream, one = tasks(image), network(image)
@@ -117,7 +118,7 @@ def test_trainer_and_drop_in_give_equal_weights(name: str, optimizer: str) -> No
         order_rng = cl.learner.rng("order")
         for experience in stream:
             other.train()
-            data = cl.begin(experience)
+            data = cl.begin(experience, epochs=2, batch_size=BATCH)
             assert data is not None
             for _ in range(2):
                 for batch in data.batches(torch.randperm(ROWS, generator=order_rng), BATCH):
@@ -139,7 +140,8 @@ class KeepAt:
     """Checkpoints that keep the state before step `step`."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.count, self.kept = step, 0, None
+        self.step, self.count = step, 0
+        self.kept: dict[str, Any] | None = None
 
     def due(self, seconds: float, steps: int) -> bool:
         self.count += 1
@@ -153,8 +155,11 @@ class KeepAt:
 @pytest.mark.parametrize("step", [3, 11])
 @pytest.mark.parametrize("name", [*KEEPERS, "adahat", "xdg"])
 def test_a_run_resumed_in_the_middle_of_an_experience_ends_with_equal_weights(name: str, step: int) -> None:
-    others = {"adahat": lambda: Method(UnitAttention(mode="adapt", intensity=0.1)), "xdg": lambda: Method(ContextGates())}
-    make = {**KEEPERS, "hat": hat, "packnet": packnet, **others}[name]
+    others = {
+        "adahat": lambda: Method(UnitAttention(mode="adapt", intensity=0.1)),
+        "xdg": lambda: Method(ContextGates()),
+    }
+    make = {**KEEPERS, **others}[name]
     image, checkpoints = True, KeepAt(step)
     stream = tasks(image)
     whole = trained(make(), network(image), stream, OPTIMIZERS["adam"], checkpoints=checkpoints)
@@ -193,11 +198,10 @@ def test_nothing_is_forgotten_where_blocks_have_shortcuts(make: Any) -> None:
     stream = Stream(experiences, (3, 8, 8), 4, paradigm="task")
     net = resnet18(input_shape=(3, 8, 8), classes=4, width=2, head="task", seed=0)
     trainer = Watched(Method(make()), optimizer=OPTIMIZERS["adam"], batch_size=4, evaluate_before=False)
-    ROWS_HERE = torch.arange(8)
 
     def look(after: int) -> None:
         with trainer.engine.evaluating(), torch.no_grad():
-            seen.append(trainer.engine.predict(stream[0].train.gather(ROWS_HERE).inputs, 0)[:, :2])
+            seen.append(trainer.engine.predict(stream[0].train.gather(torch.arange(8)).inputs, 0)[:, :2])
 
     seen: list[Tensor] = []
     trainer._evaluate_all = look  # type: ignore[method-assign]
@@ -206,8 +210,8 @@ def test_nothing_is_forgotten_where_blocks_have_shortcuts(make: Any) -> None:
 
 
 def test_a_teacher_shares_the_hooks_and_does_not_copy_the_operation() -> None:
-    operation = UnitAttention(steps=4)
-    Continual(network(False), Method(operation, Distillation()), torch.optim.SGD(network(False).parameters(), lr=0.1))
+    operation, net = UnitAttention(), network(False)
+    Continual(net, Method(operation, Distillation()), torch.optim.SGD(net.parameters(), lr=0.1))
     learner = operation._learner
     learner.enter(tasks(False)[0])
     snapshot = learner.snapshot()
@@ -216,7 +220,8 @@ def test_a_teacher_shares_the_hooks_and_does_not_copy_the_operation() -> None:
 
 
 def test_a_task_that_begins_twice_is_refused() -> None:
-    cl = Continual(network(False), wsn(), torch.optim.SGD(network(False).parameters(), lr=0.1))
+    net = network(False)
+    cl = Continual(net, wsn(), torch.optim.SGD(net.parameters(), lr=0.1))
     cl.begin(tasks(False)[0])
     cl.end()
     with pytest.raises(UsageError, match="begins again"):
@@ -248,13 +253,15 @@ def test_a_compiled_model_is_refused_instead_of_ignoring_the_hooks() -> None:
     net = network(False)
     net.compile()
     with pytest.raises(ConfigError, match=r"before `torch\.compile`"):
-        Continual(net, hat(steps=3), torch.optim.SGD(net.parameters(), lr=0.1))
+        Continual(net, hat(), torch.optim.SGD(net.parameters(), lr=0.1))
 
 
 def test_a_layer_whose_inputs_mix_units_is_not_taken_for_part_of_a_chain() -> None:
     from holdfast.operations.layers import backbone_layers
 
-    chain = Classifier(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), TaskHead(3))
+    chain = Classifier(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), TaskHead(3)
+    )
     first, second, third = backbone_layers(Learner(chain), "x")
     assert (first.source, first.reader) == (None, second.module)
     assert (second.source, second.reader) == (first.name, None)

@@ -149,6 +149,7 @@ class Engine:
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The main forward: outputs of the current rows, and extras by operation."""
+        extras: dict[str, Any]
         if not batch.appended:
             outputs, extras = self.learner(batch.inputs, batch.task), {}
         else:

@@ -26,7 +26,7 @@ class UsageError(HoldfastError):
     """The calls of a user's own loop come in an order, or with values, that cannot be right."""
 
 
-class Interrupted(HoldfastError):
+class Interrupted(HoldfastError):  # noqa: N818
     """Training was asked to stop and did, after saving a checkpoint if it had where to."""
 
 

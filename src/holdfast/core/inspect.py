@@ -101,10 +101,18 @@ def features_of(model: nn.Module, head: nn.Module, inputs: Tree) -> Tensor:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of values in all parameters, those that are shared counted once."""
+    """Number of values in all parameters, those that are shared counted once.
+
+    Args:
+        model: any module.
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters, those that are shared counted once; buffers are left out."""
+    """Bytes of all parameters, those that are shared counted once; buffers are left out.
+
+    Args:
+        model: any module.
+    """
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -380,6 +380,21 @@ class Learner:
             self.memory.load(state["memory"])
 
 
+def mean_over_ranks(totals: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Totals over `rows` samples, by name, as means over the samples of all ranks of a distributed run.
+
+    Example:
+        >>> mean_over_ranks({"weight": torch.tensor([6.0])}, rows=3)
+        {'weight': tensor([2.])}
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        counted = torch.tensor(rows, dtype=torch.float64, device=next(iter(totals.values())).device)
+        for tensor in (counted, *totals.values()):
+            dist.all_reduce(tensor)
+        rows = int(counted)
+    return {name: value / max(1, rows) for name, value in totals.items()}
+
+
 def average_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
     """`tensors` averaged over all ranks of a distributed run, in place; unchanged outside of one."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -24,6 +24,7 @@ class CheckpointFolder:
         every_seconds: seconds between checkpoints within an experience; None for none by time.
         every_steps: steps between checkpoints within an experience; None for none by steps.
         lines: how many lines the log has now; kept with the state, so that a resumed log knows what to drop.
+        config: of the run; kept with the state, so that the file alone can be evaluated.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class CheckpointFolder:
         every_seconds: float | None = 30.0,
         every_steps: int | None = None,
         lines: Callable[[], int] = lambda: 0,
+        config: dict[str, Any] | None = None,
     ) -> None:
         if (every_seconds is not None and every_seconds <= 0) or (every_steps is not None and every_steps < 1):
             raise ConfigError(
@@ -42,6 +44,7 @@ class CheckpointFolder:
         self.every_seconds = every_seconds
         self.every_steps = every_steps
         self._lines = lines
+        self._config = config
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.part"):
             leftover.unlink()
@@ -53,7 +56,7 @@ class CheckpointFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state` as the newest, safe against a kill at any moment."""
-        save_tensors(self.folder / LAST, {"format": FORMAT, "lines": self._lines(), "state": state})
+        save_tensors(self.folder / LAST, {"format": FORMAT, "lines": self._lines(), "config": self._config, "state": state})
 
     def load(self) -> dict[str, Any] | None:
         """The newest state with the number of log lines it goes with, or None if there is none yet."""

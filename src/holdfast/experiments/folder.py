@@ -18,18 +18,20 @@ from holdfast.metrics.files import replace_file
 CONFIG, INFO = "config.json", "run.json"
 
 
-def new_folder(out: Path | None, name: str) -> Path:
+def new_folder(out: Path | None, name: str, experiment: str | None = None) -> Path:
     """Make the folder of a new run.
 
     Args:
         out: where; default: `runs/<date>-<time>-<name>` in the current folder.
         name: of the method.
+        experiment: where it has a name, the folder is `logs/<experiment>/runs/<date>-<time>`.
 
     Raises:
         ConfigError: if there is something there already.
     """
     if out is None:
-        stem = Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}"
+        now = time.strftime("%Y-%m-%d-%H%M%S")
+        stem = Path("logs") / experiment / "runs" / now if experiment else Path("runs") / f"{now}-{name}"
         for number in range(1, 1000):
             out = stem if number == 1 else Path(f"{stem}-{number}")
             with contextlib.suppress(FileExistsError):

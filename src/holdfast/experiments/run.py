@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import torch
 
 from holdfast.config import build
 from holdfast.core.errors import DataError, HoldfastError, Interrupted
-from holdfast.experiments.checkpoints import LAST, MODEL, CheckpointFolder, load_tensors, save_tensors
+from holdfast.core.experience import Stream
+from holdfast.experiments.assemble import make_trainer, restore
+from holdfast.experiments.checkpoints import MODEL, CheckpointFolder, save_tensors
 from holdfast.experiments.folder import (
     CONFIG,
     locked,
@@ -26,6 +29,11 @@ from holdfast.experiments.folder import (
     write_json,
 )
 from holdfast.experiments.journal import LOG, Journal
+from holdfast.experiments.keys import job_key
+from holdfast.experiments.loggers import Loggers
+from holdfast.experiments.model_summary import write_summary
+from holdfast.experiments.profiling import profiled
+from holdfast.experiments.references import evaluate_untrained, measure_against, reference, reuse, train_apart
 from holdfast.experiments.report import write_report
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
 from holdfast.training import Trainer
@@ -50,9 +58,10 @@ def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False,
     """
     config = build.resolve(config)
     build.build_device(config["device"])
-    folder = new_folder(out, config["method"].get("name", "custom"))
+    folder = new_folder(out, config["method"].get("name", "custom"), config["experiment_name"])
     write_json(folder / CONFIG, config)
-    write_info(folder, state="running", command=command, versions=versions(), started=time.time())
+    about = {"command": command, "versions": versions(), "started": time.time()}
+    write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config))
     return _work(folder, config, quiet)
 
 
@@ -69,6 +78,11 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
     return _work(folder, build.resolve(read_config(folder)), quiet)
 
 
+def _keyed(config: dict[str, Any]) -> dict[str, str]:
+    """The key of a single run, nothing for the folder of several seeds."""
+    return {} if config["seeds"] is not None else {"key": job_key(config)}
+
+
 def parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The single runs that a configuration stands for: by seed, and by reference method; folder -> configuration."""
     seeds = config.get("seeds")
@@ -77,7 +91,7 @@ def parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for seed in [config["seed"]] if seeds is None else seeds:
             part = {**config, "seeds": None, "seed": seed, "references": []}
             if method is not None:
-                part["method"] = {"name": method}
+                part = reference(part, method)
             where = prefix if seeds is None else f"{prefix}/seed-{seed}".lstrip("/")
             found[where] = part
     return found
@@ -94,9 +108,13 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
             place = folder / where if where else folder
             if where and read_info(place).get("state") == "finished":
                 continue
+            part = build.resolve(part)
+            if where.startswith("references/") and not place.exists():
+                if reuse(place, job_key(part), folder.resolve().parent):
+                    continue
             if where and not (place / CONFIG).is_file():
                 place.mkdir(parents=True, exist_ok=True)
-                write_json(place / CONFIG, build.resolve(part))
+                write_json(place / CONFIG, part)
                 info = read_info(folder)
                 write_info(
                     place,
@@ -104,6 +122,8 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                     command=info.get("command"),
                     versions=info.get("versions"),
                     started=time.time(),
+                    tags=part["tags"],
+                    **_keyed(part),
                 )
             try:
                 if not _ended(place):
@@ -122,6 +142,7 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
             if where:
                 write_report(place)
                 write_info(place, state="finished", finished=time.time())
+        measure_against(folder)
         write_report(folder)
         write_info(folder, state="finished", finished=time.time())
     return folder
@@ -156,34 +177,54 @@ def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
     stream = build.build_stream(config["stream"], config["seed"])
     model = build.build_model(config["model"], stream, config["seed"])
     journal = Journal(folder / LOG)
-    checkpoints = CheckpointFolder(folder / "checkpoints", **config["checkpoint"], lines=lambda: journal.lines)
-    trainer = _trainer(config, record=journal.write, progress=not quiet, checkpoints=checkpoints)
+    try:
+        loggers = Loggers(config["loggers"], folder, config)
+        try:
+            write_summary(folder, model, stream, quiet)
+            with profiled(config["profiler"], folder):
+                seconds = _learn(folder, config, stream, model, journal, loggers, quiet)
+            journal.write({"event": "end", "seconds": seconds})
+        finally:
+            loggers.close()
+    finally:
+        journal.close()
+
+
+def _learn(
+    folder: Path,
+    config: dict[str, Any],
+    stream: Stream,
+    model: torch.nn.Module,
+    journal: Journal,
+    loggers: Loggers,
+    quiet: bool,
+) -> float:
+    """Train by the protocol of the configuration; returns the seconds."""
+    begun = time.perf_counter()
+    if config["protocol"] != "continual":
+        if not journal.lines:
+            journal.write(_start(config, stream, model))
+        learn = train_apart if config["protocol"] == "independent" else evaluate_untrained
+        learn(config, stream, journal, functools.partial(make_trainer, config))
+        return time.perf_counter() - begun
+
+    def record(event: dict[str, Any]) -> None:
+        journal.write(event)
+        loggers.event(event)
+
+    checkpoints = CheckpointFolder(
+        folder / "checkpoints", **config["checkpoint"], lines=lambda: journal.lines, config=config
+    )
+    trainer = make_trainer(config, record=record, progress=not quiet, checkpoints=checkpoints)
     loaded = checkpoints.load()
     if journal.lines:
         journal.resume(loaded["lines"] if loaded else 0)
     if loaded is None:
         journal.write(_start(config, stream, model))
-    try:
-        with _stop_on_signals(trainer):
-            trainer.fit(model, stream, resume=None if loaded is None else loaded["state"])
-        save_tensors(folder / "checkpoints" / MODEL, dict(model.state_dict()))
-        journal.write({"event": "end", "seconds": trainer.seconds})
-    finally:
-        journal.close()
-
-
-def _trainer(config: dict[str, Any], **services: Any) -> Trainer:
-    return Trainer(
-        build.build_method(config["method"]),
-        optimizer=build.build_optimizer(config["optimizer"]),
-        scheduler=build.build_scheduler(config["scheduler"]),
-        scheduler_every=(config["scheduler"] or {}).get("every", "epoch"),
-        criterion=build.build_criterion(config["criterion"]),
-        seed=config["seed"],
-        device=config["device"],
-        **build.trainer_arguments(config["trainer"]),
-        **services,
-    )
+    with _stop_on_signals(trainer):
+        trainer.fit(model, stream, resume=None if loaded is None else loaded["state"])
+    save_tensors(folder / "checkpoints" / MODEL, dict(model.state_dict()))
+    return trainer.seconds
 
 
 def _start(config: dict[str, Any], stream: Any, model: torch.nn.Module) -> dict[str, Any]:
@@ -191,7 +232,7 @@ def _start(config: dict[str, Any], stream: Any, model: torch.nn.Module) -> dict[
         "event": "start",
         "time": time.time(),
         "seed": config["seed"],
-        "method": config["method"].get("name", "custom"),
+        "method": config["method"].get("name", "custom") if config["protocol"] == "continual" else config["protocol"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "stream": {
             "name": stream.name,
@@ -208,36 +249,27 @@ def _start(config: dict[str, Any], stream: Any, model: torch.nn.Module) -> dict[
     }
 
 
-def evaluate(folder: Path, split: str = "test") -> dict[str, Any]:
+def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
     """Evaluate the newest state of a run again, without changing its folder.
 
     Args:
-        folder: of a single run (with several seeds: one of its `seed-*` folders).
+        where: the folder of a single run (with several seeds: one of its `seed-*` folders), a checkpoint file, or the
+            address of one.
         split: `test` or `validation`.
 
     Returns:
         `{"experiences": [evaluate events], "average_accuracy": ..}`.
     """
-    config = build.resolve(read_config(folder))
-    last = folder / "checkpoints" / LAST
-    loaded = load_tensors(last) if last.is_file() else None
-    if loaded is None:
-        raise DataError(
-            f"{folder} has no checkpoint to evaluate. Give the folder of a single run, for instance {folder}/seed-0."
-        )
-    stream = build.build_stream(config["stream"], config["seed"])
-    model = build.build_model(config["model"], stream, config["seed"])
-    trainer = _trainer(config)
-    engine = trainer.bind(model, stream)
-    engine.load(loaded["state"]["engine"])
+    restored = restore(where)
+    size = restored.trainer.eval_batch_size
     found = []
-    for experience in stream:
+    for experience in restored.stream:
         data = getattr(experience, split)
         if data is not None and len(data):
-            counts = evaluate_data(engine, data, experience.classes, experience.task, trainer.eval_batch_size)
+            counts = evaluate_data(restored.engine, data, experience.classes, experience.task, size)
             found.append({"experience": experience.index, "name": experience.name, "split": split, **counts})
     if not found:
-        raise DataError(f"{folder} has no {split} data. Give --split test, or make the stream with validation=0.1.")
+        raise DataError(f"{where} has no {split} data. Give --split test, or make the stream with validation=0.1.")
     accuracies = [one["correct"] / one["samples"] for one in found if one["correct"] is not None]
     return {"experiences": found, "average_accuracy": sum(accuracies) / len(accuracies) if accuracies else None}
 

@@ -10,7 +10,6 @@ def adahat(
     s_max: float = 400.0,
     intensity: float = 1e-6,
     epsilon: float = 0.1,
-    steps: int | None = None,
 ) -> Method:
     r"""HAT that lets used weights move a little: less the more tasks use them, more once the network is full.
 
@@ -24,10 +23,7 @@ def adahat(
         s_max: the largest s of the annealing within each epoch.
         intensity: alpha.
         epsilon: above 0.
-        steps: steps of one annealing, for loops that do not know how long an epoch is.
 
     Differences: the rate scales the optimiser's step and not only the gradient, which Adam would undo.
     """
-    return Method(
-        UnitAttention(strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=epsilon, steps=steps)
-    )
+    return Method(UnitAttention(strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=epsilon))

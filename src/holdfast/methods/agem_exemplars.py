@@ -17,7 +17,8 @@ def agem_exemplars(
 ) -> Method:
     r"""A step may not raise the loss on a reference batch of past experiences.
 
-    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big) g_{\text{ref}} $$
+    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big)
+       g_{\text{ref}} $$
 
     Args:
         per_class: samples kept of each class of each experience; None where `capacity` is given.

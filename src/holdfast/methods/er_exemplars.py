@@ -17,7 +17,8 @@ def er_exemplars(
 ) -> Method:
     r"""Replay of past experiences only, weighed against the current one by how many there are.
 
-    $$ L = \frac{1}{c} \ell(x, y) + \Big( 1 - \frac{1}{c} \Big) \ell(x', y'), \qquad (x', y') \sim M_1 \cup \dots \cup M_{c-1} $$
+    $$ L = \frac{1}{c} \ell(x, y) + \Big( 1 - \frac{1}{c} \Big) \ell(x', y'), \qquad
+       (x', y') \sim M_1 \cup \dots \cup M_{c-1} $$
 
     Args:
         per_class: samples kept of each class of each experience; None where `capacity` is given.

@@ -5,12 +5,14 @@ from holdfast.operations import TrainOnMemory
 
 
 @published(
-    paper="Prabhu, Torr and Dokania, GDumb: a simple approach that questions our progress in continual learning, ECCV 2020"
+    paper="Prabhu, Torr and Dokania, GDumb: a simple approach that questions our progress in continual learning, "
+    "ECCV 2020"
 )
 def gdumb(capacity: int = 500, epochs: int = 31, batch_size: int = 16, rate: float = 0.05) -> Method:
     r"""Keep a class-balanced memory, and train from scratch on it whenever an experience ends.
 
-    $$ \theta_t = \arg\min_\theta \sum_{(x, y) \in M_t} \ell(f_\theta(x), y), \qquad |M_t^{(y)}| \approx |M_t| / |Y_t| $$
+    $$ \theta_t = \arg\min_\theta \sum_{(x, y) \in M_t} \ell(f_\theta(x), y), \qquad
+       |M_t^{(y)}| \approx |M_t| / |Y_t| $$
 
     Args:
         capacity: samples in the memory.

@@ -5,7 +5,7 @@ from holdfast.operations import UnitAttention
 
 
 @published(paper="Serra et al., Overcoming catastrophic forgetting with hard attention to the task, ICML 2018")
-def hat(strength: float = 0.75, s_max: float = 400.0, steps: int | None = None) -> Method:
+def hat(strength: float = 0.75, s_max: float = 400.0) -> Method:
     r"""A learnt gate per task and unit; weights between units that earlier tasks use do not move.
 
     $$ h_l \leftarrow \sigma(s \, e_l^t) \odot h_l, \qquad
@@ -15,9 +15,8 @@ def hat(strength: float = 0.75, s_max: float = 400.0, steps: int | None = None) 
     Args:
         strength: c, the weight of the sparsity term.
         s_max: the largest s of the annealing within each epoch.
-        steps: steps of one annealing, for loops that do not know how long an epoch is.
 
     Differences: gates at test are 0 or 1; weights are put back after the optimiser moved, so that momentum, weight
     decay and Adam forget nothing; biases of used units are kept too. See `operations.UnitAttention`.
     """
-    return Method(UnitAttention(strength=strength, s_max=s_max, steps=steps))
+    return Method(UnitAttention(strength=strength, s_max=s_max))

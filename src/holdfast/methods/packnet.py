@@ -5,7 +5,7 @@ from holdfast.operations import PrunedWeights
 
 
 @published(paper="Mallya and Lazebnik, PackNet: adding multiple tasks to a single network by iterative pruning, 2018")
-def packnet(fraction: float = 0.75, at: float = 0.5, steps: int | None = None) -> Method:
+def packnet(fraction: float = 0.75, at: float = 0.5) -> Method:
     r"""Each task trains the free weights, keeps the largest of them for good, and leaves the others to later tasks.
 
     $$ \hat w_{ij}^t = w_{ij} \, [\text{owner}_{ij} \le t] $$
@@ -13,9 +13,8 @@ def packnet(fraction: float = 0.75, at: float = 0.5, steps: int | None = None) -
     Args:
         fraction: the fraction of the free weights of each layer that is pruned.
         at: how far the experience has come, from 0 to 1, when it prunes; the rest of it retrains what was kept.
-        steps: prune after so many steps instead, for loops that do not know how long an experience is.
 
     Differences: retraining is the last part of the experience's own training, with the same optimiser; biases and
     normalisation are kept once per task instead of those of the first for all.
     """
-    return Method(PrunedWeights(fraction=fraction, at=at, steps=steps))
+    return Method(PrunedWeights(fraction=fraction, at=at))

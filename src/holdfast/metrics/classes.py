@@ -85,7 +85,12 @@ def worst_class(
 
 
 def worst_class_so_far(events: Iterable[Event], split: str = "test") -> np.ndarray:
-    """After each evaluated experience, the recall of the worst class learned by then (shape `[moments]`)."""
+    """After each evaluated experience, the recall of the worst class learned by then (shape `[moments]`).
+
+    Args:
+        events: the log.
+        split: `"test"` or `"validation"`.
+    """
     events = read_log(events)
     rows = {event["after"] for event in events if event["event"] == "evaluate" and event.get("split", "test") == split}
     return np.array([worst_class(events, row, split) for row in sorted(rows) if row >= 0])

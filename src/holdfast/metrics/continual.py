@@ -111,6 +111,9 @@ def sample_incremental_accuracy(matrix: np.ndarray, samples: np.ndarray) -> floa
 def accuracy_so_far(matrix: np.ndarray) -> np.ndarray:
     """`[T]`: after each experience i, the mean over experiences `j <= i` of `A[i, j]`.
 
+    Args:
+        matrix: `[T, T]` accuracies.
+
     Example:
         >>> accuracy_so_far(np.array([[1.0, 0.0], [0.5, 1.0]])).tolist()
         [1.0, 0.75]

@@ -46,17 +46,33 @@ def accuracy_matrix(events: Iterable[Event], aware: bool = False, split: str = "
 
 
 def loss_matrix(events: Iterable[Event], split: str = "test") -> np.ndarray:
-    """Mean loss on each experience after learning each one: `L[i, j]`, `[T, T]`, NaN where not evaluated."""
+    """Mean loss on each experience after learning each one: `L[i, j]`, `[T, T]`, NaN where not evaluated.
+
+    Args:
+        events: the log.
+        split: `"test"` or `"validation"`.
+    """
     return _fill(events, split, _loss)[1:]
 
 
 def before(events: Iterable[Event], aware: bool = False, split: str = "test") -> np.ndarray:
-    """Accuracy on each experience before any training: `b[j]`, `[T]`, NaN where not evaluated."""
+    """Accuracy on each experience before any training: `b[j]`, `[T]`, NaN where not evaluated.
+
+    Args:
+        events: the log.
+        aware: count the arg-max among each experience's own classes instead of among all.
+        split: `"test"` or `"validation"`.
+    """
     return _fill(events, split, _accuracy(aware))[0]
 
 
 def sample_counts(events: Iterable[Event], split: str = "test") -> np.ndarray:
-    """Number of samples evaluated of each experience, `[T]` int64 (0 where none ever was)."""
+    """Number of samples evaluated of each experience, `[T]` int64 (0 where none ever was).
+
+    Args:
+        events: the log.
+        split: `"test"` or `"validation"`.
+    """
     counts = np.zeros(experience_count(events), dtype=np.int64)
     for event in _evaluations(events, split):
         counts[event["experience"]] = event["samples"]

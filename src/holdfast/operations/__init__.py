@@ -2,25 +2,36 @@
 
 from holdfast.operations.anchor_penalty import AnchorPenalty
 from holdfast.operations.asymmetric_cross_entropy import AsymmetricCrossEntropy
+from holdfast.operations.balanced_finetune import BalancedFinetune
+from holdfast.operations.bias_correction import BiasCorrection
 from holdfast.operations.binary_distillation import BinaryDistillation
 from holdfast.operations.binary_masks import BinaryMasks
 from holdfast.operations.complementary_memories import ComplementaryMemories
 from holdfast.operations.context_gates import ContextGates
+from holdfast.operations.cross_entropy import CrossEntropy
 from holdfast.operations.data_choice import CumulativeData, JointData
 from holdfast.operations.distillation import Distillation
+from holdfast.operations.evidential import Evidential
 from holdfast.operations.feature_distillation import FeatureDistillation
 from holdfast.operations.fisher_penalty import FisherPenalty
 from holdfast.operations.freeze_backbone import FreezeBackbone
+from holdfast.operations.generative_classifier import GenerativeClassifier
+from holdfast.operations.generative_replay import GenerativeReplay
 from holdfast.operations.gradient_constraints import GradientConstraints
 from holdfast.operations.gradient_projection import GradientProjection
 from holdfast.operations.interfered_replay import InterferedReplay
 from holdfast.operations.joined_replay import JoinedReplay
 from holdfast.operations.logit_replay import LogitReplay
+from holdfast.operations.mahalanobis import Mahalanobis
+from holdfast.operations.masked_cross_entropy import MaskedCrossEntropy
 from holdfast.operations.merged_replay import MergedReplay
+from holdfast.operations.nearest_class_mean import NearestClassMean
 from holdfast.operations.nearest_exemplar_mean import NearestExemplarMean
+from holdfast.operations.one_hot_error import OneHotError
 from holdfast.operations.path_penalty import PathPenalty
 from holdfast.operations.pooled_distillation import PooledDistillation
 from holdfast.operations.pruned_weights import PrunedWeights
+from holdfast.operations.random_projection import RandomProjection
 from holdfast.operations.remember import Remember
 from holdfast.operations.remember_diverse import RememberDiverse
 from holdfast.operations.remember_exemplars import RememberExemplars
@@ -30,32 +41,47 @@ from holdfast.operations.separate_networks import SeparateNetworks
 from holdfast.operations.streaming_lda import StreamingLDA
 from holdfast.operations.subnetworks import Subnetworks
 from holdfast.operations.train_on_memory import TrainOnMemory
+from holdfast.operations.train_only import TrainOnly
 from holdfast.operations.unit_attention import UnitAttention
+from holdfast.operations.unit_replacement import UnitReplacement
 from holdfast.operations.walk_penalty import WalkPenalty
+from holdfast.operations.weight_align import WeightAlign
+from holdfast.operations.weighted_cross_entropy import WeightedCrossEntropy
 
 __all__ = [
     "AnchorPenalty",
     "AsymmetricCrossEntropy",
+    "BalancedFinetune",
+    "BiasCorrection",
     "BinaryDistillation",
     "BinaryMasks",
     "ComplementaryMemories",
     "ContextGates",
+    "CrossEntropy",
     "CumulativeData",
     "Distillation",
+    "Evidential",
     "FeatureDistillation",
     "FisherPenalty",
     "FreezeBackbone",
+    "GenerativeClassifier",
+    "GenerativeReplay",
     "GradientConstraints",
     "GradientProjection",
     "InterferedReplay",
     "JoinedReplay",
     "JointData",
     "LogitReplay",
+    "Mahalanobis",
+    "MaskedCrossEntropy",
     "MergedReplay",
+    "NearestClassMean",
     "NearestExemplarMean",
+    "OneHotError",
     "PathPenalty",
     "PooledDistillation",
     "PrunedWeights",
+    "RandomProjection",
     "Remember",
     "RememberDiverse",
     "RememberExemplars",
@@ -65,6 +91,10 @@ __all__ = [
     "StreamingLDA",
     "Subnetworks",
     "TrainOnMemory",
+    "TrainOnly",
     "UnitAttention",
+    "UnitReplacement",
     "WalkPenalty",
+    "WeightAlign",
+    "WeightedCrossEntropy",
 ]

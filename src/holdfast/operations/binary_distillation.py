@@ -15,9 +15,10 @@ from holdfast.core.operation import Operation
 
 
 class BinaryDistillation(Operation):
-    r"""Binary cross-entropy of each class's sigmoid output: to the labels for new classes, to the old model for old ones.
+    r"""Binary cross-entropy of each class's sigmoid output: with labels for new classes, the old model for old ones.
 
-    $$ L = - \frac{1}{n} \sum_i \Big[ \sum_{y \in \text{new}} \delta_{y = y_i} \log g_y(x_i) + \delta_{y \ne y_i} \log (1 - g_y(x_i))
+    $$ L = - \frac{1}{n} \sum_i \Big[ \sum_{y \in \text{new}} \delta_{y = y_i} \log g_y(x_i)
+           + \delta_{y \ne y_i} \log (1 - g_y(x_i))
            + \sum_{y \in \text{old}} q_i^y \log g_y(x_i) + (1 - q_i^y) \log (1 - g_y(x_i)) \Big] $$
 
     g are sigmoid outputs, q those of the model before this experience. It stands instead of the loop's criterion,

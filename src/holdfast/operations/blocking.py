@@ -108,6 +108,8 @@ class Blocking(Operation, ABC):
         self.rates = self.backbone_rates(learner)
         if self.finished:
             self.rates.update(self._head_rates(experience, learner))
+        named = dict(learner.model.named_parameters())
+        self.rates = {name: rate.to(named[name].dtype) for name, rate in self.rates.items()}
         self._held = None
 
     def gradient(self, step: Step, learner: Learner) -> None:

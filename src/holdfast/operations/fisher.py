@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Tree, tree_map
-from holdfast.core.learner import Learner
+from holdfast.core.learner import Learner, mean_over_ranks
 from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
 
 Kind = Literal["exact", "true", "empirical", "batch"]
@@ -88,7 +88,7 @@ def fisher_diagonal(
     finally:
         model.train(training)
         learner.prepare = flags
-    return {name: value / max(1, len(order)) for name, value in total.items()}
+    return mean_over_ranks(total, len(order))
 
 
 def _labels(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
@@ -53,10 +55,10 @@ class FisherPenalty(Operation):
         require(strength >= 0, "fisher_penalty", f"got strength={strength}. Give a number of 0 or more.")
         require(0 <= decay <= 1, "fisher_penalty", f"got decay={decay}. Give a number from 0 to 1.")
         require(
-            fisher in Kind.__args__,
+            fisher in get_args(Kind),
             "fisher_penalty",
-            f"got fisher={fisher!r}. Choose one of {', '.join(Kind.__args__)}.",
-        )  # type: ignore[attr-defined]
+            f"got fisher={fisher!r}. Choose one of {', '.join(get_args(Kind))}.",
+        )
         self.strength = strength
         self.fisher = fisher
         self.online = online

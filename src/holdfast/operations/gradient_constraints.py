@@ -60,7 +60,7 @@ class GradientConstraints(Operation):
             per_experience > 0,
             "gradient_constraints",
             f"got per_experience={per_experience}. Give the number of samples to keep of each.",
-        )  # noqa: E501
+        )
         require(margin >= 0, "gradient_constraints", f"got margin={margin}. Give a number of 0 or more.")
         self.per_experience = per_experience
         self.margin = margin
@@ -71,7 +71,7 @@ class GradientConstraints(Operation):
             learner.memory is None,
             "gradient_constraints",
             "keeps its own memory, and this method has one already. Leave out Remember.",
-        )  # noqa: E501
+        )
         learner.memory = ExperienceMemories(self.per_experience, learner.device)
 
     def gradient(self, step: Step, learner: Learner) -> None:

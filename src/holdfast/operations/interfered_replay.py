@@ -63,7 +63,7 @@ class InterferedReplay(Operation):
             candidates >= size,
             "interfered_replay",
             f"got candidates={candidates} and size={size}. Draw at least as many candidates as are replayed.",
-        )  # noqa: E501
+        )
         require(
             rate is None or rate > 0,
             "interfered_replay",

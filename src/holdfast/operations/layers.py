@@ -137,6 +137,7 @@ def gate(values: Tensor, gates: Tensor, convolution: bool) -> Tensor:
         gates: `[units]`, or `[rows, units]` where tasks are mixed.
         convolution: whether units are the second dimension.
     """
+    gates = gates.to(values.dtype)
     if convolution:
         return values * gates.reshape(*gates.shape, *[1] * (values.dim() - 2))
     if gates.shape[-1] != values.shape[-1]:
@@ -195,11 +196,11 @@ class ExchangeHook:
     def before(self, module: nn.Module, _: tuple[Any, ...]) -> None:
         """Exchange."""
         held: list[tuple[dict[str, Any], str, Any]] = []
+        self.held.append(held)  # first: `after` is called even where `find` raises
         for name, tensor in self.find(module).items():
             place: dict[str, Any] = module._parameters if name in module._parameters else module._buffers  # type: ignore[assignment]
             held.append((place, name, place[name]))
             place[name] = tensor
-        self.held.append(held)
 
     def after(self, *_: Any) -> None:
         """Put everything back, also after an error."""

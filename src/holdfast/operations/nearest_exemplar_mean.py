@@ -20,7 +20,8 @@ from holdfast.operations.remember_exemplars import ROWS, features_of
 class NearestExemplarMean(Operation):
     r"""In evaluation the outputs are minus the squared distances to the class means of the memory's features.
 
-    $$ z_y(x) = - \lVert \varphi(x) - \mu_y \rVert_2^2, \qquad \mu_y \propto \frac{1}{|P_y|} \sum_{p \in P_y} \varphi(p), \qquad
+    $$ z_y(x) = - \lVert \varphi(x) - \mu_y \rVert_2^2, \qquad
+       \mu_y \propto \frac{1}{|P_y|} \sum_{p \in P_y} \varphi(p), \qquad
        \lVert \varphi \rVert = \lVert \mu_y \rVert = 1 $$
 
     The features phi are what enters the head, of today's model: the means are measured again after every step that

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -165,7 +165,7 @@ class OneByOne:
             raise ConfigError("per-sample gradients with mixed tasks need the closed form. Use layers that have one.")
         if learner.multi_head:
             learner.head.task = learner.task if task is None else task  # type: ignore[union-attr, assignment]
-        self.model = learner.model
+        self.model, self.output = learner.model, learner.output
         self.inputs = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
         self.parameters = {name: p.detach() for name, p in learner.named_parameters().items()}
         state = self.model.state_dict(keep_vars=True)
@@ -175,11 +175,10 @@ class OneByOne:
     def call(self, weights: Diagonal, row: Tree) -> Tensor:
         """Outputs `[1, width]` of one sample under `weights`."""
         one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
-        if isinstance(one, Tensor):
-            return functional_call(self.model, (weights, self.rest), (one,))
-        if isinstance(one, tuple):
-            return functional_call(self.model, (weights, self.rest), one)
-        return functional_call(self.model, (weights, self.rest), (), dict(one))
+        args: tuple[Tensor, ...] = (one,) if isinstance(one, Tensor) else one if isinstance(one, tuple) else ()
+        named = dict(one) if isinstance(one, Mapping) else {}
+        outputs = functional_call(self.model, (weights, self.rest), args, named)
+        return outputs if self.output is None else self.output(outputs)
 
     def outputs(self) -> Tensor:
         """Outputs `[rows, width]` of all samples, without graph."""

@@ -17,14 +17,13 @@ class PrunedWeights(Blocking):
     r"""Train all free weights, prune the smallest of them within each layer, go on training the rest, then fix it.
 
     $$ m_{ij}^t = [\text{owner}_{ij} \le t], \qquad
-       \text{owner}_{ij} = t \text{ for the } (1 - p) \text{ largest } |w_{ij}| \text{ of the free weights of a layer} $$
+       \text{owner}_{ij} = t \text{ for the share } 1 - p \text{ of largest } |w_{ij}| \text{ among the free weights} $$
 
     Task t uses the weights of tasks 1 to t; the weights that it did not keep are zero at the start of task t + 1.
 
     Args:
         fraction: the fraction p of the free weights of each layer that is pruned.
         at: how far the experience has come, from 0 to 1, when it prunes; the rest of it retrains what was kept.
-        steps: prune after so many steps instead of at a fraction, for loops that do not know how long an experience is.
 
     Source: Mallya and Lazebnik 2018, "PackNet: adding multiple tasks to a single network by iterative pruning",
     section 3.
@@ -34,24 +33,20 @@ class PrunedWeights(Blocking):
 
     Example:
         >>> PrunedWeights(fraction=0.75, at=0.5)
-        PrunedWeights(fraction=0.75, at=0.5, steps=None)
+        PrunedWeights(fraction=0.75, at=0.5)
     """
 
-    state = (*Blocking.state, "owners", "pruned", "count")
+    needs = Blocking.needs | {"progress"}
+    state = (*Blocking.state, "owners", "pruned")
 
-    def __init__(self, fraction: float = 0.75, at: float = 0.5, steps: int | None = None) -> None:
+    def __init__(self, fraction: float = 0.75, at: float = 0.5) -> None:
         super().__init__()
         require(0 < fraction < 1, "pruned_weights", f"got fraction={fraction}. Give a number between 0 and 1.")
         require(0 < at <= 1, "pruned_weights", f"got at={at}. Give a number above 0, up to 1.")
-        require(steps is None or steps > 0, "pruned_weights", f"got steps={steps}. Give a number of steps, or none.")
         self.fraction = fraction
         self.at = at
-        self.steps = steps
-        if steps is None:
-            self.needs = self.needs | {"progress"}
         self.owners: dict[str, Tensor] = {}
         self.pruned = False
-        self.count = 0
 
     def setup(self, learner: Learner) -> None:
         """Nobody owns a weight yet."""
@@ -73,14 +68,12 @@ class PrunedWeights(Blocking):
     def begin(self, experience: Experience, learner: Learner) -> None:
         """Start with every free weight."""
         super().begin(experience, learner)
-        self.pruned, self.count = False, 0
+        self.pruned = False
 
     def update(self, step: Step, learner: Learner) -> None:
         """Hold what is fixed, and prune when the time has come."""
         super().update(step, learner)
-        self.count += 1
-        due = self.count >= self.steps if self.steps is not None else (step.progress or 0.0) >= self.at
-        if due and not self.pruned:
+        if not self.pruned and (step.progress or 0.0) >= self.at:
             self.prune(learner)
 
     def end(self, experience: Experience, learner: Learner) -> None:

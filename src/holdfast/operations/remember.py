@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -48,8 +48,10 @@ class Remember(Operation):
         )
         require((capacity or bytes or 0) > 0, "remember", f"got a size of {capacity or bytes}. Give a positive number.")
         require(
-            policy in Policy.__args__, "remember", f"got policy={policy!r}. Choose one of {', '.join(Policy.__args__)}."
-        )  # type: ignore[attr-defined]
+            policy in get_args(Policy),
+            "remember",
+            f"got policy={policy!r}. Choose one of {', '.join(get_args(Policy))}.",
+        )
         self.capacity = capacity
         self.bytes = bytes
         self.policy = policy

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.experience import Data, Experience, Tree, tree_cat, tree_map
+from holdfast.core.experience import Data, Experience, Tree, tree_cat
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.operations.exemplar_memory import ExemplarMemory, Selection
+from holdfast.operations.rows import rows_of_batch
 
 ROWS = 256
 """Samples per forward."""
@@ -24,7 +25,8 @@ class RememberExemplars(Operation):
     operations that add data of their own to an experience (`MergedReplay`): only what arrived is chosen from. Other
     operations draw from it as from any memory; during an experience none of its own samples are in it.
 
-    $$ \text{herding: } p_k = \arg\min_x \Big\lVert \mu - \tfrac{1}{k} \Big( \varphi(x) + \sum_{j < k} \varphi(p_j) \Big) \Big\rVert $$
+    $$ \text{herding: } p_k = \arg\min_x
+       \Big\lVert \mu - \tfrac{1}{k} \Big( \varphi(x) + \sum_{j < k} \varphi(p_j) \Big) \Big\rVert $$
 
     A class that comes again in a later experience gets one more set. Fields that other operations ask for
     (`logits`) are those of the model at the end of the experience.
@@ -89,21 +91,13 @@ class RememberExemplars(Operation):
         learner.model.eval()
         try:
             for batch in data.batches(index, ROWS):
-                inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
-                rows = {"inputs": inputs, "targets": batch.targets.to(learner.device)}
-                with torch.no_grad():
-                    if "logits" in learner.fields:
-                        rows["logits"] = learner(inputs, batch.task)
-                    features.append(
-                        torch.empty(len(rows["targets"]), 1)  # type: ignore[arg-type]
-                        if self.selection == "random"
-                        else features_of(inputs, learner)
-                    )
-                if "task" in learner.fields:
-                    rows["task"] = torch.full_like(rows["targets"], 0) + (
-                        learner.task if batch.task is None else batch.task
-                    )  # type: ignore[call-overload, operator]
+                rows = rows_of_batch(batch, learner)
                 parts.append(rows)
+                if self.selection == "random":
+                    features.append(torch.empty(rows["targets"].shape[0], 1))
+                else:
+                    with torch.no_grad():
+                        features.append(features_of(rows["inputs"], learner))
         finally:
             learner.model.train(training)
         return {field: tree_cat([part[field] for part in parts]) for field in parts[0]}, torch.cat(features)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.experience import Tree, tree_map
+from holdfast.core.experience import Batch, Tree, task_column, tree_map
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.step import Step
 from holdfast.operations.remember import require_outputs
@@ -34,6 +34,25 @@ def rows_of(step: Step, learner: Learner) -> dict[str, Any]:
                 rows[field] = step.task
         else:
             rows[field] = step.extras[field]
+    return rows
+
+
+def rows_of_batch(batch: Batch, learner: Learner) -> dict[str, Any]:
+    """A batch of an experience's data on the learner's device, with every field that the method wants remembered.
+
+    Args:
+        batch: as the data gives it; without a task label it is of the current task.
+        learner: its model, in its current mode, gives `logits` where they are wanted.
+    """
+    inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
+    targets = batch.targets.to(learner.device)
+    rows: dict[str, Any] = {"inputs": inputs, "targets": targets}
+    task = learner.task if batch.task is None else batch.task
+    if "logits" in learner.fields:
+        with torch.no_grad():
+            rows["logits"] = learner(inputs, task)
+    if "task" in learner.fields and task is not None:
+        rows["task"] = task_column(task, targets.shape[0], learner.device)
     return rows
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Tree, tree_map
-from holdfast.core.learner import Learner
+from holdfast.core.learner import Learner, mean_over_ranks
 from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
 
 Over = Literal["sample", "batch"]
@@ -75,7 +75,7 @@ def sensitivity(
                 total[name] += value
     finally:
         model.train(training)
-    return {name: value / max(1, len(order)) for name, value in total.items()}
+    return mean_over_ranks(total, len(order))
 
 
 def _squared_norm(outputs: Tensor, learner: Learner) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.experience import Experience, tree_map
+from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner, Snapshot
 from holdfast.core.operation import Operation, require
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement
-from holdfast.operations.rows import take
+from holdfast.operations.rows import rows_of_batch, take
 
 
 class GreedyBalance(Insertion):
@@ -163,14 +163,7 @@ class TrainOnMemory(Operation):
         order = learner.rng(f"order/{self.name}")
         data = experience.train
         for batch in data.batches(torch.randperm(len(data), generator=order), 256):
-            rows: dict[str, Any] = {"inputs": batch.inputs, "targets": batch.targets}
-            if "task" in learner.fields:
-                rows["task"] = learner.task if batch.task is None else batch.task
-            moved = {
-                key: value if isinstance(value, int) else tree_map(lambda t: t.to(learner.device), value)
-                for key, value in rows.items()
-            }
-            learner.memory.add(moved)
+            learner.memory.add(rows_of_batch(batch, learner))
         if not len(learner.memory):
             return
         with torch.no_grad():

@@ -43,7 +43,6 @@ class UnitAttention(Blocking):
         mode: `block` (HAT) keeps used weights as they are, `adapt` (AdaHAT) lets them move a little.
         intensity: the alpha of "adapt".
         epsilon: the epsilon of "adapt", above 0.
-        steps: steps of one annealing, for loops that do not know how long an epoch is.
 
     Source: Serra et al. 2018, "Overcoming catastrophic forgetting with hard attention to the task", section 2;
     "adapt": Wang et al. 2025, "AdaHAT: adaptive hard attention to the task in task-incremental learning".
@@ -53,10 +52,11 @@ class UnitAttention(Blocking):
 
     Example:
         >>> UnitAttention(strength=0.75)
-        UnitAttention(strength=0.75, s_max=400.0, mode='block', intensity=1e-06, epsilon=0.1, steps=None)
+        UnitAttention(strength=0.75, s_max=400.0, mode='block', intensity=1e-06, epsilon=0.1)
     """
 
-    state = (*Blocking.state, "masks", "current", "count")
+    needs = Blocking.needs | {"progress"}
+    state = (*Blocking.state, "masks", "current")
 
     def __init__(
         self,
@@ -65,7 +65,6 @@ class UnitAttention(Blocking):
         mode: Literal["block", "adapt"] = "block",
         intensity: float = 1e-6,
         epsilon: float = 0.1,
-        steps: int | None = None,
     ) -> None:
         super().__init__()
         require(strength >= 0, "unit_attention", f"got strength={strength}. Give a number of 0 or more.")
@@ -76,18 +75,13 @@ class UnitAttention(Blocking):
             "unit_attention",
             "got an intensity or epsilon of 0 or less. Give positive numbers.",
         )
-        require(steps is None or steps > 0, "unit_attention", f"got steps={steps}. Give a number of steps, or none.")
         self.strength = strength
         self.s_max = s_max
         self.mode = mode
         self.intensity = intensity
         self.epsilon = epsilon
-        self.steps = steps
-        if steps is None:
-            self.needs = self.needs | {"progress"}
         self.masks: dict[str, dict[int, Tensor]] = {}
         self.current: int | None = None
-        self.count = 0
         self.embeddings = nn.ParameterDict()
         self._uses: dict[str, Tensor] | None = None
 
@@ -112,10 +106,7 @@ class UnitAttention(Blocking):
         learner = self._learner
         if not learner.model.training:
             return self.s_max
-        if self.steps is not None:
-            position = (self.count % self.steps) / max(1, self.steps - 1)
-        else:
-            position = learner.epoch_progress or 0.0
+        position = learner.epoch_progress or 0.0
         return 1 / self.s_max + (self.s_max - 1 / self.s_max) * position
 
     def gates(self, name: str) -> Tensor | None:
@@ -170,7 +161,7 @@ class UnitAttention(Blocking):
     def begin(self, experience: Experience, learner: Learner) -> None:
         """Draw the task's embeddings."""
         super().begin(experience, learner)
-        self.current, self.count = experience.task, 0
+        self.current = experience.task
         generator = learner.rng(f"embeddings/{self.name}")
         with torch.no_grad():
             for embedding in self.embeddings.values():
@@ -217,7 +208,6 @@ class UnitAttention(Blocking):
     def update(self, step: Step, learner: Learner) -> None:
         """Hold what is protected, and the embeddings within their range."""
         super().update(step, learner)
-        self.count += 1
         with torch.no_grad():
             for embedding in self.embeddings.values():
                 embedding.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT)

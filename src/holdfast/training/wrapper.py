@@ -177,6 +177,9 @@ class Continual:
         if boundary is not None and "data" in method.needs:
             self._recent = Memory(boundary.window, insertion=Ring(), device=self.learner.device)
         self._seen: Tensor | None = None
+        self._makes_steps, self._owns_loss = self.engine.acts_at("take_step"), self.engine.acts_at("criterion")
+        self._joins = self.engine.acts_at("batch")
+        self._scaled = self.scaler is not None or accumulate > 1
         self._needs_capture = bool(method.remembers) or self.engine.acts_at("batch")
         self._needs_classes = bool({"boundaries", "classes"} & set(method.needs))
         self.optimizer = optimizer
@@ -265,12 +268,14 @@ class Continual:
                 self._watch(step)
             if self._needs_classes:
                 self._see(step)
-            if self.engine.acts_at("take_step"):
+            if self._makes_steps:
                 self._take_step(step)
             else:
-                self.engine.accumulate(step, self._scale())
+                self.engine.accumulate(step, self._scale() if self._scaled else None)
                 if self._watchful:
                     self._check_gradients()
+                if self.accumulate > 1:
+                    step.loss, step.outputs = step.loss.detach(), None if outputs is None else outputs.detach()
                 self._parts.append(step)
                 if len(self._parts) == self.accumulate:
                     self._finish(self.scaler is not None)
@@ -294,9 +299,9 @@ class Continual:
         self._own_loss = self.engine.criterion(outputs, targets, tree)
         return self._own_loss
 
-    def _scale(self) -> float | Tensor | None:
+    def _scale(self) -> float | Tensor:
         if self.scaler is None:
-            return None if self.accumulate == 1 else 1 / self.accumulate
+            return 1 / self.accumulate
         ones = torch.full((), 1 / self.accumulate, device=self.learner.device)
         return self.scaler.scale(ones)  # type: ignore[return-value]
 
@@ -316,7 +321,6 @@ class Continual:
         self.engine.finish(step)
         if self._recent is not None:
             self._recent.add({"inputs": step.inputs, "targets": step.targets})
-        step.loss = step.loss.detach()
         self._pending = step
         self._advance()
 
@@ -717,7 +721,7 @@ class Continual:
                 f"the model's last forward had {capture.rows} rows, backward() got {rows}. Pass the batch it was called"
                 " with."
             )
-        if capture is None and ((outputs is None and self._heard) or self.engine.acts_at("batch")):
+        if capture is None and ((outputs is None and self._heard) or self._joins):
             raise UsageError(
                 "backward() was called without a forward, in training mode, of the model that was given to Continual. "
                 "Call that model once a step, and make a new Continual for a new model."
@@ -727,7 +731,7 @@ class Continual:
                 f"`{self.method.name}` needs the model's outputs, and none were captured. Call the model that was given"
                 " to Continual in training mode before backward(), or pass outputs=..., or output=... to Continual."
             )
-        if self.engine.acts_at("criterion") and loss is not self._own_loss:
+        if self._owns_loss and loss is not self._own_loss:
             raise UsageError(
                 f"`{self.method.name}` brings its own loss. Write loss = cl.loss(outputs, targets), and pass that to"
                 " backward()."

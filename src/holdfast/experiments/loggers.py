@@ -1,0 +1,196 @@
+"""Loggers besides the run folder: TensorBoard, Weights & Biases, MLflow and Comet, each imported where it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from holdfast.core.errors import needs_extra
+
+EXTRA = "loggers"
+
+
+class Sink(Protocol):
+    """Where numbers go."""
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Keep `values` under `step`."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class TensorBoard:
+    """Event files that `tensorboard --logdir` reads.
+
+    Args:
+        folder: for the files.
+        about: name, configuration and tags of the run.
+        spec: the entry of `loggers`.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise needs_extra("the logger tensorboard", "tensorboard", EXTRA) from error
+        self._writer: Any = SummaryWriter(str(folder))
+        self._writer.add_text("config", f"```\n{json.dumps(about['config'], indent=2)}\n```")
+        if about["tags"]:
+            self._writer.add_text("tags", ", ".join(about["tags"]))
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Keep `values` under `step`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases; offline unless told otherwise (`wandb sync` sends it later)."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise needs_extra("the logger wandb", "wandb", EXTRA) from error
+        self._run: Any = wandb.init(
+            project=spec["project"],
+            name=about["name"],
+            dir=str(folder),
+            config=about["config"],
+            tags=about["tags"],
+            mode="offline" if spec["offline"] else "online",
+        )
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Keep `values`; the step is a value of its own, since steps of training and evaluation differ."""
+        self._run.log({**values, "step": step})
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow, in a folder of files or a database there unless a server is set."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+        try:
+            import mlflow
+        except ImportError as error:
+            raise needs_extra("the logger mlflow", "mlflow", EXTRA) from error
+        self._mlflow: Any = mlflow
+        if spec["offline"]:
+            mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        mlflow.set_experiment(spec["project"])
+        mlflow.start_run(run_name=about["name"], tags={tag: "true" for tag in about["tags"]})
+        mlflow.log_params({key: str(value)[:500] for key, value in about["config"].items()})
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Keep `values` under `step`."""
+        self._mlflow.log_metrics(dict(values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._mlflow.end_run()
+
+
+class Comet:
+    """An experiment of Comet; offline (a zip in the folder) unless told otherwise."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+        try:
+            import comet_ml
+        except ImportError as error:
+            raise needs_extra("the logger comet", "comet-ml", EXTRA) from error
+        if spec["offline"]:
+            self._experiment: Any = comet_ml.OfflineExperiment(
+                project_name=spec["project"], offline_directory=str(folder)
+            )
+        else:
+            self._experiment = comet_ml.Experiment(project_name=spec["project"])
+        self._experiment.set_name(about["name"])
+        self._experiment.log_parameters(about["config"])
+        for tag in about["tags"]:
+            self._experiment.add_tag(tag)
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Keep `values` under `step`."""
+        self._experiment.log_metrics(dict(values), step=step)
+
+    def close(self) -> None:
+        """Finish the experiment."""
+        self._experiment.end()
+
+
+SINKS: dict[str, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Sink]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+    "comet": Comet,
+}
+
+
+class Loggers:
+    """Every logger of a run.
+
+    Args:
+        specs: the entries of `loggers`.
+        folder: of the run; a logger without a folder of its own gets one there.
+        config: of the run.
+
+    Raises:
+        ImportError: where a library is not installed, with what to install.
+    """
+
+    def __init__(self, specs: Iterable[Mapping[str, Any]], folder: Path, config: Mapping[str, Any]) -> None:
+        about = {"name": folder.resolve().name, "config": config, "tags": list(config.get("tags") or [])}
+        self._sinks: list[Sink] = []
+        for spec in specs:
+            place = Path(spec["folder"]) if spec["folder"] else folder / str(spec["name"])
+            place.mkdir(parents=True, exist_ok=True)
+            self._sinks.append(SINKS[spec["name"]](place, about, spec))
+        self._step = 0
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Pass the numbers of an event of the log on."""
+        if not self._sinks:
+            return
+        self._step = int(event.get("step", self._step))
+        values = {name: float(value) for name, value in numbers(event).items() if value is not None}
+        for sink in self._sinks:
+            sink.write(values, self._step)
+
+    def close(self) -> None:
+        """Finish all."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def numbers(event: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers of one event, by the names that loggers show.
+
+    Example:
+        >>> numbers({"event": "evaluate", "experience": 1, "split": "test", "samples": 4, "correct": 3, "loss": 0.5})
+        {'test/experience_1/loss': 0.5, 'test/experience_1/accuracy': 0.75}
+    """
+    kind = event["event"]
+    if kind == "train":
+        found = {f"train/{key}": event.get(key) for key in ("loss", "accuracy", "lr")}
+        return {**found, **{f"train/terms/{name}": value for name, value in (event.get("terms") or {}).items()}}
+    if kind == "evaluate":
+        name = f"{event['split']}/experience_{event['experience']}"
+        found = {f"{name}/loss": event.get("loss")}
+        for key, label in (("correct", "accuracy"), ("correct_task", "task_aware_accuracy")):
+            if event.get(key) is not None:
+                found[f"{name}/{label}"] = event[key] / event["samples"]
+        return found
+    if kind == "experience":
+        return {f"experience/{key}": event.get(key) for key in ("seconds", "parameters", "memory_bytes")}
+    return {}

@@ -1,0 +1,32 @@
+"""Deep generative replay (DGR)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from holdfast.core.method import Method, published
+from holdfast.operations import GenerativeReplay
+
+
+@published(paper="Shin et al., Continual learning with deep generative replay, NeurIPS 2017")
+def dgr(
+    size: int = 128,
+    hidden: Sequence[int] = (400, 400),
+    latent: int = 100,
+    rate: float = 1e-3,
+    likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto",
+) -> Method:
+    r"""Replay of samples that a generator makes and the network of before labels.
+
+    $$ L = \frac{1}{c} \ell(x, y) + \Big( 1 - \frac{1}{c} \Big) \ell(x', \hat y'), \qquad
+       x' = G_{c-1}(z), \;\; \hat y' = \arg\max_{y \in \text{old}} f_{\theta_{c-1}}(x')_y $$
+
+    Args:
+        size: generated samples per step.
+        hidden: units of the generator's hidden layers.
+        latent: size of the generator's latent variable.
+        rate: learning rate of the generator's Adam.
+        likelihood: `bernoulli` for inputs from 0 to 1, `gaussian` for any others, `auto` by the first batch.
+
+    Differences: the generator is a variational autoencoder, as in van de Ven et al. 2022; the paper's is adversarial.
+    """
+    return Method(GenerativeReplay(size=size, hidden=hidden, latent=latent, rate=rate, likelihood=likelihood))

@@ -1,0 +1,117 @@
+"""Balanced fine-tuning: after an experience the head alone is trained on, with as many samples of every class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.core.experience import Experience, tree_map
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation, require
+from holdfast.operations.class_scores import vectors
+
+
+class BalancedFinetune(Operation):
+    r"""Gradient descent with momentum on the head, over a class-balanced draw from the memory, with the backbone frozen.
+
+    $$ \min_{W} \; \frac{1}{K n} \sum_{k=1}^{K} \sum_{i=1}^{n} \ell\big( W h(x_{k,i}), k \big) $$
+
+    As many samples n are drawn of each class in the memory as the rarest of them has, at most `per_class`. The features
+    are computed once, in eval mode and without augmentation, so that the epochs cost next to nothing. The memory and the
+    main optimiser's state stay as they are. A class without a sample in the memory takes no part: give the memory
+    room for every class (`policy="balanced_reservoir"`).
+
+    Args:
+        epochs: passes over the drawn samples.
+        batch_size: samples per step.
+        lr: learning rate.
+        momentum: of the descent.
+        per_class: most samples drawn of a class; none for no limit.
+
+    Source: Castro et al. 2018, "End-to-end incremental learning", section 3.4 (balanced fine-tuning); Kang et al. 2020,
+    "Decoupling representation and classifier for long-tailed recognition", section 4 (the head alone). Differences: Castro
+    et al. train the whole network on a small learning rate and distil; here only the head moves.
+
+    Example:
+        >>> BalancedFinetune(epochs=10, lr=0.1)
+        BalancedFinetune(epochs=10, batch_size=32, lr=0.1, momentum=0.9, per_class=None)
+    """
+
+    role = "bias mitigation"
+    needs = frozenset({"boundaries", "classes"})
+
+    def __init__(
+        self,
+        epochs: int = 30,
+        batch_size: int = 32,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        per_class: int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"epochs": epochs, "batch_size": batch_size, "per_class": 1 if per_class is None else per_class}
+        for name, value in sizes.items():
+            require(value > 0, "balanced_finetune", f"got {name}={value}. Give a number of 1 or more.")
+        require(lr > 0, "balanced_finetune", f"got lr={lr}. Give a positive number.")
+        require(0 <= momentum < 1, "balanced_finetune", f"got momentum={momentum}. Give a number from 0 to below 1.")
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.momentum = momentum
+        self.per_class = per_class
+
+    def setup(self, learner: Learner) -> None:
+        """Refuse models that have no one head over all classes."""
+        require(not learner.multi_head, self.name, "balances classes of all tasks, which task heads do not compare. Drop it.")
+        require(learner.head is not None, self.name, "trains the head, and found none in this model. Name it: head='path'.")
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """Draw, compute features, and train the head."""
+        require(learner.memory is not None, self.name, "draws from a memory. Add Remember(capacity=...).")
+        rows = learner.memory.all()
+        if not rows:
+            return
+        generator = learner.rng(f"finetune/{self.name}")
+        chosen = balanced(rows["targets"], self.per_class, generator)
+        targets = rows["targets"][chosen]
+        features = torch.cat(
+            [
+                vectors(learner, tree_map(lambda leaf, part=part: leaf[part], rows["inputs"]), "features")  # type: ignore[misc]
+                for part in chosen.split(256)
+            ]
+        )
+        self._train(learner, features, targets, generator)
+
+    def _train(self, learner: Learner, features: Tensor, targets: Tensor, generator: torch.Generator) -> None:
+        head = learner.head
+        assert head is not None
+        parameters = [p for p in head.parameters() if p.requires_grad]
+        bare = [p.detach() for p in parameters]
+        speed = [torch.zeros_like(p) for p in bare]
+        for _ in range(self.epochs):
+            for rows in torch.randperm(len(targets), generator=generator).to(targets.device).split(self.batch_size):
+                with torch.enable_grad():
+                    loss = learner.criterion(head(features[rows]), targets[rows])
+                    grads = torch.autograd.grad(loss, parameters)
+                torch._foreach_mul_(speed, self.momentum)
+                torch._foreach_add_(speed, grads)
+                torch._foreach_add_(bare, speed, alpha=-self.lr)
+
+
+def balanced(targets: Tensor, most: int | None, generator: torch.Generator) -> Tensor:
+    """Indices of equally many rows of each class, drawn without replacement, by ascending class.
+
+    Args:
+        targets: `[rows]`.
+        most: of a class; None for no limit but the rarest class.
+        generator: of the draw.
+
+    Example:
+        >>> rows = balanced(torch.tensor([0, 1, 1, 1, 0]), None, torch.Generator().manual_seed(0))
+        >>> torch.tensor([0, 1, 1, 1, 0])[rows].tolist()
+        [0, 0, 1, 1]
+    """
+    labels, counts = targets.unique(return_counts=True)
+    share = int(counts.min()) if most is None else min(most, int(counts.min()))
+    order = torch.randperm(len(targets), generator=generator).to(targets.device)
+    return torch.cat([order[targets[order] == label][:share] for label in labels])

@@ -1,0 +1,37 @@
+"""Squared error between outputs and one-hot targets."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.operations.own_criterion import OwnCriterion, inside
+
+
+class OneHotError(OwnCriterion):
+    r"""The mean squared distance of the outputs to the one-hot target.
+
+    $$ \ell(z, y) = \frac{1}{K} \sum_{k=1}^{K} (z_k - [k = y])^2 $$
+
+    Targets that are floats already (regression, several labels) are taken as they are. With one head per task the mean
+    is over the outputs of the row's task.
+
+    Source: Hui and Belkin 2021, "Evaluation of neural architectures trained with square loss vs cross-entropy in
+    classification tasks", section 2. Differences: without their rescaling for many classes.
+
+    Example:
+        >>> import torch
+        >>> OneHotError().measure(torch.tensor([[1.0, 0.0, 0.0, 2.0]]), torch.tensor([0]))
+        tensor(1.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean over rows and outputs of the squared error."""
+        if targets.is_floating_point():
+            return F.mse_loss(outputs, targets.to(outputs.dtype).view_as(outputs))
+        kept = inside(outputs)
+        wanted = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        return ((outputs - wanted).square() * kept).sum() / kept.sum()

@@ -1,0 +1,70 @@
+"""Weighted cross-entropy: rare classes count as much as frequent ones."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.core.experience import Experience
+from holdfast.core.learner import Learner
+from holdfast.core.operation import require
+from holdfast.operations.own_criterion import OwnCriterion
+
+Scheme = Literal["inverse", "complement"]
+
+
+class WeightedCrossEntropy(OwnCriterion):
+    r"""Cross-entropy with one weight per class, from how often it occurs in its experience.
+
+    $$ L = \frac{\sum_i w_{y_i} \, \ell(z_i, y_i)}{\sum_i w_{y_i}}, \qquad
+       w_k = \frac{N}{K n_k} \;\text{(inverse)} \quad\text{or}\quad w_k = 2 - \frac{n_k}{\max_j n_j} \;\text{(complement)} $$
+
+    The weights of a class are taken when an experience that holds it begins, with N samples of K classes, n_k of them of
+    class k; replayed samples of older classes keep theirs. Classes that were never counted weigh 1.
+
+    Args:
+        scheme: `inverse` frequency, or the `complement` of the relative one.
+
+    Source: `inverse`: King and Zeng 2001, "Logistic regression in rare events data", section 4 (weighting);
+    `complement`: CLMixer's weighted cross-entropy. Differences: CLMixer applies it to a softmax; here outputs are logits.
+
+    Example:
+        >>> WeightedCrossEntropy()
+        WeightedCrossEntropy(scheme='inverse')
+    """
+
+    needs = OwnCriterion.needs | {"classes", "boundaries"}
+    state = ("weights",)
+
+    def __init__(self, scheme: Scheme = "inverse") -> None:
+        super().__init__()
+        known = ("inverse", "complement")
+        require(scheme in known, "weighted_cross_entropy", f"got scheme={scheme!r}. Choose inverse or complement.")
+        self.scheme = scheme
+        self.weights: Tensor | None = None
+
+    def begin(self, experience: Experience, learner: Learner) -> None:
+        """Count the classes of the experience's data."""
+        if len(experience.train) == 0:
+            return
+        counts = torch.bincount(experience.train.targets).to(torch.get_default_dtype())
+        present = counts > 0
+        if self.scheme == "inverse":
+            found = counts.sum() / (present.sum() * counts.clamp(min=1))
+        else:
+            found = 2 - counts / counts.max()
+        held = torch.ones(0) if self.weights is None else self.weights.cpu()
+        held = F.pad(held, (0, max(0, len(found) - len(held))), value=1.0)
+        held[: len(found)] = torch.where(present, found, held[: len(found)])
+        self.weights = held.to(learner.device)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Weighted mean cross-entropy of `outputs` `[rows, classes]` under class indices `[rows]`."""
+        if self.weights is None:
+            return F.cross_entropy(outputs, targets)
+        width = outputs.shape[1]
+        weights = F.pad(self.weights, (0, max(0, width - self.weights.shape[0])), value=1.0)[:width]
+        return F.cross_entropy(outputs, targets, weight=weights.to(outputs.dtype))
