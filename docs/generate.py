@@ -365,7 +365,7 @@ def main() -> None:
             lines = difflib.unified_diff(
                 path.read_text(encoding="utf-8").splitlines(), text.splitlines(), "now", "wanted", lineterm="", n=0
             )
-            print("\n".join(list(lines)[:12]))
+            print("\n".join(list(lines)[:6]))
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

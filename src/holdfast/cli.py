@@ -44,7 +44,9 @@ Folders = Annotated[
 ]
 Checkpoint = Annotated[
     str,
-    typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, a checkpoint file, or its address.", show_default=False),
+    typer.Argument(
+        metavar="RUN|CHECKPOINT", help="A run folder, a checkpoint file, or its address.", show_default=False
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 
@@ -80,12 +82,16 @@ def run(
     config_dir: Folders = None,
     multirun: Annotated[
         bool,
-        typer.Option("--multirun", "-m", help="A run for each combination: method=er,ewc seed=range(0,3) experiment=glob(*)"),
+        typer.Option(
+            "--multirun", "-m", help="A run for each combination: method=er,ewc seed=range(0,3) experiment=glob(*)"
+        ),
     ] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="With -m: runs at once, one torch thread each.")] = 1,
     references: Annotated[
         str | None,
-        typer.Option("--references", help="Runs to compare with: joint,independent,random,finetune", show_default=False),
+        typer.Option(
+            "--references", help="Runs to compare with: joint,independent,random,finetune", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Train, evaluate and report: the default job, or the one in CONFIG.
@@ -169,7 +175,9 @@ def predict(
 def show(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders, folders of a multirun, or folders of them.", show_default=False),
+        typer.Argument(
+            metavar="RUN...", help="Run folders, folders of a multirun, or folders of them.", show_default=False
+        ),
     ],
     tag: Annotated[
         list[str] | None, typer.Option("--tag", help="Only runs with this tag; may be given again.", show_default=False)
@@ -220,7 +228,9 @@ def convert(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A CLMixer JSON file.", show_default=False)],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes, by CLMixer's keys or ours: data.data_path=images", show_default=False),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Changes, by CLMixer's keys or ours: data.data_path=images", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Print the job that a CLMixer file stands for; what is done differently is told on standard error."""

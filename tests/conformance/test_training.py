@@ -130,8 +130,13 @@ def test_the_first_step_finds_an_empty_memory_and_moves_the_weights(make: Make, 
     assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("head", ["fixed", "growing", "task"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+QUICK = [("fixed", "momentum"), ("growing", "adam"), ("task", "sgd")]
+REST = [(head, name) for head in ("fixed", "growing", "task") for name in OPTIMIZERS if (head, name) not in QUICK]
+
+
+@pytest.mark.parametrize(
+    ("head", "optimizer"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)]
+)
 def test_the_trainer_and_a_loop_of_ones_own_give_equal_weights(make: Make, toy: Any, head: str, optimizer: str) -> None:
     method = make()
     if not set(method.needs) <= IN_A_LOOP:
@@ -196,8 +201,17 @@ def _tensors() -> int:
     return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
 
 
+@pytest.mark.parametrize("name", ["der_plus_plus", "ewc_online", "si", "lwf", "agem"])
+def test_a_thousand_steps_of_the_basic_methods_keep_no_tensor_each(name: str, toy: Any) -> None:
+    _thousand_steps(getattr(holdfast.methods, name)(), toy)
+
+
+@pytest.mark.slow
 def test_a_thousand_steps_keep_no_tensor_each(make: Make, toy: Any) -> None:
-    method = make()
+    _thousand_steps(make(), toy)
+
+
+def _thousand_steps(method: Method, toy: Any) -> None:
     stream = toy.stream_for(method, experiences=2, classes=4, samples=6)
     counts: list[int] = []
     trainer = Trainer(

@@ -17,7 +17,6 @@ from holdfast.core.experience import Experience, tree_cat, tree_map, tree_rows
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS
-from holdfast.core.step import Step
 from holdfast.methods import der_plus_plus, ewc, lwf
 from holdfast.models import mlp
 from holdfast.operations import Remember, Replay
@@ -233,7 +232,7 @@ def test_features_are_what_enters_the_head_and_raw_inputs_are_prepared_once() ->
     net = _net()
     learner = Learner(net, prepare=lambda inputs, training, generator: inputs.float() / 10)
     raw = (X * 10).to(torch.float64)
-    assert torch.allclose(learner.features(raw), net.backbone((raw.float() / 10)), atol=1e-6)
+    assert torch.allclose(learner.features(raw), net.backbone(raw.float() / 10), atol=1e-6)
     assert torch.allclose(learner(raw), net(raw.float() / 10), atol=1e-6)
 
 

@@ -32,7 +32,9 @@ def points(rows: int, classes: int = 3, seed: int = 0, first: int = 0) -> tuple[
 
 
 def net(head: str = "fixed", classes: int = 3, seed: int = 0, **other: Any) -> nn.Module:
-    return mlp(input_shape=(FEATURES,), classes=classes, hidden=[5], head=head, seed=seed, activation="tanh", **other).double()
+    return mlp(
+        input_shape=(FEATURES,), classes=classes, hidden=[5], head=head, seed=seed, activation="tanh", **other
+    ).double()
 
 
 def bind(*operations: Operation, model: nn.Module | None = None, **other: Any) -> Engine:

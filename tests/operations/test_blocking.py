@@ -13,7 +13,7 @@ from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
-from holdfast.methods import freeze_backbone, hat, packnet, piggyback, separate_networks, wsn
+from holdfast.methods import freeze_backbone, hat, packnet, piggyback, progressive, separate_networks, wsn
 from holdfast.models import Classifier, TaskHead, cnn, mlp, resnet18
 from holdfast.operations import (
     BinaryMasks,
@@ -32,6 +32,7 @@ KEEPERS = {
     "hat": lambda: hat(strength=0.02),
     "packnet": lambda: packnet(fraction=0.6),
     "piggyback": piggyback,
+    "progressive": lambda: progressive(columns=3),
     "separate_networks": separate_networks,
     "wsn": wsn,
 }

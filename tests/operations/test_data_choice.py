@@ -53,7 +53,10 @@ def test_the_streams_own_experiences_stay_as_they_are(toy: Any) -> None:
 
 def test_the_number_of_steps_follows_the_data(toy: Any) -> None:
     stream = toy.stream(samples=8)  # 16 samples an experience, 4 steps
-    steps = [toy.train(Method(*some), toy.model(stream), stream).engine.index for some in ([], [JointData()], [CumulativeData()])]
+    steps = [
+        toy.train(Method(*some), toy.model(stream), stream).engine.index
+        for some in ([], [JointData()], [CumulativeData()])
+    ]
     assert steps == [12, 12, 4 + 8 + 12]
 
 

@@ -16,7 +16,9 @@ from holdfast.operations.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 
 
-def by_loop(learner: Learner, inputs: torch.Tensor, targets: torch.Tensor, kind: str, task: Any = None) -> dict[str, torch.Tensor]:
+def by_loop(
+    learner: Learner, inputs: torch.Tensor, targets: torch.Tensor, kind: str, task: Any = None
+) -> dict[str, torch.Tensor]:
     """One sample and one label at a time, in eval mode."""
     model = learner.model
     training = model.training
@@ -109,7 +111,9 @@ MODELS = {
     "sequence": lambda few: Sequence().double(),
     "gated": lambda few: Gated().double(),
     "partly frozen": _frozen,
-    "without biases": lambda few: nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False)).double(),
+    "without biases": lambda few: nn.Sequential(
+        nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False)
+    ).double(),
 }
 
 
@@ -156,7 +160,9 @@ def test_convolutions_equal_the_loop_too(kind: str, batch_norm: bool) -> None:
 
 @pytest.mark.parametrize("settings", [{"stride": 2}, {"padding": 1, "dilation": 2}, {"bias": False}, {"groups": 2}])
 def test_convolutions_of_any_geometry_equal_the_loop(settings: Any) -> None:
-    model = nn.Sequential(nn.Conv2d(2, 4, 2, **settings), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 2, **settings), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
     learner = Learner(model.double())
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(5, 2, 6, 5, generator=generator, dtype=torch.float64)
@@ -267,7 +273,9 @@ def test_raw_inputs_are_prepared_without_augmentation(few: Any) -> None:
     raw = (inputs * 10).float()
     model = few.net()
     for closed_form in (None, False):
-        found = fisher_diagonal(Learner(model, prepare=prepare), TensorData(raw, targets), "exact", closed_form=closed_form)
+        found = fisher_diagonal(
+            Learner(model, prepare=prepare), TensorData(raw, targets), "exact", closed_form=closed_form
+        )
         assert_same(found, by_loop(Learner(model), raw.double() / 10, targets, "exact"))
     assert not any(modes)
 

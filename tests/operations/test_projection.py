@@ -21,7 +21,9 @@ def _vectors(seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor
 
 
 def _dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    return sum(float(x) * float(y) for u, v in zip(a, b, strict=True) for x, y in zip(u.flatten(), v.flatten(), strict=True))
+    return sum(
+        float(x) * float(y) for u, v in zip(a, b, strict=True) for x, y in zip(u.flatten(), v.flatten(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -33,39 +33,34 @@ def step(cl: Continual, inputs: Tensor, labels: Tensor) -> None:
 
 def test_the_least_useful_mature_unit_is_replaced_once_the_quota_is_full() -> None:
     net = mlp(input_shape=(4,), classes=3, hidden=[6, 5], seed=0)
-    cl = bound(operation := UnitReplacement(rate=0.1, maturity=2, decay=0.5), net, momentum=0.9)
+    first, second = net.backbone[0], net.backbone[2]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    moved: list[Tensor] = []
+    optimizer.register_step_post_hook(lambda *_: moved.append(second.weight.detach().clone()))  # before the replacement
+    cl = Continual(net, Method(operation := UnitReplacement(rate=0.1, maturity=2, decay=0.5)), optimizer)
     generator = torch.Generator().manual_seed(0)
     u, age, quota, replaced = [0.0] * 6, [0] * 6, 0.0, 0
-    first, second = net.backbone[0], net.backbone[2]
     for _ in range(9):
         inputs, labels = torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator)
         with torch.no_grad():
             h = torch.relu(nn.functional.linear(inputs, first.weight, first.bias))
         step(cl, inputs, labels)
-        reading = [sum(abs(float(w)) for w in column) for column in second.weight.detach().T.tolist()]
-        index = min((u_i, i) for i, u_i in enumerate(u))[1]
-        expected = []
         for i in range(6):
-            expected.append(0.5 * u[i] + 0.5 * float(h[:, i].abs().mean()) * reading[i])
+            reading = sum(abs(float(moved[-1][k, i])) for k in range(5))
+            u[i] = 0.5 * u[i] + 0.5 * float(h[:, i].abs().mean()) * reading
             age[i] += 1
         mature = [i for i in range(6) if age[i] > 2]
         quota += 0.1 * len(mature)
-        gone = None
-        if quota >= 1 - 1e-6 and mature:
-            # the replaced unit's output weights are zero now: the one whose count of age starts again
-            (gone,) = [i for i in range(6) if float(operation.age["backbone.0"][i]) == 0]
-            others = [expected[i] for i in mature if i != gone]
-            assert reading[gone] == 0
-            assert 0.5 * u[gone] <= min(others)
+        if quota >= 1 - 1e-6:
+            gone = min(mature, key=lambda i: u[i])
+            u[gone], age[gone], quota, replaced = 0.0, 0, quota - 1, replaced + 1
             assert float(first.bias.detach()[gone]) == 0
-            assert bool((first.weight.detach()[gone].abs() <= 0.5).all())
-            (momentum,), (after,) = cl.learner.moments(first.weight), cl.learner.moments(second.weight)
-            assert bool((momentum[gone] == 0).all())
-            assert bool((after[:, gone] == 0).all())
-            expected[gone], age[gone], replaced = 0.0, 0, replaced + 1
-            quota -= 1
-        u = expected
-        assert index in range(6)
+            assert bool((first.weight.detach()[gone].abs() <= 0.5).all())  # 1 / sqrt(4 inputs)
+            kept = operation.age["backbone.2"] > 0  # the next layer's own replaced unit has new input weights
+            assert bool((second.weight.detach()[kept, gone] == 0).all())
+            for layer, index in ((first, (gone,)), (second, (kept, gone))):
+                (momentum,) = cl.learner.moments(layer.weight)
+                assert bool((momentum[index] == 0).all())
         assert torch.allclose(operation.utility["backbone.0"], torch.tensor(u), atol=1e-5)
         assert operation.age["backbone.0"].tolist() == age
         assert float(operation.quota["backbone.0"]) == pytest.approx(quota, abs=1e-5)
@@ -77,14 +72,16 @@ def test_a_channel_behind_flattening_is_replaced_with_all_weights_that_read_it()
     cl = bound(operation := UnitReplacement(rate=1.0, maturity=0), net)
     step(cl, torch.randn(6, 1, 4, 4), torch.tensor([0, 1] * 3))
     (gone,) = (operation.age["backbone.0"] == 0).nonzero().flatten().tolist()
-    weight = net.backbone[4].weight.detach().view(4, 3, 4)
+    kept = operation.age["backbone.4"] > 0
+    weight = net.backbone[4].weight.detach().view(4, 3, 4)[kept]
     assert bool((weight[:, gone] == 0).all())
-    assert int((weight == 0).sum()) == 4 * 4
+    assert int((weight == 0).sum()) == 3 * 4
 
 
 def test_the_fraction_of_dormant_units_is_logged() -> None:
     net = mlp(input_shape=(4,), classes=3, hidden=[4], seed=0)
     with torch.no_grad():
+        net.backbone[0].weight.fill_(1.0)
         net.backbone[0].bias[:3] = -100.0
     cl = bound(UnitReplacement(rate=0.0), net)
     step(cl, torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))

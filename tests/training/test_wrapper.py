@@ -16,7 +16,9 @@ from holdfast.operations import GradientProjection, LogitReplay, Remember, Repla
 from holdfast.streams.data import TensorData
 
 
-def batches(count: int, rows: int = 8, features: int = 4, classes: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+def batches(
+    count: int, rows: int = 8, features: int = 4, classes: int = 3, seed: int = 0
+) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, rows, features, generator=generator)
     y = torch.randint(0, classes, (count, rows), generator=generator)
@@ -223,7 +225,9 @@ def test_named_inputs_reach_the_model_however_it_is_called(name: str, call: str)
         held = cl.learner.memory.all()["inputs"]
         assert set(held) == {"input_ids", "attention_mask"}
         pairs = {(tuple(i.tolist()), tuple(m.tolist())) for i, m in zip(ids, mask)}
-        assert all((tuple(i.tolist()), tuple(m.tolist())) in pairs for i, m in zip(held["input_ids"], held["attention_mask"]))
+        assert all(
+            (tuple(i.tolist()), tuple(m.tolist())) in pairs for i, m in zip(held["input_ids"], held["attention_mask"])
+        )
 
 
 def test_of_two_forwards_backward_takes_the_outputs_of_the_inputs_it_is_given() -> None:
@@ -247,7 +251,9 @@ def test_an_autoencoder_returning_two_tensors_is_replayed_with_its_reconstructio
 
     model = Auto()
     optimizer = sgd(model)
-    cl = Continual(model, methods.er(capacity=50, size=8), optimizer, criterion=F.mse_loss, output=lambda found: found[1])
+    cl = Continual(
+        model, methods.er(capacity=50, size=8), optimizer, criterion=F.mse_loss, output=lambda found: found[1]
+    )
     for x, _ in batches(5):
         code, decoded = model(x)
         assert code.shape == (8, 2)

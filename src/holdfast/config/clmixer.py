@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import namespaces
 from holdfast.config.clmixer_operations import KNOWN, Plugin, translate
 from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError
@@ -99,6 +98,10 @@ def convert(content: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any
     _model(content.get("model"), content.get("data") or {}, job, notes)
     if "plugins" in content:
         job |= _plugins(content["plugins"], notes, where)
+    operations = job.get("method", {}).get("operations", [])
+    if any(one["name"] == "weight_align" for one in operations) and job.get("model", {}).get("head") == "cosine":
+        job["model"]["head"] = "fixed"
+        notes.append("model: a linear head instead of the cosine classifier, since weight alignment scales lengths.")
     if "human_knowledge" in content:
         notes.append("human_knowledge: left out; CLMixer writes it into every file and never reads it.")
     if "seed" in content:
@@ -171,7 +174,7 @@ def _data(given: Mapping[str, Any] | None, job: dict[str, Any], notes: list[str]
     inside = root / "data" if (root / "data").is_dir() and not listed else root
     dataset = {"name": "image_folder", "path": str(inside), "size": IMAGE, "normalise": True}
     if given.get("dataset_name"):
-        dataset["name"], dataset = "image_folder", {**dataset}
+        notes.append(f"data.dataset_name: {given['dataset_name']!r} is a name only; the folder says what the data are.")
     job["stream"] = {"name": scenario, "dataset": dataset, "experiences": given.get("n_experiments", 5)}
     notes.append(f"data: images are resized to {IMAGE} pixels (CLMixer resizes to 256 and crops the middle).")
     notes.append("data: evaluation is per experience, and accuracy is recall; CLMixer's 'accuracy' is precision.")
@@ -236,10 +239,6 @@ def _plugins(given: Any, notes: list[str], where: str) -> dict[str, Any]:
         )
     plugins = [_plugin(one, index, where) for index, one in enumerate(given)]
     operations, criterion, told = translate(plugins)
-    known = namespaces.names("operations")
-    missing = [one["name"] for one in operations if one["name"] not in known]
-    if missing:
-        raise ConfigError(f"{where}plugins: Holdfast has no operation {missing[0]!r} yet. Take the plugin out.")
     notes += told
     method: Any = {"operations": operations} if operations else {"name": "finetune"}
     return {"method": method, **({"criterion": criterion} if criterion else {})}

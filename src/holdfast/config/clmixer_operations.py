@@ -28,14 +28,14 @@ class Known:
     Attributes:
         function: its place in CLMixer's taxonomy.
         defaults: its hyperparameters.
-        ways: from the hyperparameters to operations of ours; the first that exists is taken, none at all is refused.
+        made: from the hyperparameters to operations of ours; None where there is no equivalent.
         note: what is done differently.
         criterion: the loss that it stands for.
     """
 
     function: str
     defaults: dict[str, Any]
-    ways: Callable[[dict[str, Any]], list[list[Spec]]]
+    made: Callable[[dict[str, Any]], list[Spec]] | None
     note: str = ""
     criterion: str = ""
 
@@ -43,106 +43,127 @@ class Known:
 INCORPORATION, RETENTION = "knowledge_incorporation", "knowledge_retention"
 BIAS, REPRESENTATION = "bias_mitigation", "representation_learning"
 
-MERGED = (
-    "CLMixer adds the memory to the next experience's data; here 32 of its samples are replayed beside every batch."
-)
 
-
-def _nothing(values: dict[str, Any]) -> list[list[Spec]]:
-    return [[]]
-
-
-def _never(values: dict[str, Any]) -> list[list[Spec]]:
-    return []
-
-
-def _memory(selection: str) -> Callable[[dict[str, Any]], list[list[Spec]]]:
-    def ways(values: dict[str, Any]) -> list[list[Spec]]:
+def _memory(selection: str) -> Callable[[dict[str, Any]], list[Spec]]:
+    def made(values: dict[str, Any]) -> list[Spec]:
         budget = int(values["cls_budget"])
-        if budget == 0:
-            return [[]]
         exemplars = {"name": "remember_exemplars", "per_class": budget, "selection": selection}
-        return [[exemplars, {"name": "replay", "size": 32}]]
+        return [exemplars, {"name": "merged_replay"}] if budget else []
 
-    return ways
+    return made
 
 
-def _finetune(values: dict[str, Any]) -> list[list[Spec]]:
+def _distillation(values: dict[str, Any]) -> list[Spec]:
+    return [{"name": "distillation", "temperature": float(values["temperature"]), "average": "experiences"}]
+
+
+def _interfered(values: dict[str, Any]) -> list[Spec]:
+    exemplars = {"name": "remember_exemplars", "per_class": int(values["cls_budget"]), "selection": "random"}
+    return [exemplars, {"name": "interfered_replay"}]
+
+
+def _finetune(values: dict[str, Any]) -> list[Spec]:
+    one = {"name": "balanced_finetune", "epochs": int(values["finetune_epochs"])}
+    one |= {"batch_size": int(values["finetune_bs"]), "lr": float(values["finetune_lr"])}
+    return [{**one, "per_class": int(values["cls_budget"])}]
+
+
+def _evidential(values: dict[str, Any]) -> list[Spec]:
+    forms = {"mse": "mse", "bce": "digamma"}
+    regressor = str(values.get("regressor", ""))
+    if "regressor" in values and regressor not in forms:
+        raise ConfigError(f"regressor: got {regressor!r}, and CLMixer has mse and bce. Write one of the two.")
     return [
-        [
-            {
-                "name": "balanced_finetuning",
-                "epochs": int(values["finetune_epochs"]),
-                "batch_size": int(values["finetune_bs"]),
-                "lr": float(values["finetune_lr"]),
-            }
-        ]
+        {"name": "evidential", "form": forms.get(regressor, "log"), "annealing": int(values["kl_annealing_step"])}
     ]
+
+
+def _one(name: str, **arguments: Any) -> Callable[[dict[str, Any]], list[Spec]]:
+    return lambda values: [{"name": name, **arguments}]
 
 
 KNOWN: dict[str, Known] = {
     "CrossEntropyOperation": Known(
-        INCORPORATION, {}, _nothing,
+        INCORPORATION,
+        {},
+        lambda values: [],
         "CLMixer applies the cross-entropy to a softmax, which is a second softmax; here it is applied to the outputs.",
         "cross_entropy",
     ),
-    "MSEOperation": Known(INCORPORATION, {}, lambda values: [[{"name": "squared_error"}]]),
+    "MSEOperation": Known(INCORPORATION, {}, _one("one_hot_error")),
     "WeightedCrossEntropyOperation": Known(
-        INCORPORATION, {}, lambda values: [[{"name": "weighted_cross_entropy"}]],
+        INCORPORATION,
+        {},
+        _one("weighted_cross_entropy", scheme="complement"),
         "CLMixer applies it to a softmax, and resets the network at the end if it can; neither is done here.",
     ),
-    "CrossEntropyProjectionOperation": Known(INCORPORATION, {"n": 0, "d": 2, "epochs": 1}, _never),
+    "CrossEntropyProjectionOperation": Known(INCORPORATION, {"n": 0, "d": 2, "epochs": 1}, None),
     "RandomMemoryUpdaterOperation": Known(
-        RETENTION, {"cls_budget": 10}, _memory("random"),
-        "exemplars are drawn without replacement (CLMixer draws some twice). " + MERGED,
+        RETENTION,
+        {"cls_budget": 10},
+        _memory("random"),
+        "exemplars are drawn without replacement (CLMixer draws some twice), and join the next experience's data.",
     ),
     "NCMMemoryUpdaterOperation": Known(
-        RETENTION, {"cls_budget": 10}, _memory("herding"),
-        "herding as in the iCaRL paper (CLMixer assigns wrong labels to its exemplars). " + MERGED,
+        RETENTION,
+        {"cls_budget": 10},
+        _memory("herding"),
+        "herding as in the iCaRL paper (CLMixer gives its exemplars wrong labels, and keeps one too few).",
     ),
     "KnowledgeDistillationOperation": Known(
-        RETENTION, {"temperature": 2.0},
-        lambda values: [[{"name": "distillation", "temperature": float(values["temperature"]), "average": "experiences"}],],
-        "distils over the old classes only and weighs old and new by how much was learned; CLMixer has no factor T^2.",
+        RETENTION,
+        {"temperature": 2.0},
+        _distillation,
+        "over the old classes, with the factor T^2 that CLMixer leaves out; old and new weigh as c - 1 to 1 after c "
+        "experiences.",
     ),
     "PodLossOperation": Known(
-        RETENTION, {}, lambda values: [[{"name": "pooled_distillation"}]],
-        "the pooled outputs distillation of the PODNet paper, on the layers that the model has.",
+        RETENTION,
+        {},
+        _one("pooled_distillation"),
+        "the pooled outputs distillation of the PODNet paper, over the layers that the model has.",
     ),
     "MIRMemoryUpdaterOperation": Known(
-        RETENTION, {"cls_budget": 10},
-        lambda values: [[{"name": "remember", "capacity": 20 * int(values["cls_budget"])}, {"name": "interfered_replay"}]],
-        "replays the samples whose loss a virtual step raises most (CLMixer's replay loss stays 0); "
-        "its memory is a reservoir of 20 times cls_budget.",
+        RETENTION,
+        {"cls_budget": 10},
+        _interfered,
+        "replays the samples whose loss a virtual step raises most (CLMixer's replay loss stays 0).",
     ),
-    "LossApproxOperation": Known(RETENTION, {"n": 10000, "d": 2, "epochs": 1}, _never),
-    "LossLandscapeOperation": Known(RETENTION, {"n": 10000, "d": 2, "epochs": 1}, _never),
+    "LossApproxOperation": Known(RETENTION, {"n": 10000, "d": 2, "epochs": 1}, None),
+    "LossLandscapeOperation": Known(RETENTION, {"n": 10000, "d": 2, "epochs": 1}, None),
     "FinetuneOperation": Known(
-        BIAS, {"finetune_epochs": 100, "finetune_bs": 32, "finetune_lr": 0.001, "cls_budget": 15}, _finetune,
-        "cls_budget is that of the memory (CLMixer overwrites the memory with the set of its own).",
+        BIAS,
+        {"finetune_epochs": 100, "finetune_bs": 32, "finetune_lr": 0.001, "cls_budget": 15},
+        _finetune,
+        "draws up to cls_budget of each class from the memory, which stays as it is (CLMixer overwrites it).",
     ),
     "WeightAlignOperation": Known(
-        BIAS, {}, lambda values: [[{"name": "weight_align"}]],
-        "scales the new classes (CLMixer scales the old ones, or none).",
+        BIAS, {}, _one("weight_align"), "scales the new classes (CLMixer scales the old ones, or none)."
     ),
     "BICOperation": Known(
-        BIAS, {"bic_epochs": 0, "bic_lr": 0.0, "bic_wd": 0.0, "bic_bs": 0, "bic_decay": 0.0},
-        lambda values: [[{"name": "bias_correction"}]],
-        "corrects the new classes' outputs, fitted on held-out samples (CLMixer shifts all classes alike, which is none).",
+        BIAS,
+        {"bic_epochs": 0, "bic_lr": 0.0, "bic_wd": 0.0, "bic_bs": 0, "bic_decay": 0.0},
+        _one("bias_correction"),
+        "corrects the new classes' outputs, fitted on held-out samples in closed form, so that the bic_ values do "
+        "nothing (CLMixer shifts all classes alike, which changes no answer).",
     ),
     "DirichletUncertaintyLossOperation": Known(
-        BIAS, {"kl_annealing_step": 150, "regressor": "mse"}, lambda values: [[{"name": "evidential_loss"}]],
-        "with its annealing applied (CLMixer's stops with a TypeError).",
+        BIAS,
+        {"kl_annealing_step": 150, "regressor": "mse"},
+        _evidential,
+        "with its annealing applied, counted in steps (CLMixer's stops with a TypeError).",
     ),
     "DirichletKLLossOperation": Known(
-        BIAS, {"kl_annealing_step": 150}, lambda values: [[{"name": "evidential_penalty"}]],
-        "with evidence that is never negative and the annealing applied.",
+        BIAS,
+        {"kl_annealing_step": 150},
+        _evidential,
+        "in one with the log form of the evidential loss; its evidence is never negative, its annealing applied.",
     ),
-    "DuplicateNetworkBackboneOperation": Known(REPRESENTATION, {}, lambda values: [[{"name": "expand_backbone"}]]),
+    "DuplicateNetworkBackboneOperation": Known(REPRESENTATION, {}, None),
     "FreezeNetworkBackboneOperation": Known(
-        REPRESENTATION, {}, lambda values: [[{"name": "freeze_backbone"}]], "frozen from the second experience on.",
+        REPRESENTATION, {}, _one("freeze_backbone"), "frozen from the second experience on."
     ),
-}  # fmt: skip
+}
 """CLMixer's name -> what it stands for."""
 
 
@@ -158,23 +179,19 @@ def translate(plugins: Sequence[Plugin]) -> tuple[list[Spec], str, list[str]]:
     notes = []
     for plugin in plugins:
         about = KNOWN[plugin.name]
-        ways = about.ways(plugin.values)
-        found = next((way for way in ways if all(one["name"] in existing for one in way)), None)
-        if found is None:
-            wanted = f" (it would be {ways[0][0]['name']})" if ways else ", research code that never worked for others"
-            raise ConfigError(
-                f"{plugin.path}.name: {plugin.name} has no equivalent in Holdfast{wanted}. Take the plugin out."
-            )
-        names = [one["name"] for one in operations]
-        for one in found:
-            if one["name"] in names and one["name"] in ("remember", "remember_exemplars", "replay"):
-                continue
-            operations.append(one)
+        try:
+            found = None if about.made is None else about.made(plugin.values)
+        except ConfigError as error:
+            raise ConfigError(f"{plugin.path}.hyperparameters.{error}") from None
+        if found is None or any(one["name"] not in existing for one in found):
+            raise ConfigError(f"{plugin.path}.name: {plugin.name} has no equivalent in Holdfast. Take the plugin out.")
+        remembers = any(one["name"].startswith("remember") for one in operations)
+        operations += [one for one in found if not (remembers and one["name"].startswith("remember"))]
         criterion = about.criterion or criterion
         if about.note:
             notes.append(f"{plugin.name}: {about.note}")
-    if any(plugin.name == "FinetuneOperation" for plugin in plugins) and "remember_exemplars" in existing:
-        if not any(one["name"].startswith("remember") for one in operations):
-            budget = next(p.values["cls_budget"] for p in plugins if p.name == "FinetuneOperation")
-            operations.insert(0, {"name": "remember_exemplars", "per_class": int(budget), "selection": "random"})
+    names = [one["name"] for one in operations]
+    if "balanced_finetune" in names and not any(name.startswith("remember") for name in names):
+        budget = next(plugin.values["cls_budget"] for plugin in plugins if plugin.name == "FinetuneOperation")
+        operations.insert(0, {"name": "remember_exemplars", "per_class": int(budget), "selection": "random"})
     return operations, criterion, notes

@@ -48,7 +48,9 @@ def cross_checks(job: Any) -> list[str]:
             )
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         if isinstance(trainer.get(key), float) and trainer[key] > 1:
-            problems.append(f"trainer.{key}: got {shown(trainer[key])}, expected a whole number, or a fraction up to 1.0.")
+            problems.append(
+                f"trainer.{key}: got {shown(trainer[key])}, expected a whole number, or a fraction up to 1.0."
+            )
     problems += _check_method(job, stream)
     problems += _check_optimizer(job) or _check_scheduler(job)
     problems += _check_references(job.references, stream)

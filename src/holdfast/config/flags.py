@@ -16,7 +16,13 @@ PRECISIONS = {
     "bf16": "bfloat16", "bf16-mixed": "bfloat16", "bfloat16": "bfloat16",
     "16": "bfloat16", "16-mixed": "bfloat16",
 }  # fmt: skip
-SAME = {"max_epochs": "epochs", "max_steps": "iterations", "log_every_n_steps": "log_every", "gradient_clip_val": "clip_norm", "accumulate_grad_batches": "accumulate"}
+SAME = {
+    "max_epochs": "epochs",
+    "max_steps": "iterations",
+    "log_every_n_steps": "log_every",
+    "gradient_clip_val": "clip_norm",
+    "accumulate_grad_batches": "accumulate",
+}
 JOB = ("profiler", "compile")
 """Flags that are keys of the job here."""
 
@@ -53,8 +59,8 @@ def flag(key: str, value: Any) -> Changes | None:
         if value in ONE_PROCESS[key]:
             return {}
         raise ConfigError(
-            f"trainer.{key}: got {shown(value)}, and a run is one process on one device. "
-            f"Leave it out; for several runs at once, `holdfast run -m ... --jobs {value if isinstance(value, int) else 2}`."
+            f"trainer.{key}: got {shown(value)}, and a run is one process on one device. Leave it out; for several runs"
+            f" at once, `holdfast run -m ... --jobs {value if isinstance(value, int) else 2}`."
         )
     if key == "fast_dev_run":
         one = {f"limit_{part}_batches": 1 for part in ("train", "val", "test")} if value else {}
@@ -102,7 +108,9 @@ def translated(content: Mapping[str, Any], package: tuple[str, ...] = ()) -> dic
     if not package:
         return {**content, "trainer": kept, **outside}
     if outside:
-        raise ConfigError(f"trainer: {', '.join(outside)} is no part of `trainer`. Open the file with `# @package _global_`.")
+        raise ConfigError(
+            f"trainer: {', '.join(outside)} is no part of `trainer`. Open the file with `# @package _global_`."
+        )
     return kept
 
 

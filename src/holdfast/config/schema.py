@@ -211,11 +211,16 @@ def job_model() -> type[BaseModel]:
             int | None,
             Field(None, ge=1, description="threads that torch computes with; null for its default"),
         ),
-        "references": (list[str], Field([], description="methods to run beside this one, with their defaults; also independent and random")),
+        "references": (
+            list[str],
+            Field([], description="methods to run beside this one, with their defaults; also independent and random"),
+        ),
         "experiment_name": (str | None, Field(None, description="its runs lie under logs/<name>/; null for runs/")),
         "protocol": (
             Literal["continual", "independent", "random"],
-            Field("continual", description="one model over the stream, a new one for each experience, or one untrained"),
+            Field(
+                "continual", description="one model over the stream, a new one for each experience, or one untrained"
+            ),
         ),
         "tags": (list[str], Field([], description="words to find the run by: `holdfast show --tag`")),
         "loggers": (list[logger_type()], Field([], description="where to log besides the run folder")),  # type: ignore[misc]

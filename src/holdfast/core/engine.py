@@ -118,9 +118,13 @@ class Engine:
         }
 
     def end(self, experience: Experience) -> None:
-        """Close `experience`."""
-        for end in self._end:
-            end(experience, self.learner)
+        """Close `experience`; what is measured on its data is measured in full precision."""
+        kept, self.learner.autocast = self.learner.autocast, None
+        try:
+            for end in self._end:
+                end(experience, self.learner)
+        finally:
+            self.learner.autocast = kept
 
     # One step ------------------------------------------------------------------------------------------
 

@@ -76,7 +76,9 @@ class Learner:
         self.prepare = prepare
         self.seed = seed
         first = next(model.parameters(), None)
-        self.device = torch.device(device) if device is not None else (first.device if first is not None else torch.device("cpu"))
+        self.device = (
+            torch.device(device) if device is not None else (first.device if first is not None else torch.device("cpu"))
+        )
         self.head, self._head_path = self._find_head(head)
         self.task: int | None = None
         self.experience = -1
@@ -150,7 +152,9 @@ class Learner:
     def features(self, inputs: Tree) -> Tensor:
         """What enters the head, `[rows, features]`."""
         if self.head is None:
-            raise UsageError("features were asked for, but the model has no linear layer. Name its output layer with head='path'.")
+            raise UsageError(
+                "features were asked for, but the model has no linear layer. Name its output layer with head='path'."
+            )
         if self.prepare is not None:
             inputs = self.prepare(inputs, self.model.training, self._augment)
         return features_of(self.model, self.head, inputs)
@@ -260,7 +264,9 @@ class Learner:
                 shrink(snapshot, f"{self._head_path}." if self._head_path else "")
             teacher.load_state_dict(snapshot)
             self._scratch = (snapshot, teacher)
-        context = torch.autocast(self.autocast[0], dtype=self.autocast[1]) if self.autocast else contextlib.nullcontext()
+        context = (
+            torch.autocast(self.autocast[0], dtype=self.autocast[1]) if self.autocast else contextlib.nullcontext()
+        )
         with torch.no_grad(), context:
             return self._forward(self._scratch[1], inputs, task)
 
@@ -356,6 +362,7 @@ class Learner:
             "training": self.model.training,
             "task": self.task,
             "experience": self.experience,
+            "grown": self.grown,
             "members": [list(classes) for classes in self.members],
             "classes": self._classes,
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
@@ -365,11 +372,12 @@ class Learner:
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned into a learner bound to an equal method; outputs grow as they did."""
         self.members = [tuple(classes) for classes in state["members"]]
-        for self.experience, classes in enumerate(self.members):
+        for self.experience, classes in enumerate(self.members):  # noqa: B020
             self._grow(classes)
         self.model.load_state_dict(state["model"])
         self.model.train(state["training"])
         self.task, self.experience = state["task"], state["experience"]
+        self.grown = state.get("grown", self.grown)  # a model that was loaded before has grown already
         self._classes = state["classes"].to(self.device, copy=True)
         self._scratch = None
         self._loaded_generators = dict(state["generators"])

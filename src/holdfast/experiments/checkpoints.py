@@ -56,7 +56,9 @@ class CheckpointFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state` as the newest, safe against a kill at any moment."""
-        save_tensors(self.folder / LAST, {"format": FORMAT, "lines": self._lines(), "config": self._config, "state": state})
+        save_tensors(
+            self.folder / LAST, {"format": FORMAT, "lines": self._lines(), "config": self._config, "state": state}
+        )
 
     def load(self) -> dict[str, Any] | None:
         """The newest state with the number of log lines it goes with, or None if there is none yet."""

@@ -38,12 +38,25 @@ def new_folder(out: Path | None, name: str, experiment: str | None = None) -> Pa
                 out.mkdir(parents=True)
                 return out
     assert out is not None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_dir() and all(is_leftover(path) for path in out.iterdir()):
+        drop_leftovers(out)
+    elif out.exists():
         raise ConfigError(
             f"{out} exists already, and runs are never overwritten. Choose another --out, or `holdfast resume {out}`."
         )
     out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is a half-written file that a killed process left behind (see `metrics.replace_file`)."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Remove half-written files; only for who has the folder to itself."""
+    for path in filter(is_leftover, list(folder.rglob(".*.tmp"))):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

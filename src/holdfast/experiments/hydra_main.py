@@ -1,6 +1,7 @@
 """An entry for Hydra's own launchers and sweepers: `python -m holdfast.experiments.hydra_main -m method=er,ewc`.
 
-Hydra parses the command line, makes the folders and starts the jobs, on SLURM or elsewhere; what each job is, is composed
+Hydra parses the command line, makes the folders and starts the jobs, on SLURM or elsewhere; what each job is, is
+composed
 and checked as by `holdfast run`. A job returns its average accuracy, which is what Hydra's sweepers maximise.
 """
 

@@ -60,7 +60,12 @@ class Pool:
     """
 
     def __init__(
-        self, jobs: Sequence[Job], workers: int, log: Path, command: str = "", told: Callable[[Job], None] = lambda job: None
+        self,
+        jobs: Sequence[Job],
+        workers: int,
+        log: Path,
+        command: str = "",
+        told: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self.waiting = list(jobs)
         self.workers = workers
@@ -151,7 +156,12 @@ class Pool:
         code = process.wait()
         reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         state = "interrupted" if self._stopping else "failed"
-        return {"state": state, "error": f"its process ended {reason}; {self.log} may say why.", "seconds": 0.0, "peak": 0}
+        return {
+            "state": state,
+            "error": f"its process ended {reason}; {self.log} may say why.",
+            "seconds": 0.0,
+            "peak": 0,
+        }
 
     def _start(self) -> subprocess.Popen[str]:
         one = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}

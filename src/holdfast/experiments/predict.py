@@ -70,7 +70,8 @@ def predict(
     writer.writerows(rows)
     replace_file(path, text.getvalue())
     if samples:
-        replace_file(out / "predictions.png", picture(samples))
+        spread = [samples[place * len(samples) // SHOWN] for place in range(SHOWN)] if len(samples) > SHOWN else samples
+        replace_file(out / "predictions.png", picture(spread))
     return path
 
 
@@ -91,7 +92,7 @@ def _one_batch(
         right = None if target is None else target == label
         probability = round(float(found.values[place]), 6)
         rows.append([name, label, word, probability, "" if target is None else target, "" if right is None else right])
-        if len(samples) < SHOWN and len(stream.input_shape) == 3:
+        if place < SHOWN and len(stream.input_shape) == 3:
             samples.append((batch.inputs[place].reshape(stream.input_shape), f"{word} {100 * probability:.0f}%", right))
 
 

@@ -10,14 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from holdfast.config import build
 from holdfast.core.experience import Stream
-from holdfast.experiments.folder import INFO, read_info, versions, write_info, write_json
+from holdfast.experiments.folder import INFO, read_info, versions, write_info
 from holdfast.experiments.journal import Journal
-from holdfast.experiments.report_data import load_references, load_runs
-from holdfast.metrics.continual import forgetting_ratio, transfer_from_independent
 from holdfast.metrics.log import read_log
 from holdfast.training import Trainer
 
@@ -128,56 +124,3 @@ def reuse(place: Path, key: str, root: Path) -> bool:
 def _same(known: Any) -> bool:
     now = versions()
     return isinstance(known, dict) and all(known.get(name) == now[name] for name in ("holdfast", "torch"))
-
-
-def measure_against(folder: Path) -> dict[str, float | None]:
-    """Write into `metrics.json` of each run in `folder` what its references make measurable.
-
-    `forward_transfer_independent` needs `references/independent`, `forgetting_ratio` needs `joint` and `random`; both
-    in the family of accuracies that counts for the paradigm, seed by seed.
-
-    Args:
-        folder: of a run, or of the runs of several seeds.
-
-    Returns:
-        The means over seeds; empty where the references are not there.
-    """
-    references = {name: {run.metrics.get("seed"): run for run in runs} for name, runs in load_references(folder).items()}
-    values: dict[str, list[float]] = {}
-    for run in load_runs(folder):
-        path = run.path / "metrics.json"
-        if not run.metrics.get("finished") or not path.is_file():
-            continue
-        matrix_of = str(run.metrics.get("headline") or "") + "accuracy_matrix"
-        seed = run.metrics.get("seed")
-        known = {name: runs[seed].matrix(matrix_of) for name, runs in references.items() if seed in runs}
-        found = against(run.matrix(matrix_of), known)
-        if found:
-            write_json(path, {**json.loads(path.read_text()), "references": found})
-        for name, value in found.items():
-            values.setdefault(name, []).append(value)
-    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
-
-
-def against(matrix: np.ndarray, references: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The measures that need references.
-
-    Args:
-        matrix: `[T, T]` accuracies of the run.
-        references: the same of each reference, by name.
-
-    Returns:
-        Name -> value, for those whose references are there.
-    """
-    found = {}
-    if "independent" in references:
-        found["forward_transfer_independent"] = transfer_from_independent(matrix, np.diag(references["independent"]))
-    if "joint" in references and "random" in references:
-        joint, untrained = _last(references["joint"]), _last(references["random"])
-        found["forgetting_ratio"] = forgetting_ratio(_last(matrix), joint, untrained)
-    return {name: value for name, value in found.items() if np.isfinite(value)}
-
-
-def _last(matrix: np.ndarray) -> np.ndarray:
-    rows = np.flatnonzero(np.isfinite(matrix).any(axis=1))
-    return np.asarray(matrix[rows[-1]]) if rows.size else np.full(len(matrix), np.nan)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from holdfast.experiments.reference_measures import DESCRIPTIONS, measure_against
 from holdfast.experiments.report_data import (
     Run,
     ends_of_scale,
@@ -90,6 +91,9 @@ def gather(folder: Path) -> dict[str, Any]:
         "measures": measures(runs),
         "METRICS": METRICS,
         "scale": _scale(runs, references, low, high, prefix),
+        "against": [
+            (name, value, DESCRIPTIONS[name]) for name, value in measure_against(folder, write=False).items()
+        ],
         "columns": _columns({"this method": runs} | references, prefix, loss_only),
         "names": names,
         "classes": classes,

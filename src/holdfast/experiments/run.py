@@ -20,6 +20,7 @@ from holdfast.experiments.assemble import make_trainer, restore
 from holdfast.experiments.checkpoints import MODEL, CheckpointFolder, save_tensors
 from holdfast.experiments.folder import (
     CONFIG,
+    drop_leftovers,
     locked,
     new_folder,
     read_config,
@@ -33,7 +34,8 @@ from holdfast.experiments.keys import job_key
 from holdfast.experiments.loggers import Loggers
 from holdfast.experiments.model_summary import write_summary
 from holdfast.experiments.profiling import profiled
-from holdfast.experiments.references import evaluate_untrained, measure_against, reference, reuse, train_apart
+from holdfast.experiments.reference_measures import measure_against
+from holdfast.experiments.references import evaluate_untrained, reference, reuse, train_apart
 from holdfast.experiments.report import write_report
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
 from holdfast.training import Trainer
@@ -102,6 +104,7 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
         info = read_info(folder)
         if info.get("state") == "finished":
             return folder
+        drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
         todo = parts(config)
         for where, part in todo.items():

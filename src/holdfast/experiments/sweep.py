@@ -79,7 +79,9 @@ def sweep(
     return folder, [job for job in runs if job.state != "finished"]
 
 
-def planned(path: str | None, changes: Sequence[str], folders: Sequence[Path] = ()) -> list[tuple[list[str], dict[str, Any]]]:
+def planned(
+    path: str | None, changes: Sequence[str], folders: Sequence[Path] = ()
+) -> list[tuple[list[str], dict[str, Any]]]:
     """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once."""
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for texts in expand(changes, folders):

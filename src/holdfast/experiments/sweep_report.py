@@ -69,7 +69,11 @@ def settings(folder: str | os.PathLike[str]) -> list[Setting]:
             if run.metrics.get("finished"):
                 grouped.setdefault(name, {})[int(run.metrics.get("seed") or 0)] = run
     return [
-        Setting(name, runs, {key: interval([v for run in runs.values() if (v := value(run, key)) is not None]) for key in MEASURES})
+        Setting(
+            name,
+            runs,
+            {key: interval([v for run in runs.values() if (v := value(run, key)) is not None]) for key in MEASURES},
+        )
         for name, runs in grouped.items()
     ]
 
@@ -135,7 +139,10 @@ def shown(key: str, one: Interval | None) -> str:
 
 def _rows(found: list[Setting]) -> list[list[str]]:
     head = ["setting", "seeds", *MEASURES.values()]
-    return [head, *([one.name, str(len(one.runs)), *(shown(key, one.values[key]) for key in MEASURES)] for one in found)]
+    return [
+        head,
+        *([one.name, str(len(one.runs)), *(shown(key, one.values[key]) for key in MEASURES)] for one in found),
+    ]
 
 
 def _pair(one: Setting, other: Setting, result: Paired) -> str:
@@ -176,7 +183,9 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
                 "name": place.name,
                 "setting": name,
                 "seed": seed,
-                "kept": shown("average_accuracy", interval([v for v in [value(run, "average_accuracy")] if v is not None])),
+                "kept": shown(
+                    "average_accuracy", interval([v for v in [value(run, "average_accuracy")] if v is not None])
+                ),
             }
             for place, name, seed, run in runs
         ],

@@ -35,6 +35,7 @@ from holdfast.methods.mir import mir
 from holdfast.methods.ncm import ncm
 from holdfast.methods.packnet import packnet
 from holdfast.methods.piggyback import piggyback
+from holdfast.methods.progressive import progressive
 from holdfast.methods.random import random
 from holdfast.methods.ranpac import ranpac
 from holdfast.methods.rwalk import rwalk
@@ -82,6 +83,7 @@ __all__ = [
     "ncm",
     "packnet",
     "piggyback",
+    "progressive",
     "random",
     "ranpac",
     "rwalk",

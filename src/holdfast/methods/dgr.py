@@ -1,6 +1,5 @@
 """Deep generative replay (DGR)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from holdfast.core.method import Method, published
@@ -10,7 +9,8 @@ from holdfast.operations import GenerativeReplay
 @published(paper="Shin et al., Continual learning with deep generative replay, NeurIPS 2017")
 def dgr(
     size: int = 128,
-    hidden: Sequence[int] = (400, 400),
+    units: int = 400,
+    layers: int = 2,
     latent: int = 100,
     rate: float = 1e-3,
     likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto",
@@ -22,11 +22,14 @@ def dgr(
 
     Args:
         size: generated samples per step.
-        hidden: units of the generator's hidden layers.
+        units: of each hidden layer of the generator's encoder and decoder.
+        layers: hidden layers of each of the two.
         latent: size of the generator's latent variable.
         rate: learning rate of the generator's Adam.
         likelihood: `bernoulli` for inputs from 0 to 1, `gaussian` for any others, `auto` by the first batch.
 
     Differences: the generator is a variational autoencoder, as in van de Ven et al. 2022; the paper's is adversarial.
     """
-    return Method(GenerativeReplay(size=size, hidden=hidden, latent=latent, rate=rate, likelihood=likelihood))
+    return Method(
+        GenerativeReplay(size=size, units=units, layers=layers, latent=latent, rate=rate, likelihood=likelihood)
+    )

@@ -5,8 +5,10 @@ from holdfast.operations import Mahalanobis
 
 
 @published(
-    paper="Goswami et al., FeCAM: exploiting the heterogeneity of class distributions in exemplar-free continual learning, "
-    "NeurIPS 2023"
+    paper=(
+        "Goswami et al., FeCAM: exploiting the heterogeneity of class distributions in exemplar-free continual"
+        " learning, NeurIPS 2023"
+    )
 )
 def fecam(power: float = 0.5, diagonal: float = 1.0, off_diagonal: float = 1.0, adapt: int = 1) -> Method:
     r"""The network is trained on the first experience and frozen; classes are Gaussians of their own shape.

@@ -1,6 +1,5 @@
 """The generative classifier: one variational autoencoder per class."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from holdfast.core.method import Method, published
@@ -11,7 +10,8 @@ from holdfast.operations import GenerativeClassifier
     paper="van de Ven, Li and Tolias, Class-incremental learning with generative classifiers, CVPR workshops 2021"
 )
 def generative_classifier(
-    hidden: Sequence[int] = (85, 85),
+    units: int = 85,
+    layers: int = 2,
     latent: int = 5,
     rate: float = 1e-3,
     samples: int = 50,
@@ -23,7 +23,8 @@ def generative_classifier(
        p_y(x) \approx \frac{1}{S} \sum_s \frac{p_y(x \mid z_s) \, p(z_s)}{q_y(z_s \mid x)} $$
 
     Args:
-        hidden: units of the hidden layers of each model.
+        units: of each hidden layer of each model's encoder and decoder.
+        layers: hidden layers of each of the two.
         latent: size of the latent variable.
         rate: learning rate of each model's Adam.
         samples: S, importance samples in evaluation.
@@ -31,4 +32,8 @@ def generative_classifier(
 
     Differences: 50 importance samples instead of 10,000; the loop's network is trained beside it and not used.
     """
-    return Method(GenerativeClassifier(hidden=hidden, latent=latent, rate=rate, samples=samples, likelihood=likelihood))
+    return Method(
+        GenerativeClassifier(
+            units=units, layers=layers, latent=latent, rate=rate, samples=samples, likelihood=likelihood
+        )
+    )

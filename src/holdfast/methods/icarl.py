@@ -5,7 +5,7 @@ from holdfast.operations import BinaryDistillation, MergedReplay, NearestExempla
 
 
 @published(paper="Rebuffi et al., iCaRL: incremental classifier and representation learning, CVPR 2017")
-def icarl(capacity: int | None = 2000, per_class: int | None = None) -> Method:
+def icarl(capacity: int | None = 2000, per_class: int | None = None, temperature: float = 1.0) -> Method:
     r"""Exemplars join the data, old outputs are distilled, and the nearest mean of exemplars classifies.
 
     $$ \hat y = \arg\min_y \lVert \varphi(x) - \mu_y \rVert, \qquad \mu_y \propto \sum_{p \in P_y} \varphi(p), \qquad
@@ -14,6 +14,7 @@ def icarl(capacity: int | None = 2000, per_class: int | None = None) -> Method:
     Args:
         capacity: exemplars in all, shared by the classes seen; None where `per_class` is given.
         per_class: exemplars of each class, whatever their number.
+        temperature: divides the old model's logits; 2 in the code of van de Ven et al. 2022.
 
     Differences: none from the paper in the algorithm; the network, its schedule and weight decay are the caller's.
     """
@@ -21,6 +22,6 @@ def icarl(capacity: int | None = 2000, per_class: int | None = None) -> Method:
     return Method(
         RememberExemplars(capacity=capacity, per_class=per_class, selection="herding"),
         MergedReplay(),
-        BinaryDistillation(),
+        BinaryDistillation(temperature=temperature),
         NearestExemplarMean(),
     )

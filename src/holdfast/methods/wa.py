@@ -16,7 +16,8 @@ def wa(
     r"""Replay and distillation, then new classes' weights are scaled to the mean length of the old ones'.
 
     $$ w_k \leftarrow \gamma w_k \;\text{for new } k, \qquad
-       \gamma = \frac{\operatorname{mean}_{\text{old}} \lVert w_j \rVert}{\operatorname{mean}_{\text{new}} \lVert w_k \rVert} $$
+       \gamma = \frac{\operatorname{mean}_{\text{old}} \lVert w_j \rVert}{\operatorname{mean}_{\text{new}} \lVert w_k
+       \rVert} $$
 
     Args:
         capacity: samples in the memory.
@@ -24,7 +25,8 @@ def wa(
         temperature: of the distillation.
         policy: which samples are kept.
 
-    Differences: a class-balanced reservoir instead of herded exemplars; the distillation is on current inputs and adds to
+    Differences: a class-balanced reservoir instead of herded exemplars; the distillation is on current inputs and adds
+        to
     the loss with weight 1, where the paper mixes the two by the share of old classes; no clipping of weights.
     """
     return Method(

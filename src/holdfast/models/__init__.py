@@ -4,11 +4,12 @@ from holdfast.core.inspect import features_of, find_head, parameter_bytes, param
 from holdfast.models.classifier import Classifier
 from holdfast.models.convolutional import cnn
 from holdfast.models.dense import linear, mlp
+from holdfast.models.frozen import frozen
 from holdfast.models.heads import MASKED, ChunkedHead, CosineHead, FixedHead, GrowingHead, Head, Part, TaskHead
 from holdfast.models.library import timm, torchvision
 from holdfast.models.resnet import resnet18
 
-FACTORIES = ("cnn", "linear", "mlp", "resnet18", "timm", "torchvision")
+FACTORIES = ("cnn", "frozen", "linear", "mlp", "resnet18", "timm", "torchvision")
 """What a configuration can name as a model; each takes `input_shape` and `classes` from the stream."""
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "cnn",
     "features_of",
     "find_head",
+    "frozen",
     "linear",
     "mlp",
     "parameter_bytes",

@@ -101,7 +101,10 @@ def timm(
     if not zoo.is_model(architecture):
         raise ConfigError(unknown("timm architecture", architecture, zoo.list_models()))
     with seeded(seed):
-        model: Any = zoo.create_model(architecture, pretrained=False)
+        try:  # vision transformers of a fixed size take others too, where they are asked to
+            model: Any = zoo.create_model(architecture, pretrained=False, dynamic_img_size=True, dynamic_img_pad=True)
+        except TypeError:
+            model = zoo.create_model(architecture, pretrained=False)
         if weights is not None:
             old = model.default_cfg["classifier"]
             load_weights(model, weights, (old,) if isinstance(old, str) else tuple(old), architecture)

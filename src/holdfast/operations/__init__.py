@@ -21,6 +21,7 @@ from holdfast.operations.gradient_constraints import GradientConstraints
 from holdfast.operations.gradient_projection import GradientProjection
 from holdfast.operations.interfered_replay import InterferedReplay
 from holdfast.operations.joined_replay import JoinedReplay
+from holdfast.operations.lateral_connections import LateralConnections
 from holdfast.operations.logit_replay import LogitReplay
 from holdfast.operations.mahalanobis import Mahalanobis
 from holdfast.operations.masked_cross_entropy import MaskedCrossEntropy
@@ -71,6 +72,7 @@ __all__ = [
     "InterferedReplay",
     "JoinedReplay",
     "JointData",
+    "LateralConnections",
     "LogitReplay",
     "Mahalanobis",
     "MaskedCrossEntropy",

@@ -17,7 +17,8 @@ class BalancedFinetune(Operation):
     $$ \min_{W} \; \frac{1}{K n} \sum_{k=1}^{K} \sum_{i=1}^{n} \ell\big( W h(x_{k,i}), k \big) $$
 
     As many samples n are drawn of each class in the memory as the rarest of them has, at most `per_class`. The features
-    are computed once, in eval mode and without augmentation, so that the epochs cost next to nothing. The memory and the
+    are computed once, in eval mode and without augmentation, so that the epochs cost next to nothing. The memory and
+    the
     main optimiser's state stay as they are. A class without a sample in the memory takes no part: give the memory
     room for every class (`policy="balanced_reservoir"`).
 
@@ -29,7 +30,8 @@ class BalancedFinetune(Operation):
         per_class: most samples drawn of a class; none for no limit.
 
     Source: Castro et al. 2018, "End-to-end incremental learning", section 3.4 (balanced fine-tuning); Kang et al. 2020,
-    "Decoupling representation and classifier for long-tailed recognition", section 4 (the head alone). Differences: Castro
+    "Decoupling representation and classifier for long-tailed recognition", section 4 (the head alone). Differences:
+    Castro
     et al. train the whole network on a small learning rate and distil; here only the head moves.
 
     Example:
@@ -62,8 +64,14 @@ class BalancedFinetune(Operation):
 
     def setup(self, learner: Learner) -> None:
         """Refuse models that have no one head over all classes."""
-        require(not learner.multi_head, self.name, "balances classes of all tasks, which task heads do not compare. Drop it.")
-        require(learner.head is not None, self.name, "trains the head, and found none in this model. Name it: head='path'.")
+        require(
+            not learner.multi_head,
+            self.name,
+            "balances classes of all tasks, which task heads do not compare. Drop it.",
+        )
+        require(
+            learner.head is not None, self.name, "trains the head, and found none in this model. Name it: head='path'."
+        )
 
     def end(self, experience: Experience, learner: Learner) -> None:
         """Draw, compute features, and train the head."""

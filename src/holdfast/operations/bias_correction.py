@@ -19,14 +19,16 @@ class BiasCorrection(Operation):
        (\alpha, \beta) = \arg\min \; - \sum_i \log \operatorname{softmax}(q(x_i))_{y_i} $$
 
     Of every class, `held_out` samples are kept from training, and with it from every memory: they are the balanced
-    validation set that the two numbers are fitted on when the experience ends, with the network as it is. The numbers of
+    validation set that the two numbers are fitted on when the experience ends, with the network as it is. The numbers
+    of
     earlier experiences stay. Predictions are corrected, training is not.
 
     Args:
         held_out: samples per class kept for the fit.
 
     Source: Wu et al. 2019, "Large scale incremental learning", eq. 4 and 5.
-    Differences: the fit, convex in two unknowns, is solved by Newton's method instead of by gradient steps; a class keeps
+    Differences: the fit, convex in two unknowns, is solved by Newton's method instead of by gradient steps; a class
+        keeps
     its held-out samples for ever, where the paper splits a shrinking exemplar memory 9 to 1 (10 percent of 2000
     exemplars for 100 classes are 2 a class).
 
@@ -41,7 +43,9 @@ class BiasCorrection(Operation):
 
     def __init__(self, held_out: int = 20) -> None:
         super().__init__()
-        require(held_out > 0, "bias_correction", f"got held_out={held_out}. Give the samples per class to keep, from 1 up.")
+        require(
+            held_out > 0, "bias_correction", f"got held_out={held_out}. Give the samples per class to keep, from 1 up."
+        )
         self.held_out = held_out
         self.inputs: Tree | None = None
         self.targets: Tensor | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience, Tree
 from holdfast.core.learner import Learner, Snapshot
-from holdfast.core.operation import Operation
+from holdfast.core.operation import Operation, require
 
 
 class BinaryDistillation(Operation):
@@ -24,6 +24,13 @@ class BinaryDistillation(Operation):
     g are sigmoid outputs, q those of the model before this experience. It stands instead of the loop's criterion,
     and runs over the classes seen so far: outputs of classes yet to come are left alone.
 
+    Args:
+        temperature: the old model's logits are divided by it before the sigmoid; 1 in the paper, 2 in the code of
+            van de Ven et al. 2022.
+
+    Raises:
+        ConfigError: a temperature that is not positive.
+
     Source: Rebuffi et al. 2017, "iCaRL: incremental classifier and representation learning", algorithm 3.
 
     Example:
@@ -35,8 +42,10 @@ class BinaryDistillation(Operation):
     needs = frozenset({"criterion", "boundaries", "classes"})
     state = ("teacher", "old", "active")
 
-    def __init__(self) -> None:
+    def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
+        require(temperature > 0, "binary_distillation", f"got temperature={temperature}. Give a positive number.")
+        self.temperature = temperature
         self.teacher: Snapshot | None = None
         self.old: list[int] = []
         self.active: list[int] = []
@@ -58,7 +67,7 @@ class BinaryDistillation(Operation):
         old, active = self._columns
         wanted = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)
         if self.teacher is not None and len(old):
-            taught = learner.forward_as(self.teacher, inputs).sigmoid()
+            taught = (learner.forward_as(self.teacher, inputs) / self.temperature).sigmoid()
             wanted = wanted.index_copy(1, old, taught.index_select(1, old).to(wanted.dtype))
         outputs, wanted = outputs.index_select(1, active), wanted.index_select(1, active)
         return F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none").sum(1).mean()

@@ -21,7 +21,8 @@ class CrossEntropy(OwnCriterion):
     Args:
         label_smoothing: epsilon, from 0 to 1.
 
-    Source: label smoothing: Szegedy et al. 2016, "Rethinking the inception architecture for computer vision", section 7.
+    Source: label smoothing: Szegedy et al. 2016, "Rethinking the inception architecture for computer vision", section
+        7.
     Differences: none. With one head per task, smoothing adds a large constant without a gradient.
 
     Example:

@@ -26,7 +26,8 @@ class Evidential(OwnCriterion):
     $$ L = \text{loss} + \lambda_t \, \mathrm{KL}\big[ D(\tilde\alpha) \,\Vert\, D(1) \big], \qquad
        \tilde\alpha_k = [k{=}y] + (1 - [k{=}y]) \, \alpha_k, \qquad \lambda_t = w \min(1, t / T) $$
 
-    The second part takes evidence for wrong classes away, ever more so in the first T steps of the run. The evidence e is
+    The second part takes evidence for wrong classes away, ever more so in the first T steps of the run. The evidence e
+    is
     never negative, so the loss is finite for all outputs. The class with the largest output has the largest
     probability, and predictions stay as they are; `uncertainty` gives u.
 
@@ -109,7 +110,8 @@ class Evidential(OwnCriterion):
 def divergence_from_uniform(alpha: Tensor, kept: Tensor) -> Tensor:
     r"""`[rows]` Kullback-Leibler divergence of Dirichlet distributions from the uniform one.
 
-    $$ \log \frac{\Gamma(S)}{\Gamma(K) \prod_k \Gamma(\alpha_k)} + \sum_k (\alpha_k - 1) \, (\psi(\alpha_k) - \psi(S)) $$
+    $$ \log \frac{\Gamma(S)}{\Gamma(K) \prod_k \Gamma(\alpha_k)} + \sum_k (\alpha_k - 1) \, (\psi(\alpha_k) - \psi(S))
+    $$
 
     Args:
         alpha: `[rows, classes]`, from 1 up.

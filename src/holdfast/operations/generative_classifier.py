@@ -62,7 +62,8 @@ class GenerativeClassifier(Operation):
     read on the host, so each step waits for the device. Evaluation costs S decodings per sample and class.
 
     Args:
-        hidden: units of the hidden layers of each encoder, in reverse of its decoder.
+        units: of each hidden layer of each encoder and decoder.
+        layers: hidden layers of each of the two.
         latent: size of z.
         rate: learning rate of each Adam.
         samples: S, importance samples per input in evaluation; the paper has 10,000.
@@ -88,22 +89,24 @@ class GenerativeClassifier(Operation):
 
     def __init__(
         self,
-        hidden: Sequence[int] = (85, 85),
+        units: int = 85,
+        layers: int = 2,
         latent: int = 5,
         rate: float = 1e-3,
         samples: int = 50,
         likelihood: Choice = "auto",
     ) -> None:
         super().__init__()
-        sizes = (("latent", latent), ("rate", rate), ("samples", samples), *(("hidden", units) for units in hidden))
+        sizes = (("latent", latent), ("rate", rate), ("samples", samples), ("units", units), ("layers", layers))
         for name, value in sizes:
             require(value > 0, "generative_classifier", f"got {name}={value}. Give a positive number.")
-        self.hidden = hidden
+        self.units = units
+        self.layers = layers
         self.latent = latent
         self.rate = rate
         self.samples = samples
         self.likelihood = likelihood
-        self.models = ClassModels(hidden, latent, likelihood, rate)
+        self.models = ClassModels([units] * layers, latent, likelihood, rate)
 
     def setup(self, learner: Learner) -> None:
         """Put the models where the network is."""

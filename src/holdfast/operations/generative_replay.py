@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -30,7 +29,8 @@ class GenerativeReplay(Operation):
 
     Args:
         size: generated samples per step.
-        hidden: units of the hidden layers of the generator's encoder, in reverse of its decoder.
+        units: of each hidden layer of the generator's encoder and decoder.
+        layers: hidden layers of each of the two.
         latent: size of z.
         rate: learning rate of the generator's Adam.
         likelihood: of an input given z: `bernoulli` for values from 0 to 1, `gaussian` for any others, `auto` by the
@@ -57,19 +57,15 @@ class GenerativeReplay(Operation):
     def __init__(
         self,
         size: int = 128,
-        hidden: Sequence[int] = (400, 400),
+        units: int = 400,
+        layers: int = 2,
         latent: int = 100,
         rate: float = 1e-3,
         likelihood: Choice = "auto",
         average: Literal["experiences", "rows"] = "experiences",
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("size", size),
-            ("latent", latent),
-            ("rate", rate),
-            *(("hidden", units) for units in hidden),
-        ):
+        for name, value in (("size", size), ("latent", latent), ("rate", rate), ("units", units), ("layers", layers)):
             require(value > 0, "generative_replay", f"got {name}={value}. Give a positive number.")
         require(
             average in ("experiences", "rows"),
@@ -77,13 +73,14 @@ class GenerativeReplay(Operation):
             f"got average={average!r}. Choose experiences or rows.",
         )
         self.size = size
-        self.hidden = hidden
+        self.units = units
+        self.layers = layers
         self.latent = latent
         self.rate = rate
         self.likelihood = likelihood
         self.average = average
-        self.current = GenerativeModel(hidden, latent, likelihood, rate)
-        self.previous = GenerativeModel(hidden, latent, likelihood, rate)
+        self.current = GenerativeModel([units] * layers, latent, likelihood, rate)
+        self.previous = GenerativeModel([units] * layers, latent, likelihood, rate)
         self.solver: Snapshot | None = None
         self.old: list[int] = []
         self.tasks: list[list[int]] = []

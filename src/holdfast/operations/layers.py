@@ -111,6 +111,27 @@ def _chained(model: nn.Module, head: nn.Module | None) -> list[tuple[nn.Module, 
     return [(a, b) for a, b in pairwise(order) if a is not None and b is not None]
 
 
+def chain_of(model: nn.Module, head: nn.Module | None) -> list[nn.Module]:
+    """The modules from the first layer up to the head, where they run one after another; else an empty list.
+
+    Args:
+        model: made of `nn.Sequential` and `Classifier` alone, if it is a chain.
+        head: not in the list.
+    """
+    order: list[nn.Module] = []
+
+    def walk(module: nn.Module) -> bool:
+        if isinstance(module, nn.Sequential | Classifier) and module is not head:
+            return all(walk(child) for child in module.children())
+        order.append(module)
+        return isinstance(module, WEIGHTED) or module is head or not any(True for _ in module.children())
+
+    if head is None or not walk(model) or order[-1] is not head:
+        return []
+    start = next(index for index, module in enumerate(order) if isinstance(module, WEIGHTED) or module is head)
+    return order[start:-1]
+
+
 def _neighbours(
     module: nn.Module, pairs: list[tuple[nn.Module, nn.Module]], found: Sequence[tuple[str, nn.Module]]
 ) -> tuple[str | None, nn.Module | None]:

@@ -21,7 +21,8 @@ Source = Literal["data", "memory"]
 class NearestClassMean(ClosedFormClassifier):
     r"""Class means of the features take the head's place in prediction.
 
-    $$ z_k = - \lVert h(x) - \mu_k \rVert_2^2 \;\text{or}\; z_k = \frac{h(x)^\top \mu_k}{\lVert h(x) \rVert \lVert \mu_k \rVert},
+    $$ z_k = - \lVert h(x) - \mu_k \rVert_2^2 \;\text{or}\; z_k = \frac{h(x)^\top \mu_k}{\lVert h(x) \rVert \lVert
+    \mu_k \rVert},
        \qquad \mu_k = \frac{1}{n_k} \sum_{i: y_i = k} h(x_i) $$
 
     With `source="data"` the means are running ones over every experience's data, as the features are when it ends; old

@@ -96,7 +96,7 @@ class PooledDistillation(Operation):
         maps = maps.square()
         if maps.dim() == 4:
             dims = {"pixel": [()], "channel": [1], "gap": [(2, 3)], "width": [3], "height": [2], "spatial": [3, 2]}
-            sums = [maps.sum(dim) if dim != () else maps for dim in dims[self.pooling]]  # type: ignore[arg-type]
+            sums = [maps.sum(dim) if dim != () else maps for dim in dims[self.pooling]]  # type: ignore[arg-type, attr-defined]
             maps = torch.cat([part.flatten(1) for part in sums], 1)
         return F.normalize(maps.flatten(1), dim=1)
 

@@ -37,15 +37,15 @@ class RandomProjection(ClosedFormClassifier):
     and algorithm 1. Differences: the choice of the ridge sees the sums of earlier experiences too.
 
     Example:
-        >>> RandomProjection(width=500)
-        RandomProjection(width=500, held_out=0.2, ridge=None, space='features', adapt=0)
+        >>> RandomProjection(width=1000)
+        RandomProjection(width=1000, held_out=0.2, ridge=None, space='features', adapt=0)
     """
 
     state = ("projection", "gram", "cross", "counts", "weight", "chosen")
 
     def __init__(
         self,
-        width: int = 2000,
+        width: int = 500,
         held_out: float = 0.2,
         ridge: float | None = None,
         space: Space = "features",

@@ -31,7 +31,8 @@ class StreamingLDA(Operation):
     A sample that is shown again (a second epoch) counts again, so one epoch is enough.
 
     Args:
-        space: `inputs`, the prepared inputs; or `features`, what enters the head of a (pretrained) backbone, which costs a
+        space: `inputs`, the prepared inputs; or `features`, what enters the head of a (pretrained) backbone, which
+            costs a
             second forward a step.
         shrinkage: the paper's epsilon.
 

@@ -1,4 +1,4 @@
-"""Unit replacement: now and then the least useful unit of a layer starts again, so that the network stays able to learn."""
+"""Unit replacement: now and then a layer's least useful unit starts again, so that the network stays able to learn."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _weights_of(reader: nn.Module | None) -> list[nn.Parameter]:
     """The weights of a layer, or of all parts of a head."""
     if hasattr(reader, "parts"):
         return [part.weight for part in reader.parts()]  # type: ignore[union-attr, operator]
-    return [reader.weight]  # type: ignore[union-attr, list-item]
+    return [reader.weight]  # type: ignore[union-attr, list-item, attr-defined]
 
 
 class Watch:

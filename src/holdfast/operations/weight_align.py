@@ -18,7 +18,8 @@ class WeightAlign(Operation):
        \gamma = \frac{\operatorname{mean}_{j \in \text{old}} \lVert w_j \rVert_2}
        {\operatorname{mean}_{k \in \text{new}} \lVert w_k \rVert_2} $$
 
-    Training leaves longer weight vectors to the classes it saw last, which then win too often. Old classes' outputs do not
+    Training leaves longer weight vectors to the classes it saw last, which then win too often. Old classes' outputs do
+    not
     change, nor does the order among the new ones (where biases are small); nothing happens after the first experience,
     or where no class is new. The scaled weights are what the next experience starts from and is taught by.
 
@@ -38,7 +39,11 @@ class WeightAlign(Operation):
 
     def setup(self, learner: Learner) -> None:
         """Refuse heads that lengths do not matter to."""
-        require(not isinstance(learner.head, CosineHead), self.name, "scales lengths, which a cosine head ignores. Drop one.")
+        require(
+            not isinstance(learner.head, CosineHead),
+            self.name,
+            "scales lengths, which a cosine head ignores. Drop one.",
+        )
         require(not learner.multi_head, self.name, "weighs classes against another, which task heads do not. Drop it.")
         class_rows(learner.head, self.name)
 

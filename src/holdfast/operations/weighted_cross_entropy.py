@@ -20,16 +20,19 @@ class WeightedCrossEntropy(OwnCriterion):
     r"""Cross-entropy with one weight per class, from how often it occurs in its experience.
 
     $$ L = \frac{\sum_i w_{y_i} \, \ell(z_i, y_i)}{\sum_i w_{y_i}}, \qquad
-       w_k = \frac{N}{K n_k} \;\text{(inverse)} \quad\text{or}\quad w_k = 2 - \frac{n_k}{\max_j n_j} \;\text{(complement)} $$
+       w_k = \frac{N}{K n_k} \;\text{(inverse)} \quad\text{or}\quad w_k = 2 - \frac{n_k}{\max_j n_j}
+       \;\text{(complement)} $$
 
-    The weights of a class are taken when an experience that holds it begins, with N samples of K classes, n_k of them of
+    The weights of a class are taken when an experience that holds it begins, with N samples of K classes, n_k of them
+    of
     class k; replayed samples of older classes keep theirs. Classes that were never counted weigh 1.
 
     Args:
         scheme: `inverse` frequency, or the `complement` of the relative one.
 
     Source: `inverse`: King and Zeng 2001, "Logistic regression in rare events data", section 4 (weighting);
-    `complement`: CLMixer's weighted cross-entropy. Differences: CLMixer applies it to a softmax; here outputs are logits.
+    `complement`: CLMixer's weighted cross-entropy. Differences: CLMixer applies it to a softmax; here outputs are
+        logits.
 
     Example:
         >>> WeightedCrossEntropy()

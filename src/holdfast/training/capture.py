@@ -15,7 +15,7 @@ from holdfast.core.step import Step
 
 
 class Capture(NamedTuple):
-    """One forward in training mode: its outputs with their graph, extras by operation, rows, and an input to know it by."""
+    """One forward in training mode: outputs with their graph, extras by operation, rows, and an input to know it by."""
 
     outputs: Tensor
     extras: dict[str, Any]
@@ -48,10 +48,10 @@ def join_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with more rows: `rows` hold what `backward(inputs=...)` got at other steps.
 
-    Tensors are matched by name where `inputs` was a mapping, by position where it was a tuple; what is no tensor stays.
+    Tensors are matched by name where `inputs` was a mapping, by position where it was a tuple; all else stays.
     """
     if len(args) == 1 and not kwargs and all(isinstance(part, Tensor) for part in rows):
-        return (torch.cat([args[0], *rows]),), {}
+        return (torch.cat([args[0], *rows]),), {}  # type: ignore[list-item]
     tensors, new_args, new_kwargs = _tensors(model, args, kwargs), list(args), dict(kwargs)
     for position, (name, place, value) in enumerate(tensors):
         try:

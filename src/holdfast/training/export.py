@@ -79,7 +79,9 @@ def exported(engine: Engine, own: Hooks) -> nn.Module:
             for parameter, grad in grads.items():
                 parameter.grad = grad
     acts = engine.acts_at("predict")
-    hooked = any(hooks_of(layer)[id(layer)] - own.get(id(layer), set()) for name, layer in learner.model.named_modules() if name)
+    hooked = any(
+        hooks_of(layer)[id(layer)] - own.get(id(layer), set()) for name, layer in learner.model.named_modules() if name
+    )
     if not (acts or hooked or learner.prepare is not None or learner.output is not None):
         return model.eval()
     twin = Learner(

@@ -56,7 +56,8 @@ class Trainer:
         precision: `float32`, or `bfloat16` for autocast.
         evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
         evaluate_before: also evaluate before any training (forward transfer needs it).
-        limit_train_batches: batches of each experience's training data that are used, a number or a fraction; the same every epoch.
+        limit_train_batches: batches of each experience's training data that are used, a number or a fraction; the same
+            every epoch.
         limit_val_batches: the same for validation data.
         limit_test_batches: the same for test data.
         patience: end an experience after so many epochs without a better validation accuracy.
@@ -69,7 +70,8 @@ class Trainer:
         seed: of every random choice.
         device: where to train, for instance `cpu` or `cuda`.
         record: called with each event of the log, a mapping of plain values.
-        progress: whether to draw a progress bar with time left, or the terminal to draw it on (default: standard error).
+        progress: whether to draw a progress bar with time left, or the terminal to draw it on (default: standard
+            error).
         checkpoints: where to keep states to resume from.
 
     Example:
@@ -212,7 +214,9 @@ class Trainer:
             offers.discard("classes")
         self.stream = stream
         self.model = model.to(self.device)
-        self.learner = Learner(model, criterion=self.criterion, prepare=stream.prepare, seed=self.seed, device=self.device)
+        self.learner = Learner(
+            model, criterion=self.criterion, prepare=stream.prepare, seed=self.seed, device=self.device
+        )
         kind = PRECISIONS[self.precision]
         self.learner.autocast = None if kind is None else (self.device.type, kind)
         advice = {"task": "Make the stream with paradigm='task', or choose a method that needs no task labels."}
@@ -320,7 +324,9 @@ class Trainer:
         checking = self.checkpoints is not None
         limit = None if self.max_seconds is None else self._started + self.max_seconds
         for batch in data.batches(order, self.batch_size):
-            moves = self.accumulate == 1 or (position["step"] + 1) % self.accumulate == 0 or position["step"] + 1 == total
+            moves = (
+                self.accumulate == 1 or (position["step"] + 1) % self.accumulate == 0 or position["step"] + 1 == total
+            )
             outputs = self._step(batch, position["step"] / total, position["step"] % self.accumulate == 0, moves)
             window.add(outputs, batch.targets)
             position["step"] += 1
@@ -384,7 +390,7 @@ class Trainer:
         return data.subset(torch.randperm(len(data), generator=generator)[:rows].sort().values)
 
     def _validated(self, experience: Experience) -> str:
-        """Measure the epoch on validation data, keep the weights of the best one; `stop` when patience is at its end."""
+        """Measure the epoch on validation data, keep the best one's weights; `stop` when patience is at its end."""
         data = experience.validation
         if data is None or len(data) == 0:
             raise ConfigError(
@@ -397,7 +403,9 @@ class Trainer:
         value = -float(found["loss"] or 0.0) if right is None else right / found["samples"]
         best = self._position.get("best")
         if best is None or value > best["value"]:
-            weights = {key: tensor.clone() for key, tensor in self.model.state_dict().items()} if self.restore_best else {}
+            weights = (
+                {key: tensor.clone() for key, tensor in self.model.state_dict().items()} if self.restore_best else {}
+            )
             self._position["best"] = {"value": value, "epoch": self._position["epoch"], "model": weights}
         elif self.patience is not None and self._position["epoch"] - best["epoch"] >= self.patience:
             return "stop"
@@ -449,7 +457,9 @@ class Trainer:
             self.checkpoints.save(self.state())
             self._saved_at, self._saved_step = time.perf_counter(), self.engine.index
         if self.stop:
-            raise Interrupted("training was stopped" + (", and its state saved." if self.checkpoints is not None else "."))
+            raise Interrupted(
+                "training was stopped" + (", and its state saved." if self.checkpoints is not None else ".")
+            )
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: tensors and plain values only."""

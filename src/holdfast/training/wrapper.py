@@ -508,6 +508,7 @@ class Continual:
 
     def _through(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The main forward through what wraps the model, which must see it."""
+        extras: dict[str, Any]
         if not batch.appended:
             outputs, extras = self.learner._forward(self.model, batch.inputs, batch.task), {}
         else:
@@ -526,8 +527,10 @@ class Continual:
             self._busy = busy
 
     def losses(self) -> dict[str, float]:
-        """The current loss (`loss`) and each operation's term as they entered the total, summed over the calls of
-        `backward` since the last reading (at most 1000)."""
+        """The current loss (`loss`) and each operation's term as they entered the total.
+
+        They are summed over the calls of `backward` since the last reading (at most 1000).
+        """
         found = {
             name: float(sum(value.double() * factor for value, factor in values))
             for name, values in self.learner.logged.items()
@@ -598,7 +601,10 @@ class Continual:
                 self._before,
                 (self._per_epoch, self._epochs, self._done),
             )
-            self.engine.load(copied(before))
+            older = copied(before)
+            now = self.learner.model.state_dict()  # outputs that grew since stay, as they are in the optimiser
+            older["learner"]["model"] = {**now, **older["learner"]["model"]}
+            self.engine.load(older)
             self._open(experience)
             self.engine.load(state)
             self._before = before

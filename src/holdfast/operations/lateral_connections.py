@@ -1,0 +1,172 @@
+"""Lateral connections: the network of a task also reads what the networks of earlier tasks make of the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import ConfigError, UsageError
+from holdfast.core.experience import Experience
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation, require
+from holdfast.operations.layers import backbone_layers, chain_of
+
+
+class LateralConnections(Operation):
+    r"""Every linear layer behind the first, and the head, reads the layer below in all earlier networks too.
+
+    $$ h_i^{(k)} = f\Big( W_i^{(k)} h_{i-1}^{(k)} + \sum_{j < k} U_i^{(k:j)} h_{i-1}^{(j)} \Big) $$
+
+    Stands behind `SeparateNetworks`, which keeps the networks (the columns); a column and its connections never move
+    after their task. A step costs one more forward, without a gradient, for each earlier column.
+
+    Args:
+        columns: the most tasks there can be; connections are made for so many at the start.
+
+    Source: Rusu et al. 2016, "Progressive neural networks", equation 1.
+    Differences: no adapters (equation 2): connections are linear. Those into the head come in front of it,
+    $W^{(k)} (h^{(k)} + \sum_j A^{(k:j)} h^{(j)})$, which is U = W A. Convolutions get none.
+
+    Example:
+        >>> LateralConnections(columns=5)
+        LateralConnections(columns=5)
+    """
+
+    role = "knowledge incorporation"
+    needs = frozenset({"boundaries", "task"})
+    state = ("order", "kept")
+
+    def __init__(self, columns: int = 10) -> None:
+        super().__init__()
+        require(columns >= 1, "lateral_connections", f"got columns={columns}. Give the number of tasks, at least 1.")
+        self.columns = columns
+        self.order: list[int] = []
+        self.kept: dict[int, dict[str, Tensor]] = {}
+        self.connections = nn.ParameterDict()
+        self._reads: list[dict[nn.Module, Tensor]] = []
+        self._running = False
+
+    def setup(self, learner: Learner) -> None:
+        """Find the chain of layers, make the connections, which join the optimiser, and attach the hooks."""
+        self._learner = learner
+        layers = backbone_layers(learner, self.name)
+        self._chain = chain_of(learner.model, learner.head)
+        if not self._chain:
+            raise ConfigError(
+                f"`{self.name}` runs the layers of a backbone one after another, and this one is no such chain. "
+                "Use a model such as `mlp` or `cnn`."
+            )
+        first, *others = layers
+        first.module.register_forward_pre_hook(Shared(self.run))
+        for layer in others:
+            if isinstance(layer.module, nn.Linear):
+                self._make(layer.name, layer.weight.shape[0], layer.weight.shape[1], learner)
+                name = layer.name
+                layer.module.register_forward_hook(Shared(lambda m, a, out, name=name: self.add(name, m, out)))
+        assert learner.head is not None
+        features = int(getattr(learner.head, "features", 0) or learner.head.weight.shape[1])  # type: ignore[union-attr, index]
+        self._make("head", features, features, learner)
+        learner.head.register_forward_pre_hook(Shared(lambda m, a: (self.add("head", m, a[0]), *a[1:])))
+        learner.learn({f"{self.name}/{key}": p for key, p in self.connections.items()})
+
+    def _make(self, name: str, outputs: int, inputs: int, learner: Learner) -> None:
+        self.connections[_key(name)] = nn.Parameter(
+            torch.zeros(self.columns - 1, outputs, inputs, device=learner.device)
+        )
+
+    def begin(self, experience: Experience, learner: Learner) -> None:
+        """Draw the connections of a new column, as `nn.Linear` would draw a layer that reads all earlier columns."""
+        if experience.task is None:
+            raise UsageError(
+                f"`{self.name}` needs a task label, and this experience has none. Call begin(data, task=...)."
+            )
+        before = len(self.order)
+        if before == self.columns:
+            raise UsageError(
+                f"`{self.name}` has columns={self.columns}, and another task begins. Give it more columns."
+            )
+        self.order.append(experience.task)
+        generator = learner.rng(f"connections/{self.name}")
+        with torch.no_grad():
+            for connections in self.connections.values():
+                connections.zero_()
+                if before:
+                    bound = (connections.shape[2] * before) ** -0.5
+                    drawn = torch.empty(connections[:before].shape).uniform_(-bound, bound, generator=generator)
+                    connections[:before] = drawn.to(connections)
+        learner.forget_moments(list(self.connections.values()))
+
+    def end(self, experience: Experience, learner: Learner) -> None:
+        """Keep the column's connections."""
+        before = len(self.order) - 1
+        self.kept[self.order[-1]] = {key: p.detach()[:before].clone() for key, p in self.connections.items()}
+
+    # The forward ---------------------------------------------------------------------------------------
+
+    def run(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Before the first layer: forward its input through every earlier column, and keep what each layer reads."""
+        if self._running:
+            return
+        learner, task = self._learner, self._learner.forward_task
+        self._reads = []
+        columns = self.order.index(task) if isinstance(task, int) and task in self.order else 0
+        given, modes = learner.given_task, [part.training for part in self._chain]
+        self._running = True
+        try:
+            for part in self._chain:
+                part.training = False
+            for column in range(columns):
+                learner.given_task = self.order[column]
+                reads: dict[nn.Module, Tensor] = {}
+                values = arguments[0]
+                with torch.no_grad():
+                    for part in self._chain:
+                        reads[part] = values
+                        values = part(values)
+                reads[learner.head] = values  # type: ignore[index]
+                self._reads.append(reads)
+        finally:
+            learner.given_task, self._running = given, False
+            for part, mode in zip(self._chain, modes):
+                part.training = mode
+
+    def add(self, name: str, module: nn.Module, values: Tensor) -> Tensor:
+        """Add what comes from the earlier columns."""
+        if not self._reads:
+            return values
+        task, key = self._learner.forward_task, _key(name)
+        count = len(self._reads)
+        assert task is None or isinstance(task, int)
+        connections = self.kept[task][key] if task in self.kept else self.connections[key][:count]
+        place = self._live(name, module)
+        return values + torch.einsum(
+            "koi,k...i->...o", connections, torch.stack([reads[place] for reads in self._reads])
+        )
+
+    def _live(self, name: str, module: nn.Module) -> nn.Module:
+        """The learner's own module where a copied model runs."""
+        live = self._learner.head if name == "head" else self._learner.model.get_submodule(name)
+        assert live is not None
+        return live
+
+
+class Shared:
+    """A hook that a deep copy shares, so that a copied model asks the same operation."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function."""
+        return self.function(*arguments)
+
+    def __deepcopy__(self, _: Any) -> Shared:
+        return self
+
+
+def _key(name: str) -> str:
+    """A layer's name as a parameter can have it."""
+    return name.replace(".", "/")

@@ -1,0 +1,202 @@
+"""Exemplars: how they are chosen, how they join the data, iCaRL's loss and its nearest mean, all written out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from holdfast.core.errors import ConfigError, NeedError
+from holdfast.memory import Uniform
+from holdfast.methods import agem_exemplars, er_exemplars, exemplar_replay, icarl
+from holdfast.operations import (
+    BinaryDistillation,
+    LogitReplay,
+    MergedReplay,
+    NearestExemplarMean,
+    Remember,
+    RememberExemplars,
+)
+from holdfast.training import Continual
+
+
+def _features(model: Any, inputs: torch.Tensor) -> list[torch.Tensor]:
+    """Features of norm 1, one sample at a time."""
+    with torch.no_grad():
+        found = [model.features(x[None])[0] for x in inputs]
+    return [f / f.norm() for f in found]
+
+
+def _learn(few: Any, engine: Any, data: list[Any], lr: float = 0.3) -> None:
+    for index, (inputs, targets) in enumerate(data):
+        opened, _ = engine.begin(few.experience(inputs, targets, index))
+        few.step(engine, inputs, targets, lr=lr)
+        engine.end(opened)
+
+
+def test_herding_picks_one_after_the_other_what_brings_the_mean_nearest(few: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=3))
+    inputs, targets = few.points(12, classes=2)
+    _learn(few, engine, [(inputs, targets)])
+    features = _features(engine.learner.model, inputs)
+    expected: list[int] = []
+    for label in (0, 1):
+        own = [i for i in range(12) if targets[i] == label]
+        mean = sum(features[i] for i in own) / len(own)
+        picked: list[int] = []
+        for k in range(1, 4):
+            left = [i for i in own if i not in picked]
+            picked.append(min(left, key=lambda i: float((mean - sum(features[j] for j in [*picked, i]) / k).norm())))  # noqa: B023
+        expected += picked
+    held = engine.learner.memory.all()
+    assert torch.equal(held["inputs"], inputs[expected])
+    assert torch.equal(held["targets"], targets[expected])
+
+
+def test_with_a_capacity_every_class_has_an_equal_share_and_earlier_sets_lose_their_last(few: Any) -> None:
+    engine = few.bind(RememberExemplars(capacity=8))
+    first, second = few.points(12, classes=2), few.points(12, classes=2, seed=1, first=2)
+    _learn(few, engine, [first])
+    before = engine.learner.memory.all()
+    assert torch.bincount(before["targets"]).tolist() == [4, 4]
+    opened, _ = engine.begin(few.experience(*second, 1))
+    engine.end(opened)
+    after = engine.learner.memory.all()
+    assert torch.bincount(after["targets"]).tolist() == [2, 2, 2, 2]
+    for label in (0, 1):
+        kept = after["inputs"][after["targets"] == label]
+        assert torch.equal(kept, before["inputs"][before["targets"] == label][:2])
+
+
+def test_random_exemplars_are_different_samples_of_their_own_class(few: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=4, selection="random"))
+    inputs, targets = few.points(20, classes=3)
+    _learn(few, engine, [(inputs, targets)])
+    held = engine.learner.memory.all()
+    places = [int((inputs == x).all(1).nonzero()) for x in held["inputs"]]
+    assert len(set(places)) == 12
+    assert torch.equal(targets[places], held["targets"])
+    assert torch.bincount(held["targets"]).tolist() == [4, 4, 4]
+
+
+def test_a_class_that_comes_again_gets_a_set_for_each_experience(few: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=3, selection="random"), MergedReplay())
+    first, second = few.points(10, classes=2), few.points(10, classes=2, seed=1)
+    _learn(few, engine, [first, second])
+    held = engine.learner.memory.all()
+    assert torch.bincount(held["targets"]).tolist() == [6, 6]
+    of_first = sum(bool((first[0] == x).all(1).any()) for x in held["inputs"])
+    assert of_first == 6  # what had joined the second experience was not chosen again
+
+
+def test_draws_are_without_replacement_and_the_memory_is_empty_until_an_experience_ends(few: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=4, selection="random"))
+    memory, uniform = engine.learner.memory, Uniform(torch.Generator().manual_seed(0))
+    inputs, targets = few.points(20, classes=2)
+    opened, _ = engine.begin(few.experience(inputs, targets))
+    few.step(engine, inputs, targets)
+    assert memory.draw(3, uniform) is None
+    engine.end(opened)
+    for _ in range(20):
+        drawn = memory.draw(5, uniform)["inputs"]
+        assert len({tuple(x.tolist()) for x in drawn}) == 5
+    assert len(memory.draw(50, uniform)["targets"]) == len(memory) == 8
+    assert memory.nbytes == 8 * (4 * 8 + 8)
+
+
+def test_logits_of_exemplars_are_those_of_the_model_at_the_end(few: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=2), LogitReplay(size=4))
+    inputs, targets = few.points(9)
+    _learn(few, engine, [(inputs, targets)])
+    held = engine.learner.memory.all()
+    torch.testing.assert_close(held["logits"], engine.learner.model(held["inputs"]).detach())
+
+
+def test_what_is_remembered_joins_the_next_experiences_data_as_often_as_told(few: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=2, selection="random"), MergedReplay(repeat=3))
+    first, second = few.points(9), few.points(7, seed=1)
+    opened, replaced = engine.begin(few.experience(*first))
+    assert not replaced
+    engine.end(opened)
+    held = engine.learner.memory.all()
+    opened, replaced = engine.begin(few.experience(*second, 1))
+    assert replaced
+    joined = opened.train.gather(torch.arange(len(opened.train)))
+    assert torch.equal(joined.inputs, torch.cat([second[0], *[held["inputs"]] * 3]))
+    assert torch.equal(joined.targets, torch.cat([second[1], *[held["targets"]] * 3]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("head", ["fixed", "growing"])
+def test_old_classes_answer_as_before_and_new_ones_by_the_labels(few: Any, head: str, temperature: float) -> None:
+    engine = few.bind(BinaryDistillation(temperature=temperature), model=few.net(head=head, classes=6))
+    first, second = few.points(6, classes=2), few.points(6, classes=4, seed=1)
+    _learn(few, engine, [first])
+    model = engine.learner.model
+    with torch.no_grad():
+        before = model(second[0]).clone()
+    engine.begin(few.experience(*second, 1))
+
+    def by_hand() -> torch.Tensor:
+        total = 0.0
+        for row, (x, y) in enumerate(zip(*second, strict=True)):
+            outputs = model(x[None])[0]
+            for c in range(4):  # 4 and 5 are still to come
+                wanted = 1 / (1 + math.exp(-float(before[row, c]) / temperature)) if c < 2 else float(c == y)
+                g = 1 / (1 + torch.exp(-outputs[c]))
+                total = total - wanted * torch.log(g) - (1 - wanted) * torch.log(1 - g)
+        return total / 6
+
+    few.step(engine, *second)
+    few.assert_gradient(engine.learner, few.gradient_of(engine.learner, by_hand))
+
+
+def test_the_nearest_mean_of_features_decides_and_classes_without_samples_never_win(few: Any) -> None:
+    engine = few.bind(Remember(capacity=9), NearestExemplarMean(), model=few.net(classes=5))
+    model = engine.learner.model
+    old, new = few.points(9, classes=3), few.points(7, seed=1)
+    with engine.evaluating(), torch.no_grad():
+        assert torch.equal(engine.predict(new[0]), model(new[0]))  # nothing is remembered
+    engine.learner.memory.add({"inputs": old[0], "targets": old[1]})
+    features = _features(model, old[0])
+    means = [sum(f for f, y in zip(features, old[1], strict=True) if y == c) for c in range(3)]
+    means = [mean / mean.norm() for mean in means]
+    with engine.evaluating(), torch.inference_mode():
+        outputs = engine.predict(new[0]).clone()
+    for row, f in enumerate(_features(model, new[0])):
+        for c in range(3):
+            assert float(outputs[row, c]) == pytest.approx(-float((f - means[c]).square().sum()), abs=1e-5)
+    assert (outputs[:, 3:] < -100).all()
+
+
+def test_after_a_step_the_means_are_those_of_the_model_as_it_is_then(few: Any) -> None:
+    engine = few.bind(Remember(capacity=9), NearestExemplarMean())
+    old = few.points(9)
+    engine.learner.memory.add({"inputs": old[0], "targets": old[1]})
+    found = []
+    for _ in range(2):
+        with engine.evaluating(), torch.no_grad():
+            found.append(engine.predict(old[0]))
+        few.step(engine, *few.points(4), lr=2.0)
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_icarl_owns_the_loss_so_a_loop_of_ones_own_is_refused() -> None:
+    net = torch.nn.Linear(4, 2)
+    with pytest.raises(NeedError, match="brings its own loss"):
+        Continual(net, icarl(), torch.optim.SGD(net.parameters(), lr=0.1))
+
+
+def test_methods_take_a_capacity_or_a_number_per_class() -> None:
+    for method in (icarl, er_exemplars, agem_exemplars, exemplar_replay):
+        for arguments in ({"capacity": 20}, {"per_class": 5}):
+            operation = next(o for o in method(**arguments) if isinstance(o, RememberExemplars))
+            assert {operation.capacity, operation.per_class} == {None, *arguments.values()}
+    with pytest.raises(ConfigError, match="capacity=None and per_class=None"):
+        RememberExemplars()
+    with pytest.raises(ConfigError, match="repeat=0"):
+        MergedReplay(repeat=0)
+    with pytest.raises(ConfigError, match="temperature=0"):
+        BinaryDistillation(temperature=0)

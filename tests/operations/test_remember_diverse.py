@@ -1,0 +1,94 @@
+"""Gradient based sample selection: scores by one gradient at a time, replacement by its probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from holdfast.core.errors import ConfigError
+from holdfast.operations import Remember, RememberDiverse
+from holdfast.operations.remember_diverse import DiverseInsertion, row_gradients
+from holdfast.operations.twin import Twin
+
+
+def _gradients(model: Any, inputs: Any, targets: Any) -> list[torch.Tensor]:
+    found = []
+    for x, y in zip(inputs, targets, strict=True):
+        grads = torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), list(model.parameters()))
+        found.append(torch.cat([grad.flatten() for grad in grads]))
+    return found
+
+
+@pytest.mark.parametrize("head", ["fixed", "task"])
+def test_the_gradient_of_each_row_is_that_of_its_own_loss(few: Any, head: str) -> None:
+    model = few.net(head=head)
+    engine = few.bind(RememberDiverse(capacity=4), model=model)
+    inputs, targets = few.points(5)
+    engine.begin(few.experience(inputs, targets, task=0 if head == "task" else None))
+    found = row_gradients(engine.learner, Twin(engine.learner), inputs, targets, engine.learner.task)
+    if head == "task":
+        model.head.task = 0
+    torch.testing.assert_close(found, torch.stack(_gradients(model, inputs, targets)))
+
+
+def test_a_row_scores_one_more_than_its_greatest_cosine_with_the_samples_held(few: Any) -> None:
+    engine = few.bind(RememberDiverse(capacity=9, compare=3))
+    first, second = few.points(3, seed=1), few.points(4, seed=2)
+    few.step(engine, *first)
+    held = _gradients(engine.learner.model, *first)
+    new = _gradients(engine.learner.model, *second)
+    few.step(engine, *second)
+    scores = engine.learner.memory.insertion.scores
+    assert scores[:3] == [1.0, 1.0, 1.0]  # there was nothing to compare with
+    for score, gradient in zip(scores[3:], new, strict=True):
+        cosines = [float(gradient @ other / (gradient.norm() * other.norm())) for other in held]
+        assert score == pytest.approx(1 + max(cosines), abs=1e-9)
+
+
+def _replaced(score: float, held: list[float], trials: int = 4000) -> list[int]:
+    """How often each slot is replaced by a row of this score."""
+    generator = torch.Generator().manual_seed(0)
+    counts = [0] * len(held)
+    insertion = DiverseInsertion(generator)
+    for _ in range(trials):
+        insertion.scores = list(held)
+        insertion.incoming = torch.tensor([score])
+        placed = insertion.plan(1, len(held), len(held))
+        if placed is not None:
+            counts[int(placed.slots)] += 1
+            assert insertion.scores[int(placed.slots)] == pytest.approx(score)
+    return counts
+
+
+def test_a_full_memory_gives_way_with_the_probabilities_of_the_paper() -> None:
+    held, score, trials = [0.2, 0.5, 1.3], 0.4, 4000
+    for slot, count in enumerate(_replaced(score, held, trials)):
+        expected = held[slot] / sum(held) * held[slot] / (held[slot] + score)
+        assert count / trials == pytest.approx(expected, abs=4 * (expected / trials) ** 0.5)
+
+
+def test_a_row_like_those_held_never_replaces_one() -> None:
+    assert _replaced(1.2, [0.2, 0.5, 1.3], 50) == [0, 0, 0]
+
+
+def test_the_memory_fills_first_and_then_stays_at_its_size(few: Any) -> None:
+    engine = few.bind(RememberDiverse(capacity=5, compare=1))
+    for seed in range(12):
+        few.step(engine, *few.points(3, seed=seed), lr=0.1)
+    memory = engine.learner.memory
+    assert len(memory) == 5
+    assert memory.seen == 36
+    assert len(memory.insertion.scores) == 5
+    assert memory.arrivals.max() > 5  # something was replaced
+
+
+def test_a_second_memory_and_senseless_numbers_are_refused(few: Any) -> None:
+    with pytest.raises(ConfigError, match="Leave out Remember"):
+        few.bind(Remember(capacity=3), RememberDiverse(capacity=3))
+    with pytest.raises(ConfigError, match="capacity=0"):
+        RememberDiverse(capacity=0)
+    with pytest.raises(ConfigError, match="compare=0"):
+        RememberDiverse(capacity=3, compare=0)

@@ -1,0 +1,51 @@
+"""What replay methods are for: on a stream of blobs, each forgets clearly less than plain fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import holdfast.methods as methods
+from holdfast.core.method import Method
+from holdfast.streams import split
+from holdfast.streams.datasets import synthetic
+
+MADE: dict[str, Any] = {
+    "er_ace": lambda: methods.er_ace(capacity=60, size=8),
+    "mir": lambda: methods.mir(capacity=60, size=8, candidates=20),
+    "gss": lambda: methods.gss(capacity=60, size=8, compare=5),
+    "gem": lambda: methods.gem(per_experience=30),
+    "cls_er": lambda: methods.cls_er(capacity=60, size=8, stable_decay=0.95, plastic_decay=0.9),
+    "icarl": lambda: methods.icarl(capacity=60),
+    "gdumb": lambda: methods.gdumb(capacity=60, epochs=15, batch_size=8),
+    "exemplar_replay": lambda: methods.exemplar_replay(per_class=10, repeat=3),
+    "er_exemplars": lambda: methods.er_exemplars(per_class=10, size=16),
+    "agem_exemplars": lambda: methods.agem_exemplars(per_class=10, size=30),
+    "dgr": lambda: methods.dgr(size=16, units=32, latent=4, rate=3e-3),
+    "generative_classifier": lambda: methods.generative_classifier(units=16, latent=2, rate=1e-2, samples=10),
+}
+
+
+def _accuracy(toy: Any, method: Method, head: str = "fixed") -> float:
+    stream = split(synthetic(classes=6, features=12, samples=60, test_samples=20, spread=0.6, seed=1), experiences=3)
+    net = toy.model(stream, head, hidden=(24,))
+    trainer = toy.train(
+        method, net, stream, optimizer={"name": "SGD", "lr": 0.05}, batch_size=8, epochs=3, evaluate="test",
+        evaluate_before=False,
+    )  # fmt: skip
+    last = [e for e in trainer.events if e["event"] == "evaluate" and e["after"] == 2]
+    return sum(e["correct"] for e in last) / sum(e["samples"] for e in last)
+
+
+@pytest.fixture(scope="module")
+def finetuned() -> dict[str, float]:
+    return {}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_it_forgets_clearly_less_than_plain_fine_tuning(toy: Any, finetuned: dict[str, float], name: str) -> None:
+    if not finetuned:
+        finetuned["accuracy"] = _accuracy(toy, methods.finetune())
+    assert finetuned["accuracy"] < 0.45
+    assert _accuracy(toy, MADE[name]()) > finetuned["accuracy"] + (0.1 if "gem" in name else 0.25)

@@ -1,0 +1,286 @@
+"""The callback in Lightning's trainer: the weights of our own, and everything Lightning does alongside."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from holdfast import Continual, Every, methods
+from holdfast.core.errors import ConfigError, UsageError
+
+lightning = pytest.importorskip("lightning.pytorch")
+
+from holdfast.lightning import ContinualCallback, StreamDataModule  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+class Module(lightning.LightningModule):
+    """Somebody's module: nothing in it knows of Holdfast, but for methods that bring their own loss."""
+
+    def __init__(self, net: nn.Module, lr: float = 0.05, callback: Any = None, **options: Any) -> None:
+        super().__init__()
+        self.net = net
+        self.lr, self.options, self.callback = lr, options, callback
+
+    def forward(self, x: Any) -> Any:
+        return self.net(x)
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        outputs = self(batch[0])
+        loss = F.cross_entropy(outputs, batch[1]) if self.callback is None else self.callback.loss(outputs, batch[1], batch[0])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]), add_dataloader_idx=False)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, **self.options)
+
+
+class Manual(Module):
+    """The same, moving the optimiser itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+
+def trainer(*callbacks: Any, epochs: int = 1, **options: Any) -> Any:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    warnings.simplefilter("ignore")
+    settings = {"accelerator": "cpu", "devices": 1, "max_epochs": epochs, "num_sanity_val_steps": 0, **quiet, **options}
+    return lightning.Trainer(callbacks=list(callbacks), **settings)
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Every method ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_one_fit_over_a_stream_gives_the_weights_of_our_trainer(name: str, toy: Any) -> None:
+    make = getattr(methods, name)
+    stream = toy.stream_for(make())
+    head = "task" if "task" in make().needs else "growing"
+    ours, theirs = toy.model(stream, head), toy.model(stream, head)
+    try:
+        toy.train(make(), ours, stream, epochs=2)
+    except ConfigError as refused:
+        ours, theirs = toy.model(stream), toy.model(stream)
+        toy.train(make(), ours, stream, epochs=2)
+        del refused
+    callback = ContinualCallback(make(), seed=3)
+    data = StreamDataModule(stream, batch_size=4, epochs=2)
+    trainer(callback, epochs=6).fit(Module(theirs, callback=callback), datamodule=data)
+    assert equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["er", "der_plus_plus", "agem", "ewc", "si", "lwf"])
+def test_one_fit_per_experience_gives_the_weights_of_our_trainer(name: str, toy: Any) -> None:
+    stream = toy.stream()
+    ours, theirs = toy.model(stream, "growing"), toy.model(stream, "growing")
+    toy.train(getattr(methods, name)(), ours, stream, epochs=2)
+    callback = ContinualCallback(getattr(methods, name)(), seed=3)
+    data, module = StreamDataModule(stream, batch_size=4), Module(theirs)
+    for index in range(3):
+        data.experience = index
+        trainer(callback, epochs=2).fit(module, datamodule=data)
+    assert equal(ours, theirs)
+
+
+# An existing module and its own loaders --------------------------------------------------------------------
+
+
+def loaders(count: int = 3, rows: int = 24, batch: int = 4) -> list[Any]:
+    found = []
+    for task in range(count):
+        generator = torch.Generator().manual_seed(task)
+        x = torch.randn(rows, 5, generator=generator)
+        data = torch.utils.data.TensorDataset(x, torch.randint(0, 2, (rows,), generator=generator) + 2 * task)
+        found.append(torch.utils.data.DataLoader(data, batch_size=batch))
+    return found
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6))
+
+
+def by_wrapper(name: str, clip: float | None = None, accumulate: int = 1, dtype: Any = None) -> nn.Module:
+    """The same arithmetic in a loop of one's own."""
+    model = net()
+    cl = Continual(model, getattr(methods, name)(), torch.optim.SGD(model.parameters(), lr=0.05), accumulate=accumulate)
+    for loader in loaders():
+        optimizer = cl.optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        from holdfast.streams.data import TensorData
+
+        cl.begin(TensorData(*loader.dataset.tensors))
+        for number, (x, y) in enumerate(loader):
+            if number % accumulate == 0:
+                optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                loss = F.cross_entropy(model(x), y)
+            cl.backward(loss, y, inputs=x)
+            if number % accumulate == accumulate - 1:
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+        cl.end()
+    return model
+
+
+NAMES = ["er", "der_plus_plus", "agem", "ewc", "si", "lwf"]
+
+
+@pytest.mark.parametrize("kind", ["automatic", "manual"])
+@pytest.mark.parametrize("name", NAMES)
+def test_with_its_own_loaders_and_clipping_it_learns_what_the_wrapper_learns(name: str, kind: str) -> None:
+    model = net()
+    callback = ContinualCallback(getattr(methods, name)())
+    module = Module(model) if kind == "automatic" else Manual(model)
+    for loader in loaders():
+        trainer(callback, gradient_clip_val=0.5 if kind == "automatic" else None).fit(module, loader)
+    assert equal(model, by_wrapper(name, clip=0.5))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accumulated_batches_learn_what_the_wrapper_learns(name: str) -> None:
+    model = net()
+    callback = ContinualCallback(getattr(methods, name)())
+    for loader in loaders():
+        trainer(callback, accumulate_grad_batches=2).fit(Module(model), loader)
+    for a, b in zip(model.parameters(), by_wrapper(name, accumulate=2).parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_mixed_learns_what_the_wrapper_learns_in_autocast(name: str) -> None:
+    model = net()
+    callback = ContinualCallback(getattr(methods, name)())
+    for loader in loaders():
+        trainer(callback, precision="bf16-mixed").fit(Module(model), loader)
+    assert equal(model, by_wrapper(name, dtype=torch.bfloat16))
+
+
+def test_a_boundary_inside_one_fit() -> None:
+    model = net()
+    callback = ContinualCallback(methods.ewc_online(), boundary=Every(steps=3, window=12))
+    trainer(callback).fit(Module(model), loaders()[0])
+    assert callback.cl.learner.experience == 1
+    assert callback.method.operations[0].anchor
+
+
+def test_a_module_of_several_networks_is_used_whole_or_by_name() -> None:
+    class Two(Module):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(5, 8))
+            self.top = nn.Linear(8, 6)
+
+        def forward(self, x: Any) -> Any:
+            return self.top(self.net(x).relu())
+
+    def fresh() -> Two:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Two()
+
+    module = fresh()
+    callback = ContinualCallback(methods.lwf())
+    for loader in loaders(2):
+        trainer(callback).fit(module, loader)
+    assert callback.cl.model is module
+    assert len(callback.cl.learner.parameters()) == 4
+    exported = callback.export()
+    x = torch.randn(3, 5)
+    with torch.no_grad():
+        assert torch.equal(exported(x), callback.predict(x))
+
+
+# Lightning's own things ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["fixed", "growing"])
+@pytest.mark.parametrize("name", ["er", "der_plus_plus", "ewc", "si", "lwf", "cumulative"])
+def test_resumed_from_lightnings_checkpoint_it_ends_with_equal_weights(name: str, head: str, toy: Any, tmp_path: Path) -> None:
+    stream = toy.stream()
+    make = getattr(methods, name)
+    options = {"momentum": 0.9}
+
+    def fit(keep: bool, resume: Path | None = None) -> nn.Module:
+        model = toy.model(stream, head)
+        callbacks = [ContinualCallback(make(), seed=3)]
+        if keep:
+            callbacks.append(lightning.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1))
+        data = StreamDataModule(stream, batch_size=4, epochs=2)
+        trainer(*callbacks, epochs=6, enable_checkpointing=keep).fit(
+            Module(model, **options), datamodule=data, ckpt_path=resume
+        )
+        return model
+
+    whole = fit(keep=True)
+    for epoch in (1, 2):  # at the end of an experience, and in its middle
+        assert equal(whole, fit(keep=False, resume=tmp_path / f"epoch={epoch}.ckpt"))
+
+
+def test_early_stopping_checkpoints_and_loggers_work_alongside(tmp_path: Path, toy: Any) -> None:
+    stream = toy.stream()
+    model = toy.model(stream)
+    callback = ContinualCallback(methods.er(capacity=20))
+    stop = lightning.callbacks.EarlyStopping("val_loss", patience=1, min_delta=100.0)
+    keep = lightning.callbacks.ModelCheckpoint(tmp_path / "kept", monitor="val_loss")
+    logger = lightning.loggers.CSVLogger(tmp_path)
+    data = StreamDataModule(stream, batch_size=4, experience=0)
+    batches = [(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64))]
+    fitting = trainer(callback, stop, keep, epochs=9, logger=logger, enable_checkpointing=True, log_every_n_steps=1)
+    data.val_dataloader = lambda: [batches]
+    fitting.fit(Module(model), datamodule=data)
+    assert fitting.current_epoch == 2
+    assert Path(keep.best_model_path).exists()
+    assert "train_loss" in (Path(logger.log_dir) / "metrics.csv").read_text()
+    assert callback.cl._experience is None
+
+
+def test_without_the_callback_the_data_module_prepares_the_batches(toy: Any) -> None:
+    stream = toy.stream()
+    raw, seen = stream[0].train.gather(torch.arange(4)), []
+    stream.prepare = lambda x, training, generator: x + 100
+    model = toy.model(stream)
+    model.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    trainer().fit(Module(model), datamodule=StreamDataModule(stream, batch_size=4, experience=0))
+    assert all((x > 50).all() for x in seen)
+    assert len(seen) == -(-len(stream[0].train) // 4)
+    assert (raw.inputs < 50).all()
+
+
+def test_wrong_use_is_refused_with_a_sentence(toy: Any) -> None:
+    stream = toy.stream()
+    with pytest.raises(ConfigError, match="max_epochs=3"):
+        trainer(epochs=2).fit(Module(toy.model(stream)), datamodule=StreamDataModule(stream))
+    callback = ContinualCallback(methods.er())
+    with pytest.raises(UsageError, match="bound by the first"):
+        callback.export()
+    loader = loaders()[0]
+    trainer(callback).fit(Module(net()), loader)
+    with pytest.raises(UsageError, match="another module"):
+        trainer(callback).fit(Module(net()), loader)
+    with pytest.raises(UsageError, match="which part is the targets"):
+        trainer(ContinualCallback(methods.er())).fit(Module(net()), [3, 4])
