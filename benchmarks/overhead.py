@@ -204,7 +204,7 @@ def main() -> None:
             torch.testing.assert_close(ours[key], one[key], rtol=1e-3, atol=1e-7)
         seconds = interleave(
             {
-                "one at a time": lambda m=model: fisher_by_hand(m, floats[:count], targets[:count]),  # type: ignore[misc]
+                "one at a time": lambda m=model, n=count: fisher_by_hand(m, floats[:n], targets[:n]),  # type: ignore[misc]
                 "closed form": lambda le=learner, d=data: fisher_diagonal(le, d, "empirical"),  # type: ignore[misc]
                 "vmap": lambda le=learner, d=data: fisher_diagonal(le, d, "empirical", closed_form=False),  # type: ignore[misc]
             },

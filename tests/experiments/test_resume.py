@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or out of disk at any moment goes on to the same weights; nothing half-written is read."""
+"""A run that is killed, stopped or out of disk at any moment goes on to equal weights; nothing half-written is read."""
 
 from __future__ import annotations
 
@@ -459,9 +459,8 @@ def test_a_folder_is_never_overwritten(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
-    with folders.locked(tmp_path):
-        with pytest.raises(ConfigError, match="another process"), folders.locked(tmp_path):
-            pass
+    with folders.locked(tmp_path), pytest.raises(ConfigError, match="another process"), folders.locked(tmp_path):
+        pass
     with folders.locked(tmp_path):
         pass
 

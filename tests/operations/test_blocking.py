@@ -13,7 +13,16 @@ from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
-from holdfast.methods import freeze_backbone, hat, packnet, piggyback, progressive, separate_networks, wsn
+from holdfast.methods import (
+    duplicate_backbone,
+    freeze_backbone,
+    hat,
+    packnet,
+    piggyback,
+    progressive,
+    separate_networks,
+    wsn,
+)
 from holdfast.models import Classifier, TaskHead, cnn, mlp, resnet18
 from holdfast.operations import (
     BinaryMasks,
@@ -28,6 +37,7 @@ from holdfast.streams.data import TensorData
 from holdfast.training import Continual, Trainer
 
 KEEPERS = {
+    "duplicate_backbone": lambda: duplicate_backbone(columns=3),
     "freeze_backbone": freeze_backbone,
     "hat": lambda: hat(strength=0.02),
     "packnet": lambda: packnet(fraction=0.6),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast.core.errors import ConfigError, NeedError
+from holdfast.core.errors import ConfigError
 from holdfast.memory import Uniform
 from holdfast.methods import agem_exemplars, er_exemplars, exemplar_replay, icarl
 from holdfast.operations import (
@@ -19,7 +19,6 @@ from holdfast.operations import (
     Remember,
     RememberExemplars,
 )
-from holdfast.training import Continual
 
 
 def _features(model: Any, inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -56,7 +55,7 @@ def test_herding_picks_one_after_the_other_what_brings_the_mean_nearest(few: Any
 
 
 def test_with_a_capacity_every_class_has_an_equal_share_and_earlier_sets_lose_their_last(few: Any) -> None:
-    engine = few.bind(RememberExemplars(capacity=8))
+    engine = few.bind(RememberExemplars(capacity=8), model=few.net(classes=4))
     first, second = few.points(12, classes=2), few.points(12, classes=2, seed=1, first=2)
     _learn(few, engine, [first])
     before = engine.learner.memory.all()
@@ -181,12 +180,6 @@ def test_after_a_step_the_means_are_those_of_the_model_as_it_is_then(few: Any) -
             found.append(engine.predict(old[0]))
         few.step(engine, *few.points(4), lr=2.0)
     assert not torch.allclose(found[0], found[1])
-
-
-def test_icarl_owns_the_loss_so_a_loop_of_ones_own_is_refused() -> None:
-    net = torch.nn.Linear(4, 2)
-    with pytest.raises(NeedError, match="brings its own loss"):
-        Continual(net, icarl(), torch.optim.SGD(net.parameters(), lr=0.1))
 
 
 def test_methods_take_a_capacity_or_a_number_per_class() -> None:

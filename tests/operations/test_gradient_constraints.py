@@ -1,4 +1,4 @@
-"""Gradient episodic memory: its quadratic program against trying every active set, its constraints against their text."""
+"""Gradient episodic memory: its quadratic program against every active set, its constraints against their text."""
 
 from __future__ import annotations
 

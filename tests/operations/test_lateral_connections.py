@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience
-from holdfast.methods import progressive
+from holdfast.core.method import Method
+from holdfast.methods import duplicate_backbone, progressive
 from holdfast.models import mlp, resnet18
 from holdfast.operations import LateralConnections
 from holdfast.streams.data import TensorData
@@ -21,11 +24,11 @@ def experience(task: int) -> Experience:
     return Experience(task, data, data, classes=(2 * task, 2 * task + 1), task=task)
 
 
-def learnt(tasks: int) -> tuple[Continual, list[dict[str, Tensor]]]:
+def learnt(tasks: int, make: Callable[..., Method] = progressive) -> tuple[Continual, list[dict[str, Tensor]]]:
     """A drop-in after so many tasks, and each column's own weights."""
     net = mlp(input_shape=(4,), classes=8, hidden=[5, 3], head="task", seed=0)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.05, weight_decay=0.1)
-    cl = Continual(net, progressive(columns=4), optimizer)
+    cl = Continual(net, make(columns=4), optimizer)
     columns = []
     for task in range(tasks):
         net.train()
@@ -62,6 +65,23 @@ def test_each_layer_reads_the_layer_below_in_all_earlier_columns() -> None:
                 features = features + lateral.kept[task]["head"][j] @ second[j]
             expected = head.weights[task] @ features + head.biases[task]  # type: ignore[index, operator]
             assert torch.allclose(found[row, 2 * task : 2 * task + 2], expected, atol=1e-5)
+
+
+def test_a_duplicated_backbone_starts_as_a_copy_and_the_head_reads_all_of_them() -> None:
+    cl, columns = learnt(2, duplicate_backbone)
+    lateral, net = cl.method.operations[1], cl.model
+    assert isinstance(lateral, LateralConnections)
+    inputs, head = torch.randn(6, 4), net.get_submodule("head")
+    features = []
+    for own in columns:
+        hidden = torch.relu(inputs @ own["0.weight"].T + own["0.bias"])
+        features.append(torch.relu(hidden @ own["2.weight"].T + own["2.bias"]))
+    read = features[1] + features[0] @ lateral.kept[1]["head"][0].T
+    expected = read @ head.weights[1].T + head.biases[1]  # type: ignore[index, operator]
+    assert torch.allclose(cl.predict(inputs, task=1)[:, 2:4], expected, atol=1e-5)
+    assert list(lateral.connections) == ["head"]
+    cl.begin(experience(2))
+    assert all(torch.equal(p, columns[1][name]) for name, p in net.get_submodule("backbone").named_parameters())
 
 
 def test_connections_are_learnt_and_start_within_the_bound_of_a_layer_that_reads_all_columns() -> None:

@@ -116,7 +116,7 @@ def test_nothing_is_held_before_the_first_experience_ended_and_something_after_i
 
 def test_new_outputs_are_free_until_their_own_experience_ended(few: Any) -> None:
     engine = few.bind(FisherPenalty(strength=5.0, fisher="exact"), model=few.net("growing"))
-    learner, (penalty,) = engine.learner, engine.method.operations
+    (penalty,) = engine.method.operations
     first = few.experience(*few.points(6, classes=2))
     _learn(few, engine, first)
     engine.end(first)

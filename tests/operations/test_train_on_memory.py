@@ -75,7 +75,9 @@ def test_one_step_on_the_memory_is_sgd_from_the_initial_weights(few: Any) -> Non
     by_hand = few.net()
     torch.nn.functional.cross_entropy(by_hand(inputs), targets).backward()
     for own, p in zip(engine.learner.model.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(own.detach(), (p - 0.05 * p.grad).detach())  # the first epoch is a warm-up at a tenth
+        torch.testing.assert_close(
+            own.detach(), (p - 0.05 * p.grad).detach()
+        )  # the first epoch is a warm-up at a tenth
         assert own.grad is None
 
 

@@ -151,7 +151,9 @@ def test_subnetworks_take_the_best_scores_and_hold_what_earlier_ones_used() -> N
     used = operation.masks[0]["backbone.0"]
     for i in range(5):
         for j in range(4):
-            assert bool(used[i, j]) == (abs(float(operation.scores["backbone/0"][i, j])) >= scores[5])  # 6 of 20
+            assert bool(used[i, j]) == (
+                abs(float(operation.scores["backbone/0"].detach()[i, j])) >= scores[5]
+            )  # 6 of 20
     before = weight.detach().clone()
     data = cl.begin(experience(1))
     for _ in range(4):

@@ -249,9 +249,9 @@ def test_early_stopping_checkpoints_and_loggers_work_alongside(tmp_path: Path, t
     keep = lightning.callbacks.ModelCheckpoint(tmp_path / "kept", monitor="val_loss")
     logger = lightning.loggers.CSVLogger(tmp_path)
     data = StreamDataModule(stream, batch_size=4, experience=0)
-    batches = [(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64))]
+    held = torch.utils.data.TensorDataset(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64))
     fitting = trainer(callback, stop, keep, epochs=9, logger=logger, enable_checkpointing=True, log_every_n_steps=1)
-    data.val_dataloader = lambda: [batches]
+    data.val_dataloader = lambda: torch.utils.data.DataLoader(held)
     fitting.fit(Module(model), datamodule=data)
     assert fitting.current_epoch == 2
     assert Path(keep.best_model_path).exists()

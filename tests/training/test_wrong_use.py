@@ -227,7 +227,10 @@ def test_a_loop_that_cannot_offer_what_a_method_needs_is_refused_at_once() -> No
 
 def test_a_method_that_makes_the_step_itself_makes_it_once(batch: Any) -> None:
     model, x, y = nn.Linear(4, 3), *batch
-    expected = [p.detach() - 0.3 * g for p, g in zip(model.parameters(), torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters())))]
+    expected = [
+        p.detach() - 0.3 * g
+        for p, g in zip(model.parameters(), torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters())))
+    ]
     cl = Continual(model, Method(OwnStep()), sgd(model))
     step(cl, model, batch)
     for p, value in zip(model.parameters(), expected):
@@ -242,7 +245,7 @@ def test_models_in_which_a_method_cannot_work_are_refused() -> None:
     deep = mlp(input_shape=(4,), classes=4, hidden=[6], head="task", seed=0)
     with pytest.raises(ConfigError, match=r"Leave out torch\.compile|before `torch\.compile`"):
         Continual(torch.compile(deep, backend="eager"), methods.hat(), sgd(deep))
-    with pytest.raises(ConfigError, match="Give a torch.nn.Module"):
+    with pytest.raises(ConfigError, match=r"Give a torch\.nn\.Module"):
         Continual("resnet18", methods.er())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="as its method"):
         Continual(nn.Linear(4, 3), Remember(capacity=5))  # type: ignore[arg-type]

@@ -215,9 +215,8 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], job: dict[s
             " is downloaded: give the weights with model.weights=FILE, else they are random."
         )
     elif kind == "mlp":
-        job["model"] = {
-            "name": "mlp", "hidden": hidden, "head": head, "batch_norm": True, "activation": "leaky_relu", "dropout": 0.1,
-        }  # fmt: skip
+        job["model"] = {"name": "mlp", "hidden": hidden, "head": head, "batch_norm": True}
+        job["model"] |= {"activation": "leaky_relu", "dropout": 0.1}
         notes.append("model: the leaky ReLU has torch's slope of 0.01, CLMixer's has 0.2.")
     elif kind == "identity":
         job["model"] = {"name": "linear", "head": head}

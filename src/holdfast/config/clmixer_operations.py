@@ -73,9 +73,7 @@ def _evidential(values: dict[str, Any]) -> list[Spec]:
     regressor = str(values.get("regressor", ""))
     if "regressor" in values and regressor not in forms:
         raise ConfigError(f"regressor: got {regressor!r}, and CLMixer has mse and bce. Write one of the two.")
-    return [
-        {"name": "evidential", "form": forms.get(regressor, "log"), "annealing": int(values["kl_annealing_step"])}
-    ]
+    return [{"name": "evidential", "form": forms.get(regressor, "log"), "annealing": int(values["kl_annealing_step"])}]
 
 
 def _one(name: str, **arguments: Any) -> Callable[[dict[str, Any]], list[Spec]]:

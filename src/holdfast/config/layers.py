@@ -1,4 +1,4 @@
-"""Layers of a configuration: files and their defaults lists, merged in order, with a note of where each value came from."""
+"""Layers of a configuration: files with their defaults lists, merged in order, and where each value came from."""
 
 from __future__ import annotations
 

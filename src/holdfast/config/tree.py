@@ -27,7 +27,7 @@ def tree(composition: Composition, resolved: Mapping[str, Any], title: str = "jo
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in items:
             here = (*path, str(key))
-            label = f"{key}" if isinstance(value, Mapping) else f"{key}"
+            label = f"{key}"
             if isinstance(part, Mapping) or (isinstance(part, list) and any(isinstance(one, Mapping) for one in part)):
                 grow(branch.add(Text(label, "bold")), part, here)
             else:

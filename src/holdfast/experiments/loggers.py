@@ -1,4 +1,4 @@
-"""Loggers besides the run folder: TensorBoard, Weights & Biases, MLflow and Comet, each imported where it is asked for."""
+"""Loggers besides the run folder: TensorBoard, Weights & Biases, MLflow and Comet, imported where asked for."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class MLflow:
         if spec["offline"]:
             mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
         mlflow.set_experiment(spec["project"])
-        mlflow.start_run(run_name=about["name"], tags={tag: "true" for tag in about["tags"]})
+        mlflow.start_run(run_name=about["name"], tags=dict.fromkeys(about["tags"], "true"))
         mlflow.log_params({key: str(value)[:500] for key, value in about["config"].items()})
 
     def write(self, values: Mapping[str, float], step: int) -> None:

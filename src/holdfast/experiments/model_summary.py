@@ -37,7 +37,7 @@ def text(model: nn.Module, stream: Stream) -> str:
     width = max([len(name) for name, *_ in rows], default=5)
     kinds = max([len(kind) for _, kind, *_ in rows], default=4)
     lines = [f"{name:<{width}}  {kind:<{kinds}}  {count:>12,}" for name, kind, count, _ in rows]
-    total, trainable = (sum(row[place] for row in rows) for place in (2, 3))
+    total, trainable = (sum(int(row[place]) for row in rows) for place in (2, 3))
     inputs = " x ".join(map(str, stream.input_shape))
     lines.append(f"{total:,} parameters, {trainable:,} trainable; inputs {inputs}, {stream.classes} classes in all")
     if any("Growing" in kind or "Task" in kind or "Cosine" in kind for _, kind, *_ in rows) or not rows:

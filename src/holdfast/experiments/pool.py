@@ -164,7 +164,7 @@ class Pool:
         }
 
     def _start(self) -> subprocess.Popen[str]:
-        one = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(roots)}
         with open(self.log, "a") as log:

@@ -33,7 +33,9 @@ def measure_against(folder: str | os.PathLike[str], write: bool = True) -> dict[
     Returns:
         The means over seeds; empty where the references are not there.
     """
-    references = {name: {run.metrics.get("seed"): run for run in runs} for name, runs in load_references(folder).items()}
+    references = {
+        name: {run.metrics.get("seed"): run for run in runs} for name, runs in load_references(folder).items()
+    }
     values: dict[str, list[float]] = {}
     for run in load_runs(folder) if references else []:
         if not run.metrics.get("finished"):

@@ -53,7 +53,7 @@ def train_apart(config: Mapping[str, Any], stream: Stream, journal: Journal, tra
         def record(event: dict[str, Any], index: int = index) -> None:
             if event["event"] == "evaluate" and event["after"] < 0:
                 return
-            moved = {key: index for key in ("experience", "after") if key in event}
+            moved: dict[str, Any] = {key: index for key in ("experience", "after") if key in event}
             journal.write({**event, **moved})
 
         alone = dataclasses.replace(stream, experiences=[dataclasses.replace(experience, index=0)])
@@ -103,7 +103,9 @@ def reuse(place: Path, key: str, root: Path) -> bool:
         root: where runs lie.
     """
     for parent, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in ("checkpoints", "plots") and not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if name not in ("checkpoints", "plots") and not name.startswith(".")
+        )
         source = Path(parent)
         if INFO not in files or source == place:
             continue

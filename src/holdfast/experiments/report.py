@@ -91,9 +91,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "measures": measures(runs),
         "METRICS": METRICS,
         "scale": _scale(runs, references, low, high, prefix),
-        "against": [
-            (name, value, DESCRIPTIONS[name]) for name, value in measure_against(folder, write=False).items()
-        ],
+        "against": [(name, value, DESCRIPTIONS[name]) for name, value in measure_against(folder, write=False).items()],
         "columns": _columns({"this method": runs} | references, prefix, loss_only),
         "names": names,
         "classes": classes,

@@ -112,9 +112,9 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
             if where and read_info(place).get("state") == "finished":
                 continue
             part = build.resolve(part)
-            if where.startswith("references/") and not place.exists():
-                if reuse(place, job_key(part), folder.resolve().parent):
-                    continue
+            again = where.startswith("references/") and not place.exists()
+            if again and reuse(place, job_key(part), folder.resolve().parent):
+                continue
             if where and not (place / CONFIG).is_file():
                 place.mkdir(parents=True, exist_ok=True)
                 write_json(place / CONFIG, part)

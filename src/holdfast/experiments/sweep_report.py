@@ -1,4 +1,4 @@
-"""The report of a sweep: `table.csv`, `comparison.json` and `report.html` over all its runs, made from their folders alone."""
+"""The report of a sweep: `table.csv`, `comparison.json` and `report.html` over all its runs, from their folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that runs one job after another for a sweep: a JSON line in, a JSON line out; it stops when its parent is gone."""
+"""A process that runs one job after another for a sweep: a JSON line in, one out; it stops when its parent is gone."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from holdfast.methods.cumulative import cumulative
 from holdfast.methods.der import der
 from holdfast.methods.der_plus_plus import der_plus_plus
 from holdfast.methods.dgr import dgr
+from holdfast.methods.duplicate_backbone import duplicate_backbone
 from holdfast.methods.er import er
 from holdfast.methods.er_ace import er_ace
 from holdfast.methods.er_exemplars import er_exemplars
@@ -58,6 +59,7 @@ __all__ = [
     "der",
     "der_plus_plus",
     "dgr",
+    "duplicate_backbone",
     "er",
     "er_ace",
     "er_exemplars",

@@ -26,7 +26,7 @@ def wa(
         policy: which samples are kept.
 
     Differences: a class-balanced reservoir instead of herded exemplars; the distillation is on current inputs and adds
-        to
+    to
     the loss with weight 1, where the paper mixes the two by the share of old classes; no clipping of weights.
     """
     return Method(

@@ -9,7 +9,7 @@ from torch import nn
 
 from holdfast.core.errors import ConfigError, needs_extra, unknown
 from holdfast.core.inspect import find_head
-from holdfast.models.build import HeadName, check_image, seeded
+from holdfast.models.build import HeadName, check_image, check_sizes, seeded
 from holdfast.models.graft import NO_LINEAR, load_weights, with_head
 
 
@@ -19,6 +19,7 @@ def torchvision(
     classes: int,
     architecture: str,
     weights: str | None = None,
+    size: int | None = None,
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:
@@ -31,6 +32,7 @@ def torchvision(
         classes: number of classes of the whole stream.
         architecture: a name of `torchvision.models.list_models()`, for instance "resnet18".
         weights: path of a file with the saved state of that architecture; None starts from random weights.
+        size: height and width that images are enlarged or shrunk to first; None leaves them.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
         seed: of the initial weights; None draws them from torch's global generator.
 
@@ -63,6 +65,9 @@ def torchvision(
             if hasattr(model, auxiliary):
                 model.aux_logits = False
                 setattr(model, auxiliary, None)
+        if size is not None:
+            check_sizes("size", [size])
+            model = nn.Sequential(nn.Upsample(size=(size, size), mode="bilinear"), model)
         return with_head(model, architecture, input_shape, classes, head, weights, seed)
 
 

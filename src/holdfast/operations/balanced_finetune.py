@@ -12,7 +12,7 @@ from holdfast.operations.class_scores import vectors
 
 
 class BalancedFinetune(Operation):
-    r"""Gradient descent with momentum on the head, over a class-balanced draw from the memory, with the backbone frozen.
+    r"""Gradient descent with momentum on the head, over a class-balanced draw from the memory; the backbone is frozen.
 
     $$ \min_{W} \; \frac{1}{K n} \sum_{k=1}^{K} \sum_{i=1}^{n} \ell\big( W h(x_{k,i}), k \big) $$
 

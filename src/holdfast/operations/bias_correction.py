@@ -28,7 +28,7 @@ class BiasCorrection(Operation):
 
     Source: Wu et al. 2019, "Large scale incremental learning", eq. 4 and 5.
     Differences: the fit, convex in two unknowns, is solved by Newton's method instead of by gradient steps; a class
-        keeps
+    keeps
     its held-out samples for ever, where the paper splits a shrinking exemplar memory 9 to 1 (10 percent of 2000
     exemplars for 100 classes are 2 a class).
 

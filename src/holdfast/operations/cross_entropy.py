@@ -22,7 +22,7 @@ class CrossEntropy(OwnCriterion):
         label_smoothing: epsilon, from 0 to 1.
 
     Source: label smoothing: Szegedy et al. 2016, "Rethinking the inception architecture for computer vision", section
-        7.
+    7.
     Differences: none. With one head per task, smoothing adds a large constant without a gradient.
 
     Example:

@@ -50,7 +50,8 @@ class GenerativeModel:
         """
         if self.vae is None:
             first = parts[0][0]
-            self._build(first.shape[1:], self._choose(first), int(torch.randint(2**31, (), generator=generator)))
+            seed = int(torch.randint(2**31, (), generator=generator))
+            self._build(first.shape[1:], self._choose(first), first.dtype, seed)
         vae, optimizer = self.vae, self._optimizer
         assert vae is not None
         assert optimizer is not None
@@ -75,8 +76,8 @@ class GenerativeModel:
             )
         return self.likelihood
 
-    def _build(self, shape: Sequence[int], likelihood: Likelihood, seed: int) -> None:
-        self.vae = VAE(shape, self.hidden, self.latent, likelihood, seed=seed).to(self.device)
+    def _build(self, shape: Sequence[int], likelihood: Likelihood, dtype: torch.dtype, seed: int) -> None:
+        self.vae = VAE(shape, self.hidden, self.latent, likelihood, seed=seed).to(self.device, dtype)
         self._optimizer = torch.optim.Adam(self.vae.parameters(), lr=self.rate)
 
     def state(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class GenerativeModel:
         """Go on where `state` was taken, on this model's device."""
         self.vae = self._optimizer = None
         if state:
-            self._build(state["shape"], state["likelihood"], 0)
+            self._build(state["shape"], state["likelihood"], state["vae"]["output.bias"].dtype, 0)
             self.vae.load_state_dict(state["vae"])  # type: ignore[union-attr, attr-defined]
             self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # type: ignore[union-attr, attr-defined]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,11 @@ class LateralConnections(Operation):
     Stands behind `SeparateNetworks`, which keeps the networks (the columns); a column and its connections never move
     after their task. A step costs one more forward, without a gradient, for each earlier column.
 
+    With `into="head"` only the head reads earlier columns: the features of all networks together make the outputs.
+
     Args:
         columns: the most tasks there can be; connections are made for so many at the start.
+        into: `layers` (every linear layer and the head) or only the `head`.
 
     Source: Rusu et al. 2016, "Progressive neural networks", equation 1.
     Differences: no adapters (equation 2): connections are linear. Those into the head come in front of it,
@@ -32,17 +35,19 @@ class LateralConnections(Operation):
 
     Example:
         >>> LateralConnections(columns=5)
-        LateralConnections(columns=5)
+        LateralConnections(columns=5, into='layers')
     """
 
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "task"})
     state = ("order", "kept")
 
-    def __init__(self, columns: int = 10) -> None:
+    def __init__(self, columns: int = 10, into: Literal["layers", "head"] = "layers") -> None:
         super().__init__()
         require(columns >= 1, "lateral_connections", f"got columns={columns}. Give the number of tasks, at least 1.")
+        require(into in ("layers", "head"), "lateral_connections", f"got into={into!r}. Choose layers or head.")
         self.columns = columns
+        self.into = into
         self.order: list[int] = []
         self.kept: dict[int, dict[str, Tensor]] = {}
         self.connections = nn.ParameterDict()
@@ -61,7 +66,7 @@ class LateralConnections(Operation):
             )
         first, *others = layers
         first.module.register_forward_pre_hook(Shared(self.run))
-        for layer in others:
+        for layer in others if self.into == "layers" else ():
             if isinstance(layer.module, nn.Linear):
                 self._make(layer.name, layer.weight.shape[0], layer.weight.shape[1], learner)
                 name = layer.name

@@ -36,7 +36,7 @@ class PooledDistillation(Operation):
         layers: dotted names of the layers; default: the backbone's activations and stages.
 
     Source: Douillard et al. 2020, "PODNet: pooled outputs distillation for small-tasks incremental learning", eq. 1 to
-        5
+    5
     and 8. The paper's second term, on the final features, is `FeatureDistillation(metric="cosine")`.
     Differences: maps are squared and pooled vectors normalised, and the distance is not squared, as in the authors'
     code; the paper takes a stage's maps before its last ReLU, here they are what the named layer gives.

@@ -22,7 +22,8 @@ class RandomProjection(ClosedFormClassifier):
        z = h^\top (G + \lambda I)^{-1} C $$
 
     Nothing is forgotten: the solution is that of all data at once, whatever the order. The ridge lambda is chosen at
-    each experience among 17 powers of ten: fitted on the sums without a held-out share of the experience's rows, the one
+    each experience among 17 powers of ten: fitted on the sums without a held-out share of the experience's rows, the
+    one
     with the least squared error on that share is taken, and the share then joins the sums. The error comes from
     sums too, so no features are kept.
 
@@ -33,7 +34,8 @@ class RandomProjection(ClosedFormClassifier):
         space: `features`, what enters the head, or the prepared `inputs`.
         adapt: experiences that the network is trained in, then it is frozen (the paper adapts in the first).
 
-    Source: McDonnell et al. 2023, "RanPAC: random projections and pre-trained models for continual learning", eq. 3 to 6
+    Source: McDonnell et al. 2023, "RanPAC: random projections and pre-trained models for continual learning", eq. 3 to
+    6
     and algorithm 1. Differences: the choice of the ridge sees the sums of earlier experiences too.
 
     Example:
@@ -118,7 +120,8 @@ class RandomProjection(ClosedFormClassifier):
 def best_ridge(gram: Tensor, cross: Tensor, held_gram: Tensor, held_cross: Tensor) -> float:
     r"""The ridge with the least squared error on held-out rows, from sums alone.
 
-    $$ \lVert Y - H W \rVert^2 = \operatorname{tr} Y^\top Y - 2 \operatorname{tr} W^\top C_h + \operatorname{tr} W^\top G_h W,
+    $$ \lVert Y - H W \rVert^2 = \operatorname{tr} Y^\top Y - 2 \operatorname{tr} W^\top C_h + \operatorname{tr} W^\top
+    G_h W,
        \qquad W = Q (\Lambda + \lambda)^{-1} Q^\top C, \; G = Q \Lambda Q^\top $$
 
     Args:

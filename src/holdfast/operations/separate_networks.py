@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
+from holdfast.core.operation import require
 from holdfast.operations.blocking import Blocking
 from holdfast.operations.layers import Layer
 
@@ -14,25 +17,31 @@ from holdfast.operations.layers import Layer
 class SeparateNetworks(Blocking):
     r"""A fresh network at each task, the earlier ones kept and used again for their tasks.
 
-    $$ f_t(x) = h_t(\phi_{\theta_t}(x)), \qquad \theta_t \text{ starts from } \theta_0 $$
+    $$ f_t(x) = h_t(\phi_{\theta_t}(x)), \qquad \theta_t \text{ starts from } \theta_0 \text{ or } \theta_{t-1} $$
 
     The backbone's parameters and buffers are exchanged, so the model keeps one module and its `Parameter` objects;
     memory grows by one backbone a task. The optimiser forgets its momentum at each start.
 
+    Args:
+        start: each network starts from the `initial` values, or as a copy of the `last` one.
+
     Source: the upper bound of task-incremental learning, "Separate networks" in van de Ven et al. 2022, "Three types
     of incremental learning", Table 2; "independent" in other libraries.
+    `start="last"`: CLMixer's duplicated backbone, after Yan et al. 2021, "DER: dynamically expandable representation".
     Differences: each network starts from the same initial values; van de Ven et al. make all of them smaller,
     so that their sum has the size of the other methods' network (choose a smaller model for that).
 
     Example:
         >>> SeparateNetworks()
-        SeparateNetworks()
+        SeparateNetworks(start='initial')
     """
 
     state = (*Blocking.state, "initial")
 
-    def __init__(self) -> None:
+    def __init__(self, start: Literal["initial", "last"] = "initial") -> None:
         super().__init__()
+        require(start in ("initial", "last"), "separate_networks", f"got start={start!r}. Choose initial or last.")
+        self.start = start
         self.initial: dict[str, Tensor] = {}
 
     def covered(self, layer: Layer) -> tuple[str, ...]:
@@ -49,11 +58,12 @@ class SeparateNetworks(Blocking):
         self.initial = {name: getattr(module, key).detach().clone() for name, (module, key) in self._own.items()}
 
     def begin(self, experience: Experience, learner: Learner) -> None:
-        """Start a network from the initial values."""
+        """Start a network."""
         super().begin(experience, learner)
         if not self.finished:
             return
-        with torch.no_grad():
-            for name, (module, key) in self._own.items():
-                getattr(module, key).copy_(self.initial[name])
-        learner.forget_moments([p for p in learner.parameters() if p.requires_grad])
+        if self.start == "initial":
+            with torch.no_grad():
+                for name, (module, key) in self._own.items():
+                    getattr(module, key).copy_(self.initial[name])
+        learner.forget_moments(learner.parameters())

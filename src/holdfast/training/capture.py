@@ -104,7 +104,9 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
     task = last.task
     if any(isinstance(other, Tensor) or other != task for other in tasks):
         task = torch.cat([
-            other if isinstance(other, Tensor) else torch.full((tree_rows(step.inputs),), -1 if other is None else other)
+            other
+            if isinstance(other, Tensor)
+            else torch.full((tree_rows(step.inputs),), -1 if other is None else other)
             for other, step in zip(tasks, steps)
         ])  # fmt: skip
     return Step(

@@ -112,7 +112,8 @@ class Inside(Continual):
 class CallbackLogic:
     """Puts a method into a Lightning trainer: `Trainer(callbacks=[ContinualCallback(er(capacity=500))])`.
 
-    Terms of the loss enter in the module's `backward`, edits of the gradient before Lightning clips it, and what follows
+    Terms of the loss enter in the module's `backward`, edits of the gradient before Lightning clips it, and what
+    follows
     the optimiser's move follows it. The module's own code stays as it is. An experience is one `fit`, or what a
     `StreamDataModule` or `boundary` announces. The same callback object serves all fits of a run.
 
@@ -208,7 +209,9 @@ class CallbackLogic:
                 head=self.head,
             )
         elif self.cl.model is not network:
-            raise UsageError("this callback serves another module already. Make one for each: ContinualCallback(method.clone()).")
+            raise UsageError(
+                "this callback serves another module already. Make one for each: ContinualCallback(method.clone())."
+            )
         self.cl.take(trainer, optimizer, self.accumulate)
         if self._loaded is not None:
             self._restore(trainer, optimizer)
@@ -295,7 +298,9 @@ class CallbackLogic:
 
     def _optimizer(self, trainer: Any, network: nn.Module) -> torch.optim.Optimizer:
         held = {id(p) for p in network.parameters()}
-        found = [o for o in trainer.optimizers if any(id(p) in held for group in o.param_groups for p in group["params"])]
+        found = [
+            o for o in trainer.optimizers if any(id(p) in held for group in o.param_groups for p in group["params"])
+        ]
         if len(found) != 1:
             raise ConfigError(
                 f"{len(found)} of the module's {len(trainer.optimizers)} optimizers move the network. "
@@ -308,7 +313,8 @@ class StreamLogic:
     """A Lightning data module over a stream: every experience in one fit, or one experience per fit.
 
     In one fit, Lightning's epochs are shared out over the experiences, `epochs` to each in order, so the trainer's
-    `max_epochs` is `epochs * len(stream)`. With `ContinualCallback`, batches are raw and prepared inside the network's call
+    `max_epochs` is `epochs * len(stream)`. With `ContinualCallback`, batches are raw and prepared inside the network's
+    call
     (so that memory keeps images as uint8); without it they come prepared.
 
     Args:
@@ -349,8 +355,9 @@ class StreamLogic:
             wanted = self.epochs * len(self.stream)
             if self.trainer.max_epochs != wanted:
                 raise ConfigError(
-                    f"the trainer has max_epochs={self.trainer.max_epochs}, and {len(self.stream)} experiences of {self.epochs} "
-                    f"epochs are {wanted}. Write Trainer(max_epochs={wanted}), or name one: experience=0."
+                    f"the trainer has max_epochs={self.trainer.max_epochs}, and {len(self.stream)} experiences of"
+                    f" {self.epochs} epochs are {wanted}. Write Trainer(max_epochs={wanted}), or name one:"
+                    " experience=0."
                 )
             self.trainer.reload_dataloaders_every_n_epochs = 1
         self._loader = None
@@ -483,7 +490,9 @@ def _classes() -> dict[str, type]:
         raise needs_extra("holdfast.lightning", "lightning", "lightning") from None
     return {
         "ContinualCallback": type("ContinualCallback", (CallbackLogic, Callback), {"__doc__": CallbackLogic.__doc__}),
-        "StreamDataModule": type("StreamDataModule", (StreamLogic, LightningDataModule), {"__doc__": StreamLogic.__doc__}),
+        "StreamDataModule": type(
+            "StreamDataModule", (StreamLogic, LightningDataModule), {"__doc__": StreamLogic.__doc__}
+        ),
     }
 
 

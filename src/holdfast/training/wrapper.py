@@ -143,8 +143,7 @@ class Continual:
         self._given_output = output
         self._given_criterion = criterion is not None
         self._distributed = isinstance(model, DistributedDataParallel)
-        ways = [name for name in OFFERS if name.startswith("wrapper")]
-        offers = set(OFFERS[ways[0] if boundary is None else ways[1]])
+        offers = set(self._offers(boundary))
         if optimizer is None:
             offers.discard("update")
         self._own_hooks, before = hooks_of(plain), hook_count(plain)
@@ -188,6 +187,11 @@ class Continual:
         self._hooks = [model.register_forward_hook(self._after_forward, with_kwargs=True)]
         if self.engine.acts_at("batch") or self.learner.multi_head:
             self._hooks.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+
+    def _offers(self, boundary: Boundary | None) -> frozenset[str]:
+        """What this loop offers to the method."""
+        ways = [name for name in OFFERS if name.startswith("wrapper")]
+        return OFFERS[ways[0] if boundary is None else ways[1]]
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
