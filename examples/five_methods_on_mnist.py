@@ -20,7 +20,7 @@ METHODS = {
     "der": (0.03, lambda: methods.der(capacity=200, size=10, alpha=0.2)),
     "der_plus_plus": (0.03, lambda: methods.der_plus_plus(capacity=200, size=128, alpha=0.2, beta=1.0)),
     "agem": (0.1, lambda: methods.agem(capacity=200, size=128)),
-    "si": (0.1, lambda: methods.si(strength=1.0, damping=0.9)),
+    "si": (0.03, lambda: methods.si(strength=1.0, damping=0.1)),
 }
 mnist = datasets.mnist()
 train, test = (part.gather(torch.arange(len(part))) for part in (mnist.train, mnist.test))

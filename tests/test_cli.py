@@ -35,7 +35,7 @@ def test_no_help_imports_torch():
 import sys
 from typer.testing import CliRunner
 from holdfast.cli import app
-commands = ("run", "resume", "eval", "show", "list", "validate", "schema")
+commands = ("run", "resume", "eval", "predict", "show", "config", "convert", "list", "validate", "schema")
 for words in [[], ["--help"], *([command, "--help"] for command in commands)]:
     assert "Usage" in CliRunner().invoke(app, words).output, words
 assert CliRunner().invoke(app, ["--version"]).output.startswith("holdfast ")
@@ -229,3 +229,35 @@ def test_a_missing_extra_is_a_sentence(stand_in):
 def test_a_bug_of_ours_keeps_its_traceback(stand_in):
     stand_in(ZeroDivisionError("a bug"))
     assert isinstance(call("run").exception, ZeroDivisionError)
+
+
+def test_config_prints_where_each_value_came_from_or_the_whole_job():
+    tree = call("config", "experiment=digits", "trainer.max_epochs=2").stdout
+    assert "epochs: 2  command line" in tree
+    assert "capacity: 200  experiment=digits" in tree
+    job = json.loads(call("config", "experiment=digits", "--json").stdout)
+    assert job["method"]["capacity"] == 200
+    assert "arena" in call("config", "--groups").stdout
+
+
+def test_a_whole_job_printed_as_json_is_a_configuration_again(tmp_path):
+    printed = call("config", "experiment=arena", "--json").stdout
+    (tmp_path / "job.json").write_text(printed)
+    assert json.loads(call("config", str(tmp_path / "job.json"), "--json").stdout) == json.loads(printed)
+
+
+def test_convert_prints_a_job_and_says_what_is_different(tmp_path):
+    (tmp_path / "old.json").write_text('{"plugins": [{"name": "CrossEntropyOperation"}]}')
+    result = call("convert", str(tmp_path / "old.json"))
+    assert json.loads(result.stdout)["criterion"] == "cross_entropy"
+    assert "second softmax" in result.stderr
+    (tmp_path / "new.json").write_text('{"method": "er"}')
+    assert "is no CLMixer file" in call("convert", str(tmp_path / "new.json")).stderr
+
+
+def test_several_processes_are_for_several_runs():
+    assert "Write -m" in call("run", "--jobs", "2").stderr
+
+
+def test_references_can_be_asked_for_in_one_word(tmp_path):
+    assert "references.1: unknown method 'joined'" in call("run", "--references", "random,joined").stderr

@@ -16,12 +16,20 @@ if TYPE_CHECKING:
     from holdfast.core.operation import Operation
     from holdfast.core.step import Step
     from holdfast.streams import datasets
+    from holdfast.streams.task_dict import TaskDict
     from holdfast.training import Continual, Trainer
+    from holdfast.training.blocks import ContinualLearner, EpisodicMemory
+    from holdfast.training.classifier import ContinualClassifier
+    from holdfast.training.masked import masked_accuracy, masked_cross_entropy
+    from holdfast.training.streaming import StreamTrainer
 
 _WHERE = {
     "Batch": "holdfast.core.experience",
     "Continual": "holdfast.training",
+    "ContinualClassifier": "holdfast.training.classifier",
+    "ContinualLearner": "holdfast.training.blocks",
     "Data": "holdfast.core.experience",
+    "EpisodicMemory": "holdfast.training.blocks",
     "Every": "holdfast.core.boundary",
     "Experience": "holdfast.core.experience",
     "Learner": "holdfast.core.learner",
@@ -30,7 +38,11 @@ _WHERE = {
     "Operation": "holdfast.core.operation",
     "Step": "holdfast.core.step",
     "Stream": "holdfast.core.experience",
+    "StreamTrainer": "holdfast.training.streaming",
+    "TaskDict": "holdfast.streams.task_dict",
     "Trainer": "holdfast.training",
+    "masked_accuracy": "holdfast.training.masked",
+    "masked_cross_entropy": "holdfast.training.masked",
 }
 _MODULES = {
     "datasets": "holdfast.streams.datasets",
@@ -44,7 +56,10 @@ _MODULES = {
 __all__ = [
     "Batch",
     "Continual",
+    "ContinualClassifier",
+    "ContinualLearner",
     "Data",
+    "EpisodicMemory",
     "Every",
     "Experience",
     "Learner",
@@ -53,8 +68,12 @@ __all__ = [
     "Operation",
     "Step",
     "Stream",
+    "StreamTrainer",
+    "TaskDict",
     "Trainer",
     "datasets",
+    "masked_accuracy",
+    "masked_cross_entropy",
     "methods",
     "metrics",
     "models",

@@ -163,12 +163,14 @@ def test_operations_changed_by_name_say_so_at_their_position(tmp_path):
 
 
 def test_the_tree_shows_every_value():
+    import io
+
     from rich.console import Console
 
     composition = compose(None, ["experiment=digits"])
-    console = Console(width=200, record=True, quiet=True)
-    console.print(tree(composition, resolve(composition.config)))
-    text = console.export_text()
+    written = io.StringIO()
+    Console(width=200, file=written).print(tree(composition, resolve(composition.config)))
+    text = written.getvalue()
     assert "capacity: 200  experiment=digits" in text
     assert "lr: 0.1  default job" in text
 

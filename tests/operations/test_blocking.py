@@ -277,3 +277,47 @@ def test_a_layer_whose_inputs_mix_units_is_not_taken_for_part_of_a_chain() -> No
     assert (first.source, first.reader) == (None, second.module)
     assert (second.source, second.reader) == (first.name, None)
     assert (third.source, third.reader) == (None, chain.head)
+
+
+@pytest.mark.parametrize("name", ["hat", "piggyback", "progressive"])
+def test_what_is_drawn_anew_for_a_task_starts_without_the_last_tasks_momentum(name: str) -> None:
+    stream, net = tasks(False), network(False)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    cl = Continual(net, KEEPERS[name](), optimizer)
+    net.train()
+    for index in range(3):
+        data = cl.begin(stream[index], batch_size=BATCH)
+        assert all(cl.learner.moments(p) == [] for p in cl.learner.added.values())
+        batch = data.gather(torch.arange(BATCH))  # type: ignore[union-attr]
+        cl.backward(nn.functional.cross_entropy(cl(batch.inputs), batch.targets), batch.targets, inputs=batch.inputs)
+        optimizer.step()
+        if index:  # the first column of a progressive network reads no other
+            assert all(len(cl.learner.moments(p)) == 2 for p in cl.learner.added.values())
+        cl.end()
+
+
+def test_replaying_an_old_task_moves_none_of_the_statistics_it_keeps() -> None:
+    learner = trained(separate_networks(), network(True), tasks(True), OPTIMIZERS["adam"]).learner
+    inputs = torch.randn(5, 1, 6, 6)
+    learner.model.eval()
+    before = learner(inputs, 0)
+    learner.model.train()
+    learner(inputs + 3.0, 0)
+    learner.model.eval()
+    assert torch.equal(learner(inputs, 0), before)
+    assert learner.forward_task == 2  # the task of a forward ends with it
+
+
+def test_earlier_columns_answer_a_training_forward_as_in_evaluation() -> None:
+    net = mlp(input_shape=(9,), classes=6, hidden=[10, 8], head="task", dropout=0.5, seed=0)
+    method = progressive(columns=3)
+    learner = trained(method, net, tasks(False), OPTIMIZERS["adam"]).learner
+    lateral, inputs, seen = method.operations[1], torch.randn(4, 9), []
+    for training in (True, True, False):
+        learner.model.train(training)
+        learner(inputs)
+        seen.append([value for reads in lateral._reads for value in reads.values()])
+        assert all(module.training == training for module in net.modules())
+    for first, second, third in zip(*seen):
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)

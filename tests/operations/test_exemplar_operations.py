@@ -47,7 +47,7 @@ def test_herding_picks_one_after_the_other_what_brings_the_mean_nearest(few: Any
         picked: list[int] = []
         for k in range(1, 4):
             left = [i for i in own if i not in picked]
-            picked.append(min(left, key=lambda i: float((mean - sum(features[j] for j in [*picked, i]) / k).norm())))  # noqa: B023
+            picked.append(min(left, key=lambda i: float((mean - sum(features[j] for j in [*picked, i]) / k).norm())))
         expected += picked
     held = engine.learner.memory.all()
     assert torch.equal(held["inputs"], inputs[expected])

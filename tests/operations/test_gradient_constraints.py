@@ -47,13 +47,17 @@ def test_the_quadratic_program_is_solved_where_gradients_are_almost_parallel() -
     rows = torch.stack([direction * (1 + 1e-9 * k) for k in range(6)])
     matrix = rows @ rows.T + 1e-3 * torch.eye(6, dtype=torch.float64)
     vector = -torch.ones(6, dtype=torch.float64)
-    torch.testing.assert_close(nonnegative_minimum(matrix, vector), _every_active_set(matrix, vector), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        nonnegative_minimum(matrix, vector), _every_active_set(matrix, vector), rtol=1e-5, atol=1e-8
+    )
 
 
 def _vectors(count: int, seed: int = 0) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((3, 4), (5,))
-    made = [[torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes] for _ in range(count + 1)]
+    made = [
+        [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes] for _ in range(count + 1)
+    ]
     return made[0], made[1:]
 
 
@@ -67,7 +71,9 @@ def test_the_new_gradient_points_against_no_reference_and_none_that_does_is_near
     before = _flat(gradients).clone()
     constrain(gradients, references, margin=0.0)
     after = _flat(gradients)
-    assert all(float(after @ _flat(reference)) > -0.02 for reference in references)  # 1e-3 on the diagonal gives way a little
+    assert all(
+        float(after @ _flat(reference)) > -0.02 for reference in references
+    )  # 1e-3 on the diagonal gives way a little
     moved = float((after - before).norm())
     for _ in range(200):  # random feasible points, none of which may be nearer
         candidate = before + 3 * torch.randn_like(before)
@@ -77,7 +83,9 @@ def test_the_new_gradient_points_against_no_reference_and_none_that_does_is_near
 
 def test_a_gradient_that_violates_nothing_stays_bit_for_bit_even_with_a_margin() -> None:
     gradients, references = _vectors(3)
-    agreeing = [[part * torch.sign(_flat(gradients) @ _flat(reference)) for part in reference] for reference in references]
+    agreeing = [
+        [part * torch.sign(_flat(gradients) @ _flat(reference)) for part in reference] for reference in references
+    ]
     before = [gradient.clone() for gradient in gradients]
     constrain(gradients, agreeing, margin=0.5)
     assert all(torch.equal(a, b) for a, b in zip(gradients, before, strict=True))

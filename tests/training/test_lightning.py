@@ -34,7 +34,11 @@ class Module(lightning.LightningModule):
 
     def training_step(self, batch: Any, index: int) -> Any:
         outputs = self(batch[0])
-        loss = F.cross_entropy(outputs, batch[1]) if self.callback is None else self.callback.loss(outputs, batch[1], batch[0])
+        loss = (
+            F.cross_entropy(outputs, batch[1])
+            if self.callback is None
+            else self.callback.loss(outputs, batch[1], batch[0])
+        )
         self.log("train_loss", loss)
         return loss
 
@@ -61,7 +65,12 @@ class Manual(Module):
 
 
 def trainer(*callbacks: Any, epochs: int = 1, **options: Any) -> Any:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     warnings.simplefilter("ignore")
     settings = {"accelerator": "cpu", "devices": 1, "max_epochs": epochs, "num_sanity_val_steps": 0, **quiet, **options}
     return lightning.Trainer(callbacks=list(callbacks), **settings)
@@ -220,7 +229,9 @@ def test_a_module_of_several_networks_is_used_whole_or_by_name() -> None:
 
 @pytest.mark.parametrize("head", ["fixed", "growing"])
 @pytest.mark.parametrize("name", ["er", "der_plus_plus", "ewc", "si", "lwf", "cumulative"])
-def test_resumed_from_lightnings_checkpoint_it_ends_with_equal_weights(name: str, head: str, toy: Any, tmp_path: Path) -> None:
+def test_resumed_from_lightnings_checkpoint_it_ends_with_equal_weights(
+    name: str, head: str, toy: Any, tmp_path: Path
+) -> None:
     stream = toy.stream()
     make = getattr(methods, name)
     options = {"momentum": 0.9}

@@ -207,7 +207,7 @@ def test_named_inputs_reach_the_model_however_it_is_called(name: str, call: str)
     cl = Continual(model, getattr(methods, name)(), optimizer)
     ids, y = torch.randint(0, 11, (40, 5)), torch.randint(0, 3, (40,))
     mask = (torch.arange(5) <= torch.randint(0, 5, (40, 1))).float()
-    for task in range(2):
+    for _ in range(2):
         cl.begin(TensorData({"input_ids": ids, "attention_mask": mask}, y))
         for rows in torch.arange(40).split(8):
             a, m = ids[rows], mask[rows]

@@ -24,7 +24,7 @@ OFFERS: dict[str, frozenset[str]] = {
     "trainer": frozenset(NEEDS),
     "wrapper, `begin` and `end` called": frozenset(NEEDS),
     "wrapper, `boundary=Every(...)` or `OnNewClass()`": frozenset(
-        {"boundaries", "data", "update", "batch", "classes", "criterion"}
+        {"boundaries", "data", "update", "batch", "classes"}
     ),
     "Lightning": frozenset(NEEDS),
     "unlabelled stream": frozenset({"update", "batch", "classes", "criterion"}),

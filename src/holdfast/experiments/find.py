@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.errors import ConfigError
 from holdfast.experiments.folder import CONFIG, INFO
 from holdfast.experiments.report_data import read_json
 
@@ -23,15 +23,11 @@ def found_runs(folders: Iterable[Path], tags: Sequence[str] = ()) -> list[Path]:
         tags: words that a run must have been given.
 
     Raises:
-        DataError: where a folder holds no run at all.
         ConfigError: where no run has the tags, with those there are.
     """
     runs: list[Path] = []
     for folder in folders:
-        found = [folder] if is_run(folder) else _inside(folder)
-        if not found:
-            raise DataError(f"{folder} holds no run. Name a folder that `holdfast run` made.")
-        runs += found
+        runs += [folder] if is_run(folder) else _inside(folder) or [folder]  # whoever reads it says that it holds none
     if not tags:
         return runs
     kept = [run for run in runs if set(tags) <= set(tags_of(run))]

@@ -54,6 +54,11 @@ class Journal:
         self._end += len(line)
         self.lines += 1
 
+    def settle(self) -> int:
+        """See that the lines are on the disk, as a checkpoint that counts them must not outlive them; how many."""
+        os.fsync(self._file)
+        return self.lines
+
     def resume(self, keep: int) -> None:
         """Say that the run goes on from a checkpoint taken when the log had `keep` lines."""
         self.write({"event": "resume", "keep": keep})

@@ -164,7 +164,7 @@ def _image(path: Path, stream: Stream) -> Tensor:
     try:
         from PIL import Image
     except ImportError as error:
-        raise needs_extra("predicting images", "Pillow", "vision") from error
+        raise needs_extra("predicting images", "Pillow", "images") from error
     shape = tuple(stream.input_shape)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise DataError(f"the model takes inputs of shape {shape}, which are no images. Give .npy instead of {path}.")

@@ -216,7 +216,7 @@ def _learn(
         loggers.event(event)
 
     checkpoints = CheckpointFolder(
-        folder / "checkpoints", **config["checkpoint"], lines=lambda: journal.lines, config=config
+        folder / "checkpoints", **config["checkpoint"], lines=journal.settle, config=config
     )
     trainer = make_trainer(config, record=record, progress=not quiet, checkpoints=checkpoints)
     loaded = checkpoints.load()

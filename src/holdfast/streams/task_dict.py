@@ -26,7 +26,11 @@ class TaskSubset(TorchDataset[tuple[Any, int]]):
     """
 
     def __init__(
-        self, dataset: Any, indices: Sequence[int], transform: Change | None = None, target_transform: Change | None = None
+        self,
+        dataset: Any,
+        indices: Sequence[int],
+        transform: Change | None = None,
+        target_transform: Change | None = None,
     ) -> None:
         self.dataset = dataset
         self.indices = list(indices)
@@ -93,10 +97,14 @@ class TaskDict(Mapping[str, Task]):
         for key, targets in key_to_targets.items():
             wanted = tuple(int(target) for target in targets)
             if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= present:
-                raise ConfigError(f"task {key!r} got the targets {list(targets)}. Give some of {sorted(present)[:12]}, each once.")
+                raise ConfigError(
+                    f"task {key!r} got the targets {list(targets)}. Give some of {sorted(present)[:12]}, each once."
+                )
             change, target_change = (key_to_transform or {}).get(key), (key_to_target_transform or {}).get(key)
             train, test = (
-                TaskSubset(data, torch.isin(held, torch.tensor(wanted)).nonzero().flatten().tolist(), change, target_change)
+                TaskSubset(
+                    data, torch.isin(held, torch.tensor(wanted)).nonzero().flatten().tolist(), change, target_change
+                )
                 for data, held in sets
             )
             self._tasks[key] = Task(key, train, test, wanted)
@@ -106,7 +114,9 @@ class TaskDict(Mapping[str, Task]):
         """Number of different targets over all tasks."""
         return len({target for task in self._tasks.values() for target in task.targets})
 
-    def stream(self, paradigm: Literal["class", "task", "domain"] = "class", relabel: bool = True, workers: int = 0) -> Stream:
+    def stream(
+        self, paradigm: Literal["class", "task", "domain"] = "class", relabel: bool = True, workers: int = 0
+    ) -> Stream:
         """The tasks as the experiences of a stream, read when they are needed.
 
         Args:

@@ -1,9 +1,9 @@
-"""The pieces in the user's own hands: a module that knows Fisher penalties and reference gradients, and a memory by task."""
+"""Pieces in the user's own hands: a module with Fisher penalties and reference gradients, and a memory by task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,16 @@ Pairs = Data | Dataset[Any] | DataLoader[Any] | Iterable[tuple[Tensor, Tensor]] 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Overflow = Literal["first", "ring", "reservoir", "balanced"]
+POLICIES = get_args(Overflow)
 
 
 class ContinualLearner(nn.Module):
     r"""Base class of a network whose user writes the training loop and wants the pieces of EWC and A-GEM.
 
     $$ F \leftarrow F_{\text{new}} + \gamma F, \qquad
-       \texttt{ewc\_loss()} = \tfrac{1}{2} \sum_i F_i (\theta_i - \theta^*_i)^2, \qquad
-       g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big) g_{\text{ref}} $$
+       \texttt{ewc\_loss()} = \tfrac{1}{2} \sum_i F_i (\theta_i - \theta^*_i)^2 $$
+
+    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big) g_{\text{ref}} $$
 
     The network may return a tuple; `output` takes what the loss is computed on out of it. Where `targets` of the data
     equal the inputs (an autoencoder), pass batches `(x, x)`.
@@ -39,8 +41,8 @@ class ContinualLearner(nn.Module):
         gamma: decay of the older Fisher diagonals; 1 keeps them whole.
         output: from what `forward` returns to what losses take; default: the tensor itself.
 
-    Source: Schwarz et al. 2018, "Progress and compress" (online EWC); Chaudhry et al. 2019, "Efficient lifelong learning
-    with A-GEM", eq. 11; the interface is StreamedML's.
+    Source: Schwarz et al. 2018, "Progress and compress" (online EWC); Chaudhry et al. 2019, "Efficient lifelong
+    learning with A-GEM", eq. 11; the interface is StreamedML's.
     Differences from StreamedML: gamma acts on the older diagonals only (there it multiplied all, and its default 0
     switched the penalty off); reference gradients are copies; everything stays on the parameters' device.
 
@@ -202,9 +204,11 @@ class EpisodicMemory:
 
     def __init__(self, size: int, tasks: int, overflow: Overflow = "first", seed: int = 0) -> None:
         if tasks < 1 or size < tasks:
-            raise ConfigError(f"a memory of {size} samples cannot serve {tasks} tasks. Give at least one sample per task.")
-        if overflow not in Overflow.__args__:  # type: ignore[attr-defined]
-            raise ConfigError(f"overflow is {overflow!r}. Choose one of {', '.join(Overflow.__args__)}.")  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"a memory of {size} samples cannot serve {tasks} tasks. Give at least one sample per task."
+            )
+        if overflow not in POLICIES:
+            raise ConfigError(f"overflow is {overflow!r}. Choose one of {', '.join(POLICIES)}.")
         self.size, self.tasks, self.overflow, self.seed = size, tasks, overflow, seed
         self.quotas = tuple(size // tasks + (task < size % tasks) for task in range(tasks))
         self._memories: dict[int, Memory] = {}
@@ -218,7 +222,9 @@ class EpisodicMemory:
             UsageError: for a task beyond those the memory was made for.
         """
         if not 0 <= task < self.tasks:
-            raise UsageError(f"task {task} has no share in a memory of {self.tasks} tasks. Make it with tasks={task + 1} or more.")
+            raise UsageError(
+                f"task {task} has no share in a memory of {self.tasks} tasks. Make it with tasks={task + 1} or more."
+            )
         if task not in self._memories:
             self._memories[task] = Memory(self.quotas[task], insertion=self._policy(task))
         self._memories[task].add({"inputs": inputs, "targets": targets})
@@ -239,7 +245,8 @@ class EpisodicMemory:
             return None
         if size == 0:
             earlier = [earlier[int(torch.randint(len(earlier), (), generator=self._choice))]]
-        inputs, targets = (torch.cat([rows[name] for rows in earlier]) for name in ("inputs", "targets"))  # type: ignore[misc]
+        inputs = torch.cat([rows["inputs"] for rows in earlier])  # type: ignore[misc]
+        targets = torch.cat([rows["targets"] for rows in earlier])  # type: ignore[misc]
         if 0 < size < len(targets):
             chosen = self._draw.indices(len(targets), size)
             inputs, targets = inputs[chosen], targets[chosen]

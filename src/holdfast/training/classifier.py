@@ -73,13 +73,13 @@ class ClassifierLogic:
         self.batch_size = batch_size
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any) -> Self:
         """Forget everything and learn from these samples."""
         for name in ("continual_", "classes_", "_labels"):
             self.__dict__.pop(name, None)
         return self._learn(X, y, None, reset=True)
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:  # noqa: N803
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """Learn from these samples on top of everything before.
 
         Args:
@@ -89,11 +89,12 @@ class ClassifierLogic:
         """
         return self._learn(X, y, classes, reset=not hasattr(self, "continual_"))
 
-    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+    def predict(self, X: Any) -> np.ndarray:
         """The most probable label of each row."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
 
-    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities `[samples, classes]`, in the order of `classes_`."""
         from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -112,7 +113,7 @@ class ClassifierLogic:
             return None
         return self.predict(np.array([[x[key] for key in sorted(x)]]))[0]
 
-    def _learn(self, X: Any, y: Any, classes: Any, reset: bool) -> Self:  # noqa: N803
+    def _learn(self, X: Any, y: Any, classes: Any, reset: bool) -> Self:
         from sklearn.utils.multiclass import check_classification_targets
         from sklearn.utils.validation import validate_data
 
@@ -132,7 +133,9 @@ class ClassifierLogic:
     def _start(self) -> None:
         features = self.n_features_in_
         make = self.model or (
-            lambda count, seed: mlp(input_shape=(count,), classes=0, hidden=list(self.hidden), head="growing", seed=seed)
+            lambda count, seed: mlp(
+                input_shape=(count,), classes=0, hidden=list(self.hidden), head="growing", seed=seed
+            )
         )
         network = make(features, self.random_state)
         method = Method(JoinedReplay(size=32), Remember(capacity=1000)) if self.method is None else self.method.clone()
@@ -165,11 +168,11 @@ class ClassifierLogic:
 
 @functools.cache
 def _class() -> type:
-    try:
-        from sklearn.base import BaseEstimator, ClassifierMixin
-    except ImportError:
-        raise needs_extra("ContinualClassifier", "scikit-learn", "dev") from None
-    made = type("ContinualClassifier", (ClassifierLogic, ClassifierMixin, BaseEstimator), {"__doc__": ClassifierLogic.__doc__})
+    from sklearn.base import BaseEstimator, ClassifierMixin
+
+    made = type(
+        "ContinualClassifier", (ClassifierLogic, ClassifierMixin, BaseEstimator), {"__doc__": ClassifierLogic.__doc__}
+    )
     made.__module__ = __name__
     return made
 

@@ -14,6 +14,7 @@ from holdfast.core.errors import ConfigError, UsageError, needs_extra
 from holdfast.core.experience import Data, Stream, Tree
 from holdfast.core.learner import Criterion, derive_seed
 from holdfast.core.method import Method
+from holdfast.core.needs import OFFERS
 from holdfast.streams.data import LoaderData
 from holdfast.training.wrapper import Continual
 
@@ -45,6 +46,9 @@ class Inside(Continual):
             hook.remove()
         self._hooks = [self._hooks[0], self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
         self._scaled = True
+
+    def _offers(self, boundary: Boundary | None) -> frozenset[str]:
+        return OFFERS["Lightning"] if boundary is None else super()._offers(boundary)
 
     def take(self, trainer: Any, optimizer: torch.optim.Optimizer, accumulate: int) -> None:
         """Work for `trainer`, whose optimiser is `optimizer`, from now on."""

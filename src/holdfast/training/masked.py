@@ -1,4 +1,4 @@
-"""Cross-entropy and accuracy among some of the classes: task-aware training and evaluation without changing the model."""
+"""Cross-entropy and accuracy among some of the classes: task-aware, without changing the model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def masked_accuracy(
     """
     columns, labels = _kept(logits, targets, keep)
     if not 1 <= top_k <= columns.shape[1]:
-        raise UsageError(f"top_k is {top_k} among {columns.shape[1]} classes. Give a number from 1 to {columns.shape[1]}.")
+        raise UsageError(
+            f"top_k is {top_k} among {columns.shape[1]} classes. Give a number from 1 to {columns.shape[1]}."
+        )
     hits = (columns.topk(top_k, dim=1).indices == labels.unsqueeze(1)).any(1).float()
     if reduction == "none":
         return hits

@@ -30,8 +30,8 @@ class Unlabelled(Continual):
 class StreamTrainer:
     """Trains a model on batches as they arrive, each once, without being told where anything begins or ends.
 
-    The arithmetic is that of `Continual` in a plain loop, bit for bit. Accuracy is prequential: every batch is predicted
-    by the forward it is then trained with, so no sample was seen before it counts.
+    The arithmetic is that of `Continual` in a plain loop, bit for bit. Accuracy is prequential: every batch is
+    predicted by the forward it is then trained with, so no sample was seen before it counts.
 
     Args:
         model: trained in place, where it lies.

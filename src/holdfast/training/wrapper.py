@@ -44,7 +44,7 @@ ADVICE = {
     "task": "Leave boundary out and call begin(data, task=...), or choose a method that needs no task labels.",
     "update": "Pass optimizer=..., so that the method sees when the parameters moved.",
     "progress": "Leave boundary out and call begin(data, epochs=..., batch_size=...), or use the Trainer.",
-    "criterion": "Use the Trainer, or choose a method that takes your loss.",
+    "criterion": "Leave boundary out (the loss is made before one is found), and write loss = cl.loss(outputs, targets).",
 }
 
 
@@ -182,11 +182,14 @@ class Continual:
         self._needs_capture = bool(method.remembers) or self.engine.acts_at("batch")
         self._needs_classes = bool({"boundaries", "classes"} & set(method.needs))
         self.optimizer = optimizer
-        self.learner.optimizer = lambda: self._optimizer
+        self.learner.optimizer = self._current_optimizer
         self.learner.on_growth.append(self._follow)
         self._hooks = [model.register_forward_hook(self._after_forward, with_kwargs=True)]
         if self.engine.acts_at("batch") or self.learner.multi_head:
             self._hooks.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+
+    def _current_optimizer(self) -> torch.optim.Optimizer | None:
+        return self._optimizer
 
     def _offers(self, boundary: Boundary | None) -> frozenset[str]:
         """What this loop offers to the method."""

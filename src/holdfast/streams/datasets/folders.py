@@ -197,5 +197,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise needs_extra("image_folder", "Pillow", "vision") from error
+        raise needs_extra("image_folder", "Pillow", "images") from error
     return Image
