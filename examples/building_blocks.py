@@ -1,6 +1,6 @@
 """The pieces in your own hands: an autoencoder with the EWC penalty and A-GEM's projection in a plain loop.
 
-    python examples/building_blocks.py
+python examples/building_blocks.py
 """
 
 import torch

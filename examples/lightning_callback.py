@@ -1,6 +1,6 @@
 """An ordinary LightningModule over five experiences in one fit: nothing in it knows of continual learning.
 
-    python examples/lightning_callback.py
+python examples/lightning_callback.py
 """
 
 import logging
@@ -39,10 +39,15 @@ class Classifier(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-for method in (methods.finetune(), methods.er(capacity=200), methods.ewc(strength=100.0)):
+for method in (methods.finetune(), methods.er(capacity=200), methods.der_plus_plus(capacity=200)):
     net = models.mlp(input_shape=stream.input_shape, classes=stream.classes, hidden=[100, 100], seed=0)
     data = StreamDataModule(stream, batch_size=32, epochs=10)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = lightning.Trainer(
         max_epochs=10 * len(stream), accelerator="cpu", callbacks=[ContinualCallback(method)], **quiet
     )

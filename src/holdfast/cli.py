@@ -143,7 +143,8 @@ def evaluate(
             raise ConfigError(f"there is no split {split!r} to evaluate on. Write --split test or --split validation.")
         from holdfast.experiments.run import evaluate as evaluate_run
 
-        typer.echo(json.dumps(evaluate_run(checkpoint, split), indent=2))
+        where = checkpoint if "://" in checkpoint else Path(checkpoint)
+        typer.echo(json.dumps(evaluate_run(where, split), indent=2))
 
 
 @app.command()

@@ -267,9 +267,15 @@ def test_files_that_are_no_fitting_weights_are_errors(library, tmp_path, content
 
 
 def test_images_of_a_size_the_architecture_cannot_take_are_refused_at_once():
+    pytest.importorskip("torchvision", reason="the extra `vision` (torchvision) is not installed")
+    with pytest.raises(ConfigError, match=r"alexnet.*\(3, 16, 16\)"):
+        models.torchvision(input_shape=(3, 16, 16), classes=7, architecture="alexnet")
+
+
+def test_vision_transformers_take_images_of_other_sizes_than_they_were_made_for():
     pytest.importorskip("timm", reason="the extra `vision` (timm) is not installed")
-    with pytest.raises(ConfigError, match=r"vit_tiny_patch16_224.*\(3, 32, 32\)"):
-        models.timm(input_shape=(3, 32, 32), classes=7, architecture="vit_tiny_patch16_224")
+    model = models.timm(input_shape=(3, 40, 40), classes=7, architecture="vit_tiny_patch16_224", seed=0)
+    assert model(torch.zeros(2, 3, 40, 40)).shape == (2, 7)
 
 
 def test_architectures_without_a_linear_layer_at_the_end_are_refused():

@@ -448,9 +448,10 @@ def test_a_missing_optional_library_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    for call in (lambda: image_folder(str(tmp_path)), lambda: torchvision("MNIST")):
-        with pytest.raises(ImportError, match=r"holdfast\[vision\]"):
-            call()
+    with pytest.raises(ImportError, match=r"holdfast\[images\]"):
+        image_folder(str(tmp_path))
+    with pytest.raises(ImportError, match=r"holdfast\[vision\]"):
+        torchvision("MNIST")
     with pytest.raises(ImportError, match=r"holdfast\[hdf5\]"):
         usps()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import nn
 
 from holdfast import Continual, Every, methods
 from holdfast.core.errors import ConfigError, UsageError
+from holdfast.streams.data import TensorData
 
 lightning = pytest.importorskip("lightning.pytorch")
 
@@ -140,7 +143,6 @@ def by_wrapper(name: str, clip: float | None = None, accumulate: int = 1, dtype:
     cl = Continual(model, getattr(methods, name)(), torch.optim.SGD(model.parameters(), lr=0.05), accumulate=accumulate)
     for loader in loaders():
         optimizer = cl.optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        from holdfast.streams.data import TensorData
 
         cl.begin(TensorData(*loader.dataset.tensors))
         for number, (x, y) in enumerate(loader):
@@ -295,3 +297,76 @@ def test_wrong_use_is_refused_with_a_sentence(toy: Any) -> None:
         trainer(callback).fit(Module(net()), loader)
     with pytest.raises(UsageError, match="which part is the targets"):
         trainer(ContinualCallback(methods.er())).fit(Module(net()), [3, 4])
+
+
+def test_float16_with_a_scaler_learns_what_the_wrapper_learns_with_it() -> None:
+    plugin = lightning.plugins.MixedPrecision
+    for name in ("er", "der_plus_plus", "agem", "ewc"):
+        model, own = net(), net()
+        callback = ContinualCallback(getattr(methods, name)())
+        cl = Continual(own, getattr(methods, name)(), torch.optim.SGD(own.parameters(), lr=0.05))
+        for loader in loaders():
+            scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**8) for _ in range(2)]
+            trainer(callback, plugins=[plugin("16-mixed", "cpu", scaler=scalers[0])]).fit(Module(model), loader)
+            optimizer = cl.optimizer = torch.optim.SGD(own.parameters(), lr=0.05)
+            cl.scaler, cl._scaled = scalers[1], True
+            cl.begin(TensorData(*loader.dataset.tensors))
+            for x, y in loader:
+                with torch.autocast("cpu", dtype=torch.float16):
+                    loss = F.cross_entropy(own(x), y)
+                optimizer.zero_grad()
+                cl.backward(loss, y, inputs=x)
+                scalers[1].step(optimizer)
+                scalers[1].update()
+            cl.end()
+        for a, b in zip(model.parameters(), own.parameters()):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+SCRIPT = """
+import sys, torch, lightning
+from torch import nn
+from holdfast import methods
+from holdfast.lightning import ContinualCallback
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6))
+
+    def training_step(self, batch, index):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+torch.set_num_threads(1)
+quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+torch.manual_seed(0)
+module = Module()
+callback = ContinualCallback(getattr(methods, sys.argv[1])())
+for task in range(2):
+    y = torch.randint(0, 2, (48,)) + 2 * task
+    data = torch.utils.data.TensorDataset(torch.randn(48, 5) - 2 * task, y)
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    ranks = {"strategy": "ddp", "accelerator": "cpu", "devices": 2}
+    trainer = lightning.Trainer(max_epochs=2, callbacks=[callback], **ranks, **quiet)
+    trainer.fit(module, loader)
+held = callback.cl.learner.memory
+rows = None if held is None else held.all()
+torch.save({"weights": module.state_dict(), "rows": rows}, f"{sys.argv[2]}/{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.parametrize("name", ["der_plus_plus", "agem", "ewc"])
+def test_two_processes_keep_equal_weights_and_a_memory_each(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), name, str(tmp_path)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one["weights"][key], two["weights"][key]) for key in one["weights"])
+    if name != "ewc":
+        assert not torch.equal(one["rows"]["inputs"], two["rows"]["inputs"])

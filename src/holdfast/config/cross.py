@@ -51,6 +51,9 @@ def cross_checks(job: Any) -> list[str]:
             problems.append(
                 f"trainer.{key}: got {shown(trainer[key])}, expected a whole number, or a fraction up to 1.0."
             )
+    hidden = getattr(job.model, "given_hidden", None) or ()
+    if isinstance(hidden, (list, tuple)) and any(isinstance(size, int) and size < 1 for size in hidden):
+        problems.append(f"model.hidden: got {shown(list(hidden))}, expected whole numbers from 1 up.")
     problems += _check_method(job, stream)
     problems += _check_optimizer(job) or _check_scheduler(job)
     problems += _check_references(job.references, stream)
@@ -113,6 +116,9 @@ def _check_scheduler(job: Any) -> list[str]:
     if job.scheduler is None:
         return []
     function = namespaces.find("schedulers", job.scheduler.name)
+    size = getattr(job.scheduler, "given_step_size", 1)
+    if isinstance(size, int) and size < 1:
+        return [f"scheduler.step_size: got {size}, expected a number of at least 1."]
 
     def moved(**arguments: Any) -> None:
         optimizer = namespaces.find("optimizers", job.optimizer.name)

@@ -105,7 +105,11 @@ class Reader:
         if source in self._open:
             raise ConfigError(f"defaults: {' -> '.join([*self._open, source])} goes in a circle. Take one out.")
         self._open.append(source)
-        body = translated({key: value for key, value in content.items() if key not in ("defaults", "$schema")}, package)
+        said = {key: value for key, value in content.items() if key not in ("defaults", "$schema")}
+        try:
+            body = translated(said, package)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
         own = Layer(nested(package, body), source)
         entries = content.get("defaults", [])
         if not isinstance(entries, list):

@@ -110,6 +110,8 @@ def known_keys(where: Place) -> tuple[str, list[str]]:
     fields = schema.job_model().model_fields
     if not parent:
         return "a job", list(fields)
+    if parent[0] == "loggers":
+        return "a logger", list(schema.LOGGER_FIELDS)
     part: Any = fields[parent[0]].annotation
     return f"`{parent[0]}`", [field.alias or key for key, field in part.model_fields.items()]
 

@@ -238,6 +238,9 @@ LOGGERS = ("tensorboard", "wandb", "mlflow", "comet")
 """Where a run can log to besides its own folder, each by its optional library."""
 
 
+LOGGER_FIELDS = ("name", "project", "offline", "folder")
+
+
 def logger_type() -> Any:
     """The type of one entry of `loggers`: a name, or an object with a name, a project and where to put its files."""
     names: Any = Literal[LOGGERS]

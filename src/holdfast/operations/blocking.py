@@ -13,7 +13,8 @@ from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation
 from holdfast.core.step import Step
-from holdfast.operations.layers import ExchangeHook, Layer, backbone_layers, one_task
+from holdfast.operations.layer_hooks import ExchangeHook, one_task
+from holdfast.operations.layers import Layer, backbone_layers
 
 
 class Blocking(Operation, ABC):

@@ -9,7 +9,8 @@ from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
-from holdfast.operations.layers import GateHook, backbone_layers, rows_of
+from holdfast.operations.layer_hooks import GateHook, rows_of
+from holdfast.operations.layers import backbone_layers
 
 
 class ContextGates(Operation):

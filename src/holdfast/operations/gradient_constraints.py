@@ -52,7 +52,6 @@ class GradientConstraints(Operation):
 
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
-    makes_memory = True
 
     def __init__(self, per_experience: int = 256, margin: float = 0.5) -> None:
         super().__init__()

@@ -100,7 +100,6 @@ class RememberDiverse(Operation):
 
     role = "knowledge retention"
     state = ("retrieval",)
-    makes_memory = True
 
     def __init__(self, capacity: int, compare: int = 10) -> None:
         super().__init__()

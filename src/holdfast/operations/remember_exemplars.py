@@ -51,7 +51,6 @@ class RememberExemplars(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("arrived",)
-    makes_memory = True
 
     def __init__(
         self, capacity: int | None = None, per_class: int | None = None, selection: Selection = "herding"

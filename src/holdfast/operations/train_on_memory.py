@@ -105,7 +105,6 @@ class TrainOnMemory(Operation):
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("initial", "noted")
-    makes_memory = True
 
     def __init__(
         self,

@@ -12,7 +12,8 @@ from holdfast.core.learner import Learner
 from holdfast.core.operation import Term, require
 from holdfast.core.step import Step
 from holdfast.operations.blocking import Blocking
-from holdfast.operations.layers import GateHook, Layer, rows_of, spread
+from holdfast.operations.layer_hooks import GateHook, rows_of
+from holdfast.operations.layers import Layer, spread
 
 COSH_LIMIT = 50.0
 EMBEDDING_LIMIT = 6.0

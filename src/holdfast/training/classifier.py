@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.errors import needs_extra
 from holdfast.core.method import Method
 from holdfast.models import mlp
 from holdfast.operations import JoinedReplay, Remember

@@ -44,7 +44,7 @@ ADVICE = {
     "task": "Leave boundary out and call begin(data, task=...), or choose a method that needs no task labels.",
     "update": "Pass optimizer=..., so that the method sees when the parameters moved.",
     "progress": "Leave boundary out and call begin(data, epochs=..., batch_size=...), or use the Trainer.",
-    "criterion": "Leave boundary out (the loss is made before one is found), and write loss = cl.loss(outputs, targets).",
+    "criterion": "Leave boundary out (the loss is made before one is found); write loss = cl.loss(outputs, targets).",
 }
 
 

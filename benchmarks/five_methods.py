@@ -1,6 +1,6 @@
 """Five methods in one plain PyTorch loop on Split MNIST, online: one pass over five pairs of digits.
 
-    HOLDFAST_DATA=<folder with mnist/> python examples/five_methods_on_mnist.py [seeds] [method ...]
+    HOLDFAST_DATA=<folder with mnist/> python benchmarks/five_methods.py [seeds] [method ...]
 
 The protocol of Buzzega et al. 2020: MLP 2x100, batch 10, plain SGD, pixels in [0, 1], one head of 10.
 """
