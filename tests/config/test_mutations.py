@@ -12,7 +12,12 @@ from holdfast.core.errors import ConfigError
 from holdfast.experiments import run as running
 
 COMPOSED = {
-    "stream": {"name": "permuted", "dataset": {"name": "synthetic", "classes": 4}, "experiences": 3, "paradigm": "task"},
+    "stream": {
+        "name": "permuted",
+        "dataset": {"name": "synthetic", "classes": 4},
+        "experiences": 3,
+        "paradigm": "task",
+    },
     "model": {"name": "mlp", "hidden": [8], "head": "growing"},
     "method": {
         "operations": [

@@ -117,7 +117,7 @@ def _check_scheduler(job: Any) -> list[str]:
         return []
     function = namespaces.find("schedulers", job.scheduler.name)
     size = getattr(job.scheduler, "given_step_size", 1)
-    if isinstance(size, int) and size < 1:
+    if isinstance(size, int) and size < 0:
         return [f"scheduler.step_size: got {size}, expected a number of at least 1."]
 
     def moved(**arguments: Any) -> None:

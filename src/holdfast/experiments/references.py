@@ -20,6 +20,12 @@ from holdfast.training import Trainer
 PROTOCOLS = ("independent", "random")
 """References that are no methods: a new model for each experience, and one that is never trained."""
 
+DEPTH = 6
+"""How deep below the folder of runs a finished reference is looked for."""
+
+MOST_FOLDERS = 20_000
+"""After so many folders the search is given up: the run lies among things that are no runs."""
+
 MakeTrainer = Callable[..., Trainer]
 
 
@@ -102,7 +108,11 @@ def reuse(place: Path, key: str, root: Path) -> bool:
         key: of the configuration (`job_key`).
         root: where runs lie.
     """
-    for parent, folders, files in os.walk(root):
+    for seen, (parent, folders, files) in enumerate(os.walk(root)):
+        if seen > MOST_FOLDERS:
+            return False
+        if len(Path(parent).relative_to(root).parts) >= DEPTH:
+            folders.clear()
         folders[:] = sorted(
             name for name in folders if name not in ("checkpoints", "plots") and not name.startswith(".")
         )

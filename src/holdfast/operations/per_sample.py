@@ -171,13 +171,22 @@ class OneByOne:
         state = self.model.state_dict(keep_vars=True)
         tied = {id(p) for p in learner.parameters()}  # also under a second name
         self.rest = {name: value for name, value in state.items() if id(value) not in tied}
+        first = {id(p): name for name, p in learner.named_parameters().items()}
+        places = [
+            (f"{path}.{key}".lstrip("."), p)
+            for path, module in self.model.named_modules()
+            for key, p in module._parameters.items()
+        ]
+        self.aliases = {name: first[id(p)] for name, p in places if first.get(id(p), name) != name}
 
     def call(self, weights: Diagonal, row: Tree) -> Tensor:
         """Outputs `[1, width]` of one sample under `weights`."""
         one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
         args: tuple[Tensor, ...] = (one,) if isinstance(one, Tensor) else one if isinstance(one, tuple) else ()
         named = dict(one) if isinstance(one, Mapping) else {}
-        outputs = functional_call(self.model, (weights, self.rest), args, named)
+        # Tied by hand: torch exchanges a module that has two names twice, and puts the wrong values back.
+        every = {**weights, **{name: weights[own] for name, own in self.aliases.items()}}
+        outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
         return outputs if self.output is None else self.output(outputs)
 
     def outputs(self) -> Tensor:

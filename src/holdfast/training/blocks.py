@@ -32,7 +32,8 @@ class ContinualLearner(nn.Module):
     $$ F \leftarrow F_{\text{new}} + \gamma F, \qquad
        \texttt{ewc\_loss()} = \tfrac{1}{2} \sum_i F_i (\theta_i - \theta^*_i)^2 $$
 
-    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big) g_{\text{ref}} $$
+    $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big)
+       g_{\text{ref}} $$
 
     The network may return a tuple; `output` takes what the loss is computed on out of it. Where `targets` of the data
     equal the inputs (an autoencoder), pass batches `(x, x)`.

@@ -257,7 +257,7 @@ class Trainer:
             self._record(
                 event="experience",
                 experience=index,
-                steps=self.engine.index,
+                steps=position["step"],
                 seconds=seconds,
                 evaluation_seconds=time.perf_counter() - start,
                 parameters=sum(p.numel() for p in self.model.parameters()),
@@ -351,6 +351,8 @@ class Trainer:
     def _step(self, batch: Batch, progress: float, first: bool = True, moves: bool = True) -> Tensor:
         engine, learner, optimization = self.engine, self.learner, self.optimization
         learner.progress, learner.epoch_progress = progress, self._position["epoch_step"] / self._last_step
+        if batch.task is None:
+            batch.task = learner.task
         batch = engine.batch(batch)
         if learner.autocast is None:
             outputs, extras = engine.forward(batch)
