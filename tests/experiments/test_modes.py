@@ -16,7 +16,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.experiments.loggers import numbers
 from holdfast.experiments.predict import predict
 from holdfast.experiments.run import evaluate, run
-from holdfast.methods import agem, er, finetune
+from holdfast.methods import slda, er, finetune
 from holdfast.metrics import read_log
 from holdfast.models import mlp
 from holdfast.streams import split
@@ -91,9 +91,9 @@ def test_accumulated_gradients_are_those_of_one_large_batch():
         torch.testing.assert_close(one, other)
 
 
-def test_a_method_that_edits_gradients_refuses_to_accumulate_them():
+def test_a_method_that_makes_the_whole_step_refuses_to_accumulate():
     with pytest.raises(ConfigError, match="cannot be accumulated"):
-        fitted(agem(capacity=20, size=5), accumulate=2)
+        fitted(slda(), accumulate=2)
 
 
 def test_clipping_by_value_bounds_every_step():

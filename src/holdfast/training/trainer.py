@@ -17,6 +17,7 @@ from holdfast.core.learner import Criterion, Learner, derive_seed
 from holdfast.core.method import Method
 from holdfast.core.needs import OFFERS
 from holdfast.core.step import Step
+from holdfast.training.capture import join_steps
 from holdfast.training.evaluation import evaluate
 from holdfast.training.optimization import Optimization, OptimizerFactory, SchedulerFactory, optimizer_factory
 from holdfast.training.progress import Bar, NoProgress
@@ -221,9 +222,9 @@ class Trainer:
         self.learner.autocast = None if kind is None else (self.device.type, kind)
         advice = {"task": "Make the stream with paradigm='task', or choose a method that needs no task labels."}
         self.engine = Engine(self.method, self.learner, offers, advice)
-        if self.accumulate > 1 and (self.engine.acts_at("gradient") or self.engine.acts_at("take_step")):
+        if self.accumulate > 1 and self.engine.acts_at("take_step"):
             raise ConfigError(
-                f"`{self.method.name}` edits the gradient of each step, so gradients cannot be accumulated over "
+                f"`{self.method.name}` makes the whole step itself, so gradients cannot be accumulated over "
                 f"{self.accumulate} batches. Leave accumulate out and give a larger batch_size."
             )
         if self.compile:
@@ -293,6 +294,7 @@ class Trainer:
         total = per_epoch * self.epochs if self.iterations is None else self.iterations * bool(per_epoch)
         order_rng = self.learner.rng("order")
         self._window = Window(self.learner)
+        self._parts: list[Step] = []
         self._clock = time.perf_counter()
         self._since = self._clock - position["seconds"]
         self._shown = 0.0
@@ -367,9 +369,17 @@ class Trainer:
                 parameter.grad = None
         assert optimization.optimizer is not None
         if not engine.take_step(step, optimization.optimizer):
-            engine.backward(step, None if self.accumulate == 1 else 1 / self.accumulate)
-            if not moves:
-                return outputs
+            if self.accumulate == 1:
+                engine.backward(step)
+            else:  # edits of the gradient and what is remembered belong to the optimiser's step, not to each batch
+                engine.accumulate(step, 1 / self.accumulate)
+                step.loss, step.outputs = loss.detach(), outputs.detach()
+                self._parts.append(step)
+                if not moves:
+                    return outputs
+                step = join_steps(self._parts, [name for name in learner.fields if name not in ("logits", "task")])
+                self._parts = []
+                engine.finish(step)
             if self.clip_norm is not None:
                 clip = torch.nn.utils.clip_grad_norm_ if self.clip_by == "norm" else torch.nn.utils.clip_grad_value_
                 clip(self._learning, self.clip_norm)
