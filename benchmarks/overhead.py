@@ -43,7 +43,7 @@ def net(hidden: int) -> nn.Module:
 
 
 def by_hand(model: nn.Module, inputs: Tensor, targets: Tensor, batch: int) -> None:
-    """Experience replay as one writes it by hand: float tensors in memory, a vectorised reservoir, one joined forward."""
+    """Experience replay written by hand: float tensors in memory, a vectorised reservoir, one joined forward."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     kept_inputs = torch.empty(CAPACITY, *inputs.shape[1:])
     kept_targets = torch.empty(CAPACITY, dtype=torch.int64)

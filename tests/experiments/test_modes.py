@@ -16,7 +16,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.experiments.loggers import numbers
 from holdfast.experiments.predict import predict
 from holdfast.experiments.run import evaluate, run
-from holdfast.methods import slda, er, finetune
+from holdfast.methods import er, finetune, slda
 from holdfast.metrics import read_log
 from holdfast.models import mlp
 from holdfast.streams import split

@@ -23,9 +23,7 @@ NEEDS: dict[str, str] = {
 OFFERS: dict[str, frozenset[str]] = {
     "trainer": frozenset(NEEDS),
     "wrapper, `begin` and `end` called": frozenset(NEEDS),
-    "wrapper, `boundary=Every(...)` or `OnNewClass()`": frozenset(
-        {"boundaries", "data", "update", "batch", "classes"}
-    ),
+    "wrapper, `boundary=Every(...)` or `OnNewClass()`": frozenset({"boundaries", "data", "update", "batch", "classes"}),
     "Lightning": frozenset(NEEDS),
     "unlabelled stream": frozenset({"update", "batch", "classes", "criterion"}),
 }

@@ -215,9 +215,7 @@ def _learn(
         journal.write(event)
         loggers.event(event)
 
-    checkpoints = CheckpointFolder(
-        folder / "checkpoints", **config["checkpoint"], lines=journal.settle, config=config
-    )
+    checkpoints = CheckpointFolder(folder / "checkpoints", **config["checkpoint"], lines=journal.settle, config=config)
     trainer = make_trainer(config, record=record, progress=not quiet, checkpoints=checkpoints)
     loaded = checkpoints.load()
     if journal.lines:
