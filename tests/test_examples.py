@@ -106,4 +106,5 @@ def test_an_example_is_short_and_is_run_here(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 60
     assert lines[0].startswith('"""')
-    assert path.name in Path(__file__).read_text(encoding="utf-8")
+    tests = Path(__file__).parent.rglob("test_*.py")
+    assert any(path.name in test.read_text(encoding="utf-8") for test in tests)

@@ -80,9 +80,9 @@ def sensitivity(
 
 def _squared_norm(outputs: Tensor, learner: Learner) -> Tensor:
     """The squared norm of the outputs of seen classes, summed over rows; masked outputs have no gradient."""
-    seen = learner.classes[: outputs.shape[1]] if outputs.dim() == 2 else learner.classes[:0]
-    if 0 < seen.shape[0] == outputs.shape[1]:
-        outputs = outputs * seen
+    seen = learner.classes
+    if outputs.dim() == 2 and 0 < seen.shape[0] <= outputs.shape[1]:
+        outputs = outputs[:, : seen.shape[0]] * seen
     return outputs.square().sum()
 
 
