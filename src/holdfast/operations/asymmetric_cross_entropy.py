@@ -12,7 +12,7 @@ from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step
-from holdfast.operations.remember import require_outputs
+from holdfast.operations.rows import require_outputs
 
 Among = Literal["batch", "experience"]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
-
-from torch import Tensor
+from typing import Literal, get_args
 
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.core.step import Step
 from holdfast.memory import BalancedReservoir, First, Insertion, Memory, Reservoir, Ring
+from holdfast.operations.rows import rows_of
 
 Policy = Literal["reservoir", "balanced_reservoir", "ring", "first"]
 
@@ -73,20 +72,4 @@ class Remember(Operation):
 
     def observe(self, step: Step, learner: Learner) -> None:
         """Insert the step's current rows."""
-        rows: dict[str, Any] = {"inputs": step.inputs, "targets": step.targets}
-        for field in learner.fields:
-            if field == "logits":
-                rows[field] = require_outputs(step).detach()
-            elif field == "task":
-                if step.task is not None:
-                    rows[field] = step.task
-            else:
-                rows[field] = step.extras[field]
-        learner.memory.add(rows)
-
-
-def require_outputs(step: Step) -> Tensor:
-    """The step's outputs, or an error saying that this loop captured none."""
-    require(step.outputs is not None, "remember", "needs the model's outputs, and this step has none. Pass outputs=...")
-    assert step.outputs is not None
-    return step.outputs
+        learner.memory.add(rows_of(step, learner))

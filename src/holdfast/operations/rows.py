@@ -11,8 +11,19 @@ from torch import Tensor
 
 from holdfast.core.experience import Batch, Tree, task_column, tree_map
 from holdfast.core.learner import Criterion, Learner
+from holdfast.core.operation import require
 from holdfast.core.step import Step
-from holdfast.operations.remember import require_outputs
+
+
+def require_outputs(step: Step) -> Tensor:
+    """The step's outputs.
+
+    Raises:
+        ConfigError: if the loop captured none.
+    """
+    require(step.outputs is not None, "remember", "needs the model's outputs, and this step has none. Pass outputs=...")
+    assert step.outputs is not None
+    return step.outputs
 
 
 def rows_of(step: Step, learner: Learner) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.core.step import Step
 from holdfast.operations.class_scores import Space, as_outputs, vectors
-from holdfast.operations.remember import require_outputs
+from holdfast.operations.rows import require_outputs
 
 
 class StreamingLDA(Operation):
