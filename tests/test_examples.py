@@ -95,7 +95,7 @@ def test_methods_in_a_plain_loop_keep_what_is_known_of_mnist(tmp_path, monkeypat
     if not (data / "mnist").is_dir():
         pytest.skip("mnist is not in the folder that HOLDFAST_DATA says")
     monkeypatch.setenv("HOLDFAST_DATA", str(data))
-    output = run(FOLDER / "five_methods_on_mnist.py", "1", "finetune", "er", cwd=tmp_path)
+    output = run(FOLDER.parent / "benchmarks" / "five_methods.py", "1", "finetune", "er", cwd=tmp_path)
     table = {line.split()[0]: float(re.findall(r"class-IL +([\d.]+)", line)[0]) for line in output.splitlines()}
     assert table["finetune"] < 25
     assert table["er"] > 70

@@ -75,9 +75,9 @@ def grown(kind: str) -> tuple[float, float]:
 def test_a_gigabyte_of_images_trains_in_a_gigabyte_and_a_small_constant():
     before, more = grown("tensors")
     assert before > 1000
-    assert more < 100
+    assert more < 200
 
 
 def test_what_does_not_fit_trains_through_the_loader_in_a_small_constant():
     _, more = grown("loader")  # 60,000 images of 12 KB: 737 MB, were they held
-    assert more < 100
+    assert more < 200
