@@ -21,7 +21,8 @@ class Placement(NamedTuple):
     @classmethod
     def of(cls, places: Mapping[int, int]) -> Placement:
         """From a mapping of slot to incoming row."""
-        return cls(torch.tensor(list(places.values())), torch.tensor(list(places)))
+        incoming, slots = torch.tensor([list(places.values()), list(places)]).unbind()
+        return cls(incoming, slots)
 
 
 class Insertion(ABC):

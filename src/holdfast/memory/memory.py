@@ -222,8 +222,9 @@ class Memory:
     ) -> bool:
         """Write rows that are like those before; False, with nothing written, where a closer look is needed."""
         incoming, slots = placement
-        if any(isinstance(value, Tensor) and value.size(0) != count for value in rows.values()):
-            return False
+        for value in rows.values():
+            if isinstance(value, Tensor) and value.size(0) != count:
+                return False
         if not storage.write_same(incoming, slots, rows):
             return False
         if isinstance(slots, slice) or isinstance(incoming, slice):

@@ -166,6 +166,7 @@ class Continual:
         self._heard = False
         self._captures: deque[Capture] = deque(maxlen=4)
         self._batch: Batch | None = None
+        self._blank = torch.empty(0)
         self._parts: list[Step] = []
         self._pending: Step | None = None
         self._own_loss: Tensor | None = None
@@ -638,14 +639,16 @@ class Continual:
         self._check_direct_call()
         plain, learner = self.learner.model, self.learner
         tree = called_with(plain, args, kwargs)
-        batch = self.engine.batch(Batch(tree, torch.empty(tree_rows(tree)), learner.task))
-        self._batch = batch
+        rows = tree_rows(tree)
+        if self._blank.shape[0] != rows:  # targets are not known yet
+            self._blank = torch.empty(rows)
+        self._batch = batch = self.engine.batch(Batch(tree, self._blank, learner.task))
         if not batch.appended:
             if learner.multi_head:
                 learner.head.task = learner.task  # type: ignore[union-attr, assignment]
             return None
         if learner.multi_head:
-            self._tell_tasks(batch, tree_rows(tree))
+            self._tell_tasks(batch, rows)
         return join_call(plain, args, kwargs, [rows["inputs"] for rows in batch.appended.values()])
 
     def _tell_tasks(self, batch: Batch, rows: int) -> None:
