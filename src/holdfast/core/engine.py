@@ -13,6 +13,7 @@ from torch import Tensor
 from holdfast.core.backward import backward, constant
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Batch, Experience, Tree, task_column, tree_cat, tree_rows
+from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
@@ -246,12 +247,8 @@ class Engine:
     @contextlib.contextmanager
     def evaluating(self) -> Any:
         """Eval mode inside, the mode from before afterwards."""
-        training = self.learner.model.training
-        self.learner.model.eval()
-        try:
+        with eval_mode(self.learner.model):
             yield self
-        finally:
-            self.learner.model.train(training)
 
     # State ---------------------------------------------------------------------------------------------
 

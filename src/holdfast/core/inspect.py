@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -98,6 +99,27 @@ def features_of(model: nn.Module, head: nn.Module, inputs: Tree) -> Tensor:
             "Give the right head with `find_head(model, path)`, and the model as it was before `torch.compile`."
         )
     return seen[-1]
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module has the mode it had, so that frozen parts stay in eval mode.
+
+    Example:
+        >>> model = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Dropout())
+        >>> with eval_mode(model):
+        ...     print(model[1].training)
+        False
+        >>> model[0].training, model[1].training
+        (False, True)
+    """
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, Tree, tree_cat, tree_map
+from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.models.heads import MASKED
@@ -100,17 +101,12 @@ class BiasCorrection(Operation):
     def _outputs(self, learner: Learner) -> Tensor:
         """The network's outputs `[held, width]` on the held-out samples, in double precision."""
         assert self.inputs is not None and self.targets is not None
-        training = learner.model.training
-        learner.model.eval()
-        try:
-            with torch.no_grad():
-                rows = torch.arange(len(self.targets), device=learner.device).split(256)
-                parts = [
-                    learner(tree_map(lambda leaf, part=part: leaf[part], self.inputs))  # type: ignore[misc]
-                    for part in rows
-                ]
-        finally:
-            learner.model.train(training)
+        with eval_mode(learner.model), torch.no_grad():
+            rows = torch.arange(len(self.targets), device=learner.device).split(256)
+            parts = [
+                learner(tree_map(lambda leaf, part=part: leaf[part], self.inputs))  # type: ignore[misc]
+                for part in rows
+            ]
         return torch.cat(parts).double()
 
     def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Tree
+from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.models.heads import MASKED
 
@@ -28,15 +29,13 @@ def vectors(learner: Learner, inputs: Tree, space: Space) -> Tensor:
         assert isinstance(prepared, Tensor)
         return prepared.flatten(1).float()
     model = learner.model
-    training, task = model.training, getattr(learner.head, "task", None)
+    task = getattr(learner.head, "task", None)
     if learner.multi_head:
         learner.head.task = "all"  # type: ignore[union-attr, assignment]
-    model.eval()
     try:
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             return learner.features(inputs).detach().flatten(1).float()
     finally:
-        model.train(training)
         if learner.multi_head:
             learner.head.task = task  # type: ignore[union-attr, assignment]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Tree, tree_map
+from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner, mean_over_ranks
 from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
 
@@ -64,9 +65,7 @@ def fisher_diagonal(
     if batch_size is None:
         small = kind == "batch" or any(isinstance(module, nn.Conv2d) for module in model.modules())
         batch_size = 128 if small else 512
-    training, flags = model.training, learner.prepare
-    model.eval()
-    try:
+    with eval_mode(model):
         total = {name: torch.zeros_like(p) for name, p in learner.named_parameters().items()}
         layers = supported_layers(model) if closed_form is not False and kind != "batch" else None
         if closed_form and layers is None:
@@ -89,9 +88,6 @@ def fisher_diagonal(
                 part = _vmapped(learner, inputs, targets, batch.task, kind, generator)
             for name, value in part.items():
                 total[name] += value
-    finally:
-        model.train(training)
-        learner.prepare = flags
     return mean_over_ranks(total, len(order))
 
 

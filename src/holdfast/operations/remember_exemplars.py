@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, Tree, tree_cat
+from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.operations.exemplar_memory import ExemplarMemory, Selection
@@ -86,9 +87,7 @@ class RememberExemplars(Operation):
         """All samples at `index` with the fields that the method remembers, and their features."""
         parts: list[dict[str, Any]] = []
         features: list[Tensor] = []
-        training = learner.model.training
-        learner.model.eval()
-        try:
+        with eval_mode(learner.model):
             for batch in data.batches(index, ROWS):
                 rows = rows_of_batch(batch, learner)
                 parts.append(rows)
@@ -97,8 +96,6 @@ class RememberExemplars(Operation):
                 else:
                     with torch.no_grad():
                         features.append(features_of(rows["inputs"], learner))
-        finally:
-            learner.model.train(training)
         return {field: tree_cat([part[field] for part in parts]) for field in parts[0]}, torch.cat(features)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Tree, tree_map
+from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner, mean_over_ranks
 from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
 
@@ -53,13 +54,12 @@ def sensitivity(
     order = torch.arange(len(data))
     if samples is not None and samples < len(data):
         order = torch.randperm(len(data), generator=generator)[:samples]
-    model, training = learner.model, learner.model.training
+    model = learner.model
     layers = supported_layers(model) if closed_form is not False and over == "sample" else None
     if closed_form and layers is None:
         raise ConfigError("the closed form of the sensitivity was asked for, but the model has none. Leave it out.")
     total = {name: torch.zeros_like(p) for name, p in learner.named_parameters().items()}
-    model.eval()
-    try:
+    with eval_mode(model):
         for batch in data.batches(order, batch_size):
             inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
             if over == "batch":
@@ -73,8 +73,6 @@ def sensitivity(
                 part = rows.summed(lambda outputs, _: _squared_norm(outputs, learner), none, torch.abs)
             for name, value in part.items():
                 total[name] += value
-    finally:
-        model.train(training)
     return mean_over_ranks(total, len(order))
 
 
