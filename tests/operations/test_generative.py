@@ -57,6 +57,25 @@ def test_a_linear_gaussian_models_likelihood_is_the_exact_one() -> None:
     assert not torch.allclose(one, exact, atol=0.03, rtol=0)
 
 
+def test_a_likelihood_with_a_normal_around_the_decoded_mean_can_be_asked_of_any_model() -> None:
+    inputs = torch.rand(5, 3, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed
+    vae = VAE((3,), hidden=[], latent=2, seed=0)
+    noise = _noise(3, 1, 5, 2)
+    mean, log_variance = (part.detach() for part in vae.encode(inputs))
+    found = vae.log_likelihood(inputs, 1, generator(3), gaussian=True)
+    for row in range(5):
+        z = mean[row] + (log_variance[row] / 2).exp() * noise[0, row]
+        centre = vae.decode(z).detach().sigmoid()
+        expected = torch.distributions.Normal(centre, 1.0).log_prob(inputs[row]).sum()
+        expected += torch.distributions.Normal(0.0, 1.0).log_prob(z).sum()
+        expected -= torch.distributions.Normal(mean[row], (log_variance[row] / 2).exp()).log_prob(z).sum()
+        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+    normal = VAE((3,), hidden=[], latent=2, likelihood="gaussian", seed=0)
+    asked, plain = (normal.log_likelihood(inputs, 4, generator(3), gaussian=g) for g in (True, False))
+    assert torch.equal(asked, plain)
+
+
 def test_samples_come_from_the_generator_alone_and_have_the_shape_of_the_inputs() -> None:
     vae = VAE((1, 4, 4), hidden=[6], latent=3, seed=0)
     before = torch.get_rng_state()

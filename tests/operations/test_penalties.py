@@ -215,10 +215,14 @@ def _soft_cross_entropy(old: torch.Tensor, new: torch.Tensor, temperature: float
     return temperature**2 * total / len(new)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("average", ["none", "experiences"])
 @pytest.mark.parametrize("head", ["fixed", "growing"])
-def test_distillation_holds_the_outputs_of_the_classes_seen_before(few: Any, head: str, average: str) -> None:
-    engine = few.bind(Distillation(temperature=1.7, weight=0.6, average=average), model=few.net(head, classes=5))
+def test_distillation_holds_the_outputs_of_the_classes_seen_before(
+    few: Any, head: str, average: str, scaled: bool
+) -> None:
+    operation = Distillation(temperature=1.7, weight=0.6, average=average, scaled=scaled)
+    engine = few.bind(operation, model=few.net(head, classes=5))
     learner = engine.learner
     first = few.experience(*few.points(6, classes=3))
     _learn(few, engine, first)
@@ -230,10 +234,11 @@ def test_distillation_holds_the_outputs_of_the_classes_seen_before(few: Any, hea
     engine.begin(second)
     few.step(engine, x, y, lr=0.4)
     shares = (1.0, 0.6) if average == "none" else (0.5, 0.5)
+    factor = shares[1] if scaled else shares[1] / 1.7**2
 
     def by_hand() -> torch.Tensor:
         outputs = learner.model(x)
-        return shares[0] * F.cross_entropy(outputs, y) + shares[1] * _soft_cross_entropy(taught, outputs[:, :3], 1.7)
+        return shares[0] * F.cross_entropy(outputs, y) + factor * _soft_cross_entropy(taught, outputs[:, :3], 1.7)
 
     expected = few.gradient_of(learner, by_hand)
     few.step(engine, x, y)

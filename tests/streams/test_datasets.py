@@ -199,6 +199,17 @@ def test_idx_folders_are_read(tmp_path, packed):
     assert data.test.targets.tolist() == labels.tolist()
 
 
+def test_idx_images_can_be_padded_with_black(tmp_path):
+    pixels, _ = write_mnist(tmp_path / "small", packed=False)
+    data = idx(str(tmp_path / "small"), pad=2)
+    assert data.input_shape == (1, 6, 6)
+    found = data.train.gather(torch.arange(6)).inputs[:, 0]
+    assert found[:, 2:4, 2:4].tolist() == pixels.tolist()
+    assert int(found.sum()) == int(pixels.sum())
+    with pytest.raises(ConfigError, match="pad is -1"):
+        idx(str(tmp_path / "small"), pad=-1)
+
+
 def test_idx_arrays_of_wider_types_are_read_in_the_right_byte_order(tmp_path):
     values = np.array([[1, -2], [300, 70000]], dtype=">i4")
     (tmp_path / "a").write_bytes(idx_bytes(values, 0x0C))

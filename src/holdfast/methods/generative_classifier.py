@@ -16,6 +16,7 @@ def generative_classifier(
     rate: float = 1e-3,
     samples: int = 50,
     likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto",
+    gaussian: bool = False,
 ) -> Method:
     r"""A sample belongs to the class whose generative model finds it likeliest.
 
@@ -29,11 +30,18 @@ def generative_classifier(
         rate: learning rate of each model's Adam.
         samples: S, importance samples in evaluation.
         likelihood: `bernoulli` for inputs from 0 to 1, `gaussian` for any others, `auto` by the first batch.
+        gaussian: predictions by a normal p(x | z) of variance 1, whatever was trained, as van de Ven et al. 2022.
 
     Differences: 50 importance samples instead of 10,000; the loop's network is trained beside it and not used.
     """
     return Method(
         GenerativeClassifier(
-            units=units, layers=layers, latent=latent, rate=rate, samples=samples, likelihood=likelihood
+            units=units,
+            layers=layers,
+            latent=latent,
+            rate=rate,
+            samples=samples,
+            likelihood=likelihood,
+            gaussian=gaussian,
         )
     )

@@ -92,7 +92,9 @@ class VAE(nn.Module):
         return divergence - self._log_given(inputs.flatten(1), self.decode(z))
 
     @torch.no_grad()
-    def log_likelihood(self, inputs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    def log_likelihood(
+        self, inputs: Tensor, samples: int, generator: torch.Generator, gaussian: bool = False
+    ) -> Tensor:
         r"""An estimate of log p(x) of each row by importance sampling, `[rows]`.
 
         $$ \log p(x) \approx \log \frac{1}{S} \sum_{s=1}^{S} \frac{p(x \mid z_s) \, p(z_s)}{q(z_s \mid x)}, \qquad
@@ -102,6 +104,7 @@ class VAE(nn.Module):
             inputs: `[rows, ...]`.
             samples: S; the estimate is a lower bound on average, which rises with S.
             generator: CPU generator of the draws.
+            gaussian: p(x | z) is a normal distribution of variance 1 around the decoded mean, whatever was trained.
 
         Source: Burda, Grosse and Salakhutdinov 2016, "Importance weighted autoencoders", eq. 8.
         """
@@ -113,17 +116,26 @@ class VAE(nn.Module):
             noise = self._noise(generator, min(step, samples - start), *mean.shape)
             z = mean + deviation * noise
             ratio = (noise.square() + log_variance - z.square()).sum(-1) / 2  # log p(z) - log q(z | x)
-            weights.append(self._log_given(flat, self.decode(z)) + ratio)
+            decoded = self.decode(z)
+            if gaussian:
+                given = _log_normal(flat, decoded.sigmoid() if self.likelihood == "bernoulli" else decoded)
+            else:
+                given = self._log_given(flat, decoded)
+            weights.append(given + ratio)
         return torch.cat(weights).logsumexp(0) - math.log(samples)
 
     def _log_given(self, flat: Tensor, decoded: Tensor) -> Tensor:
         """Log p(x | z), summed over the values of each row."""
         if self.likelihood == "bernoulli":
             return (flat * decoded).sum(-1) - F.softplus(decoded).sum(-1)
-        return -((flat - decoded).square() + math.log(2 * math.pi)).sum(-1) / 2
+        return _log_normal(flat, decoded)
 
     def _noise(self, generator: torch.Generator, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(self.output.weight)
+
+
+def _log_normal(flat: Tensor, mean: Tensor) -> Tensor:
+    return -((flat - mean).square() + math.log(2 * math.pi)).sum(-1) / 2
 
 
 def _layers(sizes: Sequence[int]) -> nn.Sequential:

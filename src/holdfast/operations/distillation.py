@@ -16,8 +16,9 @@ from holdfast.operations.mixing import Average, mix
 class Distillation(Operation):
     r"""Cross-entropy between softened outputs of the model before this experience and of the model today.
 
-    $$ L = L(x, y) + w \, T^2 \Big( - \sum_{c \in \text{old}} p_c \log q_c \Big), \qquad
-       p = \operatorname{softmax}(z^{\text{old}} / T), \; q = \operatorname{softmax}(z / T) $$
+    $$ L = L(x, y) + w \, s \Big( - \sum_{c \in \text{old}} p_c \log q_c \Big), \qquad
+       p = \operatorname{softmax}(z^{\text{old}} / T), \; q = \operatorname{softmax}(z / T), \;
+       s = T^2 \text{ if scaled, else } 1 $$
 
     Both softmaxes run over the classes seen before this experience only. With one head per task the loss is the
     mean of this over the old tasks, each over its own classes.
@@ -27,6 +28,7 @@ class Distillation(Operation):
         weight: the paper's lambda_o, under `average="none"`.
         average: `none` adds the two losses; `experiences` weighs the current data by 1/c and this by 1 - 1/c
             after c experiences, as van de Ven et al. 2022 do.
+        scaled: multiply by T^2, so that gradients do not shrink as T grows; van de Ven et al. 2022 do not.
 
     Source: Li and Hoiem 2017, "Learning without forgetting", eq. 2 and 3; Hinton et al. 2015 for T^2.
     Differences: no warm-up of the new head alone; probabilities softened by dividing logits by T.
@@ -36,7 +38,9 @@ class Distillation(Operation):
     needs = frozenset({"boundaries", "classes"})
     state = ("teacher", "old", "tasks")
 
-    def __init__(self, temperature: float = 2.0, weight: float = 1.0, average: Average = "none") -> None:
+    def __init__(
+        self, temperature: float = 2.0, weight: float = 1.0, average: Average = "none", scaled: bool = True
+    ) -> None:
         super().__init__()
         require(temperature > 0, "distillation", f"got temperature={temperature}. Give a positive number, usually 2.")
         require(
@@ -47,6 +51,7 @@ class Distillation(Operation):
         self.temperature = temperature
         self.weight = weight
         self.average = average
+        self.scaled = scaled
         self.teacher: Snapshot | None = None
         self.old: list[int] = []
         self.tasks: list[list[int]] = []
@@ -75,4 +80,5 @@ class Distillation(Operation):
 
     def _between(self, taught: Tensor, student: Tensor) -> Tensor:
         soft = F.softmax(taught / self.temperature, dim=1)
-        return self.temperature**2 * F.cross_entropy(student / self.temperature, soft)
+        between = F.cross_entropy(student / self.temperature, soft)
+        return self.temperature**2 * between if self.scaled else between

@@ -69,6 +69,8 @@ class GenerativeClassifier(Operation):
         samples: S, importance samples per input in evaluation; the paper has 10,000.
         likelihood: of an input given z: `bernoulli` for values from 0 to 1, `gaussian` for any others, `auto` by the
             first batch.
+        gaussian: the predictions take p(x | z) as normal with variance 1, whatever was trained; van de Ven et al. 2022
+            do, after training with Bernoulli.
 
     Raises:
         ConfigError: a size or rate that is not positive, or inputs that are not one tensor.
@@ -95,6 +97,7 @@ class GenerativeClassifier(Operation):
         rate: float = 1e-3,
         samples: int = 50,
         likelihood: Choice = "auto",
+        gaussian: bool = False,
     ) -> None:
         super().__init__()
         sizes = (("latent", latent), ("rate", rate), ("samples", samples), ("units", units), ("layers", layers))
@@ -106,6 +109,7 @@ class GenerativeClassifier(Operation):
         self.rate = rate
         self.samples = samples
         self.likelihood = likelihood
+        self.gaussian = gaussian
         self.models = ClassModels([units] * layers, latent, likelihood, rate)
 
     def setup(self, learner: Learner) -> None:
@@ -136,4 +140,4 @@ class GenerativeClassifier(Operation):
     def _likelihood(self, label: int, data: Tensor, generator: torch.Generator) -> Tensor:
         vae = self.models.of(label).vae
         assert vae is not None
-        return vae.log_likelihood(data, self.samples, generator)
+        return vae.log_likelihood(data, self.samples, generator, self.gaussian)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.errors import DataError
+from holdfast.core.errors import ConfigError, DataError
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import data_folder, images, of_tensors
 
@@ -58,6 +59,7 @@ def idx(
     normalise: bool = False,
     crop: int = 0,
     flip: bool = False,
+    pad: int = 0,
 ) -> Dataset:
     """A folder with the four files of MNIST and its family.
 
@@ -71,10 +73,14 @@ def idx(
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
+        pad: black pixels added on every side, for instance 2 from 28 x 28 to 32 x 32.
 
     Errors:
+        ConfigError: a negative pad.
         DataError: a file is missing, truncated or no IDX file, or images and labels differ in number.
     """
+    if pad < 0:
+        raise ConfigError(f"pad is {pad}. Give the number of pixels added on every side, 0 or more.")
     folder = data_folder(name or Path(path).name, path)
     arrays = [read_idx(_find(folder, part, what)) for part in ("train", "t10k") for what in ("images", "labels")]
     for part, pixels, labels in (("training", *arrays[:2]), ("test", *arrays[2:])):
@@ -82,9 +88,9 @@ def idx(
             raise DataError(f"{folder} has {len(pixels)} {part} images and {len(labels)} labels. Get the files again.")
     return of_tensors(
         name or folder.name,
-        images(arrays[0]),
+        F.pad(images(arrays[0]), (pad,) * 4),
         arrays[1],
-        images(arrays[2]),
+        F.pad(images(arrays[2]), (pad,) * 4),
         arrays[3],
         class_names,
         normalise=normalise,
@@ -93,21 +99,24 @@ def idx(
     )
 
 
-def mnist(path: str | None = None, normalise: bool = False, crop: int = 0) -> Dataset:
+def mnist(path: str | None = None, normalise: bool = False, crop: int = 0, pad: int = 0) -> Dataset:
     """MNIST: 60,000 + 10,000 handwritten digits of 28 x 28 pixels.
 
     Args:
         path: folder of the four files; None takes `mnist` in the folder that the variable HOLDFAST_DATA says.
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
+        pad: black pixels added on every side; 2 makes 32 x 32.
 
     Errors:
         DataError: the files are not there.
     """
-    return idx(str(data_folder("mnist", path)), "mnist", None, normalise, crop)
+    return idx(str(data_folder("mnist", path)), "mnist", None, normalise, crop, pad=pad)
 
 
-def fashion_mnist(path: str | None = None, normalise: bool = False, crop: int = 0, flip: bool = False) -> Dataset:
+def fashion_mnist(
+    path: str | None = None, normalise: bool = False, crop: int = 0, flip: bool = False, pad: int = 0
+) -> Dataset:
     """Fashion-MNIST: 60,000 + 10,000 pictures of clothes, 28 x 28 pixels, ten classes.
 
     Args:
@@ -115,12 +124,13 @@ def fashion_mnist(path: str | None = None, normalise: bool = False, crop: int = 
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
+        pad: black pixels added on every side, for instance 2 from 28 x 28 to 32 x 32.
 
     Errors:
         DataError: the files are not there.
     """
     names = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-    return idx(str(data_folder("fashion_mnist", path)), "fashion_mnist", names, normalise, crop, flip)
+    return idx(str(data_folder("fashion_mnist", path)), "fashion_mnist", names, normalise, crop, flip, pad)
 
 
 def _find(folder: Path, part: str, what: str) -> Path:
