@@ -1,10 +1,7 @@
 """Bugs that other libraries shipped, one direct test per line of the list of known bugs that the present code touches.
 
 Each test names its line. Most lines have closer tests beside the code they are about; here each is shown once, as a
-user would meet it. Where a line is about a method, it is tested here once that method is part of the library:
-lines 5 (weight alignment, bias correction), 6 (evidential losses), 7 (maximally interfered retrieval) and 8 (hard
-attention) have their tests with those operations in `tests/operations`; line 18 (a producer that dies, back-pressure)
-waits for streaming sources, which do not exist yet.
+user would meet it. Line 18 (a producer that dies, back-pressure) is not among them: it waits for streaming sources.
 """
 
 from __future__ import annotations
@@ -34,9 +31,22 @@ from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS
 from holdfast.core.step import Step
 from holdfast.memory import Memory, Reservoir, select_herding, select_random
-from holdfast.methods import agem, der, ewc, finetune, lwf, si
+from holdfast.methods import agem, der, ewc, finetune, hat, lwf, mir, si
 from holdfast.metrics import accuracy_matrix, average_accuracy, forgetting_first, forgetting_max
-from holdfast.operations import CumulativeData, FisherPenalty, JointData, PathPenalty, Remember, Replay
+from holdfast.operations import (
+    BiasCorrection,
+    CrossEntropy,
+    CumulativeData,
+    Evidential,
+    FisherPenalty,
+    JointData,
+    MaskedCrossEntropy,
+    PathPenalty,
+    Remember,
+    Replay,
+    WeightAlign,
+    WeightedCrossEntropy,
+)
 from holdfast.operations.gradient_projection import project
 from holdfast.streams import permuted, split
 from holdfast.streams.data import TensorData
@@ -152,6 +162,119 @@ def test_random_exemplars_have_no_repeats_and_herded_ones_are_nearest_to_the_mea
     candidates = [(float((unit.mean(0) - unit[i]).norm()), i) for i in range(30)]
     assert int(herded[0]) == min(candidates)[1]
     assert len(set(herded.tolist())) == 4
+
+
+def _two_experiences(operation: Any, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Engine:
+    """Classes 0 and 1, then 2 and 3, with no training in between."""
+    engine = Engine(Method(operation), Learner(model), NEEDS)
+    for index, classes in enumerate(((0, 1), (2, 3))):
+        rows = (y == classes[0]) | (y == classes[1])
+        opened, _ = engine.begin(Experience(index, TensorData(x[rows], y[rows]), classes=classes))
+        engine.end(opened)
+    return engine
+
+
+@pytest.mark.parametrize("operation", [WeightAlign(), BiasCorrection(held_out=6)])
+def test_alignment_and_bias_correction_change_the_new_classes_alone_and_the_arg_max(operation: Any) -> None:
+    """Line 5: a factor for every class, or one for old classes, would correct nothing."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(48) % 4
+    x = F.one_hot(y, 4) + 0.3 * torch.randn(48, 4, generator=generator)
+    torch_model = nn.Linear(4, 4)
+    with torch.no_grad():
+        torch_model.weight.copy_(torch.eye(4))
+        torch_model.weight[2:] *= 6
+        torch_model.weight[2:, :2] += 2
+        torch_model.bias.zero_()
+    before = torch_model(x).detach().clone()
+    engine = _two_experiences(operation.clone(), torch_model, x, y)
+    with engine.evaluating(), torch.no_grad():
+        after = engine.predict(x)
+    assert torch.equal(after[:, :2], before[:, :2])
+    assert not torch.allclose(after[:, 2:], before[:, 2:])
+    assert (after.argmax(1) == y).float().mean() > (before.argmax(1) == y).float().mean() + 0.2
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), WeightedCrossEntropy(), MaskedCrossEntropy(over="batch")])
+def test_cross_entropy_is_taken_of_the_outputs_and_not_of_their_softmax(loss: Any) -> None:
+    """Line 6: on a softmax, ten classes could never get below 1.46."""
+    targets = torch.arange(10)
+    sure = 30.0 * F.one_hot(targets, 10).float()
+    engine = Engine(Method(loss.clone()), Learner(nn.Linear(2, 10)), NEEDS)
+    assert float(engine.criterion(sure, targets, sure)) < 1e-6
+
+
+@pytest.mark.parametrize("form", ["mse", "log", "digamma"])
+@pytest.mark.parametrize("evidence", ["softplus", "relu", "exp"])
+def test_evidential_losses_are_finite_and_their_annealing_is_applied(form: Any, evidence: Any) -> None:
+    """Line 6: evidence of large outputs overflowed, and the annealed divergence never entered."""
+    loss = Evidential(form=form, evidence=evidence, annealing=10)
+    targets = torch.tensor([0, 1, 2])
+    for scale in (0.0, 1.0, 1e4, -1e4):
+        outputs = (scale * torch.tensor([[1.0, -1.0, 0.5]]).repeat(3, 1)).requires_grad_()
+        value = loss.measure(outputs, targets)
+        assert value.isfinite()
+        assert torch.autograd.grad(value, outputs)[0].isfinite().all()
+    outputs = torch.tensor([[1.0, -1.0, 0.5]]).repeat(3, 1)
+    values = []
+    for loss.steps in (0, 5, 10, 100):
+        values.append(float(loss.measure(outputs, targets)))
+    assert values[0] < values[1] < values[2] == values[3]
+
+
+def test_interfered_replay_replays_and_its_virtual_step_leaves_the_model_alone() -> None:
+    """Line 7: a virtual step on the model itself, or no term at all."""
+    engine = Engine(mir(capacity=12, size=2, candidates=6, rate=10.0), Learner(nn.Linear(4, 3)), NEEDS)
+    for seed in range(3):
+        _one_step(engine, *_points(seed=seed))
+    weights = [p.detach().clone() for p in engine.learner.parameters()]
+    x, y = _points(seed=9)
+    outputs = engine.learner(x)
+    step = Step(x, y, F.cross_entropy(outputs, y), outputs)
+    for p in engine.learner.parameters():
+        p.grad = None
+    term, factor = engine.method.operations[0].loss(step, engine.learner)
+    assert all(torch.equal(a, b) for a, b in zip(weights, engine.learner.parameters(), strict=True))
+    assert all(p.grad is None for p in engine.learner.parameters())
+    assert float(term.detach()) * factor > 0
+    assert torch.autograd.grad(term, engine.learner.parameters()[0])[0].abs().sum() > 0
+
+
+def test_the_gates_of_hard_attention_sharpen_within_each_epoch(toy: Any) -> None:
+    """Line 8: annealed over the run instead, or the other way round."""
+    stream = toy.stream("task")
+    model = toy.model(stream, "task")
+    method = hat(s_max=50.0)
+    engine = Trainer(method, evaluate="none").bind(model, stream)
+    sharpness: list[float] = []
+    model.train()
+    for engine.learner.epoch_progress in (0.0, 0.5, 1.0):
+        sharpness.append(method.operations[0].sharpness)
+    assert sharpness[0] == pytest.approx(1 / 50)
+    assert sharpness[0] < sharpness[1] < sharpness[2] == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}, {"name": "Adam", "lr": 0.01}],
+    ids=["momentum", "adam"],
+)
+def test_what_a_task_used_under_hard_attention_stays_to_the_bit(toy: Any, optimizer: dict[str, Any]) -> None:
+    """Line 8: momentum, weight decay and Adam move a unit whose gradient is zero."""
+    stream = toy.stream("task")
+    model, answers = toy.model(stream, "task"), []
+    inputs = stream[0].test.gather(torch.arange(4)).inputs
+
+    def answer(event: dict[str, Any]) -> None:
+        if event["event"] == "experience":
+            with trainer.engine.evaluating(), torch.no_grad():
+                answers.append(trainer.engine.predict(inputs, 0)[:, :2].clone())
+
+    trainer = Trainer(hat(), optimizer=optimizer, batch_size=4, epochs=3, evaluate="none", record=answer)
+    trainer.fit(model, stream)
+    assert len(answers) == 3
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
 
 
 @pytest.mark.parametrize("factory", [der, ewc, si, lwf])

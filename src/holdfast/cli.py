@@ -1,4 +1,4 @@
-"""The command line: `holdfast run | resume | eval | predict | show | config | convert | list | validate | schema`."""
+"""The command line: `holdfast run | resume | eval | predict | show | config | convert | list | cache | validate`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,13 @@ def run(
             "--multirun", "-m", help="A run for each combination: method=er,ewc seed=range(0,3) experiment=glob(*)"
         ),
     ] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="With -m: runs at once, one torch thread each.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="With -m: runs at once, one torch thread each.", show_default=False),
+    ] = None,
+    launcher: Annotated[
+        str, typer.Option("--launcher", help="With -m: processes of this machine, or tasks of a ray cluster.")
+    ] = "processes",
     references: Annotated[
         str | None,
         typer.Option(
@@ -109,14 +115,18 @@ def run(
             from holdfast.experiments.sweep import sweep
 
             path, changes = split_words(words)
-            folder, failed = sweep(path, changes, config_dir or [], out, jobs=jobs, quiet=quiet, command=command)
+            chosen, changes = launched(changes, launcher)
+            folder, failed = sweep(
+                path, changes, config_dir or [], out, jobs=jobs, quiet=quiet, command=command, launcher=chosen
+            )
             typer.echo(str(folder))
             if failed:
                 raise typer.Exit(1)
             return
-        if jobs != 1:
-            raise ConfigError("--jobs is for several runs. Write -m, and give a key several values: seed=0,1,2.")
-        config = resolved_job(words, config_dir)
+        for option, given in (("--jobs", jobs is not None), ("--launcher", launcher != "processes")):
+            if given:
+                raise ConfigError(f"{option} is for several runs. Write -m, and give a key several values: seed=0,1,2.")
+        config = resolved_job(words, config_dir, single=True)
         from holdfast.experiments.run import run as run_job
 
         folder = run_job(config, out, quiet=quiet, command=command)
@@ -279,6 +289,35 @@ def list_names(
 
 
 @app.command()
+def cache(
+    action: Annotated[str, typer.Argument(help="list or clear.", show_default=False)],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Of the cache; $HOLDFAST_CACHE, or `holdfast` among your caches.", show_default=False),
+    ] = None,
+) -> None:
+    """Show what features of frozen backbones are kept on disk, or remove them all."""
+    with reported():
+        from holdfast.core.errors import unknown
+        from holdfast.streams.feature_files import clear, default_folder, entries
+
+        if action not in ("list", "clear"):
+            raise ConfigError(unknown("action", action, ["list", "clear"]))
+        place = folder or default_folder()
+        held = entries(place)
+        if action == "list":
+            table = _table()
+            for entry in held:
+                of, size = entry["of"], f"{entry['bytes'] / 1e6:.1f} MB"
+                shape = f"{entry['rows']} x {entry['width']} {entry['precision']}"
+                table.add_row(entry["key"][:12], of.get("backbone", ""), of.get("stream", ""), shape, size)
+            _console().print(table)
+            typer.echo(f"{len(held)} in {place}, {sum(entry['bytes'] for entry in held) / 1e6:.1f} MB")
+        else:
+            typer.echo(f"{clear(place) / 1e6:.1f} MB freed in {place}")
+
+
+@app.command()
 def validate(job: Job = None, config_dir: Folders = None) -> None:
     """Check a configuration without loading anything, and show what it stands for."""
     with reported():
@@ -314,13 +353,31 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     return path, words
 
 
-def resolved_job(job: list[str] | None, folders: list[Path] | None = None) -> dict[str, Any]:
-    """The checked configuration of a command's arguments: a file first, if the first argument is no `key=value`."""
+def launched(changes: list[str], launcher: str) -> tuple[str, list[str]]:
+    """The launcher, which may be written Hydra's way (`hydra/launcher=ray`), and the other changes."""
+    key = "hydra/launcher="
+    named = [word.removeprefix(key) for word in changes if word.startswith(key)]
+    names = {"basic": "processes", "joblib": "processes"}
+    rest = [word for word in changes if not word.startswith(key)]
+    return (names.get(named[-1], named[-1]) if named else launcher), rest
+
+
+def resolved_job(job: list[str] | None, folders: list[Path] | None = None, single: bool = False) -> dict[str, Any]:
+    """The checked configuration of a command's arguments: a file first, if the first argument is no `key=value`.
+
+    Args:
+        job: the arguments.
+        folders: of config groups.
+        single: whether it is to be one run, so that files that describe a sweep are refused.
+    """
     path, words = split_words(list(job or []))
     from holdfast.config.build import resolve
     from holdfast.config.compose import compose
 
     composition = compose(path, words, folders or [])
+    if single and composition.search is not None:
+        keys = ", ".join(composition.search.params)
+        raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
     config = resolve(composition.config, path or "")
     for note in composition.notes:
         typer.echo(note, err=True)

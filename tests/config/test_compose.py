@@ -64,7 +64,7 @@ def test_a_choice_of_a_group_needs_no_file_where_it_is_a_name():
 
 def test_presets_set_the_device_and_keep_the_epochs():
     found = job("experiment=digits", "trainer=gpu", "trainer.epochs=4")
-    assert (found["device"], found["trainer"]["precision"], found["trainer"]["epochs"]) == ("cuda", "bfloat16", 4)
+    assert (found["device"], found["trainer"]["precision"], found["trainer"]["epochs"]) == ("cuda", "bf16-mixed", 4)
     assert job("trainer=auto")["device"] == "auto"
 
 

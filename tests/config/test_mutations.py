@@ -28,7 +28,7 @@ COMPOSED = {
     },
     "optimizer": {"name": "Adam", "lr": 0.01, "weight_decay": 0.0},
     "scheduler": {"name": "StepLR", "step_size": 2, "every": "epoch"},
-    "trainer": {"epochs": 2, "batch_size": 4, "clip_norm": 1.0, "precision": "float32", "evaluate": "test"},
+    "trainer": {"epochs": 2, "batch_size": 4, "clip_norm": 1.0, "precision": "32-true", "evaluate": "test"},
     "loggers": [{"name": "tensorboard", "project": "p"}],
     "checkpoint": {"every_seconds": 5.0, "every_steps": 3},
     "seed": 1,

@@ -56,7 +56,7 @@ WRONG = [
     ({"method": {"operations": {"Replay_2": None}}}, "method.operations.Replay_2:", "did you mean 'replay'?"),
     # misspelt values
     ({"trainer": {"evaluate": "tset"}}, "trainer.evaluate:", "did you mean 'test'?"),
-    ({"trainer": {"precision": "bf16"}}, "trainer.precision:", "expected one of 'float32' or 'bfloat16'"),
+    ({"trainer": {"precision": "bf16"}}, "trainer.precision:", "expected one of '32-true', 'bf16-mixed'"),
     ({"model": {"name": "mlp", "activation": "rellu"}}, "model.activation:", "did you mean 'relu'?"),
     ({"method": {"name": "er", "policy": "reservior"}}, "method.policy:", "did you mean 'reservoir'?"),
     ({"stream": {"name": "split", "paradigm": "tasks"}}, "stream.paradigm:", "did you mean 'task'?"),

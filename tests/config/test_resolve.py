@@ -81,7 +81,7 @@ def test_the_model_keeps_a_null_seed_so_that_every_seed_of_a_job_has_its_own_wei
 
 def test_the_trainer_takes_what_is_resolved():
     arguments = trainer_arguments(resolve({"trainer": {"iterations": 5}})["trainer"])
-    assert Trainer(resolve_method(), **arguments).iterations == 5
+    assert Trainer(resolve_method(), **arguments).settings.iterations == 5
     assert "epochs" not in arguments
 
 

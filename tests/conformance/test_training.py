@@ -19,6 +19,7 @@ from holdfast.core.errors import ConfigError, NeedError
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS, OFFERS
+from holdfast.core.operation import Operation
 from holdfast.core.step import Step
 from holdfast.training import Continual, Trainer
 from holdfast.training.wrapper import ADVICE
@@ -213,6 +214,15 @@ def test_a_thousand_steps_of_the_basic_methods_keep_no_tensor_each(name: str, to
 @pytest.mark.slow
 def test_a_thousand_steps_keep_no_tensor_each(make: Make, toy: Any) -> None:
     _thousand_steps(make(), toy)
+
+
+def test_a_method_that_keeps_a_tensor_or_a_graph_each_step_is_found(toy: Any) -> None:
+    class Hoarder(Operation):
+        def loss(self, step: Step, learner: Learner) -> None:
+            self.__dict__.setdefault("kept", []).append(step.loss)
+
+    with pytest.raises(AssertionError, match="live tensors"):
+        _thousand_steps(Method(Hoarder()), toy)
 
 
 def _thousand_steps(method: Method, toy: Any) -> None:

@@ -304,3 +304,22 @@ def test_the_state_counts_steps_and_names_operations(toy: Any) -> None:
     state = trainer.engine.state()
     assert state["index"] == 4
     assert list(state["operations"]) == ["replay", "replay_2", "remember"]
+
+
+def test_teachers_taken_at_one_boundary_are_copied_once_each_and_let_go_at_the_next() -> None:
+    model = nn.Linear(4, 3)
+    learner = Learner(model)
+    copies: list[nn.Module] = []
+    twin = learner.twin
+    learner.twin = lambda: copies.append(twin()) or copies[-1]  # type: ignore[method-assign, func-returns-value]
+    x = torch.randn(2, 4)
+    for boundary in range(3):
+        learner.experience = boundary
+        with torch.no_grad():
+            model.weight.add_(1)
+        snapshots = [learner.snapshot() for _ in range(3)]
+        expected = model(x)
+        for _ in range(4):
+            assert all(torch.equal(learner.forward_as(snapshot, x), expected) for snapshot in snapshots)
+        assert len(copies) == 3 * (boundary + 1)
+        assert len(learner._scratch or []) == 3

@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from holdfast import cli, experiments
 from holdfast.experiments import run as single
 from holdfast.experiments.pool import Pool
+from holdfast.experiments.ray_pool import RayPool
 from holdfast.experiments.worker import work
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 SOURCE = Path(experiments.__file__).parents[2]
 SHORT = ["trainer.epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=1", "model.hidden=[8]"]
-NOT_HERE = ("trainer=gpu", "trainer=mps", "cifar")
+NOT_HERE = ("trainer=gpu", "trainer=mps", "trainer=ddp ", "cifar")
 """What needs a device or a download: checked, not run."""
 
 
@@ -47,6 +48,8 @@ def here(tmp_path, monkeypatch):
             job.state = "finished"
 
     monkeypatch.setattr(Pool, "run", run)
+    monkeypatch.setattr(RayPool, "__init__", lambda self, jobs, *rest: setattr(self, "waiting", jobs))
+    monkeypatch.setattr(RayPool, "run", run)
     return tmp_path
 
 

@@ -15,7 +15,8 @@ from fake_run import MATRIX, evaluation, events, write_log, write_run
 from holdfast.core.errors import DataError
 from holdfast.experiments.report import number, percent, points, write_report
 from holdfast.experiments.report_data import load_references, load_runs, spread
-from holdfast.experiments.report_plots import heat_map, loss_terms, over_time, series, to_svg
+from holdfast.experiments.report_plots import heat_map, learning_rate, loss_terms, over_time, series, to_svg
+from holdfast.metrics.cost import curves
 
 HOSTILE = '<script>alert("x")</script> & $x_1$'
 
@@ -230,6 +231,20 @@ def test_a_heat_map_writes_every_number():
     svg = to_svg(heat_map(np.array([[0.123, np.nan], [0.5, 1.0]]), ["a", "b"]), "name")
     words = [item.text for item in ElementTree.fromstring(svg).iter("text")]
     assert {"12.3", "50.0", "100.0"} <= set(words)
+
+
+def test_a_learning_rate_that_moves_is_drawn_and_one_that_does_not_is_not(tmp_path):
+    folder = write_run(tmp_path)
+    assert "Learning rate" not in page(folder).text
+    moving = events()
+    for place, line in enumerate(line for line in moving if line["event"] == "train"):
+        line["lr"] = 0.1 / 4**place
+    write_log(folder / "log.jsonl", moving, "")
+    assert "Learning rate" in page(folder).text
+    assert (folder / "plots" / "learning_rate.png").is_file()
+    drawn = curves(moving)
+    assert learning_rate(drawn).axes[0].lines[0].get_ydata().tolist() == drawn["lr"]
+    assert learning_rate(drawn).axes[0].get_yscale() == "log"
 
 
 def test_loss_terms_of_very_different_size_share_a_logarithmic_scale():

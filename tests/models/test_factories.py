@@ -12,7 +12,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.models import cnn, linear, mlp, parameter_bytes, parameter_count, resnet18
 
 OWN = [mlp, linear, cnn, resnet18]
-HEADS = {"fixed": 5, "growing": 0, "task": 0, "cosine": 0}
+HEADS = {"fixed": 5, "growing": 0, "task": 0, "cosine": 0, "cosine_learnable": 0, "cosine_task": 0}
 
 
 @pytest.mark.parametrize("name", models.FACTORIES)
@@ -38,7 +38,7 @@ def test_every_model_takes_its_images_with_every_head(factory, head):
     model = factory(input_shape=[3, 16, 16], classes=5, head=head)
     assert model.head.width == HEADS[head]
     model.head.grow(5)
-    if head == "task":
+    if head in ("task", "cosine_task"):
         model.head.assign(0, [0, 1])
         model.head.task = 0
     images = torch.rand(2, 3, 16, 16)

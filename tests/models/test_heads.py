@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.models import MASKED, CosineHead, FixedHead, GrowingHead, Head, TaskHead
+from holdfast.models import MASKED, CosineHead, CosineTaskHead, FixedHead, GrowingHead, Head, TaskHead
 
 GROWING = [GrowingHead, TaskHead, CosineHead]
 
@@ -362,6 +362,34 @@ def test_cosine_outputs_are_scaled_cosines_and_do_not_see_lengths():
     with torch.no_grad():
         head.weights[1].mul_(5)
     torch.testing.assert_close(head(features), outputs)
+
+
+def test_a_cosine_head_a_task_says_its_own_classes_cosines_and_nothing_of_others():
+    head = CosineTaskHead(6, classes=2, scale=5.0, seed=0)
+    head.grow(5)
+    head.assign(0, [0, 1])
+    head.assign(1, [2, 3, 4])
+    head.task = torch.tensor([0, 1, 1])
+    features = torch.randn(3, 6)
+    outputs = head(features)
+    vectors = torch.cat(tuple(head.weights))
+    for row, own in enumerate(([0, 1], [2, 3, 4], [2, 3, 4])):
+        for label in range(5):
+            cosine = (vectors[label] * features[row]).sum() / (vectors[label].norm() * features[row].norm())
+            expected = 5 * cosine if label in own else torch.tensor(MASKED)
+            torch.testing.assert_close(outputs[row, label], expected)
+
+
+@pytest.mark.parametrize("kind", [CosineHead, CosineTaskHead])
+def test_cosines_kept_apart_are_the_same_to_the_bit_when_others_are_added(kind):
+    head = kind(6, classes=2, seed=0).eval()
+    head.apart = True
+    if kind is CosineTaskHead:
+        head.task = "all"
+    features = torch.randn(50, 6)
+    before = head(features)
+    head.grow(9)
+    assert torch.equal(head(features)[:, :2], before)
 
 
 def test_a_learnable_scale_is_a_parameter_with_a_gradient():

@@ -106,6 +106,20 @@ def test_outputs_of_old_tasks_do_not_change_by_a_bit(name: str, image: bool, opt
         assert own(seen[task][task], task).unique().numel() > 4
 
 
+@pytest.mark.parametrize("name", KEEPERS)
+def test_outputs_of_old_tasks_do_not_change_by_a_bit_behind_a_cosine_head(name: str) -> None:
+    net = mlp(input_shape=(9,), classes=6, hidden=[10, 8], head="cosine_task", seed=0)
+    seen = trained(KEEPERS[name](), net, tasks(False), OPTIMIZERS["momentum"]).outputs
+    for task in range(TASKS):
+        assert torch.equal(own(seen[-1][task], task), own(seen[task][task], task)), task
+
+
+def test_a_learnt_scale_of_the_head_is_refused() -> None:
+    net = mlp(input_shape=(9,), classes=6, hidden=[10], head="cosine_learnable", seed=0)
+    with pytest.raises(ConfigError, match="cosine_task"):
+        Continual(net, Method(UnitAttention()), torch.optim.SGD(net.parameters(), lr=0.1))
+
+
 def test_the_check_above_can_fail() -> None:
     seen = trained(Method(ContextGates(fraction=0.5)), network(False), tasks(False), OPTIMIZERS["momentum"]).outputs
     assert not torch.equal(own(seen[2][0], 0), own(seen[0][0], 0))
@@ -196,10 +210,11 @@ def test_a_parameter_that_an_operation_adds_is_optimised_and_survives_a_new_opti
     assert not any(p is q for p in scores for q in trainer.learner.parameters())
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     "make", [UnitAttention, PrunedWeights, BinaryMasks, Subnetworks, SeparateNetworks], ids=lambda make: make.__name__
 )
-def test_nothing_is_forgotten_where_blocks_have_shortcuts(make: Any) -> None:
+def test_nothing_is_forgotten_where_blocks_have_shortcuts(make: Any, optimizer: str) -> None:
     generator = torch.Generator().manual_seed(0)
     experiences = []
     for task in range(2):
@@ -208,7 +223,7 @@ def test_nothing_is_forgotten_where_blocks_have_shortcuts(make: Any) -> None:
         experiences.append(Experience(task, data, data, classes=(2 * task, 2 * task + 1), task=task))
     stream = Stream(experiences, (3, 8, 8), 4, paradigm="task")
     net = resnet18(input_shape=(3, 8, 8), classes=4, width=2, head="task", seed=0)
-    trainer = Watched(Method(make()), optimizer=OPTIMIZERS["adam"], batch_size=4, evaluate_before=False)
+    trainer = Watched(Method(make()), optimizer=OPTIMIZERS[optimizer], batch_size=4, evaluate_before=False)
 
     def look(after: int) -> None:
         with trainer.engine.evaluating(), torch.no_grad():

@@ -28,9 +28,9 @@ def by_loop(
     for row in range(len(inputs)):
         outputs = learner(inputs[row : row + 1], task)
         log_p = F.log_softmax(outputs, 1)[0]
-        labels = [int(targets[row])] if kind == "empirical" else range(len(log_p))
-        for label in labels:
-            weight = 1.0 if kind == "empirical" else float(log_p[label].detach().exp())
+        chosen = {"empirical": int(targets[row]), "predicted": int(log_p.argmax())}
+        for label in [chosen[kind]] if kind in chosen else range(len(log_p)):
+            weight = 1.0 if kind in chosen else float(log_p[label].detach().exp())
             grads = torch.autograd.grad(log_p[label], list(named.values()), retain_graph=True, allow_unused=True)
             for (name, _), grad in zip(named.items(), grads, strict=True):
                 if grad is not None:
@@ -129,7 +129,7 @@ def _grown(model: nn.Module) -> nn.Module:
     return model.double()
 
 
-@pytest.mark.parametrize("kind", ["exact", "empirical"])
+@pytest.mark.parametrize("kind", ["exact", "predicted", "empirical"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_pass_equals_a_loop_over_samples_and_labels(few: Any, name: str, kind: str) -> None:
     model = MODELS[name](few)
@@ -245,7 +245,7 @@ def test_batch_statistics_and_the_mode_stay_as_they_were(few: Any) -> None:
     for training in (True, False):
         model.train(training)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        for kind in ("exact", "true", "empirical", "batch"):
+        for kind in ("exact", "true", "predicted", "empirical", "batch"):
             fisher_diagonal(Learner(model), TensorData(*few.points(7)), kind, generator=torch.Generator())
         assert model.training is training
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

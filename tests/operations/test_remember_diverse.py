@@ -92,3 +92,38 @@ def test_a_second_memory_and_senseless_numbers_are_refused(few: Any) -> None:
         RememberDiverse(capacity=0)
     with pytest.raises(ConfigError, match="compare=0"):
         RememberDiverse(capacity=3, compare=0)
+
+
+@pytest.mark.parametrize("kind", ["frozen layer", "norm without statistics"])
+def test_a_model_without_closed_form_scores_by_gradients_of_single_rows(few: Any, kind: str) -> None:
+    """A layer that is partly frozen, or has no closed form, gets the same scores from `vmap`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        middle = torch.nn.LayerNorm(5) if kind != "frozen layer" else torch.nn.Identity()
+        model = torch.nn.Sequential(torch.nn.Linear(4, 5), middle, torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    if kind == "frozen layer":
+        model[0].bias.requires_grad_(False)
+    engine = few.bind(RememberDiverse(capacity=9, compare=3), model=model)
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(3, 4, generator=generator), torch.tensor([0, 1, 2])
+    second = torch.randn(4, 4, generator=generator), torch.tensor([0, 0, 1, 2])
+    few.step(engine, *first)
+    found = [[], []]
+    for which, (inputs, targets) in enumerate((first, second)):
+        for x, y in zip(inputs, targets, strict=True):
+            trained = [p for p in model.parameters() if p.requires_grad]
+            grads = torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), trained)
+            found[which].append(torch.cat([grad.flatten() for grad in grads]))
+    few.step(engine, *second)
+    for score, gradient in zip(engine.learner.memory.insertion.scores[3:], found[1], strict=True):
+        cosines = [float(gradient @ other / (gradient.norm() * other.norm())) for other in found[0]]
+        assert score == pytest.approx(1 + max(cosines), abs=1e-5)
+
+
+def test_scores_that_are_all_tiny_are_still_drawn_by_their_proportions() -> None:
+    """Where proposals are hardly ever taken, the slot is drawn by adding up the scores."""
+    held, trials = [1e-7, 3e-7], 2000
+    counts = _replaced(1e-8, held, trials)
+    for slot, count in enumerate(counts):
+        expected = held[slot] / sum(held) * held[slot] / (held[slot] + 1e-8)
+        assert count / trials == pytest.approx(expected, abs=4 * (expected / trials) ** 0.5)

@@ -21,6 +21,7 @@ from holdfast.operations import (
     SeparateNetworks,
     Subnetworks,
 )
+from holdfast.operations.subnetworks import smallest
 from holdfast.streams.data import TensorData
 from holdfast.training import Continual, Trainer
 
@@ -165,6 +166,15 @@ def test_subnetworks_take_the_best_scores_and_hold_what_earlier_ones_used() -> N
     masks = [operation.masks[0][f"backbone.{i}"].float() for i in (0, 2)]
     inputs = torch.randn(3, 4)
     assert torch.allclose(cl.predict(inputs, task=0)[:, :2], plain(cl.model, inputs, masks, biases, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_value_of_a_rank_is_that_of_the_sorted_values(dtype: torch.dtype) -> None:
+    values = torch.randn(101, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for rank in (1, 2, 50, 100, 101):
+        found = smallest(values, rank)
+        assert found.dtype == dtype
+        assert float(found) == sorted(values.tolist())[rank - 1]
 
 
 def test_the_scores_of_subnetworks_are_learnt() -> None:

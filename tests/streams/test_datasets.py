@@ -339,7 +339,7 @@ def test_csv_columns_can_be_chosen_and_targets_be_numbers(tmp_path):
         test_at="end",
     )
     assert data.train.gather(torch.arange(3)).inputs.flatten().tolist() == [2, 4, 6]
-    assert data.test.targets.tolist() == [3.5]
+    assert data.test.targets.tolist() == [[3.5]]  # one number a row is a column, as outputs are
     assert (data.classes, data.kind) == (0, "regression")
 
 

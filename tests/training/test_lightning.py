@@ -254,6 +254,100 @@ def test_resumed_from_lightnings_checkpoint_it_ends_with_equal_weights(
         assert equal(whole, fit(keep=False, resume=tmp_path / f"epoch={epoch}.ckpt"))
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", ["er", "ewc", "lwf", "agem", "cumulative"])
+def test_resumed_within_an_epoch_it_ends_with_equal_weights(
+    name: str, accumulate: int, toy: Any, tmp_path: Path
+) -> None:
+    stream = toy.stream()
+
+    def fit(*others: Any, resume: Path | None = None) -> nn.Module:
+        model = toy.model(stream, "growing")
+        callback = ContinualCallback(getattr(methods, name)(), seed=3)
+        settings = {"epochs": 6, "accumulate_grad_batches": accumulate, "enable_checkpointing": bool(others)}
+        data = StreamDataModule(stream, batch_size=4, epochs=2)
+        trainer(callback, *others, **settings).fit(Module(model, momentum=0.9), datamodule=data, ckpt_path=resume)
+        return model
+
+    whole = fit(lightning.callbacks.ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1))
+    steps = sorted(int(path.stem.split("=")[1]) for path in tmp_path.glob("*.ckpt"))
+    ends = 10 // accumulate + accumulate - 1  # of the first experience
+    assert ends in steps
+    for step in {steps[1], ends, ends + 1, steps[-2]}:
+        assert equal(whole, fit(resume=tmp_path / f"step={step}.ckpt")), f"resumed after step {step}"
+
+
+def test_manual_optimisation_over_several_batches_learns_what_the_wrapper_learns() -> None:
+    class Slow(Manual):
+        def training_step(self, batch: Any, index: int) -> None:
+            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            if index % 2:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+
+    for name in NAMES:
+        model = net()
+        callback = ContinualCallback(getattr(methods, name)(), accumulate=2)
+        for loader in loaders():
+            trainer(callback).fit(Slow(model), loader)
+        assert callback.cl.engine.index == 9
+        assert equal(model, by_wrapper(name, accumulate=2)), name
+
+
+def test_sixteen_bit_precision_on_a_cpu_is_bfloat16_as_lightning_decides() -> None:
+    for name in ("er", "ewc", "agem"):
+        models = [net(), net()]
+        for model, precision in zip(models, ("16-mixed", "bf16-mixed")):
+            callback = ContinualCallback(getattr(methods, name)())
+            for loader in loaders(2):
+                trainer(callback, precision=precision).fit(Module(model), loader)
+        assert equal(*models)
+
+
+class Words(torch.utils.data.Dataset):
+    """Mappings, as tokenizers make them."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = (torch.arange(5) * (index + 2)) % 11
+        return {"input_ids": ids, "attention_mask": (ids % 3 > 0).float(), "labels": torch.tensor(index % 3)}
+
+
+class Text(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+        values = self.embed(input_ids) * attention_mask.unsqueeze(-1)
+        return {"logits": self.head(values.sum(1)), "values": values}
+
+
+@pytest.mark.parametrize("name", ["er", "der_plus_plus", "agem", "ewc"])
+def test_a_text_model_is_trained_on_batches_that_are_mappings(name: str) -> None:
+    class Reads(Module):
+        def training_step(self, batch: Any, index: int) -> Any:
+            found = self.net(batch["input_ids"], attention_mask=batch["attention_mask"])
+            assert found["values"].shape[0] == len(batch["labels"])
+            return F.cross_entropy(found["logits"], batch["labels"])
+
+    weights = []
+    for _ in range(2):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Text()
+        callback = ContinualCallback(getattr(methods, name)())
+        for _ in range(2):
+            trainer(callback).fit(Reads(model), torch.utils.data.DataLoader(Words(), batch_size=4))
+        weights.append(model)
+    assert equal(*weights)
+    assert callback.cl.engine.index == 12
+    if name != "ewc":
+        assert set(callback.cl.learner.memory.all()["inputs"]) == {"input_ids", "attention_mask"}
+
+
 def test_early_stopping_checkpoints_and_loggers_work_alongside(tmp_path: Path, toy: Any) -> None:
     stream = toy.stream()
     model = toy.model(stream)

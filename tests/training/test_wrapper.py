@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from typing import Any
 
 import pytest
@@ -313,6 +314,46 @@ def test_a_compiled_model_learns_the_weights_of_the_plain_one(name: str) -> None
             run(cl, data, optimizer, outer)
             cl.end()
     assert same(*models)
+
+
+@pytest.mark.parametrize(
+    ("name", "through"), [*((name, "the model") for name in ("hat", "packnet", "xdg", "er")), ("er", "the wrapper")]
+)
+def test_a_model_compiled_after_binding_learns_the_weights_of_the_plain_one(name: str, through: str, toy: Any) -> None:
+    stream = toy.stream("task")
+    models = [toy.model(stream, "task"), toy.model(stream, "task")]
+    for model, compiled in zip(models, (False, True)):
+        optimizer = sgd(model)
+        given = torch.compile(model, backend="eager") if compiled and through == "the wrapper" else model
+        cl = Continual(given, getattr(methods, name)(), optimizer)
+        call = cl if through == "the wrapper" else torch.compile(model, backend="eager") if compiled else model
+        for experience in stream:
+            data = cl.begin(experience, epochs=1, batch_size=4)
+            for batch in data.batches(torch.arange(len(data)), 4):
+                loss = F.cross_entropy(call(batch.inputs), batch.targets)
+                optimizer.zero_grad()
+                cl.backward(loss, batch.targets, inputs=batch.inputs)
+                optimizer.step()
+            cl.end()
+    assert same(*models)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default backend wants a C++ compiler")
+@pytest.mark.parametrize("name", ["er", "der_plus_plus", "ewc", "agem", "lwf"])
+def test_torchs_default_backend_agrees_up_to_rounding(name: str) -> None:
+    models = [net(), net()]
+    for model, compiled in zip(models, (False, True)):
+        outer = torch.compile(model) if compiled else model
+        optimizer = sgd(model)
+        cl = Continual(outer, getattr(methods, name)(), optimizer)
+        for task in range(2):
+            data = batches(4, seed=task)
+            cl.begin(TensorData(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])))
+            run(cl, data, optimizer, outer)
+            cl.end()
+    for a, b in zip(models[0].parameters(), models[1].parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 # State -----------------------------------------------------------------------------------------------------

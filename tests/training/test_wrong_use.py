@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast import Continual, Every, Learner, Method, Operation, methods
+from holdfast import Continual, Every, Learner, Method, OnNewClass, Operation, StreamTrainer, methods
 from holdfast.core.errors import ConfigError, NeedError, UsageError
 from holdfast.models import mlp
 from holdfast.operations import Remember
@@ -153,6 +153,19 @@ def test_a_growing_head_without_begin_is_noticed(batch: Any) -> None:
         Continual(mlp(input_shape=(4,), classes=3, head="growing", seed=0), methods.er()).begin(classes=(0, 1))
 
 
+@pytest.mark.parametrize("boundary", [Every(steps=5), OnNewClass()])
+def test_a_head_without_outputs_beside_a_boundary_is_refused(batch: Any, boundary: Any) -> None:
+    model = mlp(input_shape=(4,), classes=3, hidden=[5], head="growing", seed=0)
+    with pytest.raises(ConfigError, match=r"after the forward only.*model\.head\.grow"):
+        Continual(model, methods.lwf(), sgd(model), boundary=boundary)
+    with pytest.raises(ConfigError, match=r"announces none.*model\.head\.grow"):
+        StreamTrainer(model, methods.er())
+    model.head.grow(3)
+    cl = Continual(model, methods.lwf(), sgd(model), boundary=boundary)
+    step(cl, model, batch)
+    assert cl.engine.index == 1
+
+
 def test_a_foreign_loss_is_refused_where_the_method_brings_its_own(batch: Any) -> None:
     model = nn.Linear(4, 3)
     cl = Continual(model, Method(OwnLoss()), sgd(model))
@@ -181,6 +194,34 @@ def test_targets_of_a_wrong_type_or_range_are_refused(batch: Any) -> None:
     ):
         with pytest.raises(UsageError, match=sentence):
             cl.backward(loss, wrong, inputs=x)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "good", "wrong", "sentence"),
+    [
+        (None, torch.tensor([0, 1]), torch.tensor([0.0, 1.0]), "Pass the criterion of your loop"),
+        (None, torch.tensor([0, 1]), torch.tensor([0, 3]), "outputs for 0 to 2"),
+        (None, torch.tensor([0, 1]), torch.tensor([True, False]), r"targets\.long\(\)"),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), torch.tensor([0, 1]), torch.tensor([0, 3]), "outputs for 0 to 2"),
+        (nn.CrossEntropyLoss(ignore_index=3), torch.tensor([0, 3]), torch.tensor([0, 4]), "outputs for 0 to 2"),
+        (F.cross_entropy, torch.eye(3)[:2], torch.eye(4)[:2], r"targets of shape \(2, 4\)"),
+        (F.nll_loss, torch.tensor([0, 1]), torch.tensor([0, -1]), "outputs for 0 to 2"),
+        (F.mse_loss, torch.zeros(2, 3), torch.zeros(2), r"targets of shape \(2,\)"),
+        (F.mse_loss, torch.zeros(2, 3), torch.tensor([0, 1]), "wants numbers"),
+        (nn.L1Loss(), torch.zeros(2, 3), torch.zeros(2, 1), r"targets of shape \(2, 1\)"),
+        (F.binary_cross_entropy_with_logits, torch.ones(2, 3), torch.tensor([0, 1]), "wants numbers"),
+        (nn.BCEWithLogitsLoss(), torch.ones(2, 3), torch.full((2, 3), 2.0), "from 0 to 1"),
+    ],
+)
+def test_targets_that_no_loss_of_their_kind_takes_are_refused(
+    criterion: Any, good: Tensor, wrong: Tensor, sentence: str
+) -> None:
+    model, x = nn.Linear(4, 3), torch.randn(2, 4)
+    cl = Continual(model, methods.er(), sgd(model), criterion=criterion)
+    with pytest.raises(UsageError, match=sentence):
+        cl.backward(model(x).square().mean(), wrong, inputs=x)
+    cl.backward(model(x).square().mean(), good, inputs=x)
+    cl.optimizer.step()
 
 
 def test_a_loss_that_cannot_be_one_is_refused(batch: Any) -> None:
@@ -239,11 +280,43 @@ def test_a_method_that_makes_the_step_itself_makes_it_once(batch: Any) -> None:
         Continual(model, Method(OwnStep()), sgd(model), accumulate=2)
 
 
+def test_a_model_compiled_in_place_is_refused_before_and_after_binding(batch: Any) -> None:
+    model = nn.Linear(4, 3)
+    model.compile(backend="eager")
+    with pytest.raises(ConfigError, match=r"Continual\(torch\.compile\(model\)"):
+        Continual(model, methods.er(), sgd(model))
+    model = nn.Linear(4, 3)
+    cl = Continual(model, methods.finetune(), sgd(model))
+    step(cl, model, batch)
+    model.compile(backend="eager")
+    with pytest.raises(UsageError, match=r"compiled = torch\.compile\(model\)"):
+        step(cl, model, batch)
+
+
+def test_the_data_given_to_end_stays_out_of_the_users_stream(batch: Any, toy: Any) -> None:
+    stream = toy.stream()
+    model = toy.model(stream)
+    cl = Continual(model, methods.ewc(), sgd(model))
+    before = stream[0].train
+    stream[0].classes = ()
+    cl.begin(stream[0])
+    rows = before.gather(torch.arange(4))
+    step(cl, model, (rows.inputs, rows.targets))
+    cl.end(TensorData(rows.inputs, rows.targets))
+    assert stream[0].train is before
+    assert stream[0].classes == ()
+    with pytest.raises(UsageError, match=r"LoaderData\(dataset\)"):
+        cl.begin([1, 2])  # type: ignore[arg-type]
+    cl.begin()
+    with pytest.raises(UsageError, match=r"LoaderData\(dataset\)"):
+        cl.end([1, 2])  # type: ignore[arg-type]
+
+
 def test_models_in_which_a_method_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="Use DistributedDataParallel"):
         Continual(nn.DataParallel(nn.Linear(4, 3)), methods.er())
     deep = mlp(input_shape=(4,), classes=4, hidden=[6], head="task", seed=0)
-    with pytest.raises(ConfigError, match=r"Leave out torch\.compile|before `torch\.compile`"):
+    with pytest.raises(ConfigError, match=r"before `torch\.compile`, on the plain model"):
         Continual(torch.compile(deep, backend="eager"), methods.hat(), sgd(deep))
     with pytest.raises(ConfigError, match=r"Give a torch\.nn\.Module"):
         Continual("resnet18", methods.er())  # type: ignore[arg-type]

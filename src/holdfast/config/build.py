@@ -87,13 +87,30 @@ def build_model(spec: Spec, stream: Stream, seed: int = 0) -> nn.Module:
     block = check_block("models", spec, ("model",))
     function = namespaces.find("models", block.name)
     arguments = schema.arguments(block)
-    supplied = {"input_shape": stream.input_shape, "classes": stream.classes}
+    supplied = {"input_shape": stream.input_shape, "classes": stream.outputs}
     arguments |= {key: value for key, value in supplied.items() if needs_argument(function, key)}
     if needs_argument(function, "seed"):
         return _made("models", block.name, arguments, seed, "model")  # type: ignore[no-any-return]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return _made("models", block.name, arguments, seed, "model")  # type: ignore[no-any-return]
+
+
+def with_features(stream: Stream, model: nn.Module, device: str = "cpu") -> Stream:
+    """The stream that a model with a cache of features learns from: features, each computed once; else the same stream.
+
+    Args:
+        stream: raw inputs.
+        model: as `build_model` made it; `cache` in its configuration asks for a cache.
+        device: where the backbone runs over what is not in the cache yet.
+    """
+    wanted = getattr(model, "features_cache", None)
+    if wanted is None:
+        return stream
+    from holdfast.streams.features import cache_features
+
+    model.to(build_device(device))
+    return cache_features(stream, model.backbone[0].frozen, **wanted)  # type: ignore[index, union-attr]
 
 
 def _made(kind: str, name: str, arguments: dict[str, Any], seed: int, path: str) -> Any:
@@ -171,4 +188,21 @@ def build_device(name: str) -> torch.device:
 
 def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     """The `trainer` part of a resolved configuration as keyword arguments of `Trainer`."""
-    return {key: value for key, value in trainer.items() if not (key == "epochs" and value is None)}
+    arguments = {key: value for key, value in trainer.items() if not (key == "epochs" and value is None)}
+    changes = arguments.pop("per_experience", None)
+    if isinstance(changes, list):
+        arguments["per_experience"] = [None if entry is None else _changes(entry) for entry in changes]
+    elif changes:
+        arguments["per_experience"] = {key: _changes(entry) for key, entry in changes.items()}
+    return arguments
+
+
+def _changes(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `per_experience`, with factories where it names an optimiser or a scheduler."""
+    built = {key: value for key, value in entry.items() if not (key == "epochs" and value is None)}
+    if built.get("optimizer") is not None:
+        built["optimizer"] = build_optimizer(built["optimizer"])
+    if "scheduler" in built:
+        scheduler = build_scheduler(built["scheduler"])
+        built |= {"scheduler": scheduler, "scheduler_every": "epoch" if scheduler is None else scheduler.every}
+    return {key: value for key, value in built.items() if value is not None or key != "optimizer"}

@@ -28,8 +28,14 @@ DINO = {
     "dinov2_vitl14": "vit_large_patch14_dinov2",
     "dinov2_vitg14": "vit_giant_patch14_dinov2",
 }
-MODELS = ("resnet18", "mlp", "identity", *list(DINO)[:3])
-RESEARCH_MODELS = ("mlp_lora", "mlp_subspace_lora", "mlp_subspace")
+REDUCED: dict[str, dict[str, Any]] = {
+    "mlp_lora": {"name": "low_rank_mlp", "rank": 1},
+    "mlp_subspace": {"name": "subspace_mlp", "dimension": 80},
+    "mlp_subspace_lora": {"name": "subspace_mlp", "dimension": 20, "rank_one": True},
+}
+"""Perceptrons that learn few values, with the sizes that are fixed in CLMixer's code."""
+
+MODELS = ("resnet18", "mlp", "identity", *list(DINO)[:3], *REDUCED)
 BACKBONES = ("resnet18", *DINO)
 SCENARIOS = ("cil", "indus", "indus_cil")
 IMAGE = 224
@@ -102,6 +108,9 @@ def convert(content: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any
     if any(one["name"] == "weight_align" for one in operations) and job.get("model", {}).get("head") == "cosine":
         job["model"]["head"] = "fixed"
         notes.append("model: a linear head instead of the cosine classifier, since weight alignment scales lengths.")
+    copies = next((one for one in operations if one["name"] == "duplicate_backbone"), None)
+    if copies is not None and "stream" in job:
+        copies["copies"] = job["stream"]["experiences"]
     if "human_knowledge" in content:
         notes.append("human_knowledge: left out; CLMixer writes it into every file and never reads it.")
     if "seed" in content:
@@ -192,19 +201,19 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], job: dict[s
         return
     given = given or {"model_type": "mlp"}
     kind = str(given.get("model_type", "mlp"))
-    if kind in RESEARCH_MODELS:
-        raise ConfigError(f"model.model_type: {kind!r} is research code of CLMixer that Holdfast has not. Write mlp.")
     if kind not in MODELS:
         near = nearest(kind, MODELS)
         advice = f"did you mean {near!r}?" if near else f"choose one of {', '.join(MODELS)}."
         raise ConfigError(f"model.model_type: unknown model {kind!r}; {advice}")
     if given.get("lora"):
-        raise ConfigError("model.lora: the rank-1 cosine classifier is research code of CLMixer. Leave it out.")
+        notes.append("model.lora: a full cosine classifier; all classes of one of rank 1 lie on one line, two ways.")
     size = int(given.get("hidden_size", 20))
-    hidden = [size] if kind == "mlp" and size > 0 else []
+    hidden = [size] if kind in ("mlp", *REDUCED) and size > 0 else []
     head = "cosine"
     if frozen is not None:
-        if kind not in ("mlp", "identity"):
+        if kind in REDUCED:
+            notes.append(f"model.model_type: a plain layer of {size} on the frozen features instead of {kind}.")
+        elif kind not in ("mlp", "identity"):
             raise ConfigError(
                 f"model.model_type: {kind!r} on the features of a frozen backbone makes no sense. Write mlp."
             )
@@ -214,8 +223,8 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], job: dict[s
             f"data.backbone: {frozen} is frozen, in eval mode; CLMixer leaves its batch norm in training mode. Nothing"
             " is downloaded: give the weights with model.weights=FILE, else they are random."
         )
-    elif kind == "mlp":
-        job["model"] = {"name": "mlp", "hidden": hidden, "head": head, "batch_norm": True}
+    elif kind == "mlp" or kind in REDUCED:
+        job["model"] = {**REDUCED.get(kind, {"name": "mlp"}), "hidden": hidden, "head": head, "batch_norm": True}
         job["model"] |= {"activation": "leaky_relu", "dropout": 0.1}
         notes.append("model: the leaky ReLU has torch's slope of 0.01, CLMixer's has 0.2.")
     elif kind == "identity":

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.config import namespaces
 from holdfast.core.errors import ConfigError
 
 Spec = dict[str, Any]
@@ -28,14 +27,14 @@ class Known:
     Attributes:
         function: its place in CLMixer's taxonomy.
         defaults: its hyperparameters.
-        made: from the hyperparameters to operations of ours; None where there is no equivalent.
+        made: from the hyperparameters to operations of ours.
         note: what is done differently.
         criterion: the loss that it stands for.
     """
 
     function: str
     defaults: dict[str, Any]
-    made: Callable[[dict[str, Any]], list[Spec]] | None
+    made: Callable[[dict[str, Any]], list[Spec]]
     note: str = ""
     criterion: str = ""
 
@@ -76,6 +75,14 @@ def _evidential(values: dict[str, Any]) -> list[Spec]:
     return [{"name": "evidential", "form": forms.get(regressor, "log"), "annealing": int(values["kl_annealing_step"])}]
 
 
+def _learned(name: str) -> Callable[[dict[str, Any]], list[Spec]]:
+    def made(values: dict[str, Any]) -> list[Spec]:
+        points = {"points": int(values["n"])} if values["n"] else {}
+        return [{"name": name, "dimensions": int(values["d"]), **points}]
+
+    return made
+
+
 def _one(name: str, **arguments: Any) -> Callable[[dict[str, Any]], list[Spec]]:
     return lambda values: [{"name": name, **arguments}]
 
@@ -95,7 +102,14 @@ KNOWN: dict[str, Known] = {
         _one("weighted_cross_entropy", scheme="complement"),
         "CLMixer applies it to a softmax, and resets the network at the end if it can; neither is done here.",
     ),
-    "CrossEntropyProjectionOperation": Known(INCORPORATION, {"n": 0, "d": 2, "epochs": 1}, None),
+    "CrossEntropyProjectionOperation": Known(
+        INCORPORATION,
+        {"n": 0, "d": 2, "epochs": 1},
+        _learned("common_minimum"),
+        "after each experience the weights move to the minimum of what was learned of all losses (CLMixer looks for a "
+        "point in all subspaces at once, draws and shows plots); epochs does nothing.",
+        "cross_entropy",
+    ),
     "RandomMemoryUpdaterOperation": Known(
         RETENTION,
         {"cls_budget": 10},
@@ -127,8 +141,20 @@ KNOWN: dict[str, Known] = {
         _interfered,
         "replays the samples whose loss a virtual step raises most (CLMixer's replay loss stays 0).",
     ),
-    "LossApproxOperation": Known(RETENTION, {"n": 10000, "d": 2, "epochs": 1}, None),
-    "LossLandscapeOperation": Known(RETENTION, {"n": 10000, "d": 2, "epochs": 1}, None),
+    "LossApproxOperation": Known(
+        RETENTION,
+        {"n": 10000, "d": 2, "epochs": 1},
+        _learned("loss_surrogate"),
+        "the old losses as learned along d directions, and a pull back to where they were learned (CLMixer lets the "
+        "weights leave the d directions freely, and needs cuda:0); epochs does nothing.",
+    ),
+    "LossLandscapeOperation": Known(
+        RETENTION,
+        {"n": 10000, "d": 2, "epochs": 1},
+        _learned("loss_surrogate"),
+        "as LossApproxOperation, on all weights; CLMixer trains a classifier of d numbers instead of the model's. "
+        "epochs does nothing.",
+    ),
     "FinetuneOperation": Known(
         BIAS,
         {"finetune_epochs": 100, "finetune_bs": 32, "finetune_lr": 0.001, "cls_budget": 15},
@@ -157,7 +183,12 @@ KNOWN: dict[str, Known] = {
         _evidential,
         "in one with the log form of the evidential loss; its evidence is never negative, its annealing applied.",
     ),
-    "DuplicateNetworkBackboneOperation": Known(REPRESENTATION, {}, None),
+    "DuplicateNetworkBackboneOperation": Known(
+        REPRESENTATION,
+        {},
+        _one("duplicate_backbone"),
+        "the head reads the features of all copies (CLMixer's is never widened, and stops with an error of shapes).",
+    ),
     "FreezeNetworkBackboneOperation": Known(
         REPRESENTATION, {}, _one("freeze_backbone"), "frozen from the second experience on."
     ),
@@ -169,20 +200,17 @@ def translate(plugins: Sequence[Plugin]) -> tuple[list[Spec], str, list[str]]:
     """Operations of ours for a list of plugins, the criterion that they name, and notes.
 
     Raises:
-        ConfigError: for a plugin that has no equivalent here.
+        ConfigError: for a hyperparameter without a meaning.
     """
-    existing = namespaces.names("operations")
     operations: list[Spec] = []
     criterion = ""
     notes = []
     for plugin in plugins:
         about = KNOWN[plugin.name]
         try:
-            found = None if about.made is None else about.made(plugin.values)
+            found = about.made(plugin.values)
         except ConfigError as error:
             raise ConfigError(f"{plugin.path}.hyperparameters.{error}") from None
-        if found is None or any(one["name"] not in existing for one in found):
-            raise ConfigError(f"{plugin.path}.name: {plugin.name} has no equivalent in Holdfast. Take the plugin out.")
         remembers = any(one["name"].startswith("remember") for one in operations)
         operations += [one for one in found if not (remembers and one["name"].startswith("remember"))]
         criterion = about.criterion or criterion

@@ -14,6 +14,7 @@ from holdfast.config.groups import GroupFile, Library
 from holdfast.config.layers import Origins, Reader, note, put
 from holdfast.config.load import read
 from holdfast.config.overrides import Override, apply, element_names, is_block, parse
+from holdfast.config.search import Search, made
 from holdfast.core.errors import ConfigError
 
 WHOLE = "experiment"
@@ -34,11 +35,13 @@ class Composition:
         config: completed by the default job, not yet checked.
         origins: path -> source of the value there; what is missing is a default of its callable.
         notes: what was translated, in sentences.
+        search: what the files say of a sweep, if anything.
     """
 
     config: dict[str, Any]
     origins: Origins
     notes: list[str] = field(default_factory=list)
+    search: Search | None = None
 
 
 def compose(
@@ -98,7 +101,7 @@ def compose(
             note(origins, change.block, change.value if isinstance(change.value, Mapping) else {"name": 0}, TYPED)
         elif not change.delete:
             note(origins, _numbered(config, change.path), change.value, TYPED)
-    return Composition(config, origins, notes)
+    return Composition(config, origins, notes, made(reader.search))
 
 
 def apply_foreign(content: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:

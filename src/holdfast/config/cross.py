@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -9,10 +10,13 @@ import torch
 
 from holdfast.config import namespaces, schema
 from holdfast.config.blocks import try_block
+from holdfast.config.folders import pattern_problem
 from holdfast.config.make import called, make_method
 from holdfast.config.words import nearest, shown
-from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method
+from holdfast.training.ranks import check_shared
+from holdfast.training.settings import indices
 
 
 def cross_checks(job: Any) -> list[str]:
@@ -39,13 +43,7 @@ def cross_checks(job: Any) -> list[str]:
             f"trainer.evaluate: got {shown(trainer['evaluate'])}, but the stream holds no validation data out. "
             "Write stream.validation=0.1, or trainer.evaluate=test."
         )
-    held_out = stream.get("validation", 1) not in (0, None)
-    for key in ("patience", "restore_best"):
-        if trainer.get(key) and not held_out:
-            problems.append(
-                f"trainer.{key}: got {shown(trainer[key])}, but the stream holds no validation data out. "
-                "Write stream.validation=0.1."
-            )
+    problems += _check_held_out(stream, "trainer", trainer)
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         if isinstance(trainer.get(key), float) and trainer[key] > 1:
             problems.append(
@@ -54,8 +52,14 @@ def cross_checks(job: Any) -> list[str]:
     hidden = getattr(job.model, "given_hidden", None) or ()
     if isinstance(hidden, (list, tuple)) and any(isinstance(size, int) and size < 1 for size in hidden):
         problems.append(f"model.hidden: got {shown(list(hidden))}, expected whole numbers from 1 up.")
+    for key in ("run", "multirun"):
+        pattern = getattr(job.folders, key)
+        fault = "" if pattern is None else pattern_problem(pattern)
+        problems += [f"folders.{key}: {fault}"] if fault else []
     problems += _check_method(job, stream)
-    problems += _check_optimizer(job) or _check_scheduler(job)
+    problems += _check_optimizer(job.optimizer) or _check_scheduler(job.optimizer, job.scheduler)
+    problems += check_changes(job, stream)
+    problems += check_processes(job)
     problems += _check_references(job.references, stream)
     problems += check_device_name(job.device)
     if job.seeds is not None and len(set(job.seeds)) < len(job.seeds):
@@ -70,9 +74,10 @@ def _check_method(job: Any, stream: dict[str, Any]) -> list[str]:
         return [str(error)]
     problems = _check_labels("method", method, stream)
     paradigm = stream.get("paradigm")
-    if schema.dump(job.model).get("head") == "task" and isinstance(paradigm, str) and paradigm != "task":
+    head = schema.dump(job.model).get("head")
+    if head in ("task", "cosine_task") and isinstance(paradigm, str) and paradigm != "task":
         problems.append(
-            'model.head: got "task", which has a set of outputs for each task label, and the stream is '
+            f'model.head: got "{head}", which has a set of outputs for each task label, and the stream is '
             f"{paradigm}-incremental, which has none. Write stream.paradigm=task, or model.head=growing."
         )
     owners = [operation.name for operation in method if operation.overrides("criterion")]
@@ -101,40 +106,111 @@ def _check_labels(path: str, method: Method, stream: dict[str, Any]) -> list[str
     ]
 
 
-def _check_optimizer(job: Any) -> list[str]:
+def _check_optimizer(optimizer: Any, path: str = "optimizer") -> list[str]:
     """Ask torch itself: without parameters it checks the values, then stops before it imports its compiler."""
-    function = namespaces.find("optimizers", job.optimizer.name)
+    function = namespaces.find("optimizers", optimizer.name)
     try:
-        called("optimizer", function, {"params": [], **schema.arguments(job.optimizer)})
+        called(path, function, {"params": [], **schema.arguments(optimizer)})
     except ConfigError as error:
         return [] if "empty parameter list" in str(error) else [str(error)]
     return []
 
 
-def _check_scheduler(job: Any) -> list[str]:
+def _check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") -> list[str]:
     """Make the scheduler over one number and move it once. Its optimiser imports torch's compiler, for a second."""
-    if job.scheduler is None:
+    if scheduler is None:
         return []
-    function = namespaces.find("schedulers", job.scheduler.name)
-    size = getattr(job.scheduler, "given_step_size", 1)
+    function = namespaces.find("schedulers", scheduler.name)
+    size = getattr(scheduler, "given_step_size", 1)
     if isinstance(size, int) and size < 0:
-        return [f"scheduler.step_size: got {size}, expected a number of at least 1."]
+        return [f"{path}.step_size: got {size}, expected a number of at least 1."]
 
     def moved(**arguments: Any) -> None:
-        optimizer = namespaces.find("optimizers", job.optimizer.name)
-        scheduler = function(
-            optimizer([torch.nn.Parameter(torch.zeros(1, 1))], **schema.arguments(job.optimizer)), **arguments
-        )
-        scheduler.step()
+        make = namespaces.find("optimizers", optimizer.name)
+        made = function(make([torch.nn.Parameter(torch.zeros(1, 1))], **schema.arguments(optimizer)), **arguments)
+        made.step()
 
-    moved.__name__, moved.__wrapped__ = job.scheduler.name, function  # type: ignore[attr-defined]
+    moved.__name__, moved.__wrapped__ = scheduler.name, function  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            called("scheduler", moved, schema.arguments(job.scheduler, "every"))
+            called(path, moved, schema.arguments(scheduler, "every"))
     except ConfigError as error:
         return [str(error)]
     return []
+
+
+def check_changes(job: Any, stream: dict[str, Any]) -> list[str]:
+    """What is wrong with `trainer.per_experience`: experiences that there are not, and combinations in an entry."""
+    given = job.trainer.per_experience
+    if given is None:
+        return []
+    experiences = stream.get("experiences")
+    known = experiences if isinstance(experiences, int) else None
+    entries = given.items() if isinstance(given, dict) else enumerate(given)
+    problems = []
+    if isinstance(given, dict):
+        for key in given:
+            try:
+                indices(key, known)
+            except ConfigError as error:
+                problems.append(f"trainer.{error}")
+    elif known is not None and len(given) != known:
+        problems.append(
+            f"trainer.per_experience: lists {len(given)} experiences, and the stream has {known}. "
+            'Give one entry for each (null where nothing changes), or name them: {"0": ..., "3-": ...}.'
+        )
+    for key, entry in entries:
+        path = f"trainer.per_experience.{key}"
+        if entry is None:
+            continue
+        said = schema.dump(entry)
+        if said.get("epochs") is not None and said.get("iterations") is not None:
+            problems.append(f"{path}: both epochs and iterations are given. Keep one.")
+        optimizer = entry.optimizer or job.optimizer
+        scheduler = entry.scheduler if "scheduler" in said else None
+        wrong = _check_optimizer(optimizer, f"{path}.optimizer") if entry.optimizer else []
+        problems += wrong or _check_scheduler(optimizer, scheduler, f"{path}.scheduler")
+        if said.get("patience") or said.get("restore_best"):
+            problems += _check_held_out(stream, path, said)
+    return problems
+
+
+def _check_held_out(stream: dict[str, Any], path: str, trainer: dict[str, Any]) -> list[str]:
+    if stream.get("validation", 1) not in (0, None):
+        return []
+    return [
+        f"{path}.{key}: got {shown(trainer[key])}, but the stream holds no validation data out. "
+        "Write stream.validation=0.1."
+        for key in ("patience", "restore_best")
+        if trainer.get(key)
+    ]
+
+
+def check_processes(job: Any) -> list[str]:
+    """What several processes cannot share, and number formats that the device has not."""
+    trainer = schema.dump(job.trainer)
+    problems = []
+    count = trainer["devices"] * trainer["num_nodes"]
+    if trainer["precision"] == "16-mixed" and job.device == "cpu":
+        problems.append(
+            "trainer.precision: 16-mixed is for GPUs, and the device is the CPU. Write trainer.precision=bf16-mixed."
+        )
+    if trainer["num_nodes"] > 1:
+        problems.append(
+            f"trainer.num_nodes: got {trainer['num_nodes']}, and a run starts the processes of one machine. Write"
+            " trainer.num_nodes=1, or start a script that calls Trainer by torchrun or SLURM."
+        )
+    if count > 1:
+        with contextlib.suppress(HoldfastError):  # what is wrong with the method alone is told elsewhere
+            try:
+                check_shared(make_method(job.method), trainer["batch_size"], count)
+            except NeedError as error:
+                problems.append(f"trainer.devices: {' '.join(str(error).split())}")
+            except ConfigError as error:
+                if "batch_size" in str(error):
+                    problems.append(f"trainer.{error}")
+    return problems
 
 
 def _check_references(references: list[str], stream: dict[str, Any]) -> list[str]:

@@ -12,9 +12,14 @@ Changes = dict[tuple[str, ...], Any]
 
 ACCELERATORS = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps", "auto": "auto"}
 PRECISIONS = {
-    "32": "float32", "32-true": "float32", "float32": "float32",
-    "bf16": "bfloat16", "bf16-mixed": "bfloat16", "bfloat16": "bfloat16",
-    "16": "bfloat16", "16-mixed": "bfloat16",
+    "32": "32-true", "32-true": "32-true", "float32": "32-true",
+    "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed", "bfloat16": "bf16-mixed",
+    "16": "16-mixed", "16-mixed": "16-mixed", "64": "64-true", "64-true": "64-true",
+}  # fmt: skip
+STRATEGIES = {
+    "auto": "auto", "single_device": "auto",
+    "ddp": "ddp", "ddp_find_unused_parameters_true": "ddp", "ddp_find_unused_parameters_false": "ddp",
+    "ddp_fork": "ddp_fork", "ddp_notebook": "ddp_fork", "ddp_spawn": "ddp_spawn",
 }  # fmt: skip
 SAME = {
     "max_epochs": "epochs",
@@ -25,8 +30,6 @@ SAME = {
 }
 JOB = ("profiler", "compile")
 """Flags that are keys of the job here."""
-
-ONE_PROCESS = {"devices": (1, "1", "auto"), "num_nodes": (1, "1"), "strategy": ("auto", "single_device")}
 
 
 def flag(key: str, value: Any) -> Changes | None:
@@ -53,15 +56,17 @@ def flag(key: str, value: Any) -> Changes | None:
         return {("device",): ACCELERATORS[value]}
     if key == "precision":
         if str(value) not in PRECISIONS:
-            raise ConfigError(f"trainer.precision: got {shown(value)}, expected 32, bf16 or 16 (which is bf16 here).")
+            raise ConfigError(f"trainer.precision: got {shown(value)}, expected 32, bf16, 16 or 64.")
         return {("trainer", "precision"): PRECISIONS[str(value)]}
-    if key in ONE_PROCESS:
-        if value in ONE_PROCESS[key]:
-            return {}
-        raise ConfigError(
-            f"trainer.{key}: got {shown(value)}, and a run is one process on one device. Leave it out; for several runs"
-            f" at once, `holdfast run -m ... --jobs {value if isinstance(value, int) else 2}`."
-        )
+    if key in ("devices", "num_nodes"):
+        return {("trainer", key): count(key, value)}
+    if key == "strategy":
+        if value not in STRATEGIES:
+            raise ConfigError(
+                f"trainer.strategy: got {shown(value)}, and every process holds the whole model here. "
+                "Write ddp, ddp_spawn, ddp_fork or auto."
+            )
+        return {("trainer", key): STRATEGIES[value]}
     if key == "fast_dev_run":
         one = {f"limit_{part}_batches": 1 for part in ("train", "val", "test")} if value else {}
         return {("trainer", name): count for name, count in {**one, **({"epochs": 1} if value else {})}.items()}
@@ -112,6 +117,23 @@ def translated(content: Mapping[str, Any], package: tuple[str, ...] = ()) -> dic
             f"trainer: {', '.join(outside)} is no part of `trainer`. Open the file with `# @package _global_`."
         )
     return kept
+
+
+def count(key: str, value: Any) -> Any:
+    """A number of devices or machines; `auto` is one.
+
+    Example:
+        >>> count("devices", "auto"), count("devices", "4")
+        (1, 4)
+    """
+    if value == "auto":
+        return 1
+    if value == -1 or isinstance(value, (list, tuple)):
+        raise ConfigError(
+            f"trainer.{key}: got {shown(value)}, expected how many there are to be. Write trainer.{key}=2, and choose"
+            " which by CUDA_VISIBLE_DEVICES."
+        )
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def seconds(value: Any) -> float | None:

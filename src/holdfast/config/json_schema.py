@@ -22,8 +22,13 @@ def json_schema() -> dict[str, Any]:
         for name in namespaces.names(kind):
             _add(definitions, kind, name)
     properties = job["properties"]
-    for part in ("trainer", "checkpoint"):
+    for part in ("trainer", "checkpoint", "folders"):
         definitions[part] = job["$defs"][part]
+    definitions["augment"], definitions["changes"] = job["$defs"]["augment"], job["$defs"]["changes"]
+    for key, kind in (("optimizer", "optimizers"), ("scheduler", "schedulers")):
+        shape = _block(kind)
+        shape["oneOf"].append({"type": "null"})
+        definitions["changes"]["properties"][key] = shape
     for key, kind in (
         ("stream", "streams"),
         ("model", "models"),
@@ -50,6 +55,7 @@ def json_schema() -> dict[str, Any]:
         ],
     }
     properties["references"]["items"] = {"enum": list(namespaces.names("methods"))}
+    properties["sweep"] = _sweep()
     properties["$schema"] = {"type": "string", "description": "where this schema is, for editors"}
     return {
         "$schema": DIALECT,
@@ -59,6 +65,28 @@ def json_schema() -> dict[str, Any]:
         "properties": properties,
         "additionalProperties": False,
         "$defs": definitions,
+    }
+
+
+def _sweep() -> dict[str, Any]:
+    """What a file may say of a sweep; it is no part of the job."""
+    whole = {"type": "integer", "minimum": 1}
+    return {
+        "type": "object",
+        "description": "keys to vary, with `holdfast run -m`; the best setting is chosen by validation data",
+        "properties": {
+            "params": {
+                "type": "object",
+                "description": "key -> list of values, or choice(..), range(..), interval(..)",
+            },
+            "method": {"enum": ["grid", "random"], "description": "every combination, or some drawn at random"},
+            "trials": {**whole, "description": "settings that random draws"},
+            "seed": {"type": "integer", "minimum": 0, "description": "of the drawing"},
+            "seeds": {**whole, "description": "runs of each setting"},
+            "metric": {"type": "string", "description": "measure that the best setting is chosen by"},
+        },
+        "required": ["params"],
+        "additionalProperties": False,
     }
 
 

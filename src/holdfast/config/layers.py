@@ -11,6 +11,7 @@ from holdfast.config.defaults import CHOSEN, settle_length
 from holdfast.config.flags import translated
 from holdfast.config.groups import GroupFile, Library, nested
 from holdfast.config.load import read
+from holdfast.config.search import split_off
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
 
@@ -90,6 +91,7 @@ class Reader:
         self.library = library
         self.chosen = dict(chosen)
         self.used: set[str] = set()
+        self.search: dict[str, Any] = {}
         self._open: list[str] = []
 
     def choice(self, file: GroupFile) -> list[Layer]:
@@ -105,6 +107,7 @@ class Reader:
         if source in self._open:
             raise ConfigError(f"defaults: {' -> '.join([*self._open, source])} goes in a circle. Take one out.")
         self._open.append(source)
+        content, search = split_off(content, source) if not package else (content, {})
         said = {key: value for key, value in content.items() if key not in ("defaults", "$schema")}
         try:
             body = translated(said, package)
@@ -119,6 +122,11 @@ class Reader:
             found += [own] if entry == "_self_" else self._entry(entry, source, group)
         if "_self_" not in entries and body:
             found.append(own)
+        self.search |= (
+            {**search, "params": {**self.search.get("params", {}), **search["params"]}}
+            if "params" in search
+            else search
+        )
         self._open.pop()
         return found
 

@@ -55,6 +55,8 @@ def parse(texts: Sequence[str]) -> list[Override]:
     Raises:
         ConfigError: where one cannot be read, or stands for several values.
     """
+    if not texts:  # reading the grammar takes a tenth of a second
+        return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
 from holdfast.config import namespaces
 from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
@@ -24,6 +24,7 @@ TRAINER_SUPPLIED = {
     "optimizer",
     "scheduler",
     "scheduler_every",
+    "per_experience",
     "criterion",
     "seed",
     "device",
@@ -43,6 +44,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     "log_every": {"ge": 1},
     "clip_norm": {"gt": 0},
     "accumulate": {"ge": 1},
+    "devices": {"ge": 1},
+    "num_nodes": {"ge": 1},
     "patience": {"ge": 1},
     "max_seconds": {"gt": 0},
     "limit_train_batches": {"gt": 0},
@@ -185,9 +188,22 @@ def job_model() -> type[BaseModel]:
         if parameter.name == "epochs":  # null where `iterations` is given
             parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])  # noqa: UP007
         trainer |= _field(parameter, "trainer")
+    trainer["per_experience"] = (changes_type() | None, Field(None, description=CHANGES))
     checkpoint: Fields = {
         "every_seconds": (float | None, Field(30.0, gt=0, description="seconds between checkpoints; null for none")),
         "every_steps": (int | None, Field(None, ge=1, description="steps between checkpoints; null for none")),
+    }
+    pattern = "pattern of new folders, with {date}, {time}, {clock}, {experiment} and {method}; null for"
+    folders: Fields = {
+        "run": (str | None, Field(None, description=f"{pattern} runs/... or logs/<experiment>/runs/...")),
+        "multirun": (
+            str | None,
+            Field(None, description=f"{pattern} multiruns/... or logs/<experiment>/multiruns/..."),
+        ),
+        "experiences": (
+            bool,
+            Field(False, description="a folder for each experience: checkpoint after it, results and training as CSV"),
+        ),
     }
     seed: Any = Annotated[int, Field(ge=0)]
     several: Any = list[seed]  # type: ignore[valid-type]
@@ -230,8 +246,54 @@ def job_model() -> type[BaseModel]:
         ),
         "compile": (bool, Field(False, description="compile the model's forward with torch.compile")),
         "checkpoint": (_part("checkpoint", "When to save.", checkpoint), Field(description="when to save")),
+        "folders": (_part("folders", "Where runs go.", folders), Field({}, description="where runs go")),
     }
     return create_model("job", __config__=STRICT, __doc__="A continual-learning job of Holdfast.", **fields)
+
+
+CHANGES = 'what is different in some experiences: {"0": {"epochs": 5}, "2-": {...}}, or a list with one entry for each'
+
+
+class Given(BaseModel):
+    """A block of which only what was given counts, and is written down again."""
+
+    model_config = STRICT
+
+    @model_serializer(mode="plain")
+    def given(self) -> dict[str, Any]:
+        """What was given, under the names it was given by."""
+        fields = type(self).model_fields
+        values = {fields[name].alias or name: getattr(self, name) for name in fields if name in self.model_fields_set}
+        return {name: dump(value) if isinstance(value, BaseModel) else value for name, value in values.items()}
+
+
+@functools.cache
+def changes_model() -> type[BaseModel]:
+    """The pydantic model of what may be different in an experience."""
+    names = {field.name for field in dataclasses.fields(importlib.import_module("holdfast.training.settings").Settings)}
+    fields: Fields = {}
+    for parameter in trainer_parameters():
+        if parameter.name in names:
+            kind: Any = Union[parameter.type, None]  # noqa: UP007
+            fields |= _field(dataclasses.replace(parameter, type=kind, default=None), "trainer")
+    fields["optimizer"] = (block("optimizers") | None, Field(None, description="a new one, for this experience"))
+    fields["scheduler"] = (block("schedulers") | None, Field(None, description="of its learning rate; null for none"))
+    augmentations: Fields = {
+        "crop": (int, Field(0, ge=0, description="black pixels on each side before a random crop")),
+        "flip": (bool, Field(False, description="whether half of the images are mirrored")),
+    }
+    augment = create_model("augment", __base__=Given, __doc__="Random changes of training images.", **augmentations)
+    fields["augment"] = (augment | None, Field(None, description="random changes of its training images"))
+    return create_model("changes", __base__=Given, __doc__="What is different in an experience.", **fields)
+
+
+def changes_type() -> Any:
+    """The type of `trainer.per_experience`: changes by experience, or one entry for each."""
+    one = changes_model()
+    by_name: Any = Annotated[dict[str, one], Tag(TAG + "by experience")]  # type: ignore[valid-type]
+    listed: Any = Annotated[list[one | None], Tag(TAG + "for each")]  # type: ignore[valid-type]
+    kind = Discriminator(lambda value: TAG + ("for each" if isinstance(value, list) else "by experience"))
+    return Annotated[Union[by_name, listed], kind]  # noqa: UP007
 
 
 LOGGERS = ("tensorboard", "wandb", "mlflow", "comet")
@@ -274,6 +336,6 @@ def arguments(value: BaseModel, *without: str) -> dict[str, Any]:
 
 def forget() -> None:
     """Read every namespace again, for instance after a package was installed."""
-    caches: list[Callable[..., Any]] = [namespaces.namespace, _model_of, _block, job_model]
+    caches: list[Callable[..., Any]] = [namespaces.namespace, _model_of, _block, changes_model, job_model]
     for function in caches:
         function.cache_clear()  # type: ignore[attr-defined]

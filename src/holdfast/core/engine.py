@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.core.backward import backward, constant
+from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Batch, Experience, Tree, task_column, tree_cat, tree_rows
 from holdfast.core.inspect import eval_mode
@@ -38,7 +39,10 @@ class Engine:
     def __init__(
         self, method: Method, learner: Learner, offers: Iterable[str], advice: Mapping[str, str] | None = None
     ) -> None:
+        if without_classes(learner.criterion):
+            offers = set(offers) - {"classes"}
         check_needs(method.name, method.needs, offers, advice)
+        self._labelled = "classes" in method.needs
         for operation in method:
             if getattr(operation, "bound", False):
                 raise ConfigError(f"{method!r} is already bound to a learner. Use method.clone() for a second one.")
@@ -82,6 +86,11 @@ class Engine:
                     "Add Remember(capacity=200) to it."
                 )
 
+    def _check_targets(self, targets: Tensor) -> None:
+        """Refuse numbers as targets where class indices are needed."""
+        if targets.is_floating_point():
+            check_needs(self.method.name, {"classes": self.method.needs["classes"]}, ())
+
     def acts_at(self, entry_point: str) -> bool:
         """Whether some operation acts at `entry_point`."""
         return bool(getattr(self, f"_{entry_point}"))
@@ -95,6 +104,8 @@ class Engine:
             The experience to train on (a copy if an operation replaced its data), and whether one did.
         """
         given = experience
+        if self._labelled and not experience.classes and len(experience.train):
+            self._check_targets(experience.train.targets)
         for begin in self._begin:
             data = begin(experience, self.learner)
             if data is not None:
@@ -152,16 +163,25 @@ class Engine:
         extras = {name: {**rows, "outputs": part} for (name, rows), part in zip(appended.items(), parts[1:])}
         return parts[0], extras
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """The main forward: outputs of the current rows, and extras by operation."""
+    def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """The main forward: outputs of the current rows, and extras by operation.
+
+        Args:
+            batch: with the rows that operations appended.
+            through: what wraps the model, if the forward must go through that.
+        """
         extras: dict[str, Any]
         if not batch.appended:
-            outputs, extras = self.learner(batch.inputs, batch.task), {}
+            outputs, extras = self._outputs(batch.inputs, batch.task, through), {}
         else:
             inputs, task = self.join(batch)
-            outputs, extras = self.split(self.learner(inputs, task), batch)
+            outputs, extras = self.split(self._outputs(inputs, task, through), batch)
         self.note_unmasked(outputs, extras)
         return outputs, extras
+
+    def _outputs(self, inputs: Tree, task: int | Tensor | None, through: nn.Module | None) -> Tensor:
+        learner = self.learner
+        return learner(inputs, task) if through is None else learner._forward(through, inputs, task, learner.model)
 
     def note_unmasked(self, outputs: Tensor, extras: dict[str, Any]) -> None:
         """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`."""
@@ -186,6 +206,8 @@ class Engine:
 
     def accumulate(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
+        if self._labelled:
+            self._check_targets(step.targets)
         if self.learner.autocast is None:
             roots, factors = self._terms(step)
         else:

@@ -164,5 +164,13 @@ class Stream(Sequence[Experience]):
     def __getitem__(self, index: Any) -> Any:
         return self.experiences[index]
 
+    @property
+    def outputs(self) -> int:
+        """How many outputs a model of this stream needs: one per class, or one per number of a target."""
+        if self.classes or not self.experiences:
+            return self.classes
+        targets = self.experiences[0].train.targets
+        return targets[:1].numel() if targets.is_floating_point() else 0
+
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, {len(self)} experiences, {self.classes} classes, {self.paradigm}-incremental)"

@@ -9,16 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience, Tree
 from holdfast.core.inspect import features_of, find_head
+from holdfast.core.ranks import average_over_ranks
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Snapshot = dict[str, Tensor]
+
+TEACHERS = 8
+"""Scratch copies of the model that are kept for snapshots, at most."""
+
+OWN_DRAWS = ("augment", "draw", "remember", "replace")
+"""Beginnings of the names of random choices that every rank makes for itself; all others are alike on every rank."""
 
 
 def derive_seed(seed: int, name: str) -> int:
@@ -42,6 +48,8 @@ class Learner:
         seed: of every random choice; each purpose has its own generator, see `rng`.
         device: where the model lives; default: where its first parameter is.
         head: dotted path of the output layer; default: `model.head`, else the last linear layer.
+        rank: the number of this process among those that share every batch and the memory.
+        ranks: how many those are.
 
     Attributes:
         task: the current task label; None in unlabelled streams.
@@ -70,8 +78,12 @@ class Learner:
         seed: int = 0,
         device: torch.device | str | None = None,
         head: str | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.model = model
+        self.rank = rank
+        self.ranks = ranks
         self.criterion: Criterion = criterion if criterion is not None else F.cross_entropy
         self.prepare = prepare
         self.seed = seed
@@ -98,7 +110,7 @@ class Learner:
         self._classes = torch.zeros(0, dtype=torch.bool, device=self.device)
         self._generators: dict[str, torch.Generator] = {}
         self._loaded_generators: dict[str, Tensor] = {}
-        self._scratch: tuple[Snapshot, nn.Module] | None = None
+        self._scratch: list[tuple[int, Snapshot, nn.Module]] | None = None
         self._parameters: list[nn.Parameter] | None = None
         self._augment = self.rng("augment")
         self._multi_head = bool(getattr(self.head, "needs_task", False))
@@ -124,18 +136,25 @@ class Learner:
         given = self.given_task
         return self.task if given is None or isinstance(given, str) else given
 
-    def _forward(self, model: nn.Module, inputs: Tree, task: int | Tensor | str | None = None) -> Tensor:
+    def _forward(
+        self,
+        model: nn.Module,
+        inputs: Tree,
+        task: int | Tensor | str | None = None,
+        inner: nn.Module | None = None,
+    ) -> Tensor:
+        """Outputs of `model`, which wraps `inner` where that is given."""
         before, self.given_task = self.given_task, task
         try:
-            return self._run(model, inputs, task)
+            return self._run(model, inputs, task, model if inner is None else inner)
         finally:
             self.given_task = before
 
-    def _run(self, model: nn.Module, inputs: Tree, task: int | Tensor | str | None) -> Tensor:
+    def _run(self, model: nn.Module, inputs: Tree, task: int | Tensor | str | None, inner: nn.Module) -> Tensor:
         if self.prepare is not None:
             inputs = self.prepare(inputs, model.training, self._augment)
         if self._multi_head:
-            model.get_submodule(self._head_path).task = self.task if task is None else task  # type: ignore[assignment]
+            inner.get_submodule(self._head_path).task = self.task if task is None else task  # type: ignore[assignment]
         if isinstance(inputs, Tensor):
             outputs = model(inputs)
         else:
@@ -223,11 +242,16 @@ class Learner:
         for parameter in parameters if optimizer is not None else ():
             optimizer.state.pop(parameter, None)  # type: ignore[union-attr]
 
-    def grad(self, loss: Tensor) -> list[Tensor]:
-        """Gradient of `loss` by every trainable parameter, averaged over ranks; never touches `p.grad`."""
+    def grad(self, loss: Tensor, average: bool = True) -> list[Tensor]:
+        """Gradient of `loss` by every trainable parameter; never touches `p.grad`.
+
+        Args:
+            loss: a scalar with its graph.
+            average: over ranks, which must then all ask at the same time.
+        """
         found = torch.autograd.grad(loss, self.parameters(), allow_unused=True)
         grads = [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters())]
-        return average_over_ranks(grads)
+        return average_over_ranks(grads) if average else grads
 
     def gradients(self) -> list[Tensor]:
         """The gradients that the optimiser is about to use, to be edited in place; zeros where there were none."""
@@ -243,7 +267,9 @@ class Learner:
     def snapshot(self) -> Snapshot:
         """A copy of the model's parameters and buffers by name: state, to be kept by the operation that took it."""
         snapshot = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self._scratch = (snapshot, self._teacher())
+        # Teachers of the boundary before are most often replaced now; one that is not is made again when it is wanted.
+        self._scratch = [kept for kept in self._scratch or [] if kept[0] == self.experience][1 - TEACHERS :]
+        self._scratch.append((self.experience, snapshot, self.twin()))
         return snapshot
 
     @property
@@ -257,20 +283,37 @@ class Learner:
         The module behind it is a scratch copy, made again after loading a checkpoint
         (`functional_call` on the snapshot was measured four times slower).
         """
-        if self._scratch is None or self._scratch[0] is not snapshot:
-            teacher = self._teacher()
-            shrink = getattr(teacher.get_submodule(self._head_path), "shrink_to", None)
-            if shrink is not None:
-                shrink(snapshot, f"{self._head_path}." if self._head_path else "")
-            teacher.load_state_dict(snapshot)
-            self._scratch = (snapshot, teacher)
+        return self.forward_of(self._teacher(snapshot), inputs, task)
+
+    def _teacher(self, snapshot: Snapshot) -> nn.Module:
+        """The scratch copy behind `snapshot`; several operations may have one each."""
+        for _, known, teacher in self._scratch or []:
+            if known is snapshot:
+                return teacher
+        teacher = self.twin()
+        shrink = getattr(teacher.get_submodule(self._head_path), "shrink_to", None)
+        if shrink is not None:
+            shrink(snapshot, f"{self._head_path}." if self._head_path else "")
+        teacher.load_state_dict(snapshot)
+        self._scratch = [*(self._scratch or [])[1 - TEACHERS :], (self.experience, snapshot, teacher)]
+        return teacher
+
+    def forward_of(self, twin: nn.Module, inputs: Tree, task: int | Tensor | str | None = None) -> Tensor:
+        """Outputs of `twin`, a copy of the model, on raw `inputs`, without a graph.
+
+        Args:
+            twin: as `twin()` made it.
+            inputs: raw inputs, `[rows, ...]`.
+            task: as for `learner(inputs, task)`.
+        """
         context = (
             torch.autocast(self.autocast[0], dtype=self.autocast[1]) if self.autocast else contextlib.nullcontext()
         )
         with torch.no_grad(), context:
-            return self._forward(self._scratch[1], inputs, task)
+            return self._forward(twin, inputs, task)
 
-    def _teacher(self) -> nn.Module:
+    def twin(self) -> nn.Module:
+        """A copy of the model with its layers' hooks, in eval mode and without gradients; scratch, not state."""
         model = self.model
         hooks = {name: value for name, value in vars(model).items() if name.startswith("_forward_") and value}
         try:  # the wrapper's hooks hold the wrapper, which a teacher must not have a copy of
@@ -339,8 +382,9 @@ class Learner:
     def rng(self, name: str) -> torch.Generator:
         """The generator (on the CPU) of the random choices called `name`; the only source of randomness."""
         if name not in self._generators:
+            own = self.rank > 0 and name.startswith(OWN_DRAWS)
             generator = torch.Generator()
-            generator.manual_seed(derive_seed(self.seed, name))
+            generator.manual_seed(derive_seed(self.seed, f"{name} on rank {self.rank}" if own else name))
             if name in self._loaded_generators:
                 generator.set_state(self._loaded_generators.pop(name))
             self._generators[name] = generator
@@ -352,6 +396,16 @@ class Learner:
         if values is None:
             values = self.logged[name] = []
         values.append((value.detach(), factor))
+
+    def share(self, count: int) -> int:
+        """This rank's part of `count` samples that all ranks keep between them; at least one."""
+        if self.ranks == 1:
+            return count
+        return max(1, count // self.ranks + (self.rank < count % self.ranks))
+
+    def shard(self, order: Tensor) -> Tensor:
+        """This rank's part of `order`, the samples that a pass goes over on all ranks together; maybe empty."""
+        return order if self.ranks == 1 else order[self.rank :: self.ranks]
 
     # State ---------------------------------------------------------------------------------------------
 
@@ -386,27 +440,3 @@ class Learner:
                 generator.set_state(self._loaded_generators.pop(name))
         if state["memory"] is not None:
             self.memory.load(state["memory"])
-
-
-def mean_over_ranks(totals: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """Totals over `rows` samples, by name, as means over the samples of all ranks of a distributed run.
-
-    Example:
-        >>> mean_over_ranks({"weight": torch.tensor([6.0])}, rows=3)
-        {'weight': tensor([2.])}
-    """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        counted = torch.tensor(rows, dtype=torch.float64, device=next(iter(totals.values())).device)
-        for tensor in (counted, *totals.values()):
-            dist.all_reduce(tensor)
-        rows = int(counted)
-    return {name: value / max(1, rows) for name, value in totals.items()}
-
-
-def average_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
-    """`tensors` averaged over all ranks of a distributed run, in place; unchanged outside of one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-            tensor.div_(dist.get_world_size())
-    return tensors

@@ -22,7 +22,8 @@ class Method:
         paper: where it was published.
 
     Raises:
-        ConfigError: where two operations own the criterion or the step, or one is used twice.
+        ConfigError: where two operations own the criterion or the step, or do what one alone can do, or one is used
+            twice.
     """
 
     def __init__(self, *operations: Operation, name: str = "custom", paper: str = "") -> None:
@@ -46,6 +47,10 @@ class Method:
                 raise ConfigError(
                     f"{' and '.join(repr(o) for o in owners)} both own the {entry_point!r} of a step. Keep one of them."
                 )
+        for what in sorted({operation.once for operation in operations} - {""}):
+            owners = [operation for operation in operations if operation.once == what]
+            if len(owners) > 1:
+                raise ConfigError(f"{' and '.join(repr(o) for o in owners)} both {what}. Keep one of them.")
         counts: dict[str, int] = {}
         for operation in operations:
             base = operation.config()["name"]

@@ -74,7 +74,9 @@ class Operation(nn.Module):
     Attributes:
         role: what it is for, one of `ROLES`.
         needs: what it cannot do without, names from `core.needs.NEEDS`.
+        alone: why it cannot share its batches with other processes; empty where it can.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
+        once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
         name: the name in logs; unique within a method (a second instance is called `replay_2`).
@@ -83,8 +85,10 @@ class Operation(nn.Module):
     role: ClassVar[str] = "knowledge retention"
     needs: frozenset[str] = frozenset()
     bound: bool = False
+    alone: ClassVar[str] = ""
     remembers: tuple[str, ...] = ()
     state: ClassVar[tuple[str, ...]] = ()
+    once: ClassVar[str] = ""
 
     def __init__(self) -> None:
         super().__init__()

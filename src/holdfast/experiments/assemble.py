@@ -17,6 +17,7 @@ from holdfast.core.experience import Stream
 from holdfast.experiments.checkpoints import LAST, load_tensors
 from holdfast.experiments.folder import CONFIG, read_config
 from holdfast.training import Trainer
+from holdfast.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     stream = build.build_stream(config["stream"], config["seed"])
     model = build.build_model(config["model"], stream, config["seed"])
     trainer = make_trainer(config)
-    engine = trainer.bind(model, stream)
+    parts = 1 + len(loaded["state"].get("ranks") or [])  # a process's part of the memory has its size
+    engine = trainer.bind(model, stream, Ranks(count=parts))
     engine.load(loaded["state"]["engine"])
     return Restored(config, stream, trainer, engine, checkpoint)
 

@@ -56,9 +56,12 @@ class CheckpointFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state` as the newest, safe against a kill at any moment."""
-        save_tensors(
-            self.folder / LAST, {"format": FORMAT, "lines": self._lines(), "config": self._config, "state": state}
-        )
+        content = {"format": FORMAT, "lines": self._lines(), "config": self._config, "state": state}
+        if ((self._config or {}).get("folders") or {}).get("experiences"):
+            from holdfast.experiments.experience_folders import keep_experience
+
+            keep_experience(self.folder.parent, content)
+        save_tensors(self.folder / LAST, content)
 
     def load(self) -> dict[str, Any] | None:
         """The newest state with the number of log lines it goes with, or None if there is none yet."""

@@ -6,38 +6,39 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from holdfast.config.folders import filled
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.metrics.files import replace_file
 
 CONFIG, INFO = "config.json", "run.json"
 
 
-def new_folder(out: Path | None, name: str, experiment: str | None = None) -> Path:
+def new_folder(out: Path | None, name: str, experiment: str | None = None, pattern: str | None = None) -> Path:
     """Make the folder of a new run.
 
     Args:
         out: where; default: `runs/<date>-<time>-<name>` in the current folder.
         name: of the method.
         experiment: where it has a name, the folder is `logs/<experiment>/runs/<date>-<time>`.
+        pattern: where it goes instead, for instance `logs/{experiment}/{date}_{time}`; see `config.folders`.
 
     Raises:
         ConfigError: if there is something there already.
     """
     if out is None:
-        now = time.strftime("%Y-%m-%d-%H%M%S")
-        stem = Path("logs") / experiment / "runs" / now if experiment else Path("runs") / f"{now}-{name}"
-        for number in range(1, 1000):
-            out = stem if number == 1 else Path(f"{stem}-{number}")
+        usual = "logs/{experiment}/runs/{date}-{clock}" if experiment else "runs/{date}-{clock}-{method}"
+        stem = filled(pattern or usual, name, experiment)
+        for place in numbered(stem):
             with contextlib.suppress(FileExistsError):
-                out.mkdir(parents=True)
-                return out
-    assert out is not None
+                place.mkdir(parents=True)
+                return place
+        raise ConfigError(f"{stem} and all its numbers are taken. Give --out.")
     if out.is_dir() and all(is_leftover(path) for path in out.iterdir()):
         drop_leftovers(out)
     elif out.exists():
@@ -48,6 +49,12 @@ def new_folder(out: Path | None, name: str, experiment: str | None = None) -> Pa
     return out
 
 
+def numbered(stem: Path) -> Iterator[Path]:
+    """`stem`, then `stem-2`, `stem-3` and so on: one of them is free."""
+    yield stem
+    yield from (Path(f"{stem}-{number}") for number in range(2, 1000))
+
+
 def is_leftover(path: Path) -> bool:
     """Whether `path` is a half-written file that a killed process left behind (see `metrics.replace_file`)."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
@@ -56,7 +63,10 @@ def is_leftover(path: Path) -> bool:
 def drop_leftovers(folder: Path) -> None:
     """Remove half-written files; only for who has the folder to itself."""
     for path in filter(is_leftover, list(folder.rglob(".*.tmp"))):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

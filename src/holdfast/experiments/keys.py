@@ -7,7 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-WITHOUT_EFFECT = ("references", "checkpoint", "tags", "loggers", "experiment_name", "profiler", "threads", "$schema")
+WITHOUT_EFFECT = (
+    *("references", "checkpoint", "folders", "tags", "loggers", "experiment_name", "profiler", "threads", "$schema"),
+)
 """Keys of a job that change nothing about what is learned."""
 
 

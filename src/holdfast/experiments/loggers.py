@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +80,10 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of MLflow, in a folder of files or a database there unless a server is set."""
+    """A run of MLflow, in a database in the folder, or in files there where the small MLflow is installed.
+
+    Not offline, it goes where MLflow is told to go: `MLFLOW_TRACKING_URI`.
+    """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
         try:
@@ -87,7 +92,11 @@ class MLflow:
             raise needs_extra("the logger mlflow", "mlflow", EXTRA) from error
         self._mlflow: Any = mlflow
         if spec["offline"]:
-            mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+            database = all(find_spec(library) for library in ("sqlalchemy", "alembic"))  # mlflow-skinny has neither
+            address = f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+            if not database:
+                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer MLflows refuse files otherwise
+            mlflow.set_tracking_uri(address if database else (folder / "mlruns").resolve().as_uri())
         mlflow.set_experiment(spec["project"])
         mlflow.start_run(run_name=about["name"], tags=dict.fromkeys(about["tags"], "true"))
         mlflow.log_params({key: str(value)[:500] for key, value in about["config"].items()})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from holdfast.experiments.report_data import Run, Spread, mean_matrix, spread
-from holdfast.experiments.report_plots import class_bars, heat_map, loss_terms, over_time, to_svg
+from holdfast.experiments.report_plots import class_bars, heat_map, learning_rate, loss_terms, over_time, to_svg
 from holdfast.metrics.cost import curves
 
 if TYPE_CHECKING:
@@ -65,10 +65,13 @@ def draw(
     """
     found = [] if table is None else _accuracy_plots(runs, names, prefix, table)
     lines = curves(runs[0].events)
+    of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
     if lines["terms"]:
-        of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
         caption = f"What each operation added to the training loss{of}; upright lines part the experiences."
         found.append(Plot("loss_terms", loss_terms(lines), "Loss terms", caption))
+    if len({rate for rate in lines["lr"] if rate is not None}) > 1:
+        caption = f"The rate of the steps before each point{of}; upright lines part the experiences."
+        found.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
     if classes:
         found.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
     return found

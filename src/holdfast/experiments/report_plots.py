@@ -128,10 +128,7 @@ def loss_terms(curves: dict[str, Any]) -> Figure:
             steps, heights, color=QUALITATIVE[index % len(QUALITATIVE)], linewidth=1.5, label=_label(name),
             linestyle=DASHES[(index // len(QUALITATIVE)) % len(DASHES)],
         )  # fmt: skip
-    experiences = curves["experience"]
-    for index in range(1, len(experiences)):
-        if experiences[index] != experiences[index - 1]:
-            axes.axvline((steps[index] + steps[index - 1]) / 2, color=GRID, linewidth=1.0, zorder=0)
+    _part_experiences(axes, steps, curves["experience"])
     known = [size for size in sizes if np.isfinite(size)]
     if len(known) > 1 and max(known) > 50 * min(known):
         axes.set_yscale("log", nonpositive="mask")
@@ -145,6 +142,39 @@ def loss_terms(curves: dict[str, Any]) -> Figure:
     axes.set_xlabel("optimisation step")
     axes.set_ylabel("loss")
     return figure
+
+
+def learning_rate(curves: dict[str, Any]) -> Figure:
+    """The learning rate over the steps; faint upright lines part the experiences.
+
+    Args:
+        curves: as `metrics.curves` gives them.
+
+    Returns:
+        The figure; its scale is logarithmic where the rate falls more than fiftyfold.
+    """
+    figure, axes = _axes(4.7, 3.75)
+    steps, rates = (
+        np.array([np.nan if value is None else value for value in curves[key]], dtype=np.float64)
+        for key in ("step", "lr")
+    )
+    axes.plot(steps, rates, color=QUALITATIVE[0], linewidth=1.5)
+    _part_experiences(axes, steps, curves["experience"])
+    above = rates[rates > 0]
+    if above.size and above.max() > 50 * above.min():
+        axes.set_yscale("log", nonpositive="mask")
+    else:
+        axes.set_ylim(bottom=0.0)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("optimisation step")
+    axes.set_ylabel("learning rate")
+    return figure
+
+
+def _part_experiences(axes: Axes, steps: np.ndarray, experiences: Sequence[int]) -> None:
+    for index in range(1, len(experiences)):
+        if experiences[index] != experiences[index - 1]:
+            axes.axvline((steps[index] + steps[index - 1]) / 2, color=GRID, linewidth=1.0, zorder=0)
 
 
 def class_bars(classes: Sequence[tuple[str, float]]) -> Figure:

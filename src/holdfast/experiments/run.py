@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from holdfast.config import build
-from holdfast.core.errors import DataError, HoldfastError, Interrupted
+from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.experiments.assemble import make_trainer, restore
 from holdfast.experiments.checkpoints import MODEL, CheckpointFolder, save_tensors
@@ -40,6 +40,7 @@ from holdfast.experiments.report import write_report
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
 from holdfast.training import Trainer
 from holdfast.training.evaluation import evaluate as evaluate_data
+from holdfast.training.fabric import launched
 
 
 def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
@@ -59,8 +60,11 @@ def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False,
         Interrupted: if the user stopped it; `resume` goes on.
     """
     config = build.resolve(config)
+    _check_alone(config)
     build.build_device(config["device"])
-    folder = new_folder(out, config["method"].get("name", "custom"), config["experiment_name"])
+    folder = new_folder(
+        out, config["method"].get("name", "custom"), config["experiment_name"], config["folders"]["run"]
+    )
     write_json(folder / CONFIG, config)
     about = {"command": command, "versions": versions(), "started": time.time()}
     write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config))
@@ -78,6 +82,15 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
         The run folder.
     """
     return _work(folder, build.resolve(read_config(folder)), quiet)
+
+
+def _check_alone(config: dict[str, Any]) -> None:
+    """Refuse to make a run folder in each of several processes that somebody else started."""
+    if config["trainer"]["devices"] > 1 and launched():
+        raise ConfigError(
+            "this process was started as one of several (LOCAL_RANK or SLURM_NTASKS is set), and a run starts the"
+            " others itself. Start it alone; on several machines, call Trainer from a script of your own."
+        )
 
 
 def _keyed(config: dict[str, Any]) -> dict[str, str]:
@@ -179,6 +192,7 @@ def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
     """One method, one seed: train from the start or from the newest checkpoint, to the end."""
     stream = build.build_stream(config["stream"], config["seed"])
     model = build.build_model(config["model"], stream, config["seed"])
+    stream = build.with_features(stream, model, config["device"])
     journal = Journal(folder / LOG)
     try:
         loggers = Loggers(config["loggers"], folder, config)

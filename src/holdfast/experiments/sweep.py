@@ -10,16 +10,20 @@ from typing import Any
 
 from holdfast.config.build import resolve
 from holdfast.config.compose import DEFAULT, compose
+from holdfast.config.folders import filled
+from holdfast.config.search import Search
 from holdfast.config.sweeps import expand
-from holdfast.core.errors import ConfigError
-from holdfast.experiments.folder import locked, read_info, write_json
+from holdfast.core.errors import ConfigError, unknown
+from holdfast.experiments.folder import locked, numbered, read_info, write_json
 from holdfast.experiments.keys import job_key
 from holdfast.experiments.pool import Job, Pool
+from holdfast.experiments.ray_pool import RayPool
 from holdfast.experiments.report_data import read_json
 from holdfast.experiments.sweep_report import write_sweep_report
 
 SWEEP = "sweep.json"
 LOG = "workers.log"
+LAUNCHERS = ("processes", "ray")
 
 
 def sweep(
@@ -28,23 +32,27 @@ def sweep(
     folders: Sequence[Path] = (),
     out: Path | None = None,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     quiet: bool = False,
     command: str = "",
+    launcher: str = "processes",
 ) -> tuple[Path, list[Job]]:
     """Run every combination of `changes`, and report on all of them together.
 
-    Every configuration is checked before anything starts. A folder that is there already is gone on with: what
-    finished is kept, by the key of its configuration; what was interrupted is resumed from its checkpoint.
+    Where the files name keys to vary (`sweep: {params: ...}`), those settings too, and the best of them by what was
+    measured on validation data is written to `best.json`. Every configuration is checked before anything starts. A
+    folder that is there already is gone on with: what finished is kept, by the key of its configuration; what was
+    interrupted is resumed from its checkpoint.
 
     Args:
         path: a configuration file; None for the default job (without its references).
         changes: as typed, those with several values included.
         folders: the user's own config groups.
         out: the folder; default: the unfinished one of the same jobs under `multiruns/`, else a new one by date.
-        jobs: processes at once.
+        jobs: runs at once; None for one, on Ray for as many as the cluster has room for.
         quiet: print nothing.
         command: what the user typed, kept with each run.
+        launcher: `processes` of this machine, or tasks of a `ray` cluster.
 
     Returns:
         The folder, and the jobs that failed twice.
@@ -52,13 +60,16 @@ def sweep(
     Raises:
         ConfigError: for a wrong configuration, or a folder of something else.
     """
+    if launcher not in LAUNCHERS:
+        raise ConfigError(unknown("launcher", launcher, LAUNCHERS))
     todo = planned(path, changes, folders)
+    search = compose(path, expand(changes)[0], folders).search
     folder = out if out is not None else _folder(todo)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SWEEP).is_file()):
         raise ConfigError(f"{folder} exists already and is no multirun. Choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        runs = _enlisted(folder, todo, command)
+        runs = _enlisted(folder, todo, command, search)
         waiting = [job for job in runs if job.state != "finished"]
         if not quiet:
             kept = len(runs) - len(waiting)
@@ -71,7 +82,11 @@ def sweep(
                 what = f"{job.seconds:.0f} s" if job.state == "finished" else f"{job.state}: {job.error}"
                 _say(f"[{done[0]}/{len(runs)}] {job.folder.name}: {' '.join(job.changes)}: {what}")
 
-        pool = Pool(waiting, jobs, folder / LOG, command, told)
+        pool: Pool | RayPool
+        if launcher == "ray":
+            pool = RayPool(waiting, jobs, command, told)
+        else:
+            pool = Pool(waiting, jobs or 1, folder / LOG, command, told)
         try:
             pool.run()
         finally:
@@ -84,35 +99,59 @@ def planned(
 ) -> list[tuple[list[str], dict[str, Any]]]:
     """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once."""
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
-    for texts in expand(changes, folders):
-        composition = compose(path, texts, folders)
-        config = dict(composition.config)
-        said = [source for place, source in composition.origins.items() if place[0] == "references"]
-        if all(source == DEFAULT for source in said):
-            config["references"] = []
-        config = resolve(config, " ".join(texts))
-        found.setdefault(job_key(config), (texts, config))
+    keys = [text.split("=", 1)[0].lstrip("+~") for text in changes]
+    for typed in expand(changes, folders):
+        search = compose(path, typed, folders).search
+        for more in [[]] if search is None else search.settings(keys):
+            texts = [*typed, *more]
+            composition = compose(path, texts, folders)
+            config = dict(composition.config)
+            said = [source for place, source in composition.origins.items() if place[0] == "references"]
+            if all(source == DEFAULT for source in said):
+                config["references"] = []
+            if search is not None:
+                config = _measured(config)
+            config = resolve(config, " ".join(texts))
+            found.setdefault(job_key(config), (texts, config))
     return list(found.values())
+
+
+def _measured(config: dict[str, Any]) -> dict[str, Any]:
+    """A job that is measured on validation data as well, so that settings can be chosen by it.
+
+    Raises:
+        ConfigError: where the stream holds none out.
+    """
+    stream = config["stream"]
+    held = stream.get("validation") or (stream.get("of") or {}).get("validation") if isinstance(stream, dict) else None
+    if not held:
+        raise ConfigError(
+            "a sweep chooses its settings by validation data, and the stream holds none out. Write "
+            "stream.validation=0.1."
+        )
+    return {**config, "trainer": {**config["trainer"], "evaluate": "both"}}
 
 
 def _folder(todo: Sequence[tuple[list[str], dict[str, Any]]]) -> Path:
     """The unfinished folder of the very same jobs, else a new one."""
-    experiment = todo[0][1].get("experiment_name")
-    base = Path("logs") / experiment / "multiruns" if experiment else Path("multiruns")
+    first = todo[0][1]
+    experiment, method = first["experiment_name"], first["method"].get("name", "custom")
+    usual = "logs/{experiment}/multiruns/{date}-{clock}" if experiment else "multiruns/{date}-{clock}"
+    stem = filled(first["folders"]["multirun"] or usual, method, experiment)
     wanted = sorted(job_key(config) for _, config in todo)
-    for known in sorted(base.glob(f"*/{SWEEP}"), reverse=True):
+    for known in sorted(stem.parent.glob(f"*/{SWEEP}"), reverse=True):
         said = read_json(known)
         if sorted(job["key"] for job in said["jobs"]) == wanted and not said.get("finished"):
             return known.parent
-    stem = base / time.strftime("%Y-%m-%d-%H%M%S")
-    for number in range(1, 1000):
-        place = stem if number == 1 else Path(f"{stem}-{number}")
+    for place in numbered(stem):
         if not place.exists():
             return place
-    raise ConfigError(f"{base} is full of folders of this second. Give --out.")
+    raise ConfigError(f"{stem} and all its numbers are taken. Give --out.")
 
 
-def _enlisted(folder: Path, todo: Sequence[tuple[list[str], dict[str, Any]]], command: str) -> list[Job]:
+def _enlisted(
+    folder: Path, todo: Sequence[tuple[list[str], dict[str, Any]]], command: str, search: Search | None
+) -> list[Job]:
     """The jobs with their folders, new ones numbered after those known; written down before anything runs."""
     said = read_json(folder / SWEEP)
     known = {job["key"]: job["number"] for job in said.get("jobs", [])}
@@ -127,6 +166,7 @@ def _enlisted(folder: Path, todo: Sequence[tuple[list[str], dict[str, Any]]], co
         runs.append(Job(number, key, texts, config, place, state))
         listing[key] = {"number": number, "key": key, "changes": texts}
     content = {"command": said.get("command") or command, "started": said.get("started", time.time())}
+    content["search"] = None if search is None else search.plain()
     write_json(folder / SWEEP, {**content, "finished": None, "jobs": list(listing.values())})
     return runs
 

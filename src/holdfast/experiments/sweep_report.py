@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from holdfast.experiments.find import found_runs
 from holdfast.experiments.folder import write_json
 from holdfast.experiments.report_data import Run, load_runs, read_json
 from holdfast.experiments.statistics import Interval, Paired, interval, paired
+from holdfast.metrics import METRICS, compute
 from holdfast.metrics.files import replace_file
 
 MEASURES = {
@@ -97,10 +99,63 @@ def write_sweep_report(folder: str | os.PathLike[str]) -> str:
     path = Path(folder)
     found = settings(path)
     compared = pairs(found)
+    chosen = best(found, read_json(path / "sweep.json").get("search"))
     replace_file(path / "table.csv", _csv(found))
     write_json(path / "comparison.json", _plain(found, compared))
-    replace_file(path / "report.html", _html(path, found, compared))
-    return _text(found, compared)
+    if chosen is not None:
+        write_json(path / "best.json", chosen)
+    said = "" if chosen is None else _chosen(chosen)
+    replace_file(path / "report.html", _html(path, found, compared, said))
+    return _text(found, compared) + said
+
+
+def best(found: list[Setting], search: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The setting that a search chooses: the best mean on validation data, of those with the most seeds.
+
+    Test data have no part in the choice; what they say of it is written beside it.
+
+    Args:
+        found: the settings with finished runs.
+        search: what `sweep.json` says of it; None where the sweep is no search.
+
+    Returns:
+        Name, measure, `validation` and `test` intervals, the resolved `config`, and every setting's validation mean.
+    """
+    if not search:
+        return None
+    metric = str(search["metric"])
+    more = 1 if METRICS[metric].direction == "up" else -1
+    measured = {}
+    for setting in found:
+        values = [compute(run.events, "validation") for run in setting.runs.values()]
+        known = [one.get(str(one.get("headline") or "") + metric, one.get(metric)) for one in values]
+        result = interval([value for value in known if value is not None])
+        if result is not None:
+            measured[setting.name] = (setting, result)
+    if not measured:
+        return None
+    most = max(result.runs for _, result in measured.values())
+    setting, result = max((one for one in measured.values() if one[1].runs == most), key=lambda one: more * one[1].mean)
+    tested = interval([number for run in setting.runs.values() if (number := value(run, metric)) is not None])
+    first = setting.runs[min(setting.runs)]
+    return {
+        "name": setting.name,
+        "metric": metric,
+        "seeds": sorted(setting.runs),
+        "validation": result._asdict(),
+        "test": None if tested is None else tested._asdict(),
+        "settings": {name: one.mean for name, (_, one) in measured.items()},
+        "config": first.config,
+    }
+
+
+def _chosen(chosen: Mapping[str, Any]) -> str:
+    """The choice of a search in a sentence."""
+    validation, test = (None if chosen[key] is None else Interval(**chosen[key]) for key in ("validation", "test"))
+    return (
+        f"best on validation data: {chosen['name']} ({chosen['metric']} {shown(chosen['metric'], validation)} over "
+        f"{len(chosen['seeds'])} seeds; on test data {shown(chosen['metric'], test)})\n"
+    )
 
 
 def _csv(found: list[Setting]) -> str:
@@ -160,7 +215,7 @@ def _text(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]])
     return "\n".join([*lines, *(_pair(*one) for one in compared)]) + "\n"
 
 
-def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> str:
+def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Setting, Paired]], chosen: str = "") -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = FileSystemLoader(Path(__file__).parent / "templates")
@@ -175,6 +230,7 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
         head=head,
         rows=rows,
         paired=[_pair(*one) for one in compared],
+        chosen=chosen,
         bars=_bars(found),
         failed=failed,
         runs=[

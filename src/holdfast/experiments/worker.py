@@ -28,9 +28,9 @@ def main() -> None:
     torch.set_num_threads(1)
     while (line := jobs.get()) is not None:
         busy.set()
-        answer = _answer(json.loads(line))
+        found = answer(json.loads(line))
         busy.clear()
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps(found) + "\n")
         answers.flush()
 
 
@@ -43,7 +43,12 @@ def _listen(source: TextIO, jobs: queue.Queue[str | None], busy: threading.Event
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _answer(job: dict[str, Any]) -> dict[str, Any]:
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one job, and say what became of it: `state`, `error`, `seconds` and the process's `peak` of memory.
+
+    Args:
+        job: its resolved `config`, its `folder`, and the `command` that made it.
+    """
     from holdfast.core.errors import HoldfastError, Interrupted
 
     started = time.perf_counter()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from holdfast.core.errors import DataError
@@ -86,3 +87,18 @@ def row_count(columns: Mapping[str, Tensor]) -> int:
     if first < 0 or any(count != first for count in counts.values()):
         raise DataError(f"columns of different lengths: {counts} rows. Give every field one row per sample.")
     return first
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of one column, one part after the other; narrower rows of floats (logits of a head that grew) end in NaN.
+
+    Example:
+        >>> join([torch.zeros(1, 1), torch.ones(1, 2)])
+        tensor([[0., nan],
+                [1., 1.]])
+    """
+    widths = {part.shape[-1] for part in parts if part.dim() > 1}
+    if len(widths) < 2 or not parts[0].is_floating_point():
+        return torch.cat(list(parts))
+    wide = max(widths)
+    return torch.cat([torch.nn.functional.pad(part, (0, wide - part.shape[-1]), value=torch.nan) for part in parts])

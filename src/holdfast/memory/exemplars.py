@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Tree
-from holdfast.memory.columns import Structure, flatten, restore, row_count
+from holdfast.memory.columns import Structure, flatten, join, restore, row_count
 from holdfast.memory.generators import on_cpu
 from holdfast.memory.selection import select_closest, select_herding, select_random
 
@@ -139,7 +139,7 @@ class ExemplarSets:
         if not self._sets:
             return {}
         sets = list(self._sets.values())
-        return restore({name: torch.cat([held[name] for held in sets]) for name in sets[0]}, self._structure)
+        return restore({name: join([held[name] for held in sets]) for name in sets[0]}, self._structure)
 
     def rows(self, key: int) -> dict[str, Tree]:
         """A copy of the exemplars of one key, the most important first; empty if there are none."""

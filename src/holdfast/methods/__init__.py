@@ -18,6 +18,7 @@ from holdfast.methods.ewc import ewc
 from holdfast.methods.ewc_online import ewc_online
 from holdfast.methods.exemplar_replay import exemplar_replay
 from holdfast.methods.fecam import fecam
+from holdfast.methods.fg_adahat import fg_adahat
 from holdfast.methods.finetune import finetune
 from holdfast.methods.fix import fix
 from holdfast.methods.freeze_backbone import freeze_backbone
@@ -67,6 +68,7 @@ __all__ = [
     "ewc_online",
     "exemplar_replay",
     "fecam",
+    "fg_adahat",
     "finetune",
     "fix",
     "freeze_backbone",

@@ -14,6 +14,7 @@ def dgr(
     latent: int = 100,
     rate: float = 1e-3,
     likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto",
+    kind: Literal["auto", "dense", "conv"] = "auto",
 ) -> Method:
     r"""Replay of samples that a generator makes and the network of before labels.
 
@@ -27,9 +28,12 @@ def dgr(
         latent: size of the generator's latent variable.
         rate: learning rate of the generator's Adam.
         likelihood: `bernoulli` for inputs from 0 to 1, `gaussian` for any others, `auto` by the first batch.
+        kind: `dense` layers, `conv` for convolutions, or `auto`: convolutions for images in colour.
 
     Differences: the generator is a variational autoencoder, as in van de Ven et al. 2022; the paper's is adversarial.
     """
     return Method(
-        GenerativeReplay(size=size, units=units, layers=layers, latent=latent, rate=rate, likelihood=likelihood)
+        GenerativeReplay(
+            size=size, units=units, layers=layers, latent=latent, rate=rate, likelihood=likelihood, kind=kind
+        )
     )

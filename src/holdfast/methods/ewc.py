@@ -9,7 +9,7 @@ from holdfast.operations import FisherPenalty
 @published(paper="Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 2017")
 def ewc(
     strength: float = 100.0,
-    fisher: Literal["exact", "true", "empirical", "batch"] = "true",
+    fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
     samples: int | None = None,
 ) -> Method:
     r"""One quadratic penalty per past experience, weighed by the Fisher diagonal.

@@ -10,7 +10,7 @@ from holdfast.operations import FisherPenalty
 def ewc_online(
     strength: float = 100.0,
     decay: float = 1.0,
-    fisher: Literal["exact", "true", "empirical", "batch"] = "true",
+    fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
     samples: int | None = None,
 ) -> Method:
     r"""One running quadratic penalty around the latest parameters.

@@ -17,6 +17,7 @@ def generative_classifier(
     samples: int = 50,
     likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto",
     gaussian: bool = False,
+    kind: Literal["auto", "dense", "conv"] = "auto",
 ) -> Method:
     r"""A sample belongs to the class whose generative model finds it likeliest.
 
@@ -31,6 +32,7 @@ def generative_classifier(
         samples: S, importance samples in evaluation.
         likelihood: `bernoulli` for inputs from 0 to 1, `gaussian` for any others, `auto` by the first batch.
         gaussian: predictions by a normal p(x | z) of variance 1, whatever was trained, as van de Ven et al. 2022.
+        kind: `dense` layers, `conv` for convolutions, or `auto`: convolutions for images in colour.
 
     Differences: 50 importance samples instead of 10,000; the loop's network is trained beside it and not used.
     """
@@ -43,5 +45,6 @@ def generative_classifier(
             samples=samples,
             likelihood=likelihood,
             gaussian=gaussian,
+            kind=kind,
         )
     )

@@ -55,6 +55,22 @@ def loss_matrix(events: Iterable[Event], split: str = "test") -> np.ndarray:
     return _fill(events, split, _loss)[1:]
 
 
+def value_matrix(events: Iterable[Event], key: str, split: str = "test") -> np.ndarray:
+    """Any number that evaluations hold, on each experience after learning each one, `[T, T]`, NaN where there is none.
+
+    Args:
+        events: the log.
+        key: its name in an `evaluate` event, for instance `absolute_error`.
+        split: `"test"` or `"validation"`.
+    """
+
+    def value(event: Event) -> float:
+        found = event.get(key)
+        return float("nan") if found is None else float(found)
+
+    return _fill(events, split, value)[1:]
+
+
 def before(events: Iterable[Event], aware: bool = False, split: str = "test") -> np.ndarray:
     """Accuracy on each experience before any training: `b[j]`, `[T]`, NaN where not evaluated.
 

@@ -13,7 +13,7 @@ from holdfast.metrics import continual
 from holdfast.metrics.classes import per_class, wamica, worst_class
 from holdfast.metrics.cost import costs
 from holdfast.metrics.log import Event, is_finished, read_log, start_event
-from holdfast.metrics.matrix import accuracy_matrix, before, loss_matrix, sample_counts
+from holdfast.metrics.matrix import accuracy_matrix, before, loss_matrix, sample_counts, value_matrix
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,18 @@ def _final_loss(data: Record) -> float:
     return continual.average_accuracy(data.loss, data.seen)
 
 
+def _final(key: str) -> Callable[[Record], float | None]:
+    """The mean over experiences, at the end, of a number that evaluations hold."""
+
+    def final(data: Record) -> float:
+        values = value_matrix(data.events, key, data.split)
+        if data.joint:
+            values = _as_last(values, max(0, continual.last_row(values)))
+        return continual.average_accuracy(values, data.seen)
+
+    return final
+
+
 def _cost(name: str) -> Callable[[Record], float | None]:
     return lambda data: data.costs[name]
 
@@ -271,6 +283,15 @@ METRICS: dict[str, Metric] = {
         lambda data: continual.backward_transfer(data.loss),
         "down",
         "loss gained between learning an experience and the end, mean over all but the last",
+    ),
+    "average_absolute_error": Metric(
+        _final("absolute_error"), "down", "mean distance to targets that are numbers at the end, mean over experiences"
+    ),
+    "average_explained_variance": Metric(
+        _final("explained_variance"), "up", "explained variance (R2) of such targets at the end, mean over experiences"
+    ),
+    "average_labels_right": Metric(
+        _final("labels_right"), "up", "share of right yes or no answers at the end where a row has several labels"
     ),
     "steps": Metric(_cost("steps"), "down", "optimisation steps"),
     "train_seconds": Metric(_cost("train_seconds"), "down", "seconds of training"),

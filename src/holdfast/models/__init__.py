@@ -4,23 +4,50 @@ from holdfast.core.inspect import features_of, find_head, parameter_bytes, param
 from holdfast.models.classifier import Classifier
 from holdfast.models.convolutional import cnn
 from holdfast.models.dense import linear, mlp
-from holdfast.models.frozen import frozen
-from holdfast.models.heads import MASKED, ChunkedHead, CosineHead, FixedHead, GrowingHead, Head, Part, TaskHead
-from holdfast.models.library import timm, torchvision
+from holdfast.models.frozen import CachedBackbone, FrozenBackbone, frozen
+from holdfast.models.heads import (
+    MASKED,
+    ChunkedHead,
+    CosineHead,
+    CosineTaskHead,
+    FixedHead,
+    GrowingHead,
+    Head,
+    Part,
+    TaskHead,
+)
+from holdfast.models.library import timm, torchvision, transformers
+from holdfast.models.reduced import LowRankLinear, MixedLinear, low_rank_mlp, subspace_mlp
 from holdfast.models.resnet import resnet18
 
-FACTORIES = ("cnn", "frozen", "linear", "mlp", "resnet18", "timm", "torchvision")
+FACTORIES = (
+    "cnn",
+    "frozen",
+    "linear",
+    "low_rank_mlp",
+    "mlp",
+    "resnet18",
+    "subspace_mlp",
+    "timm",
+    "torchvision",
+    "transformers",
+)
 """What a configuration can name as a model; each takes `input_shape` and `classes` from the stream."""
 
 __all__ = [
     "FACTORIES",
     "MASKED",
+    "CachedBackbone",
     "ChunkedHead",
     "Classifier",
     "CosineHead",
+    "CosineTaskHead",
     "FixedHead",
+    "FrozenBackbone",
     "GrowingHead",
     "Head",
+    "LowRankLinear",
+    "MixedLinear",
     "Part",
     "TaskHead",
     "cnn",
@@ -28,10 +55,13 @@ __all__ = [
     "find_head",
     "frozen",
     "linear",
+    "low_rank_mlp",
     "mlp",
     "parameter_bytes",
     "parameter_count",
     "resnet18",
+    "subspace_mlp",
     "timm",
     "torchvision",
+    "transformers",
 ]

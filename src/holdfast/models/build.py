@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from holdfast.core.errors import ConfigError, unknown
-from holdfast.models.heads import CosineHead, FixedHead, GrowingHead, Head, TaskHead
+from holdfast.models.heads import CosineHead, CosineTaskHead, FixedHead, GrowingHead, Head, TaskHead
 
-HeadName = Literal["fixed", "growing", "task", "cosine"]
+HeadName = Literal["fixed", "growing", "task", "cosine", "cosine_learnable", "cosine_task"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -42,12 +42,18 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def make_head(name: HeadName, features: int, classes: int, seed: int | None) -> Head:
-    """The head called `name`: "fixed" has all classes from the start, the others start with no outputs and grow."""
+    """The head called `name`: "fixed" has all classes from the start, the others start with no outputs and grow.
+
+    "growing" and "task" (one set of outputs a task) are linear; "cosine", "cosine_learnable" (its scale is learnt) and
+    "cosine_task" compare directions.
+    """
     if name == "fixed":
         return FixedHead(features, classes)
-    growing = {"growing": GrowingHead, "task": TaskHead, "cosine": CosineHead}
+    if name == "cosine_learnable":
+        return CosineHead(features, learnable=True, seed=seed)
+    growing = {"growing": GrowingHead, "task": TaskHead, "cosine": CosineHead, "cosine_task": CosineTaskHead}
     if name not in growing:
-        raise ConfigError(unknown("head", name, ["fixed", *growing]))
+        raise ConfigError(unknown("head", name, ["fixed", *growing, "cosine_learnable"]))
     return growing[name](features, seed=seed)
 
 

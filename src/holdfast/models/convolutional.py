@@ -29,7 +29,8 @@ def cnn(
         classes: number of classes of the whole stream.
         channels: of each convolution; every one halves height and width.
         hidden: units of each fully connected layer before the head.
-        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
+            "cosine_learnable" (its scale is learnt) or "cosine_task".
         activation: after each convolution and hidden layer.
         batch_norm: whether to normalise after each convolution.
         seed: of the initial weights; None draws them from torch's global generator.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Literal
 
@@ -35,7 +35,8 @@ def mlp(
         input_shape: shape of one sample; anything but a vector is flattened.
         classes: number of classes of the whole stream.
         hidden: units of each hidden layer.
-        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
+            "cosine_learnable" (its scale is learnt) or "cosine_task".
         activation: after each hidden layer.
         dropout: probability of dropping a hidden unit in training.
         batch_norm: whether to normalise before each activation.
@@ -55,22 +56,10 @@ def mlp(
           (head): FixedHead(in_features=8, out_features=3, bias=True)
         )
     """
-    check_sizes("input_shape", input_shape)
-    check_sizes("hidden", hidden)
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"dropout={dropout} is no probability. Write a number from 0 up to, but below, 1.")
     if init not in ("default", "xavier"):
         raise ConfigError(unknown("init", init, ["default", "xavier"]))
     with seeded(seed):
-        layers: list[nn.Module] = [nn.Flatten()] if len(input_shape) != 1 else []
-        width = prod(input_shape)
-        for units in hidden:
-            layers.append(nn.Linear(width, units))
-            layers += [nn.BatchNorm1d(units)] if batch_norm else []
-            layers.append(make_activation(activation))
-            layers += [nn.Dropout(dropout)] if dropout else []
-            width = units
-        model = Classifier(nn.Sequential(*layers), make_head(head, width, classes, seed))
+        model = perceptron(nn.Linear, input_shape, classes, hidden, head, activation, dropout, batch_norm, seed)
         if init == "xavier":
             for module in model.modules():
                 if isinstance(module, nn.Linear):
@@ -79,13 +68,41 @@ def mlp(
     return model
 
 
+def perceptron(
+    layer: Callable[[int, int], nn.Module],
+    input_shape: Sequence[int],
+    classes: int,
+    hidden: Sequence[int],
+    head: HeadName,
+    activation: Activation,
+    dropout: float,
+    batch_norm: bool,
+    seed: int | None,
+) -> Classifier:
+    """A perceptron of layers that `layer(inputs, units)` makes, with checked sizes; the rest as in `mlp`."""
+    check_sizes("input_shape", input_shape)
+    check_sizes("hidden", hidden)
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"dropout={dropout} is no probability. Write a number from 0 up to, but below, 1.")
+    layers: list[nn.Module] = [nn.Flatten()] if len(input_shape) != 1 else []
+    width = prod(input_shape)
+    for units in hidden:
+        layers.append(layer(width, units))
+        layers += [nn.BatchNorm1d(units)] if batch_norm else []
+        layers.append(make_activation(activation))
+        layers += [nn.Dropout(dropout)] if dropout else []
+        width = units
+    return Classifier(nn.Sequential(*layers), make_head(head, width, classes, seed))
+
+
 def linear(*, input_shape: Sequence[int], classes: int, head: HeadName = "fixed", seed: int | None = None) -> nn.Module:
     """A linear model: the head on the flattened inputs, nothing else.
 
     Args:
         input_shape: shape of one sample; anything but a vector is flattened.
         classes: number of classes of the whole stream.
-        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
+            "cosine_learnable" (its scale is learnt) or "cosine_task".
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:

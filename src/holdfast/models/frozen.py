@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.digests import module_digest
+from holdfast.core.errors import ConfigError, DataError
 from holdfast.models.build import Activation, HeadName, check_sizes, make_activation, make_head, seeded
 from holdfast.models.classifier import Classifier
-from holdfast.models.library import timm, torchvision
+from holdfast.models.library import timm, torchvision, transformers
+from holdfast.models.pretrained import Pool
 
 
 class FrozenBackbone(nn.Module):
@@ -41,13 +44,80 @@ class FrozenBackbone(nn.Module):
             return self.network(inputs)  # type: ignore[no-any-return]
 
 
+class CachedBackbone(nn.Module):
+    """A frozen network beside the model: features from a cache pass through, images still become features.
+
+    The network's tensors are no part of the model: not of its parameters, copies and checkpoints. A checkpoint has
+    their digest instead, and loads only where the network is the same.
+
+    Args:
+        network: gives `[rows, features]` of images `[rows, channels, height, width]`.
+
+    Example:
+        >>> cached = CachedBackbone(nn.Flatten())
+        >>> cached(torch.zeros(2, 3, 4, 4)).shape, cached(torch.zeros(2, 48)).shape, list(cached.parameters())
+        (torch.Size([2, 48]), torch.Size([2, 48]), [])
+    """
+
+    digest: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._beside = Beside(FrozenBackbone(network))
+        value = torch.frombuffer(bytearray.fromhex(module_digest(self.frozen)), dtype=torch.uint8)
+        self.register_buffer("digest", value.clone())
+
+    @property
+    def frozen(self) -> FrozenBackbone:
+        """The network, frozen."""
+        return self._beside.module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features `[rows, features]`, without a graph."""
+        return inputs if inputs.dim() == 2 else self.frozen(inputs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CachedBackbone:
+        self.frozen._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[return-value]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}digest")
+        if saved is not None and not torch.equal(saved.cpu(), self.digest.cpu()):
+            raise DataError(
+                "the saved state was learnt on features of another backbone: its weights, its preprocessing or the "
+                "library that makes it have changed. Give the weights and versions of then."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """The class of the network."""
+        return type(self.frozen.network).__name__
+
+
+class Beside:
+    """Holds a module out of another's sight; a deep copy is the same one, since it never changes."""
+
+    def __init__(self, module: FrozenBackbone) -> None:
+        self.module = module
+
+    def __deepcopy__(self, _: Any) -> Beside:
+        return self
+
+
 def frozen(
     *,
     input_shape: Sequence[int],
     classes: int,
-    architecture: str,
-    library: Literal["timm", "torchvision"] = "timm",
+    architecture: str | None = None,
+    library: Literal["timm", "torchvision", "transformers"] = "timm",
     weights: str | None = None,
+    preprocess: bool = False,
+    size: int | None = None,
+    cut: str | None = None,
+    pool: Pool | None = None,
+    cache: bool = False,
+    cache_folder: str | None = None,
+    cache_precision: Literal["float32", "float16"] = "float32",
     hidden: Sequence[int] = (),
     activation: Activation = "relu",
     dropout: float = 0.0,
@@ -55,33 +125,61 @@ def frozen(
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:
-    """A frozen backbone of timm or torchvision, then a perceptron that learns.
+    """A frozen backbone of timm, torchvision or transformers, then a perceptron that learns.
 
-    Nothing is downloaded. Needs the extra `vision`.
+    Nothing is downloaded. Needs the extra `vision`, for transformers `backbones`. With `cache`, `holdfast run` computes
+    the features of every sample once and keeps them on disk; in Python, `streams.features.cache_features(stream,
+    model.backbone[0].frozen)` does.
 
     Args:
         input_shape: channels, height and width of one image.
         classes: number of classes of the whole stream.
-        architecture: of the backbone, as the library calls it.
-        library: "timm" or "torchvision".
-        weights: path of a file with the saved state of that architecture; None leaves random weights.
+        architecture: of the backbone, as timm or torchvision call it; for transformers the folder says.
+        library: "timm", "torchvision" or "transformers".
+        weights: path of a file with the saved state of that architecture, for transformers of a folder; None leaves
+            random weights.
+        preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as the
+            pretrained model's own settings say.
+        size: height and width that images are resized to first; None leaves them, or takes the model's own.
+        cut: name of an inner layer whose output are the features; None takes the last.
+        pool: of the tokens of a transformer: "cls", "mean" or "cls_mean"; None is the model's own way.
+        cache: whether features are computed once and read from disk after that.
+        cache_folder: where; None takes $HOLDFAST_CACHE, else a folder `holdfast` among the user's caches.
+        cache_precision: of the features on disk; float16 halves their size and rounds them.
         hidden: units of each layer between backbone and head.
         activation: after each of them.
         dropout: probability of dropping one of their units in training.
         batch_norm: whether to normalise before each activation.
-        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
+            "cosine_learnable" (its scale is learnt) or "cosine_task".
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
-        ConfigError: for an unknown architecture, or a size below 1.
+        ConfigError: for an unknown architecture, a size below 1, or an argument that the library has not.
         DataError: if `weights` is no file that fits the architecture.
         ImportError: if the library is not installed.
     """
     check_sizes("hidden", hidden)
-    make = timm if library == "timm" else torchvision
-    whole = make(input_shape=input_shape, classes=classes, architecture=architecture, weights=weights, seed=seed)
+    given: dict[str, Any] = {"preprocess": preprocess, "size": size, "cut": cut, "seed": seed}
+    whole: nn.Module
+    if library == "transformers":
+        if weights is None or architecture is not None:
+            raise ConfigError(
+                "the library transformers reads architecture and weights from a folder. "
+                "Give weights=<folder>, and leave architecture out."
+            )
+        whole = transformers(input_shape=input_shape, classes=1, weights=weights, pool=pool or "cls", **given)
+    else:
+        if architecture is None:
+            raise ConfigError(f"no architecture of {library} is named. Write for instance architecture='resnet18'.")
+        if library == "timm":
+            given["pool"] = pool
+        elif pool is not None:
+            raise ConfigError(f"pool={pool!r} is for tokens, and torchvision's are pooled its own way. Use timm.")
+        make = timm if library == "timm" else torchvision
+        whole = make(input_shape=input_shape, classes=1, architecture=architecture, weights=weights, **given)
     assert isinstance(whole.backbone, nn.Module)
-    backbone = FrozenBackbone(whole.backbone)
+    backbone = CachedBackbone(whole.backbone) if cache else FrozenBackbone(whole.backbone)
     width = int(backbone(torch.zeros(1, *input_shape)).shape[1])
     with seeded(seed):
         layers: list[nn.Module] = [backbone]
@@ -89,4 +187,8 @@ def frozen(
             layers += [nn.Linear(width, units), *([nn.BatchNorm1d(units)] if batch_norm else [])]
             layers += [make_activation(activation), *([nn.Dropout(dropout)] if dropout else [])]
             width = units
-        return Classifier(nn.Sequential(*layers), make_head(head, width, classes, seed))
+        model = Classifier(nn.Sequential(*layers), make_head(head, width, classes, seed))
+    if cache:
+        name = f"{library} {architecture or weights}"
+        model.features_cache = {"folder": cache_folder, "precision": cache_precision, "name": name}  # type: ignore[assignment]
+    return model

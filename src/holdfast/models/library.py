@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from holdfast.core.errors import ConfigError, needs_extra, unknown
+from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
 from holdfast.core.inspect import find_head
 from holdfast.models.build import HeadName, check_image, check_sizes, seeded
 from holdfast.models.graft import NO_LINEAR, load_weights, with_head
+from holdfast.models.pretrained import Cut, Pool, Preprocess, folder_preprocess
 
 
 def torchvision(
@@ -19,7 +22,9 @@ def torchvision(
     classes: int,
     architecture: str,
     weights: str | None = None,
+    preprocess: bool = False,
     size: int | None = None,
+    cut: str | None = None,
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:
@@ -32,8 +37,11 @@ def torchvision(
         classes: number of classes of the whole stream.
         architecture: a name of `torchvision.models.list_models()`, for instance "resnet18".
         weights: path of a file with the saved state of that architecture; None starts from random weights.
-        size: height and width that images are enlarged or shrunk to first; None leaves them.
-        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as for ImageNet.
+        size: height and width that images are enlarged or shrunk to first; None leaves them, or takes the model's own.
+        cut: name of an inner layer whose output, averaged over positions, are the features; None takes the last.
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
+            "cosine_learnable" (its scale is learnt) or "cosine_task".
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -67,6 +75,13 @@ def torchvision(
                 setattr(model, auxiliary, None)
         if size is not None:
             check_sizes("size", [size])
+        if cut is not None:
+            model = Cut(model, cut)
+        if preprocess:
+            own = zoo.get_model_weights(architecture).DEFAULT.transforms()
+            resized = Preprocess(own.mean, own.std, size or own.crop_size[0], own.interpolation.value)
+            return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)
+        if size is not None:
             model = nn.Sequential(nn.Upsample(size=(size, size), mode="bilinear"), model)
         return with_head(model, architecture, input_shape, classes, head, weights, seed)
 
@@ -77,19 +92,30 @@ def timm(
     classes: int,
     architecture: str,
     weights: str | None = None,
+    preprocess: bool = False,
+    size: int | None = None,
+    cut: str | None = None,
+    pool: Pool | None = None,
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:
     """A model of timm by name, its classifier replaced by a head.
 
-    Nothing is downloaded. Needs the extra `vision`.
+    Nothing is downloaded. Needs the extra `vision`. Weights may also be those of the model's first publication where
+    timm knows how to read them (DINOv2's own files).
 
     Args:
         input_shape: channels, height and width of one image; other than 3 channels get a first convolution to match.
         classes: number of classes of the whole stream.
         architecture: a name of `timm.list_models()`, for instance "convnext_atto".
         weights: path of a file with the saved state of that architecture; None starts from random weights.
-        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as the model's
+            own settings say.
+        size: height and width that images are enlarged or shrunk to first; None leaves them, or takes the model's own.
+        cut: name of an inner layer whose output are the features; None takes the last.
+        pool: of the tokens of a transformer: "cls", "mean" or "cls_mean"; None is the model's own way.
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
+            "cosine_learnable" (its scale is learnt) or "cosine_task".
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -112,6 +138,86 @@ def timm(
             model = zoo.create_model(architecture, pretrained=False)
         if weights is not None:
             old = model.default_cfg["classifier"]
-            load_weights(model, weights, (old,) if isinstance(old, str) else tuple(old), architecture)
+            known = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+            load_weights(model, weights, (old,) if isinstance(old, str) else tuple(old), architecture, known)
+        own: dict[str, Any] = zoo.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
         model.reset_classifier(0)
-        return with_head(model, architecture, input_shape, classes, head, weights, seed)
+        if pool is not None and cut is None:
+            model.forward = model.forward_features
+        if pool is not None or cut is not None:
+            model = Cut(model, cut, pool or "cls", getattr(model, "num_prefix_tokens", 1))
+        if size is not None:
+            check_sizes("size", [size])
+        resized = None
+        if preprocess:
+            resized = Preprocess(own["mean"], own["std"], size or own["input_size"][1], own["interpolation"])
+        elif size is not None:
+            resized = Preprocess([0.0], [1.0], size, "bilinear")
+        return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)
+
+
+def transformers(
+    *,
+    input_shape: Sequence[int],
+    classes: int,
+    weights: str,
+    preprocess: bool = True,
+    size: int | None = None,
+    cut: str | None = None,
+    pool: Pool = "cls",
+    head: HeadName = "fixed",
+    seed: int | None = None,
+) -> nn.Module:
+    """A vision model of transformers (DINOv2, ViT and others) from a folder, with a head on its features.
+
+    Nothing is downloaded: the folder is one that `save_pretrained` wrote, or a copy of a hub's. Its weights are read
+    from safetensors, or from a file of tensors only. Needs the extra `backbones`.
+
+    Args:
+        input_shape: channels, height and width of one image: 3 channels, or 1, which is repeated.
+        classes: number of classes of the whole stream.
+        weights: the folder, with `config.json`.
+        preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as
+            `preprocessor_config.json` in the folder says.
+        size: height and width that images are resized to instead; None takes the model's own.
+        cut: name of an inner layer whose output are the features, for instance "encoder.layer.8"; None takes the last.
+        pool: of the tokens: the class token ("cls"), the "mean" over the image's, or both side by side ("cls_mean").
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
+            "cosine_learnable" (its scale is learnt) or "cosine_task".
+        seed: of the head's initial weights; None draws them from torch's global generator.
+
+    Raises:
+        ConfigError: for a model that takes no images of this shape, or an unknown layer.
+        DataError: if the folder holds no model.
+        ImportError: if transformers is not installed.
+    """
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise needs_extra("the model `transformers`", "transformers", "backbones") from error
+
+    channels, *_ = check_image("transformers", input_shape)
+    if channels not in (1, 3):
+        raise ConfigError(f"a pretrained transformer takes images of 3 channels, not {channels}. Choose `timm`.")
+    if not (Path(weights) / "config.json").is_file():
+        raise DataError(
+            f"there is no model of transformers in {weights!r}: it needs config.json beside its weights. "
+            "Give a folder that `save_pretrained` wrote."
+        )
+    with seeded(seed):
+        try:
+            model: Any = AutoModel.from_pretrained(weights, local_files_only=True, weights_only=True)
+        except Exception as error:  # many kinds: no weights, unknown kind of model, another shape
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DataError(f"the model in {weights!r} cannot be read: {reason} Give a whole folder of one.") from error
+        registers = int(getattr(model.config, "num_register_tokens", 0))
+        backbone = Cut(model, cut, pool, 1 + registers)
+        resized = None
+        if preprocess:
+            resized = folder_preprocess(weights, size or getattr(model.config, "image_size", None))
+        elif size is not None:
+            resized = Preprocess([0.0] * 3, [1.0] * 3, size)
+        elif channels == 1:
+            resized = Preprocess([0.0] * 3, [1.0] * 3)
+        name = type(model).__name__
+        return with_head(backbone, name, input_shape, classes, head, weights, seed, resized)

@@ -52,7 +52,8 @@ def resnet18(
         input_shape: channels, height and width of one image.
         classes: number of classes of the whole stream.
         width: channels of the stem and the first stage.
-        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task) or "cosine".
+        head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
+            "cosine_learnable" (its scale is learnt) or "cosine_task".
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:

@@ -16,9 +16,6 @@ from holdfast.models.build import check_sizes, seeded
 
 Likelihood = Literal["bernoulli", "gaussian"]
 
-CHUNK = 2**14
-"""Decodings held at once while a likelihood is estimated."""
-
 
 class VAE(nn.Module):
     r"""Fully connected encoder and decoder with ReLU around a normal latent variable.
@@ -43,6 +40,9 @@ class VAE(nn.Module):
         >>> vae.sample(3, torch.Generator().manual_seed(0)).shape
         torch.Size([3, 1, 4, 4])
     """
+
+    chunk = 2**14
+    """Decodings held at once while a likelihood is estimated."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class VAE(nn.Module):
         mean, log_variance = self.encode(inputs)
         flat, deviation = inputs.flatten(1), (log_variance / 2).exp()
         weights = []
-        step = max(1, CHUNK // max(1, len(flat)))
+        step = max(1, self.chunk // max(1, len(flat)))
         for start in range(0, samples, step):
             noise = self._noise(generator, min(step, samples - start), *mean.shape)
             z = mean + deviation * noise

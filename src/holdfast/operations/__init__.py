@@ -6,11 +6,13 @@ from holdfast.operations.balanced_finetune import BalancedFinetune
 from holdfast.operations.bias_correction import BiasCorrection
 from holdfast.operations.binary_distillation import BinaryDistillation
 from holdfast.operations.binary_masks import BinaryMasks
+from holdfast.operations.common_minimum import CommonMinimum
 from holdfast.operations.complementary_memories import ComplementaryMemories
 from holdfast.operations.context_gates import ContextGates
 from holdfast.operations.cross_entropy import CrossEntropy
 from holdfast.operations.data_choice import CumulativeData, JointData
 from holdfast.operations.distillation import Distillation
+from holdfast.operations.duplicate_backbone import DuplicateBackbone
 from holdfast.operations.evidential import Evidential
 from holdfast.operations.feature_distillation import FeatureDistillation
 from holdfast.operations.fisher_penalty import FisherPenalty
@@ -23,6 +25,7 @@ from holdfast.operations.interfered_replay import InterferedReplay
 from holdfast.operations.joined_replay import JoinedReplay
 from holdfast.operations.lateral_connections import LateralConnections
 from holdfast.operations.logit_replay import LogitReplay
+from holdfast.operations.loss_surrogate import LossSurrogate
 from holdfast.operations.mahalanobis import Mahalanobis
 from holdfast.operations.masked_cross_entropy import MaskedCrossEntropy
 from holdfast.operations.merged_replay import MergedReplay
@@ -44,6 +47,7 @@ from holdfast.operations.subnetworks import Subnetworks
 from holdfast.operations.train_on_memory import TrainOnMemory
 from holdfast.operations.train_only import TrainOnly
 from holdfast.operations.unit_attention import UnitAttention
+from holdfast.operations.unit_importance import UnitImportance
 from holdfast.operations.unit_replacement import UnitReplacement
 from holdfast.operations.walk_penalty import WalkPenalty
 from holdfast.operations.weight_align import WeightAlign
@@ -56,11 +60,13 @@ __all__ = [
     "BiasCorrection",
     "BinaryDistillation",
     "BinaryMasks",
+    "CommonMinimum",
     "ComplementaryMemories",
     "ContextGates",
     "CrossEntropy",
     "CumulativeData",
     "Distillation",
+    "DuplicateBackbone",
     "Evidential",
     "FeatureDistillation",
     "FisherPenalty",
@@ -74,6 +80,7 @@ __all__ = [
     "JointData",
     "LateralConnections",
     "LogitReplay",
+    "LossSurrogate",
     "Mahalanobis",
     "MaskedCrossEntropy",
     "MergedReplay",
@@ -95,6 +102,7 @@ __all__ = [
     "TrainOnMemory",
     "TrainOnly",
     "UnitAttention",
+    "UnitImportance",
     "UnitReplacement",
     "WalkPenalty",
     "WeightAlign",

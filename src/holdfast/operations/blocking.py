@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
-from holdfast.core.operation import Operation
+from holdfast.core.operation import Operation, require
 from holdfast.core.step import Step
 from holdfast.operations.layer_hooks import ExchangeHook, one_task
-from holdfast.operations.layers import Layer, backbone_layers
+from holdfast.operations.layers import Layer, backbone_layers, frozen_parts
 
 
 class Blocking(Operation, ABC):
@@ -66,7 +66,12 @@ class Blocking(Operation, ABC):
         """Attach the hooks, and find what no rate covers."""
         self._learner = learner
         self.layers = {layer.name: layer for layer in backbone_layers(learner, self.name)}
-        head = set() if learner.head is None else set(learner.head.modules())
+        require(
+            getattr(learner.head, "factor", None) is None,
+            self.name,
+            "keeps what earlier tasks say, which a learnt scale of the head changes. Write head='cosine_task'.",
+        )
+        head = frozen_parts(learner.model) | (set() if learner.head is None else set(learner.head.modules()))
         if hasattr(learner.head, "apart"):
             learner.head.apart = True  # type: ignore[union-attr, assignment]
         self._own: dict[str, tuple[nn.Module, str]] = {}
@@ -127,7 +132,7 @@ class Blocking(Operation, ABC):
         """Take back what the optimiser moved beyond the rates."""
         with torch.no_grad():
             for (parameter, rate), before in zip(self._limited(), self._before):
-                parameter.copy_(torch.lerp(before, parameter, rate))
+                torch.lerp(before, parameter.detach(), rate, out=parameter.detach())
 
     def end(self, experience: Experience, learner: Learner) -> None:
         """Keep what the task has to itself."""

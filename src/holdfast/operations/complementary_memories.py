@@ -15,6 +15,7 @@ from holdfast.core.operation import Operation, Term, require
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 from holdfast.operations.mixing import mix
+from holdfast.operations.rows import row_losses
 from holdfast.operations.twin import Twin
 
 
@@ -23,14 +24,15 @@ class ComplementaryMemories(Operation):
 
     $$ L = \frac{1}{n + m} \Big( \sum_i \ell(x_i, y_i) + \sum_j \ell(x'_j, y'_j) \Big)
            + \lambda \, \lVert f_{\theta}(x') - z' \rVert_2^2 / C, \qquad
-       z'_j = \begin{cases} f_{\theta_P}(x'_j) & \text{if } p_{\theta_P}(y'_j \mid x'_j) > p_{\theta_S}(y'_j \mid x'_j)
-       \\
+       z'_j = \begin{cases} f_{\theta_P}(x'_j) & \text{if } \ell(f_{\theta_P}(x'_j), y'_j)
+       < \ell(f_{\theta_S}(x'_j), y'_j) \\
               f_{\theta_S}(x'_j) & \text{otherwise} \end{cases} $$
     $$ \theta_P \leftarrow \alpha_P \theta_P + (1 - \alpha_P) \theta \text{ with probability } r_P, \qquad
        \theta_S \leftarrow \alpha_S \theta_S + (1 - \alpha_S) \theta \text{ with probability } r_S $$
 
-    P is the plastic, S the stable model. The decay in step t is min(1 - 1 / (t + 1), alpha), so that both start as
-    the model itself. Needs a memory (`Remember`).
+    P is the plastic, S the stable model; under cross-entropy the smaller loss is the larger probability of the label,
+    as the paper writes it. The decay in step t is min(1 - 1 / (t + 1), alpha), so that both start as the model itself.
+    Needs a memory (`Remember`).
 
     Args:
         size: samples drawn from the memory per step.
@@ -56,7 +58,7 @@ class ComplementaryMemories(Operation):
     """
 
     role = "knowledge retention"
-    needs = frozenset({"update", "classes"})
+    needs = frozenset({"update"})
     state = ("retrieval", "plastic", "stable", "steps")
 
     def __init__(
@@ -99,7 +101,7 @@ class ComplementaryMemories(Operation):
 
     def loss(self, step: Step, learner: Learner) -> Term | None:
         """Replay and consistency on one draw from the memory, in one forward."""
-        rows = learner.memory.draw(self.size, self.retrieval)
+        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         if rows is None:
             return None
         outputs = learner(rows["inputs"], rows.get("task"))
@@ -111,12 +113,12 @@ class ComplementaryMemories(Operation):
         return total
 
     def consensus(self, rows: dict[str, Tensor], learner: Learner) -> Tensor:
-        """For each row the outputs of that averaged model which gives its label more, `[rows, outputs]`."""
+        """For each row the outputs of that averaged model which has the smaller loss on it, `[rows, outputs]`."""
         plastic, stable = (
             self._twin(which, learner)(rows["inputs"], rows.get("task")) for which in ("plastic", "stable")
         )
-        label = rows["targets"].unsqueeze(1)
-        better = plastic.softmax(1).gather(1, label) > stable.softmax(1).gather(1, label)
+        losses = [row_losses(learner.criterion, outputs, rows["targets"]) for outputs in (plastic, stable)]
+        better = (losses[0] < losses[1]).view(-1, *[1] * (plastic.dim() - 1))
         return torch.where(better, plastic, stable)
 
     def update(self, step: Step, learner: Learner) -> None:

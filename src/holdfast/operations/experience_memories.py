@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Tree
 from holdfast.memory import Memory, Retrieval, Ring
-from holdfast.memory.columns import flatten, restore
+from holdfast.memory.columns import flatten, join, restore
 
 
 class ExperienceMemories:
@@ -55,7 +55,7 @@ class ExperienceMemories:
         if not parts:
             return {}
         columns, structure = parts[0]
-        return restore({name: torch.cat([part[name] for part, _ in parts]) for name in columns}, structure)
+        return restore({name: join([part[name] for part, _ in parts]) for name in columns}, structure)
 
     def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
         """`size` rows of any experience, or all if fewer are held, as `Memory.draw`; None if there are none."""
@@ -67,7 +67,7 @@ class ExperienceMemories:
 
     def column(self, name: str) -> Tensor:
         """`[len(self), ...]` one column of all rows, by experience."""
-        return torch.cat([self._parts[key].column(name) for key in self.experiences])
+        return join([self._parts[key].column(name) for key in self.experiences])
 
     @property
     def arrivals(self) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.ranks import total_over_ranks
 from holdfast.core.step import Step
-from holdfast.operations.fisher import Kind, fisher_diagonal
+from holdfast.operations.fisher import Kind, distribution, fisher_diagonal
 from holdfast.operations.quadratic import quadratic
 
 
@@ -25,12 +26,13 @@ class FisherPenalty(Operation):
        \tilde F \leftarrow \gamma \tilde F + F_k $$
 
     The offline sum is kept as one quadratic around the precision-weighted mean of the anchors plus a constant,
-    which is the same function: cost and memory do not grow with the number of experiences.
+    which is the same function: cost and memory do not grow with the number of experiences. Works for class indices,
+    and for numbers and several labels a row under mean squared error and binary cross-entropy of logits; under any
+    other criterion take `fisher="empirical"` (see `operations.fisher`).
 
     Args:
         strength: the paper's lambda.
-        fisher: how labels are chosen in the Fisher diagonal: `exact`, `true`, `empirical` or `batch`
-            (see `operations.fisher`).
+        fisher: how targets are chosen in the Fisher diagonal: `exact`, `true`, `predicted`, `empirical` or `batch`.
         online: one running penalty instead of one per experience.
         decay: the online form's gamma; at 1 the Fisher diagonals add up.
         samples: samples for the Fisher diagonal; default: all of the experience.
@@ -64,11 +66,14 @@ class FisherPenalty(Operation):
         self.online = online
         self.decay = decay
         self.samples = samples
-        if fisher in ("exact", "true"):
-            self.needs = self.needs | {"classes"}
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
         self.constant = 0.0
+
+    def begin(self, experience: Experience, learner: Learner) -> None:
+        """Refuse what no Fisher diagonal can be measured of, before the first step."""
+        if not experience.classes and len(experience.train):
+            distribution(learner.criterion, experience.train.targets, self.fisher)
 
     def loss(self, step: Step, learner: Learner) -> Term | None:
         """Half the strength times the weighed squared distance."""
@@ -78,7 +83,7 @@ class FisherPenalty(Operation):
 
     def end(self, experience: Experience, learner: Learner) -> None:
         """Measure the Fisher diagonal on the experience's data and move the anchor."""
-        if len(experience.train) == 0:
+        if total_over_ranks(len(experience.train), learner.device) == 0:
             return
         found = fisher_diagonal(
             learner, experience.train, self.fisher, samples=self.samples, generator=learner.rng(f"fisher/{self.name}")

@@ -13,7 +13,7 @@ from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
-from holdfast.operations.generative_model import Choice, GenerativeModel, unit
+from holdfast.operations.generative_model import Choice, GenerativeModel, Kind, unit
 
 
 class ClassModels:
@@ -24,10 +24,11 @@ class ClassModels:
         latent: size of the latent variable.
         likelihood: of an input given the latent variable.
         rate: learning rate of each Adam.
+        kind: `dense`, `conv`, or `auto` by the shape of inputs.
     """
 
-    def __init__(self, hidden: Sequence[int], latent: int, likelihood: Choice, rate: float) -> None:
-        self._arguments = (hidden, latent, likelihood, rate)
+    def __init__(self, hidden: Sequence[int], latent: int, likelihood: Choice, rate: float, kind: Kind) -> None:
+        self._arguments = (hidden, latent, likelihood, rate, kind)
         self.device = torch.device("cpu")
         self.models: dict[int, GenerativeModel] = {}
 
@@ -71,6 +72,8 @@ class GenerativeClassifier(Operation):
             first batch.
         gaussian: the predictions take p(x | z) as normal with variance 1, whatever was trained; van de Ven et al. 2022
             do, after training with Bernoulli.
+        kind: of each model: `dense` layers; `conv`, convolutions of 32, 64 ... channels and one layer of `units`;
+            `auto` takes those for images in colour.
 
     Raises:
         ConfigError: a size or rate that is not positive, or inputs that are not one tensor.
@@ -85,6 +88,7 @@ class GenerativeClassifier(Operation):
         5
     """
 
+    alone = "trains a model for each class on all of its samples"
     role = "knowledge incorporation"
     needs = frozenset({"classes"})
     state = ("models",)
@@ -98,6 +102,7 @@ class GenerativeClassifier(Operation):
         samples: int = 50,
         likelihood: Choice = "auto",
         gaussian: bool = False,
+        kind: Kind = "auto",
     ) -> None:
         super().__init__()
         sizes = (("latent", latent), ("rate", rate), ("samples", samples), ("units", units), ("layers", layers))
@@ -110,7 +115,8 @@ class GenerativeClassifier(Operation):
         self.samples = samples
         self.likelihood = likelihood
         self.gaussian = gaussian
-        self.models = ClassModels([units] * layers, latent, likelihood, rate)
+        self.kind = kind
+        self.models = ClassModels([units] * layers, latent, likelihood, rate, kind)
 
     def setup(self, learner: Learner) -> None:
         """Put the models where the network is."""
@@ -133,8 +139,9 @@ class GenerativeClassifier(Operation):
         before = generator.get_state()
         found = [self._likelihood(label, data, generator) for label in known]
         generator.set_state(before)  # equal inputs get equal predictions
-        answer = torch.full_like(outputs, MASKED, dtype=torch.float32)
-        answer[:, known] = torch.stack(found, dim=1).log_softmax(1)
+        scores = torch.stack(found, dim=1).log_softmax(1)
+        answer = torch.full_like(outputs, MASKED, dtype=scores.dtype)
+        answer[:, known] = scores
         return answer
 
     def _likelihood(self, label: int, data: Tensor, generator: torch.Generator) -> Tensor:

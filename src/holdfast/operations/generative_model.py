@@ -12,9 +12,14 @@ from torch import Tensor
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
 from holdfast.core.learner import Learner
+from holdfast.core.ranks import average_over_ranks
+from holdfast.models.conv_vae import ConvVAE, suits
 from holdfast.models.vae import VAE, Likelihood
 
 Choice = Literal["auto", "bernoulli", "gaussian"]
+Kind = Literal["auto", "dense", "conv"]
+FIRST_CHANNELS = 32
+"""Of a convolutional encoder; each further layer has twice as many."""
 
 
 class GenerativeModel:
@@ -25,12 +30,19 @@ class GenerativeModel:
         latent: size of the latent variable.
         likelihood: of an input given the latent variable; `auto`: Bernoulli if the first batch lies within 0 to 1.
         rate: learning rate of Adam.
+        kind: `dense` layers; `conv`, as many convolutions of 32, 64 ... channels and one hidden layer; or `auto`,
+            convolutions for images in colour.
 
     Raises:
-        ConfigError: an unknown likelihood.
+        ConfigError: an unknown likelihood or kind.
     """
 
-    def __init__(self, hidden: Sequence[int], latent: int, likelihood: Choice, rate: float) -> None:
+    def __init__(
+        self, hidden: Sequence[int], latent: int, likelihood: Choice, rate: float, kind: Kind = "auto"
+    ) -> None:
+        if kind not in ("auto", "dense", "conv"):
+            raise ConfigError(f"kind={kind!r} is unknown. Choose auto, dense or conv.")
+        self.kind = kind
         if likelihood not in ("auto", "bernoulli", "gaussian"):
             raise ConfigError(f"likelihood={likelihood!r} is unknown. Choose auto, bernoulli or gaussian.")
         self.hidden = list(hidden)
@@ -58,7 +70,8 @@ class GenerativeModel:
         with torch.enable_grad():
             losses = [vae(inputs, generator).mean() * (factor / vae.values) for inputs, factor in parts]
             parameters = list(vae.parameters())
-            for parameter, gradient in zip(parameters, torch.autograd.grad(sum(losses), parameters)):  # type: ignore[arg-type]
+            grads = average_over_ranks(list(torch.autograd.grad(sum(losses), parameters)))  # type: ignore[arg-type]
+            for parameter, gradient in zip(parameters, grads):
                 parameter.grad = gradient
         optimizer.step()
         for parameter in parameters:
@@ -77,7 +90,12 @@ class GenerativeModel:
         return self.likelihood
 
     def _build(self, shape: Sequence[int], likelihood: Likelihood, dtype: torch.dtype, seed: int) -> None:
-        self.vae = VAE(shape, self.hidden, self.latent, likelihood, seed=seed).to(self.device, dtype)
+        if self.kind == "conv" or (self.kind == "auto" and suits(shape)):
+            channels = [FIRST_CHANNELS * 2**level for level in range(len(self.hidden))]
+            made: VAE = ConvVAE(shape, channels, self.hidden[0], self.latent, likelihood, seed=seed)
+        else:
+            made = VAE(shape, self.hidden, self.latent, likelihood, seed=seed)
+        self.vae = made.to(self.device, dtype)
         self._optimizer = torch.optim.Adam(self.vae.parameters(), lr=self.rate)
 
     def state(self) -> dict[str, Any]:

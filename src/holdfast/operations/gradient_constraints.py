@@ -71,7 +71,7 @@ class GradientConstraints(Operation):
             "gradient_constraints",
             "keeps its own memory, and this method has one already. Leave out Remember.",
         )
-        learner.memory = ExperienceMemories(self.per_experience, learner.device)
+        learner.memory = ExperienceMemories(learner.share(self.per_experience), learner.device)
 
     def gradient(self, step: Step, learner: Learner) -> None:
         """Replace the gradient by the nearest one that violates no constraint."""

@@ -43,7 +43,7 @@ class GradientProjection(Operation):
 
     def gradient(self, step: Step, learner: Learner) -> None:
         """Project the gradients in place."""
-        rows = learner.memory.draw(self.size, self.retrieval)
+        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         if rows is None:
             return
         reference = learner.grad(learner.loss_on(rows["inputs"], rows["targets"], rows.get("task")))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.core.learner import Learner, average_over_ranks
+from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.ranks import average_over_ranks
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 from holdfast.operations.mixing import Average, mix
@@ -83,11 +84,12 @@ class InterferedReplay(Operation):
 
     def loss(self, step: Step, learner: Learner) -> Term | None:
         """Mean loss on the candidates that the step would hurt most, weighed."""
-        rows = learner.memory.draw(self.candidates, self.retrieval)
+        rows = learner.memory.draw(learner.share(self.candidates), self.retrieval)
         if rows is None:
             return None
-        if rows["targets"].shape[0] > self.size:
-            rows = take(rows, self.interference(step, rows, learner).topk(self.size).indices)
+        size, drawn = learner.share(self.size), rows["targets"].shape[0]
+        if drawn > size or learner.ranks > 1:  # where all ranks must ask, though one of them held fewer rows
+            rows = take(rows, self.interference(step, rows, learner).topk(min(size, drawn)).indices)
         term = learner.loss_on(rows["inputs"], rows["targets"], rows.get("task"))
         return mix(term, step, learner, self.average, self.weight, rows["targets"].shape[0])
 

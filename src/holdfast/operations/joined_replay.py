@@ -46,7 +46,7 @@ class JoinedReplay(Operation):
 
     def batch(self, batch: Batch, learner: Learner) -> Batch:
         """Append the drawn samples."""
-        rows = learner.memory.draw(self.size, self.retrieval)
+        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         return batch if rows is None else batch.append(self.name, rows)
 
     def loss(self, step: Step, learner: Learner) -> Term | None:

@@ -79,7 +79,7 @@ class LateralConnections(Operation):
 
     def _make(self, name: str, outputs: int, inputs: int, learner: Learner) -> None:
         self.connections[_key(name)] = nn.Parameter(
-            torch.zeros(self.columns - 1, outputs, inputs, device=learner.device)
+            torch.zeros(self.columns - 1, outputs, inputs, device=learner.device, dtype=learner.parameters()[0].dtype)
         )
 
     def begin(self, experience: Experience, learner: Learner) -> None:

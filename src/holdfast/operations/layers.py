@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.learner import Learner
-from holdfast.models import Classifier
+from holdfast.models import Classifier, FrozenBackbone
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers with a weight `[units, inputs, ...]` and a bias `[units]` or none."""
@@ -59,6 +59,8 @@ class Layer:
 def backbone_layers(learner: Learner, operation: str) -> list[Layer]:
     """The linear and convolutional layers in front of the head, in the order of `model.named_modules()`.
 
+    Those of a frozen backbone (`models.frozen`) are left out.
+
     Where two follow one another in a chain (`nn.Sequential`, with only modules in between that treat each unit on
     its own), each knows the other as `source` and `reader`. Elsewhere (residual blocks, groups) both are None.
 
@@ -75,13 +77,14 @@ def backbone_layers(learner: Learner, operation: str) -> list[Layer]:
             f"`{operation}` attaches hooks to inner layers, which a compiled model ignores. "
             "Give the model as it was before `torch.compile`."
         )
-    if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+    still = frozen_parts(model)
+    if any(isinstance(module, nn.MultiheadAttention) and module not in still for module in model.modules()):
         raise ConfigError(
             f"`{operation}` acts when a layer is called, which `nn.MultiheadAttention` never does with its own. "
             "Use an attention made of linear layers, as in timm."
         )
     head = learner.head
-    inside = set() if head is None else set(head.modules())
+    inside = still if head is None else still | set(head.modules())
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, WEIGHTED) and m not in inside]
     if not found:
         raise ConfigError(
@@ -92,12 +95,20 @@ def backbone_layers(learner: Learner, operation: str) -> list[Layer]:
     return [Layer(name, m, *_neighbours(m, pairs, found)) for name, m in found]
 
 
+def frozen_parts(model: nn.Module) -> set[nn.Module]:
+    """Every module within a frozen backbone: what no operation acts on, since it never changes."""
+    found = (module for module in model.modules() if isinstance(module, FrozenBackbone))
+    return {part for module in found for part in module.modules()}
+
+
 def _chained(model: nn.Module, head: nn.Module | None) -> list[tuple[nn.Module, nn.Module]]:
     """Pairs of layers that certainly follow one another, the head as the last."""
     order: list[nn.Module | None] = []
 
     def walk(module: nn.Module) -> None:
-        if module is head or isinstance(module, WEIGHTED):
+        if isinstance(module, FrozenBackbone):
+            order.append(None)
+        elif module is head or isinstance(module, WEIGHTED):
             order.append(module if getattr(module, "groups", 1) == 1 else None)
         elif isinstance(module, nn.Sequential | Classifier):
             for child in module.children():
@@ -122,7 +133,11 @@ def chain_of(model: nn.Module, head: nn.Module | None) -> list[nn.Module]:
         if isinstance(module, nn.Sequential | Classifier) and module is not head:
             return all(walk(child) for child in module.children())
         order.append(module)
-        return isinstance(module, WEIGHTED) or module is head or not any(True for _ in module.children())
+        return (
+            isinstance(module, (*WEIGHTED, FrozenBackbone))
+            or module is head
+            or not any(True for _ in module.children())
+        )
 
     if head is None or not walk(model) or order[-1] is not head:
         return []

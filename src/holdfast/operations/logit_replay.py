@@ -44,7 +44,7 @@ class LogitReplay(Operation):
 
     def loss(self, step: Step, learner: Learner) -> Term | None:
         """Mean squared distance to the stored logits, weighed."""
-        rows = learner.memory.draw(self.size, self.retrieval)
+        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         if rows is None:
             return None
         outputs, stored = learner(rows["inputs"], rows.get("task")), rows["logits"]

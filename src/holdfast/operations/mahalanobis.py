@@ -61,7 +61,8 @@ class Mahalanobis(ClosedFormClassifier):
         self.counts: Tensor | None = None
         self.means: Tensor | None = None
         self.scatter: Tensor | None = None
-        self._precision: tuple[Tensor, Tensor] | None = None
+        self._inverses: dict[int, Tensor] = {}
+        self._of: Tensor | None = None  # the scatter matrices that they were computed from
 
     def _ladder(self, x: Tensor) -> Tensor:
         return x if self.power == 1 else x.sign() * x.abs() ** self.power
@@ -70,6 +71,7 @@ class Mahalanobis(ClosedFormClassifier):
         """Add rows to their classes' means and scatter matrices."""
         x = self._ladder(x)
         size = x.shape[1]
+        self._look()
         if self.counts is None or self.means is None or self.scatter is None:
             self.counts, self.means, self.scatter = x.new_zeros(0), x.new_zeros(0, size), x.new_zeros(0, size, size)
         missing = max(0, classes - len(self.counts))
@@ -83,29 +85,38 @@ class Mahalanobis(ClosedFormClassifier):
             self.scatter[label] += (rows - mean).T @ (rows - mean) + torch.outer(shift, shift) * old * new / (old + new)
             self.means[label] += shift * new / (old + new)
             self.counts[label] += new
-        self._precision = None
+            self._inverses.pop(0 if self.common else label, None)
+        self._of = self.scatter
+
+    def _look(self) -> None:
+        """Forget inverses of other matrices: those from before a checkpoint was loaded, or on another device."""
+        if self._of is not self.scatter:
+            self._inverses, self._of = {}, self.scatter
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Minus the squared Mahalanobis distance to every class."""
         if self.counts is None or self.means is None or self.scatter is None:
             return None
-        if self._precision is None or self._precision[0] is not self.scatter:
-            self._precision = self.scatter, self._inverted(self.counts, self.scatter)
-        precision = self._precision[1]
+        self._look()
         x, means = F.normalize(self._ladder(x), dim=1), F.normalize(self.means, dim=1)
-        distances = []
-        for label in range(len(means)):
+        known = self.counts > 0
+        distances = [x.new_zeros(len(x))] * len(means)
+        for label in known.nonzero().view(-1).tolist():
             difference = x - means[label]
-            distances.append(((difference @ precision[0 if self.common else label]) * difference).sum(1))
-        return -torch.stack(distances, 1), self.counts > 0
+            distances[label] = ((difference @ self._inverse(label)) * difference).sum(1)
+        return -torch.stack(distances, 1), known
 
-    def _inverted(self, counts: Tensor, scatter: Tensor) -> Tensor:
-        """Inverse correlation matrices `[classes or 1, features, features]`."""
-        if self.common:
-            covariance = (scatter.sum(0) / (counts.sum() - (counts > 0).sum()).clamp(min=1)).unsqueeze(0)
-        else:
-            covariance = scatter / (counts - 1).clamp(min=1).view(-1, 1, 1)
-        return torch.stack([self._invert(matrix) for matrix in covariance])
+    def _inverse(self, label: int) -> Tensor:
+        """The inverse correlation matrix of a class, computed when its rows have changed."""
+        assert self.counts is not None and self.scatter is not None
+        key = 0 if self.common else label
+        if key not in self._inverses:
+            if self.common:
+                covariance = self.scatter.sum(0) / (self.counts.sum() - (self.counts > 0).sum()).clamp(min=1)
+            else:
+                covariance = self.scatter[label] / (self.counts[label] - 1).clamp(min=1)
+            self._inverses[key] = self._invert(covariance)
+        return self._inverses[key]
 
     def _invert(self, covariance: Tensor) -> Tensor:
         size = covariance.shape[0]

@@ -52,6 +52,8 @@ class PathPenalty(Operation):
     def observe(self, step: Step, learner: Learner) -> None:
         """Note where the parameters are before the optimiser moves."""
         parameters = learner.named_parameters()
+        if not parameters:
+            return
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if name not in self.before:
@@ -64,10 +66,13 @@ class PathPenalty(Operation):
     def update(self, step: Step, learner: Learner) -> None:
         """Add each parameter's part in the change of the loss."""
         held = [(name, p) for name, p in learner.named_parameters().items() if p.grad is not None]
+        if not held:  # another operation let no parameter move
+            return
+        back = [self.before[name] for name, _ in held]
         with torch.no_grad():
-            moved = torch._foreach_sub([p.detach() for _, p in held], [self.before[name] for name, _ in held])
-            torch._foreach_mul_(moved, [p.grad for _, p in held])  # type: ignore[misc]
-            torch._foreach_sub_([self.contribution[name] for name, _ in held], moved)
+            torch._foreach_sub_(back, [p.detach() for _, p in held])  # minus the move
+            contributions = [self.contribution[name] for name, _ in held]
+            torch._foreach_addcmul_(contributions, [p.grad for _, p in held], back)  # type: ignore[misc]
 
     def end(self, experience: Experience, learner: Learner) -> None:
         """Turn contributions into importance and move the anchor."""

@@ -86,11 +86,12 @@ class PrunedWeights(Blocking):
     def prune(self, learner: Learner) -> None:
         """Give the largest free weights of each layer to the current task, and set the others to zero."""
         for name, layer in self.layers.items():
-            weight, owner = layer.parameter, self.owners[name].view(-1)
+            weight, owner = layer.parameter, self.owners[name].reshape(-1)
             free = (owner < 0).nonzero().view(-1)
             keep = min(len(free), max(1, round((1 - self.fraction) * len(free))))
-            largest = free[weight.view(-1)[free].abs().topk(keep).indices]
+            largest = free[weight.reshape(-1)[free].abs().topk(keep).indices]
             owner[largest] = len(self.finished)
+            self.owners[name] = owner.view(weight.shape)  # a copy where the layer is `channels_last`
             weight.mul_(self.owners[name] >= 0)
             kept = (self.owners[name] == len(self.finished)).to(weight.dtype)
             self.rates[f"{name}.weight"] = kept

@@ -37,6 +37,8 @@ def quadratic(learner: Learner, importance: dict[str, Tensor], anchor: dict[str,
         anchor: by parameter name, shaped like the parameter.
     """
     held = [(name, p) for name, p in learner.named_parameters().items() if name in importance]
+    if not held:  # everything that had an importance is frozen by now
+        return torch.zeros((), device=learner.device)
     parameters = [p for _, p in held]
     return _Quadratic.apply(
         len(held), *parameters, *(importance[name] for name, _ in held), *(anchor[name] for name, _ in held)

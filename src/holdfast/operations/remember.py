@@ -68,7 +68,12 @@ class Remember(Operation):
             insertion = BalancedReservoir(generator)
         else:
             insertion = Ring() if self.policy == "ring" else First()
-        learner.memory = Memory(self.capacity, bytes=self.bytes, insertion=insertion, device=learner.device)
+        learner.memory = Memory(
+            self.capacity and learner.share(self.capacity),
+            bytes=self.bytes and learner.share(self.bytes),
+            insertion=insertion,
+            device=learner.device,
+        )
 
     def observe(self, step: Step, learner: Learner) -> None:
         """Insert the step's current rows."""

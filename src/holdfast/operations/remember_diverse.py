@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from holdfast.core.experience import Tree, tree_map
+from holdfast.core.experience import Tree, task_column, tree_cat, tree_map
+from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement, Uniform
-from holdfast.operations.rows import rows_of
+from holdfast.operations.gradient_products import inner_products
+from holdfast.operations.per_sample import layer_outputs, recorded, supported_layers
+from holdfast.operations.rows import row_losses, rows_of
 from holdfast.operations.twin import Twin
 
 LEAST = 1e-8
 """The lowest score: with a score of exactly zero a row could never be replaced."""
+
+MOST = 2.001
+"""No score is higher: one more than a cosine, and its rounding."""
+
+TRIES = 64
+"""Slots that are proposed before one is drawn by adding up all scores."""
+
+SMALLEST = 1e-12
+"""The least norm of a gradient that is divided by."""
 
 
 class DiverseInsertion(Insertion):
@@ -31,7 +46,9 @@ class DiverseInsertion(Insertion):
         generator: CPU generator the draws come from.
     """
 
-    __slots__ = ("generator", "incoming", "scores")
+    __slots__ = ("_uniforms", "generator", "incoming", "scores")
+
+    _uniforms: list[float]  # left of those drawn for the rows that are being placed
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
@@ -42,22 +59,36 @@ class DiverseInsertion(Insertion):
         """See `Insertion.plan`."""
         assert self.incoming is not None
         places: dict[int, int] = {}
-        for row, score in enumerate(self.incoming.clamp(min=LEAST).tolist()):
+        for row, score in enumerate(self.incoming.clamp(LEAST, MOST).tolist()):
             if len(self.scores) < capacity:
                 places[len(self.scores)] = row
                 self.scores.append(score)
             elif score < 1:
-                slot = int(
-                    torch.multinomial(torch.tensor(self.scores, dtype=torch.float64), 1, generator=self.generator)
-                )
-                if float(torch.rand((), generator=self.generator)) < self.scores[slot] / (self.scores[slot] + score):
+                slot = self._drawn()
+                if self._uniform() < self.scores[slot] / (self.scores[slot] + score):
                     places[slot] = row
                     self.scores[slot] = score
+        self._uniforms = []
         return Placement.of(places) if places else None
+
+    def _drawn(self) -> int:
+        """A slot with probability in proportion to its score: slots are proposed alike, and taken by their scores."""
+        for _ in range(TRIES):
+            slot = int(self._uniform() * len(self.scores))
+            if self._uniform() * MOST < self.scores[slot]:
+                return slot
+        sums = list(accumulate(self.scores))
+        return min(bisect_right(sums, self._uniform() * sums[-1]), len(sums) - 1)
+
+    def _uniform(self) -> float:
+        if not self._uniforms:
+            self._uniforms = torch.rand(256, generator=self.generator, dtype=torch.float64).tolist()
+        return self._uniforms.pop()
 
     def reset(self) -> None:
         """Forget all scores."""
         self.scores: list[float] = []
+        self._uniforms = []
 
     def state(self) -> dict[str, Any]:
         """The scores and the generator's state."""
@@ -91,7 +122,9 @@ class RememberDiverse(Operation):
     (GSS-Greedy).
     Differences: one subset per batch, not per sample, and a sample's score is 1 while there is nothing to compare
     with; gradients of single samples on both sides, where the authors' code takes those of memory batches; they are
-    measured in eval mode. Per-sample gradients are held for one batch: (rows + compare) times the parameters.
+    measured in eval mode. For linear layers no gradient of a sample is made: one forward and one backward over the rows
+    and those compared with give all inner products (`operations.gradient_products`), convolutions make those of 16
+    samples at a time; other layers hold them for one batch, (rows + compare) times the parameters.
 
     Example:
         >>> RememberDiverse(capacity=200)
@@ -110,13 +143,14 @@ class RememberDiverse(Operation):
         self.retrieval: Uniform | None = None
         self._insertion: DiverseInsertion | None = None
         self._twin: Twin | None = None
+        self._layers: tuple[list[nn.Parameter], dict[str, nn.Module] | None] | None = None
 
     def setup(self, learner: Learner) -> None:
         """Make the learner's memory."""
         require(learner.memory is None, "remember_diverse", "found another memory in this method. Leave out Remember.")
         self._insertion = DiverseInsertion(learner.rng(f"replace/{self.name}"))
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
-        learner.memory = Memory(self.capacity, insertion=self._insertion, device=learner.device)
+        learner.memory = Memory(learner.share(self.capacity), insertion=self._insertion, device=learner.device)
 
     def observe(self, step: Step, learner: Learner) -> None:
         """Score the step's current rows and offer them to the memory."""
@@ -127,14 +161,51 @@ class RememberDiverse(Operation):
 
     def _scores(self, rows: dict[str, Any], learner: Learner) -> Tensor:
         held = learner.memory.draw(self.compare, self.retrieval)
+        count = rows["targets"].shape[0]
         if held is None:
-            return torch.ones(rows["targets"].shape[0])
+            return torch.ones(count)
+        found = self._products(rows, held, count, learner)
+        if found is None:
+            return self._one_by_one(rows, held, learner)
+        cross, norms = found
+        sizes = norms.sqrt().clamp(min=SMALLEST)
+        return 1 + (cross / sizes[:count].unsqueeze(1) / sizes[count:]).amax(1)
+
+    def _products(
+        self, rows: dict[str, Any], held: dict[str, Any], count: int, learner: Learner
+    ) -> tuple[Tensor, Tensor] | None:
+        """Inner products and squared norms by one forward and backward; None for layers without a closed form."""
+        layers = self._closed(learner)
+        if layers is None:
+            return None
+        task = rows.get("task")
+        if task is not None and "task" in held:
+            task = torch.cat([task_column(task, count, learner.device), held["task"]])
+        targets = torch.cat([rows["targets"], held["targets"]])
+        with eval_mode(learner.model), recorded(layers) as seen, torch.enable_grad():
+            outputs = learner(tree_cat([rows["inputs"], held["inputs"]]), task)
+            if any(len(calls) != 1 for calls in seen.values()):
+                return None
+            total = row_losses(learner.criterion, outputs, targets).sum()
+            deltas = torch.autograd.grad(total, layer_outputs(seen))
+        return inner_products(layers, seen, deltas, count)
+
+    def _closed(self, learner: Learner) -> dict[str, nn.Module] | None:
+        """The model's layers, if all of them are trained whole and have a closed form; looked up once."""
+        parameters = learner.parameters()
+        if self._layers is None or self._layers[0] is not parameters:
+            layers = supported_layers(learner.model)
+            held = [p for module in (layers or {}).values() for p in module.parameters()]
+            self._layers = parameters, layers if all(p.requires_grad for p in held) else None
+        return self._layers[1]
+
+    def _one_by_one(self, rows: dict[str, Any], held: dict[str, Any], learner: Learner) -> Tensor:
         twin = self._twin
         if twin is None or twin.stale():
             twin = self._twin = Twin(learner)
         twin.copy_from(learner.model.state_dict())
         new, old = (
-            torch.nn.functional.normalize(row_gradients(learner, twin, r["inputs"], r["targets"], r.get("task")), dim=1)
+            F.normalize(row_gradients(learner, twin, r["inputs"], r["targets"], r.get("task")), dim=1)
             for r in (rows, held)
         )
         return 1 + (new @ old.T).amax(1)

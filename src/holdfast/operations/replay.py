@@ -44,7 +44,7 @@ class Replay(Operation):
 
     def loss(self, step: Step, learner: Learner) -> Term | None:
         """Mean loss on the drawn samples, weighed."""
-        rows = learner.memory.draw(self.size, self.retrieval)
+        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         if rows is None:
             return None
         term = learner.loss_on(rows["inputs"], rows["targets"], rows.get("task"))

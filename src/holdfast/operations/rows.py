@@ -14,6 +14,9 @@ from holdfast.core.learner import Criterion, Learner
 from holdfast.core.operation import require
 from holdfast.core.step import Step
 
+HALF = (torch.bfloat16, torch.float16)
+"""What autocast makes of outputs; they are remembered in full precision, as the rest of the state is kept."""
+
 
 def require_outputs(step: Step) -> Tensor:
     """The step's outputs.
@@ -39,7 +42,8 @@ def rows_of(step: Step, learner: Learner) -> dict[str, Any]:
     rows: dict[str, Any] = {"inputs": step.inputs, "targets": step.targets}
     for field in learner.fields:
         if field == "logits":
-            rows[field] = require_outputs(step).detach()
+            outputs = require_outputs(step).detach()
+            rows[field] = outputs.float() if outputs.dtype in HALF else outputs
         elif field == "task":
             if step.task is not None:
                 rows[field] = step.task
@@ -61,7 +65,8 @@ def rows_of_batch(batch: Batch, learner: Learner) -> dict[str, Any]:
     task = learner.task if batch.task is None else batch.task
     if "logits" in learner.fields:
         with torch.no_grad():
-            rows["logits"] = learner(inputs, task)
+            outputs = learner(inputs, task)
+        rows["logits"] = outputs.float() if outputs.dtype in HALF else outputs
     if "task" in learner.fields and task is not None:
         rows["task"] = task_column(task, targets.shape[0], learner.device)
     return rows
@@ -77,13 +82,21 @@ def take(rows: Mapping[str, Tree], index: Tensor) -> dict[str, Tree]:
     return {field: tree_map(lambda leaf: leaf.index_select(0, index), tree) for field, tree in rows.items()}
 
 
+_BY_ROW = (
+    *(F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss),
+    *(F.binary_cross_entropy, F.binary_cross_entropy_with_logits),
+)
+"""Torch's criteria that are the mean of a value for each row, or for each row and output."""
+
+
 def row_losses(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each row on its own, `[rows]`; one call a row for any criterion but cross-entropy.
+    """The loss of each row on its own, `[rows]`; one call for torch's functions, one call a row for any other.
 
     Example:
         >>> row_losses(torch.nn.functional.mse_loss, torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
         tensor([1., 9.])
     """
-    if criterion is F.cross_entropy:
-        return F.cross_entropy(outputs, targets, reduction="none")
+    if criterion in _BY_ROW:
+        losses: Tensor = criterion(outputs, targets, reduction="none")  # type: ignore[call-arg]
+        return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
     return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in range(outputs.shape[0])])

@@ -26,6 +26,7 @@ class ScoreMasks(Blocking):
     """
 
     state = (*Blocking.state, "masks", "current")
+    once = "learn a mask of every weight"
 
     def __init__(self) -> None:
         super().__init__()

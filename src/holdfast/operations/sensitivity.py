@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Tree, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner, mean_over_ranks
+from holdfast.core.learner import Learner
+from holdfast.core.ranks import mean_over_ranks
 from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
 
 Over = Literal["sample", "batch"]
@@ -54,6 +55,8 @@ def sensitivity(
     order = torch.arange(len(data))
     if samples is not None and samples < len(data):
         order = torch.randperm(len(data), generator=generator)[:samples]
+    if over != "batch":  # which depends on who is in a batch with whom
+        order = learner.shard(order)
     model = learner.model
     layers = supported_layers(model) if closed_form is not False and over == "sample" else None
     if closed_form and layers is None:
@@ -64,13 +67,14 @@ def sensitivity(
             inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
             if over == "batch":
                 norm = _squared_norm(learner(inputs, batch.task), learner)
-                part = dict(zip(total, (grad.abs() for grad in learner.grad(norm))))
-            elif layers is not None:
-                part = _closed_form(learner, layers, inputs, batch.task)
+                part = dict(zip(total, (grad.abs() for grad in learner.grad(norm, average=False))))
             else:
-                rows = OneByOne(learner, inputs, batch.task)
-                none = torch.zeros(len(batch.targets), device=learner.device)
-                part = rows.summed(lambda outputs, _: _squared_norm(outputs, learner), none, torch.abs)
+                found = None if layers is None else _closed_form(learner, layers, inputs, batch.task, bool(closed_form))
+                if found is None:  # no layers that have one, or some layer is not called exactly once
+                    layers, rows = None, OneByOne(learner, inputs, batch.task)
+                    none = torch.zeros(len(batch.targets), device=learner.device)
+                    found = rows.summed(lambda outputs, _: _squared_norm(outputs, learner), none, torch.abs)
+                part = found
             for name, value in part.items():
                 total[name] += value
     return mean_over_ranks(total, len(order))
@@ -84,8 +88,12 @@ def _squared_norm(outputs: Tensor, learner: Learner) -> Tensor:
     return outputs.square().sum()
 
 
-def _closed_form(learner: Learner, layers: dict[str, nn.Module], inputs: Tree, task: int | Tensor | None) -> Diagonal:
+def _closed_form(
+    learner: Learner, layers: dict[str, nn.Module], inputs: Tree, task: int | Tensor | None, required: bool
+) -> Diagonal | None:
     with recorded(layers) as seen, torch.enable_grad():
         norm = _squared_norm(learner(inputs, task), learner)
+        if not required and any(len(calls) != 1 for calls in seen.values()):
+            return None
         deltas = torch.autograd.grad(norm, layer_outputs(seen))
     return summed(layers, seen, deltas, torch.abs)

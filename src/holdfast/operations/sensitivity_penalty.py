@@ -8,6 +8,7 @@ from torch import Tensor
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.ranks import total_over_ranks
 from holdfast.core.step import Step
 from holdfast.operations.quadratic import quadratic
 from holdfast.operations.sensitivity import Over, sensitivity
@@ -64,7 +65,7 @@ class SensitivityPenalty(Operation):
 
     def end(self, experience: Experience, learner: Learner) -> None:
         """Measure the sensitivity on the experience's data and move the anchor."""
-        if len(experience.train) == 0:
+        if total_over_ranks(len(experience.train), learner.device) == 0:
             return
         generator = learner.rng(f"samples/{self.name}")
         found = sensitivity(learner, experience.train, self.over, samples=self.samples, generator=generator)

@@ -47,6 +47,7 @@ class StreamingLDA(Operation):
         StreamingLDA(space='features', shrinkage=0.0001)
     """
 
+    alone = "makes its whole step itself, from statistics of every sample"
     role = "knowledge incorporation"
     needs = frozenset({"classes"})
     state = ("counts", "means", "scatter", "shrunk")
@@ -64,8 +65,11 @@ class StreamingLDA(Operation):
         self._map: tuple[Tensor, Tensor, Tensor] | None = None
 
     def take_step(self, step: Step, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
-        """Learn from the rows; the optimiser does not move."""
+        """Learn from the rows; the optimiser steps without any gradient: nothing moves but what a scheduler counts."""
         self._learn(step, learner)
+        for parameter in learner.optimized():
+            parameter.grad = None
+        optimizer.step()
 
     def gradient(self, step: Step, learner: Learner) -> None:
         """In a loop that moves the optimiser itself: leave it no gradient, so that nothing moves."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,7 @@ class Twin:
 
     def __init__(self, learner: Learner) -> None:
         with torch.inference_mode(False):  # it may first be wanted in an evaluation, and written to in training
-            self.module = learner._teacher()
+            self.module = learner.twin()
             self.values: Snapshot = dict(self.module.state_dict())
         self._learner = learner
         self._made_for = (learner.parameters(), learner.experience)
@@ -46,7 +44,4 @@ class Twin:
 
     def __call__(self, inputs: Tree, task: int | Tensor | str | None = None) -> Tensor:
         """Outputs on raw `inputs`, as those of the learner, with this copy's values."""
-        autocast = self._learner.autocast
-        context = torch.autocast(autocast[0], dtype=autocast[1]) if autocast else contextlib.nullcontext()
-        with torch.no_grad(), context:
-            return self._learner._forward(self.module, inputs, task)
+        return self._learner.forward_of(self.module, inputs, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from holdfast.operations.blocking import Blocking
 from holdfast.operations.layer_hooks import GateHook, rows_of
 from holdfast.operations.layers import Layer, spread
 
+Join = Callable[[Tensor, Tensor], Tensor]
 COSH_LIMIT = 50.0
 EMBEDDING_LIMIT = 6.0
 
@@ -140,21 +142,21 @@ class UnitAttention(Blocking):
         """Zero between units that are in use; under "adapt" set anew at each step."""
         self._uses = None
         return (
-            {name: (count == 0).to(count.dtype) for name, count in self._parameter_uses().items()}
+            {name: (count == 0).to(count.dtype) for name, count in self._by_parameter(self.uses).items()}
             if self.finished
             else {}
         )
 
-    def _parameter_uses(self) -> dict[str, Tensor]:
-        """min(M_i, M_j) by parameter: of the two units a weight joins, the count of the one used less."""
+    def _by_parameter(self, of: Callable[[str], Tensor], join: Join = torch.minimum) -> dict[str, Tensor]:
+        """What units have, by parameter: a weight has the smaller (or another join) of the two units it joins."""
         found: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            weight, bias, count = layer.weight, layer.module.bias, self.uses(name)
+            weight, bias, count = layer.weight, layer.module.bias, of(name)
             rows = count.view(-1, *[1] * (weight.dim() - 1))
             found[f"{name}.weight"] = rows.expand_as(weight)
             if layer.source is not None:
-                columns = spread(self.uses(layer.source), layer.module).view(1, -1, *[1] * (weight.dim() - 2))
-                found[f"{name}.weight"] = torch.minimum(rows, columns).expand_as(weight)
+                columns = spread(of(layer.source), layer.module).view(1, -1, *[1] * (weight.dim() - 2))
+                found[f"{name}.weight"] = join(rows, columns).expand_as(weight)
             if isinstance(bias, Tensor):
                 found[f"{name}.bias"] = count
         return found
@@ -197,7 +199,7 @@ class UnitAttention(Blocking):
     @torch.no_grad()
     def _adapt(self) -> None:
         if self._uses is None:
-            self._uses = self._parameter_uses()
+            self._uses = self._by_parameter(self.uses)
         for name, layer in self.layers.items():
             taken, free = self._taken(name)
             rate = self.intensity / (self.epsilon + taken / free.clamp(min=1.0))

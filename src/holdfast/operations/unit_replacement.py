@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import ConfigError
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.ranks import average_over_ranks
 from holdfast.core.step import Step
 from holdfast.operations.layers import Layer, backbone_layers
 
@@ -71,7 +72,7 @@ class UnitReplacement(Operation):
             )
         for name, layer in self.layers.items():
             assert layer.reader is not None
-            self.utility[name] = torch.zeros(layer.units, device=learner.device)
+            self.utility[name] = torch.zeros(layer.units, device=learner.device, dtype=layer.weight.dtype)
             self.age[name] = torch.zeros(layer.units, device=learner.device)
             self.quota[name] = torch.zeros((), device=learner.device)
             layer.reader.register_forward_pre_hook(Watch(self, name))
@@ -79,6 +80,7 @@ class UnitReplacement(Operation):
     def update(self, step: Step, learner: Learner) -> None:
         """Keep count of what units contribute, and replace where the time has come."""
         dormant: list[Tensor] = []
+        average_over_ranks(list(self._activity.values()))
         with torch.no_grad():
             for name, activity in self._activity.items():
                 layer = self.layers[name]
@@ -91,7 +93,7 @@ class UnitReplacement(Operation):
 
     def _replace(self, layer: Layer, activity: Tensor, learner: Learner) -> None:
         utility, age, quota = self.utility[layer.name], self.age[layer.name], self.quota[layer.name]
-        readers = _weights_of(layer.reader)
+        readers = weights_of(layer.reader)
         reading = torch.stack([weight.abs().transpose(0, 1).flatten(1).sum(1) for weight in readers]).sum(0)
         utility.lerp_((activity * reading).view(layer.units, -1).sum(1), 1 - self.decay)
         age += 1
@@ -126,7 +128,7 @@ def _put(tensor: Tensor, dim: int, index: Tensor, new: Tensor, due: Tensor) -> N
     tensor.index_copy_(dim, index, torch.where(due, new, tensor.index_select(dim, index)))
 
 
-def _weights_of(reader: nn.Module | None) -> list[nn.Parameter]:
+def weights_of(reader: nn.Module | None) -> list[nn.Parameter]:
     """The weights of a layer, or of all parts of a head."""
     if hasattr(reader, "parts"):
         return [part.weight for part in reader.parts()]  # type: ignore[union-attr, operator]
@@ -137,11 +139,11 @@ class Watch:
     """Keeps the mean activity per input of the step's first forward; copied models share it and are not watched.
 
     Args:
-        owner: the operation.
+        owner: the operation; its `_activity` takes the values.
         name: of the layer whose units are read here.
     """
 
-    def __init__(self, owner: UnitReplacement, name: str) -> None:
+    def __init__(self, owner: Any, name: str) -> None:
         self.owner = owner
         self.name = name
 

@@ -75,7 +75,7 @@ class WalkPenalty(Operation):
     @torch.no_grad()
     def observe(self, step: Step, learner: Learner) -> None:
         """Move the Fisher diagonal on, and note the gradient and where the parameters are."""
-        rows = tree_rows(step.inputs)
+        rows = tree_rows(step.inputs) * learner.ranks  # the gradient is the mean over the rows of all
         self._before = {}
         for name, parameter in learner.named_parameters().items():
             if parameter.grad is None:
@@ -108,6 +108,8 @@ class WalkPenalty(Operation):
 
     def _walk(self, parameters: dict[str, nn.Parameter]) -> None:
         for name, fall in self.fall.items():
+            if name not in parameters:  # frozen since
+                continue
             moved = parameters[name] - self.start[name]
             distance = 0.5 * self.fisher[name] * moved.square() + self.damping
             self.path[name] += (fall / distance).clamp_(min=0)
@@ -127,7 +129,7 @@ class WalkPenalty(Operation):
             path.zero_()
         fisher, score = _scaled(self.fisher), _scaled(self.score)
         self.importance = {name: fisher[name] + score[name] for name in fisher}
-        self.anchor = {name: parameters[name].detach().clone() for name in fisher}
+        self.anchor |= {name: parameters[name].detach().clone() for name in fisher if name in parameters}
 
 
 def _scaled(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -83,7 +83,10 @@ class ContinualLearner(nn.Module):
             samples: use this many; default: all.
             seed: of the choice of samples and labels.
         """
-        learner = self._learner(loss_func)
+        # Squared gradients of `loss_func` itself, whatever likelihood it might stand for, as StreamedML has it.
+        learner = self._learner(
+            (lambda outputs, targets: loss_func(outputs, targets)) if kind == "empirical" else loss_func
+        )
         found = fisher_diagonal(
             learner, as_data(data), kind, samples=samples, generator=torch.Generator().manual_seed(seed)
         )

@@ -120,3 +120,23 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
         extras,
         last.weight,
     )
+
+
+def logits_of(found: Any) -> Any:
+    """The tensor of outputs in what a model returned: itself, or its `logits`."""
+    if isinstance(found, Tensor):
+        return found
+    return found.get("logits", found) if isinstance(found, Mapping) else getattr(found, "logits", found)
+
+
+def cut(given: Any, rows: int, own: int) -> Any:
+    """What a model returned, with only the first `own` of `rows` rows in each of its tensors."""
+    if isinstance(given, Tensor):
+        return given[:own] if given.dim() and given.shape[0] == rows else given
+    if isinstance(given, Mapping):
+        less = {key: cut(value, rows, own) for key, value in given.items()}
+        return less if type(given) is dict else type(given)(**less)
+    if isinstance(given, list | tuple):
+        parts = [cut(value, rows, own) for value in given]
+        return type(given)(*parts) if hasattr(given, "_fields") else type(given)(parts)
+    return given

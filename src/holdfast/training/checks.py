@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from holdfast.core.boundary import Boundary
+from holdfast.core.criteria import likelihood, without_classes
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Tree, tree_rows
-from holdfast.core.learner import Learner
+from holdfast.core.learner import Criterion, Learner
+from holdfast.core.method import Method
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -40,10 +44,27 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def compiled(model: nn.Module) -> bool:
-    """Whether `model`, or what it wraps, went through `torch.compile`."""
+def check_compiled(model: nn.Module, method: Method, acts_inside: bool) -> None:
+    """Refuse a model whose compiled code would not see the hooks of a method.
+
+    Args:
+        model: as it was given.
+        method: for its name.
+        acts_inside: whether the method has hooks on the model's layers.
+    """
+    plain = unwrapped(model)
+    if getattr(plain, "_compiled_call_impl", None) is not None:
+        raise ConfigError(
+            "model.compile() compiles a model's call with the hooks it has by then, and ignores later ones. Write"
+            " Continual(torch.compile(model), ...) instead."
+        )
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    return hasattr(inner, "_orig_mod") or getattr(unwrapped(model), "_compiled_call_impl", None) is not None
+    parts = [m for m in plain.modules() if hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None)]
+    if acts_inside and (hasattr(inner, "_orig_mod") or parts):
+        raise ConfigError(
+            f"`{method.name}` acts inside the model's layers, which a model compiled before ignores. Make the Continual"
+            " before `torch.compile`, on the plain model."
+        )
 
 
 def hook_count(model: nn.Module) -> int:
@@ -51,7 +72,23 @@ def hook_count(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def check_optimizer(optimizer: object, learner: Learner, distributed: bool) -> None:
+def check_arguments(method: object, optimizer: object, accumulate: int, scaler: torch.amp.GradScaler | None) -> None:
+    """Refuse arguments of `Continual` that no model can make good."""
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"`Continual` got {method!r} as its method. Write Continual(model, er(capacity=200), optimizer)."
+        )
+    if accumulate < 1:
+        raise ConfigError(
+            f"`Continual` got accumulate={accumulate}. Give the calls of backward per optimiser step, at least 1."
+        )
+    if scaler is not None and optimizer is None:
+        raise ConfigError(
+            "a scaler was given without its optimizer, whose gradients it scales. Pass optimizer=... too."
+        )
+
+
+def check_optimizer(optimizer: object, learner: Learner) -> None:
     """Refuse an optimiser that does not move what the method trains."""
     if optimizer is None:
         return
@@ -66,11 +103,19 @@ def check_optimizer(optimizer: object, learner: Learner, distributed: bool) -> N
             "the optimizer holds none of the model's parameters. Make it from this model:"
             " torch.optim.SGD(model.parameters(), ...)."
         )
-    if distributed and learner.added:
-        raise ConfigError(
-            f"the method trains parameters of its own ({', '.join(list(learner.added)[:2])}), which"
-            " DistributedDataParallel does not average over ranks. Train it in one process."
-        )
+
+
+def check_head(head: nn.Module | None, boundary: Boundary | None) -> None:
+    """Refuse a head without outputs where nobody announces classes before the forward."""
+    if getattr(head, "grow", None) is None or getattr(head, "width", None) != 0:
+        return
+    who = (
+        "an unlabelled stream announces none" if boundary is None else f"{boundary!r} finds them after the forward only"
+    )
+    raise ConfigError(
+        f"the model's head grows as experiences announce their classes, and {who}. Give the head its outputs at once,"
+        " model.head.grow(10), or train with begin() and end() around each experience."
+    )
 
 
 def check_values(loss: Tensor, targets: Tensor, inputs: Tree, given_criterion: bool, remembers: bool) -> None:
@@ -116,14 +161,48 @@ def check_tree(inputs: Tree) -> None:
         )
 
 
-def check_range(targets: Tensor, outputs: Tensor | None) -> None:
-    """Refuse class indices that the model has no output for. Waits for the device: for the first steps only."""
-    if outputs is None or outputs.dim() != 2 or targets.dim() != 1 or targets.dtype != torch.int64 or not len(targets):
+def check_targets(targets: Tensor, outputs: Tensor | None, criterion: Criterion, ignored: int | None) -> None:
+    """Refuse targets that `criterion` cannot take. Waits for the device: for the first steps only.
+
+    Args:
+        targets: of one batch.
+        outputs: of the model on it, if they are known.
+        criterion: of the learner; one that is not torch's is not judged.
+        ignored: the class index that counts for nothing, or None.
+    """
+    if outputs is None or not targets.numel():
+        return
+    name = getattr(criterion, "__name__", type(criterion).__name__)
+    numbers, classes = without_classes(criterion), criterion in CLASS_LOSSES or type(criterion) in CLASS_LOSSES
+    if numbers and not targets.is_floating_point():
+        raise UsageError(
+            f"{name} wants numbers, and targets are {targets.dtype}. Pass targets.float(), or for class indices"
+            " criterion=torch.nn.functional.cross_entropy."
+        )
+    if (numbers or (classes and targets.is_floating_point())) and targets.shape != outputs.shape:
+        raise UsageError(
+            f"{name} got targets of shape {tuple(targets.shape)} for outputs of shape {tuple(outputs.shape)}. Give a"
+            " target for each output."
+        )
+    if likelihood(criterion) == "bernoulli" and not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise UsageError(f"{name} got targets that are not from 0 to 1. Give a yes (1) or no (0) for each output.")
+    if classes and targets.dtype == torch.int64 and targets.dim() == 1 and outputs.dim() == 2:
+        counted = targets if ignored is None else targets[targets != ignored]
+        check_range(counted, outputs.shape[1])
+
+
+CLASS_LOSSES = (F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss)
+"""Losses of class indices."""
+
+
+def check_range(targets: Tensor, width: int) -> None:
+    """Refuse class indices that the model has no output for."""
+    if not len(targets):
         return
     low, high = torch.stack(torch.aminmax(targets)).tolist()
-    if low < 0 or high >= outputs.shape[1]:
+    if low < 0 or high >= width:
         raise UsageError(
-            f"targets run from {low} to {high}, and the model has outputs for 0 to {outputs.shape[1] - 1}. "
+            f"targets run from {low} to {high}, and the model has outputs for 0 to {width - 1}. "
             "Number the classes from 0, leave out rows to be ignored, and give the model an output for each class."
         )
 
@@ -145,8 +224,13 @@ class Parameters:
         self._known.update({id(p): p for p in new})
 
     def check(self) -> None:
-        """Refuse layers that were replaced; take notice of parameters that were frozen or set free."""
-        new = [name for name, p in self._learner.model.named_parameters() if id(p) not in self._known]
+        """Refuse layers that were replaced or compiled; take notice of parameters that were frozen or set free."""
+        if getattr(self._learner.model, "_compiled_call_impl", None) is not None:
+            raise UsageError(
+                "model.compile() was called after the method was bound, and hides the model's layers from it. Write"
+                " compiled = torch.compile(model), and call that."
+            )
+        new = [name for name, p in self._learner.named_parameters().items() if id(p) not in self._known]
         if new:
             raise UsageError(
                 f"the model has parameters that it had not when the method was bound ({', '.join(new[:3])}). Make a new"

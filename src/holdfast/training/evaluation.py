@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from holdfast.core.criteria import likelihood
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Data, tree_map
+from holdfast.training.ranks import ALONE, Ranks
 
 
 def evaluate(
-    engine: Engine, data: Data, classes: tuple[int, ...], task: int | None, batch_size: int = 512
+    engine: Engine,
+    data: Data,
+    classes: tuple[int, ...],
+    task: int | None,
+    batch_size: int = 512,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Loss and counts of correct predictions on `data`, in eval mode and without gradients.
 
@@ -22,23 +30,29 @@ def evaluate(
         classes: the classes of the experience, for the task-aware count.
         task: the task label, for a model with a head per task.
         batch_size: samples per forward.
+        ranks: the processes that evaluate a part each; all of them get the counts of all data.
 
     Returns:
         The counts of an `evaluate` event: `samples`, `loss` (mean over the samples whose class has an output),
         `correct` (arg-max over all
         outputs), `correct_task` (arg-max among `classes`), and per class `class_samples` and `class_correct`;
-        the counts are None where targets are not class indices.
+        the counts are None where targets are not class indices. For targets that are numbers as many as the outputs,
+        `labels_right` under binary cross-entropy of logits (the share of outputs on the target's side of zero), and
+        under other criteria `absolute_error` (mean over rows and outputs) and `explained_variance` (1 - mean squared
+        error / variance of the targets, mean over outputs; None where a target is constant).
     """
     learner = engine.learner
     device = learner.device
     total = torch.zeros((), device=device, dtype=torch.float64)
     weighed = 0
     guesses: list[tuple[Tensor, Tensor, Tensor]] = []
+    numbers: list[tuple[Tensor, Tensor]] = []
     single_label = not data.targets.is_floating_point() and data.targets.dim() == 1
     highest = int(data.targets.max()) if single_label and len(data) else -1
     labels = torch.tensor(sorted(classes), device=device)
+    order = torch.arange(len(data))[ranks.rank :: ranks.count]
     with engine.evaluating(), torch.inference_mode():
-        for batch in data.batches(torch.arange(len(data)), batch_size):
+        for batch in data.batches(order, batch_size):
             inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
             targets = batch.targets.to(device)
             outputs = engine.predict(inputs, batch.task if batch.task is not None else task)
@@ -48,10 +62,14 @@ def evaluate(
                 if highest >= width:  # classes that have no output yet cannot be weighed
                     inside = targets < width
                     outputs, targets = outputs[inside], targets[inside]
+            elif targets.is_floating_point() and outputs.shape == targets.shape:
+                numbers.append((outputs, targets))
             rows = targets.shape[0]
             if rows:
                 total += learner.criterion(outputs, targets).double() * rows
                 weighed += rows
+    if ranks.count > 1:
+        total, weighed, guesses, numbers = _joined(ranks, total, weighed, guesses, numbers)
     result: dict[str, Any] = {"samples": len(data), "loss": None, "correct": None, "correct_task": None}
     result["loss"] = float(total) / weighed if weighed else None
     if guesses:
@@ -62,7 +80,30 @@ def evaluate(
         right += [0] * (len(seen) - len(right))
         result["class_samples"] = {str(label): n for label, n in enumerate(seen) if n}
         result["class_correct"] = {str(label): right[label] for label, n in enumerate(seen) if n}
+    if numbers:
+        outputs, targets = (torch.cat(column).flatten(1).double() for column in zip(*numbers))
+        result |= _of_numbers(outputs, targets, likelihood(learner.criterion) == "bernoulli")
     return result
+
+
+def _joined(ranks: Ranks, total: Tensor, weighed: int, *rows: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+    """What every rank found on its part, on every rank, in order of rank."""
+    held = [[tuple(column.cpu() for column in part) for part in parts] for parts in rows]
+    found = ranks.gather((float(total), weighed, held))
+    joined = [[part for *_, parts in found for part in parts[kind]] for kind in range(len(rows))]
+    return (torch.tensor(sum(one for one, *_ in found)), sum(count for _, count, _ in found), *joined)
+
+
+def _of_numbers(outputs: Tensor, targets: Tensor, labels: bool) -> dict[str, float | None]:
+    """How near outputs `[rows, numbers]` are to targets that are numbers, or several labels a row."""
+    if labels:
+        return {"labels_right": float(((outputs > 0) == (targets > 0.5)).double().mean())}
+    spread = (targets - targets.mean(0)).square().mean(0)
+    explained = 1 - (outputs - targets).square().mean(0) / spread
+    return {
+        "absolute_error": float((outputs - targets).abs().mean()),
+        "explained_variance": float(explained.mean()) if bool((spread > 0).all()) else None,
+    }
 
 
 def _guess(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def optimizer_factory(optimizer: str | Mapping[str, Any] | OptimizerFactory) -> 
         known[name]([nn.Parameter(torch.zeros(1))], **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the optimizer {name} does not take {arguments}: {error}. See torch.optim.{name}.") from None
-    return lambda parameters: known[name](parameters, **arguments)
+    return functools.partial(known[name], **arguments)
 
 
 def step_function(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
@@ -116,14 +117,20 @@ class Optimization:
             self.optimizer.add_param_group({**self._initial, "params": new})
             self._refresh()
 
+    def choose(self, make: OptimizerFactory, make_scheduler: SchedulerFactory | None, scheduler_every: str) -> bool:
+        """What the coming experience is trained with. Returns whether that needs another optimiser."""
+        other = make is not self.make
+        self.make, self.make_scheduler, self.scheduler_every = make, make_scheduler, scheduler_every
+        return other
+
     def open_experience(self) -> None:
         """A new scheduler from the initial learning rate, for a new experience."""
         assert self.optimizer is not None
-        if self.make_scheduler is not None:
+        if self.make_scheduler is not None or self.scheduler is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._initial["lr"]
                 group.pop("initial_lr", None)
-            self.scheduler = self.make_scheduler(self.optimizer)
+            self.scheduler = None if self.make_scheduler is None else self.make_scheduler(self.optimizer)
             self._refresh()
 
     def _refresh(self) -> None:

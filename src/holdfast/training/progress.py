@@ -74,3 +74,10 @@ class Bar(NoProgress):
         """Draw `done` of `total` steps."""
         self._bar.update(self._task, completed=done, total=total, text=text)
         self._bar.refresh()
+
+
+def make_bar(title: str, progress: bool | TextIO) -> NoProgress:
+    """A bar on standard error (True) or on the terminal given, or none (False)."""
+    if progress is False:
+        return NoProgress()
+    return Bar(title) if progress is True else Bar(title, progress)

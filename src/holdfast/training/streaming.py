@@ -14,8 +14,9 @@ from holdfast.core.experience import Batch, Tree, tree_map
 from holdfast.core.learner import Criterion
 from holdfast.core.method import Method
 from holdfast.core.needs import OFFERS
+from holdfast.training.checks import check_head
 from holdfast.training.optimization import OptimizerFactory, optimizer_factory
-from holdfast.training.trainer import PRECISIONS
+from holdfast.training.precision import PRECISIONS
 from holdfast.training.window import Window
 from holdfast.training.wrapper import Continual
 
@@ -41,7 +42,7 @@ class StreamTrainer:
         boundary: `Every(steps=...)`, `OnNewClass()` or any `Boundary` that watches the steps; None for no boundaries.
         prepare: turns raw inputs into the model's, as `Stream.prepare` does.
         clip_norm: largest norm of the whole gradient.
-        precision: `float32`, or `bfloat16` for autocast.
+        precision: `32-true`, or `bf16-mixed` for autocast.
         log_every: steps between two records.
         record: called with each `train` event, a mapping of plain values.
         seed: of every random choice.
@@ -73,13 +74,13 @@ class StreamTrainer:
         boundary: Boundary | None = None,
         prepare: Callable[..., Any] | None = None,
         clip_norm: float | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Literal["32-true", "bf16-mixed"] = "32-true",
         log_every: int = 50,
         record: Callable[[dict[str, Any]], None] | None = None,
         seed: int = 0,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"the trainer got precision={precision!r}. Choose one of {', '.join(PRECISIONS)}.")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise ConfigError(f"the trainer got precision={precision!r}. Choose 32-true or bf16-mixed.")
         if log_every < 1:
             raise ConfigError(f"the trainer got log_every={log_every}. Give a number of at least 1.")
         self.model = model
@@ -91,6 +92,7 @@ class StreamTrainer:
         self.cl = Unlabelled(
             model, method, self.optimizer, criterion=criterion, boundary=boundary, prepare=prepare, seed=seed
         )
+        check_head(self.cl.learner.head, boundary)
         self._window = Window(self.cl.learner)
         self.steps = 0
         self.samples = 0

@@ -8,22 +8,27 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TextIO
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, Interrupted
-from holdfast.core.experience import Batch, Data, Experience, Stream
-from holdfast.core.learner import Criterion, Learner, derive_seed
+from holdfast.core.experience import Experience, Stream
+from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import OFFERS
-from holdfast.core.step import Step
-from holdfast.training.capture import join_steps
-from holdfast.training.evaluation import evaluate
+from holdfast.training.compiling import compiled_forward, recompilable
+from holdfast.training.export import copied
+from holdfast.training.launch import Strategy, check_processes, train_together
+from holdfast.training.loop import Loop
 from holdfast.training.optimization import Optimization, OptimizerFactory, SchedulerFactory, optimizer_factory
-from holdfast.training.progress import Bar, NoProgress
-from holdfast.training.window import Window
+from holdfast.training.precision import PRECISIONS, Precision, as_precise, check_precision, make_scaler
+from holdfast.training.progress import NoProgress, make_bar
+from holdfast.training.ranks import ALONE, Ranks
+from holdfast.training.records import Records
+from holdfast.training.settings import PerExperience, Settings, augmented, by_experience, check_limit
+from holdfast.training.state import of_rank, restore, seed_model, set_random, state_of
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+ADVICE = {"task": "Make the stream with paradigm='task', or choose a method that needs no task labels."}
 
 
 class Checkpoints(Protocol):
@@ -43,10 +48,12 @@ class Trainer:
         method: what is done around each step; bound to the model by `fit`, once.
         optimizer: a torch name, a mapping with `name` and arguments, or a function from parameters to an optimiser.
         scheduler: a function from an optimiser to a scheduler; a new one for each experience.
+        per_experience: what is different in some experiences, by number: `{0: {"epochs": 5}, "1-": {"batch_size": 8}}`,
+            or a list with one entry for each experience; every setting of `training.settings.Settings` may differ.
         criterion: `criterion(outputs, targets)` -> mean loss; default: cross-entropy.
         epochs: passes over each experience's data.
         iterations: steps per experience instead of epochs (the data is shuffled again whenever it runs out).
-        batch_size: current samples per step.
+        batch_size: current samples per step, of all processes together.
         eval_batch_size: samples per forward in evaluation.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
         reset_optimizer: start each experience with a new optimiser, without the momentum of the last.
@@ -54,7 +61,7 @@ class Trainer:
         clip_norm: largest norm of the whole gradient; larger ones are scaled down to it.
         clip_by: what `clip_norm` bounds: the `norm` of the whole gradient, or each `value` of it.
         accumulate: batches whose gradients are averaged before the optimiser moves.
-        precision: `float32`, or `bfloat16` for autocast.
+        precision: `32-true`; `bf16-mixed` or `16-mixed` (GPUs only) for autocast; `64-true` for doubles.
         evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
         evaluate_before: also evaluate before any training (forward transfer needs it).
         limit_train_batches: batches of each experience's training data that are used, a number or a fraction; the same
@@ -70,6 +77,10 @@ class Trainer:
         log_every: steps between two records of loss and accuracy.
         seed: of every random choice.
         device: where to train, for instance `cpu` or `cuda`.
+        devices: processes on this machine, one device each, that train one model together; see `training.launch`.
+        num_nodes: machines that do so.
+        strategy: how the processes start: `ddp` (by whichever of the others is safe), `ddp_fork` or `ddp_spawn`;
+            `auto` is one process for one device.
         record: called with each event of the log, a mapping of plain values.
         progress: whether to draw a progress bar with time left, or the terminal to draw it on (default: standard
             error).
@@ -94,6 +105,7 @@ class Trainer:
         *,
         optimizer: str | Mapping[str, Any] | OptimizerFactory = "SGD",
         scheduler: SchedulerFactory | None = None,
+        per_experience: PerExperience | None = None,
         criterion: Criterion | None = None,
         epochs: int = 1,
         iterations: int | None = None,
@@ -105,7 +117,7 @@ class Trainer:
         clip_norm: float | None = None,
         clip_by: Literal["norm", "value"] = "norm",
         accumulate: int = 1,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "32-true",
         evaluate: Literal["test", "validation", "both", "none"] = "test",
         evaluate_before: bool = True,
         limit_train_batches: int | float | None = None,
@@ -120,64 +132,70 @@ class Trainer:
         log_every: int = 50,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        devices: int = 1,
+        num_nodes: int = 1,
+        strategy: Strategy = "auto",
         record: Callable[[dict[str, Any]], None] | None = None,
         progress: bool | TextIO = False,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        sizes = {"epochs": epochs, "batch_size": batch_size, "eval_batch_size": eval_batch_size, "log_every": log_every}
-        sizes["accumulate"] = accumulate
-        if patience is not None:
-            sizes["patience"] = patience
-        for name, value in {**sizes, **({} if iterations is None else {"iterations": iterations})}.items():
+        self.settings = Settings(
+            optimizer_factory(optimizer),
+            scheduler,
+            scheduler_every,
+            epochs,
+            iterations,
+            batch_size,
+            drop_last,
+            reset_optimizer,
+            clip_norm,
+            clip_by,
+            accumulate,
+            limit_train_batches,
+            patience,
+            restore_best,
+        )
+        for name, value in {"eval_batch_size": eval_batch_size, "log_every": log_every}.items():
             if value < 1:
                 raise ConfigError(f"the trainer got {name}={value}. Give a number of at least 1.")
-        if precision not in PRECISIONS:
-            raise ConfigError(f"the trainer got precision={precision!r}. Choose one of {', '.join(PRECISIONS)}.")
-        if clip_by not in ("norm", "value"):
-            raise ConfigError(f"the trainer got clip_by={clip_by!r}. Choose norm or value.")
+        self.device = torch.device(device)
+        check_precision(precision, self.device)
         if max_seconds is not None and max_seconds <= 0:
             raise ConfigError(f"the trainer got max_seconds={max_seconds}. Give a positive number, or None.")
-        limits = {"train": limit_train_batches, "validation": limit_val_batches, "test": limit_test_batches}
-        for part, limit in limits.items():
-            if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
-                name = f"limit_{'val' if part == 'validation' else part}_batches"
-                raise ConfigError(f"the trainer got {name}={limit}. Give a number of batches, or a fraction up to 1.0.")
-        self.limits = limits
-        self.clip_by = clip_by
-        self.accumulate = accumulate
-        self.patience = patience
-        self.restore_best = restore_best
+        self.limits = {"validation": limit_val_batches, "test": limit_test_batches}
+        check_limit("limit_val_batches", limit_val_batches)
+        check_limit("limit_test_batches", limit_test_batches)
+        check_processes(devices, num_nodes, strategy)
+        self.method = method
+        self.per_experience = per_experience
+        self.criterion = criterion
+        self.eval_batch_size = eval_batch_size
+        self.precision = precision
+        self.evaluate = evaluate
+        self.evaluate_before = evaluate_before
         self.max_seconds = max_seconds
         self.deterministic = deterministic
         self.detect_anomaly = detect_anomaly
         self.compile = compile
-        self.method = method
-        self.criterion = criterion
-        self.optimization = Optimization(optimizer_factory(optimizer), scheduler, scheduler_every)
-        self.epochs = epochs
-        self.iterations = iterations
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.drop_last = drop_last
-        self.reset_optimizer = reset_optimizer
-        self.scheduler_every = scheduler_every
-        self.clip_norm = clip_norm
-        self.precision = precision
-        self.evaluate = evaluate
-        self.evaluate_before = evaluate_before
         self.log_every = log_every
         self.seed = seed
-        self.device = torch.device(device)
+        self.devices = devices
+        self.num_nodes = num_nodes
+        self.strategy = strategy
         self.record = record
         self.progress = progress
         self.checkpoints = checkpoints
-        self.stop = False
-        self._late = False
+        self.stop = self.late = False
+        self.started = time.perf_counter()
+        self.experience: Experience
+        self.bar = NoProgress()
 
     # The whole stream ----------------------------------------------------------------------------------
 
     def fit(self, model: nn.Module, stream: Stream, resume: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Train `model` over `stream`.
+
+        With `devices` or `num_nodes` above 1 this process is joined by others; see `training.launch`.
 
         Args:
             model: moved to the device and trained in place.
@@ -191,333 +209,173 @@ class Trainer:
             NeedError: if the stream lacks what the method needs.
             Interrupted: if `stop` was set, after saving a checkpoint.
         """
-        self.bind(model, stream)
-        self._position: dict[str, Any] = {"experience": 0, "phase": "before", "clock": 0.0}
-        if resume is not None:
-            self._restore(resume)
+        if self.devices * self.num_nodes == 1:
+            return self.fit_here(model, stream, resume)
+        return train_together(self, model, stream, resume)
+
+    def fit_here(
+        self, model: nn.Module, stream: Stream, resume: Mapping[str, Any] | None = None, ranks: Ranks = ALONE
+    ) -> list[dict[str, Any]]:
+        """`fit` in this process, as one of `ranks`; rank 0 alone records, draws and saves."""
+        if ranks.rank > 0:
+            self.record, self.progress, self.checkpoints = None, False, None
+        self.bind(model, stream, ranks)
+        ranks.same(model.state_dict().values())
+        self._saves = ranks.gather(self.checkpoints is not None)[0]
+        self.position: dict[str, Any] = {"experience": 0, "phase": "before", "clock": 0.0}
+        state = None if resume is None else of_rank(resume, ranks)
+        if state is not None:
+            restore(self, state)
         self._saved_at, self._saved_step = time.perf_counter(), self.engine.index
-        self._started = time.perf_counter() - self._position["clock"]
+        self.started = time.perf_counter() - self.position["clock"]
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
-        checks = torch_checks(self.deterministic, self.detect_anomaly)
-        with checks, torch.random.fork_rng(devices=cuda), _bar(self.method.name, self.progress) as self._bar:
-            self._seed_model()
-            if resume is not None:
-                self._set_random(resume["random"])
-            self._run(resume)
+        with (
+            torch_checks(self.deterministic, self.detect_anomaly),
+            recompilable(self.compile, len(stream)),
+            torch.random.fork_rng(devices=cuda),
+            make_bar(self.method.name, self.progress) as self.bar,
+        ):
+            seed_model(self.seed, ranks.rank, self.device)
+            if state is not None:
+                set_random(state["random"], self.device)
+            self._run(fresh=state is None)
         return self.events
 
-    def bind(self, model: nn.Module, stream: Stream) -> Engine:
+    def bind(self, model: nn.Module, stream: Stream, ranks: Ranks = ALONE) -> Engine:
         """Bind method, model and stream to one another without training; `fit` calls it."""
+        self._changes = by_experience(self.per_experience, len(stream))
+        self._settings = [self.settings.changed(self._changes.get(index, {})) for index in range(len(stream))]
+        for settings in self._settings or [self.settings]:
+            ranks.check(self.method, settings.batch_size)
         offers = set(OFFERS["trainer"])
         if all(experience.task is None for experience in stream):
             offers.discard("task")
         if stream.classes == 0:
             offers.discard("classes")
-        self.stream = stream
+        self.stream, self.ranks = stream, ranks
+        self.device = self.device if ranks.device is None else ranks.device
         self.model = model.to(self.device)
         self.learner = Learner(
-            model, criterion=self.criterion, prepare=stream.prepare, seed=self.seed, device=self.device
+            model,
+            criterion=self.criterion,
+            prepare=as_precise(model, stream.prepare, self.precision),
+            seed=self.seed,
+            device=self.device,
+            rank=ranks.rank,
+            ranks=ranks.count,
         )
         kind = PRECISIONS[self.precision]
         self.learner.autocast = None if kind is None else (self.device.type, kind)
-        advice = {"task": "Make the stream with paradigm='task', or choose a method that needs no task labels."}
-        self.engine = Engine(self.method, self.learner, offers, advice)
-        if self.accumulate > 1 and self.engine.acts_at("take_step"):
-            raise ConfigError(
-                f"`{self.method.name}` makes the whole step itself, so gradients cannot be accumulated over "
-                f"{self.accumulate} batches. Leave accumulate out and give a larger batch_size."
-            )
+        self.scaler = make_scaler(self.precision, self.device)
+        self.engine = Engine(self.method, self.learner, offers, ADVICE)
+        if self.engine.acts_at("take_step"):
+            self._check_own_step()
         if self.compile:
-            self.model.compile()
+            compiled_forward(self.model)
+        first = self.settings_of(0)
+        self.optimization = Optimization(first.optimizer, first.scheduler, first.scheduler_every)
         self.learner.on_growth.append(self.optimization.follow)
         self.learner.optimizer = lambda: self.optimization.optimizer
         self.optimization.start(self.learner.optimized())
-        self.events: list[dict[str, Any]] = []
+        self.records = Records(self)
+        self.events = self.records.events
+        self.position = {"experience": 0, "phase": "before", "clock": 0.0, "epoch_step": 0}
+        self.loop = Loop(self)
         return self.engine
+
+    def _check_own_step(self) -> None:
+        most = max(settings.accumulate for settings in [self.settings, *self._settings])
+        if most > 1:
+            raise ConfigError(
+                f"`{self.method.name}` makes the whole step itself, so gradients cannot be accumulated over "
+                f"{most} batches. Leave accumulate out and give a larger batch_size."
+            )
+
+    def settings_of(self, index: int) -> Settings:
+        """The settings of experience `index`."""
+        return self._settings[index] if self._settings else self.settings
+
+    def take_settings(self, index: int) -> bool:
+        """Go over to the settings of experience `index`. Returns whether they ask for another optimiser."""
+        settings = self.settings_of(index)
+        self.learner.prepare = as_precise(self.model, augmented(self.stream.prepare, settings.augment), self.precision)
+        self.loop.ready(index)
+        return self.optimization.choose(settings.optimizer, settings.scheduler, settings.scheduler_every)
 
     @property
     def seconds(self) -> float:
         """Seconds since `fit` began, those before an interruption included."""
-        return time.perf_counter() - self._started
+        return time.perf_counter() - self.started
 
-    def _run(self, resume: Mapping[str, Any] | None) -> None:
-        position = self._position
-        if position["phase"] == "before" and resume is None:
-            self._evaluate_all(after=-1) if self.evaluate_before else None
+    def _run(self, fresh: bool) -> None:
+        position = self.position
+        if fresh and self.evaluate_before:
+            self._evaluate_all(after=-1)
         for index in range(position["experience"], len(self.stream)):
-            resuming = position["phase"] == "training"
-            if resuming:
-                experience, loaded = self._experience, position
-            else:
-                experience, loaded = self._open(index), None
-            seconds, start = self._train(experience, loaded), time.perf_counter()
+            loaded = position if position["phase"] == "training" else None
+            experience = self.open(index) if loaded is None else self.experience
+            seconds, start = self.loop.train(experience, loaded), time.perf_counter()
             self.engine.end(experience)
+            self.ranks.same(self.model.state_dict().values())
             seconds += time.perf_counter() - start
             start = time.perf_counter()
             self._evaluate_all(after=index)
-            self._record(
-                event="experience",
-                experience=index,
-                steps=position["step"],
-                seconds=seconds,
-                evaluation_seconds=time.perf_counter() - start,
-                parameters=sum(p.numel() for p in self.model.parameters()),
-                memory_items=0 if self.learner.memory is None else len(self.learner.memory),
-                memory_bytes=0 if self.learner.memory is None else self.learner.memory.nbytes,
-            )
+            self.records.write_experience(index, seconds, time.perf_counter() - start)
             position.update(experience=index + 1, phase="before")
             position.pop("begin", None)
             position.pop("best", None)
-            self._checkpoint(force=True)
-            if self._late:
+            self.checkpoint(force=True)
+            if self.late:
                 break
 
-    def _open(self, index: int) -> Experience:
-        before = _copied(self.engine.state()) if self.engine.acts_at("begin") else None
+    def open(self, index: int) -> Experience:
+        """Begin experience `index`: its settings, the method's `begin`, an optimiser and a scheduler."""
+        before = copied(self.engine.state()) if self.engine.acts_at("begin") else None
+        anew = self.take_settings(index)
         experience, replaced = self.engine.begin(self.stream[index])
-        self._position.update(experience=index, phase="training", step=0, epoch=0, epoch_step=0, seconds=0.0)
-        self._position.pop("best", None)
+        self.ranks.same(self.model.state_dict().values())
+        self.position.update(experience=index, phase="training", step=0, epoch=0, epoch_step=0, seconds=0.0)
+        self.position.pop("best", None)
         if replaced and before is not None:
-            self._position["begin"] = before
-        if self.reset_optimizer or index == 0:
+            self.position["begin"] = before
+        if anew or self.loop.settings.reset_optimizer or index == 0:
             self.optimization.start(self.learner.optimized())
         self.optimization.open_experience()
         return experience
 
-    # One experience ------------------------------------------------------------------------------------
-
-    def _train(self, experience: Experience, loaded: Mapping[str, Any] | None) -> float:
-        """Train on one experience, from the position loaded if there is one; returns seconds of training so far."""
-        position = self._position
-        data = self._limited(experience.train, "train", self.batch_size).to(self.device)
-        per_epoch = len(data) // self.batch_size if self.drop_last else -(-len(data) // self.batch_size)
-        total = per_epoch * self.epochs if self.iterations is None else self.iterations * bool(per_epoch)
-        order_rng = self.learner.rng("order")
-        self._window = Window(self.learner)
-        self._parts: list[Step] = []
-        self._clock = time.perf_counter()
-        self._since = self._clock - position["seconds"]
-        self._shown = 0.0
-        self._learning = self.learner.optimized()
-        self.model.train()
-        while position["step"] < total:
-            if loaded is not None:
-                order_rng.set_state(loaded["order"])
-            position["order"] = order_rng.get_state()
-            order = torch.randperm(len(data), generator=order_rng)
-            skip = position["epoch_step"]
-            left = min(per_epoch - skip, total - position["step"])
-            self._last_step = max(1, skip + left - 1)
-            self._epoch(data, order[skip * self.batch_size : (skip + left) * self.batch_size], total)
-            position.update(epoch=position["epoch"] + 1, epoch_step=0)
-            loaded = None
-            if self.optimization.scheduler is not None and self.scheduler_every == "epoch":
-                self.optimization.scheduler.step()
-            if self._late or ((self.patience or self.restore_best) and self._validated(experience) == "stop"):
-                break
-        if self._window.steps:
-            self._record_window()
-        if self.restore_best and "best" in position:
-            self.model.load_state_dict(position["best"]["model"])
-        return time.perf_counter() - self._since
-
-    def _epoch(self, data: Data, order: Tensor, total: int) -> None:
-        position, window, now = self._position, self._window, time.perf_counter
-        checking = self.checkpoints is not None
-        limit = None if self.max_seconds is None else self._started + self.max_seconds
-        for batch in data.batches(order, self.batch_size):
-            moves = (
-                self.accumulate == 1 or (position["step"] + 1) % self.accumulate == 0 or position["step"] + 1 == total
-            )
-            outputs = self._step(batch, position["step"] / total, position["step"] % self.accumulate == 0, moves)
-            window.add(outputs, batch.targets)
-            position["step"] += 1
-            position["epoch_step"] += 1
-            if window.steps == self.log_every:
-                self._record_window()
-            moment = now()
-            if moment - self._shown > self._bar.interval:
-                self._shown = moment
-                title = f"experience {position['experience'] + 1} of {len(self.stream)}"
-                self._bar.show(position["step"], total, title)
-            if limit is not None and moment > limit:
-                self._late = True
-                return
-            if not moves:
-                continue
-            if self.stop or (
-                checking and self.checkpoints.due(moment - self._saved_at, self.engine.index - self._saved_step)  # type: ignore[union-attr]
-            ):
-                self._checkpoint()
-
-    def _step(self, batch: Batch, progress: float, first: bool = True, moves: bool = True) -> Tensor:
-        engine, learner, optimization = self.engine, self.learner, self.optimization
-        learner.progress, learner.epoch_progress = progress, self._position["epoch_step"] / self._last_step
-        if batch.task is None:
-            batch.task = learner.task
-        batch = engine.batch(batch)
-        if learner.autocast is None:
-            outputs, extras = engine.forward(batch)
-            loss = engine.criterion(outputs, batch.targets, batch.inputs)
-        else:
-            with torch.autocast(learner.autocast[0], dtype=learner.autocast[1]):
-                outputs, extras = engine.forward(batch)
-                loss = engine.criterion(outputs, batch.targets, batch.inputs)
-        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, engine.index, progress, extras)
-        if first:
-            for parameter in self._learning:
-                parameter.grad = None
-        assert optimization.optimizer is not None
-        if not engine.take_step(step, optimization.optimizer):
-            if self.accumulate == 1:
-                engine.backward(step)
-            else:  # edits of the gradient and what is remembered belong to the optimiser's step, not to each batch
-                engine.accumulate(step, 1 / self.accumulate)
-                step.loss, step.outputs = loss.detach(), outputs.detach()
-                self._parts.append(step)
-                if not moves:
-                    return outputs
-                step = join_steps(self._parts, [name for name in learner.fields if name not in ("logits", "task")])
-                self._parts = []
-                engine.finish(step)
-            if self.clip_norm is not None:
-                clip = torch.nn.utils.clip_grad_norm_ if self.clip_by == "norm" else torch.nn.utils.clip_grad_value_
-                clip(self._learning, self.clip_norm)
-            optimization.move()
-        engine.update(step)
-        if optimization.scheduler is not None and self.scheduler_every == "step":
-            optimization.scheduler.step()
-        return outputs
-
-    def _limited(self, data: Data, part: str, batch_size: int) -> Data:
-        """The part of `data` that the limit leaves: the same random rows every time."""
-        limit = self.limits[part]
-        if limit is None:
-            return data
-        batches = -(-len(data) // batch_size)
-        rows = (max(1, int(limit * batches)) if isinstance(limit, float) else limit) * batch_size
-        if rows >= len(data):
-            return data
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, f"limit/{part}"))
-        return data.subset(torch.randperm(len(data), generator=generator)[:rows].sort().values)
-
-    def _validated(self, experience: Experience) -> str:
-        """Measure the epoch on validation data, keep the best one's weights; `stop` when patience is at its end."""
-        data = experience.validation
-        if data is None or len(data) == 0:
-            raise ConfigError(
-                "patience and restore_best look at validation data, and this stream has none. "
-                "Make the stream with validation=0.1, or leave both out."
-            )
-        data = self._limited(data, "validation", self.eval_batch_size)
-        found = evaluate(self.engine, data, experience.classes, experience.task, self.eval_batch_size)
-        right = found["correct"] if experience.task is None else found["correct_task"]
-        value = -float(found["loss"] or 0.0) if right is None else right / found["samples"]
-        best = self._position.get("best")
-        if best is None or value > best["value"]:
-            weights = (
-                {key: tensor.clone() for key, tensor in self.model.state_dict().items()} if self.restore_best else {}
-            )
-            self._position["best"] = {"value": value, "epoch": self._position["epoch"], "model": weights}
-        elif self.patience is not None and self._position["epoch"] - best["epoch"] >= self.patience:
-            return "stop"
-        return "go on"
-
-    # Records -------------------------------------------------------------------------------------------
-
     def _evaluate_all(self, after: int) -> None:
-        splits = {"both": ("test", "validation"), "none": ()}.get(self.evaluate, (self.evaluate,))
-        for split in splits:
-            for experience in self.stream:
-                data = getattr(experience, split)
-                if data is None or len(data) == 0:
-                    continue
-                data = self._limited(data, split, self.eval_batch_size)
-                self._record(
-                    event="evaluate",
-                    after=after,
-                    experience=experience.index,
-                    split=split,
-                    **evaluate(self.engine, data, experience.classes, experience.task, self.eval_batch_size),
-                )
-
-    def _record_window(self) -> None:
-        self._record(
-            event="train",
-            experience=self._position["experience"],
-            epoch=self._position["epoch"],
-            step=self.engine.index,
-            samples=self._position["step"] * self.batch_size,
-            lr=self.optimization.lr,
-            **self._window.read(),
-        )
-
-    def _record(self, **event: Any) -> None:
-        self.events.append(event)
-        if self.record is not None:
-            self.record(event)
+        self.records.evaluate_all(after)
 
     # State ---------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, force: bool = False) -> None:
-        if self.checkpoints is not None:
-            if not force and self._window.steps:
-                self._record_window()
+    def checkpoint_due(self, moment: float, coming: int = 0) -> bool:
+        """Whether it is time to save the state at `moment` of the process's clock, `coming` steps from here."""
+        assert self.checkpoints is not None
+        return self.checkpoints.due(moment - self._saved_at, self.engine.index + coming - self._saved_step)
+
+    def checkpoint(self, force: bool = False) -> None:
+        """Save the state, if there is where to; then stop, if that was asked for.
+
+        Args:
+            force: at the end of an experience, where no step is half recorded.
+        """
+        self.stop = self.ranks.gather(self.stop)[0]
+        if self._saves:
             if not force:
-                self._position["seconds"] = time.perf_counter() - self._since
-            self._position["clock"] = self.seconds
-            self.checkpoints.save(self.state())
+                if self.records.window.steps:
+                    self.records.write_window()
+                self.position["seconds"] = self.loop.seconds
+            self.position["clock"] = self.seconds
+            state = self.state()
+            if self.checkpoints is not None:
+                self.checkpoints.save(state)
             self._saved_at, self._saved_step = time.perf_counter(), self.engine.index
         if self.stop:
-            raise Interrupted(
-                "training was stopped" + (", and its state saved." if self.checkpoints is not None else ".")
-            )
+            raise Interrupted("training was stopped" + (", and its state saved." if self._saves else "."))
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: tensors and plain values only."""
-        names = {id(p): name for name, p in self.learner.every_parameter().items()}
-        return {
-            "position": dict(self._position),
-            "engine": self.engine.state(),
-            "optimization": self.optimization.state(names),
-            "random": self._random(),
-        }
-
-    def _seed_model(self) -> None:
-        """Seed what dropout and the like draw from, and no other device's generator."""
-        seed = derive_seed(self.seed, "model")
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
-
-    def _random(self) -> dict[str, Tensor]:
-        cuda = self.device.type == "cuda"
-        return {"cpu": torch.get_rng_state(), **({"cuda": torch.cuda.get_rng_state(self.device)} if cuda else {})}
-
-    def _set_random(self, state: Mapping[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], self.device)
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        position = dict(state["position"])
-        mid = position["phase"] == "training"
-        if mid:
-            index = position["experience"]
-            if "begin" in position:
-                self.engine.load(position["begin"])
-                self._experience, _ = self.engine.begin(self.stream[index])
-            else:
-                self._experience = self.stream[index]
-        self.engine.load(state["engine"])
-        self.optimization.load(state["optimization"], self.learner.every_parameter())
-        self._position = position
-
-
-def _bar(title: str, progress: bool | TextIO) -> NoProgress:
-    if progress is False:
-        return NoProgress()
-    return Bar(title) if progress is True else Bar(title, progress)
+        return state_of(self)
 
 
 @contextlib.contextmanager
@@ -531,14 +389,3 @@ def torch_checks(deterministic: bool, detect_anomaly: bool) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _copied(state: Any) -> Any:
-    """`state` with every tensor copied, so that training on does not change it."""
-    if isinstance(state, Tensor):
-        return state.clone()
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_copied(value) for value in state]
-    return state

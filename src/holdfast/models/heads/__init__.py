@@ -1,8 +1,18 @@
 """Last layers: what turns features into one output per class, and how it grows when new classes arrive."""
 
 from holdfast.models.heads.base import FixedHead, Head, Part
-from holdfast.models.heads.cosine import CosineHead
+from holdfast.models.heads.cosine import CosineHead, CosineTaskHead
 from holdfast.models.heads.growing import ChunkedHead, GrowingHead
 from holdfast.models.heads.task import MASKED, TaskHead
 
-__all__ = ["MASKED", "ChunkedHead", "CosineHead", "FixedHead", "GrowingHead", "Head", "Part", "TaskHead"]
+__all__ = [
+    "MASKED",
+    "ChunkedHead",
+    "CosineHead",
+    "CosineTaskHead",
+    "FixedHead",
+    "GrowingHead",
+    "Head",
+    "Part",
+    "TaskHead",
+]

@@ -38,6 +38,7 @@ class TaskHead(ChunkedHead):
         features: number of features that come in.
         classes: outputs to start with.
         seed: of the initial values; None draws them from torch's global generator, as `nn.Linear` does.
+        bias: whether outputs have one.
 
     Attributes:
         task: the task of the rows of the next forward; "all" leaves every output as it is.
@@ -55,8 +56,8 @@ class TaskHead(ChunkedHead):
     needs_task = True
     members: Tensor
 
-    def __init__(self, features: int, classes: int = 0, seed: int | None = None) -> None:
-        super().__init__(features, classes, seed)
+    def __init__(self, features: int, classes: int = 0, seed: int | None = None, bias: bool = True) -> None:
+        super().__init__(features, classes, seed, bias)
         self.task: int | Tensor | str | None = None
         self.unmasked: Tensor | None = None
         self.register_buffer("members", torch.zeros(0, classes, dtype=torch.bool))
@@ -94,7 +95,7 @@ class TaskHead(ChunkedHead):
                 "a task head cannot choose its outputs: no task is set. "
                 "Use a task-incremental stream, set `head.task` before the forward, or choose another head."
             )
-        outputs = self.unmasked = linear(self, features)
+        outputs = self.unmasked = self.all_outputs(features)
         if isinstance(task, str):
             return outputs
         members = self.members if self.members.shape[1] == outputs.shape[-1] else self._resized(None, self.width)
@@ -106,6 +107,10 @@ class TaskHead(ChunkedHead):
                 )
             return torch.full_like(outputs, MASKED)
         return torch.where(members[task], outputs, MASKED)
+
+    def all_outputs(self, features: Tensor) -> Tensor:
+        """Outputs of the classes of every task, `[rows, width]`."""
+        return linear(self, features)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the last forward's outputs, whose graph cannot be copied."""

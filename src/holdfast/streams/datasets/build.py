@@ -188,8 +188,8 @@ def of_tensors(
     elif kind == "classification":
         targets, test_targets, names = encode(labels, test_labels)
     else:
-        targets = torch.as_tensor(labels).to(torch.float32)
-        test_targets = None if test_labels is None else torch.as_tensor(test_labels).to(torch.float32)
+        targets = _numbers(labels)
+        test_targets = None if test_labels is None else _numbers(test_labels)
     if class_names is not None and kind == "classification":
         names = _renamed(names, class_names)
     train: TensorData = TensorData(_single(inputs), targets)
@@ -199,6 +199,12 @@ def of_tensors(
         kept, tested = held_out(train.targets, test_fraction, split_seed, ordered)
         train, test = train.subset(kept), train.subset(tested) if len(tested) else None
     return finish(name, train, test, names, kind, **prepare)
+
+
+def _numbers(values: Any) -> Tensor:
+    """Targets of regression, `[rows, numbers]` float32; one number a row is a column, as a model's outputs are."""
+    found = torch.as_tensor(values).to(torch.float32)
+    return found.unsqueeze(1) if found.dim() == 1 else found
 
 
 def _renamed(found: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:

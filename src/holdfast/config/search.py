@@ -1,0 +1,189 @@
+"""What a file says of a sweep: keys with the values to try, every combination of them or some drawn at random."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from holdfast.config.sweeps import expand
+from holdfast.config.words import nearest, shown
+from holdfast.core.errors import ConfigError
+
+SWEEP, HYDRA, METRIC = "sweep", "hydra", "optimized_metric"
+"""Keys of a file that are about the sweep and not about the job; the last two are Hydra's and Arena's."""
+
+KEYS = ("params", "method", "trials", "seed", "seeds", "metric")
+SWEEPER = ("_target_", "params", "n_trials", "direction", "sampler", "seed", "study_name", "storage", "n_jobs")
+METRICS = {"test/acc/ave": "average_accuracy"}
+"""Arena's names of measures."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How settings are chosen, and by what the best is told.
+
+    Attributes:
+        params: key of the job -> its values, in Hydra's grammar: `choice(1,2)`, `range(1,4)`, `interval(0.1,1)`.
+        method: `grid` for every combination, `random` for `trials` of them.
+        trials: how many settings `random` draws.
+        seed: of the drawing.
+        seeds: runs of each setting, with the seeds 0, 1, ...
+        metric: a measure of `metrics.json`, taken on validation data.
+    """
+
+    params: dict[str, str] = field(default_factory=dict)
+    method: str = "grid"
+    trials: int = 20
+    seed: int = 0
+    seeds: int = 1
+    metric: str = "average_accuracy"
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    def settings(self, typed: Sequence[str] = ()) -> list[list[str]]:
+        """The changes of each run, settings in order, their seeds together.
+
+        Args:
+            typed: keys that the command line decides; they are no axes then.
+
+        Raises:
+            ConfigError: for values that cannot be read, or a grid of an interval.
+        """
+        axes = {key: text for key, text in self.params.items() if key not in typed}
+        if self.method == "random":
+            chosen = _drawn(axes, self.trials, self.seed)
+        else:
+            for key, text in axes.items():
+                if "interval(" in text:
+                    raise ConfigError(
+                        f"sweep.params.{key}: {text!r} has no grid. Write method: random, or choice(...)."
+                    )
+            chosen = expand([f"{key}={text}" for key, text in axes.items()])
+        seeds = [[]] if "seed" in typed or "seeds" in typed else [[f"seed={seed}"] for seed in range(self.seeds)]
+        return [[*texts, *more] for texts in chosen for more in seeds]
+
+
+def split_off(content: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A file's content without what it says of a sweep, and that under our names.
+
+    Args:
+        content: of the file.
+        source: its name, for error messages.
+
+    Raises:
+        ConfigError: for a key that has no meaning here.
+
+    Example:
+        >>> split_off({"seed": 1, "sweep": {"params": {"optimizer.lr": [0.1, 0.2]}}}, "job.yaml")
+        ({'seed': 1}, {'params': {'optimizer.lr': 'choice(0.1,0.2)'}})
+    """
+    rest = {key: value for key, value in content.items() if key not in (SWEEP, HYDRA, METRIC)}
+    found: dict[str, Any] = {}
+    if SWEEP in content:
+        found = _checked(content[SWEEP], KEYS, f"{source}: sweep")
+    if HYDRA in content:
+        hydra = _checked(content[HYDRA], ("sweeper", "mode"), f"{source}: hydra")
+        sweeper = _checked(hydra.get("sweeper") or {}, SWEEPER, f"{source}: hydra.sweeper")
+        if sweeper.get("direction") not in (None, "maximize"):
+            raise ConfigError(f"{source}: hydra.sweeper.direction: here it follows from the metric. Leave it out.")
+        found["params"] = {**(sweeper.get("params") or {}), **found.get("params", {})}
+        seed = sweeper.get("seed", (sweeper.get("sampler") or {}).get("seed"))
+        named = {"trials": sweeper.get("n_trials"), "seed": seed}
+        found |= {key: value for key, value in named.items() if value is not None}
+        if "sampler" in sweeper or "n_trials" in sweeper:
+            found.setdefault("method", "random")
+    if METRIC in content:
+        found["metric"] = METRICS.get(content[METRIC], content[METRIC])
+    if "params" in found:
+        params = _checked(found["params"], None, f"{source}: sweep.params")
+        found["params"] = {key: _text(value) for key, value in params.items()}
+    return rest, found
+
+
+def made(said: Mapping[str, Any]) -> Search | None:
+    """The search that the files of a job describe together, or None where they describe none.
+
+    Raises:
+        ConfigError: for a value that makes no sense.
+    """
+    if not said:
+        return None
+    from holdfast.metrics import METRICS as KNOWN
+
+    search = Search(**said)
+    if search.method not in ("grid", "random"):
+        raise ConfigError(f"sweep.method: got {shown(search.method)}. Choose grid or random.")
+    for key, least in (("trials", 1), ("seeds", 1), ("seed", 0)):
+        number = getattr(search, key)
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise ConfigError(f"sweep.{key}: got {shown(number)}, expected a whole number from {least} up.")
+    if search.metric not in KNOWN:
+        near = nearest(search.metric, KNOWN)
+        advice = f"did you mean {near!r}?" if near else "docs/run_folder.md lists the measures."
+        raise ConfigError(f"sweep.metric: unknown measure {shown(search.metric)}; {advice}")
+    if not search.params:
+        raise ConfigError("sweep.params: is missing; write the keys to vary: {optimizer.lr: [0.1, 0.01]}.")
+    return search
+
+
+def _checked(value: Any, keys: Sequence[str] | None, path: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{path}: got {shown(value)}, expected a mapping with {', '.join(keys or ['keys of the job'])}."
+        )
+    for key in value:
+        if keys is not None and key not in keys:
+            near = nearest(key, keys)
+            advice = f"did you mean {near!r}?" if near else f"there are {', '.join(keys)}."
+            raise ConfigError(f"{path}.{key}: unknown key {key!r}; {advice}")
+    return dict(value)
+
+
+def _text(value: Any) -> str:
+    """Values of an axis in Hydra's grammar; a list of them is a choice."""
+    if isinstance(value, list):
+        return f"choice({','.join(one if isinstance(one, str) else json.dumps(one) for one in value)})"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _drawn(axes: Mapping[str, str], trials: int, seed: int) -> list[list[str]]:
+    """Different settings, drawn independently; fewer where there are no more."""
+    generator = random.Random(seed)
+    found: dict[tuple[str, ...], None] = {}
+    for _ in range(50 * trials):
+        if len(found) == trials:
+            break
+        found[tuple(f"{key}={_draw(key, text, generator)}" for key, text in axes.items())] = None
+    return [list(texts) for texts in found]
+
+
+def _draw(key: str, text: str, generator: random.Random) -> str:
+    """One value of an axis: any of those that are listed, or one of an interval."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import IntervalSweep
+    from hydra.errors import HydraException
+
+    try:
+        value = OverridesParser.create().parse_override(f"{key}={text}").value()
+    except HydraException as error:
+        raise ConfigError(f"sweep.params.{key}: cannot read {text!r}: {str(error).splitlines()[0]}.") from None
+    if not isinstance(value, IntervalSweep):
+        return generator.choice(expand([f"{key}={text}"]))[0].split("=", 1)[1]
+    low, high = value.start, value.end
+    assert low is not None
+    assert high is not None
+    if "log" in value.tags:
+        if low <= 0:
+            raise ConfigError(
+                f"sweep.params.{key}: {text!r} goes down to {low}, which has no logarithm. Start above 0."
+            )
+        drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
+    else:
+        drawn = generator.uniform(low, high)
+    return str(round(drawn)) if isinstance(low, int) and isinstance(high, int) else f"{drawn:.6g}"

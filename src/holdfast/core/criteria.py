@@ -1,0 +1,55 @@
+"""What a criterion says about its targets: which ones take no class labels, and whose likelihood it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Likelihood = Literal["softmax", "normal", "bernoulli"]
+"""The distribution of the targets whose negative log-likelihood a criterion is, up to a factor and a constant."""
+
+_LIKELIHOODS: dict[Any, Likelihood] = {
+    F.cross_entropy: "softmax",
+    nn.CrossEntropyLoss: "softmax",
+    F.mse_loss: "normal",
+    nn.MSELoss: "normal",
+    F.binary_cross_entropy_with_logits: "bernoulli",
+    nn.BCEWithLogitsLoss: "bernoulli",
+}
+_FLOATS: tuple[Any, ...] = (
+    *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss, F.gaussian_nll_loss),
+    *(F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss, F.kl_div),
+    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.GaussianNLLLoss),
+    *(nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss, nn.KLDivLoss),
+)
+
+
+def without_classes(criterion: Callable[..., Tensor] | None) -> bool:
+    """Whether `criterion` is one of torch's that take numbers or several labels a row, and no class index.
+
+    Example:
+        >>> without_classes(F.mse_loss), without_classes(nn.BCEWithLogitsLoss()), without_classes(F.cross_entropy)
+        (True, True, False)
+    """
+    return criterion in _FLOATS or type(criterion) in _FLOATS
+
+
+def likelihood(criterion: Callable[..., Tensor]) -> Likelihood | None:
+    """The distribution of the targets that `criterion` stands for; None where it is not known.
+
+    Mean squared error stands for a normal distribution around the outputs, binary cross-entropy of logits for a yes or
+    no for each output. A criterion with weights of its own, or another reduction than the mean, stands for none.
+
+    Example:
+        >>> likelihood(F.mse_loss), likelihood(nn.BCEWithLogitsLoss()), likelihood(F.l1_loss)
+        ('normal', 'bernoulli', None)
+    """
+    if isinstance(criterion, nn.Module):
+        weights = (getattr(criterion, name, None) for name in ("weight", "pos_weight"))
+        if getattr(criterion, "reduction", "mean") != "mean" or any(weight is not None for weight in weights):
+            return None
+        return _LIKELIHOODS.get(type(criterion))
+    return _LIKELIHOODS.get(criterion)

@@ -1,0 +1,40 @@
+"""Fine-grained adaptive hard attention to the task (FG-AdaHAT)."""
+
+from typing import Literal
+
+from holdfast.core.method import Method, published
+from holdfast.operations import UnitImportance
+
+
+@published(paper="Wang et al., FG-AdaHAT: fine-grained AdaHAT, in Continual Learning Arena, 2025")
+def fg_adahat(
+    strength: float = 0.75,
+    s_max: float = 400.0,
+    importance: Literal[
+        "input_gradient",
+        "output_gradient",
+        "input_weight",
+        "output_weight",
+        "activation",
+        "input_contribution",
+        "contribution",
+        "activation_fisher",
+    ] = "input_gradient",
+    intensity: float = 1.5e-7,
+) -> Method:
+    r"""AdaHAT that lets a used weight move the less, the more its two units mattered to earlier tasks.
+
+    $$ g_{l,ij} \leftarrow \frac{\alpha}{c_l^t \min(I_{l,i}^{<t}, I_{l-1,j}^{<t}) + \alpha} \, g_{l,ij}, \qquad
+       c_l^t = (t + b_L) (R_l + b_R) $$
+
+    I sums, over earlier tasks, how much a unit was worth in their steps. It forgets, a little.
+
+    Args:
+        strength: the weight of the sparsity term.
+        s_max: the largest s of the annealing within each epoch.
+        importance: what a unit is worth in a step; all but the first and `input_weight` need a chain of layers.
+        intensity: alpha.
+
+    Differences: the rate scales the optimiser's step and not only the gradient; importances of Captum are left out.
+    """
+    return Method(UnitImportance(strength=strength, s_max=s_max, importance=importance, intensity=intensity))

@@ -1,0 +1,160 @@
+"""What pretrained networks want around them: images of their size and colours, and features from inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from holdfast.core.errors import ConfigError, DataError, unknown
+
+Pool = Literal["cls", "mean", "cls_mean"]
+POOLS = ("cls", "mean", "cls_mean")
+
+
+class Preprocess(nn.Module):
+    """Prepared images (0 to 1) as a pretrained network saw its own: resized whole, then `(x - mean) / std`.
+
+    Nothing is cropped, so that nothing at the border of a small image is lost. A single channel is repeated.
+
+    Args:
+        mean: of each channel, or of all.
+        std: likewise.
+        size: height and width; None leaves images as they are.
+        interpolation: "bicubic" or "bilinear", smoothed where images shrink.
+
+    Example:
+        >>> Preprocess(mean=[0.5], std=[0.5], size=2)(torch.ones(1, 1, 4, 4)).flatten().tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int | None = None,
+        interpolation: str = "bicubic",
+    ) -> None:
+        super().__init__()
+        if interpolation not in ("bicubic", "bilinear"):
+            interpolation = "bicubic"
+        self.size = size
+        self.interpolation = interpolation
+        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `[rows, channels, height, width]` as the network takes them."""
+        if images.shape[1] == 1 and len(self.mean) == 3:
+            images = images.expand(-1, 3, -1, -1)
+        if self.size is not None and tuple(images.shape[2:]) != (self.size, self.size):
+            images = F.interpolate(
+                images, (self.size, self.size), mode=self.interpolation, align_corners=False, antialias=True
+            )
+        return (images - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        """All that the outputs depend on."""
+        values = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return f"mean={values[0]}, std={values[1]}, size={self.size}, interpolation={self.interpolation!r}"
+
+
+class _Reached(Exception):  # noqa: N818
+    """Carries what an inner layer gave out of the forward that need not go on."""
+
+
+class Cut(nn.Module):
+    """The features that an inner layer of a network gives, or those at its end, as one vector an input.
+
+    Maps `[rows, channels, height, width]` become their mean over positions; tokens `[rows, tokens, features]` become
+    what `pool` says. The forward stops at the layer.
+
+    Args:
+        network: any.
+        cut: dotted name of the layer; None takes what the network returns.
+        pool: of tokens: the first one (`cls`), the `mean` of those of the image, or both side by side (`cls_mean`).
+        prefix: tokens in front that are not of the image: the first one, and registers.
+
+    Raises:
+        ConfigError: for a layer that is not there, or a way to pool that is unknown.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+        >>> Cut(network, cut="1")(torch.zeros(2, 3, 6, 6)).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, network: nn.Module, cut: str | None = None, pool: Pool = "cls", prefix: int = 1) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise ConfigError(unknown("way to pool", pool, POOLS))
+        self.network = network
+        self.cut = cut
+        self.pool = pool
+        self.prefix = prefix
+        if cut is not None:
+            layers = [name for name, _ in network.named_modules() if name]
+            if cut not in layers:
+                raise ConfigError(unknown("layer", cut, layers, "Give a name of `network.named_modules()`."))
+            network.get_submodule(cut).register_forward_hook(self._stop)
+
+    @staticmethod
+    def _stop(_: nn.Module, __: Any, outputs: Any) -> None:
+        raise _Reached(outputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features `[rows, features]`."""
+        try:
+            found: Any = self.network(inputs)
+        except _Reached as reached:
+            found = reached.args[0]
+        if self.cut is not None and isinstance(found, tuple):
+            found = found[0]
+        found = getattr(found, "last_hidden_state", found)
+        if found.dim() == 4:
+            return found.mean((2, 3))
+        return self._pooled(found) if found.dim() == 3 else found.flatten(1)
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        first, mean = tokens[:, 0], tokens[:, self.prefix :].mean(1)
+        if self.pool == "cls_mean":
+            return torch.cat((first, mean), dim=1)
+        return first if self.pool == "cls" else mean
+
+    def extra_repr(self) -> str:
+        """What the features are."""
+        return f"cut={self.cut!r}, pool={self.pool!r}, prefix={self.prefix}"
+
+
+def folder_preprocess(folder: str, size: int | None) -> Preprocess:
+    """What `preprocessor_config.json` in a folder of transformers says of images.
+
+    Args:
+        folder: that `save_pretrained` wrote.
+        size: instead of the one in the file.
+
+    Raises:
+        DataError: if the file is not there or lacks mean or standard deviation.
+    """
+    path = Path(folder) / "preprocessor_config.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        mean, std = said["image_mean"], said["image_std"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} does not say mean and standard deviation of images ({type(error).__name__}: {error}). Put the "
+            "model's own file there, or write preprocess=false and normalise in the data set."
+        ) from error
+    kept = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
+    if isinstance(kept, dict):
+        kept = kept.get("height", kept.get("shortest_edge"))
+    filters = {2: "bilinear", 3: "bicubic"}
+    return Preprocess(mean, std, size or kept, filters.get(said.get("resample", 3), "bicubic"))

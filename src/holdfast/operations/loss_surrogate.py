@@ -1,0 +1,76 @@
+"""Loss surrogate: the losses of past experiences, each as a small network that learned it, added to today's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Term, require
+from holdfast.core.step import Step
+from holdfast.operations.loss_models import LossModels
+from holdfast.operations.mixing import mix
+
+
+class LossSurrogate(LossModels):
+    r"""After each experience its loss is learned as a function of the weights; later training goes on on that function.
+
+    $$ L = \frac{1}{c} L(x, y) + \frac{c-1}{c} \sum_{i<c} \frac{n_i}{\sum_j n_j} \hat L_i(\theta), \qquad
+       \hat L_i(\theta) = g_i(z_i) + \lambda \, d_i(\theta)^2, \quad z_i = B_i (\theta - \theta^*_i) $$
+
+    The experience's loss is measured at random points of a ball around its last weights, in the few directions in which
+    weights and loss varied together on the way there (partial least squares). A network g with one residual block
+    is fitted to what was measured; d is the distance of the weights from that ball. Nothing of the data is kept. Cost
+    and memory grow with the number of experiences: each keeps as many vectors of the size of the model as it has
+    directions, and one more.
+
+    What is learned is the loss along a few directions of a space with as many as the model has weights. All others are
+    held by `outside` alone, as an `AnchorPenalty` holds them.
+
+    Args:
+        dimensions: directions in which the loss is learned.
+        points: weights at which it is measured.
+        samples: of the experience, that it is measured on.
+        radius: of the ball of points, relative to the path that training took along the directions.
+        units: of the network's hidden layers.
+        steps: of Adam in fitting it.
+        rate: of Adam in fitting it.
+        outside: lambda, the factor of the squared distance from the ball.
+        weight: of the old losses, under `average="none"`.
+        average: `experiences` weighs as in the formula, after c experiences; `none` adds `weight` times the old losses.
+
+    Source: CLMixer's `LossApproxOperation` and `LossLandscapeOperation`, research code without a paper; no line of it
+    is used. Differences: theirs knows nothing of leaving the directions (no lambda), goes on as the network pleases
+    outside the points, samples 10,000 points on all data on cuda:0, and weighs by the number of samples also today's
+    loss. `LossLandscapeOperation` also trains a classifier of d parameters instead of the model's.
+
+    Example:
+        >>> LossSurrogate(dimensions=3).dimensions
+        3
+    """
+
+    role = "knowledge retention"
+
+    def __init__(
+        self,
+        dimensions: int = 2,
+        points: int = 100,
+        samples: int = 256,
+        radius: float = 1.0,
+        units: int = 64,
+        steps: int = 200,
+        rate: float = 0.01,
+        outside: float = 0.03,
+        weight: float = 1.0,
+        average: Literal["none", "experiences"] = "experiences",
+    ) -> None:
+        super().__init__(dimensions, points, samples, radius, units, steps, rate, outside)
+        require(weight >= 0, self.name, f"got weight={weight}. Give a number of 0 or more.")
+        require(average in ("none", "experiences"), self.name, f"got average={average!r}. Choose none or experiences.")
+        self.weight = weight
+        self.average = average
+
+    def loss(self, step: Step, learner: Learner) -> Term | None:
+        """The modelled losses of past experiences, once there are any."""
+        if not self.models:
+            return None
+        return mix(self.modelled(self.weights(learner)), step, learner, self.average, self.weight)

@@ -1,0 +1,217 @@
+"""A method in a Lightning trainer: what the callback does at each of Lightning's moments."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.boundary import Boundary
+from holdfast.core.errors import ConfigError, UsageError
+from holdfast.core.experience import Data, Tree
+from holdfast.core.learner import Criterion
+from holdfast.core.method import Method
+from holdfast.training.lightning_batches import data_of, split_batch
+from holdfast.training.lightning_inside import Inside
+
+
+class CallbackLogic:
+    """Puts a method into a Lightning trainer: `Trainer(callbacks=[ContinualCallback(er(capacity=500))])`.
+
+    Terms of the loss enter in the module's `backward`, edits of the gradient before Lightning clips it, and what
+    follows the optimiser's move follows it. The module's own code stays as it is. An experience is one `fit`, or what a
+    `StreamDataModule` or `boundary` announces. The same callback object serves all fits of a run.
+
+    Args:
+        method: what is done around each step.
+        model: dotted path of the network inside the module; default: its only child with parameters, else the module.
+        criterion: the loss on replayed samples; default: cross-entropy.
+        boundary: `Every(steps=...)` or `OnNewClass()` instead of one experience per fit.
+        batch: takes `(inputs, targets)` out of a batch; default: first and last of a sequence, or of a mapping its
+            `labels`, `targets`, `target`, `label` or `y`, and the rest as inputs.
+        output: takes the tensor of outputs out of what the network returns.
+        data: from the trainer to the experience's data, for methods that go over it; default: the training loader's
+            data set.
+        accumulate: calls of `manual_backward` for one step of the optimiser, each with its undivided loss; for modules
+            that move the optimiser themselves.
+        task: the task label of the next fit; assign `callback.task` between fits.
+        seed: of every random choice.
+        head: dotted path of the output layer in the network.
+
+    Raises:
+        ImportError: if lightning is not installed.
+        NeedError: at the first fit, if the method needs what it lacks.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        model: str | None = None,
+        criterion: Criterion | None = None,
+        boundary: Boundary | None = None,
+        batch: Callable[[Any], tuple[Tree, Tensor]] | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+        data: Callable[[Any], Data] | None = None,
+        accumulate: int = 1,
+        task: int | None = None,
+        seed: int = 0,
+        head: str | None = None,
+    ) -> None:
+        self.method = method
+        self.accumulate = accumulate
+        self.model = model
+        self.criterion = criterion
+        self.boundary = boundary
+        self.batch = split_batch if batch is None else batch
+        self.output = output
+        self.data = data
+        self.task = task
+        self.seed = seed
+        self.head = head
+        self.cl: Inside | None = None
+        self._loaded: Mapping[str, Any] | None = None
+        self._resumed = False
+        self._now: tuple[Tree, Tensor] | None = None
+
+    # What a module and its user may call ---------------------------------------------------------------
+
+    def loss(self, outputs: Tensor, targets: Tensor, inputs: Tree | None = None) -> Tensor:
+        """The loss of a method that brings its own, for `training_step`; see `Continual.loss`."""
+        return self._bound.loss(outputs, targets, inputs)
+
+    def predict(self, inputs: Tree, task: int | None = None) -> Tensor:
+        """Outputs in eval mode, as the method wants them; see `Continual.predict`."""
+        return self._bound.predict(inputs, task)
+
+    def export(self) -> nn.Module:
+        """The network for deployment; see `Continual.export`."""
+        return self._bound.export()
+
+    @property
+    def _bound(self) -> Inside:
+        if self.cl is None:
+            raise UsageError("the method is bound by the first `fit`. Call trainer.fit(...) before.")
+        return self.cl
+
+    # Lightning's hooks -----------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Bind the method at the first fit, and take the new optimiser at each."""
+        stream = getattr(trainer.datamodule, "stream", None)
+        network = self._network(pl_module)
+        optimizer = self._optimizer(trainer, network)
+        if self.cl is None:
+            self.cl = Inside(
+                network,
+                self.method,
+                optimizer,
+                criterion=self.criterion,
+                boundary=self.boundary,
+                prepare=None if stream is None else stream.prepare,
+                output=self.output,
+                seed=self.seed,
+                head=self.head,
+            )
+        elif self.cl.model is not network:
+            raise UsageError(
+                "this callback serves another module already. Make one for each: ContinualCallback(method.clone())."
+            )
+        self.cl.take(trainer, optimizer, self.accumulate)
+        if self._loaded is not None:
+            self._restore(trainer, optimizer)
+        pl_module.backward = self._backward
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Open this fit's experience, unless a stream or a boundary does."""
+        if self.boundary is not None or getattr(trainer.datamodule, "stream", None) is not None:
+            return
+        cl = self._bound
+        wanted = {"boundaries", "data", "classes"} & set(self.method.needs) or hasattr(cl.learner.head, "grow")
+        data = None
+        if wanted:
+            data = self.data(trainer) if self.data is not None else data_of(trainer, self.batch)
+        if self._resumed and cl._experience is not None:
+            if data is not None:
+                cl._experience = dataclasses.replace(cl._experience, train=data)
+        else:
+            steps = trainer.num_training_batches if trainer.num_training_batches != float("inf") else None
+            steps = None if steps is None else -(-int(steps) // trainer.accumulate_grad_batches)
+            cl.begin(data, task=self.task, epochs=max(1, trainer.max_epochs or 1), steps=steps)
+        self._resumed = False
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close the experience."""
+        if self._bound._experience is not None and self.boundary is None:
+            self._bound.end()
+        pl_module.__dict__.pop("backward", None)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Note the batch."""
+        self._now = self.batch(batch)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Edit the gradient."""
+        self._bound.before_optimizer()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's state for Lightning's checkpoint; the network's weights are in it already."""
+        if self.cl is None:
+            return {}
+        state = self.cl.state_dict()
+        state["engine"]["learner"]["model"] = None
+        names = {id(p): name for name, p in self.cl.learner.every_parameter().items()}
+        assert self.cl.optimizer is not None
+        groups = [[names.get(id(p)) for p in group["params"]] for group in self.cl.optimizer.param_groups]
+        return {"continual": state, "groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Keep the state until the next fit has made what it belongs to."""
+        self._loaded = state_dict or None
+
+    def _restore(self, trainer: Any, optimizer: torch.optim.Optimizer) -> None:
+        assert self._loaded is not None
+        cl, loaded = self._bound, self._loaded
+        state = dict(loaded["continual"])
+        engine = dict(state["engine"])
+        engine["learner"] = {**engine["learner"], "model": dict(cl.learner.model.state_dict())}
+        cl.load_state_dict({**state, "engine": engine})
+        named, groups = cl.learner.every_parameter(), loaded["groups"]
+        if len(groups) != len(optimizer.param_groups) and all(name in named for names in groups for name in names):
+            options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+            optimizer.param_groups[:] = [{**options, "params": [named[name] for name in names]} for names in groups]
+        self._loaded, self._resumed = None, True
+
+    # What they share -------------------------------------------------------------------------------------
+
+    def _backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        cl = self._bound
+        if self._now is None:
+            raise UsageError("the training step's batch is not known. Train with batches, not with dataloader_iter.")
+        inputs, targets = self._now
+        raw = cl.undone(loss)
+        if cl._owns_loss and cl._is_own(loss):
+            cl._own_loss = raw
+        cl.backward(raw, targets, inputs=inputs)
+
+    def _network(self, module: nn.Module) -> nn.Module:
+        if self.model is not None:
+            return module.get_submodule(self.model)
+        children = [child for child in module.children() if any(True for _ in child.parameters())]
+        own = any(True for _ in module.parameters(recurse=False))
+        return children[0] if len(children) == 1 and not own else module
+
+    def _optimizer(self, trainer: Any, network: nn.Module) -> torch.optim.Optimizer:
+        held = {id(p) for p in network.parameters()}
+        found = [
+            o for o in trainer.optimizers if any(id(p) in held for group in o.param_groups for p in group["params"])
+        ]
+        if len(found) != 1:
+            raise ConfigError(
+                f"{len(found)} of the module's {len(trainer.optimizers)} optimizers move the network. "
+                "Name the network that the method is for: ContinualCallback(method, model='path')."
+            )
+        return found[0]  # type: ignore[no-any-return]

@@ -1,0 +1,87 @@
+"""The page `where_to_find.md`: a row for everything the three tools have, and only names that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast import memory, models
+from holdfast.config import namespaces
+from holdfast.config.build import resolve
+from holdfast.config.compose import compose
+from holdfast.core.errors import ConfigError
+
+PAGE = Path(__file__).parents[1] / "docs" / "where_to_find.md"
+IDS = [
+    *(f"CM-{n}" for n in [*range(20, 24), *range(30, 36), *range(40, 45), 50, 51]),
+    *(f"CA-{n}" for n in range(50, 61)),
+    *(f"SY-{n:02}" for n in [*range(1, 7), *range(10, 14), *range(20, 23)]),
+]
+LINES = PAGE.read_text(encoding="utf-8").splitlines()
+CELLS = [[cell.strip() for cell in line.split("|")[1:-1]] for line in LINES if re.match(r"\| [A-Z]{2}-\d", line)]
+ROWS = {number: rest for number, *rest in CELLS}
+NOT_HERE = {"CA-55"}
+
+
+def names(text):
+    """What stands in backquotes."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+def exists(name):
+    """Whether one of our names is one: of a namespace, of the package, or a change of a configuration."""
+    kind, _, rest = name.partition(".")
+    if kind in ("methods", "operations", "streams", "datasets"):
+        return rest in namespaces.names(kind)
+    if kind == "models":
+        return rest in namespaces.names("models") or hasattr(models, rest)
+    if kind == "memory":
+        return rest in memory.__all__
+    if kind == "holdfast":
+        return hasattr(holdfast, rest)
+    return None
+
+
+@pytest.mark.parametrize("number", IDS)
+def test_everything_the_tools_have_has_a_row_with_four_cells(number):
+    there, here, differences = ROWS[number]
+    assert there
+    assert differences
+    assert here == "not here" if number in NOT_HERE else names(here) or "run_folder" in here
+
+
+def test_there_is_no_row_of_anything_else():
+    assert sorted(ROWS) == sorted(IDS)
+
+
+OURS = sorted({name for line in LINES for name in names(line) if exists(name) is not None})
+
+
+def test_most_rows_lead_to_a_name_of_ours():
+    assert sum(any(exists(name) is not None for name in names(here)) for _, here, _ in ROWS.values()) > 30
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_name_on_our_side_exists(name):
+    assert exists(name)
+
+
+CHANGES = sorted({name for _, here, _ in ROWS.values() for name in names(here) if re.fullmatch(r"[\w.]+=\w+", name)})
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_of_a_configuration_on_our_side_is_one(change):
+    key, value = change.split("=")
+    if "." in key or key in ("experiment", "criterion"):
+        more = ["stream.validation=0.1", "stream.paradigm=task"] if "experiment" not in key else []
+        assert resolve(compose(None, [*more, change]).config)
+        return
+    row = next(here for _, here, _ in ROWS.values() if change in names(here))
+    operation = next(name for name in names(row) if name.startswith("operations."))
+    name = operation.split(".")[1]
+    given = {"name": name, key: value} | ({"per_class": 3} if name == "remember_exemplars" else {})
+    config = compose(None, []).config | {"method": {"operations": [given]}, "references": []}
+    resolve(config)
+    with pytest.raises(ConfigError):
+        resolve(config | {"method": {"operations": [{**given, key: value + "zzz"}]}})

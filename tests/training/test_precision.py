@@ -1,0 +1,131 @@
+"""Number formats of the trainer, and a compiled model that grows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import ConfigError
+from holdfast.core.learner import Learner
+from holdfast.core.operation import Operation
+from holdfast.methods import er, ewc, finetune
+from holdfast.training import Trainer
+from holdfast.training import trainer as module
+
+
+class Look(nn.Module):
+    """Notes the type of what enters and leaves a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.head = model, model.head
+        self.seen: set[tuple[torch.dtype, torch.dtype]] = set()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.model(inputs)
+        self.seen.add((inputs.dtype, outputs.dtype))
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("32-true", (torch.float32, torch.float32)),
+        ("bf16-mixed", (torch.float32, torch.bfloat16)),
+        ("64-true", (torch.float64, torch.float64)),
+    ],
+)
+def test_a_precision_is_that_of_every_forward_in_training(precision: str, expected: Any, toy: Any) -> None:
+    stream = toy.stream()
+    net = Look(toy.model(stream))
+    toy.train(er(capacity=10, size=4), net, stream, precision=precision)
+    assert net.seen == {expected}
+    assert {p.dtype for p in net.parameters()} == {torch.float64 if precision == "64-true" else torch.float32}
+
+
+def test_doubles_are_the_same_training_with_less_rounding(toy: Any) -> None:
+    stream = toy.stream()
+    nets = [toy.model(stream, "growing") for _ in range(2)]
+    for net, precision in zip(nets, ("32-true", "64-true")):
+        toy.train(ewc(strength=5.0, fisher="exact"), net, stream, precision=precision, evaluate="test")
+    for one, two in zip(*(net.parameters() for net in nets)):
+        assert two.dtype == torch.float64
+        torch.testing.assert_close(one.double(), two, rtol=1e-3, atol=1e-5)
+        assert not torch.equal(one.double(), two)
+
+
+@pytest.mark.parametrize(("precision", "says"), [("16-mixed", "Write precision=bf16-mixed"), ("float8", "Choose one")])
+def test_a_precision_that_a_cpu_has_not_is_refused(precision: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Trainer(finetune(), precision=precision)
+
+
+class Overflow(Operation):
+    """Makes one step's loss infinite."""
+
+    def loss(self, step: Any, learner: Learner) -> Any:
+        calls.append(step.index)
+        return step.loss * float("inf") if len(calls) == 3 else None
+
+
+calls: list[int] = []
+
+
+def test_a_scaled_step_that_overflows_leaves_no_trace_but_a_smaller_scale(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler on the CPU, which has no use for it but the same arithmetic."""
+    from holdfast.core.method import Method
+
+    monkeypatch.setattr(module, "make_scaler", lambda precision, device: torch.amp.GradScaler("cpu", init_scale=1024.0))
+    calls.clear()
+    stream = toy.stream(experiences=2, classes=4)
+    scaled, plain = toy.model(stream), toy.model(stream)
+    trainer = toy.train(Method(Overflow()), scaled, stream)
+    assert len(calls) == 10
+    assert trainer.engine.index == 9
+    assert trainer.scaler is not None
+    assert trainer.scaler.get_scale() == 512.0
+    assert all(p.isfinite().all() for p in scaled.parameters())
+    monkeypatch.undo()
+
+    class Skip(Trainer):
+        pass
+
+    other = Skip(finetune(), optimizer={"name": "SGD", "lr": 0.05}, batch_size=4, evaluate="none", seed=3)
+    other.bind(plain, stream)
+    step, made = other.loop.step, []
+
+    def skipping(*arguments: Any) -> Tensor:
+        made.append(1)
+        if len(made) == 3:
+            return plain(stream.prepare(arguments[0].inputs, True, None))
+        return step(*arguments)
+
+    other.loop.step = skipping  # type: ignore[method-assign]
+    for index in range(2):
+        other.loop.train(other.open(index))
+    for one, two in zip(scaled.parameters(), plain.parameters()):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_may_grow_more_often_than_torch_recompiles(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    stream = toy.stream(experiences=10, classes=20)
+    nets = [toy.model(stream, "growing") for _ in range(2)]
+    toy.train(er(capacity=20, size=4), nets[0], stream, evaluate="test")
+    monkeypatch.setattr(module, "compiled_forward", lambda net: net.compile(backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    before = torch._dynamo.config.recompile_limit
+    toy.train(er(capacity=20, size=4), nets[1], stream, evaluate="test", compile=True)
+    assert counters["stats"]["unique_graphs"] > before  # or the limit was never near
+    assert not counters["unimplemented"]
+    assert torch._dynamo.config.recompile_limit == before
+    for one, two in zip(*(net.parameters() for net in nets)):
+        assert torch.equal(one, two)
