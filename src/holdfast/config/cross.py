@@ -13,6 +13,7 @@ from holdfast.config.blocks import try_block
 from holdfast.config.folders import pattern_problem
 from holdfast.config.make import called, make_method
 from holdfast.config.words import nearest, shown
+from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method
 from holdfast.training.ranks import check_shared
@@ -86,12 +87,32 @@ def _check_method(job: Any, stream: dict[str, Any]) -> list[str]:
             f"criterion: got {shown(job.criterion)}, but `{owners[0]}` brings its own loss, so it would never be used. "
             "Leave the criterion out, or choose another method."
         )
+    problems += _check_targets(job.criterion, stream)
     if "classes" in method.needs and job.criterion not in ("cross_entropy", "nll_loss", "multi_margin_loss"):
         problems.append(
             f"criterion: got {shown(job.criterion)}, a loss without class labels, but `{method.needs['classes']}` "
             "works with them. Write criterion=cross_entropy, or choose another method."
         )
     return problems
+
+
+def _check_targets(criterion: str, stream: dict[str, Any]) -> list[str]:
+    """Whether the loss takes targets of the kind that the data sets have."""
+    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    loss = namespaces.find("criteria", criterion)
+    for dataset in map(schema.expand, given):
+        numbers = dataset.get("kind", "classification") == "regression"
+        if numbers and not without_classes(loss):
+            return [
+                f"criterion: got {shown(criterion)}, which takes class indices, and data set `{dataset['name']}` has "
+                "numbers as targets. Write criterion=mse, or binary_cross_entropy_with_logits for several labels a row."
+            ]
+        if without_classes(loss) and not numbers:
+            return [
+                f"criterion: got {shown(criterion)}, which takes numbers as targets, and data set `{dataset['name']}` "
+                "has classes. Write criterion=cross_entropy."
+            ]
+    return []
 
 
 def _check_labels(path: str, method: Method, stream: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ _LIKELIHOODS: dict[Any, Likelihood] = {
 _FLOATS: tuple[Any, ...] = (
     *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss, F.gaussian_nll_loss),
     *(F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss, F.kl_div),
+    *(F.soft_margin_loss, nn.SoftMarginLoss),
     *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.GaussianNLLLoss),
     *(nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss, nn.KLDivLoss),
 )
@@ -53,3 +54,24 @@ def likelihood(criterion: Callable[..., Tensor]) -> Likelihood | None:
             return None
         return _LIKELIHOODS.get(type(criterion))
     return _LIKELIHOODS.get(criterion)
+
+
+def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:
+    """Why `criterion` cannot take `targets` of this kind; empty if nothing speaks against it.
+
+    Args:
+        criterion: any; nothing is known of one that is not torch's.
+        targets: some of them, `[rows, ...]`.
+
+    Example:
+        >>> import torch
+        >>> mismatch(F.mse_loss, torch.tensor([3, 1]))
+        'mse_loss takes numbers as targets, and these are class indices. Choose cross_entropy.'
+    """
+    name = getattr(criterion, "__name__", type(criterion).__name__)
+    if without_classes(criterion) and not targets.is_floating_point():
+        return f"{name} takes numbers as targets, and these are class indices. Choose cross_entropy."
+    softmax = criterion is not None and likelihood(criterion) == "softmax"
+    if softmax and targets.is_floating_point() and (targets.dim() < 2 or targets.shape[1] == 1):
+        return f"{name} takes class indices as targets, and these are numbers. Choose mse_loss."
+    return ""

@@ -17,6 +17,8 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.metrics.files import replace_file
 
 CONFIG, INFO = "config.json", "run.json"
+OLDER = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+"""What runs of earlier versions call a precision."""
 
 
 def new_folder(out: Path | None, name: str, experiment: str | None = None, pattern: str | None = None) -> Path:
@@ -84,9 +86,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{folder} holds no run: it has no {CONFIG}. Give the folder that `holdfast run` printed last.")
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is no JSON ({error}). Restore it, or start the run again.") from None
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    if isinstance(trainer, dict) and "precision" in trainer:
+        trainer["precision"] = OLDER.get(trainer["precision"], trainer["precision"])
+    return config
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ def lwf(
     weight: float = 1.0,
     average: Literal["none", "experiences"] = "none",
     scaled: bool = True,
+    over: Literal["old", "all"] = "old",
 ) -> Method:
     r"""On today's inputs the model keeps the outputs for old classes that it gave before this experience.
 
@@ -22,7 +23,9 @@ def lwf(
         weight: lambda_o.
         average: `experiences` weighs the current data by 1/c and the distillation by 1 - 1/c after c experiences.
         scaled: whether the factor T^2 is there; van de Ven et al. 2022 leave it out.
+        over: `all` lets the sum under today's softmax run over new classes too, as van de Ven et al. 2022 do where
+            classes are added.
 
     Differences: no warm-up of the new outputs alone; T^2 after Hinton et al. 2015.
     """
-    return Method(Distillation(temperature=temperature, weight=weight, average=average, scaled=scaled))
+    return Method(Distillation(temperature=temperature, weight=weight, average=average, scaled=scaled, over=over))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +22,9 @@ class Distillation(Operation):
        p = \operatorname{softmax}(z^{\text{old}} / T), \; q = \operatorname{softmax}(z / T), \;
        s = T^2 \text{ if scaled, else } 1 $$
 
-    Both softmaxes run over the classes seen before this experience only. With one head per task the loss is the
-    mean of this over the old tasks, each over its own classes.
+    Both softmaxes run over the classes seen before this experience only; with `over="all"` today's runs over all of
+    today's outputs, and the old model gives the new ones no probability. With one head per task the loss is the mean
+    of this over the old tasks, each over its own classes.
 
     Args:
         temperature: the paper's T.
@@ -29,6 +32,8 @@ class Distillation(Operation):
         average: `none` adds the two losses; `experiences` weighs the current data by 1/c and this by 1 - 1/c
             after c experiences, as van de Ven et al. 2022 do.
         scaled: multiply by T^2, so that gradients do not shrink as T grows; van de Ven et al. 2022 do not.
+        over: `old` compares the old classes among themselves; `all` takes today's softmax over all of today's outputs,
+            as van de Ven et al. 2022 do where classes are added.
 
     Source: Li and Hoiem 2017, "Learning without forgetting", eq. 2 and 3; Hinton et al. 2015 for T^2.
     Differences: no warm-up of the new head alone; probabilities softened by dividing logits by T.
@@ -39,7 +44,12 @@ class Distillation(Operation):
     state = ("teacher", "old", "tasks")
 
     def __init__(
-        self, temperature: float = 2.0, weight: float = 1.0, average: Average = "none", scaled: bool = True
+        self,
+        temperature: float = 2.0,
+        weight: float = 1.0,
+        average: Average = "none",
+        scaled: bool = True,
+        over: Literal["old", "all"] = "old",
     ) -> None:
         super().__init__()
         require(temperature > 0, "distillation", f"got temperature={temperature}. Give a positive number, usually 2.")
@@ -48,10 +58,12 @@ class Distillation(Operation):
             "distillation",
             "got average='rows', but it has no rows of its own. Use none or experiences.",
         )
+        require(over in ("old", "all"), "distillation", f"got over={over!r}. Choose old or all.")
         self.temperature = temperature
         self.weight = weight
         self.average = average
         self.scaled = scaled
+        self.over = over
         self.teacher: Snapshot | None = None
         self.old: list[int] = []
         self.tasks: list[list[int]] = []
@@ -74,11 +86,20 @@ class Distillation(Operation):
         else:
             taught = learner.forward_as(self.teacher, step.inputs)
             everything = len(self.old) == taught.shape[1] == step.outputs.shape[1]
-            student = step.outputs if everything else step.outputs[:, self.old]
-            term = self._between(taught if everything else taught[:, self.old], student)
+            taught = taught if everything else taught[:, self.old]
+            if everything or self.over == "old":
+                term = self._between(taught, step.outputs if everything else step.outputs[:, self.old])
+            else:
+                term = self._within(taught, step.outputs)
         return mix(term, step, learner, self.average, self.weight)
 
     def _between(self, taught: Tensor, student: Tensor) -> Tensor:
         soft = F.softmax(taught / self.temperature, dim=1)
         between = F.cross_entropy(student / self.temperature, soft)
+        return self.temperature**2 * between if self.scaled else between
+
+    def _within(self, taught: Tensor, student: Tensor) -> Tensor:
+        """The same with the old classes among all outputs of the student."""
+        soft = F.softmax(taught / self.temperature, dim=1)
+        between = -(soft * F.log_softmax(student / self.temperature, dim=1)[:, self.old]).sum(1).mean()
         return self.temperature**2 * between if self.scaled else between

@@ -12,6 +12,7 @@ from torch import nn
 
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, Interrupted
+from holdfast.core.criteria import mismatch
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
@@ -268,6 +269,9 @@ class Trainer:
         self.learner.autocast = None if kind is None else (self.device.type, kind)
         self.scaler = make_scaler(self.precision, self.device)
         self.engine = Engine(self.method, self.learner, offers, ADVICE)
+        wrong = mismatch(self.learner.criterion, stream[0].train.targets) if len(stream) else ""
+        if wrong and not self.engine.acts_at("criterion"):
+            raise ConfigError(f"criterion: {wrong}")
         if self.engine.acts_at("take_step"):
             self._check_own_step()
         if self.compile:
