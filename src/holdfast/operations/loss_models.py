@@ -9,7 +9,7 @@ from holdfast.core.experience import Data, Experience, tree_map
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
-from holdfast.core.ranks import average_over_ranks
+from holdfast.core.ranks import mean_over_ranks, total_over_ranks
 from holdfast.core.step import Step
 from holdfast.operations.loss_model import LossModel, ball, directions, fit, value
 
@@ -118,10 +118,11 @@ class LossModels(Operation):
 
     def end(self, experience: Experience, learner: Learner) -> None:
         """Measure the experience's loss around the weights, and fit a model to it."""
-        if len(experience.train) == 0:
+        samples = total_over_ranks(len(experience.train), learner.device)
+        if samples == 0:
             return
-        generator = learner.rng(f"points/{self.name}")
-        chosen = torch.randperm(len(experience.train), generator=generator)[: self.samples]
+        generator = learner.rng(f"points/{self.name}")  # goes on alike in all processes, however many rows each has
+        chosen = torch.randperm(len(experience.train), generator=learner.rng(f"rows/{self.name}"))[: self.samples]
         data = experience.train.subset(chosen)
         with torch.no_grad():
             centre = self.weights(learner)
@@ -132,11 +133,11 @@ class LossModels(Operation):
             places = ball(self.points if len(basis) else 1, len(basis), radius, generator)
             losses = self.measure(centre + places @ basis, data, learner)
         fitted = fit(places, losses, radius, self.units, self.steps, self.rate, generator)
-        self.models.append({**fitted, "centre": centre, "basis": basis, "samples": len(experience.train)})
+        self.models.append({**fitted, "centre": centre, "basis": basis, "samples": samples})
         self.path = []
 
     def measure(self, points: Tensor, data: Data, learner: Learner) -> Tensor:
-        """The mean loss on `data` at each row of weights, `[points]`; the model ends as it was."""
+        """The mean loss on the data of all processes at each row of weights, `[points]`; the model ends as it was."""
         before = [p.detach().clone() for p in self.values(learner)]
         order = torch.arange(len(data))
         losses = points.new_zeros(len(points))
@@ -147,9 +148,9 @@ class LossModels(Operation):
                     for batch in data.batches(order, BATCH):
                         inputs = tree_map(lambda t: t.to(learner.device), batch.inputs)
                         loss = learner.loss_on(inputs, batch.targets.to(learner.device), batch.task)
-                        losses[place] += loss * (len(batch.targets) / len(data))
+                        losses[place] += loss * len(batch.targets)
         finally:
             with torch.no_grad():
                 for parameter, kept in zip(self.values(learner), before):
                     parameter.copy_(kept)
-        return average_over_ranks([losses])[0]
+        return mean_over_ranks({"losses": losses}, len(data))["losses"]
