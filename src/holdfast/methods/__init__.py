@@ -3,10 +3,12 @@
 from holdfast.methods.adahat import adahat
 from holdfast.methods.agem import agem
 from holdfast.methods.agem_exemplars import agem_exemplars
+from holdfast.methods.ar1 import ar1
 from holdfast.methods.bic import bic
 from holdfast.methods.cls_er import cls_er
 from holdfast.methods.continual_backprop import continual_backprop
 from holdfast.methods.cumulative import cumulative
+from holdfast.methods.cwr import cwr
 from holdfast.methods.der import der
 from holdfast.methods.der_plus_plus import der_plus_plus
 from holdfast.methods.dgr import dgr
@@ -53,10 +55,12 @@ __all__ = [
     "adahat",
     "agem",
     "agem_exemplars",
+    "ar1",
     "bic",
     "cls_er",
     "continual_backprop",
     "cumulative",
+    "cwr",
     "der",
     "der_plus_plus",
     "dgr",

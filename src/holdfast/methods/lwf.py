@@ -23,8 +23,7 @@ def lwf(
         weight: lambda_o.
         average: `experiences` weighs the current data by 1/c and the distillation by 1 - 1/c after c experiences.
         scaled: whether the factor T^2 is there; van de Ven et al. 2022 leave it out.
-        over: `all` lets the sum under today's softmax run over new classes too, as van de Ven et al. 2022 do where
-            classes are added.
+        over: `all` takes each softmax over all outputs, as van de Ven et al. 2022 do where classes are added.
 
     Differences: no warm-up of the new outputs alone; T^2 after Hinton et al. 2015.
     """

@@ -9,6 +9,7 @@ from holdfast.operations.binary_masks import BinaryMasks
 from holdfast.operations.common_minimum import CommonMinimum
 from holdfast.operations.complementary_memories import ComplementaryMemories
 from holdfast.operations.context_gates import ContextGates
+from holdfast.operations.copy_weights import CopyWeights
 from holdfast.operations.cross_entropy import CrossEntropy
 from holdfast.operations.data_choice import CumulativeData, JointData
 from holdfast.operations.distillation import Distillation
@@ -63,6 +64,7 @@ __all__ = [
     "CommonMinimum",
     "ComplementaryMemories",
     "ContextGates",
+    "CopyWeights",
     "CrossEntropy",
     "CumulativeData",
     "Distillation",

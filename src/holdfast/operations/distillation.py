@@ -22,9 +22,9 @@ class Distillation(Operation):
        p = \operatorname{softmax}(z^{\text{old}} / T), \; q = \operatorname{softmax}(z / T), \;
        s = T^2 \text{ if scaled, else } 1 $$
 
-    Both softmaxes run over the classes seen before this experience only; with `over="all"` today's runs over all of
-    today's outputs, and the old model gives the new ones no probability. With one head per task the loss is the mean
-    of this over the old tasks, each over its own classes.
+    Both softmaxes run over the classes seen before this experience only; with `over="all"` over all outputs of each
+    model, where outputs that the old model did not have yet get no probability. With one head per task the loss is
+    the mean of this over the old tasks, each over its own classes.
 
     Args:
         temperature: the paper's T.
@@ -32,8 +32,8 @@ class Distillation(Operation):
         average: `none` adds the two losses; `experiences` weighs the current data by 1/c and this by 1 - 1/c
             after c experiences, as van de Ven et al. 2022 do.
         scaled: multiply by T^2, so that gradients do not shrink as T grows; van de Ven et al. 2022 do not.
-        over: `old` compares the old classes among themselves; `all` takes today's softmax over all of today's outputs,
-            as van de Ven et al. 2022 do where classes are added.
+        over: `old` compares the old classes among themselves; `all` takes each softmax over all outputs, as van de Ven
+            et al. 2022 do.
 
     Source: Li and Hoiem 2017, "Learning without forgetting", eq. 2 and 3; Hinton et al. 2015 for T^2.
     Differences: no warm-up of the new head alone; probabilities softened by dividing logits by T.
@@ -84,22 +84,15 @@ class Distillation(Operation):
             terms = [self._between(taught[:, members], step.extras["unmasked"][:, members]) for members in self.tasks]
             term = torch.stack(terms).mean()
         else:
-            taught = learner.forward_as(self.teacher, step.inputs)
-            everything = len(self.old) == taught.shape[1] == step.outputs.shape[1]
-            taught = taught if everything else taught[:, self.old]
-            if everything or self.over == "old":
-                term = self._between(taught, step.outputs if everything else step.outputs[:, self.old])
-            else:
-                term = self._within(taught, step.outputs)
+            taught, student = learner.forward_as(self.teacher, step.inputs), step.outputs
+            if self.over == "old" and not len(self.old) == taught.shape[1] == student.shape[1]:
+                taught, student = taught[:, self.old], student[:, self.old]
+            term = self._between(taught, student)
         return mix(term, step, learner, self.average, self.weight)
 
     def _between(self, taught: Tensor, student: Tensor) -> Tensor:
         soft = F.softmax(taught / self.temperature, dim=1)
+        if soft.shape != student.shape:  # outputs that came since
+            soft = F.pad(soft, (0, student.shape[1] - soft.shape[1]))
         between = F.cross_entropy(student / self.temperature, soft)
-        return self.temperature**2 * between if self.scaled else between
-
-    def _within(self, taught: Tensor, student: Tensor) -> Tensor:
-        """The same with the old classes among all outputs of the student."""
-        soft = F.softmax(taught / self.temperature, dim=1)
-        between = -(soft * F.log_softmax(student / self.temperature, dim=1)[:, self.old]).sum(1).mean()
         return self.temperature**2 * between if self.scaled else between

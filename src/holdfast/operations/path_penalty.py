@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
 from holdfast.core.learner import Learner
@@ -22,22 +22,30 @@ class PathPenalty(Operation):
     Args:
         strength: the paper's c.
         damping: the paper's xi.
+        limit: the largest importance that a parameter can have; None leaves it free.
+        head: whether the head is pulled back too.
 
     Source: Zenke, Poole and Ganguli 2017, "Continual learning through synaptic intelligence", eq. 3 to 5.
     Differences: g is the gradient the optimiser uses, so it includes the penalty's own part and clipping, as in
-    van de Ven et al. 2022; the paper speaks of the loss without the penalty.
+    van de Ven et al. 2022; the paper speaks of the loss without the penalty. With a limit, importance is never
+    negative either (Maltoni and Lomonaco 2019, section 3.3).
     """
 
     role = "knowledge retention"
     needs = frozenset({"boundaries", "update"})
     state = ("contribution", "importance", "anchor", "before")
 
-    def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
+    def __init__(
+        self, strength: float = 1.0, damping: float = 0.1, limit: float | None = None, head: bool = True
+    ) -> None:
         super().__init__()
         require(strength >= 0, "path_penalty", f"got strength={strength}. Give a number of 0 or more.")
         require(damping > 0, "path_penalty", f"got damping={damping}. Give a positive number.")
+        require(limit is None or limit > 0, "path_penalty", f"got limit={limit}. Give a positive number, or None.")
         self.strength = strength
         self.damping = damping
+        self.limit = limit
+        self.head = head
         self.contribution: dict[str, Tensor] = {}
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
@@ -51,7 +59,7 @@ class PathPenalty(Operation):
 
     def observe(self, step: Step, learner: Learner) -> None:
         """Note where the parameters are before the optimiser moves."""
-        parameters = learner.named_parameters()
+        parameters = self._watched(learner)
         if not parameters:
             return
         with torch.no_grad():
@@ -65,7 +73,7 @@ class PathPenalty(Operation):
 
     def update(self, step: Step, learner: Learner) -> None:
         """Add each parameter's part in the change of the loss."""
-        held = [(name, p) for name, p in learner.named_parameters().items() if p.grad is not None]
+        held = [(name, p) for name, p in self._watched(learner).items() if p.grad is not None]
         if not held:  # another operation let no parameter move
             return
         back = [self.before[name] for name, _ in held]
@@ -77,12 +85,20 @@ class PathPenalty(Operation):
     def end(self, experience: Experience, learner: Learner) -> None:
         """Turn contributions into importance and move the anchor."""
         with torch.no_grad():
-            for name, parameter in learner.named_parameters().items():
+            for name, parameter in self._watched(learner).items():
                 if name not in self.contribution:
                     continue
-                total = parameter.detach() - self.anchor[name]
-                added = self.contribution[name] / (total.square() + self.damping)
+                moved = parameter.detach() - self.anchor[name]
+                added = self.contribution[name] / (moved.square() + self.damping)
                 held = self.importance.get(name)
-                self.importance[name] = added if held is None else held + added
+                total = added if held is None else held + added
+                self.importance[name] = total if self.limit is None else total.clamp(0, self.limit)
                 self.anchor[name] = parameter.detach().clone()
                 self.contribution[name].zero_()
+
+    def _watched(self, learner: Learner) -> dict[str, nn.Parameter]:
+        """The trainable parameters that the penalty speaks of."""
+        if self.head or learner.head is None:
+            return learner.named_parameters()
+        apart = {id(parameter) for parameter in learner.head.parameters()}
+        return {name: p for name, p in learner.named_parameters().items() if id(p) not in apart}

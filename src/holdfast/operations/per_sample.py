@@ -115,8 +115,10 @@ def _layer(module: nn.Module, a: Tensor, delta: Tensor, magnitude: Magnitude) ->
     if isinstance(module, GrowingHead | TaskHead):
         chunks = {}
         for index, part in enumerate(module.parts()):
-            chunks[f"weights.{index}"] = found["weight"][part.start : part.stop]
-            chunks[f"biases.{index}"] = found["bias"][part.start : part.stop]
+            if part.weight.requires_grad:
+                chunks[f"weights.{index}"] = found["weight"][part.start : part.stop]
+            if part.bias is not None and part.bias.requires_grad:
+                chunks[f"biases.{index}"] = found["bias"][part.start : part.stop]
         return chunks
     return {own: found[own] for own, p in module.named_parameters(recurse=False) if p.requires_grad}
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol, TextIO
 import torch
 from torch import nn
 
+from holdfast.core.criteria import mismatch
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, Interrupted
-from holdfast.core.criteria import mismatch
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
