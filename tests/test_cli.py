@@ -136,9 +136,11 @@ def test_schema_prints_a_json_schema():
 @pytest.fixture
 def stand_in(monkeypatch):
     """The functions of `experiments` replaced: each call is kept, and may raise."""
+    import holdfast.experiments.closing as closing
     import holdfast.experiments.compare as compare
     import holdfast.experiments.run as run
 
+    monkeypatch.setattr(closing, "closing", lambda folder: f"report: {folder}/report.html")
     calls = []
 
     def make(name, result, error=None):
@@ -174,7 +176,10 @@ def test_run_without_arguments_is_the_default_job(stand_in):
     from holdfast.config.load import load
 
     calls = stand_in()
-    assert call("run").exit_code == 0
+    result = call("run")
+    assert result.exit_code == 0
+    assert result.stdout == "runs/x\n"
+    assert "report: runs/x/report.html" in result.stderr
     _, (config, out), options = calls[0]
     assert (config, out, options["quiet"]) == (resolve(load()), None, False)
 

@@ -102,9 +102,9 @@ def run(
 ) -> None:
     """Train, evaluate and report: the default job, or the one in CONFIG.
 
-    The default job is experience replay on class-incremental digits, beside fine-tuning and joint training. The last
-    line printed is the path of the run folder. With -m it is the folder of all runs; the same command again runs only
-    what is missing in it.
+    The default job is experience replay on class-incremental digits, beside fine-tuning and joint training. The
+    numbers that matter are said at the end, and the last line printed is the path of the run folder. With -m it is the
+    folder of all runs; the same command again runs only what is missing in it.
     """
     command = shlex.join(["holdfast", *sys.argv[1:]])
     words = list(job or [])
@@ -129,8 +129,7 @@ def run(
         config = resolved_job(words, config_dir, single=True)
         from holdfast.experiments.run import run as run_job
 
-        folder = run_job(config, out, quiet=quiet, command=command)
-        typer.echo(str(folder))
+        told(run_job(config, out, quiet=quiet, command=command), quiet)
 
 
 @app.command()
@@ -139,7 +138,7 @@ def resume(folder: Run, quiet: Quiet = False) -> None:
     with reported(folder):
         from holdfast.experiments.run import resume as resume_run
 
-        typer.echo(str(resume_run(folder, quiet=quiet)))
+        told(resume_run(folder, quiet=quiet), quiet)
 
 
 @app.command("eval")
@@ -382,6 +381,15 @@ def resolved_job(job: list[str] | None, folders: list[Path] | None = None, singl
     for note in composition.notes:
         typer.echo(note, err=True)
     return config
+
+
+def told(folder: Path, quiet: bool) -> None:
+    """Say on standard error what came out, and print the folder."""
+    if not quiet:
+        from holdfast.experiments.closing import closing
+
+        typer.echo(closing(folder), err=True)
+    typer.echo(str(folder))
 
 
 @contextlib.contextmanager

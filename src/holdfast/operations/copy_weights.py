@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -61,7 +62,7 @@ class CopyWeights(Operation):
         )
         require(not learner.multi_head, self.name, "levels classes against another, which task heads do not. Drop it.")
         class_rows(head, self.name)
-        learner.on_growth.append(lambda new: self._start_new(new, learner))
+        learner.on_growth.append(partial(self._start_new, learner))
 
     @torch.no_grad()
     def begin(self, experience: Experience, learner: Learner) -> None:
@@ -103,7 +104,7 @@ class CopyWeights(Operation):
         drawn = torch.rand(parameter.shape, generator=learner.rng(f"weights/{self.name}"))
         parameter.copy_((2 * drawn - 1) / math.sqrt(features))
 
-    def _start_new(self, new: list[nn.Parameter], learner: Learner) -> None:
+    def _start_new(self, learner: Learner, new: list[nn.Parameter]) -> None:
         assert learner.head is not None
         held = {id(parameter) for parameter in learner.head.parameters()}
         with torch.no_grad():

@@ -99,6 +99,9 @@ def join(trainer: Trainer, own: bool) -> Iterator[Ranks]:
     torch.set_num_threads(threads)
     try:
         yield ranks
+        if dist.get_backend() == "gloo":  # which aborts a process whose peer hangs up while it still listens
+            with contextlib.suppress(RuntimeError):
+                dist.barrier()
     finally:
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()

@@ -44,8 +44,11 @@ class Steps(Experiences):
         self._pending: Step | None = None
         self._averaged = {id(p) for p in self.model.parameters() if p.requires_grad}
         self.optimizer = optimizer
-        self.learner.optimizer = lambda: self._optimizer
+        self.learner.optimizer = self._current
         self.learner.on_growth.append(self._follow)
+
+    def _current(self) -> torch.optim.Optimizer | None:
+        return self._optimizer
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
