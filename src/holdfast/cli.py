@@ -384,7 +384,11 @@ def resolved_job(job: list[str] | None, folders: list[Path] | None = None, singl
 
 
 def told(folder: Path, quiet: bool) -> None:
-    """Say on standard error what came out, and print the folder."""
+    """Say on standard error what came out, and print the folder; once, where several processes made it."""
+    from holdfast.training.fabric import first
+
+    if not first():
+        return
     if not quiet:
         from holdfast.experiments.closing import closing
 

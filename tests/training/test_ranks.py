@@ -124,17 +124,6 @@ def test_a_state_of_other_processes_is_refused() -> None:
         of_rank({"engine": {}}, Ranks(1, 2))
 
 
-def test_a_run_is_not_made_once_more_by_every_process_of_torchrun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from holdfast.experiments.run import run
-
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ConfigError, match="Start it alone"):
-        run({"trainer": {"devices": 2}}, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
-
-
 # Two processes ------------------------------------------------------------------------------------------
 
 

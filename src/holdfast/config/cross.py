@@ -16,6 +16,7 @@ from holdfast.config.words import nearest, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method
+from holdfast.training.fabric import launched
 from holdfast.training.ranks import check_shared
 from holdfast.training.settings import indices
 
@@ -217,10 +218,10 @@ def check_processes(job: Any) -> list[str]:
         problems.append(
             "trainer.precision: 16-mixed is for GPUs, and the device is the CPU. Write trainer.precision=bf16-mixed."
         )
-    if trainer["num_nodes"] > 1:
+    if trainer["num_nodes"] > 1 and not launched():
         problems.append(
             f"trainer.num_nodes: got {trainer['num_nodes']}, and a run starts the processes of one machine. Write"
-            " trainer.num_nodes=1, or start a script that calls Trainer by torchrun or SLURM."
+            " trainer.num_nodes=1, or start the command on every machine by torchrun or SLURM."
         )
     if count > 1:
         with contextlib.suppress(HoldfastError):  # what is wrong with the method alone is told elsewhere

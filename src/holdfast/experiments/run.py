@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from holdfast.config import build
-from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
+from holdfast.core.errors import DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.experiments.assemble import make_trainer, restore
 from holdfast.experiments.checkpoints import MODEL, CheckpointFolder, save_tensors
@@ -37,10 +37,10 @@ from holdfast.experiments.profiling import profiled
 from holdfast.experiments.reference_measures import measure_against
 from holdfast.experiments.references import evaluate_untrained, reference, reuse, train_apart
 from holdfast.experiments.report import write_report
+from holdfast.experiments.several import learn_too, with_others
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
 from holdfast.training import Trainer
 from holdfast.training.evaluation import evaluate as evaluate_data
-from holdfast.training.fabric import launched
 
 
 def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
@@ -60,15 +60,18 @@ def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False,
         Interrupted: if the user stopped it; `resume` goes on.
     """
     config = build.resolve(config)
-    _check_alone(config)
     build.build_device(config["device"])
-    folder = new_folder(
-        out, config["method"].get("name", "custom"), config["experiment_name"], config["folders"]["run"]
-    )
-    write_json(folder / CONFIG, config)
-    about = {"command": command, "versions": versions(), "started": time.time()}
-    write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config))
-    return _work(folder, config, quiet)
+
+    def work() -> Path:
+        folder = new_folder(
+            out, config["method"].get("name", "custom"), config["experiment_name"], config["folders"]["run"]
+        )
+        write_json(folder / CONFIG, config)
+        about = {"command": command, "versions": versions(), "started": time.time()}
+        write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config))
+        return _work(folder, config, quiet)
+
+    return with_others(config, work)
 
 
 def resume(folder: Path, *, quiet: bool = False) -> Path:
@@ -81,16 +84,8 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
     Returns:
         The run folder.
     """
-    return _work(folder, build.resolve(read_config(folder)), quiet)
-
-
-def _check_alone(config: dict[str, Any]) -> None:
-    """Refuse to make a run folder in each of several processes that somebody else started."""
-    if config["trainer"]["devices"] > 1 and launched():
-        raise ConfigError(
-            "this process was started as one of several (LOCAL_RANK or SLURM_NTASKS is set), and a run starts the"
-            " others itself. Start it alone; on several machines, call Trainer from a script of your own."
-        )
+    config = build.resolve(read_config(folder))
+    return with_others(config, lambda: _work(folder, config, quiet))
 
 
 def _keyed(config: dict[str, Any]) -> dict[str, str]:
@@ -236,8 +231,10 @@ def _learn(
         journal.resume(loaded["lines"] if loaded else 0)
     if loaded is None:
         journal.write(_start(config, stream, model))
+    state = None if loaded is None else loaded["state"]
+    learn_too(config, state)
     with _stop_on_signals(trainer):
-        trainer.fit(model, stream, resume=None if loaded is None else loaded["state"])
+        trainer.fit(model, stream, resume=state)
     save_tensors(folder / "checkpoints" / MODEL, dict(model.state_dict()))
     return trainer.seconds
 

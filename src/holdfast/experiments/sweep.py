@@ -19,6 +19,7 @@ from holdfast.experiments.keys import job_key
 from holdfast.experiments.pool import Job, Pool
 from holdfast.experiments.ray_pool import RayPool
 from holdfast.experiments.report_data import read_json
+from holdfast.experiments.several import shared
 from holdfast.experiments.sweep_report import write_sweep_report
 
 SWEEP = "sweep.json"
@@ -63,6 +64,11 @@ def sweep(
     if launcher not in LAUNCHERS:
         raise ConfigError(unknown("launcher", launcher, LAUNCHERS))
     todo = planned(path, changes, folders)
+    if any(shared(config) for _, config in todo):
+        raise ConfigError(
+            "-m starts processes of its own, and this one was started as one of several (LOCAL_RANK or SLURM_NTASKS is"
+            " set). Start it alone, or one run at a time."
+        )
     search = compose(path, expand(changes)[0], folders).search
     folder = out if out is not None else _folder(todo)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SWEEP).is_file()):

@@ -34,6 +34,14 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
+def first() -> bool:
+    """Whether this process is rank 0 of those that somebody else started, or on its own."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if launched() and name in os.environ:
+            return int(os.environ[name]) == 0
+    return int(os.environ.get("NODE_RANK", 0)) == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def connect(kind: str, devices: int, num_nodes: int, own: bool) -> Ranks:
     """Join the other processes; all of them must call this.
 
@@ -44,8 +52,9 @@ def connect(kind: str, devices: int, num_nodes: int, own: bool) -> Ranks:
         own: whether this library started the processes.
 
     Raises:
-        ConfigError: for devices that this machine has not.
+        ConfigError: for devices that this machine has not, or other numbers of processes than were started.
     """
+    _check_started(devices, num_nodes)
     fabric_type, strategy, environment = fabric_types()
     loggers = [
         logging.getLogger(f"lightning.{part}{name}") for part in ("fabric", "pytorch") for name in ("", RANK_ZERO)
@@ -68,3 +77,15 @@ def connect(kind: str, devices: int, num_nodes: int, own: bool) -> Ranks:
         for logger, level in zip(loggers, before):
             logger.setLevel(level)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
+
+
+def _check_started(devices: int, num_nodes: int) -> None:
+    """Refuse numbers that the processes there are do not have; they would wait for one another without end."""
+    place = int(os.environ.get("LOCAL_RANK", 0))
+    started = int(os.environ.get("WORLD_SIZE", devices * num_nodes))
+    if started != devices * num_nodes or place >= devices:
+        raise ConfigError(
+            f"devices={devices} and num_nodes={num_nodes} make {devices * num_nodes} processes, and this one has"
+            f" LOCAL_RANK={place} of WORLD_SIZE={started}. Give devices the number of processes on each machine, and"
+            " num_nodes that of machines."
+        )

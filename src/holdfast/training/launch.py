@@ -6,7 +6,8 @@ the stream and the trainer by `fork` where that is safe (one torch thread, no GP
 imports the main module again: there, and on Windows and macOS, scripts need `if __name__ == "__main__":`.
 
 Where somebody else starts the processes (`torchrun`, SLURM, or by hand with `LOCAL_RANK`, `NODE_RANK`, `MASTER_ADDR`
-and `MASTER_PORT`), each of them runs the script, and `fit` only joins them; several machines work that way alone.
+and `MASTER_PORT`), each of them runs the script, and `fit` only joins them; several machines work that way alone. The
+command `holdfast run` may be started so too: see `experiments.several`.
 
 A process that dies takes the others with it: its neighbours' next exchange fails (at once under gloo; under NCCL after
 its timeout of half an hour), and `fit` raises with the rank and the signal. `resume` goes on from the last checkpoint.
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from holdfast.training.trainer import Trainer
 
 Strategy = Literal["auto", "ddp", "ddp_fork", "ddp_spawn"]
+
+_joined: list[Ranks] = []
 
 GRACE = 60.0
 """Seconds that the other processes have to end by themselves."""
@@ -77,8 +80,11 @@ def train_together(
     """
     fabric_types()
     check_shared(trainer.method, trainer.settings.batch_size, trainer.devices * trainer.num_nodes)
+    if _joined:
+        return trainer.fit_here(model, stream, resume, _joined[-1])
+    kind = trainer.device.type
     if launched():
-        with join(trainer, own=False) as ranks:
+        with join(kind, trainer.devices, trainer.num_nodes, own=False) as ranks:
             return trainer.fit_here(model, stream, resume, ranks)
     if trainer.num_nodes > 1:
         raise ConfigError(
@@ -86,16 +92,16 @@ def train_together(
             " each by torchrun or SLURM, which tell every process its rank."
         )
     others = Others(trainer, model, stream, resume)
-    with others, join(trainer, own=True) as ranks:
+    with others, join(kind, trainer.devices, 1, own=True) as ranks:
         return trainer.fit_here(model, stream, resume, ranks)
 
 
 @contextlib.contextmanager
-def join(trainer: Trainer, own: bool) -> Iterator[Ranks]:
+def join(kind: str, devices: int, num_nodes: int, own: bool) -> Iterator[Ranks]:
     """Inside, this process is connected with the others; afterwards it is on its own again."""
     threads = torch.get_num_threads()
     with _environment(OMP_NUM_THREADS=str(threads)):  # Fabric sets the threads where this is not said
-        ranks = connect(trainer.device.type, trainer.devices, trainer.num_nodes, own)
+        ranks = connect(kind, devices, num_nodes, own)
     torch.set_num_threads(threads)
     try:
         yield ranks
@@ -105,6 +111,17 @@ def join(trainer: Trainer, own: bool) -> Iterator[Ranks]:
     finally:
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def together(kind: str, devices: int, num_nodes: int) -> Iterator[Ranks]:
+    """Inside, processes that somebody else started stay connected over all calls of `fit`."""
+    with join(kind, devices, num_nodes, own=False) as ranks:
+        _joined.append(ranks)
+        try:
+            yield ranks
+        finally:
+            _joined.pop()
 
 
 class Others:
@@ -243,7 +260,7 @@ def _work(rank: int, threads: int, pipe: Connection, job: Any) -> None:
     pipe.send("ready")
     try:
         trainer, model, stream, resume = pickle.loads(job) if isinstance(job, bytes) else job
-        with join(trainer, own=True) as ranks:
+        with join(trainer.device.type, trainer.devices, trainer.num_nodes, own=True) as ranks:
             trainer.fit_here(model, stream, resume, ranks)
     except Interrupted:
         pass
