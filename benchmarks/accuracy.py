@@ -8,11 +8,11 @@
 
 A row passes where the mean over seeds is within max(1.5 points, 2 standard errors) of the published value, for every
 measure that was published (the error is that of the difference: ours, and the paper's, `published_error`; where it
-gives none, what our spread over seeds makes for its number of runs), and above its fine-tuning control by more than that,
-unless it is a control itself or the paper's own value is hardly above its control (`beats_control`: false). Where
-nothing was published a row has a lower bound of our own instead (`at_least`), and must be above its control all the
-same. Results are kept in `results/`, one file a row, with a digest of the configuration; `--add` keeps the seeds that
-are there. One seed alone: `holdfast run benchmarks/configs/<row>.json seed=3`.
+gives none, what our spread over seeds makes for its number of runs), and above its fine-tuning control by more than
+that, unless it is a control itself or the paper's own value is hardly above its control (`beats_control`: false).
+Where nothing was published a row has a lower bound of our own instead (`at_least`), and must be above its control all
+the same. Results are kept in `results/`, one file a row, with a digest of the configuration; `--add` keeps the seeds
+that are there. One seed alone: `holdfast run benchmarks/configs/<row>.json seed=3`.
 The data is looked for where HOLDFAST_DATA says.
 """
 
