@@ -248,7 +248,7 @@ def convert(
         from holdfast.config import clmixer
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
-        from holdfast.config.load import read
+        from holdfast.config.files import read
 
         if not clmixer.recognised(read(file)):
             raise ConfigError(f"{file} is no CLMixer file: it has none of {', '.join(clmixer.OURS)}. Run it as it is.")

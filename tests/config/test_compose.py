@@ -6,8 +6,8 @@ import pytest
 
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
+from holdfast.config.files import read
 from holdfast.config.groups import Library
-from holdfast.config.load import read
 from holdfast.config.tree import lines, tree
 from holdfast.core.errors import ConfigError
 

@@ -6,7 +6,8 @@ import pytest
 
 from holdfast.config import namespaces
 from holdfast.config.build import resolve
-from holdfast.config.load import load, read
+from holdfast.config.files import read
+from holdfast.config.load import load
 from holdfast.core.errors import ConfigError
 
 TARGET = {"_target_": "pathlib.Path.write_text", "_args_": ["evil"]}

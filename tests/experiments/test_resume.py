@@ -25,8 +25,9 @@ from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrup
 from holdfast.experiments import checkpoints
 from holdfast.experiments import folder as folders
 from holdfast.experiments import run as runs
-from holdfast.experiments.checkpoints import CheckpointFolder, load_tensors, save_tensors
+from holdfast.experiments.checkpoints import CheckpointFolder
 from holdfast.experiments.journal import Journal
+from holdfast.experiments.tensors import load_tensors, save_tensors
 from holdfast.metrics import compute, read_log
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are sent as on Linux and macOS")

@@ -9,10 +9,10 @@ from typing import Any
 
 from holdfast.config import clmixer
 from holdfast.config.defaults import completed, default
+from holdfast.config.files import read
 from holdfast.config.flags import flag
 from holdfast.config.groups import GroupFile, Library
 from holdfast.config.layers import Origins, Reader, note, put
-from holdfast.config.load import read
 from holdfast.config.overrides import Override, apply, element_names, is_block, parse
 from holdfast.config.search import Search, made
 from holdfast.core.errors import ConfigError

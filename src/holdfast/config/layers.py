@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.config.defaults import CHOSEN, settle_length
+from holdfast.config.files import read
 from holdfast.config.flags import translated
 from holdfast.config.groups import GroupFile, Library, nested
-from holdfast.config.load import read
 from holdfast.config.search import split_off
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.experiments.checkpoints import LAST, MODEL, save_tensors
 from holdfast.experiments.journal import LOG
+from holdfast.experiments.tensors import LAST, MODEL, save_tensors
 from holdfast.metrics.log import Event, read_log
 
 RESULTS, TRAIN = "results.csv", "train.csv"

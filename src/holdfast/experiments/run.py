@@ -17,7 +17,7 @@ from holdfast.config import build
 from holdfast.core.errors import DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.experiments.assemble import make_trainer, restore
-from holdfast.experiments.checkpoints import MODEL, CheckpointFolder, save_tensors
+from holdfast.experiments.checkpoints import CheckpointFolder
 from holdfast.experiments.folder import (
     CONFIG,
     drop_leftovers,
@@ -38,6 +38,7 @@ from holdfast.experiments.reference_measures import measure_against
 from holdfast.experiments.references import evaluate_untrained, reference, reuse, train_apart
 from holdfast.experiments.report import write_report
 from holdfast.experiments.several import learn_too, with_others
+from holdfast.experiments.tensors import MODEL, save_tensors
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
 from holdfast.training import Trainer
 from holdfast.training.evaluation import evaluate as evaluate_data
