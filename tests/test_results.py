@@ -19,6 +19,8 @@ def test_committed_results_are_within_the_tolerance_of_the_published_values():
     done = subprocess.run([sys.executable, str(ACCURACY), "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "split_mnist_online/er/500" in done.stdout
+    failing = [line.split()[0] for line in done.stdout.splitlines() if "FAILS" in line]
+    assert failing == [row for row, entry in EXPECTED.items() if "open" in entry]
 
 
 def test_the_page_of_results_is_generated_from_the_committed_results(tmp_path):
