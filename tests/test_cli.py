@@ -136,9 +136,9 @@ def test_schema_prints_a_json_schema():
 @pytest.fixture
 def stand_in(monkeypatch):
     """The functions of `experiments` replaced: each call is kept, and may raise."""
-    import holdfast.experiments.closing as closing
-    import holdfast.experiments.compare as compare
-    import holdfast.experiments.run as run
+    import holdfast.runs.closing as closing
+    import holdfast.runs.compare as compare
+    import holdfast.runs.run as run
 
     monkeypatch.setattr(closing, "closing", lambda folder: f"report: {folder}/report.html")
     calls = []

@@ -112,7 +112,7 @@ def run(
         words.append(f"references=[{references}]")
     with reported(None if multirun else out):
         if multirun:
-            from holdfast.experiments.sweep import sweep
+            from holdfast.runs.sweep import sweep
 
             path, changes = split_words(words)
             chosen, changes = launched(changes, launcher)
@@ -127,7 +127,7 @@ def run(
             if given:
                 raise ConfigError(f"{option} is for several runs. Write -m, and give a key several values: seed=0,1,2.")
         config = resolved_job(words, config_dir, single=True)
-        from holdfast.experiments.run import run as run_job
+        from holdfast.runs.run import run as run_job
 
         told(run_job(config, out, quiet=quiet, command=command), quiet)
 
@@ -136,7 +136,7 @@ def run(
 def resume(folder: Run, quiet: Quiet = False) -> None:
     """Go on with a run that was interrupted, to the same weights as if it had not been."""
     with reported(folder):
-        from holdfast.experiments.run import resume as resume_run
+        from holdfast.runs.run import resume as resume_run
 
         told(resume_run(folder, quiet=quiet), quiet)
 
@@ -150,7 +150,7 @@ def evaluate(
     with reported():
         if split not in ("test", "validation"):
             raise ConfigError(f"there is no split {split!r} to evaluate on. Write --split test or --split validation.")
-        from holdfast.experiments.run import evaluate as evaluate_run
+        from holdfast.runs.run import evaluate as evaluate_run
 
         where = checkpoint if "://" in checkpoint else Path(checkpoint)
         typer.echo(json.dumps(evaluate_run(where, split), indent=2))
@@ -176,7 +176,7 @@ def predict(
 ) -> None:
     """Predict the class of new inputs with the last checkpoint of a run: a CSV file, and a picture of some of them."""
     with reported():
-        from holdfast.experiments.predict import predict as predict_run
+        from holdfast.runs.predict import predict as predict_run
 
         typer.echo(str(predict_run(checkpoint, inputs, out, task=task)))
 
@@ -195,8 +195,8 @@ def show(
 ) -> None:
     """Show one run, or several side by side with mean and spread over seeds."""
     with reported():
-        from holdfast.experiments.compare import show as show_runs
-        from holdfast.experiments.find import found_runs
+        from holdfast.runs.compare import show as show_runs
+        from holdfast.runs.find import found_runs
 
         show_runs(found_runs(folders, tag or []))
 
@@ -390,7 +390,7 @@ def told(folder: Path, quiet: bool) -> None:
     if not first():
         return
     if not quiet:
-        from holdfast.experiments.closing import closing
+        from holdfast.runs.closing import closing
 
         typer.echo(closing(folder), err=True)
     typer.echo(str(folder))

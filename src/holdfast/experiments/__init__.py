@@ -1,1 +1,0 @@
-"""Experiments: one configuration becomes one run folder that can be read, compared, resumed and reported."""
