@@ -112,12 +112,21 @@ def run(
         words.append(f"references=[{references}]")
     with reported(None if multirun else out):
         if multirun:
+            from holdfast.compat.dialects import DIALECTS
             from holdfast.runs.sweep import sweep
 
             path, changes = split_words(words)
             chosen, changes = launched(changes, launcher)
             folder, failed = sweep(
-                path, changes, config_dir or [], out, jobs=jobs, quiet=quiet, command=command, launcher=chosen
+                path,
+                changes,
+                config_dir or [],
+                out,
+                jobs=jobs,
+                quiet=quiet,
+                command=command,
+                launcher=chosen,
+                dialects=DIALECTS,
             )
             typer.echo(str(folder))
             if failed:
@@ -210,6 +219,7 @@ def show_config(
 ) -> None:
     """Show what a configuration composes to, as a tree with where each value came from; nothing is run."""
     with reported():
+        from holdfast.compat.dialects import DIALECTS
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
         from holdfast.config.groups import Library
@@ -223,7 +233,7 @@ def show_config(
             _console().print(table)
             return
         path, changes = split_words(list(job or []))
-        composition = compose(path, changes, config_dir or [])
+        composition = compose(path, changes, config_dir or [], DIALECTS)
         resolved = resolve(composition.config, path or "")
         if as_json:
             typer.echo(json.dumps(resolved, indent=2))
@@ -245,14 +255,15 @@ def convert(
 ) -> None:
     """Print the job that a CLMixer file stands for; what is done differently is told on standard error."""
     with reported():
-        from holdfast.config import clmixer
+        from holdfast.compat import clmixer
+        from holdfast.compat.dialects import DIALECTS
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
         from holdfast.config.files import read
 
         if not clmixer.recognised(read(file)):
             raise ConfigError(f"{file} is no CLMixer file: it has none of {', '.join(clmixer.OURS)}. Run it as it is.")
-        composition = compose(file, changes or [])
+        composition = compose(file, changes or [], dialects=DIALECTS)
         typer.echo(json.dumps(resolve(composition.config, file), indent=2))
         for note in composition.notes:
             typer.echo(note, err=True)
@@ -370,10 +381,11 @@ def resolved_job(job: list[str] | None, folders: list[Path] | None = None, singl
         single: whether it is to be one run, so that files that describe a sweep are refused.
     """
     path, words = split_words(list(job or []))
+    from holdfast.compat.dialects import DIALECTS
     from holdfast.config.build import resolve
     from holdfast.config.compose import compose
 
-    composition = compose(path, words, folders or [])
+    composition = compose(path, words, folders or [], DIALECTS)
     if single and composition.search is not None:
         keys = ", ".join(composition.search.params)
         raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
