@@ -8,7 +8,7 @@ import pytest
 from holdfast.compat import clmixer
 from holdfast.compat.clmixer_operations import KNOWN
 from holdfast.compat.dialects import DIALECTS
-from holdfast.config import namespaces
+from holdfast.config import kinds
 from holdfast.config.build import build_method, build_model, build_stream, resolve
 from holdfast.config.compose import compose
 from holdfast.core.errors import ConfigError
@@ -190,7 +190,7 @@ def test_every_operation_of_clmixer_is_translated(job, name):
     }
     found, notes = job(plugin)
     named = [one["name"] for one in found["method"].get("operations", [])]
-    assert set(named) <= set(namespaces.names("operations"))
+    assert set(named) <= set(kinds.names("operations"))
     assert notes
 
 

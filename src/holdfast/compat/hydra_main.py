@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from holdfast.compat.dialects import DIALECTS
+from holdfast.config import plugins
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.config.defaults import default
@@ -62,7 +63,11 @@ def job(config: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Entry point of `python -m holdfast.compat.hydra_main`."""
+    """Entry point of `python -m holdfast.compat.hydra_main`; `--plugin FILE` is taken here, the rest is Hydra's."""
+    while "--plugin" in sys.argv[:-1]:
+        position = sys.argv.index("--plugin")
+        plugins.use(sys.argv[position + 1])
+        del sys.argv[position : position + 2]
     register()
     hydra.main(version_base="1.3", config_path=str(PACKAGE_DIR), config_name=JOB)(job)()
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.config import plugins
 from holdfast.config.build import resolve
 from holdfast.config.compose import DEFAULT, compose
 from holdfast.config.folders import filled
@@ -175,6 +176,8 @@ def _enlisted(
         runs.append(Job(number, key, texts, config, place, state))
         listing[key] = {"number": number, "key": key, "changes": texts}
     content = {"command": said.get("command") or command, "started": said.get("started", time.time())}
+    if plugins.used():
+        content["plugins"] = plugins.described()
     content["search"] = None if search is None else search.plain()
     write_json(folder / SWEEP, {**content, "finished": None, "jobs": list(listing.values())})
     return runs
