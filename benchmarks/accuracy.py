@@ -39,7 +39,7 @@ def run_one(job: tuple[str, int]) -> dict[str, float]:
     import torch
 
     from holdfast.config.load import load
-    from holdfast.experiments.run import run
+    from holdfast.runs.run import run
 
     torch.set_num_threads(1)
     row, seed = job

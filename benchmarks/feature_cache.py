@@ -28,7 +28,7 @@ METHODS: dict[str, Any] = {
 def run_once(job: dict[str, Any], folder: Path) -> tuple[float, float]:
     """CPU seconds of one run from configuration to the accuracy matrix, and the final mean accuracy."""
     from holdfast.config import build
-    from holdfast.experiments.assemble import make_trainer
+    from holdfast.runs.assemble import make_trainer
 
     start = time.process_time()
     config = build.resolve(job)

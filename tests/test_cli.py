@@ -60,11 +60,11 @@ def test_an_unknown_command_suggests_the_nearest():
 
 @pytest.mark.parametrize("kind", ["methods", "operations", "streams", "datasets", "models", "optimizers", "schedulers"])
 def test_list_has_one_line_for_each_name(kind):
-    from holdfast.config import namespaces
+    from holdfast.config import kinds
 
     result = call("list", kind)
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == list(namespaces.names(kind))
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(kinds.names(kind))
 
 
 def test_list_shows_needs_and_role():
@@ -136,9 +136,9 @@ def test_schema_prints_a_json_schema():
 @pytest.fixture
 def stand_in(monkeypatch):
     """The functions of `experiments` replaced: each call is kept, and may raise."""
-    import holdfast.experiments.closing as closing
-    import holdfast.experiments.compare as compare
-    import holdfast.experiments.run as run
+    import holdfast.runs.closing as closing
+    import holdfast.runs.compare as compare
+    import holdfast.runs.run as run
 
     monkeypatch.setattr(closing, "closing", lambda folder: f"report: {folder}/report.html")
     calls = []

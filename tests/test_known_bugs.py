@@ -467,7 +467,7 @@ def test_two_operations_that_both_choose_the_data_refuse_each_other(toy: Any) ->
 
 
 def test_reading_a_run_never_changes_it_and_an_interrupted_one_resumes_mid_experience(tmp_path: Path, toy: Any) -> None:
-    """Line 17: the closer tests are in `tests/experiments/test_resume.py`."""
+    """Line 17: the closer tests are in `tests/runs/test_resume.py`."""
     from holdfast.metrics import compute, read_log
 
     path = tmp_path / "log.jsonl"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from holdfast import cli
 from holdfast.config.build import resolve
 from holdfast.core.errors import ConfigError
-from holdfast.experiments import run as running
+from holdfast.runs import run as running
 
 COMPOSED = {
     "stream": {

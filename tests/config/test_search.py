@@ -7,7 +7,7 @@ import pytest
 from holdfast.config.compose import compose
 from holdfast.config.search import Search, made, split_off
 from holdfast.core.errors import ConfigError
-from holdfast.experiments.sweep import planned
+from holdfast.runs.sweep import planned
 
 
 def test_a_grid_is_every_combination_with_the_seeds_of_each_together():

@@ -505,7 +505,7 @@ def test_a_configuration_asks_for_the_cache(tiny):
 
 @pytest.mark.slow
 def test_runs_and_predictions_from_a_configuration_are_equal_with_and_without_the_cache(tiny):
-    from holdfast.experiments import predict, run
+    from holdfast.runs import predict, run
 
     tmp_path, matrices, predictions = tiny, [], []
     with warnings.catch_warnings():

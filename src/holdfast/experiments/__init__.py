@@ -1,1 +1,1 @@
-"""Experiments: one configuration becomes one run folder that can be read, compared, resumed and reported."""
+"""The former name of `holdfast.runs`; only `python -m holdfast.experiments.hydra_main` is left, for one release."""

@@ -1,0 +1,128 @@
+"""From a resolved configuration to a trainer, and from a checkpoint back to a model that can be asked."""
+
+from __future__ import annotations
+
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.config import build, plugins
+from holdfast.core.engine import Engine
+from holdfast.core.errors import DataError
+from holdfast.core.experience import Stream
+from holdfast.runs.folder import CONFIG, read_config, read_info
+from holdfast.runs.tensors import LAST, load_tensors
+from holdfast.training import Trainer
+from holdfast.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained model with everything around it.
+
+    Attributes:
+        config: of its run.
+        stream: what it learned.
+        trainer: that trained it.
+        engine: model and method; `engine.predict` asks them.
+        path: the checkpoint.
+    """
+
+    config: dict[str, Any]
+    stream: Stream
+    trainer: Trainer
+    engine: Engine
+    path: Path
+
+
+def make_trainer(config: dict[str, Any], **services: Any) -> Trainer:
+    """The trainer of a resolved configuration.
+
+    Args:
+        config: of a single run.
+        services: `record`, `progress` and `checkpoints` of the trainer.
+    """
+    return Trainer(
+        build.build_method(config["method"]),
+        optimizer=build.build_optimizer(config["optimizer"]),
+        scheduler=build.build_scheduler(config["scheduler"]),
+        scheduler_every=(config["scheduler"] or {}).get("every", "epoch"),
+        criterion=build.build_criterion(config["criterion"]),
+        seed=config["seed"],
+        device=build.build_device(config["device"]),
+        compile=config.get("compile", False),
+        **build.trainer_arguments(config["trainer"]),
+        **services,
+    )
+
+
+def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restored:
+    """The newest state of a run, from its folder, from a checkpoint file, or from the address of one.
+
+    Args:
+        where: a run folder, a `last.pt`, or an address that begins with http:// or https://.
+        changes: top-level keys of the configuration to replace, for instance `device`.
+
+    Raises:
+        DataError: where there is no checkpoint, or a file that is none.
+    """
+    path = fetched(str(where)) if is_address(str(where)) else Path(where)
+    if path.is_dir():
+        checkpoint = path / "checkpoints" / LAST
+        if not checkpoint.is_file():
+            read_config(path)
+            raise DataError(
+                f"{path} has no checkpoint to evaluate. Give the folder of a single run, for instance {path}/seed-0."
+            )
+    elif path.is_file():
+        checkpoint = path
+    else:
+        raise DataError(f"there is no checkpoint at {path}. Give a run folder, or its checkpoints/{LAST}.")
+    loaded = load_tensors(checkpoint)
+    if not isinstance(loaded, dict) or "state" not in loaded:
+        raise DataError(
+            f"{checkpoint} holds weights and no state of a run. Give {LAST}, which is beside it, or the run folder."
+        )
+    config = loaded.get("config") or _config_beside(checkpoint)
+    folder = checkpoint.resolve().parent.parent
+    plugins.check_recorded(read_info(folder).get("plugins", []), folder)
+    config = build.resolve({**config, **(changes or {})})
+    stream = build.build_stream(config["stream"], config["seed"])
+    model = build.build_model(config["model"], stream, config["seed"])
+    trainer = make_trainer(config)
+    parts = 1 + len(loaded["state"].get("ranks") or [])  # a process's part of the memory has its size
+    engine = trainer.bind(model, stream, Ranks(count=parts))
+    engine.load(loaded["state"]["engine"])
+    return Restored(config, stream, trainer, engine, checkpoint)
+
+
+def is_address(where: str) -> bool:
+    """Whether `where` is to be fetched."""
+    return where.startswith(("http://", "https://", "file://"))
+
+
+def fetched(address: str) -> Path:
+    """The file at an address, in a new temporary folder.
+
+    Raises:
+        DataError: where it is not to be had.
+    """
+    name = Path(urllib.parse.urlparse(address).path).name or LAST
+    target = Path(tempfile.mkdtemp(prefix="holdfast-")) / name
+    try:
+        urllib.request.urlretrieve(address, target)
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise DataError(f"{address} cannot be fetched: {reason}. Give its right address, or a file.") from error
+    return target
+
+
+def _config_beside(checkpoint: Path) -> dict[str, Any]:
+    folder = checkpoint.resolve().parent.parent
+    if not (folder / CONFIG).is_file():
+        raise DataError(f"{checkpoint} does not say of which run it is. Give the run folder that it was written in.")
+    return read_config(folder)

@@ -1,0 +1,216 @@
+"""Worker processes for the jobs of a sweep: as many at once as memory allows, a failed job tried once more."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.config import plugins
+
+RESERVE = 512 * 2**20
+"""Bytes of memory that are left to everything else."""
+
+FIRST_GUESS = 768 * 2**20
+"""Bytes that a job is taken to need before any has finished."""
+
+TRIES = 2
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        number: its folder's name.
+        key: of its configuration.
+        changes: that make it, as typed.
+        config: resolved.
+        folder: of the run.
+        state: `waiting`, `running`, `finished`, `failed` or `interrupted`.
+        error: why it failed, in a sentence.
+        tries: how often it was begun in this process.
+        seconds: of the last try.
+    """
+
+    number: int
+    key: str
+    changes: list[str]
+    config: dict[str, Any]
+    folder: Path
+    state: str = "waiting"
+    error: str = ""
+    tries: int = 0
+    seconds: float = 0.0
+
+
+class Pool:
+    """Runs jobs in processes of one torch thread each.
+
+    Args:
+        jobs: to run, in order; a failed one goes to the end, once.
+        workers: most processes at once.
+        log: file that gets what the processes print.
+        command: kept with each run.
+        told: called with each job that ended.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        workers: int,
+        log: Path,
+        command: str = "",
+        told: Callable[[Job], None] = lambda job: None,
+    ) -> None:
+        self.waiting = list(jobs)
+        self.workers = workers
+        self.log = log
+        self.command = command
+        self.told = told
+        self.most_at_once = 0
+        self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._running: set[int] = set()
+        self._need = FIRST_GUESS
+        self._stopping = False
+        self._change = threading.Condition()
+
+    def run(self) -> None:
+        """Work until no job waits; on Ctrl-C the runs at work save their state first."""
+        count = min(self.workers, len(self.waiting))
+        threads = [threading.Thread(target=self._serve, args=(place,), daemon=True) for place in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+        except BaseException:
+            self._stop()
+            for thread in threads:
+                thread.join(60)
+            raise
+        finally:
+            self._stop()
+
+    def _serve(self, place: int) -> None:
+        """Give one worker process its jobs, one after the other."""
+        while (job := self._next(place)) is not None:
+            answer = self._ask(place, job)
+            with self._change:
+                self._running.discard(place)
+                job.state, job.error, job.seconds = answer["state"], answer["error"], answer["seconds"]
+                self._need = max(self._need if self._need != FIRST_GUESS else 0, answer["peak"]) or FIRST_GUESS
+                again = job.state == "failed" and job.tries < TRIES and not self._stopping
+                if again:
+                    self.waiting.append(job)
+                self._change.notify_all()
+            if not again:
+                self.told(job)
+        self._end(place)
+
+    def _next(self, place: int) -> Job | None:
+        """The next job, once there is memory for one more."""
+        with self._change:
+            while True:
+                if self._stopping or (not self.waiting and not self._running):
+                    return None
+                if self.waiting and self._room(place):
+                    job = self.waiting.pop(0)
+                    job.state, job.tries = "running", job.tries + 1
+                    self._running.add(place)
+                    self.most_at_once = max(self.most_at_once, len(self._running))
+                    return job
+                self._change.wait(1.0)
+
+    def _room(self, place: int) -> bool:
+        """Whether one more job fits beside those at work, which may still grow to what the largest needed."""
+        if not self._running:
+            return True
+        available = available_memory()
+        if available is None:
+            return True
+        growing = sum(max(0, self._need - resident(self._processes.get(other))) for other in self._running)
+        return available - RESERVE - growing >= self._need - resident(self._processes.get(place))
+
+    def _ask(self, place: int, job: Job) -> dict[str, Any]:
+        process = self._processes.get(place)
+        if process is None or process.poll() is not None:
+            process = self._processes[place] = self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        about = {"command": self.command, "plugins": plugins.described()}
+        text = json.dumps({"config": job.config, "folder": str(job.folder), **about})
+        try:
+            process.stdin.write(text + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:
+            line = ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        code = process.wait()
+        reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        state = "interrupted" if self._stopping else "failed"
+        return {
+            "state": state,
+            "error": f"its process ended {reason}; {self.log} may say why.",
+            "seconds": 0.0,
+            "peak": 0,
+        }
+
+    def _start(self) -> subprocess.Popen[str]:
+        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(roots)}
+        with open(self.log, "a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "holdfast.runs.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C comes to us; the worker learns of it when its input ends
+            )
+
+    def _end(self, place: int) -> None:
+        process = self._processes.get(place)
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            process.wait()
+
+    def _stop(self) -> None:
+        with self._change:
+            self._stopping = True
+            self._change.notify_all()
+        for process in self._processes.values():
+            if process.stdin is not None and not process.stdin.closed:
+                process.stdin.close()
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that a new process can have, None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0].split()[1]) * 1024 if found else None
+
+
+def resident(process: subprocess.Popen[str] | None) -> int:
+    """Bytes of memory that a process holds now, 0 where it is gone."""
+    if process is None:
+        return 0
+    try:
+        return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0

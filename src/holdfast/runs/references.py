@@ -1,0 +1,138 @@
+"""Reference runs: trained apart, trained not at all, or taken from a finished run of the same configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from holdfast.config import build
+from holdfast.core.experience import Stream
+from holdfast.metrics.log import read_log
+from holdfast.runs.folder import INFO, read_info, versions, write_info
+from holdfast.runs.journal import Journal
+from holdfast.training import Trainer
+
+PROTOCOLS = ("independent", "random")
+"""References that are no methods: a new model for each experience, and one that is never trained."""
+
+DEPTH = 6
+"""How deep below the folder of runs a finished reference is looked for."""
+
+MOST_FOLDERS = 20_000
+"""After so many folders the search is given up: the run lies among things that are no runs."""
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def reference(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration of a reference: `config` with another method, everything else alike."""
+    if name in PROTOCOLS:
+        return {**config, "method": {"name": "finetune"}, "protocol": name}
+    return {**config, "method": {"name": name}}
+
+
+def train_apart(config: Mapping[str, Any], stream: Stream, journal: Journal, trainer: MakeTrainer) -> Trainer | None:
+    """Train a new model on each experience alone; an experience that was finished before is not trained again.
+
+    Args:
+        config: of the run, `protocol="independent"`.
+        stream: of the run.
+        journal: of the run; its events are as if one model had learned everything.
+        trainer: makes one with these services.
+
+    Returns:
+        The last trainer, None where nothing was left to do.
+    """
+    done, keep = _finished(journal)
+    if journal.lines > keep:
+        journal.resume(keep)
+    last = None
+    for index, experience in enumerate(stream):
+        if index in done:
+            continue
+
+        def record(event: dict[str, Any], index: int = index) -> None:
+            if event["event"] == "evaluate" and event["after"] < 0:
+                return
+            moved: dict[str, Any] = {key: index for key in ("experience", "after") if key in event}
+            journal.write({**event, **moved})
+
+        alone = dataclasses.replace(stream, experiences=[dataclasses.replace(experience, index=0)])
+        model = build.build_model(config["model"], stream, config["seed"])
+        last = trainer(record=record)
+        last.fit(model, alone)
+    return last
+
+
+def evaluate_untrained(config: Mapping[str, Any], stream: Stream, journal: Journal, trainer: MakeTrainer) -> None:
+    """Evaluate a model that went through the stream and was never trained."""
+    from holdfast.training.evaluation import evaluate
+
+    model = build.build_model(config["model"], stream, config["seed"])
+    made = trainer()
+    engine = made.bind(model, stream)
+    for experience in stream:
+        entered, _ = engine.begin(experience)
+        engine.end(entered)
+    for experience in stream:
+        if experience.test is not None and len(experience.test):
+            found = evaluate(engine, experience.test, experience.classes, experience.task, made.eval_batch_size)
+            after = len(stream) - 1
+            event = {"event": "evaluate", "after": after, "experience": experience.index, "split": "test"}
+            journal.write({**event, **found})
+
+
+def _finished(journal: Journal) -> tuple[set[int], int]:
+    """The experiences that a log says were finished, and how many lines say so."""
+    done: set[int] = set()
+    keep = 0
+    if journal.lines:
+        live = read_log(journal.path)
+        done = {event["experience"] for event in live if event["event"] == "experience"}
+        for number, line in enumerate(journal.path.read_text().splitlines()):
+            if json.loads(line)["event"] in ("start", "experience"):
+                keep = number + 1
+    return done, keep
+
+
+def reuse(place: Path, key: str, root: Path) -> bool:
+    """Copy a finished run of the same key and versions from somewhere under `root` to `place`, if there is one.
+
+    Args:
+        place: the folder to make; it does not exist.
+        key: of the configuration (`job_key`).
+        root: where runs lie.
+    """
+    for seen, (parent, folders, files) in enumerate(os.walk(root)):
+        if seen > MOST_FOLDERS:
+            return False
+        if len(Path(parent).relative_to(root).parts) >= DEPTH:
+            folders.clear()
+        folders[:] = sorted(
+            name for name in folders if name not in ("checkpoints", "plots") and not name.startswith(".")
+        )
+        source = Path(parent)
+        if INFO not in files or source == place:
+            continue
+        info = read_info(source)
+        if info.get("key") != key or info.get("state") != "finished" or not (source / "log.jsonl").is_file():
+            continue
+        if _same(info.get("versions")):
+            half = place.with_name(place.name + ".part")
+            shutil.rmtree(half, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, half, ignore=shutil.ignore_patterns("references", "seed-*", ".lock"))
+            write_info(half, reused=str(source))
+            os.replace(half, place)
+            return True
+    return False
+
+
+def _same(known: Any) -> bool:
+    now = versions()
+    return isinstance(known, dict) and all(known.get(name) == now[name] for name in ("holdfast", "torch"))

@@ -1,0 +1,119 @@
+"""Which plots a report has, and what it says below each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from holdfast.metrics.cost import curves
+from holdfast.runs.report_data import Run, Spread, mean_matrix, spread
+from holdfast.runs.report_plots import class_bars, heat_map, learning_rate, loss_terms, over_time, to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_BARS = 100
+WIDE = 10
+
+
+class Plot(NamedTuple):
+    """A figure with its words.
+
+    Attributes:
+        name: of its file in `plots/`.
+        figure: of matplotlib.
+        title: above it.
+        caption: below it; empty where the page shows the same in another way.
+        size: how many experiences it compares (0 where that does not matter).
+        coloured: how many of the page's series colours it uses.
+    """
+
+    name: str
+    figure: Figure
+    title: str = ""
+    caption: str = ""
+    size: int = 0
+    coloured: int = 0
+
+    @property
+    def svg(self) -> str:
+        """The figure as an element of the page."""
+        return to_svg(self.figure, self.name.replace("_", "-"), self.coloured)
+
+    @property
+    def wide(self) -> bool:
+        """Whether it takes the page's whole width."""
+        return self.size > WIDE
+
+
+def draw(
+    runs: Sequence[Run], names: list[str], prefix: str, table: np.ndarray | None, classes: Sequence[tuple[str, Spread]]
+) -> list[Plot]:
+    """The plots of one configuration.
+
+    Args:
+        runs: one per seed.
+        names: of the experiences.
+        prefix: of the measures that count for the paradigm (`""` or `"task_aware_"`).
+        table: the accuracy matrix that counts, `[T, T]`; None for a run without accuracies.
+        classes: name and recall, at most `MOST_BARS`.
+
+    Returns:
+        The plots in the order of the page.
+    """
+    found = [] if table is None else _accuracy_plots(runs, names, prefix, table)
+    lines = curves(runs[0].events)
+    of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
+    if lines["terms"]:
+        caption = f"What each operation added to the training loss{of}; upright lines part the experiences."
+        found.append(Plot("loss_terms", loss_terms(lines), "Loss terms", caption))
+    if len({rate for rate in lines["lr"] if rate is not None}) > 1:
+        caption = f"The rate of the steps before each point{of}; upright lines part the experiences."
+        found.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
+    if classes:
+        found.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
+    return found
+
+
+def class_recalls(runs: Sequence[Run]) -> list[tuple[str, Spread]]:
+    """Name and recall at the end of each class, in order, over runs."""
+    recalls: dict[int, list[float]] = {}
+    names: dict[int, str] = {}
+    for run in runs:
+        for row in run.metrics.get("classes") or []:
+            recalls.setdefault(row["class"], []).append(row["recall"])
+            names.setdefault(row["class"], row["name"])
+    return [(names[index], found) for index in sorted(recalls) if (found := spread(recalls[index]))]
+
+
+def _accuracy_plots(runs: Sequence[Run], names: list[str], prefix: str, table: np.ndarray) -> list[Plot]:
+    told = "told" if prefix else "not told"
+    found = [
+        Plot(
+            "accuracy_matrix",
+            heat_map(table, names),
+            "Accuracy matrix",
+            f"Per cent right, {told} which experience a sample comes from. Rows are moments, columns are experiences. "
+            "The outlined diagonal is right after learning: reading a column downwards from there shows what is lost.",
+            len(names),
+        ),
+        Plot(
+            "accuracy_over_time",
+            over_time(table, names),
+            "Accuracy over time",
+            "One line per experience, from the moment it was learned; dashed, the mean of all learned by then.",
+            1 if len(names) == 1 else 0,
+            len(names),
+        ),
+    ]
+    other = "" if prefix else "task_aware_"
+    twin = mean_matrix(runs, other + "accuracy_matrix")
+    if np.isfinite(twin).any() and not np.array_equal(twin, table, equal_nan=True):
+        name = "task_aware" if other else "class_incremental"
+        choice = "the classes of the sample's own experience only" if other else "all classes"
+        title = f"Accuracy matrix, {name.replace('_', '-')}"
+        caption = f"The same model, choosing among {choice}."
+        found.append(Plot(f"accuracy_matrix_{name}", heat_map(twin, names), title, caption, len(names)))
+    return found

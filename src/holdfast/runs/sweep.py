@@ -1,0 +1,201 @@
+"""Sweeps: many runs from one command, each in a folder of its own, of which only those missing are run again."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.config import plugins
+from holdfast.config.build import resolve
+from holdfast.config.compose import DEFAULT, compose
+from holdfast.config.folders import filled
+from holdfast.config.layers import Dialect
+from holdfast.config.search import Search
+from holdfast.config.sweeps import expand
+from holdfast.core.errors import ConfigError, unknown
+from holdfast.runs.folder import locked, numbered, read_info, write_json
+from holdfast.runs.keys import job_key
+from holdfast.runs.pool import Job, Pool
+from holdfast.runs.ray_pool import RayPool
+from holdfast.runs.report_data import read_json
+from holdfast.runs.several import shared
+from holdfast.runs.sweep_report import write_sweep_report
+
+SWEEP = "sweep.json"
+LOG = "workers.log"
+LAUNCHERS = ("processes", "ray")
+
+
+def sweep(
+    path: str | None,
+    changes: Sequence[str],
+    folders: Sequence[Path] = (),
+    out: Path | None = None,
+    *,
+    jobs: int | None = None,
+    quiet: bool = False,
+    command: str = "",
+    launcher: str = "processes",
+    dialects: Sequence[Dialect] = (),
+) -> tuple[Path, list[Job]]:
+    """Run every combination of `changes`, and report on all of them together.
+
+    Where the files name keys to vary (`sweep: {params: ...}`), those settings too, and the best of them by what was
+    measured on validation data is written to `best.json`. Every configuration is checked before anything starts. A
+    folder that is there already is gone on with: what finished is kept, by the key of its configuration; what was
+    interrupted is resumed from its checkpoint.
+
+    Args:
+        path: a configuration file; None for the default job (without its references).
+        changes: as typed, those with several values included.
+        folders: the user's own config groups.
+        out: the folder; default: the unfinished one of the same jobs under `multiruns/`, else a new one by date.
+        jobs: runs at once; None for one, on Ray for as many as the cluster has room for.
+        quiet: print nothing.
+        command: what the user typed, kept with each run.
+        launcher: `processes` of this machine, or tasks of a `ray` cluster.
+        dialects: other projects' ways to write a job that are understood too.
+
+    Returns:
+        The folder, and the jobs that failed twice.
+
+    Raises:
+        ConfigError: for a wrong configuration, or a folder of something else.
+    """
+    if launcher not in LAUNCHERS:
+        raise ConfigError(unknown("launcher", launcher, LAUNCHERS))
+    todo = planned(path, changes, folders, dialects)
+    if any(shared(config) for _, config in todo):
+        raise ConfigError(
+            "-m starts processes of its own, and this one was started as one of several (LOCAL_RANK or SLURM_NTASKS is"
+            " set). Start it alone, or one run at a time."
+        )
+    search = compose(path, expand(changes)[0], folders, dialects).search
+    folder = out if out is not None else _folder(todo)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SWEEP).is_file()):
+        raise ConfigError(f"{folder} exists already and is no multirun. Choose another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        runs = _enlisted(folder, todo, command, search)
+        waiting = [job for job in runs if job.state != "finished"]
+        if not quiet:
+            kept = len(runs) - len(waiting)
+            _say(f"{len(runs)} runs in {folder}" + (f", {kept} finished already" if kept else ""))
+        done = [len(runs) - len(waiting)]
+
+        def told(job: Job) -> None:
+            done[0] += 1
+            if not quiet:
+                what = f"{job.seconds:.0f} s" if job.state == "finished" else f"{job.state}: {job.error}"
+                _say(f"[{done[0]}/{len(runs)}] {job.folder.name}: {' '.join(job.changes)}: {what}")
+
+        pool: Pool | RayPool
+        if launcher == "ray":
+            pool = RayPool(waiting, jobs, command, told)
+        else:
+            pool = Pool(waiting, jobs or 1, folder / LOG, command, told)
+        try:
+            pool.run()
+        finally:
+            _write_report(folder, runs, quiet)
+    return folder, [job for job in runs if job.state != "finished"]
+
+
+def planned(
+    path: str | None, changes: Sequence[str], folders: Sequence[Path] = (), dialects: Sequence[Dialect] = ()
+) -> list[tuple[list[str], dict[str, Any]]]:
+    """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once."""
+    found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    keys = [text.split("=", 1)[0].lstrip("+~") for text in changes]
+    for typed in expand(changes, folders):
+        search = compose(path, typed, folders, dialects).search
+        for more in [[]] if search is None else search.settings(keys):
+            texts = [*typed, *more]
+            composition = compose(path, texts, folders, dialects)
+            config = dict(composition.config)
+            said = [source for place, source in composition.origins.items() if place[0] == "references"]
+            if all(source == DEFAULT for source in said):
+                config["references"] = []
+            if search is not None:
+                config = _measured(config)
+            config = resolve(config, " ".join(texts))
+            found.setdefault(job_key(config), (texts, config))
+    return list(found.values())
+
+
+def _measured(config: dict[str, Any]) -> dict[str, Any]:
+    """A job that is measured on validation data as well, so that settings can be chosen by it.
+
+    Raises:
+        ConfigError: where the stream holds none out.
+    """
+    stream = config["stream"]
+    held = stream.get("validation") or (stream.get("of") or {}).get("validation") if isinstance(stream, dict) else None
+    if not held:
+        raise ConfigError(
+            "a sweep chooses its settings by validation data, and the stream holds none out. Write "
+            "stream.validation=0.1."
+        )
+    return {**config, "trainer": {**config["trainer"], "evaluate": "both"}}
+
+
+def _folder(todo: Sequence[tuple[list[str], dict[str, Any]]]) -> Path:
+    """The unfinished folder of the very same jobs, else a new one."""
+    first = todo[0][1]
+    experiment, method = first["experiment_name"], first["method"].get("name", "custom")
+    usual = "logs/{experiment}/multiruns/{date}-{clock}" if experiment else "multiruns/{date}-{clock}"
+    stem = filled(first["folders"]["multirun"] or usual, method, experiment)
+    wanted = sorted(job_key(config) for _, config in todo)
+    for known in sorted(stem.parent.glob(f"*/{SWEEP}"), reverse=True):
+        said = read_json(known)
+        if sorted(job["key"] for job in said["jobs"]) == wanted and not said.get("finished"):
+            return known.parent
+    for place in numbered(stem):
+        if not place.exists():
+            return place
+    raise ConfigError(f"{stem} and all its numbers are taken. Give --out.")
+
+
+def _enlisted(
+    folder: Path, todo: Sequence[tuple[list[str], dict[str, Any]]], command: str, search: Search | None
+) -> list[Job]:
+    """The jobs with their folders, new ones numbered after those known; written down before anything runs."""
+    said = read_json(folder / SWEEP)
+    known = {job["key"]: job["number"] for job in said.get("jobs", [])}
+    listing = {job["key"]: job for job in said.get("jobs", [])}
+    runs = []
+    for texts, config in todo:
+        key = job_key(config)
+        number = known.setdefault(key, max(known.values(), default=-1) + 1)
+        place = folder / str(number)
+        config = {**config, "tags": config["tags"] or [folder.name]}
+        state = "finished" if read_info(place).get("state") == "finished" else "waiting"
+        runs.append(Job(number, key, texts, config, place, state))
+        listing[key] = {"number": number, "key": key, "changes": texts}
+    content = {"command": said.get("command") or command, "started": said.get("started", time.time())}
+    if plugins.used():
+        content["plugins"] = plugins.described()
+    content["search"] = None if search is None else search.plain()
+    write_json(folder / SWEEP, {**content, "finished": None, "jobs": list(listing.values())})
+    return runs
+
+
+def _write_report(folder: Path, runs: Sequence[Job], quiet: bool) -> None:
+    said = read_json(folder / SWEEP)
+    states = {job.key: (job.state, job.error) for job in runs}
+    for one in said["jobs"]:
+        one["state"], one["error"] = states.get(one["key"], (one.get("state", "waiting"), ""))
+    if all(job.state == "finished" for job in runs):
+        said["finished"] = time.time()
+    write_json(folder / SWEEP, said)
+    if any(job.state == "finished" for job in runs):
+        text = write_sweep_report(folder)
+        if not quiet:
+            _say(text)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text.rstrip("\n") + "\n")

@@ -1,0 +1,156 @@
+"""Loggers: MLflow and Comet by modules that stand in for them, and by themselves where they are installed."""
+
+import sys
+import types
+
+import pytest
+
+from holdfast.config.build import resolve
+from holdfast.config.compose import compose
+from holdfast.metrics import read_log
+from holdfast.runs.run import run
+
+SMALL = ["experiment=digits", "trainer.epochs=1", "trainer.limit_train_batches=3", "stream.experiences=2"]
+
+
+def job(*changes):
+    return resolve(compose(None, [*SMALL, "model.hidden=[8]", *changes]).config)
+
+
+def accuracies(folder):
+    """Test accuracy on the first experience, in the order measured."""
+    return [
+        event["correct"] / event["samples"]
+        for event in read_log(folder)
+        if event["event"] == "evaluate" and event["experience"] == 0 and event["split"] == "test"
+    ]
+
+
+class FakeMLflow(types.ModuleType):
+    """What the logger uses of MLflow, written down."""
+
+    def __init__(self):
+        super().__init__("mlflow")
+        self.said, self.values = [], []
+
+    def set_tracking_uri(self, address):
+        self.said.append(("uri", address))
+
+    def set_experiment(self, name):
+        self.said.append(("experiment", name))
+
+    def start_run(self, run_name=None, tags=None):
+        self.said.append(("start", run_name, tags))
+
+    def log_params(self, params):
+        assert len(params) <= 100
+        assert all(isinstance(value, str) and len(value) <= 500 for value in params.values())
+        self.said.append(("params", params["seed"]))
+
+    def log_metrics(self, values, step=None):
+        import re
+
+        assert all(re.fullmatch(r"[\w\-. /]+", name) for name in values)  # the names that MLflow takes
+        assert all(isinstance(value, float) for value in values.values())
+        self.values.append((step, values))
+
+    def end_run(self):
+        self.said.append(("end",))
+
+
+@pytest.mark.parametrize("database", [True, False])
+def test_mlflow_gets_the_numbers_of_the_run_in_its_folder(tmp_path, monkeypatch, database):
+    fake = FakeMLflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    monkeypatch.setattr("holdfast.runs.loggers.find_spec", lambda name: database)
+    folder = run(job("loggers=[mlflow]", "tags=[a]", "seed=3"), tmp_path / "one", quiet=True)
+    place = (folder / "mlflow").resolve()
+    assert fake.said[0] == ("uri", f"sqlite:///{place}/mlflow.db" if database else f"file://{place}/mlruns")
+    assert fake.said[1:] == [("experiment", "holdfast"), ("start", "one", {"a": "true"}), ("params", "3"), ("end",)]
+    key = "test/experience_0/accuracy"
+    assert [values[key] for _, values in fake.values if key in values] == accuracies(folder)
+    steps = [step for step, _ in fake.values]
+    assert steps == sorted(steps)
+
+
+def test_a_server_of_mlflow_is_asked_where_the_logger_is_not_offline(tmp_path, monkeypatch):
+    fake = FakeMLflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    run(job("loggers=[{name: mlflow, offline: false, project: p}]"), tmp_path / "one", quiet=True)
+    assert [said[0] for said in fake.said] == ["experiment", "start", "params", "end"]
+    assert fake.said[0] == ("experiment", "p")
+
+
+def test_mlflow_itself_keeps_a_run_offline(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'holdfast[loggers]'")
+    monkeypatch.chdir(tmp_path)
+    folder = run(job("loggers=[mlflow]", "tags=[a,b]"), tmp_path / "one", quiet=True)
+    client = mlflow.MlflowClient(tracking_uri=mlflow.get_tracking_uri())
+    experiment = client.get_experiment_by_name("holdfast")
+    [kept] = client.search_runs([experiment.experiment_id])
+    assert kept.info.status == "FINISHED"
+    assert kept.data.tags["a"] == kept.data.tags["b"] == "true"
+    assert kept.data.params["seed"] == "0"
+    history = client.get_metric_history(kept.info.run_id, "test/experience_0/accuracy")
+    found = [one.value for one in sorted(history, key=lambda one: one.timestamp)]
+    assert sorted(found) == sorted(accuracies(folder))
+    assert not (tmp_path / "mlruns").exists()
+
+
+class FakeExperiment:
+    """What the logger uses of a Comet experiment, written down."""
+
+    made = []
+
+    def __init__(self, **about):
+        self.about, self.values, self.tags, self.ended = about, [], [], False
+        FakeExperiment.made.append(self)
+
+    def set_name(self, name):
+        self.name = name
+
+    def log_parameters(self, parameters):
+        self.parameters = parameters
+
+    def add_tag(self, tag):
+        self.tags.append(tag)
+
+    def log_metrics(self, values, step=None):
+        self.values.append((step, values))
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_comet_gets_the_numbers_of_the_run(tmp_path, monkeypatch, offline):
+    class Offline(FakeExperiment):
+        pass
+
+    class Online(FakeExperiment):
+        pass
+
+    monkeypatch.setattr(FakeExperiment, "made", [])
+    fake = types.SimpleNamespace(OfflineExperiment=Offline, Experiment=Online)
+    monkeypatch.setitem(sys.modules, "comet_ml", fake)
+    logger = f"loggers=[{{name: comet, project: p, offline: {str(offline).lower()}}}]"
+    folder = run(job(logger, "tags=[a,b]"), tmp_path / "one", quiet=True)
+    [made] = FakeExperiment.made
+    assert type(made) is (Offline if offline else Online)
+    expected = {"project_name": "p", **({"offline_directory": str(folder / "comet")} if offline else {})}
+    assert made.about == expected
+    assert (made.name, made.tags, made.ended) == ("one", ["a", "b"], True)
+    assert made.parameters["seed"] == 0
+    key = "test/experience_0/accuracy"
+    assert [values[key] for _, values in made.values if key in values] == accuracies(folder)
+
+
+def test_every_logger_is_closed_when_training_fails(tmp_path, monkeypatch):
+    from holdfast.training import Trainer
+
+    fake = FakeMLflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    monkeypatch.setattr(Trainer, "fit", lambda *given, **more: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(job("loggers=[mlflow]"), tmp_path / "one", quiet=True)
+    assert fake.said[-1] == ("end",)
