@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from holdfast.core.learner import Learner
     from holdfast.core.method import Method
     from holdfast.core.operation import Operation
+    from holdfast.core.services import Services
     from holdfast.core.step import Step
     from holdfast.streams import datasets
     from holdfast.streams.task_dict import TaskDict
@@ -37,6 +38,7 @@ _WHERE = {
     "Method": "holdfast.core.method",
     "OnNewClass": "holdfast.core.boundary",
     "Operation": "holdfast.core.operation",
+    "Services": "holdfast.core.services",
     "Step": "holdfast.core.step",
     "Stream": "holdfast.core.experience",
     "StreamTrainer": "holdfast.training.streaming",
@@ -68,6 +70,7 @@ __all__ = [
     "Method",
     "OnNewClass",
     "Operation",
+    "Services",
     "Step",
     "Stream",
     "StreamTrainer",

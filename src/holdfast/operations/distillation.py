@@ -81,11 +81,11 @@ class Distillation(Operation):
         if self.teacher is None or step.outputs is None:
             return None
         if "unmasked" in step.extras:
-            taught = learner.forward_as(self.teacher, step.inputs, "all")
+            taught = self.teacher(step.inputs, "all")
             terms = [self._between(taught[:, members], step.extras["unmasked"][:, members]) for members in self.tasks]
             term = torch.stack(terms).mean()
         else:
-            taught, student = learner.forward_as(self.teacher, step.inputs), step.outputs
+            taught, student = self.teacher(step.inputs), step.outputs
             if self.over == "old" and not len(self.old) == taught.shape[1] == student.shape[1]:
                 taught, student = taught[:, self.old], student[:, self.old]
             term = self._between(taught, student)

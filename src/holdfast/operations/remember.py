@@ -8,6 +8,7 @@ from holdfast.core.operation import Operation, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import BalancedReservoir, First, Insertion, Memory, Reservoir, Ring
+from holdfast.operations._parts.draws import keep_in
 from holdfast.operations.rows import rows_of
 
 Policy = Literal["reservoir", "balanced_reservoir", "ring", "first"]
@@ -59,7 +60,6 @@ class Remember(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(learner.memory is None, "remember", "stands twice in this method. One memory serves all operations.")
         generator = learner.rng("remember")
         insertion: Insertion
         if self.policy == "reservoir":
@@ -68,13 +68,11 @@ class Remember(Operation):
             insertion = BalancedReservoir(generator)
         else:
             insertion = Ring() if self.policy == "ring" else First()
-        learner.memory = Memory(
-            self.capacity and learner.share(self.capacity),
-            bytes=self.bytes and learner.share(self.bytes),
-            insertion=insertion,
-            device=learner.device,
+        memory = Memory(
+            self.capacity, bytes=self.bytes, insertion=insertion, device=learner.device, share=learner.share
         )
+        self._memory = keep_in(learner, memory, self.name)
 
     def observe(self, step: Step, learner: Services) -> None:
         """Insert the step's current rows."""
-        learner.memory.add(rows_of(step, learner))
+        self._memory.add(rows_of(step, learner))
