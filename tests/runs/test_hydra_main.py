@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from holdfast import experiments
+import holdfast
 
-SOURCE = Path(experiments.__file__).parents[2]
+SOURCE = Path(holdfast.__file__).parents[2]
 SMALL = ["trainer.epochs=1", "trainer.limit_train_batches=2", "model.hidden=[8]", "references=[]"]
 
 

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 
 from holdfast.config import build
-from holdfast.core.errors import DataError, HoldfastError, Interrupted
+from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
-from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
+from holdfast.metrics.files import write_json
+from holdfast.metrics.log import LOG_NAME, read_log
+from holdfast.metrics.matrix import accuracy_matrix, write_matrix
 from holdfast.runs.assemble import make_trainer, restore
-from holdfast.runs.checkpoints import CheckpointFolder
+from holdfast.runs.checkpoints import MODEL, CheckpointFolder, save_tensors
+from holdfast.runs.diagnostics import profiled, write_summary
 from holdfast.runs.folder import (
     CONFIG,
     drop_leftovers,
@@ -28,18 +31,15 @@ from holdfast.runs.folder import (
     read_info,
     versions,
     write_info,
-    write_json,
 )
-from holdfast.runs.journal import LOG, Journal
+from holdfast.runs.journal import Journal
 from holdfast.runs.keys import job_key
 from holdfast.runs.loggers import Loggers
-from holdfast.runs.model_summary import write_summary
-from holdfast.runs.profiling import profiled
-from holdfast.runs.reference_measures import measure_against
 from holdfast.runs.references import evaluate_untrained, reference, reuse, train_apart
 from holdfast.runs.report import write_report
+from holdfast.runs.result import ENDED, METRICS_FILE, Result, Results
+from holdfast.runs.seeds import write_against
 from holdfast.runs.several import learn_too, with_others
-from holdfast.runs.tensors import MODEL, save_tensors
 from holdfast.training import Trainer
 from holdfast.training.evaluation import evaluate as evaluate_data
 
@@ -54,7 +54,7 @@ def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False,
         command: what the user typed, kept in `run.json`.
 
     Returns:
-        The run folder.
+        The run folder; the state in its `run.json` is `finished`, or `diverged` where training was stopped for that.
 
     Raises:
         ConfigError: for a wrong configuration, or a folder that exists.
@@ -76,7 +76,7 @@ def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False,
 
 
 def resume(folder: Path, *, quiet: bool = False) -> Path:
-    """Go on with a run that was interrupted, from its newest checkpoint; a finished one is left as it is.
+    """Go on with a run that was interrupted, from its newest checkpoint; one that ended is left as it is.
 
     Args:
         folder: the run folder.
@@ -111,14 +111,14 @@ def parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
     with locked(folder), _full_disk_reported(folder), _threads(config.get("threads")):
         info = read_info(folder)
-        if info.get("state") == "finished":
+        if info.get("state") in ENDED:
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
         todo = parts(config)
         for where, part in todo.items():
             place = folder / where if where else folder
-            if where and read_info(place).get("state") == "finished":
+            if where and read_info(place).get("state") in ENDED:
                 continue
             part = build.resolve(part)
             again = where.startswith("references/") and not place.exists()
@@ -139,8 +139,9 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                 )
             try:
                 if not _ended(place):
-                    _train(place, part, quiet)
-                _derive(place)
+                    with suppress(Diverged):  # the log says why, and so do the report and the state of the run
+                        _train(place, part, quiet)
+                state = _derive(place)
             except BaseException as error:
                 state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
                 with suppress(OSError):  # the disk may be full, which is what `error` says then
@@ -153,10 +154,14 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                 raise
             if where:
                 write_report(place)
-                write_info(place, state="finished", finished=time.time())
-        measure_against(folder)
-        write_report(folder)
-        write_info(folder, state="finished", finished=time.time())
+                write_info(place, state=state, finished=time.time())
+            elif state == "diverged":
+                break  # nothing is left to compare with references
+        runs = Results.load(folder)
+        write_against(runs)
+        write_report(runs)
+        state = "diverged" if any(run.state == "diverged" for run in runs) else "finished"
+        write_info(folder, state=state, finished=time.time())
     return folder
 
 
@@ -174,14 +179,15 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
 
 
 def _ended(place: Path) -> bool:
-    return (place / LOG).is_file() and any(event["event"] == "end" for event in read_log(place / LOG))
+    return (place / LOG_NAME).is_file() and read_log(place).finished
 
 
-def _derive(folder: Path) -> None:
-    """Write what follows from the log: accuracy matrix and metrics."""
-    events = read_log(folder / LOG)
-    write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(events))
-    write_json(folder / "metrics.json", compute(events))
+def _derive(folder: Path) -> str:
+    """Write what follows from the log, accuracy matrix and metrics; returns the state of the run."""
+    run = Result(folder)
+    write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(run.log))
+    write_json(folder / METRICS_FILE, run.metrics)
+    return run.state
 
 
 def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
@@ -189,7 +195,7 @@ def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
     stream = build.build_stream(config["stream"], config["seed"])
     model = build.build_model(config["model"], stream, config["seed"])
     stream = build.with_features(stream, model, config["device"])
-    journal = Journal(folder / LOG)
+    journal = Journal(folder / LOG_NAME)
     try:
         loggers = Loggers(config["loggers"], folder, config)
         try:
