@@ -17,7 +17,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,14 +80,26 @@ Count = Annotated[int, Range(1)]
 Size = Annotated[int, Range(0)]
 """How many of something that may be missing: 0 or more."""
 
+Positive = Annotated[float, Range(0, log=True, low_open=True)]
+"""A number above 0: a learning rate, a temperature."""
+
+NonNegative = Annotated[float, Range(0)]
+"""A number that may be 0."""
+
+Strength = Annotated[float, Range(0, log=True)]
+"""The factor of a penalty; 0 leaves it out."""
+
 Share = Annotated[float, Range(0, 1)]
 """A part of a whole, from nothing to all."""
 
-Positive = Annotated[float, Range(0, low_open=True)]
-"""A number above 0."""
+BelowOne = Annotated[float, Range(0, 1, high_open=True)]
+"""A part of a whole that is not all of it: what is held out or forgotten."""
 
-Strength = Annotated[float, Range(0, 1e6, log=True)]
-"""The factor of a penalty."""
+UpToOne = Annotated[float, Range(0, 1, low_open=True)]
+"""A part of a whole that is not nothing."""
+
+Inside = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
+"""A part of a whole, neither nothing nor all."""
 
 
 @dataclass
@@ -203,8 +215,11 @@ def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, 
     """Raise a `ConfigError` for the first argument that its rule does not allow."""
     for name, value in arguments:
         one = found.get(name)
-        if one is not None and not one.allows(value):
-            raise ConfigError(f"`{owner}` got {name}={value!r}. {one.words()}")
+        if one is None or one.allows(value):
+            continue
+        if isinstance(value, str) and one.choices:
+            raise ConfigError(f"`{owner}`: {unknown(name, value, map(str, one.choices))}")
+        raise ConfigError(f"`{owner}` got {name}={value!r}. {one.words()}")
 
 
 def ranged(function: Callable[P, R]) -> Callable[P, R]:
