@@ -66,7 +66,7 @@ def test_a_range_on_something_that_is_no_number_is_refused_where_it_is_defined()
 
 
 def test_a_default_outside_its_range_is_refused_where_it_is_defined():
-    with pytest.raises(ConfigError, match="`function` has the default momentum=1.0"):
+    with pytest.raises(ConfigError, match=r"`function` has the default momentum=1\.0"):
 
         @ranged
         def function(momentum: BelowOne = 1.0) -> None: ...
