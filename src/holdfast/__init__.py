@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from holdfast import methods, metrics, models, operations, streams
+    from holdfast.config.plugins import plugin
     from holdfast.core.boundary import Every, OnNewClass
     from holdfast.core.experience import Batch, Data, Experience, Stream
     from holdfast.core.learner import Learner
@@ -45,6 +46,7 @@ _WHERE = {
     "masked_accuracy": "holdfast.training.masked",
     "masked_cross_entropy": "holdfast.training.masked",
     "open": "holdfast.runs.opened",
+    "plugin": "holdfast.config.plugins",
 }
 _MODULES = {
     "datasets": "holdfast.streams.datasets",
@@ -80,6 +82,7 @@ __all__ = [
     "metrics",
     "models",
     "operations",
+    "plugin",
     "streams",
 ]
 # Not `open`: `from holdfast import *` must not hide Python's own.

@@ -22,7 +22,7 @@ from holdfast.runs.pool import Job, Pool
 from holdfast.runs.sweep import planned, sweep
 
 SMALL = ["trainer.epochs=1", "stream.experiences=2", "model.hidden=[8]"]
-SOURCE = Path(holdfast.__file__).parents[2]
+SOURCE = Path(holdfast.__file__).parents[1]
 
 
 def test_a_job_for_each_combination_without_the_references_of_the_default_job():

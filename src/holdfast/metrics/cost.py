@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.metrics.log import Event, read_log
-from holdfast.metrics.table import METRICS, Direction, Metric, Record
 
-COSTS: dict[str, tuple[Direction, str]] = {
+COSTS: dict[str, tuple[Literal["up", "down"], str]] = {
     "steps": ("down", "optimisation steps"),
     "train_seconds": ("down", "seconds of training"),
     "evaluation_seconds": ("down", "seconds of evaluation"),
@@ -20,6 +19,7 @@ COSTS: dict[str, tuple[Direction, str]] = {
     "memory_bytes": ("down", "bytes remembered at the end"),
     "memory_bytes_peak": ("down", "most bytes remembered after any experience"),
 }
+"""Every cost with its good direction and one line."""
 
 
 def costs(events: Iterable[Event]) -> dict[str, float | None]:
@@ -77,16 +77,6 @@ def curves(events: Iterable[Event]) -> dict[str, Any]:
     }
     lines["terms"] = {name: [one.get(name) for one in terms] for name in names}
     return lines
-
-
-def _cost(name: str, direction: Direction, description: str) -> Metric:
-    def value(record: Record) -> float | None:
-        return costs(record.log)[name]
-
-    return Metric(value, direction, description)
-
-
-METRICS.update({name: _cost(name, *about) for name, about in COSTS.items()})
 
 
 def _values(events: list[Event], key: str) -> list[float]:

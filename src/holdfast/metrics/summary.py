@@ -64,9 +64,9 @@ def compute(events: Iterable[Event], split: str | None = None) -> dict[str, Any]
         "headline": TASK_AWARE if log.stream.get("paradigm") == "task" else "",
         "accuracy_matrix": data.accuracy,
         "task_aware_accuracy_matrix": data.aware,
-        "loss_matrix": data.losses,
-        "accuracy_before": data.before(),
-        "task_aware_accuracy_before": data.before(aware=True),
+        "loss_matrix": data.loss,
+        "accuracy_before": data.before,
+        "task_aware_accuracy_before": data.before_aware,
         "samples": data.samples,
         "classes": per_class(log, None, data.split, data.seen),
     }

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from holdfast.core.errors import ConfigError, unknown
-from holdfast.metrics.log import Log
+from holdfast.metrics.cost import COSTS, costs
+from holdfast.metrics.log import Event, Log
 from holdfast.metrics.matrix import accuracy_matrix, before, last_row, sample_counts, value_matrix
 
 Direction = Literal["up", "down"]
@@ -34,6 +35,9 @@ class Record:
             with a single evaluated row. That row then stands for the last one, and every experience counts.
         seen: how many experiences the measures at the end average over.
         learned: how many experiences were evaluated after they were learned.
+        accuracy: `[T, T]`, class-incremental.
+        aware: `[T, T]`, task-aware.
+        loss: `[T, T]`.
     """
 
     def __init__(self, log: Log, split: str | None = None) -> None:
@@ -46,7 +50,7 @@ class Record:
         rows = np.isfinite(whole).any(axis=(0, 2))
         self.joint = log.finished and log.experiences > 1 and int(rows.sum()) == 1
         self.seen = log.experiences if log.finished else self.learned
-        self.accuracy, self.aware, self.losses = map(self._as_last, whole)
+        self.accuracy, self.aware, self.loss = map(self._as_last, whole)
 
     def _values(self, key: str) -> np.ndarray:
         return value_matrix(self.log, key, self.split)
@@ -62,9 +66,25 @@ class Record:
         """Any number that evaluations hold, `[T, T]`, NaN where there is none."""
         return self._as_last(self._values(key))
 
-    def before(self, aware: bool = False) -> np.ndarray:
-        """Accuracy on each experience before any training, `[T]`."""
-        return before(self.log, aware, self.split)
+    @property
+    def events(self) -> list[Event]:
+        """The events that count."""
+        return list(self.log)
+
+    @functools.cached_property
+    def before(self) -> np.ndarray:
+        """`[T]` accuracy before any training, class-incremental."""
+        return before(self.log, False, self.split)
+
+    @functools.cached_property
+    def before_aware(self) -> np.ndarray:
+        """`[T]` accuracy before any training, task-aware."""
+        return before(self.log, True, self.split)
+
+    @functools.cached_property
+    def costs(self) -> dict[str, float | None]:
+        """Of `metrics.costs`."""
+        return costs(self.log)
 
     @functools.cached_property
     def samples(self) -> np.ndarray:
@@ -85,9 +105,9 @@ METRICS: dict[str, Metric] = {}
 
 PARTS: dict[str, Callable[[Record, bool], Any]] = {
     "matrix": lambda record, aware: record.aware if aware else record.accuracy,
-    "before": lambda record, aware: record.before(aware),
+    "before": lambda record, aware: record.before_aware if aware else record.before,
     "samples": lambda record, aware: record.samples,
-    "losses": lambda record, aware: record.losses,
+    "losses": lambda record, aware: record.loss,
     "seen": lambda record, aware: record.seen,
     "events": lambda record, aware: record.log,
     "split": lambda record, aware: record.split,
@@ -154,3 +174,10 @@ def _computed(
         return None if found is None or not math.isfinite(found) else found
 
     return value
+
+
+def _cost(name: str) -> Callable[[Record], float | None]:
+    return lambda record: record.costs[name]
+
+
+METRICS.update({name: Metric(_cost(name), *about) for name, about in COSTS.items()})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast.config import plugins
 from holdfast.core.errors import needs_extra
 from holdfast.runs.worker import answer
 
@@ -146,7 +147,8 @@ class Pool:
             process = self._processes[place] = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        text = json.dumps({"config": job.config, "folder": str(job.folder), "command": self.command})
+        about = {"command": self.command, "plugins": plugins.described()}
+        text = json.dumps({"config": job.config, "folder": str(job.folder), **about})
         try:
             process.stdin.write(text + "\n")
             process.stdin.flush()
@@ -254,7 +256,8 @@ class RayPool:
 
     def _submit(self, task: Any, job: Job) -> None:
         job.state, job.tries = "running", job.tries + 1
-        content = {"config": job.config, "folder": str(job.folder.resolve()), "command": self.command}
+        about = {"command": self.command, "plugins": plugins.described()}
+        content = {"config": job.config, "folder": str(job.folder.resolve()), **about}
         self._running[task.remote(content)] = job
 
     def _ended(self, place: Any) -> None:
@@ -276,7 +279,7 @@ def work_on(content: dict[str, Any]) -> dict[str, Any]:
     """One task: a job on one thread, its state, error and seconds.
 
     Args:
-        content: its resolved `config`, its `folder` and the `command`.
+        content: its resolved `config`, its `folder`, the `command` and the `plugins` in use.
     """
     import torch
 
