@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +17,7 @@ from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.files import write_json
 from holdfast.metrics.log import LOG_NAME, read_log
-from holdfast.metrics.matrix import accuracy_matrix, write_matrix
 from holdfast.runs.assemble import make_trainer, restore
-from holdfast.runs.checkpoints import MODEL, CheckpointFolder, save_tensors
 from holdfast.runs.diagnostics import profiled, write_summary
 from holdfast.runs.folder import (
     CONFIG,
@@ -32,15 +29,13 @@ from holdfast.runs.folder import (
     versions,
     write_info,
 )
-from holdfast.runs.journal import Journal
 from holdfast.runs.keys import job_key
-from holdfast.runs.loggers import Loggers
+from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.references import evaluate_untrained, reference, reuse, train_apart
 from holdfast.runs.report import write_report
-from holdfast.runs.result import ENDED, METRICS_FILE, Result, Results
+from holdfast.runs.result import ENDED, Results
 from holdfast.runs.seeds import write_against
 from holdfast.runs.several import learn_too, with_others
-from holdfast.training import Trainer
 from holdfast.training.evaluation import evaluate as evaluate_data
 
 
@@ -144,7 +139,7 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                 if not _ended(place):
                     with suppress(Diverged):  # the log says why, and so do the report and the state of the run
                         _train(place, part, quiet)
-                state = _derive(place)
+                state = derive(place)
             except BaseException as error:
                 state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
                 with suppress(OSError):  # the disk may be full, which is what `error` says then
@@ -184,90 +179,36 @@ def _ended(place: Path) -> bool:
     return (place / LOG_NAME).is_file() and read_log(place).finished
 
 
-def _derive(folder: Path) -> str:
-    """Write what follows from the log, accuracy matrix and metrics; returns the state of the run."""
-    run = Result(folder)
-    write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(run.log))
-    write_json(folder / METRICS_FILE, run.metrics)
-    return run.state
-
-
 def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
     """One method, one seed: train from the start or from the newest checkpoint, to the end."""
     stream = build.build_stream(config["stream"], config["seed"])
     model = build.build_model(config["model"], stream, config["seed"])
     stream = build.with_features(stream, model, config["device"])
-    journal = Journal(folder / LOG_NAME)
-    try:
-        loggers = Loggers(config["loggers"], folder, config)
-        try:
-            write_summary(folder, model, stream, quiet)
-            with profiled(config["profiler"], folder):
-                seconds = _learn(folder, config, stream, model, journal, loggers, quiet)
-            journal.write({"event": "end", "seconds": seconds})
-        finally:
-            loggers.close()
-    finally:
-        journal.close()
+    with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
+        write_summary(folder, model, stream, quiet)
+        with profiled(config["profiler"], folder):
+            seconds = _learn(config, stream, model, recording, quiet)
+        recording.end(seconds)
 
 
-def _learn(
-    folder: Path,
-    config: dict[str, Any],
-    stream: Stream,
-    model: torch.nn.Module,
-    journal: Journal,
-    loggers: Loggers,
-    quiet: bool,
-) -> float:
+def _learn(config: dict[str, Any], stream: Stream, model: torch.nn.Module, recording: Recording, quiet: bool) -> float:
     """Train by the protocol of the configuration; returns the seconds."""
-    begun = time.perf_counter()
-    if config["protocol"] != "continual":
-        if not journal.lines:
-            journal.write(_start(config, stream, model))
-        learn = train_apart if config["protocol"] == "independent" else evaluate_untrained
-        learn(config, stream, journal, functools.partial(make_trainer, config))
+    begun, protocol = time.perf_counter(), config["protocol"]
+    method = config["method"].get("name", "custom") if protocol == "continual" else protocol
+    start = functools.partial(start_event, config["seed"], method, stream, model)
+    if protocol != "continual":
+        if not recording.journal.lines:
+            recording.journal.write(start())
+        learn = train_apart if protocol == "independent" else evaluate_untrained
+        learn(config, stream, recording.journal, functools.partial(make_trainer, config))
         return time.perf_counter() - begun
-
-    def record(event: dict[str, Any]) -> None:
-        journal.write(event)
-        loggers.event(event)
-
-    checkpoints = CheckpointFolder(folder / "checkpoints", **config["checkpoint"], lines=journal.settle, config=config)
-    trainer = make_trainer(config, record=record, progress=not quiet, checkpoints=checkpoints)
-    loaded = checkpoints.load()
-    if journal.lines:
-        journal.resume(loaded["lines"] if loaded else 0)
-    if loaded is None:
-        journal.write(_start(config, stream, model))
-    state = None if loaded is None else loaded["state"]
+    state = recording.open(start)
+    trainer = make_trainer(config, record=recording.record, progress=not quiet, checkpoints=recording.checkpoints)
     learn_too(config, state)
-    with _stop_on_signals(trainer):
+    with stop_on_signals(trainer):
         trainer.fit(model, stream, resume=state)
-    save_tensors(folder / "checkpoints" / MODEL, dict(model.state_dict()))
+    recording.keep(model)
     return trainer.seconds
-
-
-def _start(config: dict[str, Any], stream: Any, model: torch.nn.Module) -> dict[str, Any]:
-    return {
-        "event": "start",
-        "time": time.time(),
-        "seed": config["seed"],
-        "method": config["method"].get("name", "custom") if config["protocol"] == "continual" else config["protocol"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "stream": {
-            "name": stream.name,
-            "experiences": len(stream),
-            "classes": stream.classes,
-            "paradigm": stream.paradigm,
-            "experience_classes": [list(experience.classes) for experience in stream],
-            "experience_names": [experience.name for experience in stream],
-            "train_samples": [len(experience.train) for experience in stream],
-            "test_samples": [0 if experience.test is None else len(experience.test) for experience in stream],
-            "class_names": list(stream.class_names),
-            "description": stream.description,
-        },
-    }
 
 
 def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
@@ -304,24 +245,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the step, saves a checkpoint and stops; the second stops at once."""
-
-    def stop(number: int, frame: object) -> None:
-        if trainer.stop:
-            raise KeyboardInterrupt
-        trainer.stop = True
-
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
