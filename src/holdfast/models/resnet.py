@@ -80,4 +80,6 @@ def resnet18(
             planes = outputs
         stages["pool"] = nn.AdaptiveAvgPool2d(1)
         stages["flatten"] = nn.Flatten()
-        return Classifier(nn.Sequential(stages), make_head(head, planes, classes, seed))
+        model = Classifier(nn.Sequential(stages), make_head(head, planes, classes, seed))
+        model.cuts = ("layer1", "layer2", "layer3", "layer4")  # Hemati et al. 2023: the stem goes with the first stage
+        return model

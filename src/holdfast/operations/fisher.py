@@ -13,8 +13,8 @@ from holdfast.core.criteria import Likelihood, likelihood
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Tree, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.ranks import mean_over_ranks
+from holdfast.core.services import Services
 from holdfast.operations.functional_model import gradients_of
 from holdfast.operations.layer_gradients import Diagonal, square
 from holdfast.operations.per_sample import Labels, PerSample
@@ -24,7 +24,7 @@ Kind = Literal["exact", "true", "predicted", "empirical", "batch"]
 
 
 def fisher_diagonal(
-    learner: Learner,
+    learner: Services,
     data: Data,
     kind: Kind = "true",
     *,
@@ -88,7 +88,7 @@ def fisher_diagonal(
     if samples is not None and samples < len(order):
         order = order[torch.randperm(len(order), generator=generator)[:samples]]
     if kind != "batch":  # which depends on who is in a batch with whom
-        order = learner.shard(order)
+        order = learner.share.rows(order)
     model = learner.model
     if batch_size is None:
         small = kind == "batch" or any(isinstance(module, nn.Conv2d) for module in model.modules())

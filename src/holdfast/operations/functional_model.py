@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from holdfast.core.experience import Tree, tree_map
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
+from holdfast.core.task import forward_task
 from holdfast.operations.layer_gradients import Diagonal
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
@@ -29,9 +30,9 @@ class FunctionalModel:
         task: the task of all rows, `[rows]` tasks, or None for the current one.
     """
 
-    def __init__(self, learner: Learner, inputs: Tree, task: Any) -> None:
-        self.learner, self.model = learner, learner.model
-        self.task = (learner.task if task is None else task) if learner.multi_head else None
+    def __init__(self, learner: Services, inputs: Tree, task: Any) -> None:
+        self.model, self.output = learner.model, learner.forward.output
+        self.task = learner.task if task is None else task
         self.inputs = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
         named = learner.named_parameters()
         self.parameters = {name: p.detach() for name, p in named.items()}
@@ -73,27 +74,20 @@ class FunctionalModel:
         if rows is not None:
             inputs = tree_map(lambda leaf: leaf[rows], inputs)
             task = task[rows] if isinstance(task, Tensor) else task
-        before = self.learner.head.task if self.learner.multi_head else None  # type: ignore[union-attr]
-        try:
-            if isinstance(task, Tensor):
-                return vmap(function, chunk_size=chunk)(inputs, task, *labels)
-            return vmap(lambda row, *label: function(row, task, *label), chunk_size=chunk)(inputs, *labels)
-        finally:  # a tensor that is alive inside vmap only must not stay
-            if self.learner.multi_head:
-                self.learner.head.task = before  # type: ignore[union-attr, assignment]
+        if isinstance(task, Tensor):
+            return vmap(function, chunk_size=chunk)(inputs, task, *labels)
+        return vmap(lambda row, *label: function(row, task, *label), chunk_size=chunk)(inputs, *labels)
 
     def _call(self, weights: Diagonal, row: Tree, task: Any) -> Tensor:
         """Outputs `[1, ...]` of one sample under `weights`."""
-        if self.learner.multi_head:
-            of_row = task.unsqueeze(0) if isinstance(task, Tensor) else task
-            self.learner.head.task = of_row  # type: ignore[union-attr, assignment]
         one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
         args: tuple[Tensor, ...] = (one,) if isinstance(one, Tensor) else one if isinstance(one, tuple) else ()
         named = dict(one) if isinstance(one, Mapping) else {}
         # Tied by hand: torch exchanges a module that has two names twice, and puts the wrong values back.
         every = {**weights, **{name: weights[own] for name, own in self.aliases.items()}}
-        outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
-        return outputs if self.learner.output is None else self.learner.output(outputs)
+        with forward_task(task.unsqueeze(0) if isinstance(task, Tensor) else task):
+            outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
+        return outputs if self.output is None else self.output(outputs)
 
 
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, HoldfastError, UsageError
 from holdfast.core.experience import Tree, tree_cat, tree_map, tree_rows
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
 from holdfast.operations.functional_model import TOGETHER, FunctionalModel, RowLoss, gradients_of
 from holdfast.operations.layer_gradients import (
     Diagonal,
@@ -72,7 +72,7 @@ class PerSample:
         layers: those with a closed form, by name, if all trainable parameters are in such layers; else None.
     """
 
-    def __init__(self, learner: Learner, magnitude: Magnitude = square, closed_form: bool | None = None) -> None:
+    def __init__(self, learner: Services, magnitude: Magnitude = square, closed_form: bool | None = None) -> None:
         self.learner, self.magnitude, self.closed_form = learner, magnitude, closed_form
         self.layers = None if closed_form is False else supported_layers(learner.model)
         self.way: Way | None = None

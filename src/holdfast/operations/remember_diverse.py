@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from holdfast.core.experience import task_column, tree_cat
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement, Uniform
 from holdfast.operations.layer_gradients import (
@@ -149,21 +149,21 @@ class RememberDiverse(Operation):
         self._insertion: DiverseInsertion | None = None
         self._per_sample: tuple[list[nn.Parameter], int, PerSample] | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
         require(learner.memory is None, "remember_diverse", "found another memory in this method. Leave out Remember.")
         self._insertion = DiverseInsertion(learner.rng(f"replace/{self.name}"))
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
         learner.memory = Memory(learner.share(self.capacity), insertion=self._insertion, device=learner.device)
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Score the step's current rows and offer them to the memory."""
         assert self._insertion is not None
         rows = rows_of(step, learner)
         self._insertion.incoming = self._scores(rows, learner)
         learner.memory.add(rows)
 
-    def _scores(self, rows: dict[str, Any], learner: Learner) -> Tensor:
+    def _scores(self, rows: dict[str, Any], learner: Services) -> Tensor:
         held = learner.memory.draw(self.compare, self.retrieval)
         count = rows["targets"].shape[0]
         if held is None:
@@ -208,7 +208,7 @@ class RememberDiverse(Operation):
             deltas = torch.autograd.grad(total, layer_outputs(seen))
         return inner_products(layers, seen, deltas, count)
 
-    def _measured(self, learner: Learner) -> PerSample:
+    def _measured(self, learner: Services) -> PerSample:
         """How gradients of samples are made: decided once for as long as the model has the same parameters."""
         found = self._per_sample
         parameters = learner.parameters()

@@ -10,8 +10,8 @@ from torch import Tensor
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.ranks import mean_over_ranks
+from holdfast.core.services import Services
 from holdfast.operations.functional_model import gradients_of
 from holdfast.operations.layer_gradients import Diagonal
 from holdfast.operations.per_sample import PerSample
@@ -20,7 +20,7 @@ Over = Literal["sample", "batch"]
 
 
 def sensitivity(
-    learner: Learner,
+    learner: Services,
     data: Data,
     over: Over = "sample",
     *,
@@ -58,7 +58,7 @@ def sensitivity(
     if samples is not None and samples < len(data):
         order = torch.randperm(len(data), generator=generator)[:samples]
     if over != "batch":  # which depends on who is in a batch with whom
-        order = learner.shard(order)
+        order = learner.share.rows(order)
     named = learner.named_parameters()
     total = {name: torch.zeros_like(p).abs() for name, p in named.items()}
     with eval_mode(learner.model):
@@ -83,7 +83,7 @@ def sensitivity(
     return mean_over_ranks(total, len(order))
 
 
-def _squared_norm(outputs: Tensor, learner: Learner) -> Tensor:
+def _squared_norm(outputs: Tensor, learner: Services) -> Tensor:
     """The squared norm of the outputs of seen classes, summed over rows; masked outputs have no gradient."""
     seen = learner.classes
     if outputs.dim() == 2 and 0 < seen.shape[0] <= outputs.shape[1]:
