@@ -14,8 +14,8 @@ from holdfast.config import build, plugins
 from holdfast.core.engine import Engine
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
-from holdfast.runs.folder import CONFIG, read_config, read_info
-from holdfast.runs.tensors import LAST, load_tensors
+from holdfast.runs.checkpoints import LAST, load_tensors
+from holdfast.runs.folder import CONFIG, read_config, read_info, refuse_objects
 from holdfast.training import Trainer
 from holdfast.training.ranks import Ranks
 
@@ -89,6 +89,7 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
         )
     config = loaded.get("config") or _config_beside(checkpoint)
     folder = checkpoint.resolve().parent.parent
+    refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     config = build.resolve({**config, **(changes or {})})
     stream = build.build_stream(config["stream"], config["seed"])
