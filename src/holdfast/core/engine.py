@@ -70,6 +70,9 @@ class Engine:
             operation.setup(learner.services)
         self._check_memory()
         self._undeclared = Undeclared(method, self.services)
+        body = self.services.body
+        body.show()
+        self._head_untried = body.guessed and body.asked
 
     _setup: tuple[Any, ...]
     _begin: tuple[Any, ...]
@@ -215,6 +218,8 @@ class Engine:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
         if self._labelled:
             self._check_targets(step.targets)
+        if self._head_untried:
+            self._try_head(step)
         if self.learner.autocast is None:
             roots, factors = self._terms(step)
         else:
@@ -224,6 +229,13 @@ class Engine:
         if scale is not None:
             weights = [weight * scale for weight in weights]
         backward(roots, weights)
+
+    def _try_head(self, step: Step) -> None:
+        """Before the first backward: whether the layer that was taken for the head makes the model's outputs."""
+        self._head_untried = False
+        if tree_rows(step.inputs):
+            with forward_task("all"):
+                self.services.body.try_head(self.services.forward.prepared(step.inputs, False))
 
     def finish(self, step: Step) -> None:
         """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
