@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from holdfast.core.method import Method
     from holdfast.core.operation import Operation
     from holdfast.core.step import Step
+    from holdfast.runs.opened import open as open
     from holdfast.streams import datasets
     from holdfast.training import Continual, Trainer
     from holdfast.training.streaming import StreamTrainer
@@ -44,6 +45,7 @@ _WHERE = {
     "Trainer": "holdfast.training",
     "masked_accuracy": "holdfast.compat.synapse",
     "masked_cross_entropy": "holdfast.compat.synapse",
+    "open": "holdfast.runs.opened",
     "plugin": "holdfast.config.plugins",
 }
 _MODULES = {
@@ -84,6 +86,7 @@ __all__ = [
     "plugin",
     "streams",
 ]
+# Not `open`: `from holdfast import *` must not hide Python's own.
 
 
 def __getattr__(name: str) -> Any:
@@ -97,4 +100,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """What the package offers, loaded or not."""
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_WHERE})
