@@ -20,6 +20,7 @@ from holdfast.metrics.cost import costs, curves
 from holdfast.metrics.files import replace_file
 from holdfast.metrics.log import read_log
 from holdfast.metrics.matrix import accuracy_matrix, before, loss_matrix, read_matrix, sample_counts, write_matrix
+from holdfast.metrics.repetition import class_group_accuracy
 from holdfast.metrics.summary import METRICS, Metric, Record, compute, record
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "average_incremental_accuracy",
     "backward_transfer",
     "before",
+    "class_group_accuracy",
     "compute",
     "costs",
     "curves",

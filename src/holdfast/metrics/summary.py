@@ -14,6 +14,7 @@ from holdfast.metrics.classes import per_class, wamica, worst_class
 from holdfast.metrics.cost import costs
 from holdfast.metrics.log import Event, is_finished, read_log, start_event
 from holdfast.metrics.matrix import accuracy_matrix, before, loss_matrix, sample_counts, value_matrix
+from holdfast.metrics.repetition import class_group_accuracy
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,19 @@ def _final(key: str) -> Callable[[Record], float | None]:
     return final
 
 
+def _of_classes(which: Literal["seen", "missing"]) -> Callable[[Record], float]:
+    """The recall of a group of classes at the end; NaN where the log does not say which classes came when."""
+
+    def final(data: Record) -> float:
+        if not (start_event(data.events).get("stream") or {}).get("experience_classes") or data.joint:
+            return continual.NAN
+        values = class_group_accuracy(data.events, which, data.split)
+        row = max(0, continual.last_row(data.accuracy))
+        return float(values[row]) if row < len(values) else continual.NAN
+
+    return final
+
+
 def _cost(name: str) -> Callable[[Record], float | None]:
     return lambda data: data.costs[name]
 
@@ -276,6 +290,10 @@ METRICS: dict[str, Metric] = {
         lambda data: wamica(data.events, data.split),
         "up",
         "worst recall so far, mean over time, less its swing (CLMixer)",
+    ),
+    "seen_class_accuracy": Metric(_of_classes("seen"), "up", "recall at the end, mean over all classes seen"),
+    "missing_class_accuracy": Metric(
+        _of_classes("missing"), "up", "recall at the end, mean over classes seen that the last experience had not"
     ),
     **_family(aware=True),
     "average_loss": Metric(_final_loss, "down", "loss at the end, mean over experiences"),

@@ -11,6 +11,7 @@ from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.industrial import cil, indus, indus_cil
+from holdfast.streams.repetition import repetition_slots
 from holdfast.streams.scenario import Scenario, make_stream
 from holdfast.streams.shifts import permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
@@ -82,7 +83,18 @@ def online(
     else:
         arguments = {"name": of} if isinstance(of, str) else dict(of)
         name = arguments.pop("name", None)
-        known = (split, permuted, rotated, data_incremental, blurry, cil, indus, indus_cil, proportions)
+        known = (
+            split,
+            permuted,
+            rotated,
+            data_incremental,
+            blurry,
+            cil,
+            indus,
+            indus_cil,
+            proportions,
+            repetition_slots,
+        )
         generators = {generator.__name__: generator for generator in known}
         if name not in generators:
             raise ConfigError(unknown("stream", name, generators))
