@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
-from holdfast.config import namespaces
+from holdfast.config import kinds
 from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
@@ -83,19 +81,19 @@ def model_of(kind: str, name: str) -> type[BaseModel]:
     return _model_of(kind, name)
 
 
-@functools.cache
+@kinds.cached
 def _model_of(kind: str, name: str) -> type[BaseModel]:
-    function = namespaces.find(kind, name)
+    function = kinds.find(kind, name)
     summary, _ = docs(function.__doc__)
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
     if kind == "streams":
         fields |= _dataset_fields(parameters(function))
-    for parameter in namespaces.configurable(kind, function):
+    for parameter in kinds.configurable(kind, function):
         fields |= _field(parameter, kind)
     if kind == "schedulers":
         every = "move the learning rate after every epoch or after every step"
         fields["every"] = (Literal["epoch", "step"], Field("epoch", description=every))
-    return create_model(f"{namespaces.SINGULAR[kind]}_{name}", __config__=STRICT, __doc__=summary, **fields)
+    return create_model(f"{kinds.KINDS[kind].word}_{name}", __config__=STRICT, __doc__=summary, **fields)
 
 
 def _field(parameter: Parameter, kind: str) -> Fields:
@@ -140,7 +138,7 @@ def expand_operations(value: Any) -> Any:
 def operation_name(key: str) -> str:
     """The operation that a key of a mapping stands for: `replay_2` is a second `replay`."""
     base, _, number = key.rpartition("_")
-    known = namespaces.names("operations")
+    known = kinds.names("operations")
     return base if key not in known and base in known and number.isdigit() else key
 
 
@@ -157,9 +155,9 @@ def block(kind: str) -> Any:
     return _block(kind)
 
 
-@functools.cache
+@kinds.cached
 def _block(kind: str) -> Any:
-    choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in namespaces.names(kind)]
+    choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in kinds.names(kind)]
     if kind == "methods":
         choices.append(Annotated[_composition(), Tag(TAG + "operations")])
     return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
@@ -180,7 +178,7 @@ def count(value: Any) -> Any:
     return list(range(value)) if type(value) is int and value > 0 else value
 
 
-@functools.cache
+@kinds.cached
 def job_model() -> type[BaseModel]:
     """The pydantic model of a whole job."""
     trainer: Fields = {}
@@ -208,7 +206,7 @@ def job_model() -> type[BaseModel]:
     seed: Any = Annotated[int, Field(ge=0)]
     several: Any = list[seed]  # type: ignore[valid-type]
     seeds: Any = Annotated[several | None, BeforeValidator(count)]  # type: ignore[valid-type]
-    criteria: Any = Literal[tuple(namespaces.names("criteria"))]  # type: ignore[valid-type]
+    criteria: Any = Literal[tuple(kinds.names("criteria"))]  # type: ignore[valid-type]
     fields: Fields = {
         "stream": (block("streams"), Field(description="the experiences, in order")),
         "model": (block("models"), Field(description="what learns")),
@@ -267,7 +265,7 @@ class Given(BaseModel):
         return {name: dump(value) if isinstance(value, BaseModel) else value for name, value in values.items()}
 
 
-@functools.cache
+@kinds.cached
 def changes_model() -> type[BaseModel]:
     """The pydantic model of what may be different in an experience."""
     names = {field.name for field in dataclasses.fields(importlib.import_module("holdfast.training.settings").Settings)}
@@ -332,10 +330,3 @@ def arguments(value: BaseModel, *without: str) -> dict[str, Any]:
         for name, field in fields.items()
         if name != "name" and (field.alias or name) not in without
     }
-
-
-def forget() -> None:
-    """Read every namespace again, for instance after a package was installed."""
-    caches: list[Callable[..., Any]] = [namespaces.namespace, _model_of, _block, changes_model, job_model]
-    for function in caches:
-        function.cache_clear()  # type: ignore[attr-defined]

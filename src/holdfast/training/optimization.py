@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from holdfast.core.errors import ConfigError, unknown
+from holdfast.training.export import copied
 
 OptimizerFactory = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -165,7 +166,7 @@ class Optimization:
         assert self.optimizer is not None
         if state["scheduler"] is not None:
             self.open_experience()
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copied(state["optimizer"]))  # torch keeps the tensors it is given
         if state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self._refresh()
