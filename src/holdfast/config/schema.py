@@ -49,19 +49,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     "limit_train_batches": {"gt": 0},
     "limit_val_batches": {"gt": 0},
     "limit_test_batches": {"gt": 0},
-    "experiences": {"ge": 1},
-    "validation": {"ge": 0, "lt": 1},
-    "test_fraction": {"ge": 0, "lt": 1},
-    "dropout": {"ge": 0, "lt": 1},
-    "width": {"ge": 1},
-    "workers": {"ge": 0},
 }
-"""Parameters of our own that mean the same wherever they stand, with the values that make sense.
-
-Operations and optimisers check their own values when a configuration is checked; what is built from data cannot be.
-"""
-
-BOUNDED = ("trainer", "streams", "datasets", "models")
+"""Settings of the trainer, with the values that make sense."""
 
 Fields = dict[str, Any]
 
@@ -99,7 +88,7 @@ def _model_of(kind: str, name: str) -> type[BaseModel]:
 def _field(parameter: Parameter, kind: str) -> Fields:
     """One parameter as a field; under another name inside, since `copy` or `schema` would hide pydantic's own."""
     numbers = set(get_args(parameter.type) or (parameter.type,)) <= {int, float, type(None)}
-    constraint: dict[str, Any] = BOUNDS.get(parameter.name, {}) if kind in BOUNDED and numbers else {}
+    constraint: dict[str, Any] = BOUNDS.get(parameter.name, {}) if kind == "trainer" and numbers else {}
     default = ... if parameter.default is REQUIRED else parameter.default
     return {
         f"given_{parameter.name}": (
