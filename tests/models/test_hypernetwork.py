@@ -234,6 +234,31 @@ def test_tasks_can_be_added_and_a_saved_model_of_more_tasks_is_loaded():
         assert torch.equal(model(inputs), twin(inputs))
 
 
+@pytest.mark.parametrize("start", ["fresh", "copy"])
+@pytest.mark.parametrize("there", [1, 3])
+def test_a_new_task_begins_afresh_or_from_the_previous_task_s_embedding_as_it_is_then(start, there):
+    model = hypernetwork(input_shape=(6,), classes=4, backbone=chain(), tasks=there, start=start, seed=0)
+    for tasks in (1, 2):
+        model.add_tasks(tasks)
+        with torch.no_grad():
+            model.generator.embeddings[tasks - 1].add_(1.0)  # training
+    model.add_tasks(3)
+    model.add_tasks(3)  # announced again: nothing is copied over what was learnt since
+    first, second, third = (model.generator.embeddings[task] for task in range(3))
+    if start == "copy":
+        assert torch.equal(second, first + 1)
+        assert torch.equal(third, second)
+    else:
+        assert not torch.allclose(second, first + 1)
+        assert not torch.allclose(third, second)
+    with torch.no_grad():
+        third.add_(1.0)
+    fresh = hypernetwork(input_shape=(6,), classes=4, backbone=chain(), tasks=there, start=start, seed=0)
+    fresh.load_state_dict(model.state_dict())
+    fresh.add_tasks(3)
+    assert torch.equal(fresh.generator.embeddings[2], third)
+
+
 def test_numbers_as_targets_are_not_masked():
     model = hypernetwork(input_shape=(1,), classes=1, backbone={"name": "mlp", "hidden": [5]}, tasks=3)
     with forward_task(2):

@@ -104,7 +104,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tasks: Sequence[int]) -> dict[str, Tensor]:
-        """Every tensor for each of `tasks`, `[T, *shape]`, by name."""
+        """Every tensor for each of `tasks`, `[T, *shape]`, by name and in the order of `targets`."""
 
     @abstractmethod
     def _new_task(self, generator: torch.Generator | None) -> list[nn.Parameter]:

@@ -51,6 +51,7 @@ class Hypernetwork(nn.Module):
         generator: makes them; its targets are the parameters of `upper` by name (`targets_of`).
         head: puts outputs at the classes of the task.
         output: name of the output layer within `upper`.
+        start: whether the embedding of a new task is a "fresh" one or a "copy" of the previous task's.
 
     Attributes:
         below: as given; `below(inputs)` are the latents at the cut.
@@ -59,15 +60,27 @@ class Hypernetwork(nn.Module):
         head: as given.
     """
 
+    begun: Tensor
+
     def __init__(
-        self, below: nn.Module, upper: nn.Module, generator: Generator, head: GeneratedOutputs, output: str
+        self,
+        below: nn.Module,
+        upper: nn.Module,
+        generator: Generator,
+        head: GeneratedOutputs,
+        output: str,
+        start: Literal["fresh", "copy"] = "fresh",
     ) -> None:
         super().__init__()
+        if start not in ("fresh", "copy"):
+            raise ConfigError(unknown("start of a task", start, ["fresh", "copy"]))
         self.below = below
         self.upper = upper
         self.generator = generator
         self.head = head
         self.output = output
+        self.start = start
+        self.register_buffer("begun", torch.zeros((), dtype=torch.int64))  # tasks that training came to
         for module in upper.modules():
             for name, _ in list(module.named_parameters(recurse=False)):
                 module.register_parameter(name, None)
@@ -107,8 +120,14 @@ class Hypernetwork(nn.Module):
         return self.generator(tasks)
 
     def add_tasks(self, tasks: int, generator: torch.Generator | None = None) -> list[nn.Parameter]:
-        """Be able to generate weights for `tasks` tasks; returns the new parameters, for the optimiser."""
-        return self.generator.grow(tasks, generator)
+        """Begin with the last of `tasks` tasks; returns the parameters that were made for it, for the optimiser."""
+        new = self.generator.grow(tasks, generator)
+        begun = int(self.begun)
+        if self.start == "copy":
+            for task in range(max(1, begun), tasks):
+                self.generator.copy_embedding(task - 1, task)
+        self.begun.fill_(max(begun, tasks))
+        return new
 
     def _masked_beyond(self, latents: Tensor, task: int) -> Tensor:
         """Outputs for one task; in evaluation all masked for a task that is yet to come."""
@@ -171,6 +190,7 @@ def hypernetwork(
     init: Init = "default",
     embedding_std: float = 1.0,
     chunk_embedding_std: float = 1.0,
+    start: Literal["fresh", "copy"] = "fresh",
     seed: int | None = None,
 ) -> nn.Module:
     """A network whose weights above a cut are generated for each task; those below are ordinary ones.
@@ -205,6 +225,7 @@ def hypernetwork(
             "hyperfan_out" give the generated weights the variance of an ordinary network's.
         embedding_std: standard deviation of the initial embeddings of tasks.
         chunk_embedding_std: of those of chunks.
+        start: whether the embedding of a new task is a "fresh" one, or a "copy" of the previous task's.
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -247,7 +268,8 @@ def hypernetwork(
             )
         else:
             raise ConfigError(unknown("generator", generator, ["heads", "chunks"]))
-        return Hypernetwork(below, upper, made, GeneratedOutputs(outputs, classes, task_classes is not None), name)
+        head = GeneratedOutputs(outputs, classes, task_classes is not None)
+        return Hypernetwork(below, upper, made, head, name, start)
 
 
 def _backbone(backbone: nn.Module | Mapping[str, Any] | str, input_shape: Sequence[int], classes: int) -> nn.Module:
