@@ -28,7 +28,8 @@ def partial_hypernetwork(
         log_conflict: also log the cosine between the gradients of both terms.
         infer_task: whether evaluation finds each sample's task by itself (`operations.InferTask`).
 
-    The model is a `hypernetwork` with a cut. Differences: see `operations.OutputRegularisation` and `models.hypernetwork`.
+    The model is a `hypernetwork` with a cut. Differences: see `operations.OutputRegularisation` and
+    `models.hypernetwork`.
     """
     term = OutputRegularisation(
         strength=strength, tasks=tasks, lookahead="sgd", second_order=second_order, log_conflict=log_conflict

@@ -9,7 +9,8 @@ import numpy as np
 
 from holdfast.core.errors import DataError
 from holdfast.metrics.continual import mean
-from holdfast.metrics.log import Event, read_log, start_event
+from holdfast.metrics.log import Event, Log, read_log
+from holdfast.metrics.table import metric
 
 Which = Literal["seen", "missing", "present"]
 
@@ -41,11 +42,11 @@ def class_group_accuracy(events: Iterable[Event], which: Which, split: str = "te
         >>> class_group_accuracy(log, "seen").tolist(), class_group_accuracy(log, "missing").tolist()
         ([0.25, 0.625], [nan, 0.25])
     """
-    events = read_log(events)
-    classes = (start_event(events).get("stream") or {}).get("experience_classes")
+    log = read_log(events)
+    classes = log.stream.get("experience_classes")
     if classes is None:
         raise DataError("the log does not say which classes each experience has. Give the log of a run folder.")
-    recalls = _recalls(events, split)
+    recalls = _recalls(log, split)
     seen: set[int] = set()
     values = []
     for after, present in enumerate(classes):
@@ -55,13 +56,45 @@ def class_group_accuracy(events: Iterable[Event], which: Which, split: str = "te
     return np.array(values)
 
 
-def _recalls(events: list[Event], split: str) -> dict[int, dict[int, float]]:
+@metric("up", "recall at the end, mean over all classes seen", joint=False)
+def seen_class_accuracy(events: Iterable[Event], split: str = "test") -> float:
+    """The last value of `class_group_accuracy` over the classes seen.
+
+    Args:
+        events: the log.
+        split: `"test"` or `"validation"`.
+
+    Returns:
+        0..1, or NaN where the log does not say which classes came when.
+    """
+    return _at_the_end(events, "seen", split)
+
+
+@metric("up", "recall at the end, mean over classes seen that the last experience had not", joint=False)
+def missing_class_accuracy(events: Iterable[Event], split: str = "test") -> float:
+    """The last value of `class_group_accuracy` over the classes missing from the last experience.
+
+    Args:
+        events: the log.
+        split: `"test"` or `"validation"`.
+
+    Returns:
+        0..1, or NaN where the log does not say which classes came when, or none is missing.
+    """
+    return _at_the_end(events, "missing", split)
+
+
+def _at_the_end(events: Iterable[Event], which: Which, split: str) -> float:
+    log = read_log(events)
+    learned = [int(event["after"]) for event in log.of("evaluate", split) if event["after"] >= 0]
+    if not log.stream.get("experience_classes") or not learned:
+        return float("nan")
+    return float(class_group_accuracy(log, which, split)[max(learned)])
+
+
+def _recalls(log: Log, split: str) -> dict[int, dict[int, float]]:
     """Right answers / samples of each class, over all data evaluated after each experience."""
-    latest = {
-        (event["after"], event["experience"]): event
-        for event in events
-        if event["event"] == "evaluate" and event.get("split", "test") == split
-    }
+    latest = {(event["after"], event["experience"]): event for event in log.of("evaluate", split)}
     counts: dict[int, dict[int, list[int]]] = {}
     for (after, _), event in latest.items():
         right = event.get("class_correct") or {}

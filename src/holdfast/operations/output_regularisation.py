@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from holdfast.core.experience import Experience
+from holdfast.core.experience import Experience, Stream
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.models import Hypernetwork
+from holdfast.models import Hypernetwork, hypernetwork
 from holdfast.operations.lookahead import planned_moves
 
 Lookahead = Literal["none", "sgd", "optimizer"]
@@ -62,6 +62,22 @@ class OutputRegularisation(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "task"})
     state = ("finished", "before", "cached", "factor")
+
+    @staticmethod
+    def check_model(stream: Stream, head: str = "task", **settings: Any) -> nn.Module:
+        """A small model that it works with, for checks (`holdfast.testing`), which else train one with own weights."""
+        layers = {"name": "mlp", "hidden": settings.get("hidden", [7])}
+        return hypernetwork(
+            input_shape=stream.input_shape,
+            classes=settings.get("classes", stream.outputs),
+            backbone=layers,
+            generator="chunks",
+            chunk=20,
+            embedding=4,
+            chunk_embedding=4,
+            hidden=(6,),
+            seed=settings.get("seed", 0),
+        )
 
     def __init__(
         self,
