@@ -286,6 +286,9 @@ def test_the_cosine_between_both_gradients_is_logged(few):
         lambda p: torch.optim.Adam(p, lr=0.1),
         lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.05, betas=(0.5, 0.8)),
         lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.05),
+        lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True),
+        lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.5, centered=True),
+        lambda p: torch.optim.Adagrad(p, lr=0.1, lr_decay=0.1),
     ],
 )
 def test_planned_moves_are_those_that_the_optimiser_then_makes(make):
@@ -314,10 +317,10 @@ def test_planned_moves_are_those_that_the_optimiser_then_makes(make):
 
 def test_an_optimiser_that_cannot_be_planned_is_refused():
     weight = nn.Parameter(torch.ones(2))
-    with pytest.raises(UsageError, match="RMSprop would move"):
-        planned_moves(torch.optim.RMSprop([weight]), [weight], [torch.ones(2)])
-    with pytest.raises(UsageError, match="amsgrad"):
-        planned_moves(torch.optim.Adam([weight], amsgrad=True), [weight], [torch.ones(2)])
+    gradient = (2 * weight).square()
+    for optimizer in (torch.optim.RMSprop([weight]), torch.optim.Adam([weight], amsgrad=True)):
+        with pytest.raises(UsageError, match="cannot go through a step of"):
+            planned_moves(optimizer, [weight], [gradient])
     with pytest.raises(UsageError, match="does not move"):
         planned_moves(torch.optim.Adam([nn.Parameter(torch.ones(2))]), [weight], [torch.ones(2)])
 

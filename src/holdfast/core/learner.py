@@ -197,9 +197,11 @@ class Learner:
 
     def _add_tasks(self, task: int | None) -> None:
         """Let a model that has a part of its own for each task make the part of this one."""
-        add = getattr(self.model, "add_tasks", None)
-        if add is not None and task is not None:
-            new = add(task + 1)
+        if task is None:
+            return
+        for module in self.model.modules():
+            add = getattr(module, "add_tasks", None)
+            new = add(task + 1) if callable(add) else []
             if new:
                 self.trainable.changed()
                 self.trainable.announce(new)

@@ -130,9 +130,10 @@ class Hypernetwork(nn.Module):
         return new
 
     def _masked_beyond(self, latents: Tensor, task: int) -> Tensor:
-        """Outputs for one task; in evaluation all masked for a task that is yet to come."""
-        if not self.training and self.generator.tasks <= task and self.head.width:
-            return latents.new_full((latents.shape[0], self.head.width), MASKED)
+        """Outputs for one task; in evaluation, for one yet to come, all masked or, where they are numbers, zero."""
+        if not self.training and self.generator.tasks <= task:
+            nothing = MASKED if len(self.head.members) else 0.0
+            return latents.new_full((latents.shape[0], self.head.width), nothing)
         return self._run(latents, task, {name: value[0] for name, value in self.weights([task]).items()})
 
     def _run(self, latents: Tensor, task: int, weights: dict[str, Tensor]) -> Tensor:

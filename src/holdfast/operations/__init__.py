@@ -26,8 +26,8 @@ from holdfast.operations.gradient_projection import GradientProjection
 from holdfast.operations.infer_task import InferTask
 from holdfast.operations.interfered_replay import InterferedReplay
 from holdfast.operations.joined_replay import JoinedReplay
-from holdfast.operations.lateral_connections import LateralConnections
 from holdfast.operations.latent_replay import LatentReplay
+from holdfast.operations.lateral_connections import LateralConnections
 from holdfast.operations.logit_replay import LogitReplay
 from holdfast.operations.loss_surrogate import LossSurrogate
 from holdfast.operations.mahalanobis import Mahalanobis

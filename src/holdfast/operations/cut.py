@@ -31,13 +31,14 @@ class Cut:
     def __init__(self, model: nn.Module, cut: int | str | None, operation: str) -> None:
         self.parts: Sequence[nn.Module]
         self.above: Callable[[Tensor], Tensor]
-        if isinstance(model, Hypernetwork):
+        inner = next((module for module in model.modules() if isinstance(module, Hypernetwork)), None)
+        if inner is not None:
             require(
                 cut is None,
                 operation,
                 f"got cut={cut!r}, and a hypernetwork has a cut of its own. Leave it out, and give it to the model.",
             )
-            self.parts, self.above = [model.below], model.above
+            self.parts, self.above = [inner.below], inner.above
             return
         chain = chain_of(model)
         place = len(chain.stages) if cut is None else chain.position(cut)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,8 @@ def planned_moves(
 ) -> list[Tensor]:
     r"""The move of each parameter in the optimiser's next step, if `gradients` were its gradients; nothing changes.
 
-    SGD with momentum (and Nesterov's), Adam and AdamW, with weight decay; amsgrad and other optimisers are refused.
+    SGD with momentum (and Nesterov's), Adam and AdamW, with weight decay, are written out, so that moves have a graph
+    where gradients have one. Other optimisers step on copies; then there is no graph.
 
     Args:
         optimizer: whose state and settings are read.
@@ -24,7 +27,7 @@ def planned_moves(
         gradients: one for each; where they have a graph, so have the moves.
 
     Raises:
-        UsageError: for an optimiser of another kind, or a parameter that it does not move.
+        UsageError: for gradients with a graph under another optimiser, or a parameter that the optimiser does not move.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(2))
@@ -34,15 +37,17 @@ def planned_moves(
     """
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     adam = isinstance(optimizer, torch.optim.Adam)  # AdamW is one, too
-    if not (adam or isinstance(optimizer, torch.optim.SGD)):
-        raise UsageError(
-            f"lookahead cannot say how {type(optimizer).__name__} would move. Write lookahead='sgd', a plain step, or "
-            "take SGD, Adam or AdamW."
-        )
+    if any(id(parameter) not in groups for parameter in parameters):
+        raise UsageError("lookahead was asked for a parameter that the optimiser does not move.")
+    if not (adam or isinstance(optimizer, torch.optim.SGD)) or any(group.get("amsgrad") for group in groups.values()):
+        if any(gradient.requires_grad for gradient in gradients):
+            raise UsageError(
+                f"lookahead of second order cannot go through a step of {type(optimizer).__name__}. Write "
+                "second_order=False or lookahead='sgd', or take SGD, Adam or AdamW without amsgrad."
+            )
+        return _rehearsed(optimizer, parameters, gradients)
     moves = []
     for parameter, gradient in zip(parameters, gradients):
-        if id(parameter) not in groups:
-            raise UsageError("lookahead was asked for a parameter that the optimiser does not move.")
         group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
         if group.get("maximize"):
             gradient = -gradient
@@ -68,8 +73,6 @@ def _sgd(group: dict[str, Any], state: dict[str, Any], gradient: Tensor) -> Tens
 
 
 def _adam(group: dict[str, Any], state: dict[str, Any], gradient: Tensor) -> Tensor:
-    if group["amsgrad"]:
-        raise UsageError("lookahead cannot say how Adam with amsgrad would move. Write lookahead='sgd'.")
     first, second = group["betas"]
     steps = torch.as_tensor(state.get("step", 0.0), dtype=torch.float64) + 1
     mean, square = (1 - first) * gradient, (1 - second) * gradient.square()
@@ -79,3 +82,21 @@ def _adam(group: dict[str, Any], state: dict[str, Any], gradient: Tensor) -> Ten
     # The root of zero has no derivative, and a parameter without a gradient so far moves by nothing.
     spread = (square / (1 - second**steps) + torch.finfo(square.dtype).tiny).sqrt() + group["eps"]
     return -group["lr"] * unbiased / spread
+
+
+def _rehearsed(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    """What a step of a copy of the optimiser does to copies of the parameters."""
+    twins = {id(parameter): nn.Parameter(parameter.detach().clone()) for parameter in parameters}
+    rehearsal = copy.copy(optimizer)
+    rehearsal.param_groups = [
+        {**group, "params": [twins[id(parameter)] for parameter in group["params"] if id(parameter) in twins]}
+        for group in optimizer.param_groups
+    ]
+    rehearsal.state = defaultdict(dict)
+    for parameter, gradient in zip(parameters, gradients):
+        twins[id(parameter)].grad = gradient.detach()
+        rehearsal.state[twins[id(parameter)]] = copy.deepcopy(optimizer.state.get(parameter, {}))
+    type(optimizer).step(rehearsal)
+    return [twins[id(parameter)].detach() - parameter.detach() for parameter in parameters]

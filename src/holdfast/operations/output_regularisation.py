@@ -66,7 +66,7 @@ class OutputRegularisation(Operation):
     @staticmethod
     def check_model(stream: Stream, head: str = "task", **settings: Any) -> nn.Module:
         """A small model that it works with, for checks (`holdfast.testing`), which else train one with own weights."""
-        layers = {"name": "mlp", "hidden": settings.get("hidden", [7])}
+        layers = settings.get("backbone", {"name": "mlp", "hidden": settings.get("hidden", [7])})
         return hypernetwork(
             input_shape=stream.input_shape,
             classes=settings.get("classes", stream.outputs),
@@ -233,14 +233,15 @@ def generated_model(model: nn.Module, operation: str) -> Hypernetwork:
     Raises:
         ConfigError: if it is none.
     """
+    inner = next((module for module in model.modules() if isinstance(module, Hypernetwork)), None)
     require(
-        isinstance(model, Hypernetwork),
+        inner is not None,
         operation,
         f"needs a model whose weights are generated, and {type(model).__name__} has its own. "
         'Write {"name": "hypernetwork", "backbone": ...} as the model.',
     )
-    assert isinstance(model, Hypernetwork)
-    return model
+    assert inner is not None
+    return inner
 
 
 def flat(made: dict[str, Tensor]) -> Tensor:

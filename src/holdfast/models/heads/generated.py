@@ -83,6 +83,8 @@ class GeneratedOutputs(Head):
                 f"classes {chosen} cannot be assigned to task {task} of a hypernetwork for {self.width} classes. "
                 "Number tasks from 0, and give the model all classes of the stream."
             )
+        if not chosen:  # targets are numbers
+            return
         members = self._resized(max(task + 1, len(self.members)), self.width)
         members[task, chosen] = True
         count = int(members[task].sum())
