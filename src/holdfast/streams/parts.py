@@ -12,6 +12,7 @@ from holdfast.core.experience import Stream
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.industrial import cil, indus, indus_cil
+from holdfast.streams.repetition import repetition_slots
 from holdfast.streams.scenario import Scenario, make_stream
 from holdfast.streams.shifts import permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
@@ -83,7 +84,18 @@ def online(
     else:
         arguments = {"name": of} if isinstance(of, str) else dict(of)
         name = arguments.pop("name", None)
-        known = (split, permuted, rotated, data_incremental, blurry, cil, indus, indus_cil, proportions)
+        known = (
+            split,
+            permuted,
+            rotated,
+            data_incremental,
+            blurry,
+            cil,
+            indus,
+            indus_cil,
+            proportions,
+            repetition_slots,
+        )
         generators = {generator.__name__: generator for generator in known}
         if name not in generators:
             raise ConfigError(unknown("stream", name, generators))
