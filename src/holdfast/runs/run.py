@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from holdfast.config import build, plugins
+from holdfast.config import plugins
+from holdfast.config.check import validated
+from holdfast.config.job import Job, with_features
 from holdfast.core.errors import DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
@@ -36,7 +38,7 @@ from holdfast.runs.loggers import Loggers
 from holdfast.runs.model_summary import write_summary
 from holdfast.runs.profiling import profiled
 from holdfast.runs.reference_measures import measure_against
-from holdfast.runs.references import evaluate_untrained, reference, reuse, train_apart
+from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.several import learn_too, with_others
 from holdfast.runs.tensors import MODEL, save_tensors
@@ -44,11 +46,11 @@ from holdfast.training import Trainer
 from holdfast.training.evaluation import evaluate as evaluate_data
 
 
-def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
-    """Do what `config` says in a new folder.
+def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
+    """Do what a job says in a new folder.
 
     Args:
-        config: a configuration; checked whole before anything is made.
+        job: validated, or a configuration, which is checked whole before anything is made.
         out: the folder; default: a new one under `runs/`.
         quiet: draw and print nothing.
         command: what the user typed, kept in `run.json`.
@@ -60,19 +62,18 @@ def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False,
         ConfigError: for a wrong configuration, or a folder that exists.
         Interrupted: if the user stopped it; `resume` goes on.
     """
-    config = build.resolve(config)
-    build.build_device(config["device"])
+    job = job if isinstance(job, Job) else validated(job)
+    config = job.config
+    job.make_device()
 
     def work() -> Path:
-        folder = new_folder(
-            out, config["method"].get("name", "custom"), config["experiment_name"], config["folders"]["run"]
-        )
+        folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
         about = {"command": command, "versions": versions(), "started": time.time()}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-        return _work(folder, config, quiet)
+        return _work(folder, job, quiet)
 
-    return with_others(config, work)
+    return with_others(job, work)
 
 
 def resume(folder: Path, *, quiet: bool = False) -> Path:
@@ -87,8 +88,8 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
     """
     config = read_config(folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
-    config = build.resolve(config)
-    return with_others(config, lambda: _work(folder, config, quiet))
+    job = validated(config)
+    return with_others(job, lambda: _work(folder, job, quiet))
 
 
 def _keyed(config: dict[str, Any]) -> dict[str, str]:
@@ -96,39 +97,23 @@ def _keyed(config: dict[str, Any]) -> dict[str, str]:
     return {} if config["seeds"] is not None else {"key": job_key(config)}
 
 
-def parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The single runs that a configuration stands for: by seed, and by reference method; folder -> configuration."""
-    seeds = config.get("seeds")
-    found: dict[str, dict[str, Any]] = {}
-    for prefix, method in [("", None), *((f"references/{name}", name) for name in config.get("references") or [])]:
-        for seed in [config["seed"]] if seeds is None else seeds:
-            part = {**config, "seeds": None, "seed": seed, "references": []}
-            if method is not None:
-                part = reference(part, method)
-            where = prefix if seeds is None else f"{prefix}/seed-{seed}".lstrip("/")
-            found[where] = part
-    return found
-
-
-def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
-    with locked(folder), _full_disk_reported(folder), _threads(config.get("threads")):
+def _work(folder: Path, job: Job, quiet: bool) -> Path:
+    with locked(folder), _full_disk_reported(folder), _threads(job.config["threads"]):
         info = read_info(folder)
         if info.get("state") == "finished":
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
-        todo = parts(config)
-        for where, part in todo.items():
+        for where, part in job.parts().items():
             place = folder / where if where else folder
             if where and read_info(place).get("state") == "finished":
                 continue
-            part = build.resolve(part)
             again = where.startswith("references/") and not place.exists()
-            if again and reuse(place, job_key(part), folder.resolve().parent):
+            if again and reuse(place, job_key(part.config), folder.resolve().parent):
                 continue
             if where and not (place / CONFIG).is_file():
                 place.mkdir(parents=True, exist_ok=True)
-                write_json(place / CONFIG, part)
+                write_json(place / CONFIG, part.config)
                 info = read_info(folder)
                 write_info(
                     place,
@@ -136,13 +121,13 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                     command=info.get("command"),
                     versions=info.get("versions"),
                     started=time.time(),
-                    tags=part["tags"],
-                    **_keyed(part),
+                    tags=part.config["tags"],
+                    **_keyed(part.config),
                     **plugins.recorded(place),
                 )
             try:
                 if not _ended(place):
-                    _train(place, part, quiet)
+                    _train(place, where, part, quiet)
                 _derive(place)
             except BaseException as error:
                 state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
@@ -186,18 +171,19 @@ def _derive(folder: Path) -> None:
     write_json(folder / "metrics.json", compute(events))
 
 
-def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
+def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     """One method, one seed: train from the start or from the newest checkpoint, to the end."""
-    stream = build.build_stream(config["stream"], config["seed"])
-    model = build.build_model(config["model"], stream, config["seed"])
-    stream = build.with_features(stream, model, config["device"])
+    config = job.config
+    stream = job.make_stream()
+    model = job.make_model(stream)
+    stream = with_features(stream, model, config["device"])
     journal = Journal(folder / LOG)
     try:
         loggers = Loggers(config["loggers"], folder, config)
         try:
             write_summary(folder, model, stream, quiet)
             with profiled(config["profiler"], folder):
-                seconds = _learn(folder, config, stream, model, journal, loggers, quiet)
+                seconds = _learn(folder, part, job, stream, model, journal, loggers, quiet)
             journal.write({"event": "end", "seconds": seconds})
         finally:
             loggers.close()
@@ -207,7 +193,8 @@ def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
 
 def _learn(
     folder: Path,
-    config: dict[str, Any],
+    part: str,
+    job: Job,
     stream: Stream,
     model: torch.nn.Module,
     journal: Journal,
@@ -215,12 +202,12 @@ def _learn(
     quiet: bool,
 ) -> float:
     """Train by the protocol of the configuration; returns the seconds."""
-    begun = time.perf_counter()
+    begun, config = time.perf_counter(), job.config
     if config["protocol"] != "continual":
         if not journal.lines:
-            journal.write(_start(config, stream, model))
+            journal.write(_start(job, stream, model))
         learn = train_apart if config["protocol"] == "independent" else evaluate_untrained
-        learn(config, stream, journal, functools.partial(make_trainer, config))
+        learn(job, stream, journal, functools.partial(make_trainer, job))
         return time.perf_counter() - begun
 
     def record(event: dict[str, Any]) -> None:
@@ -228,26 +215,27 @@ def _learn(
         loggers.event(event)
 
     checkpoints = CheckpointFolder(folder / "checkpoints", **config["checkpoint"], lines=journal.settle, config=config)
-    trainer = make_trainer(config, record=record, progress=not quiet, checkpoints=checkpoints)
+    trainer = make_trainer(job, record=record, progress=not quiet, checkpoints=checkpoints)
     loaded = checkpoints.load()
     if journal.lines:
         journal.resume(loaded["lines"] if loaded else 0)
     if loaded is None:
-        journal.write(_start(config, stream, model))
+        journal.write(_start(job, stream, model))
     state = None if loaded is None else loaded["state"]
-    learn_too(config, state)
+    learn_too(job, part, state)
     with _stop_on_signals(trainer):
         trainer.fit(model, stream, resume=state)
     save_tensors(folder / "checkpoints" / MODEL, dict(model.state_dict()))
     return trainer.seconds
 
 
-def _start(config: dict[str, Any], stream: Any, model: torch.nn.Module) -> dict[str, Any]:
+def _start(job: Job, stream: Any, model: torch.nn.Module) -> dict[str, Any]:
+    config = job.config
     return {
         "event": "start",
         "time": time.time(),
         "seed": config["seed"],
-        "method": config["method"].get("name", "custom") if config["protocol"] == "continual" else config["protocol"],
+        "method": job.method_name if config["protocol"] == "continual" else config["protocol"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "stream": {
             "name": stream.name,
