@@ -136,9 +136,9 @@ def test_schema_prints_a_json_schema():
 @pytest.fixture
 def stand_in(monkeypatch):
     """The functions of `experiments` replaced: each call is kept, and may raise."""
-    import holdfast.runs.closing as closing
-    import holdfast.runs.compare as compare
     import holdfast.runs.run as run
+    import holdfast.runs.show as show
+    import holdfast.runs.words as closing
 
     monkeypatch.setattr(closing, "closing", lambda folder: f"report: {folder}/report.html")
     calls = []
@@ -155,7 +155,7 @@ def stand_in(monkeypatch):
     def install(error=None):
         for name, result in (("run", Path("runs/x")), ("resume", Path("runs/x")), ("evaluate", {"accuracy": 0.5})):
             monkeypatch.setattr(run, name, make(name, result, error))
-        monkeypatch.setattr(compare, "show", make("show", None, error))
+        monkeypatch.setattr(show, "show", make("show", [], error))
         return calls
 
     return install
@@ -192,7 +192,7 @@ def test_resume_eval_and_show_hand_their_folders_over(stand_in):
     assert [(name, args) for name, args, _ in calls] == [
         ("resume", (Path("a"),)),
         ("evaluate", (Path("a"), "validation")),
-        ("show", ([Path("a"), Path("b")],)),
+        ("show", ([Path("a"), Path("b")], None, False)),
     ]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from holdfast.core.method import Method
     from holdfast.core.operation import Operation
     from holdfast.core.step import Step
+    from holdfast.runs.opened import open as open
     from holdfast.streams import datasets
     from holdfast.streams.task_dict import TaskDict
     from holdfast.training import Continual, Trainer
@@ -44,6 +45,7 @@ _WHERE = {
     "Trainer": "holdfast.training",
     "masked_accuracy": "holdfast.training.masked",
     "masked_cross_entropy": "holdfast.training.masked",
+    "open": "holdfast.runs.opened",
     "plugin": "holdfast.config.plugins",
 }
 _MODULES = {
@@ -83,6 +85,7 @@ __all__ = [
     "plugin",
     "streams",
 ]
+# Not `open`: `from holdfast import *` must not hide Python's own.
 
 
 def __getattr__(name: str) -> Any:
@@ -96,4 +99,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """What the package offers, loaded or not."""
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_WHERE})

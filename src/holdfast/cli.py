@@ -218,13 +218,33 @@ def show(
     tag: Annotated[
         list[str] | None, typer.Option("--tag", help="Only runs with this tag; may be given again.", show_default=False)
     ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", help="The best first by this column or measure: kept.", show_default=False),
+    ] = None,
+    references: Annotated[bool, typer.Option("--references", help="Show the references of each run too.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a line for each run with every measure.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show one run, or several side by side with mean and spread over seeds."""
-    with reported():
-        from holdfast.runs.compare import show as show_runs
-        from holdfast.runs.find import found_runs
+    """Show one run, or several side by side over seeds, with what differs between them and the best marked.
 
-        show_runs(found_runs(folders, tag or []))
+    A folder that cannot be read is named at the end, and does not hide the others.
+    """
+    with reported():
+        from holdfast.runs import compare
+        from holdfast.runs.result import found_runs
+        from holdfast.runs.show import show as show_runs
+
+        runs = found_runs(folders, tag or [])
+        if as_csv or as_json:
+            rows, problems = compare.gathered(runs, sort, references)
+            typer.echo((compare.as_csv if as_csv else compare.as_json)(rows).rstrip("\n"))
+        else:
+            problems = show_runs(runs, sort, references)
+        for problem in problems:
+            typer.echo(f"left out: {problem}", err=True)
+        if problems:
+            raise typer.Exit(1)
 
 
 @app.command("config")
@@ -438,11 +458,15 @@ def told(folder: Path, quiet: bool) -> None:
 
     if not first():
         return
+    from holdfast.metrics.files import read_json
+
     if not quiet:
-        from holdfast.runs.closing import closing
+        from holdfast.runs.words import closing
 
         typer.echo(closing(folder), err=True)
     typer.echo(str(folder))
+    if read_json(folder / "run.json").get("state") == "diverged":
+        raise typer.Exit(1)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,12 @@ from fake_run import MATRIX, evaluation, events, write_log, write_run
 
 from holdfast.core.errors import DataError
 from holdfast.metrics.cost import curves
+from holdfast.metrics.log import Log
+from holdfast.metrics.statistics import spread
+from holdfast.runs.drawing import series, to_svg
+from holdfast.runs.plots import heat_map, learning_rate, loss_terms, over_time
 from holdfast.runs.report import number, percent, points, write_report
-from holdfast.runs.report_data import load_references, load_runs, spread
-from holdfast.runs.report_plots import heat_map, learning_rate, loss_terms, over_time, series, to_svg
+from holdfast.runs.result import Results
 
 HOSTILE = '<script>alert("x")</script> & $x_1$'
 
@@ -105,7 +108,7 @@ def test_reading_a_run_never_changes_its_files(tmp_path):
     files = [tmp_path / name for name in ("log.jsonl", "config.json", "run.json")]
     kept = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
     write_report(tmp_path)
-    load_runs(tmp_path)
+    Results.load(tmp_path)
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == kept
 
 
@@ -128,7 +131,7 @@ def test_references_are_the_two_ends_of_the_scale(tmp_path):
     write_run(tmp_path / "references" / "joint", matrix=[[0.9, 0.9, 0.9]] * 3)
     share = ((0.7 + 0.5 + 1.0) / 3 - 0.3) / (0.9 - 0.3)
     found = page(tmp_path)
-    assert list(load_references(tmp_path)) == ["finetune", "joint"]
+    assert list(Results.load(tmp_path).references) == ["finetune", "joint"]
     assert f"closes {100 * share:.1f} % of the gap" in found.text
     assert f"left: {100 * share:.2f}%" in [value for name, value in found.attributes if name == "style"]
 
@@ -150,15 +153,40 @@ def test_one_reference_alone_is_shown_without_a_scale(tmp_path):
     assert "of the gap" not in text
 
 
-def test_several_seeds_are_shown_by_mean_and_standard_error(tmp_path):
+def test_several_seeds_are_shown_by_mean_and_interval(tmp_path):
     finals = (0.4, 0.5, 0.9)
     for seed, final in enumerate(finals):
         write_run(tmp_path / f"seed-{seed}", matrix=[[1.0, 0.0], [final, final]], seed=seed)
     mean = sum(finals) / 3
     error = (sum((final - mean) ** 2 for final in finals) / 2 / 3) ** 0.5
     text = page(tmp_path).text
-    assert f"Kept {100 * mean:.1f} ± {100 * error:.1f} %" in text
-    assert "over 3 seeds" in text
+    assert f"Kept {100 * mean:.1f} ± {100 * 4.302652729911275 * error:.1f} %" in text
+    assert "mean ± 95 % t interval over 3 seeds" in text
+
+
+def test_a_run_that_diverged_has_a_red_line_and_no_part_in_the_means(tmp_path):
+    write_run(tmp_path / "seed-0", matrix=[[1.0, 0.0], [0.6, 0.6]])
+    write_run(tmp_path / "seed-1", matrix=[[1.0, 0.0]], seed=1, finished=False)
+    with (tmp_path / "seed-1" / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "diverged", "reason": "the loss is 1e+29 at step 50"}) + "\n")
+    found = page(tmp_path)
+    assert "Diverged. seed-1: the loss is 1e+29 at step 50" in found.text
+    assert ("class", "notice wrong") in found.attributes
+    assert "Kept 60.0 %" in found.text
+
+
+def test_one_report_parses_the_log_of_each_run_once(tmp_path, monkeypatch):
+    write_run(tmp_path)
+    for name in ("finetune", "joint"):
+        write_run(tmp_path / "references" / name, method=name)
+    opened, parsed = [], []
+    read, made = Path.read_bytes, Log.__init__
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path), read(path))[1])
+    monkeypatch.setattr(Log, "__init__", lambda log, *args: (parsed.append(1), made(log, *args))[1])
+    write_report(tmp_path)
+    logs = [path for path in opened if path.name == "log.jsonl"]
+    assert len(logs) == len(set(logs)) == 3
+    assert len(parsed) == 3
 
 
 def test_an_unfinished_seed_is_left_out_of_the_means_and_named(tmp_path):
@@ -173,7 +201,7 @@ def test_an_unfinished_seed_is_left_out_of_the_means_and_named(tmp_path):
 def test_seeds_are_ordered_by_number(tmp_path):
     for seed in (10, 2, 0):
         write_run(tmp_path / f"seed-{seed}", seed=seed)
-    assert [run.path.name for run in load_runs(tmp_path)] == ["seed-0", "seed-2", "seed-10"]
+    assert [run.path.name for run in Results.load(tmp_path)] == ["seed-0", "seed-2", "seed-10"]
 
 
 def test_regression_is_reported_by_its_loss(tmp_path):
@@ -256,7 +284,8 @@ def test_loss_terms_of_very_different_size_share_a_logarithmic_scale():
 
 def test_numbers_are_said_with_one_decimal_and_their_error():
     assert percent(0.87349) == "87.3 %"
-    assert percent(spread([0.5, 0.7])) == "60.0 ± 10.0 %"
+    assert percent(spread([0.5, 0.6, 0.7])) == "60.0 ± 24.8 %"
+    assert percent(spread([0.5, 0.7])) == "60.0 (50.0, 70.0) %"
     assert points(-0.123) == "−12.3"
     assert number(1234.0) == "1,234"
     assert (percent(None), points(None), number(None), percent(float("nan"))) == ("–",) * 4

@@ -14,9 +14,10 @@ from typing import Any
 
 from holdfast.config.folders import filled
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.metrics.files import replace_file
+from holdfast.metrics.files import read_json, write_json
+from holdfast.runs.result import CONFIG as CONFIG
+from holdfast.runs.result import INFO as INFO
 
-CONFIG, INFO = "config.json", "run.json"
 OLDER = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 """What runs of earlier versions call a precision."""
 
@@ -71,11 +72,6 @@ def drop_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON: whole, or not at all."""
-    replace_file(path, json.dumps(value, indent=2) + "\n")
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration that made the run in `folder`.
 
@@ -97,8 +93,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_info(folder: Path) -> dict[str, Any]:
     """State, versions, seed and command of the run in `folder`; empty if it never started."""
-    path = folder / INFO
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(folder / INFO)
 
 
 def write_info(folder: Path, **changes: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,11 +15,12 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
-from holdfast.core.errors import DataError, HoldfastError, Interrupted
+from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
-from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
+from holdfast.metrics.files import write_json
+from holdfast.metrics.log import LOG_NAME, read_log
 from holdfast.runs.assemble import make_trainer, restore
-from holdfast.runs.checkpoints import CheckpointFolder
+from holdfast.runs.diagnostics import profiled, write_summary
 from holdfast.runs.folder import (
     CONFIG,
     drop_leftovers,
@@ -30,19 +30,14 @@ from holdfast.runs.folder import (
     read_info,
     versions,
     write_info,
-    write_json,
 )
-from holdfast.runs.journal import LOG, Journal
 from holdfast.runs.keys import job_key
-from holdfast.runs.loggers import Loggers
-from holdfast.runs.model_summary import write_summary
-from holdfast.runs.profiling import profiled
-from holdfast.runs.reference_measures import measure_against
+from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
+from holdfast.runs.result import ENDED, Results
+from holdfast.runs.seeds import write_against
 from holdfast.runs.several import learn_too, with_others
-from holdfast.runs.tensors import MODEL, save_tensors
-from holdfast.training import Trainer
 from holdfast.training.evaluation import evaluate as evaluate_data
 
 
@@ -56,7 +51,7 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
         command: what the user typed, kept in `run.json`.
 
     Returns:
-        The run folder.
+        The run folder; the state in its `run.json` is `finished`, or `diverged` where training was stopped for that.
 
     Raises:
         ConfigError: for a wrong configuration, or a folder that exists.
@@ -77,7 +72,7 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
 
 
 def resume(folder: Path, *, quiet: bool = False) -> Path:
-    """Go on with a run that was interrupted, from its newest checkpoint; a finished one is left as it is.
+    """Go on with a run that was interrupted, from its newest checkpoint; one that ended is left as it is.
 
     Args:
         folder: the run folder.
@@ -100,13 +95,13 @@ def _keyed(config: dict[str, Any]) -> dict[str, str]:
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
     with locked(folder), _full_disk_reported(folder), _threads(job.config["threads"]):
         info = read_info(folder)
-        if info.get("state") == "finished":
+        if info.get("state") in ENDED:
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
         for where, part in job.parts().items():
             place = folder / where if where else folder
-            if where and read_info(place).get("state") == "finished":
+            if where and read_info(place).get("state") in ENDED:
                 continue
             again = where.startswith("references/") and not place.exists()
             if again and reuse(place, job_key(part.config), folder.resolve().parent):
@@ -127,8 +122,9 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                 )
             try:
                 if not _ended(place):
-                    _train(place, where, part, quiet)
-                _derive(place)
+                    with suppress(Diverged):  # the log says why, and so do the report and the state of the run
+                        _train(place, where, part, quiet)
+                state = derive(place)
             except BaseException as error:
                 state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
                 with suppress(OSError):  # the disk may be full, which is what `error` says then
@@ -140,10 +136,14 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                 raise
             if where:
                 write_report(place)
-                write_info(place, state="finished", finished=time.time())
-        measure_against(folder)
-        write_report(folder)
-        write_info(folder, state="finished", finished=time.time())
+                write_info(place, state=state, finished=time.time())
+            elif state == "diverged":
+                break  # nothing is left to compare with references
+        runs = Results.load(folder)
+        write_against(runs)
+        write_report(runs)
+        state = "diverged" if any(run.state == "diverged" for run in runs) else "finished"
+        write_info(folder, state=state, finished=time.time())
     return folder
 
 
@@ -161,14 +161,7 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
 
 
 def _ended(place: Path) -> bool:
-    return (place / LOG).is_file() and any(event["event"] == "end" for event in read_log(place / LOG))
-
-
-def _derive(folder: Path) -> None:
-    """Write what follows from the log: accuracy matrix and metrics."""
-    events = read_log(folder / LOG)
-    write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(events))
-    write_json(folder / "metrics.json", compute(events))
+    return (place / LOG_NAME).is_file() and read_log(place).finished
 
 
 def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
@@ -177,79 +170,31 @@ def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     stream = job.make_stream()
     model = job.make_model(stream)
     stream = with_features(stream, model, config["device"])
-    journal = Journal(folder / LOG)
-    try:
-        loggers = Loggers(config["loggers"], folder, config)
-        try:
-            write_summary(folder, model, stream, quiet)
-            with profiled(config["profiler"], folder):
-                seconds = _learn(folder, part, job, stream, model, journal, loggers, quiet)
-            journal.write({"event": "end", "seconds": seconds})
-        finally:
-            loggers.close()
-    finally:
-        journal.close()
+    with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
+        write_summary(folder, model, stream, quiet)
+        with profiled(config["profiler"], folder):
+            seconds = _learn(part, job, stream, model, recording, quiet)
+        recording.end(seconds)
 
 
-def _learn(
-    folder: Path,
-    part: str,
-    job: Job,
-    stream: Stream,
-    model: torch.nn.Module,
-    journal: Journal,
-    loggers: Loggers,
-    quiet: bool,
-) -> float:
-    """Train by the protocol of the configuration; returns the seconds."""
-    begun, config = time.perf_counter(), job.config
-    if config["protocol"] != "continual":
-        if not journal.lines:
-            journal.write(_start(job, stream, model))
-        learn = train_apart if config["protocol"] == "independent" else evaluate_untrained
-        learn(job, stream, journal, functools.partial(make_trainer, job))
+def _learn(part: str, job: Job, stream: Stream, model: torch.nn.Module, recording: Recording, quiet: bool) -> float:
+    """Train by the protocol of the job; returns the seconds."""
+    begun, protocol = time.perf_counter(), job.config["protocol"]
+    method = job.method_name if protocol == "continual" else protocol
+    start = functools.partial(start_event, job.config["seed"], method, stream, model)
+    if protocol != "continual":
+        if not recording.journal.lines:
+            recording.journal.write(start())
+        learn = train_apart if protocol == "independent" else evaluate_untrained
+        learn(job, stream, recording.journal, functools.partial(make_trainer, job))
         return time.perf_counter() - begun
-
-    def record(event: dict[str, Any]) -> None:
-        journal.write(event)
-        loggers.event(event)
-
-    checkpoints = CheckpointFolder(folder / "checkpoints", **config["checkpoint"], lines=journal.settle, config=config)
-    trainer = make_trainer(job, record=record, progress=not quiet, checkpoints=checkpoints)
-    loaded = checkpoints.load()
-    if journal.lines:
-        journal.resume(loaded["lines"] if loaded else 0)
-    if loaded is None:
-        journal.write(_start(job, stream, model))
-    state = None if loaded is None else loaded["state"]
+    state = recording.open(start)
+    trainer = make_trainer(job, record=recording.record, progress=not quiet, checkpoints=recording.checkpoints)
     learn_too(job, part, state)
-    with _stop_on_signals(trainer):
+    with stop_on_signals(trainer):
         trainer.fit(model, stream, resume=state)
-    save_tensors(folder / "checkpoints" / MODEL, dict(model.state_dict()))
+    recording.keep(model)
     return trainer.seconds
-
-
-def _start(job: Job, stream: Any, model: torch.nn.Module) -> dict[str, Any]:
-    config = job.config
-    return {
-        "event": "start",
-        "time": time.time(),
-        "seed": config["seed"],
-        "method": job.method_name if config["protocol"] == "continual" else config["protocol"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "stream": {
-            "name": stream.name,
-            "experiences": len(stream),
-            "classes": stream.classes,
-            "paradigm": stream.paradigm,
-            "experience_classes": [list(experience.classes) for experience in stream],
-            "experience_names": [experience.name for experience in stream],
-            "train_samples": [len(experience.train) for experience in stream],
-            "test_samples": [0 if experience.test is None else len(experience.test) for experience in stream],
-            "class_names": list(stream.class_names),
-            "description": stream.description,
-        },
-    }
 
 
 def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
@@ -286,24 +231,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the step, saves a checkpoint and stops; the second stops at once."""
-
-    def stop(number: int, frame: object) -> None:
-        if trainer.stop:
-            raise KeyboardInterrupt
-        trainer.stop = True
-
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

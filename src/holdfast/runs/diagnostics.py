@@ -1,7 +1,13 @@
-"""The model of a run, layer by layer: `model.txt` in its folder."""
+"""What a run folder holds besides results: the model by layers (`model.txt`), and where time went (`profile.txt`)."""
 
 from __future__ import annotations
 
+import contextlib
+import cProfile
+import io
+import pstats
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -9,7 +15,9 @@ from torch import nn
 from holdfast.core.experience import Stream
 from holdfast.metrics.files import replace_file
 
-FILE = "model.txt"
+MODEL_FILE, PROFILE_FILE = "model.txt", "profile.txt"
+ROWS = 60
+"""Most rows of a profile."""
 
 
 def summarise(model: nn.Module) -> list[tuple[str, str, int, int]]:
@@ -48,8 +56,37 @@ def text(model: nn.Module, stream: Stream) -> str:
 def write_summary(folder: Path, model: nn.Module, stream: Stream, quiet: bool) -> None:
     """Write `model.txt`, and say in one line what it holds unless quiet."""
     content = text(model, stream)
-    replace_file(folder / FILE, content)
+    replace_file(folder / MODEL_FILE, content)
     if not quiet:
-        import sys
-
         sys.stderr.write(content.splitlines()[len(summarise(model))] + "\n")
+
+
+@contextlib.contextmanager
+def profiled(kind: str | None, folder: Path) -> Iterator[None]:
+    """Measure what happens inside.
+
+    Args:
+        kind: `simple` by Python function, `pytorch` by torch operation, None for nothing.
+        folder: gets `profile.txt`, also when the run is interrupted.
+    """
+    if kind is None:
+        yield
+    elif kind == "simple":
+        profile = cProfile.Profile()
+        try:
+            with profile:
+                yield
+        finally:
+            text = io.StringIO()
+            pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(ROWS)
+            replace_file(folder / PROFILE_FILE, text.getvalue())
+    else:
+        import torch
+
+        with torch.profiler.profile() as traced:
+            try:
+                yield
+            finally:
+                traced.stop()
+                table = traced.key_averages().table(sort_by="self_cpu_time_total", row_limit=ROWS)
+                replace_file(folder / PROFILE_FILE, table + "\n")

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from holdfast.metrics.classes import recall_over_time
 from holdfast.metrics.cost import curves
-from holdfast.runs.report_data import Run, Spread, mean_matrix, spread
-from holdfast.runs.report_plots import class_bars, heat_map, learning_rate, loss_terms, over_time, to_svg
+from holdfast.metrics.statistics import Spread, spread
+from holdfast.runs.drawing import to_svg
+from holdfast.runs.plots import class_bars, confusion_map, heat_map, learning_rate, loss_terms, over_time, recall_map
+from holdfast.runs.result import Result
+from holdfast.runs.seeds import mean_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +53,11 @@ class Plot(NamedTuple):
 
 
 def draw(
-    runs: Sequence[Run], names: list[str], prefix: str, table: np.ndarray | None, classes: Sequence[tuple[str, Spread]]
+    runs: Sequence[Result],
+    names: list[str],
+    prefix: str,
+    table: np.ndarray | None,
+    classes: Sequence[tuple[str, Spread]],
 ) -> list[Plot]:
     """The plots of one configuration.
 
@@ -64,7 +72,7 @@ def draw(
         The plots in the order of the page.
     """
     found = [] if table is None else _accuracy_plots(runs, names, prefix, table)
-    lines = curves(runs[0].events)
+    lines = curves(runs[0].log)
     of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
     if lines["terms"]:
         caption = f"What each operation added to the training loss{of}; upright lines part the experiences."
@@ -72,12 +80,13 @@ def draw(
     if len({rate for rate in lines["lr"] if rate is not None}) > 1:
         caption = f"The rate of the steps before each point{of}; upright lines part the experiences."
         found.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
+    found += _class_plots(runs, names)
     if classes:
         found.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
     return found
 
 
-def class_recalls(runs: Sequence[Run]) -> list[tuple[str, Spread]]:
+def class_recalls(runs: Sequence[Result]) -> list[tuple[str, Spread]]:
     """Name and recall at the end of each class, in order, over runs."""
     recalls: dict[int, list[float]] = {}
     names: dict[int, str] = {}
@@ -88,7 +97,38 @@ def class_recalls(runs: Sequence[Run]) -> list[tuple[str, Spread]]:
     return [(names[index], found) for index in sorted(recalls) if (found := spread(recalls[index]))]
 
 
-def _accuracy_plots(runs: Sequence[Run], names: list[str], prefix: str, table: np.ndarray) -> list[Plot]:
+def _class_plots(runs: Sequence[Result], names: list[str]) -> list[Plot]:
+    """What each class is taken for at the end, over all runs, and how well it was recognised after each experience."""
+    plots = []
+    counts: dict[tuple[int, int], int] = {}
+    for run in runs:
+        classes, table = run.confusion()
+        for (row, column), count in np.ndenumerate(table):
+            pair = classes[row], classes[column]
+            counts[pair] = counts.get(pair, 0) + int(count)
+    labels = sorted({label for pair in counts for label in pair})
+    of = f", of all {len(runs)} seeds together" if len(runs) > 1 else ""
+    if len(labels) > 1:
+        table = np.array([[counts.get((row, column), 0) for column in labels] for row in labels])
+        moment = "At the end" if all(run.finished for run in runs) else "So far"
+        caption = f"{moment}, how many samples of each class (rows) were answered with each class (columns){of}."
+        figure = confusion_map(table, [_class_name(runs[0], label) for label in labels])
+        plots.append(Plot("confusion", figure, "Confusions", caption, len(labels)))
+    classes, recalls = recall_over_time(runs[0].log, str(runs[0].metrics["split"]))
+    if len(classes) > 1 and len(names) > 1:
+        first = f" of the first seed ({runs[0].seed})" if len(runs) > 1 else ""
+        caption = f"Per cent of each class's samples that are answered right, after each experience{first}."
+        figure = recall_map(recalls, [_class_name(runs[0], label) for label in classes], names)
+        plots.append(Plot("classes_over_time", figure, "Classes over time", caption, len(names)))
+    return plots
+
+
+def _class_name(run: Result, label: int) -> str:
+    names = run.log.class_names
+    return "none" if label < 0 else names[label] if label < len(names) else str(label)
+
+
+def _accuracy_plots(runs: Sequence[Result], names: list[str], prefix: str, table: np.ndarray) -> list[Plot]:
     told = "told" if prefix else "not told"
     found = [
         Plot(
