@@ -351,7 +351,7 @@ def test_a_disk_that_is_full_when_results_are_written_is_reported_like_any_other
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write_matrix", _no_space)
+        patched.setattr("holdfast.runs.recording.write_matrix", _no_space)
         with pytest.raises(HoldfastError, match=r"(?s)could not write.*space.*resume"):
             runs.run(config(), folder, quiet=True)
     assert runs.resume(folder, quiet=True) == folder

@@ -189,9 +189,13 @@ class Engine:
         return learner(inputs, task) if through is None else learner.forward(inputs, task, through)
 
     def note_unmasked(self, outputs: Tensor, extras: dict[str, Any]) -> None:
-        """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`."""
-        if self.learner.multi_head:
-            extras["unmasked"] = self.learner.head.unmasked[: outputs.shape[0]]  # type: ignore[union-attr, index]
+        """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`.
+
+        Where each task has more than a head of its own, these are not a by-product, and there are none.
+        """
+        unmasked = getattr(self.learner.head, "unmasked", None) if self.learner.multi_head else None
+        if unmasked is not None:
+            extras["unmasked"] = unmasked[: outputs.shape[0]]
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
         """The current data's loss: the method's own criterion, else the learner's."""

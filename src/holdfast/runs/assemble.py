@@ -17,7 +17,7 @@ from holdfast.core.engine import Engine
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
 from holdfast.runs.checkpoints import LAST, load_tensors
-from holdfast.runs.folder import CONFIG, read_config, read_info
+from holdfast.runs.folder import CONFIG, read_config, read_info, refuse_objects
 from holdfast.training import Trainer
 from holdfast.training.ranks import Ranks
 
@@ -80,6 +80,7 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
         )
     config = loaded.get("config") or _config_beside(checkpoint)
     folder = checkpoint.resolve().parent.parent
+    refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     job = validated({**config, **(changes or {})})
     stream = job.make_stream()

@@ -15,7 +15,7 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
-from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
+from holdfast.core.errors import Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.files import write_json
 from holdfast.metrics.log import LOG_NAME, read_log
@@ -28,17 +28,19 @@ from holdfast.runs.folder import (
     new_folder,
     read_config,
     read_info,
+    refuse_objects,
     versions,
     write_info,
 )
 from holdfast.runs.keys import job_key
+from holdfast.runs.loggers import specified
+from holdfast.runs.predict import evaluated
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
 from holdfast.runs.seeds import write_against
 from holdfast.runs.several import learn_too, with_others
-from holdfast.training.evaluation import evaluate as evaluate_data
 
 
 def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
@@ -60,6 +62,7 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     job = job if isinstance(job, Job) else validated(job)
     config = job.config
     job.make_device()
+    specified(config["loggers"])
 
     def work() -> Path:
         folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
@@ -82,6 +85,7 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
         The run folder.
     """
     config = read_config(folder)
+    refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     job = validated(config)
     return with_others(job, lambda: _work(folder, job, quiet))
@@ -209,17 +213,7 @@ def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
         `{"experiences": [evaluate events], "average_accuracy": ..}`.
     """
     restored = restore(where)
-    size = restored.trainer.eval_batch_size
-    found = []
-    for experience in restored.stream:
-        data = getattr(experience, split)
-        if data is not None and len(data):
-            counts = evaluate_data(restored.engine, data, experience.classes, experience.task, size)
-            found.append({"experience": experience.index, "name": experience.name, "split": split, **counts})
-    if not found:
-        raise DataError(f"{where} has no {split} data. Give --split test, or make the stream with validation=0.1.")
-    accuracies = [one["correct"] / one["samples"] for one in found if one["correct"] is not None]
-    return {"experiences": found, "average_accuracy": sum(accuracies) / len(accuracies) if accuracies else None}
+    return evaluated(restored.engine, restored.stream, split, restored.trainer.eval_batch_size)
 
 
 @contextmanager
