@@ -79,6 +79,7 @@ class Operation(nn.Module):
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
+        check_arguments: what `holdfast.testing` makes one with, where defaults are missing or take long.
         name: the name in logs; unique within a method (a second instance is called `replay_2`).
     """
 
@@ -89,6 +90,7 @@ class Operation(nn.Module):
     remembers: tuple[str, ...] = ()
     state: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
+    check_arguments: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()

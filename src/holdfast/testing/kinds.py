@@ -118,10 +118,10 @@ def targets(subject: MethodSubject) -> None:
     """It learns numbers and several labels a row in every loop, or says that it needs class labels."""
     for kind, criterion in CRITERIA.items():
         method = subject.make()
-        of = toys.numbers(kind, tasks="task" in method.needs)
+        of = toys.numbers(kind, tasks="task" in method.needs, rows=24)
         nets = [toys.model(of, classes=2, hidden=[16]) for _ in range(2)]
-        settings: dict[str, Any] = {"batch_size": 8, "epochs": 3}
-        adam = {"name": "Adam", "lr": 0.02}
+        settings: dict[str, Any] = {"batch_size": 8, "epochs": 4}
+        adam = {"name": "Adam", "lr": 0.05}
         if "classes" in method.needs:
             for run in ("trainer", "drop-in"):
                 check_refuses_numbers(subject.make(), nets[0], of, criterion, run)
@@ -131,7 +131,7 @@ def targets(subject: MethodSubject) -> None:
         except HoldfastError as error:
             expect(refused(error), f"`{subject.name}` is refused with {kind} as targets, but in no sentence: {error}")
             continue
-        toys.wrap(subject.make(), nets[1], of, lambda p: torch.optim.Adam(p, lr=0.02), criterion=criterion, **settings)
+        toys.wrap(subject.make(), nets[1], of, lambda p: torch.optim.Adam(p, lr=0.05), criterion=criterion, **settings)
         different = toys.differing(*nets)
         expect(not different, f"`{subject.name}` on {kind}: other {', '.join(different)} in the drop-in.")
         events = [event for event in trainer.events if event["event"] == "evaluate"]

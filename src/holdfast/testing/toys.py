@@ -144,7 +144,7 @@ def wrap(
     order_rng = cl.learner.rng("order")
     net.train()
     for experience in of:
-        data = cl.begin(experience, epochs=epochs, batch_size=batch_size)
+        data = cl.begin(experience, epochs=epochs, batch_size=batch_size * accumulate)
         assert data is not None
         total, done = epochs * -(-len(data) // batch_size), 0
         for _ in range(epochs if len(data) else 0):
