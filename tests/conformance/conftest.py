@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from holdfast.core.operation import Operation
 from holdfast.operations import Remember
 from holdfast.testing import METHOD_CHECKS, OPERATION_CHECKS
 from holdfast.testing.subjects import TRAINED
+from holdfast.testing.toys import model as any_model
+from holdfast.testing.toys import model_for
 
 SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph"}
 """Checks that are left to the slow tests: the digests train in the same ways, and the last two train for long."""
@@ -96,3 +99,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
     if "make" in metafunc.fixturenames:
         metafunc.parametrize("make", subjects())
+
+
+@pytest.fixture
+def toy(toy: Any, request: pytest.FixtureRequest) -> Any:
+    """The toys, with the model that the subject's operations ask for, where they do not work with just any."""
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    made: Any = ()
+    if "make" in params:
+        made = params["make"]()
+    elif "method_name" in params:
+        made = getattr(holdfast.methods, params["method_name"])()
+    elif "operation_name" in params:
+        made = [getattr(holdfast.operations, params["operation_name"])]
+    chosen = model_for(made)
+    return toy if chosen is any_model else SimpleNamespace(**{**vars(toy), "model": chosen})

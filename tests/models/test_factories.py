@@ -138,7 +138,7 @@ def test_xavier_weights_are_within_their_bound_and_biases_are_zero():
         ({"activation": "rele"}, "unknown activation 'rele'; did you mean 'relu'"),
         ({"init": "xavie"}, "unknown init 'xavie'; did you mean 'xavier'"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"hidden": [10, 0]}, r"hidden \[10, 0\]"),
+        ({"hidden": [10, 0]}, r"hidden=\[10, 0\]"),
         ({"input_shape": (0,)}, r"input_shape \[0\]"),
     ],
 )

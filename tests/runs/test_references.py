@@ -8,9 +8,8 @@ import pytest
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.metrics import read_log
-from holdfast.metrics.continual import forgetting_ratio, transfer_from_independent
+from holdfast.metrics.references import against, forgetting_ratio, transfer_from_independent
 from holdfast.runs.folder import read_info
-from holdfast.runs.reference_measures import against
 from holdfast.runs.run import resume, run
 
 SMALL = ["trainer.epochs=2", "stream.experiences=2", "model.hidden=[8]", "references=[joint,independent,random]"]

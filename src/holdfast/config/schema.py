@@ -49,19 +49,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     "limit_train_batches": {"gt": 0},
     "limit_val_batches": {"gt": 0},
     "limit_test_batches": {"gt": 0},
-    "experiences": {"ge": 1},
-    "validation": {"ge": 0, "lt": 1},
-    "test_fraction": {"ge": 0, "lt": 1},
-    "dropout": {"ge": 0, "lt": 1},
-    "width": {"ge": 1},
-    "workers": {"ge": 0},
 }
-"""Parameters of our own that mean the same wherever they stand, with the values that make sense.
-
-Operations and optimisers check their own values when a configuration is checked; what is built from data cannot be.
-"""
-
-BOUNDED = ("trainer", "streams", "datasets", "models")
+"""Settings of the trainer, with the values that make sense."""
 
 Fields = dict[str, Any]
 
@@ -72,24 +61,32 @@ def trainer_parameters() -> list[Parameter]:
     return [p for p in parameters(trainer) if p.configurable and p.name not in TRAINER_SUPPLIED]
 
 
-def model_of(kind: str, name: str) -> type[BaseModel]:
+def model_of(kind: str, name: str, inside: bool = False) -> type[BaseModel]:
     """The pydantic model of one block: `name` and the parameters of the callable of that name.
+
+    Args:
+        kind: of the block.
+        name: of the callable.
+        inside: whether it is a stream inside another one, which gives it its data set.
 
     Raises:
         ConfigError: where there is nothing of that name.
     """
-    return _model_of(kind, name)
+    return _model_of(kind, name, inside)  # type: ignore[no-any-return]
 
 
 @kinds.cached
-def _model_of(kind: str, name: str) -> type[BaseModel]:
+def _model_of(kind: str, name: str, inside: bool = False) -> type[BaseModel]:
     function = kinds.find(kind, name)
     summary, _ = docs(function.__doc__)
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
-    if kind == "streams":
+    if kind == "streams" and not inside:
         fields |= _dataset_fields(parameters(function))
     for parameter in kinds.configurable(kind, function):
-        fields |= _field(parameter, kind)
+        if kind == "streams" and parameter.name == "of":
+            fields["of"] = (_inner_stream() | None, Field(None, description=parameter.doc))
+        else:
+            fields |= _field(parameter, kind)
     if kind == "schedulers":
         every = "move the learning rate after every epoch or after every step"
         fields["every"] = (Literal["epoch", "step"], Field("epoch", description=every))
@@ -99,7 +96,7 @@ def _model_of(kind: str, name: str) -> type[BaseModel]:
 def _field(parameter: Parameter, kind: str) -> Fields:
     """One parameter as a field; under another name inside, since `copy` or `schema` would hide pydantic's own."""
     numbers = set(get_args(parameter.type) or (parameter.type,)) <= {int, float, type(None)}
-    constraint: dict[str, Any] = BOUNDS.get(parameter.name, {}) if kind in BOUNDED and numbers else {}
+    constraint: dict[str, Any] = BOUNDS.get(parameter.name, {}) if kind == "trainer" and numbers else {}
     default = ... if parameter.default is REQUIRED else parameter.default
     return {
         f"given_{parameter.name}": (
@@ -160,6 +157,19 @@ def _block(kind: str) -> Any:
     choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in kinds.names(kind)]
     if kind == "methods":
         choices.append(Annotated[_composition(), Tag(TAG + "operations")])
+    return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
+
+
+def inner_streams() -> list[str]:
+    """The streams that another one can cut: those of one data set that cut none themselves."""
+    given = {name: {p.name for p in parameters(value)} for name, value in kinds.names("streams").items()}
+    return [name for name, taken in given.items() if "dataset" in taken and "of" not in taken]
+
+
+@kinds.cached
+def _inner_stream() -> Any:
+    """The type of a stream inside another one."""
+    choices = [Annotated[_model_of("streams", name, True), Tag(TAG + name)] for name in inner_streams()]
     return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
 
 

@@ -85,7 +85,7 @@ def works(make: Callable[[], Method], subject: OperationSubject) -> bool:
 def check_operation(
     kind: type[Operation],
     *beside: Operation,
-    stream: Callable[..., Stream] = toys.stream,
+    stream: Callable[..., Stream] = toys.small,
     model: Callable[..., nn.Module] = toys.model,
     only: Iterable[str] | None = None,
     skip: Iterable[str] = (),
@@ -113,6 +113,7 @@ def check_operation(
         >>> check_operation(AnchorPenalty, strength=0.5, only=["clone", "json"])
         {'clone': 'passed', 'json': 'passed'}
     """
+    model = toys.model_for((kind, *beside)) if model is toys.model else model
     subject = OperationSubject(kind, arguments_of(kind, arguments), beside, stream, model)
     return run_checks(f"`{kind.__name__}`", subject, OPERATION_CHECKS, only, skip)
 
@@ -120,7 +121,7 @@ def check_operation(
 def check_method(
     method: Method | Callable[..., Method],
     *,
-    stream: Callable[..., Stream] = toys.stream,
+    stream: Callable[..., Stream] = toys.small,
     model: Callable[..., nn.Module] = toys.model,
     only: Iterable[str] | None = None,
     skip: Iterable[str] = (),
@@ -148,9 +149,11 @@ def check_method(
         {'resume': 'passed'}
     """
     if isinstance(method, Method):
+        model = toys.model_for(method) if model is toys.model else model
         subject = MethodSubject(method.name, method.clone, None, stream, model)
     else:
         given = arguments_of(method, arguments)
+        model = toys.model_for(method(**given)) if model is toys.model else model
         name = getattr(method, "__name__", "method")
         subject = MethodSubject(name, lambda: method(**given), method, stream, model)
     return run_checks(f"`{subject.name}`", subject, METHOD_CHECKS, only, skip)

@@ -272,7 +272,7 @@ def no_graph_kept(subject: MethodSubject) -> None:
 
 def check_live_tensors(
     make: Callable[[], Method],
-    stream: Callable[..., Stream] = toys.stream,
+    stream: Callable[..., Stream] = toys.small,
     model: Callable[..., nn.Module] = toys.model,
     name: str = "method",
     steps: int = 40,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextvars import Token
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_rows
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
+from holdfast.core.task import Task, enter_task, leave_task, running_task
 from holdfast.training.advice import ADVICE
 from holdfast.training.capture import Capture, called_with, cut, first_leaf, join_call, logits_of
 from holdfast.training.checks import check_compiled, hook_count, unwrapped
@@ -63,7 +65,8 @@ class Forwards:
         self._blank = torch.empty(0)
         self._joins = self.engine.acts_at("batch")
         self._distributed = isinstance(model, DistributedDataParallel)
-        self._hooks = [model.register_forward_hook(self._after_forward, with_kwargs=True)]
+        self._entered: Token[Task] | None = None
+        self._hooks = [model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True)]
         if self._acts_before():
             self._hooks.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
 
@@ -117,8 +120,7 @@ class Forwards:
             self._blank = torch.empty(rows)
         self._batch = batch = self.engine.batch(Batch(tree, self._blank, learner.task))
         if not batch.appended:
-            if learner.multi_head:
-                learner.head.task = learner.task  # type: ignore[union-attr, assignment]
+            self._enter(learner.task)
             return None
         if learner.multi_head:
             self._tell_tasks(batch, rows)
@@ -130,14 +132,24 @@ class Forwards:
         task = batch.task
         if task is not None and all("task" in other for other in appended):
             task = torch.cat([task_column(task, rows, self.learner.device), *(other["task"] for other in appended)])
-        self.learner.head.task = task  # type: ignore[union-attr, assignment]
-        self.learner.given_task = task
+        self._enter(task)
+
+    def _enter(self, task: Task) -> None:
+        """The forward that begins is of `task`, until `_after_forward`, which comes after an error too."""
+        self._leave()
+        if running_task() is None:  # else whoever calls the model has said which
+            self._entered = enter_task(task)
+
+    def _leave(self) -> None:
+        token, self._entered = self._entered, None
+        if token is not None:
+            leave_task(token)
 
     def _after_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
-        if not self._listening():
+        self._leave()
+        if not self._listening() or outputs is None:
             return None
         self._check_direct_call()
-        self.learner.given_task = None
         batch, self._batch = self._batch, None
         given, joined = outputs, batch is not None and bool(batch.appended)
         if self._given_output is None and not isinstance(outputs, Tensor):

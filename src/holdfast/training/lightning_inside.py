@@ -90,7 +90,7 @@ class Inside(Continual):
         if self._joins or self.learner.multi_head:
             args, kwargs = super()._before_forward(module, args, kwargs) or (args, kwargs)
         if self.learner.prepare is not None and args:
-            args = (self.learner.prepare(args[0], module.training, self.learner._augment), *args[1:])
+            args = (self.learner.forward.prepared(args[0], module.training), *args[1:])
         return args, kwargs
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from holdfast.training.divergence import Watch
 from holdfast.training.evaluation import evaluate
 from holdfast.training.limits import limited
 from holdfast.training.window import Window
@@ -23,12 +24,17 @@ class Records:
         self.trainer = trainer
         self.events: list[dict[str, Any]] = []
         self.window = Window(trainer.learner)
+        self.watch = Watch(trainer.model, trainer.on_divergence)
 
     def write(self, **event: Any) -> None:
         """Keep one event."""
         self.events.append(event)
         if self.trainer.record is not None:
             self.trainer.record(event)
+        noticed = self.watch.notice(event, self.window.first)
+        if noticed is not None:
+            self.write(**noticed)
+            self.watch.stop(noticed)
 
     def write_window(self) -> None:
         """Keep means over the steps since the last window, and their learning rate."""

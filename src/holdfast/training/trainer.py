@@ -18,6 +18,7 @@ from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import OFFERS
 from holdfast.training.compiling import compiled_forward, recompilable
+from holdfast.training.divergence import OnDivergence
 from holdfast.training.export import copied
 from holdfast.training.launch import Strategy, check_processes, train_together
 from holdfast.training.loop import Loop
@@ -76,6 +77,8 @@ class Trainer:
         detect_anomaly: let torch say where a gradient became NaN; slow.
         compile: compile the model's forward with `torch.compile`.
         log_every: steps between two records of loss and accuracy.
+        on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
+            `go_on`; looked at with each record.
         seed: of every random choice.
         device: where to train, for instance `cpu` or `cuda`.
         devices: processes on this machine, one device each, that train one model together; see `training.launch`.
@@ -131,6 +134,7 @@ class Trainer:
         detect_anomaly: bool = False,
         compile: bool = False,
         log_every: int = 50,
+        on_divergence: OnDivergence = "stop",
         seed: int = 0,
         device: str | torch.device = "cpu",
         devices: int = 1,
@@ -179,6 +183,7 @@ class Trainer:
         self.detect_anomaly = detect_anomaly
         self.compile = compile
         self.log_every = log_every
+        self.on_divergence = on_divergence
         self.seed = seed
         self.devices = devices
         self.num_nodes = num_nodes

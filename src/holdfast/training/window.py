@@ -15,6 +15,10 @@ class Window:
 
     Args:
         learner: whose logged scalars are read.
+
+    Attributes:
+        steps: in the window.
+        first: the largest loss, or term of a loss, of the very first step; None before the first reading.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -22,6 +26,7 @@ class Window:
         self._outputs: list[Tensor] = []
         self._targets: list[Tensor] = []
         self.steps = 0
+        self.first: float | None = None
 
     def add(self, outputs: Tensor | None, targets: Tensor) -> None:
         """Keep one step's outputs and targets; nothing is computed yet."""
@@ -33,6 +38,9 @@ class Window:
     def read(self) -> dict[str, Any]:
         """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
         terms = {name: _weighed_sum(values) / self.steps for name, values in self._learner.logged.items()}
+        if self.first is None and self.steps:
+            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps]
+            self.first = max((abs(float(value)) for value in logged), default=None)
         accuracy = None
         if self._outputs and len({output.shape[1] for output in self._outputs}) == 1:
             hits = torch.cat(self._outputs).argmax(1) == torch.cat(self._targets)
