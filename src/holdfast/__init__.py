@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from holdfast.training import Continual, Trainer
     from holdfast.training.blocks import ContinualLearner, EpisodicMemory
     from holdfast.training.classifier import ContinualClassifier
+    from holdfast.training.endless import StreamTrainer
     from holdfast.training.masked import masked_accuracy, masked_cross_entropy
-    from holdfast.training.streaming import StreamTrainer
 
 _WHERE = {
     "Batch": "holdfast.core.experience",
@@ -38,7 +38,7 @@ _WHERE = {
     "Operation": "holdfast.core.operation",
     "Step": "holdfast.core.step",
     "Stream": "holdfast.core.experience",
-    "StreamTrainer": "holdfast.training.streaming",
+    "StreamTrainer": "holdfast.training.endless",
     "TaskDict": "holdfast.streams.task_dict",
     "Trainer": "holdfast.training",
     "masked_accuracy": "holdfast.training.masked",
