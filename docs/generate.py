@@ -18,7 +18,7 @@ from typing import Any, cast
 from typer.main import get_command
 
 from holdfast.cli import app
-from holdfast.config import namespaces
+from holdfast.config import kinds
 from holdfast.config.build import resolve
 from holdfast.config.describe import Description, describe
 from holdfast.config.json_types import type_name
@@ -96,7 +96,7 @@ def can_i_use(name: str, needs: dict[str, str]) -> str:
 
 def method_page(name: str) -> str:
     """The page of one published method."""
-    value, about = namespaces.find("methods", name), describe("methods", name)
+    value, about = kinds.find("methods", name), describe("methods", name)
     formula, named = sections(value)
     method = example_of(value)
     parts = [f"# `{name}`", NOTE, about.summary, formula, f"Paper: {about.paper}." if about.paper else ""]
@@ -163,7 +163,7 @@ def operation_page(name: str) -> str:
 
 def operation_class(name: str) -> type[Operation]:
     """The class that a configuration's name stands for."""
-    return cast("type[Operation]", namespaces.find("operations", name))
+    return cast("type[Operation]", kinds.find("operations", name))
 
 
 def moments(value: type[Operation]) -> str:
@@ -179,7 +179,7 @@ def remembers(value: type[Operation]) -> str:
 
 def own(kind_: str) -> list[str]:
     """The names that Holdfast itself offers, without those of installed plugins."""
-    return sorted(name for name, value in namespaces.names(kind_).items() if value.__module__.startswith("holdfast."))
+    return sorted(name for name, value in kinds.names(kind_).items() if value.__module__.startswith("holdfast."))
 
 
 def all_of(kind_: str) -> list[Description]:

@@ -60,11 +60,11 @@ def test_an_unknown_command_suggests_the_nearest():
 
 @pytest.mark.parametrize("kind", ["methods", "operations", "streams", "datasets", "models", "optimizers", "schedulers"])
 def test_list_has_one_line_for_each_name(kind):
-    from holdfast.config import namespaces
+    from holdfast.config import kinds
 
     result = call("list", kind)
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == list(namespaces.names(kind))
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(kinds.names(kind))
 
 
 def test_list_shows_needs_and_role():

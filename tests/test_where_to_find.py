@@ -7,7 +7,7 @@ import pytest
 
 import holdfast
 from holdfast import memory, models
-from holdfast.config import namespaces
+from holdfast.config import kinds
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.core.errors import ConfigError
@@ -33,9 +33,9 @@ def exists(name):
     """Whether one of our names is one: of a namespace, of the package, or a change of a configuration."""
     kind, _, rest = name.partition(".")
     if kind in ("methods", "operations", "streams", "datasets"):
-        return rest in namespaces.names(kind)
+        return rest in kinds.names(kind)
     if kind == "models":
-        return rest in namespaces.names("models") or hasattr(models, rest)
+        return rest in kinds.names("models") or hasattr(models, rest)
     if kind == "memory":
         return rest in memory.__all__
     if kind == "holdfast":

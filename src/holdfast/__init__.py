@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from holdfast import methods, metrics, models, operations, streams
+    from holdfast.config.plugins import plugin
     from holdfast.core.boundary import Every, OnNewClass
     from holdfast.core.experience import Batch, Data, Experience, Stream
     from holdfast.core.learner import Learner
@@ -43,6 +44,7 @@ _WHERE = {
     "Trainer": "holdfast.training",
     "masked_accuracy": "holdfast.training.masked",
     "masked_cross_entropy": "holdfast.training.masked",
+    "plugin": "holdfast.config.plugins",
 }
 _MODULES = {
     "datasets": "holdfast.streams.datasets",
@@ -78,6 +80,7 @@ __all__ = [
     "metrics",
     "models",
     "operations",
+    "plugin",
     "streams",
 ]
 

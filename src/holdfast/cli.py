@@ -42,6 +42,14 @@ Folders = Annotated[
     list[Path] | None,
     typer.Option("--config-dir", help="Your own folder of config groups; may be given again.", show_default=False),
 ]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        help="A Python file whose operations, methods, streams and so on can be named; may be given again.",
+        show_default=False,
+    ),
+]
 Checkpoint = Annotated[
     str,
     typer.Argument(
@@ -99,6 +107,7 @@ def run(
             "--references", help="Runs to compare with: joint,independent,random,finetune", show_default=False
         ),
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Train, evaluate and report: the default job, or the one in CONFIG.
 
@@ -111,13 +120,23 @@ def run(
     if references is not None:
         words.append(f"references=[{references}]")
     with reported(None if multirun else out):
+        plugged(plugin)
         if multirun:
+            from holdfast.compat.dialects import DIALECTS
             from holdfast.runs.sweep import sweep
 
             path, changes = split_words(words)
             chosen, changes = launched(changes, launcher)
             folder, failed = sweep(
-                path, changes, config_dir or [], out, jobs=jobs, quiet=quiet, command=command, launcher=chosen
+                path,
+                changes,
+                config_dir or [],
+                out,
+                jobs=jobs,
+                quiet=quiet,
+                command=command,
+                launcher=chosen,
+                dialects=DIALECTS,
             )
             typer.echo(str(folder))
             if failed:
@@ -133,9 +152,10 @@ def run(
 
 
 @app.command()
-def resume(folder: Run, quiet: Quiet = False) -> None:
+def resume(folder: Run, quiet: Quiet = False, plugin: Plugins = None) -> None:
     """Go on with a run that was interrupted, to the same weights as if it had not been."""
     with reported(folder):
+        plugged(plugin)
         from holdfast.runs.run import resume as resume_run
 
         told(resume_run(folder, quiet=quiet), quiet)
@@ -145,9 +165,11 @@ def resume(folder: Run, quiet: Quiet = False) -> None:
 def evaluate(
     checkpoint: Checkpoint,
     split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
+    plugin: Plugins = None,
 ) -> None:
     """Evaluate the last checkpoint of a run on every experience."""
     with reported():
+        plugged(plugin)
         if split not in ("test", "validation"):
             raise ConfigError(f"there is no split {split!r} to evaluate on. Write --split test or --split validation.")
         from holdfast.runs.run import evaluate as evaluate_run
@@ -173,9 +195,11 @@ def predict(
     task: Annotated[
         int | None, typer.Option("--task", help="The task, for a model with a head per task.", show_default=False)
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Predict the class of new inputs with the last checkpoint of a run: a CSV file, and a picture of some of them."""
     with reported():
+        plugged(plugin)
         from holdfast.runs.predict import predict as predict_run
 
         typer.echo(str(predict_run(checkpoint, inputs, out, task=task)))
@@ -207,9 +231,12 @@ def show_config(
     config_dir: Folders = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole job as JSON, to be kept in a file.")] = False,
     groups: Annotated[bool, typer.Option("--groups", help="List the config groups and what can be chosen.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show what a configuration composes to, as a tree with where each value came from; nothing is run."""
     with reported():
+        plugged(plugin)
+        from holdfast.compat.dialects import DIALECTS
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
         from holdfast.config.groups import Library
@@ -223,7 +250,7 @@ def show_config(
             _console().print(table)
             return
         path, changes = split_words(list(job or []))
-        composition = compose(path, changes, config_dir or [])
+        composition = compose(path, changes, config_dir or [], DIALECTS)
         resolved = resolve(composition.config, path or "")
         if as_json:
             typer.echo(json.dumps(resolved, indent=2))
@@ -245,14 +272,15 @@ def convert(
 ) -> None:
     """Print the job that a CLMixer file stands for; what is done differently is told on standard error."""
     with reported():
-        from holdfast.config import clmixer
+        from holdfast.compat import clmixer
+        from holdfast.compat.dialects import DIALECTS
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
         from holdfast.config.files import read
 
         if not clmixer.recognised(read(file)):
             raise ConfigError(f"{file} is no CLMixer file: it has none of {', '.join(clmixer.OURS)}. Run it as it is.")
-        composition = compose(file, changes or [])
+        composition = compose(file, changes or [], dialects=DIALECTS)
         typer.echo(json.dumps(resolve(composition.config, file), indent=2))
         for note in composition.notes:
             typer.echo(note, err=True)
@@ -263,27 +291,29 @@ def list_names(
     kind: Annotated[
         str,
         typer.Argument(
-            help="methods, operations, streams, datasets, models, optimizers, schedulers or criteria.",
+            help="methods, operations, streams, datasets, models, optimizers, schedulers, criteria, metrics, ...",
             show_default=False,
         ),
     ],
     name: Annotated[str | None, typer.Argument(help="One of them, for its parameters.", show_default=False)] = None,
+    plugin: Plugins = None,
 ) -> None:
     """List what a configuration can name, or the parameters of one of them."""
     with reported():
-        from holdfast.config import namespaces
+        plugged(plugin)
+        from holdfast.config import kinds
         from holdfast.config.describe import describe
 
         if name is not None:
             _details(kind, name)
             return
-        rows = [describe(kind, key) for key in namespaces.names(kind)]
+        rows = [describe(kind, key) for key in kinds.names(kind)]
         table = _table()
         for row in rows:
             needs = f"needs {', '.join(row.needs)}" if row.needs else ""
             table.add_row(row.name, row.summary, needs, row.role)
         _console().print(table)
-        for problem, reason in namespaces.problems(kind).items():
+        for problem, reason in kinds.problems(kind).items():
             typer.echo(f"{problem}: not for configurations, since {reason}", err=True)
 
 
@@ -317,9 +347,10 @@ def cache(
 
 
 @app.command()
-def validate(job: Job = None, config_dir: Folders = None) -> None:
+def validate(job: Job = None, config_dir: Folders = None, plugin: Plugins = None) -> None:
     """Check a configuration without loading anything, and show what it stands for."""
     with reported():
+        plugged(plugin)
         from holdfast.config.summary import summary
 
         config = resolved_job(job, config_dir)
@@ -331,12 +362,27 @@ def validate(job: Job = None, config_dir: Folders = None) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(plugin: Plugins = None) -> None:
     """Print the JSON Schema of configurations, for completion in editors."""
     with reported():
+        plugged(plugin)
         from holdfast.config.json_schema import json_schema
 
         typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def plugged(files: list[Path] | None) -> None:
+    """Import the plug-in files of a command."""
+    if not files:
+        return
+    from holdfast.config.plugins import use
+
+    names = [file.name for file in files]
+    twice = next((name for name in names if names.count(name) > 1 and len({*files}) == len(files)), None)
+    if twice is not None:
+        raise ConfigError(f"--plugin: two files are called {twice}. Rename one of them.")
+    for file in files:
+        use(file)
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
@@ -370,10 +416,11 @@ def resolved_job(job: list[str] | None, folders: list[Path] | None = None, singl
         single: whether it is to be one run, so that files that describe a sweep are refused.
     """
     path, words = split_words(list(job or []))
+    from holdfast.compat.dialects import DIALECTS
     from holdfast.config.build import resolve
     from holdfast.config.compose import compose
 
-    composition = compose(path, words, folders or [])
+    composition = compose(path, words, folders or [], DIALECTS)
     if single and composition.search is not None:
         keys = ", ".join(composition.search.params)
         raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
@@ -407,19 +454,26 @@ def reported(folder: Path | None = None) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         left = next((str(value) for value in interrupt.args if value), None) or folder
-        typer.echo(f"\ninterrupted; go on with: holdfast resume {shlex.quote(str(left)) if left else 'RUN'}", err=True)
+        place = shlex.quote(str(left)) if left else "RUN"
+        typer.echo(f"\ninterrupted; go on with: holdfast resume {place}{_plugin_flags()}", err=True)
         raise typer.Exit(130) from None
     except HoldfastError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         interrupted = type(error).__name__ == "Interrupted"
         if interrupted and folder is not None and "resume" not in str(error):
-            typer.echo(f"go on with: holdfast resume {shlex.quote(str(folder))}", err=True)
+            typer.echo(f"go on with: holdfast resume {shlex.quote(str(folder))}{_plugin_flags()}", err=True)
         raise typer.Exit(130 if interrupted else 2 if isinstance(error, ConfigError) else 1) from None
     except ImportError as error:
         if "pip install 'holdfast[" not in str(error):
             raise
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+
+
+def _plugin_flags() -> str:
+    """The plug-in files of this command, as options to write again."""
+    module = sys.modules.get("holdfast.config.plugins")
+    return "" if module is None else str(module.flags())
 
 
 def _details(kind: str, name: str) -> None:

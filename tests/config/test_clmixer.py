@@ -5,9 +5,11 @@ import re
 
 import pytest
 
-from holdfast.config import clmixer, namespaces
+from holdfast.compat import clmixer
+from holdfast.compat.clmixer_operations import KNOWN
+from holdfast.compat.dialects import DIALECTS
+from holdfast.config import kinds
 from holdfast.config.build import build_method, build_model, build_stream, resolve
-from holdfast.config.clmixer_operations import KNOWN
 from holdfast.config.compose import compose
 from holdfast.core.errors import ConfigError
 from holdfast.training import Trainer
@@ -65,7 +67,7 @@ def job(tmp_path):
     def make(content, *changes):
         file = tmp_path / "clmixer.json"
         file.write_text(json.dumps(content))
-        composition = compose(file, list(changes))
+        composition = compose(file, list(changes), dialects=DIALECTS)
         return resolve(composition.config), composition.notes
 
     return make
@@ -188,7 +190,7 @@ def test_every_operation_of_clmixer_is_translated(job, name):
     }
     found, notes = job(plugin)
     named = [one["name"] for one in found["method"].get("operations", [])]
-    assert set(named) <= set(namespaces.names("operations"))
+    assert set(named) <= set(kinds.names("operations"))
     assert notes
 
 

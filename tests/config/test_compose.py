@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from holdfast.compat.dialects import DIALECTS
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.config.files import read
@@ -27,7 +28,7 @@ def mine(tmp_path):
 
 
 def job(*changes, folders=(), path=None):
-    return resolve(compose(path, changes, folders).config)
+    return resolve(compose(path, changes, folders, DIALECTS).config)
 
 
 @pytest.mark.parametrize("name", Library().choices("experiment"))
@@ -139,7 +140,9 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 def test_every_value_says_where_it_came_from(tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text("method: {name: er, capacity: 50}\ntrainer: {batch_size: 8}\n")
-    composition = compose(file, ["stream=split_digits", "trainer.max_epochs=2", "method.size=9", "optimizer=Adam"])
+    composition = compose(
+        file, ["stream=split_digits", "trainer.max_epochs=2", "method.size=9", "optimizer=Adam"], dialects=DIALECTS
+    )
     found = lines(composition, resolve(composition.config))
     said = {key: source for key, (_, source) in found.items()}
     assert said["method.capacity"] == str(file)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from holdfast.compat.dialects import DIALECTS
 from holdfast.config.build import resolve, trainer_arguments
 from holdfast.config.compose import compose
 from holdfast.core.errors import ConfigError
 
 
 def job(*changes):
-    return resolve(compose(None, ["experiment=digits", *changes]).config)
+    return resolve(compose(None, ["experiment=digits", *changes], dialects=DIALECTS).config)
 
 
 @pytest.mark.parametrize(
@@ -128,5 +129,5 @@ def test_changes_of_an_experience_reach_the_trainer_and_are_written_down_as_give
 def test_a_file_may_use_the_names_of_lightning(tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text("trainer: {max_epochs: 3, accelerator: gpu, gradient_clip_val: 1.0}\n")
-    found = resolve(compose(file, ["trainer.epochs=5"]).config)
+    found = resolve(compose(file, ["trainer.epochs=5"], dialects=DIALECTS).config)
     assert (found["trainer"]["epochs"], found["device"], found["trainer"]["clip_norm"]) == (5, "cuda", 1.0)

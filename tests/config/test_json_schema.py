@@ -5,7 +5,7 @@ import json
 import jsonschema
 import pytest
 
-from holdfast.config import namespaces
+from holdfast.config import kinds
 from holdfast.config.build import resolve
 from holdfast.config.defaults import default
 from holdfast.config.json_schema import json_schema
@@ -73,8 +73,8 @@ def test_a_wrong_configuration_is_invalid(validator, job):
 def test_every_name_and_parameter_is_in_the_schema_with_its_description():
     definitions = json_schema()["$defs"]
     for kind in ("methods", "operations", "models", "optimizers"):
-        for name, function in namespaces.names(kind).items():
-            properties = definitions[f"{namespaces.SINGULAR[kind]}_{name}"]["properties"]
-            for parameter in namespaces.configurable(kind, function):
+        for name, function in kinds.names(kind).items():
+            properties = definitions[f"{kinds.KINDS[kind].word}_{name}"]["properties"]
+            for parameter in kinds.configurable(kind, function):
                 assert parameter.name in properties
                 assert not parameter.doc or properties[parameter.name]["description"] == parameter.doc

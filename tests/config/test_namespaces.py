@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 import pytest
 import torch
 
-from holdfast.config import namespaces, schema
+from holdfast.config import kinds
 from holdfast.config.build import build_method, resolve
 from holdfast.config.describe import describe
 from holdfast.config.json_types import PYTHON_ONLY, json_type, type_name
@@ -40,16 +40,16 @@ def install(monkeypatch):
     module.Third, module.third_method, module.number = Third, third_method, 3
     monkeypatch.setitem(__import__("sys").modules, "third_package", module)
     points = []
-    monkeypatch.setattr(namespaces, "entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setattr(kinds, "entry_points", lambda group: [p for p in points if p.group == group])
 
     def add(kind, name, value):
         points.append(EntryPoint(name, value, f"holdfast.{kind}"))
-        schema.forget()
+        kinds.forget()
 
-    schema.forget()
+    kinds.forget()
     yield add
     monkeypatch.undo()
-    schema.forget()
+    kinds.forget()
 
 
 def test_an_installed_operation_can_be_named(install):
@@ -68,35 +68,35 @@ def test_an_installed_method_can_be_named(install):
 def test_a_broken_package_is_reported_and_does_not_stop_the_others(install):
     install("methods", "broken", "no_such_module:nothing")
     install("methods", "third_method", "third_package:third_method")
-    assert "third_method" in namespaces.names("methods")
+    assert "third_method" in kinds.names("methods")
     with pytest.raises(ConfigError, match=r"'broken' cannot be used: .*is broken \(ModuleNotFoundError"):
         resolve({"method": "broken"})
 
 
 def test_what_is_no_operation_is_reported(install):
     install("operations", "number", "third_package:number")
-    assert "is no operation" in namespaces.problems("operations")["number"]
+    assert "is no operation" in kinds.problems("operations")["number"]
 
 
 def test_a_name_of_our_own_cannot_be_taken(install):
-    own = namespaces.find("methods", "er")
+    own = kinds.find("methods", "er")
     install("methods", "er", "third_package:third_method")
-    assert namespaces.find("methods", "er") is own
-    assert any("its own method" in reason for reason in namespaces.problems("methods").values())
+    assert kinds.find("methods", "er") is own
+    assert any("its own method" in reason for reason in kinds.problems("methods").values())
 
 
 def test_a_name_that_two_packages_offer_is_refused(install):
     install("methods", "mine", "third_package:third_method")
     install("methods", "mine", "third_package:third_method")
-    assert "mine" not in namespaces.names("methods")
+    assert "mine" not in kinds.names("methods")
     with pytest.raises(ConfigError, match="offered by"):
         resolve({"method": "mine"})
 
 
-@pytest.mark.parametrize("kind", list(namespaces.SINGULAR))
+@pytest.mark.parametrize("kind", list(kinds.KINDS))
 def test_everything_that_can_be_named_has_a_summary_and_parameters_with_types(kind):
-    assert namespaces.names(kind)
-    for name in namespaces.names(kind):
+    assert kinds.names(kind)
+    for name in kinds.names(kind):
         about = describe(kind, name)
         assert about.summary
         for parameter in about.parameters:
@@ -107,7 +107,7 @@ def test_everything_that_can_be_named_has_a_summary_and_parameters_with_types(ki
 def test_every_parameter_of_ours_is_described(kind):
     missing = [
         f"{name}.{parameter.name}"
-        for name in namespaces.names(kind)
+        for name in kinds.names(kind)
         for parameter in describe(kind, name).parameters
         if not parameter.doc
     ]
@@ -123,7 +123,7 @@ def test_a_description_says_paper_role_and_needs():
 
 def test_an_unknown_kind_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'optimizers'"):
-        namespaces.names("optimisers")
+        kinds.names("optimisers")
 
 
 @pytest.mark.parametrize(

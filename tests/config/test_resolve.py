@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from holdfast.config import namespaces, schema
+from holdfast.config import kinds, schema
 from holdfast.config.build import resolve, trainer_arguments
 from holdfast.config.defaults import default
 from holdfast.config.load import load
@@ -42,11 +42,11 @@ def test_resolving_does_not_change_what_it_is_given(job):
 @pytest.mark.parametrize("kind", ["models", "optimizers", "methods", "streams", "datasets"])
 def test_everything_with_defaults_can_be_named_alone(kind):
     tried = 0
-    for name, function in namespaces.names(kind).items():
-        given = namespaces.configurable(kind, function)
+    for name, function in kinds.names(kind).items():
+        given = kinds.configurable(kind, function)
         if any(parameter.required for parameter in given) or name in ("domains", "saved", "blurry"):
             continue
-        key = "stream" if kind == "datasets" else namespaces.SINGULAR[kind]
+        key = "stream" if kind == "datasets" else kinds.KINDS[kind].word
         given_job = {key: {"name": "split", "dataset": name} if kind == "datasets" else name}
         if kind == "methods" and "task" in function().needs:
             given_job["stream"] = {"paradigm": "task"}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from holdfast.config import namespaces
+from holdfast.config import kinds
 from holdfast.config.build import resolve
 from holdfast.config.files import read
 from holdfast.config.load import load
@@ -18,7 +18,7 @@ def test_a_target_in_a_block_is_refused(key):
     with pytest.raises(ConfigError, match=rf"{key}.*cannot run code"):
         resolve({key: TARGET})
     with pytest.raises(ConfigError, match=rf"{key}\._target_: a configuration cannot run code"):
-        resolve({key: {"name": next(iter(namespaces.names(f"{key}s"))), "_target_": "os.system"}})
+        resolve({key: {"name": next(iter(kinds.names(f"{key}s"))), "_target_": "os.system"}})
 
 
 def test_a_target_deep_inside_is_refused():
@@ -48,7 +48,7 @@ def test_only_what_a_namespace_exports_has_a_name():
         ("models", "find_head"),
     ]:
         with pytest.raises(ConfigError, match="unknown"):
-            namespaces.find(kind, inner)
+            kinds.find(kind, inner)
 
 
 def test_python_tags_in_yaml_are_refused(tmp_path):

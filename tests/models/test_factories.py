@@ -9,9 +9,9 @@ from torch import nn
 
 import holdfast.models as models
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.models import cnn, linear, mlp, parameter_bytes, parameter_count, resnet18
+from holdfast.models import cnn, linear, mlp, parameter_bytes, parameter_count, resnet18, vit
 
-OWN = [mlp, linear, cnn, resnet18]
+OWN = [mlp, linear, cnn, resnet18, vit]
 HEADS = {"fixed": 5, "growing": 0, "task": 0, "cosine": 0, "cosine_learnable": 0, "cosine_task": 0}
 
 
@@ -20,7 +20,8 @@ def test_every_factory_takes_the_shape_the_classes_and_plain_values_by_keyword_o
     signature = inspect.signature(getattr(models, name))
     parameters = signature.parameters
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
-    assert {"input_shape", "classes", "head", "seed"} <= parameters.keys()
+    needed = {"input_shape", "classes", "head", "seed"} - ({"head"} if name == "hypernetwork" else set())
+    assert needed <= parameters.keys()  # the head of a hypernetwork is generated
     assert "name" not in parameters
     json.dumps([value.default for value in parameters.values() if value.default is not value.empty])
     documented = getattr(models, name).__doc__
@@ -137,7 +138,7 @@ def test_xavier_weights_are_within_their_bound_and_biases_are_zero():
         ({"activation": "rele"}, "unknown activation 'rele'; did you mean 'relu'"),
         ({"init": "xavie"}, "unknown init 'xavie'; did you mean 'xavier'"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"hidden": [10, 0]}, r"hidden \[10, 0\]"),
+        ({"hidden": [10, 0]}, r"hidden=\[10, 0\]"),
         ({"input_shape": (0,)}, r"input_shape \[0\]"),
     ],
 )

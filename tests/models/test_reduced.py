@@ -77,5 +77,5 @@ def test_few_values_learn():
     [(low_rank_mlp, {"rank": 0}), (subspace_mlp, {"dimension": 0}), (low_rank_mlp, {"hidden": [0, 3]})],
 )
 def test_a_size_below_one_is_refused(make, given):
-    with pytest.raises(ConfigError, match="below 1"):
+    with pytest.raises(ConfigError, match="of 1 or more"):
         make(input_shape=(4,), classes=2, **given)

@@ -245,8 +245,7 @@ def test_nothing_is_forgotten_where_blocks_have_shortcuts(make: Any, optimizer: 
 
 def test_a_teacher_shares_the_hooks_and_does_not_copy_the_operation() -> None:
     operation, net = UnitAttention(), network(False)
-    Continual(net, Method(operation, Distillation()), torch.optim.SGD(net.parameters(), lr=0.1))
-    learner = operation._learner
+    learner = Continual(net, Method(operation, Distillation()), torch.optim.SGD(net.parameters(), lr=0.1)).learner
     learner.enter(tasks(False)[0])
     snapshot = learner.snapshot()
     inputs = torch.randn(3, 9)
@@ -310,12 +309,12 @@ def test_what_is_drawn_anew_for_a_task_starts_without_the_last_tasks_momentum(na
     net.train()
     for index in range(3):
         data = cl.begin(stream[index], batch_size=BATCH)
-        assert all(cl.learner.moments(p) == [] for p in cl.learner.added.values())
+        assert all(cl.learner.trainable.moments(p) == [] for p in cl.learner.added.values())
         batch = data.gather(torch.arange(BATCH))  # type: ignore[union-attr]
         cl.backward(nn.functional.cross_entropy(cl(batch.inputs), batch.targets), batch.targets, inputs=batch.inputs)
         optimizer.step()
         if index:  # the first column of a progressive network reads no other
-            assert all(len(cl.learner.moments(p)) == 2 for p in cl.learner.added.values())
+            assert all(len(cl.learner.trainable.moments(p)) == 2 for p in cl.learner.added.values())
         cl.end()
 
 

@@ -32,17 +32,17 @@ def test_each_average_follows_the_model_with_its_own_decay(few: Any) -> None:
             }
     for which, values in expected.items():
         for name, value in values.items():
-            torch.testing.assert_close(getattr(operation, which)[name], value)
-    assert not torch.allclose(operation.plastic["head.weight"], operation.stable["head.weight"])
+            torch.testing.assert_close(getattr(operation, which).values[name], value)
+    assert not torch.allclose(operation.plastic.values["head.weight"], operation.stable.values["head.weight"])
 
 
 def test_an_average_is_updated_as_often_as_its_rate_says(few: Any) -> None:
     engine, operation = _engine(few, plastic_decay=0.5, stable_decay=0.5, stable_rate=0.2)
     moved = 0
     for number in range(60):
-        before = {name: value.clone() for name, value in operation.stable.items()}
+        before = {name: value.clone() for name, value in operation.stable.state().items()}
         few.step(engine, *few.points(4, seed=number), lr=0.05)
-        moved += bool(before) and not torch.equal(before["head.weight"], operation.stable["head.weight"])
+        moved += bool(before) and not torch.equal(before["head.weight"], operation.stable.values["head.weight"])
     assert 4 <= moved <= 22  # 12 on average
 
 
@@ -55,8 +55,8 @@ def test_replay_is_held_to_the_average_that_gives_the_label_more(few: Any) -> No
     learner.memory.clear()
     learner.memory.add({"inputs": old[0], "targets": old[1]})
     plastic, stable = few.net(), few.net()
-    plastic.load_state_dict(operation.plastic)
-    stable.load_state_dict(operation.stable)
+    plastic.load_state_dict(operation.plastic.values)
+    stable.load_state_dict(operation.stable.values)
     chosen, which = [], []
     for x, y in zip(*old, strict=True):
         with torch.no_grad():
@@ -84,7 +84,7 @@ def test_in_evaluation_the_stable_model_answers_unless_told_otherwise(few: Any) 
         for _ in range(5):
             few.step(engine, inputs, targets, lr=0.5)
         stable = few.net()
-        stable.load_state_dict(operation.stable)
+        stable.load_state_dict(operation.stable.values)
         with engine.evaluating(), torch.inference_mode():
             found = engine.predict(inputs)
         torch.testing.assert_close(found.clone(), (stable if stands else engine.learner.model)(inputs).detach())
@@ -99,11 +99,11 @@ def test_when_the_head_grows_the_averages_keep_what_they_had_and_take_the_new_ou
     for _ in range(4):
         few.step(engine, *first, lr=0.3)
     engine.end(opened)
-    before = operation.stable["head.weights.0"].clone()
+    before = operation.stable.values["head.weights.0"].clone()
     engine.begin(few.experience(*second, 1))
     few.step(engine, *second)
-    torch.testing.assert_close(operation.stable["head.weights.0"], before)
-    assert torch.equal(operation.stable["head.weights.1"], engine.learner.model.head.weights[1])
+    torch.testing.assert_close(operation.stable.values["head.weights.0"], before)
+    assert torch.equal(operation.stable.values["head.weights.1"], engine.learner.model.head.weights[1])
 
 
 def test_senseless_numbers_are_refused() -> None:

@@ -59,7 +59,7 @@ def test_the_least_useful_mature_unit_is_replaced_once_the_quota_is_full() -> No
             kept = operation.age["backbone.2"] > 0  # the next layer's own replaced unit has new input weights
             assert bool((second.weight.detach()[kept, gone] == 0).all())
             for layer, index in ((first, (gone,)), (second, (kept, gone))):
-                (momentum,) = cl.learner.moments(layer.weight)
+                (momentum,) = cl.learner.trainable.moments(layer.weight)
                 assert bool((momentum[index] == 0).all())
         assert torch.allclose(operation.utility["backbone.0"], torch.tensor(u), atol=1e-5)
         assert operation.age["backbone.0"].tolist() == age

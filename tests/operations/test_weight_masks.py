@@ -109,7 +109,7 @@ def test_pruned_weights_leave_no_momentum_behind() -> None:
     for _ in range(3):
         step(cl, data)
     weight = cl.model.get_submodule("backbone.0").weight
-    (momentum,) = cl.learner.moments(weight)
+    (momentum,) = cl.learner.trainable.moments(weight)
     gone = operation.owners["backbone.0"] < 0
     assert bool((momentum[gone] == 0).all())
     assert bool((momentum[~gone] != 0).any())
@@ -232,7 +232,7 @@ def test_separate_networks_start_from_the_same_values_without_momentum() -> None
     cl.end()
     cl.begin(experience(1))
     assert all(torch.equal(p, initial[name]) for name, p in net.backbone.named_parameters())
-    assert all(cl.learner.moments(p) == [] for p in net.backbone.parameters())
+    assert all(cl.learner.trainable.moments(p) == [] for p in net.backbone.parameters())
     inputs = torch.randn(3, 4)
     h = torch.relu(inputs @ learnt["0.weight"].T + learnt["0.bias"])
     h = torch.relu(h @ learnt["2.weight"].T + learnt["2.bias"])

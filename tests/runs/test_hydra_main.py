@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from holdfast import experiments
+import holdfast
 
-SOURCE = Path(experiments.__file__).parents[2]
+SOURCE = Path(holdfast.__file__).parents[1]
 SMALL = ["trainer.epochs=1", "trainer.limit_train_batches=2", "model.hidden=[8]", "references=[]"]
 
 
 def launched(tmp_path, *words):
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "holdfast.runs.hydra_main", *words]
+    command = [sys.executable, "-m", "holdfast.compat.hydra_main", *words]
     return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
 
 

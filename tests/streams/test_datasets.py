@@ -173,7 +173,7 @@ def test_synthetic_blobs_are_seeded_and_can_be_told_apart():
     test = data.test.gather(torch.arange(40))
     nearest = torch.cdist(test.inputs, centres).argmin(1)
     assert (nearest == test.targets).float().mean() > 0.95
-    with pytest.raises(ConfigError, match="classes is 0"):
+    with pytest.raises(ConfigError, match="classes=0"):
         synthetic(classes=0)
 
 
@@ -206,7 +206,7 @@ def test_idx_images_can_be_padded_with_black(tmp_path):
     found = data.train.gather(torch.arange(6)).inputs[:, 0]
     assert found[:, 2:4, 2:4].tolist() == pixels.tolist()
     assert int(found.sum()) == int(pixels.sum())
-    with pytest.raises(ConfigError, match="pad is -1"):
+    with pytest.raises(ConfigError, match="pad=-1"):
         idx(str(tmp_path / "small"), pad=-1)
 
 

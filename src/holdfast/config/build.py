@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.config import namespaces, schema
+from holdfast.config import kinds, schema
 from holdfast.config.blocks import check_block, refuse
 from holdfast.config.check import check_job
 from holdfast.config.cross import check_device_name
@@ -85,7 +85,7 @@ def build_model(spec: Spec, stream: Stream, seed: int = 0) -> nn.Module:
         seed: of the initial weights where the model's own `seed` is null; the global generator stays untouched.
     """
     block = check_block("models", spec, ("model",))
-    function = namespaces.find("models", block.name)
+    function = kinds.find("models", block.name)
     arguments = schema.arguments(block)
     supplied = {"input_shape": stream.input_shape, "classes": stream.outputs}
     arguments |= {key: value for key, value in supplied.items() if needs_argument(function, key)}
@@ -116,7 +116,7 @@ def with_features(stream: Stream, model: nn.Module, device: str = "cpu") -> Stre
 def _made(kind: str, name: str, arguments: dict[str, Any], seed: int, path: str) -> Any:
     if "seed" in arguments and arguments["seed"] is None:
         arguments["seed"] = seed
-    return called(path, namespaces.find(kind, name), arguments)
+    return called(path, kinds.find(kind, name), arguments)
 
 
 def build_method(spec: Spec) -> Method:
@@ -133,7 +133,7 @@ class OptimizerFactory:
 
     def __call__(self, params: Any) -> torch.optim.Optimizer:
         """A new optimiser over `params`."""
-        return called("optimizer", namespaces.find("optimizers", self.name), {"params": params, **self.arguments})  # type: ignore[no-any-return]
+        return called("optimizer", kinds.find("optimizers", self.name), {"params": params, **self.arguments})  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class SchedulerFactory:
 
     def __call__(self, optimizer: torch.optim.Optimizer) -> Any:
         """A new scheduler over `optimizer`."""
-        return called("scheduler", namespaces.find("schedulers", self.name), {"optimizer": optimizer, **self.arguments})
+        return called("scheduler", kinds.find("schedulers", self.name), {"optimizer": optimizer, **self.arguments})
 
 
 def build_optimizer(spec: Spec) -> OptimizerFactory:
@@ -165,7 +165,7 @@ def build_scheduler(spec: Spec | None) -> SchedulerFactory | None:
 
 def build_criterion(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss called `name`: a function of outputs and targets."""
-    return namespaces.find("criteria", name)
+    return kinds.find("criteria", name)
 
 
 def build_device(name: str) -> torch.device:

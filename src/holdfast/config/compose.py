@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import clmixer
 from holdfast.config.defaults import completed, default
 from holdfast.config.files import read
-from holdfast.config.flags import flag
 from holdfast.config.groups import GroupFile, Library
-from holdfast.config.layers import Origins, Reader, note, put
+from holdfast.config.layers import Dialect, Origins, Reader, note, put
 from holdfast.config.overrides import Override, apply, element_names, is_block, parse
 from holdfast.config.search import Search, made
 from holdfast.core.errors import ConfigError
@@ -45,33 +43,43 @@ class Composition:
 
 
 def compose(
-    path: Path | str | None = None, overrides: Sequence[str] = (), folders: Sequence[Path | str] = ()
+    path: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    folders: Sequence[Path | str] = (),
+    dialects: Sequence[Dialect] = (),
 ) -> Composition:
     """Put a job together: default job, then file or experiment, then other groups, then `debug`, then single changes.
 
     Args:
-        path: a JSON or YAML file, ours or CLMixer's; None for the default job.
+        path: a JSON or YAML file, ours or one of `dialects`; None for the default job.
         overrides: `key=value`, `group=choice`, `~key`, as on the command line.
         folders: the user's own folders of groups.
+        dialects: other projects' ways to write a job that are understood too.
 
     Raises:
         ConfigError: where a file, a group or a change cannot be read.
     """
     library = Library(folders)
     parsed = parse(overrides)
-    foreign = [override for override in parsed if clmixer.owns(override.path)]
+    owners = {i: dialect for i, one in enumerate(parsed) for dialect in dialects if dialect.owns(one.path)}
     chosen = {position: files for position, one in enumerate(parsed) if (files := _files(library, one))}
-    reader = Reader(library, {files[0].group: files[0].name for files in chosen.values()})
+    reader = Reader(library, {files[0].group: files[0].name for files in chosen.values()}, dialects)
     origins: Origins = {}
     notes: list[str] = []
     whole: list[Any] = []
     if path is not None:
         content = read(path)
-        if clmixer.recognised(content):
-            content, notes = clmixer.convert(apply_foreign(content, foreign), str(path))
+        for dialect in dialects:
+            if dialect.recognised(content):
+                foreign = {parsed[i].path: parsed[i].value for i, owner in owners.items() if owner is dialect}
+                content, notes = dialect.convert(content, foreign, str(path))
+                break
         whole += reader.layers(content, str(path))
-    if foreign and not notes:
-        raise ConfigError(f"{foreign[0].text!r} is a key of CLMixer's files, and none is given. Name the file first.")
+    if owners and not notes:
+        first = min(owners)
+        raise ConfigError(
+            f"{parsed[first].text!r} is a key of {owners[first].name}'s files, and none is given. Name the file first."
+        )
     later: list[GroupFile] = []
     for files in chosen.values():
         for file in files:
@@ -93,8 +101,8 @@ def compose(
     for file in sorted(later, key=lambda one: one.group in LAST):
         for layer in reader.choice(file):
             config = put(config, layer, origins)
-    plain = (one for i, one in enumerate(parsed) if i not in chosen and not _empty(library, one) and one not in foreign)
-    changes = [change for one in plain for change in _flagged(one)]
+    rest = [one for i, one in enumerate(parsed) if i not in chosen and not _empty(library, one) and i not in owners]
+    changes = [change for one in rest for change in _translated(one, dialects)]
     config = apply(completed(config), changes)
     for change in changes:
         if change.chooses:
@@ -102,11 +110,6 @@ def compose(
         elif not change.delete:
             note(origins, _numbered(config, change.path), change.value, TYPED)
     return Composition(config, origins, notes, made(reader.search))
-
-
-def apply_foreign(content: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """A CLMixer file with changes of its own keys: `data.data_path=...`, `plugins.FinetuneOperation.cls_budget=5`."""
-    return clmixer.changed(content, {override.path: override.value for override in overrides})
 
 
 def _files(library: Library, override: Override) -> list[GroupFile]:
@@ -128,10 +131,10 @@ def _empty(library: Library, override: Override) -> bool:
     return override.value is None and override.path[0] in ("experiment", "debug") and group in library.groups()
 
 
-def _flagged(override: Override) -> list[Override]:
-    """An override, with one of Lightning's flags under our names."""
-    if len(override.path) == 2 and override.path[0] == "trainer":
-        changes = flag(override.path[1], override.value)
+def _translated(override: Override, dialects: Sequence[Dialect]) -> list[Override]:
+    """An override, with another project's key under our names."""
+    for dialect in dialects:
+        changes = dialect.change(override.path, override.value)
         if changes is not None:
             return [replace(override, path=path, value=value) for path, value in changes.items()]
     return [override]

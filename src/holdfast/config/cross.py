@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from holdfast.config import namespaces, schema
+from holdfast.config import kinds, schema
 from holdfast.config.blocks import try_block
 from holdfast.config.folders import pattern_problem
 from holdfast.config.make import called, make_method
@@ -100,7 +100,7 @@ def _check_method(job: Any, stream: dict[str, Any]) -> list[str]:
 def _check_targets(criterion: str, stream: dict[str, Any]) -> list[str]:
     """Whether the loss takes targets of the kind that the data sets have."""
     given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
-    loss = namespaces.find("criteria", criterion)
+    loss = kinds.find("criteria", criterion)
     for dataset in map(schema.expand, given):
         numbers = dataset.get("kind", "classification") == "regression"
         if numbers and not without_classes(loss):
@@ -130,7 +130,7 @@ def _check_labels(path: str, method: Method, stream: dict[str, Any]) -> list[str
 
 def _check_optimizer(optimizer: Any, path: str = "optimizer") -> list[str]:
     """Ask torch itself: without parameters it checks the values, then stops before it imports its compiler."""
-    function = namespaces.find("optimizers", optimizer.name)
+    function = kinds.find("optimizers", optimizer.name)
     try:
         called(path, function, {"params": [], **schema.arguments(optimizer)})
     except ConfigError as error:
@@ -142,13 +142,13 @@ def _check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") ->
     """Make the scheduler over one number and move it once. Its optimiser imports torch's compiler, for a second."""
     if scheduler is None:
         return []
-    function = namespaces.find("schedulers", scheduler.name)
+    function = kinds.find("schedulers", scheduler.name)
     size = getattr(scheduler, "given_step_size", 1)
     if isinstance(size, int) and size < 0:
         return [f"{path}.step_size: got {size}, expected a number of at least 1."]
 
     def moved(**arguments: Any) -> None:
-        make = namespaces.find("optimizers", optimizer.name)
+        make = kinds.find("optimizers", optimizer.name)
         made = function(make([torch.nn.Parameter(torch.zeros(1, 1))], **schema.arguments(optimizer)), **arguments)
         made.step()
 
@@ -237,15 +237,15 @@ def check_processes(job: Any) -> list[str]:
 
 def _check_references(references: list[str], stream: dict[str, Any]) -> list[str]:
     problems = []
-    known = namespaces.names("methods")
+    known = kinds.names("methods")
     for index, name in enumerate(references):
         if name in references[:index]:
             problems.append(f"references.{index}: {name!r} stands twice. Keep it once.")
         elif name in ("independent", "random"):
             continue
         elif name not in known:
-            problems.append(f"references.{index}: {namespaces.unknown_name('methods', name)}")
-        elif any(parameter.required for parameter in namespaces.configurable("methods", known[name])):
+            problems.append(f"references.{index}: {kinds.unknown_name('methods', name)}")
+        elif any(parameter.required for parameter in kinds.configurable("methods", known[name])):
             problems.append(
                 f"references.{index}: `{name}` has parameters without a default. Run it as a method of its own."
             )

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import namespaces
+from holdfast.config import kinds
 from holdfast.config.signatures import parameters
 
 CHOSEN = ("name", "operations")
@@ -54,7 +54,7 @@ def _merged(base: Any, given: Any) -> Any:
 
 def takes_dataset(name: object) -> bool:
     """Whether the stream called `name` is made from one data set."""
-    factory = namespaces.names("streams").get(str(name))
+    factory = kinds.names("streams").get(str(name))
     return factory is not None and any(parameter.name == "dataset" for parameter in parameters(factory))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from holdfast.config.namespaces import configurable, find
+from holdfast.config.kinds import KINDS, configurable, find
 from holdfast.config.signatures import Parameter, docs
 
 
@@ -37,6 +37,9 @@ def describe(kind: str, name: str) -> Description:
         ConfigError: where there is none of that name.
     """
     value = find(kind, name)
+    if not KINDS[kind].made and hasattr(value, "direction"):
+        better = {"up": "more is better", "down": "less is better"}[value.direction]
+        return Description(name, value.description, (), role=better)
     summary, _ = docs(inspect.unwrap(value).__doc__)
     paper, role, needs = getattr(value, "paper", ""), getattr(value, "role", ""), getattr(value, "needs", ())
     if kind in ("methods", "operations"):

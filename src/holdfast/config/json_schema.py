@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.config import namespaces, schema
+from holdfast.config import kinds, schema
 from holdfast.config.defaults import default
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -18,8 +18,8 @@ def json_schema() -> dict[str, Any]:
     """
     definitions: dict[str, Any] = {}
     job = schema.job_model().model_json_schema(by_alias=True)
-    for kind in (*namespaces.PLUGINS, "optimizers", "schedulers"):
-        for name in namespaces.names(kind):
+    for kind in {row.plural: None for row in kinds.KEYS.values()}:
+        for name in kinds.names(kind):
             _add(definitions, kind, name)
     properties = job["properties"]
     for part in ("trainer", "checkpoint", "folders"):
@@ -29,16 +29,11 @@ def json_schema() -> dict[str, Any]:
         shape = _block(kind)
         shape["oneOf"].append({"type": "null"})
         definitions["changes"]["properties"][key] = shape
-    for key, kind in (
-        ("stream", "streams"),
-        ("model", "models"),
-        ("method", "methods"),
-        ("optimizer", "optimizers"),
-        ("scheduler", "schedulers"),
-    ):
+    for key, row in kinds.BLOCKS.items():
+        kind = row.plural
         base = default()[key]
         shape = _block(kind)
-        if isinstance(base, dict) and base["name"] in namespaces.names(kind):
+        if isinstance(base, dict) and base["name"] in kinds.names(kind):
             shape["oneOf"].append(_nameless(definitions[_key(kind, base["name"])]))
         if key == "method":
             shape["oneOf"].append({"$ref": "#/$defs/method_operations"})
@@ -54,7 +49,7 @@ def json_schema() -> dict[str, Any]:
             {"type": "null"},
         ],
     }
-    properties["references"]["items"] = {"enum": list(namespaces.names("methods"))}
+    properties["references"]["items"] = {"enum": list(kinds.names("methods"))}
     properties["sweep"] = _sweep()
     properties["$schema"] = {"type": "string", "description": "where this schema is, for editors"}
     return {
@@ -106,13 +101,13 @@ def _add(definitions: dict[str, Any], kind: str, name: str) -> None:
 
 
 def _key(kind: str, name: str) -> str:
-    return f"{namespaces.SINGULAR[kind]}_{name}"
+    return f"{kinds.KINDS[kind].word}_{name}"
 
 
 def _block(kind: str) -> dict[str, Any]:
     """A bare name, or an object with that name."""
-    references = [{"$ref": f"#/$defs/{_key(kind, name)}"} for name in namespaces.names(kind)]
-    return {"oneOf": [{"enum": list(namespaces.names(kind))}, *references]}
+    references = [{"$ref": f"#/$defs/{_key(kind, name)}"} for name in kinds.names(kind)]
+    return {"oneOf": [{"enum": list(kinds.names(kind))}, *references]}
 
 
 def _nameless(shape: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +118,7 @@ def _nameless(shape: dict[str, Any]) -> dict[str, Any]:
 
 def _composition() -> dict[str, Any]:
     """A method made of operations, as a list or as a mapping whose keys are their names."""
-    known = list(namespaces.names("operations"))
+    known = list(kinds.names("operations"))
     pattern = f"^({'|'.join(known)})(_[0-9]+)?$"
     return {
         "type": "object",

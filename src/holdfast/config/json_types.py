@@ -9,7 +9,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
-from pydantic import Strict
+from pydantic import Field, Strict
+
+from holdfast.core.ranges import Range
 
 PYTHON_ONLY: Any = object()
 """Stands for the type of a parameter that JSON cannot express: a tensor, a callable, a module."""
@@ -35,7 +37,8 @@ def json_type(hint: Any) -> Any:
         return hint
     if origin is Annotated:
         inner = json_type(args[0])
-        return PYTHON_ONLY if inner is PYTHON_ONLY else Annotated[(inner, *args[1:])]
+        bounds = [bound(one) for one in args[1:] if isinstance(one, Range)]
+        return PYTHON_ONLY if inner is PYTHON_ONLY else Annotated[(inner, *args[1:], *bounds)]
     if origin in (Union, UnionType):
         members = [member for member in map(json_type, args) if member is not PYTHON_ONLY]
         if all(member is NoneType for member in members):
@@ -52,6 +55,13 @@ def json_type(hint: Any) -> Any:
         value = json_inside(args[1]) if args else Any
         return PYTHON_ONLY if value is PYTHON_ONLY or (args and args[0] is not str) else dict[str, value]  # type: ignore[valid-type]
     return PYTHON_ONLY
+
+
+def bound(numbers: Range) -> Any:
+    """A range as pydantic knows it."""
+    low, high = ("gt" if numbers.low_open else "ge"), ("lt" if numbers.high_open else "le")
+    bounds: dict[str, Any] = {low: numbers.low, high: numbers.high}
+    return Field(**{key: value for key, value in bounds.items() if value is not None})
 
 
 def json_inside(hint: Any) -> Any:
@@ -89,7 +99,8 @@ def type_name(kind: Any) -> str:
     if kind is Any:
         return "any"
     if origin is Annotated:
-        return type_name(args[0])
+        numbers = next((f" {one!r}" for one in args[1:] if isinstance(one, Range)), "")
+        return f"{type_name(args[0])}{numbers}"
     if origin is Literal:
         return " or ".join(f'"{value}"' if isinstance(value, str) else str(value).lower() for value in args)
     if origin in (Union, UnionType):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from holdfast.config.defaults import CHOSEN, settle_length
 from holdfast.config.files import read
-from holdfast.config.flags import translated
 from holdfast.config.groups import GroupFile, Library, nested
 from holdfast.config.search import split_off
 from holdfast.config.words import shown
@@ -30,6 +29,38 @@ class Layer:
 
     content: dict[str, Any]
     source: str
+
+
+class Dialect:
+    """Another project's way to write a job, which whoever calls `compose` passes in; this one understands nothing.
+
+    Attributes:
+        name: of the project.
+    """
+
+    name = ""
+
+    def recognised(self, content: Mapping[str, Any]) -> bool:
+        """Whether a file is one of this project."""
+        return False
+
+    def owns(self, path: Sequence[str]) -> bool:
+        """Whether a change on the command line is one of a file of this project, by the project's own keys."""
+        return False
+
+    def convert(
+        self, content: Mapping[str, Any], changes: Mapping[Path, Any], source: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The job that a recognised file with `changes` of its keys means, and what is done differently."""
+        return dict(content), []
+
+    def translated(self, content: Mapping[str, Any], package: Path) -> dict[str, Any]:
+        """A part of a job of ours, which goes under the keys of `package`, with this project's keys under our names."""
+        return dict(content)
+
+    def change(self, path: Path, value: Any) -> dict[Path, Any] | None:
+        """What the change of one of this project's keys changes here; None where it is no key of it."""
+        return None
 
 
 def merged(base: Any, given: Any) -> Any:
@@ -85,10 +116,12 @@ class Reader:
     Args:
         library: of groups.
         chosen: group -> choice typed on the command line, which goes before what a defaults list says.
+        dialects: of other projects, whose keys are understood too.
     """
 
-    def __init__(self, library: Library, chosen: Mapping[str, str]) -> None:
+    def __init__(self, library: Library, chosen: Mapping[str, str], dialects: Sequence[Dialect] = ()) -> None:
         self.library = library
+        self.dialects = tuple(dialects)
         self.chosen = dict(chosen)
         self.used: set[str] = set()
         self.search: dict[str, Any] = {}
@@ -110,7 +143,9 @@ class Reader:
         content, search = split_off(content, source) if not package else (content, {})
         said = {key: value for key, value in content.items() if key not in ("defaults", "$schema")}
         try:
-            body = translated(said, package)
+            body = said
+            for dialect in self.dialects:
+                body = dialect.translated(body, package)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
         own = Layer(nested(package, body), source)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.config import namespaces, schema
+from holdfast.config import kinds, schema
 from holdfast.config.plain import as_plain
 from holdfast.config.signatures import parameters
 from holdfast.config.words import shown
@@ -23,7 +23,7 @@ def make_method(value: Any) -> Method:
     """
     if hasattr(value, "operations"):
         return Method(*(make_operation(operation, i) for i, operation in enumerate(value.operations)))
-    method = called("method", namespaces.find("methods", value.name), schema.arguments(value))
+    method = called("method", kinds.find("methods", value.name), schema.arguments(value))
     if not isinstance(method, Method):
         raise ConfigError(
             f"method: {value.name!r} gave a {type(method).__name__} instead of a Method. Correct its package."
@@ -33,7 +33,7 @@ def make_method(value: Any) -> Method:
 
 def make_operation(value: Any, index: int) -> Operation:
     """The operation of a validated block."""
-    function = namespaces.find("operations", value.name)
+    function = kinds.find("operations", value.name)
     return called(f"method.operations.{index}", function, schema.arguments(value))  # type: ignore[no-any-return]
 
 

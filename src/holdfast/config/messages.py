@@ -7,22 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.config import namespaces, schema
+from holdfast.config import kinds, schema
 from holdfast.config.defaults import default
 from holdfast.config.hints import EXPECTED, SPECIAL, expected, hint
 from holdfast.config.words import dotted, nearest, shown
 
-KIND_AT = {
-    "stream": "streams",
-    "of": "streams",
-    "dataset": "datasets",
-    "datasets": "datasets",
-    "model": "models",
-    "method": "methods",
-    "operations": "operations",
-    "optimizer": "optimizers",
-    "scheduler": "schedulers",
-}
+KIND_AT = {key: kind.plural for key, kind in kinds.KEYS.items()}
 """Key -> what kind of thing its block is."""
 
 Path = tuple[Any, ...]
@@ -103,10 +93,10 @@ def known_keys(where: Place) -> tuple[str, list[str]]:
     if where.kind and where.path[0] not in ("trainer", "checkpoint"):
         if where.name == "operations":
             return "a method made of operations", ["operations"]
-        keys = ["name"] + [p.name for p in namespaces.configurable(where.kind, namespaces.find(where.kind, where.name))]
+        keys = ["name"] + [p.name for p in kinds.configurable(where.kind, kinds.find(where.kind, where.name))]
         if where.kind in ("streams", "schedulers"):
             keys = [field.alias or key for key, field in schema.model_of(where.kind, where.name).model_fields.items()]
-        return f"{namespaces.SINGULAR[where.kind]} `{where.name}`", keys
+        return f"{kinds.KINDS[where.kind].word} `{where.name}`", keys
     fields = schema.job_model().model_fields
     if not parent:
         return "a job", list(fields)
@@ -146,10 +136,10 @@ def _elsewhere(key: str, path: Path) -> str:
             return f"{part}.{key}"
     for part in ("optimizer", "method", "model"):
         block = default().get(part)
-        function = namespaces.names(KIND_AT[part]).get(block["name"]) if isinstance(block, dict) else None
+        function = kinds.names(KIND_AT[part]).get(block["name"]) if isinstance(block, dict) else None
         if function is None or part in path:
             continue
-        if any(parameter.name == key for parameter in namespaces.configurable(KIND_AT[part], function)):
+        if any(parameter.name == key for parameter in kinds.configurable(KIND_AT[part], function)):
             return f"{part}.{key}"
     return ""
 
@@ -179,7 +169,7 @@ def _unknown_name(where: Place) -> str:
         where.value = {"name": schema.operation_name(where.path[-1]), **where.value}
     elif key == "operations" and isinstance(where.path[-1], str) and where.value is None:
         where.value = schema.operation_name(where.path[-1])
-    word = namespaces.SINGULAR[kind]
+    word = kinds.KINDS[kind].word
     value = where.value
     if isinstance(value, dict) and "name" not in value:
         if "_target_" in value or "class_path" in value:
@@ -194,7 +184,7 @@ def _unknown_name(where: Place) -> str:
     if not isinstance(name, str):
         meant = f'the name of a {word}, or an object with a "name"'
         return f"got {shown(name)}, expected {meant}; `holdfast list {kind}` shows all."
-    text = namespaces.unknown_name(kind, name)
+    text = kinds.unknown_name(kind, name)
     if re.search(r"[./:]|__", name):
         text += " A configuration names things, it never imports them by path."
     return text

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.config import kinds
 from holdfast.config.defaults import default, settle_length, takes_dataset
 from holdfast.config.schema import operation_name
 from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError
-
-BLOCKS = ("stream", "model", "method", "optimizer", "scheduler")
-"""Top-level keys whose value is chosen by its `name`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Override:
 def is_block(path: Sequence[str]) -> bool:
     """Whether the value at `path` is chosen by a `name`."""
     return (
-        (len(path) == 1 and path[0] in BLOCKS)
+        (len(path) == 1 and path[0] in kinds.BLOCKS)
         or tuple(path) == ("stream", "dataset")
         or (len(path) == 3 and tuple(path[:2]) in (("stream", "datasets"), ("method", "operations")))
     )

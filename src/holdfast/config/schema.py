@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
-from holdfast.config import namespaces
+from holdfast.config import kinds
 from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
@@ -51,19 +49,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     "limit_train_batches": {"gt": 0},
     "limit_val_batches": {"gt": 0},
     "limit_test_batches": {"gt": 0},
-    "experiences": {"ge": 1},
-    "validation": {"ge": 0, "lt": 1},
-    "test_fraction": {"ge": 0, "lt": 1},
-    "dropout": {"ge": 0, "lt": 1},
-    "width": {"ge": 1},
-    "workers": {"ge": 0},
 }
-"""Parameters of our own that mean the same wherever they stand, with the values that make sense.
-
-Operations and optimisers check their own values when a configuration is checked; what is built from data cannot be.
-"""
-
-BOUNDED = ("trainer", "streams", "datasets", "models")
+"""Settings of the trainer, with the values that make sense."""
 
 Fields = dict[str, Any]
 
@@ -83,25 +70,25 @@ def model_of(kind: str, name: str) -> type[BaseModel]:
     return _model_of(kind, name)
 
 
-@functools.cache
+@kinds.cached
 def _model_of(kind: str, name: str) -> type[BaseModel]:
-    function = namespaces.find(kind, name)
+    function = kinds.find(kind, name)
     summary, _ = docs(function.__doc__)
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
     if kind == "streams":
         fields |= _dataset_fields(parameters(function))
-    for parameter in namespaces.configurable(kind, function):
+    for parameter in kinds.configurable(kind, function):
         fields |= _field(parameter, kind)
     if kind == "schedulers":
         every = "move the learning rate after every epoch or after every step"
         fields["every"] = (Literal["epoch", "step"], Field("epoch", description=every))
-    return create_model(f"{namespaces.SINGULAR[kind]}_{name}", __config__=STRICT, __doc__=summary, **fields)
+    return create_model(f"{kinds.KINDS[kind].word}_{name}", __config__=STRICT, __doc__=summary, **fields)
 
 
 def _field(parameter: Parameter, kind: str) -> Fields:
     """One parameter as a field; under another name inside, since `copy` or `schema` would hide pydantic's own."""
     numbers = set(get_args(parameter.type) or (parameter.type,)) <= {int, float, type(None)}
-    constraint: dict[str, Any] = BOUNDS.get(parameter.name, {}) if kind in BOUNDED and numbers else {}
+    constraint: dict[str, Any] = BOUNDS.get(parameter.name, {}) if kind == "trainer" and numbers else {}
     default = ... if parameter.default is REQUIRED else parameter.default
     return {
         f"given_{parameter.name}": (
@@ -140,7 +127,7 @@ def expand_operations(value: Any) -> Any:
 def operation_name(key: str) -> str:
     """The operation that a key of a mapping stands for: `replay_2` is a second `replay`."""
     base, _, number = key.rpartition("_")
-    known = namespaces.names("operations")
+    known = kinds.names("operations")
     return base if key not in known and base in known and number.isdigit() else key
 
 
@@ -157,9 +144,9 @@ def block(kind: str) -> Any:
     return _block(kind)
 
 
-@functools.cache
+@kinds.cached
 def _block(kind: str) -> Any:
-    choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in namespaces.names(kind)]
+    choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in kinds.names(kind)]
     if kind == "methods":
         choices.append(Annotated[_composition(), Tag(TAG + "operations")])
     return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
@@ -180,7 +167,7 @@ def count(value: Any) -> Any:
     return list(range(value)) if type(value) is int and value > 0 else value
 
 
-@functools.cache
+@kinds.cached
 def job_model() -> type[BaseModel]:
     """The pydantic model of a whole job."""
     trainer: Fields = {}
@@ -208,7 +195,7 @@ def job_model() -> type[BaseModel]:
     seed: Any = Annotated[int, Field(ge=0)]
     several: Any = list[seed]  # type: ignore[valid-type]
     seeds: Any = Annotated[several | None, BeforeValidator(count)]  # type: ignore[valid-type]
-    criteria: Any = Literal[tuple(namespaces.names("criteria"))]  # type: ignore[valid-type]
+    criteria: Any = Literal[tuple(kinds.names("criteria"))]  # type: ignore[valid-type]
     fields: Fields = {
         "stream": (block("streams"), Field(description="the experiences, in order")),
         "model": (block("models"), Field(description="what learns")),
@@ -267,7 +254,7 @@ class Given(BaseModel):
         return {name: dump(value) if isinstance(value, BaseModel) else value for name, value in values.items()}
 
 
-@functools.cache
+@kinds.cached
 def changes_model() -> type[BaseModel]:
     """The pydantic model of what may be different in an experience."""
     settings = importlib.import_module("holdfast.training.settings").ExperienceSettings
@@ -333,10 +320,3 @@ def arguments(value: BaseModel, *without: str) -> dict[str, Any]:
         for name, field in fields.items()
         if name != "name" and (field.alias or name) not in without
     }
-
-
-def forget() -> None:
-    """Read every namespace again, for instance after a package was installed."""
-    caches: list[Callable[..., Any]] = [namespaces.namespace, _model_of, _block, changes_model, job_model]
-    for function in caches:
-        function.cache_clear()  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.config import namespaces, schema
+from holdfast.config import kinds, schema
 from holdfast.config.make import changed
 from holdfast.config.words import shown
 
@@ -16,15 +16,9 @@ def summary(config: dict[str, Any]) -> dict[str, str]:
         config: from `resolve`.
     """
     lines = {}
-    for key, kind in (
-        ("stream", "streams"),
-        ("model", "models"),
-        ("method", "methods"),
-        ("optimizer", "optimizers"),
-        ("scheduler", "schedulers"),
-    ):
+    for key, kind in kinds.BLOCKS.items():
         if config[key] is not None:
-            lines[key] = one_line(kind, config[key])
+            lines[key] = one_line(kind.plural, config[key])
     defaults = {parameter.name: parameter.default for parameter in schema.trainer_parameters()}
     given = {key: value for key, value in config["trainer"].items() if value != defaults.get(key) and value is not None}
     lines["trainer"] = ", ".join(f"{key}={shown(value)}" for key, value in given.items()) or "defaults"
@@ -43,7 +37,7 @@ def one_line(kind: str, spec: dict[str, Any]) -> str:
     if "operations" in spec:
         return " + ".join(one_line("operations", operation) for operation in spec["operations"])
     given = {key: value for key, value in spec.items() if key not in ("name", "dataset", "datasets", "every")}
-    words = [f"{key}={shown(value)}" for key, value in changed(namespaces.find(kind, spec["name"]), given).items()]
+    words = [f"{key}={shown(value)}" for key, value in changed(kinds.find(kind, spec["name"]), given).items()]
     data = [spec["dataset"]] if "dataset" in spec else spec.get("datasets", [])
     words = [one_line("datasets", part) for part in data] + words
     if "every" in spec:

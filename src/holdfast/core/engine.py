@@ -20,8 +20,12 @@ from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
 from holdfast.core.operation import ENTRY_POINTS
 from holdfast.core.step import Now, Step
+from holdfast.core.task import forward_task
 
 FULL_PRECISION = contextlib.nullcontext()
+
+OLD_SNAPSHOTS = ("teacher", "solver")
+"""Where operations of ours kept snapshots when checkpoints did not say so yet."""
 
 
 class Engine:
@@ -50,6 +54,7 @@ class Engine:
                 raise ConfigError(f"{method!r} is already bound to a learner. Use method.clone() for a second one.")
         self.method = method
         self.learner = learner
+        self.services = learner.services
         self.index = 0
         learner.fields = method.remembers
         if learner.multi_head:
@@ -63,7 +68,7 @@ class Engine:
         for operation in method:
             operation.bound = True  # type: ignore[assignment]
             operation.to(learner.device)
-            operation.setup(learner)
+            operation.setup(learner.services)
         self._check_memory()
 
     _setup: tuple[Any, ...]
@@ -82,7 +87,7 @@ class Engine:
         if self.learner.memory is not None:
             return
         for operation in self.method:
-            if operation.remembers or "retrieval" in operation.state:
+            if operation.remembers or operation.draws:
                 raise ConfigError(
                     f"operation {operation.name!r} draws from a memory, and nothing in this method fills one. "
                     "Add Remember(capacity=200) to it."
@@ -112,7 +117,7 @@ class Engine:
         if self._labelled and not experience.classes and len(experience.train):
             self._check_targets(experience.train.targets)
         for begin in self._begin:
-            data = begin(experience, self.learner)
+            data = begin(experience, self.services)
             if data is not None:
                 if "replacement" not in self.method.needs:  # loops keep what a resumed run needs for that only then
                     raise UsageError(
@@ -144,7 +149,7 @@ class Engine:
         kept, self.learner.autocast = self.learner.autocast, None
         try:
             for end in self._end:
-                end(experience, self.learner)
+                end(experience, self.services)
         finally:
             self.learner.autocast = kept
 
@@ -177,10 +182,9 @@ class Engine:
 
     def look(self, batch: Batch, now: Now) -> Step:
         """The first half of a step: what operations make of the batch, its forward and its loss."""
-        learner = self.learner
-        learner.progress, learner.epoch_progress = now.progress, now.epoch_progress
+        self.services.now = now
         if batch.task is None:
-            batch.task = learner.task
+            batch.task = self.services.forward.task
         batch = self.batch(batch)
         with self.autocast():
             outputs, extras = self.forward(batch)
@@ -189,13 +193,13 @@ class Engine:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast of the main forward; nothing in full precision."""
-        kind = self.learner.autocast
+        kind = self.services.forward.autocast
         return FULL_PRECISION if kind is None else torch.autocast(kind[0], dtype=kind[1])
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
         for change in self._batch:
-            batch = change(batch, self.learner)
+            batch = change(batch, self.services)
         return batch
 
     def join(self, batch: Batch) -> tuple[Tree, int | Tensor | None]:
@@ -232,19 +236,18 @@ class Engine:
         return outputs, extras
 
     def _outputs(self, inputs: Tree, task: int | Tensor | None, through: nn.Module | None) -> Tensor:
-        learner = self.learner
-        return learner(inputs, task) if through is None else learner._forward(through, inputs, task, learner.model)
+        return self.services.forward(inputs, task, through)
 
     def note_unmasked(self, outputs: Tensor, extras: dict[str, Any]) -> None:
         """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`."""
-        if self.learner.multi_head:
-            extras["unmasked"] = self.learner.head.unmasked[: outputs.shape[0]]  # type: ignore[union-attr, index]
+        if self.services.multi_head:
+            extras["unmasked"] = self.services.head.unmasked[: outputs.shape[0]]  # type: ignore[union-attr, index]
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
         """The current data's loss: the method's own criterion, else the learner's."""
         if self._criterion:
-            return self._criterion[0](outputs, targets, inputs, self.learner)
-        return self.learner.criterion(outputs, targets)
+            return self._criterion[0](outputs, targets, inputs, self.services)
+        return self.services.criterion(outputs, targets)
 
     def backward(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss, backward, gradient edits, observers.
@@ -270,39 +273,39 @@ class Engine:
     def finish(self, step: Step) -> None:
         """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
         for edit in self._gradient:
-            edit(step, self.learner)
+            edit(step, self.services)
         for observe in self._observe:
-            observe(step, self.learner)
+            observe(step, self.services)
         self.index += 1
 
     def _terms(self, step: Step) -> tuple[list[Tensor], list[float]]:
         """The losses that have a graph, and the factor of each in the total."""
-        learner = self.learner
+        services = self.services
         roots, factors = [step.loss], [1.0]
         for name, loss in self._named_losses:
-            found = loss(step, learner)
+            found = loss(step, services)
             if found is None:
                 continue
             term, factor = found if isinstance(found, tuple) else (found, 1.0)
             if term.dim():
                 raise UsageError(f"operation {name!r} returned a loss of shape {tuple(term.shape)}. Return a scalar.")
-            learner.log(name, term, factor)
+            services.log(name, term, factor)
             if term.requires_grad:
                 roots.append(term)
                 factors.append(factor)
         factors[0] = step.weight
-        learner.log("loss", step.loss, step.weight)
+        services.log("loss", step.loss, step.weight)
         return roots, factors
 
     def update(self, step: Step) -> None:
         """After the optimiser moved."""
         for update in self._update:
-            update(step, self.learner)
+            update(step, self.services)
 
     def take_step(self, step: Step, optimizer: torch.optim.Optimizer) -> bool:
         """Let the method make the whole step, if it wants to. Returns whether it did."""
         for take in self._take_step:
-            take(step, self.learner, optimizer)
+            take(step, self.services, optimizer)
             self.index += 1
         return bool(self._take_step)
 
@@ -311,8 +314,10 @@ class Engine:
     def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
         """Outputs in eval mode, as the method wants them; the model must be in eval mode."""
         outputs = self.learner(inputs, task)
-        for change in self._predict:
-            outputs = change(outputs, inputs, self.learner)
+        if self._predict:
+            with forward_task(self.learner.task if task is None else task):  # operations answer for the same task
+                for change in self._predict:
+                    outputs = change(outputs, inputs, self.services)
         return outputs
 
     @contextlib.contextmanager
@@ -336,5 +341,10 @@ class Engine:
         self.index = state["index"]
         self.learner.load(state["learner"])
         for operation in self.method:
-            operation.load(state["operations"][operation.name])
+            values = state["operations"][operation.name]
+            operation.load(values)
+            for key in values.get("snapshots", OLD_SNAPSHOTS):  # they come back as dictionaries
+                loaded = getattr(operation, key, None)
+                if isinstance(loaded, dict):
+                    setattr(operation, key, self.services.snapshot_of(loaded))
             operation.to(self.learner.device)  # a checkpoint comes back on the CPU

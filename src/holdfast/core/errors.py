@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -63,3 +64,13 @@ def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> st
 def needs_extra(what: str, package: str, extra: str) -> ImportError:
     """The error for an optional library that is not installed, naming the extra that brings it."""
     return ImportError(f"{what} needs {package}, which is not installed; run `pip install 'holdfast[{extra}]'`.")
+
+
+def renamed(old: str, new: str) -> None:
+    """Say that a name still works and what it is called now; the caller's caller is the one who wrote it.
+
+    Args:
+        old: as it was written.
+        new: what to write from the next release on.
+    """
+    warnings.warn(f"`{old}` is called `{new}` now; the old name works until the next release.", DeprecationWarning, 3)

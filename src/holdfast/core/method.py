@@ -9,6 +9,7 @@ from typing import Any, ParamSpec
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.operation import ROLES, Operation
+from holdfast.core.ranges import ranged
 
 P = ParamSpec("P")
 
@@ -104,13 +105,13 @@ def published(paper: str) -> Callable[[Callable[P, Method]], Callable[P, Method]
     """
 
     def decorate(factory: Callable[P, Method]) -> Callable[P, Method]:
-        signature = inspect.signature(factory)
+        signature, make = inspect.signature(factory), ranged(factory)
 
         @functools.wraps(factory)
         def build(*args: P.args, **kwargs: P.kwargs) -> Method:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            method = factory(*args, **kwargs)
+            method = make(*args, **kwargs)
             method.name = factory.__name__
             method.paper = paper
             method._config = {"name": factory.__name__, **bound.arguments}

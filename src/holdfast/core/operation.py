@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
+from holdfast.core.snapshot import Snapshot, Twin
 
 Term = Tensor | tuple[Tensor, float]
 """A term of the loss: a scalar with its graph, alone or with the factor it enters the total with."""
 
 if TYPE_CHECKING:
     from holdfast.core.experience import Batch, Data, Experience, Tree
-    from holdfast.core.learner import Learner
+    from holdfast.core.services import Services
     from holdfast.core.step import Step
 
 ROLES = (
@@ -58,6 +59,8 @@ def snake_case(name: str) -> str:
 def _apply_to(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, Snapshot | Twin):
+        value.apply_(function)
     if isinstance(value, dict):
         return {key: _apply_to(item, function) for key, item in value.items()}
     if isinstance(value, list):
@@ -77,6 +80,7 @@ class Operation(nn.Module):
         alone: why it cannot share its batches with other processes; empty where it can.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
+        draws: whether it draws from the memory that another operation fills; a method without one is refused.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
         name: the name in logs; unique within a method (a second instance is called `replay_2`).
@@ -89,6 +93,7 @@ class Operation(nn.Module):
     remembers: tuple[str, ...] = ()
     state: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
+    draws: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,43 +101,43 @@ class Operation(nn.Module):
 
     # The eleven entry points -------------------------------------------------------------------------
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Once, when the method is bound: attach hooks, create parameters, take generators."""
 
-    def begin(self, experience: Experience, learner: Learner) -> Data | None:
+    def begin(self, experience: Experience, learner: Services) -> Data | None:
         """Before an experience's first step, before the head grows. Returns replacement data, or None."""
 
-    def batch(self, batch: Batch, learner: Learner) -> Batch:
+    def batch(self, batch: Batch, learner: Services) -> Batch:
         """Before the forward. Returns the batch to use; rows are added with `batch.append`."""
         return batch
 
-    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """The current data's loss instead of the default one. At most one operation of a method."""
         raise NotImplementedError
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Before backward. Returns a scalar to add to the total, alone or as `(scalar, factor)`, or None.
 
         A factor given beside the scalar costs nothing; multiplying costs two operations a step.
         """
 
-    def gradient(self, step: Step, learner: Learner) -> None:
+    def gradient(self, step: Step, learner: Services) -> None:
         """After backward. Edits `p.grad` in place."""
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """When the step's gradient is final, before the optimiser moves."""
 
-    def update(self, step: Step, learner: Learner) -> None:
+    def update(self, step: Step, learner: Services) -> None:
         """After the optimiser moved."""
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """After an experience's last step."""
 
-    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """A forward in eval mode. Returns the outputs to use."""
         return outputs
 
-    def take_step(self, step: Step, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+    def take_step(self, step: Step, learner: Services, optimizer: torch.optim.Optimizer) -> None:
         """Instead of backward and step (meta-learning). At most one operation of a method."""
         raise NotImplementedError
 
@@ -160,6 +165,9 @@ class Operation(nn.Module):
         for key in self.state:
             value = getattr(self, key)
             values[key] = value.state() if hasattr(value, "state") and hasattr(value, "load") else value
+        snapshots = [key for key in self.state if isinstance(getattr(self, key), Snapshot)]
+        if snapshots:
+            values["snapshots"] = snapshots
         parameters = self.state_dict()
         if parameters:
             values["parameters"] = dict(parameters)
@@ -169,7 +177,7 @@ class Operation(nn.Module):
         """Restore what `save` returned."""
         for key in self.state:
             held = getattr(self, key)
-            if hasattr(held, "state") and hasattr(held, "load"):
+            if hasattr(held, "state") and hasattr(held, "load") and values[key] is not None:
                 held.load(values[key])
             else:
                 setattr(self, key, _apply_to(values[key], Tensor.clone))  # the state stays its owner's

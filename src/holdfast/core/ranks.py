@@ -9,6 +9,33 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+class Share:
+    """This process's part of what all that train together do: of a memory's room, of a draw, of a pass over data.
+
+    Args:
+        rank: the number of this process.
+        ranks: how many there are.
+
+    Example:
+        >>> Share(rank=1, ranks=3)(10), Share()(10)
+        (3, 10)
+    """
+
+    def __init__(self, rank: int = 0, ranks: int = 1) -> None:
+        self.rank = rank
+        self.ranks = ranks
+
+    def __call__(self, count: int) -> int:
+        """This rank's part of `count` samples that all ranks keep or draw between them; at least one."""
+        if self.ranks == 1:
+            return count
+        return max(1, count // self.ranks + (self.rank < count % self.ranks))
+
+    def rows(self, order: Tensor) -> Tensor:
+        """This rank's part of `order`, the samples that a pass goes over on all ranks together; maybe empty."""
+        return order if self.ranks == 1 else order[self.rank :: self.ranks]
+
+
 def rank_count() -> int:
     """How many processes train together; 1 outside of a distributed run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

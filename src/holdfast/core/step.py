@@ -10,6 +10,22 @@ from torch import Tensor
 from holdfast.core.experience import Tree
 
 
+@dataclass(frozen=True, slots=True)
+class Now:
+    """Where training is, as the loop says before each step.
+
+    Attributes:
+        index: how many steps came before this one, over the whole stream.
+        progress: how far the experience has come, from 0 to 1; None in loops that do not know.
+        epoch_progress: how far the current pass over the experience's data has come: 0 at its first step, 1 at its
+            last; None in loops that do not know.
+    """
+
+    index: int = 0
+    progress: float | None = None
+    epoch_progress: float | None = None
+
+
 @dataclass(slots=True)
 class Step:
     """One optimisation step: what was seen and what was computed from it.

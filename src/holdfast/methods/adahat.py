@@ -1,15 +1,16 @@
 """Adaptive hard attention to the task (AdaHAT)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Positive, Strength
 from holdfast.operations import UnitAttention
 
 
 @published(paper="Wang et al., AdaHAT: adaptive hard attention to the task in task-incremental learning, 2025")
 def adahat(
-    strength: float = 0.75,
+    strength: Strength = 0.75,
     s_max: float = 400.0,
-    intensity: float = 1e-6,
-    epsilon: float = 0.1,
+    intensity: Positive = 1e-6,
+    epsilon: Positive = 0.1,
 ) -> Method:
     r"""HAT that lets used weights move a little: less the more tasks use them, more once the network is full.
 

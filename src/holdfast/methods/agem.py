@@ -3,13 +3,14 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import GradientProjection, Remember
 
 
 @published(paper="Chaudhry et al., Efficient lifelong learning with A-GEM, ICLR 2019")
 def agem(
-    capacity: int = 200,
-    size: int = 64,
+    capacity: Count = 200,
+    size: Count = 64,
     per_layer: bool = False,
     policy: Literal["reservoir", "balanced_reservoir", "ring", "first"] = "reservoir",
 ) -> Method:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import GradientProjection, RememberExemplars
 
 
@@ -10,9 +11,9 @@ from holdfast.operations import GradientProjection, RememberExemplars
     paper="Chaudhry et al., ICLR 2019, as run by van de Ven, Tuytelaars and Tolias, Nature Machine Intelligence 2022"
 )
 def agem_exemplars(
-    per_class: int | None = 100,
-    capacity: int | None = None,
-    size: int = 128,
+    per_class: Count | None = 100,
+    capacity: Count | None = None,
+    size: Count = 128,
     selection: Literal["random", "herding", "closest"] = "random",
 ) -> Method:
     r"""A step may not raise the loss on a reference batch of past experiences.

@@ -3,15 +3,16 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Positive
 from holdfast.operations import BiasCorrection, Distillation, JoinedReplay, Remember
 
 
 @published(paper="Wu et al., Large scale incremental learning, CVPR 2019")
 def bic(
-    capacity: int = 200,
-    size: int = 32,
-    held_out: int = 20,
-    temperature: float = 2.0,
+    capacity: Count = 200,
+    size: Count = 32,
+    held_out: Count = 20,
+    temperature: Positive = 2.0,
     policy: Literal["reservoir", "balanced_reservoir", "ring", "first"] = "balanced_reservoir",
 ) -> Method:
     r"""Replay and distillation, then two numbers set new classes' outputs right, fitted on held-out samples.

@@ -1,6 +1,7 @@
 """Complementary learning system experience replay (CLS-ER)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import BelowOne, Count, NonNegative, UpToOne
 from holdfast.operations import ComplementaryMemories, Remember
 
 
@@ -9,13 +10,13 @@ from holdfast.operations import ComplementaryMemories, Remember
     "complementary learning system, ICLR 2022"
 )
 def cls_er(
-    capacity: int = 200,
-    size: int = 32,
-    weight: float = 0.15,
-    plastic_decay: float = 0.999,
-    plastic_rate: float = 0.9,
-    stable_decay: float = 0.999,
-    stable_rate: float = 0.7,
+    capacity: Count = 200,
+    size: Count = 32,
+    weight: NonNegative = 0.15,
+    plastic_decay: BelowOne = 0.999,
+    plastic_rate: UpToOne = 0.9,
+    stable_decay: BelowOne = 0.999,
+    stable_rate: UpToOne = 0.7,
 ) -> Method:
     r"""Replay, held to the better of a fast and a slow running average of the model; the slow one answers.
 

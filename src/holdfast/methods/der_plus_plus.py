@@ -1,13 +1,14 @@
 """Dark experience replay with labels (DER++)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.operations import LogitReplay, Remember, Replay
 
 
 @published(
     paper="Buzzega et al., Dark experience for general continual learning: a strong, simple baseline, NeurIPS 2020"
 )
-def der_plus_plus(capacity: int = 200, size: int = 32, alpha: float = 0.5, beta: float = 0.5) -> Method:
+def der_plus_plus(capacity: Count = 200, size: Count = 32, alpha: NonNegative = 0.5, beta: NonNegative = 0.5) -> Method:
     r"""DER, and the labels of a second, independent draw.
 
     $$ L = \ell(x, y) + \alpha \, \lVert h_\theta(x') - z' \rVert_2^2 / C + \beta \, \ell(x'', y''),

@@ -3,16 +3,17 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Positive
 from holdfast.operations import GenerativeReplay
 
 
 @published(paper="Shin et al., Continual learning with deep generative replay, NeurIPS 2017")
 def dgr(
-    size: int = 128,
-    units: int = 400,
-    layers: int = 2,
-    latent: int = 100,
-    rate: float = 1e-3,
+    size: Count = 128,
+    units: Count = 400,
+    layers: Count = 2,
+    latent: Count = 100,
+    rate: Positive = 1e-3,
     likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto",
     kind: Literal["auto", "dense", "conv"] = "auto",
 ) -> Method:

@@ -1,13 +1,14 @@
 """Duplicating and freezing the backbone at each task."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import LateralConnections, SeparateNetworks
 
 
 @published(
     paper="Yan, Xie and He, DER: dynamically expandable representation for class incremental learning, CVPR 2021"
 )
-def duplicate_backbone(columns: int = 10) -> Method:
+def duplicate_backbone(columns: Count = 10) -> Method:
     r"""Each task freezes the backbone and goes on with a copy; its outputs read the features of all of them.
 
     $$ f_t(x) = W_t \Big( \phi_t(x) + \sum_{j < t} A_{t,j} \, \phi_j(x) \Big), \qquad

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import JoinedReplay, Remember
 
 
@@ -13,8 +14,8 @@ from holdfast.operations import JoinedReplay, Remember
     )
 )
 def er(
-    capacity: int = 200,
-    size: int = 32,
+    capacity: Count = 200,
+    size: Count = 32,
     policy: Literal["reservoir", "balanced_reservoir", "ring", "first"] = "reservoir",
 ) -> Method:
     r"""Old samples from a reservoir join every batch; the loss is one mean over both.

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import AsymmetricCrossEntropy, Remember, Replay
 
 
@@ -10,8 +11,8 @@ from holdfast.operations import AsymmetricCrossEntropy, Remember, Replay
     paper="Caccia et al., New insights on reducing abrupt representation change in online continual learning, ICLR 2022"
 )
 def er_ace(
-    capacity: int = 200,
-    size: int = 32,
+    capacity: Count = 200,
+    size: Count = 32,
     among: Literal["batch", "experience"] = "batch",
     policy: Literal["reservoir", "balanced_reservoir", "ring", "first"] = "reservoir",
 ) -> Method:

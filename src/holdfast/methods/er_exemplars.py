@@ -3,6 +3,7 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import RememberExemplars, Replay
 
 
@@ -10,9 +11,9 @@ from holdfast.operations import RememberExemplars, Replay
     paper="van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature Machine Intelligence 2022"
 )
 def er_exemplars(
-    per_class: int | None = 100,
-    capacity: int | None = None,
-    size: int = 128,
+    per_class: Count | None = 100,
+    capacity: Count | None = None,
+    size: Count = 128,
     selection: Literal["random", "herding", "closest"] = "random",
 ) -> Method:
     r"""Replay of past experiences only, weighed against the current one by how many there are.

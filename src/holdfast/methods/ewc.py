@@ -3,14 +3,15 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Strength
 from holdfast.operations import FisherPenalty
 
 
 @published(paper="Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 2017")
 def ewc(
-    strength: float = 100.0,
+    strength: Strength = 100.0,
     fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
-    samples: int | None = None,
+    samples: Count | None = None,
 ) -> Method:
     r"""One quadratic penalty per past experience, weighed by the Fisher diagonal.
 

@@ -3,15 +3,16 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Share, Strength
 from holdfast.operations import FisherPenalty
 
 
 @published(paper="Schwarz et al., Progress & compress: a scalable framework for continual learning, ICML 2018")
 def ewc_online(
-    strength: float = 100.0,
-    decay: float = 1.0,
+    strength: Strength = 100.0,
+    decay: Share = 1.0,
     fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
-    samples: int | None = None,
+    samples: Count | None = None,
 ) -> Method:
     r"""One running quadratic penalty around the latest parameters.
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import MergedReplay, RememberExemplars
 
 
@@ -10,10 +11,10 @@ from holdfast.operations import MergedReplay, RememberExemplars
     paper="the exemplar baseline of class-incremental learning, for instance in Rebuffi et al., iCaRL, CVPR 2017"
 )
 def exemplar_replay(
-    capacity: int | None = None,
-    per_class: int | None = 10,
+    capacity: Count | None = None,
+    per_class: Count | None = 10,
     selection: Literal["random", "herding", "closest"] = "random",
-    repeat: int = 1,
+    repeat: Count = 1,
 ) -> Method:
     r"""A few samples per class, drawn without replacement when an experience ends, join the next one's data.
 

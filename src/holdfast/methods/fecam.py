@@ -1,6 +1,7 @@
 """FeCAM: Mahalanobis distances of frozen features, with a covariance for each class."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import NonNegative, Positive, Size
 from holdfast.operations import Mahalanobis
 
 
@@ -10,7 +11,9 @@ from holdfast.operations import Mahalanobis
         " learning, NeurIPS 2023"
     )
 )
-def fecam(power: float = 0.5, diagonal: float = 1.0, off_diagonal: float = 1.0, adapt: int = 1) -> Method:
+def fecam(
+    power: Positive = 0.5, diagonal: NonNegative = 1.0, off_diagonal: NonNegative = 1.0, adapt: Size = 1
+) -> Method:
     r"""The network is trained on the first experience and frozen; classes are Gaussians of their own shape.
 
     $$ z_k = - d_k^\top \hat\Sigma_k^{-1} d_k, \qquad

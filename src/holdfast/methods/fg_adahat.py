@@ -3,12 +3,13 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Positive, Strength
 from holdfast.operations import UnitImportance
 
 
 @published(paper="Wang et al., FG-AdaHAT: fine-grained AdaHAT, in Continual Learning Arena, 2025")
 def fg_adahat(
-    strength: float = 0.75,
+    strength: Strength = 0.75,
     s_max: float = 400.0,
     importance: Literal[
         "input_gradient",
@@ -20,7 +21,7 @@ def fg_adahat(
         "contribution",
         "activation_fisher",
     ] = "input_gradient",
-    intensity: float = 1.5e-7,
+    intensity: Positive = 1.5e-7,
 ) -> Method:
     r"""AdaHAT that lets a used weight move the less, the more its two units mattered to earlier tasks.
 

@@ -1,6 +1,7 @@
 """Greedy sampler and dumb learner (GDumb)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Positive
 from holdfast.operations import TrainOnMemory
 
 
@@ -8,7 +9,7 @@ from holdfast.operations import TrainOnMemory
     paper="Prabhu, Torr and Dokania, GDumb: a simple approach that questions our progress in continual learning, "
     "ECCV 2020"
 )
-def gdumb(capacity: int = 500, epochs: int = 31, batch_size: int = 16, rate: float = 0.05) -> Method:
+def gdumb(capacity: Count = 500, epochs: Count = 31, batch_size: Count = 16, rate: Positive = 0.05) -> Method:
     r"""Keep a class-balanced memory, and train from scratch on it whenever an experience ends.
 
     $$ \theta_t = \arg\min_\theta \sum_{(x, y) \in M_t} \ell(f_\theta(x), y), \qquad

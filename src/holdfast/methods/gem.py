@@ -1,11 +1,12 @@
 """Gradient episodic memory (GEM)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.operations import GradientConstraints
 
 
 @published(paper="Lopez-Paz and Ranzato, Gradient episodic memory for continual learning, NeurIPS 2017")
-def gem(per_experience: int = 256, margin: float = 0.5) -> Method:
+def gem(per_experience: Count = 256, margin: NonNegative = 0.5) -> Method:
     r"""The step nearest to the gradient that raises the loss on no past experience's memory.
 
     $$ \min_{\tilde g} \tfrac{1}{2} \lVert g - \tilde g \rVert_2^2 \;\text{ so that }\;

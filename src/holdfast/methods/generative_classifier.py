@@ -3,6 +3,7 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Positive
 from holdfast.operations import GenerativeClassifier
 
 
@@ -10,11 +11,11 @@ from holdfast.operations import GenerativeClassifier
     paper="van de Ven, Li and Tolias, Class-incremental learning with generative classifiers, CVPR workshops 2021"
 )
 def generative_classifier(
-    units: int = 85,
-    layers: int = 2,
-    latent: int = 5,
-    rate: float = 1e-3,
-    samples: int = 50,
+    units: Count = 85,
+    layers: Count = 2,
+    latent: Count = 5,
+    rate: Positive = 1e-3,
+    samples: Count = 50,
     likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto",
     gaussian: bool = False,
     kind: Literal["auto", "dense", "conv"] = "auto",

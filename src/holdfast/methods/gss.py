@@ -1,11 +1,12 @@
 """Gradient based sample selection (GSS), greedy."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import JoinedReplay, RememberDiverse
 
 
 @published(paper="Aljundi et al., Gradient based sample selection for online continual learning, NeurIPS 2019")
-def gss(capacity: int = 200, size: int = 32, compare: int = 10) -> Method:
+def gss(capacity: Count = 200, size: Count = 32, compare: Count = 10) -> Method:
     r"""Replay from a memory that keeps samples whose gradients point apart.
 
     $$ c = 1 + \max_{i \in S} \cos(g, g_i), \qquad \text{if } c < 1: \; i \sim C_i / {\textstyle \sum_j C_j}, \;

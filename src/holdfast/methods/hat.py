@@ -1,11 +1,12 @@
 """Hard attention to the task (HAT)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Strength
 from holdfast.operations import UnitAttention
 
 
 @published(paper="Serra et al., Overcoming catastrophic forgetting with hard attention to the task, ICML 2018")
-def hat(strength: float = 0.75, s_max: float = 400.0) -> Method:
+def hat(strength: Strength = 0.75, s_max: float = 400.0) -> Method:
     r"""A learnt gate per task and unit; weights between units that earlier tasks use do not move.
 
     $$ h_l \leftarrow \sigma(s \, e_l^t) \odot h_l, \qquad

@@ -1,11 +1,12 @@
 """Incremental classifier and representation learning (iCaRL)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Positive
 from holdfast.operations import BinaryDistillation, MergedReplay, NearestExemplarMean, RememberExemplars
 
 
 @published(paper="Rebuffi et al., iCaRL: incremental classifier and representation learning, CVPR 2017")
-def icarl(capacity: int | None = 2000, per_class: int | None = None, temperature: float = 1.0) -> Method:
+def icarl(capacity: Count | None = 2000, per_class: Count | None = None, temperature: Positive = 1.0) -> Method:
     r"""Exemplars join the data, old outputs are distilled, and the nearest mean of exemplars classifies.
 
     $$ \hat y = \arg\min_y \lVert \varphi(x) - \mu_y \rVert, \qquad \mu_y \propto \sum_{p \in P_y} \varphi(p), \qquad

@@ -3,13 +3,14 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import NonNegative, Positive
 from holdfast.operations import Distillation
 
 
 @published(paper="Li and Hoiem, Learning without forgetting, TPAMI 2017")
 def lwf(
-    temperature: float = 2.0,
-    weight: float = 1.0,
+    temperature: Positive = 2.0,
+    weight: NonNegative = 1.0,
     average: Literal["none", "experiences"] = "none",
     scaled: bool = True,
     over: Literal["old", "all"] = "old",

@@ -1,11 +1,12 @@
 """Memory aware synapses (MAS)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Strength
 from holdfast.operations import SensitivityPenalty
 
 
 @published(paper="Aljundi et al., Memory aware synapses: learning what (not) to forget, ECCV 2018")
-def mas(strength: float = 1.0, samples: int | None = None) -> Method:
+def mas(strength: Strength = 1.0, samples: Count | None = None) -> Method:
     r"""A quadratic penalty weighed by how much each parameter moves the outputs; it needs no labels.
 
     $$ L = \ell(x, y) + \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad

@@ -3,15 +3,16 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Positive
 from holdfast.operations import InterferedReplay, Remember
 
 
 @published(paper="Aljundi et al., Online continual learning with maximally interfered retrieval, NeurIPS 2019")
 def mir(
-    capacity: int = 200,
-    size: int = 10,
-    candidates: int = 50,
-    rate: float | None = None,
+    capacity: Count = 200,
+    size: Count = 10,
+    candidates: Count = 50,
+    rate: Positive | None = None,
     average: Literal["none", "rows"] = "none",
     policy: Literal["reservoir", "balanced_reservoir", "ring", "first"] = "reservoir",
 ) -> Method:

@@ -3,13 +3,14 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import JoinedReplay, NearestClassMean, Remember
 
 
 @published(paper="Mensink et al., Distance-based image classification, TPAMI 2013; Rebuffi et al., iCaRL, CVPR 2017")
 def ncm(
-    capacity: int = 200,
-    size: int = 32,
+    capacity: Count = 200,
+    size: Count = 32,
     metric: Literal["euclidean", "cosine"] = "euclidean",
     policy: Literal["reservoir", "balanced_reservoir", "ring", "first"] = "balanced_reservoir",
 ) -> Method:

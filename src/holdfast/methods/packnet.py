@@ -1,11 +1,12 @@
 """PackNet: several tasks packed into one network."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Inside, UpToOne
 from holdfast.operations import PrunedWeights
 
 
 @published(paper="Mallya and Lazebnik, PackNet: adding multiple tasks to a single network by iterative pruning, 2018")
-def packnet(fraction: float = 0.75, at: float = 0.5) -> Method:
+def packnet(fraction: Inside = 0.75, at: UpToOne = 0.5) -> Method:
     r"""Each task trains the free weights, keeps the largest of them for good, and leaves the others to later tasks.
 
     $$ \hat w_{ij}^t = w_{ij} \, [\text{owner}_{ij} \le t] $$

@@ -1,11 +1,12 @@
 """Progressive neural networks."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count
 from holdfast.operations import LateralConnections, SeparateNetworks
 
 
 @published(paper="Rusu et al., Progressive neural networks, 2016")
-def progressive(columns: int = 10) -> Method:
+def progressive(columns: Count = 10) -> Method:
     r"""A new network (column) for each task, which also reads the layers of all earlier ones.
 
     $$ h_i^{(k)} = f\Big( W_i^{(k)} h_{i-1}^{(k)} + \sum_{j < k} U_i^{(k:j)} h_{i-1}^{(j)} \Big) $$

@@ -1,11 +1,12 @@
 """Synaptic intelligence (SI)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Positive, Strength
 from holdfast.operations import PathPenalty
 
 
 @published(paper="Zenke, Poole and Ganguli, Continual learning through synaptic intelligence, ICML 2017")
-def si(strength: float = 1.0, damping: float = 0.1) -> Method:
+def si(strength: Strength = 1.0, damping: Positive = 0.1) -> Method:
     r"""A quadratic penalty weighed by what each parameter did for the fall of the loss.
 
     $$ L = \ell(x, y) + c \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad

@@ -1,11 +1,12 @@
 """SimpleCIL: class means of frozen features as the weights of a cosine classifier."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Size
 from holdfast.operations import NearestClassMean
 
 
 @published(paper="Zhou et al., Revisiting class-incremental learning with pre-trained models, IJCV 2024")
-def simple_cil(adapt: int = 0) -> Method:
+def simple_cil(adapt: Size = 0) -> Method:
     r"""A pretrained backbone stays as it is; each class is the mean of its features, compared by cosine.
 
     $$ z_k = \frac{h(x)^\top \mu_k}{\lVert h(x) \rVert \lVert \mu_k \rVert}, \qquad

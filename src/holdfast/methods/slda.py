@@ -3,6 +3,7 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Share
 from holdfast.operations import StreamingLDA
 
 
@@ -10,7 +11,7 @@ from holdfast.operations import StreamingLDA
     paper="Hayes and Kanan, Lifelong machine learning with deep streaming linear discriminant analysis, CVPR-W 2020; "
     "van de Ven, Li and Tolias, Class-incremental learning with generative classifiers, CVPR-W 2021"
 )
-def slda(space: Literal["features", "inputs"] = "inputs", shrinkage: float = 1e-4) -> Method:
+def slda(space: Literal["features", "inputs"] = "inputs", shrinkage: Share = 1e-4) -> Method:
     r"""Gaussian classes that share a covariance, learnt in one pass; no weight of the model ever moves.
 
     $$ z_k = \mu_k^\top \Lambda x - \frac{1}{2} \mu_k^\top \Lambda \mu_k, \qquad

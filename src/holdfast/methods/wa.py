@@ -3,14 +3,15 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Count, Positive
 from holdfast.operations import Distillation, JoinedReplay, Remember, WeightAlign
 
 
 @published(paper="Zhao et al., Maintaining discrimination and fairness in class incremental learning, CVPR 2020")
 def wa(
-    capacity: int = 200,
-    size: int = 32,
-    temperature: float = 2.0,
+    capacity: Count = 200,
+    size: Count = 32,
+    temperature: Positive = 2.0,
     policy: Literal["reservoir", "balanced_reservoir", "ring", "first"] = "balanced_reservoir",
 ) -> Method:
     r"""Replay and distillation, then new classes' weights are scaled to the mean length of the old ones'.

@@ -1,11 +1,12 @@
 """Winning subnetworks (WSN)."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import UpToOne
 from holdfast.operations import Subnetworks
 
 
 @published(paper="Kang et al., Forget-free continual learning with winning subnetworks, ICML 2022")
-def wsn(fraction: float = 0.5) -> Method:
+def wsn(fraction: UpToOne = 0.5) -> Method:
     r"""Each task uses the best-scored weights of every layer; those that earlier tasks use do not move.
 
     $$ m_t = \big[\,|s| \text{ among the top } c\,\big], \qquad

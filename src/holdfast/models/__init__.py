@@ -19,6 +19,7 @@ from holdfast.models.heads import (
 from holdfast.models.library import timm, torchvision, transformers
 from holdfast.models.reduced import LowRankLinear, MixedLinear, low_rank_mlp, subspace_mlp
 from holdfast.models.resnet import resnet18
+from holdfast.models.vit import vit
 
 FACTORIES = (
     "cnn",
@@ -31,6 +32,7 @@ FACTORIES = (
     "timm",
     "torchvision",
     "transformers",
+    "vit",
 )
 """What a configuration can name as a model; each takes `input_shape` and `classes` from the stream."""
 
@@ -64,4 +66,5 @@ __all__ = [
     "timm",
     "torchvision",
     "transformers",
+    "vit",
 ]

@@ -12,6 +12,10 @@ class Classifier(nn.Module):
         backbone: gives features `[rows, features]`.
         head: gives outputs `[rows, width]` of them; a `Head`, or any module.
 
+    Attributes:
+        cuts: the children of the backbone after which its numbered cuts lie (`models.chain`); None counts those with
+            parameters.
+
     Example:
         >>> import torch
         >>> from holdfast.models import FixedHead
@@ -24,6 +28,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.cuts: tuple[str, ...] | None = None
 
     def features(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """What the head sees of these inputs, `[rows, features]`."""

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from torch import nn
 
 from holdfast.core.errors import ConfigError
-from holdfast.models.build import Activation, HeadName, check_image, check_sizes, make_activation, make_head, seeded
+from holdfast.core.ranges import Count, ranged
+from holdfast.models.build import Activation, HeadName, check_image, make_activation, make_head, seeded
 from holdfast.models.classifier import Classifier
 
 
+@ranged
 def cnn(
     *,
     input_shape: Sequence[int],
     classes: int,
-    channels: Sequence[int] = (32, 64),
-    hidden: Sequence[int] = (128,),
+    channels: Sequence[Count] = (32, 64),
+    hidden: Sequence[Count] = (128,),
     head: HeadName = "fixed",
     activation: Activation = "relu",
     batch_norm: bool = False,
@@ -45,8 +47,6 @@ def cnn(
         (torch.Size([2, 10]), 128)
     """
     depth, height, width = check_image("cnn", input_shape)
-    check_sizes("channels", channels)
-    check_sizes("hidden", hidden)
     if min(height, width) >> len(channels) == 0:
         raise ConfigError(
             f"images of {height} x {width} cannot be halved {len(channels)} times. "

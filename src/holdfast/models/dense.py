@@ -8,19 +8,20 @@ from typing import Literal
 
 from torch import nn
 
-from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.models.build import Activation, HeadName, check_sizes, make_activation, make_head, seeded
 from holdfast.models.classifier import Classifier
 
 
+@ranged
 def mlp(
     *,
     input_shape: Sequence[int],
     classes: int,
-    hidden: Sequence[int] = (100, 100),
+    hidden: Sequence[Count] = (100, 100),
     head: HeadName = "fixed",
     activation: Activation = "relu",
-    dropout: float = 0.0,
+    dropout: BelowOne = 0.0,
     batch_norm: bool = False,
     init: Literal["default", "xavier"] = "default",
     seed: int | None = None,
@@ -56,8 +57,6 @@ def mlp(
           (head): FixedHead(in_features=8, out_features=3, bias=True)
         )
     """
-    if init not in ("default", "xavier"):
-        raise ConfigError(unknown("init", init, ["default", "xavier"]))
     with seeded(seed):
         model = perceptron(nn.Linear, input_shape, classes, hidden, head, activation, dropout, batch_norm, seed)
         if init == "xavier":
@@ -81,9 +80,6 @@ def perceptron(
 ) -> Classifier:
     """A perceptron of layers that `layer(inputs, units)` makes, with checked sizes; the rest as in `mlp`."""
     check_sizes("input_shape", input_shape)
-    check_sizes("hidden", hidden)
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"dropout={dropout} is no probability. Write a number from 0 up to, but below, 1.")
     layers: list[nn.Module] = [nn.Flatten()] if len(input_shape) != 1 else []
     width = prod(input_shape)
     for units in hidden:

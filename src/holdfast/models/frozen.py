@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from holdfast.core.digests import module_digest
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.models.build import Activation, HeadName, check_sizes, make_activation, make_head, seeded
+from holdfast.core.ranges import BelowOne, Count, ranged
+from holdfast.models.build import Activation, HeadName, make_activation, make_head, seeded
 from holdfast.models.classifier import Classifier
 from holdfast.models.library import timm, torchvision, transformers
 from holdfast.models.pretrained import Pool
@@ -104,6 +105,7 @@ class Beside:
         return self
 
 
+@ranged
 def frozen(
     *,
     input_shape: Sequence[int],
@@ -112,15 +114,15 @@ def frozen(
     library: Literal["timm", "torchvision", "transformers"] = "timm",
     weights: str | None = None,
     preprocess: bool = False,
-    size: int | None = None,
+    size: Count | None = None,
     cut: str | None = None,
     pool: Pool | None = None,
     cache: bool = False,
     cache_folder: str | None = None,
     cache_precision: Literal["float32", "float16"] = "float32",
-    hidden: Sequence[int] = (),
+    hidden: Sequence[Count] = (),
     activation: Activation = "relu",
-    dropout: float = 0.0,
+    dropout: BelowOne = 0.0,
     batch_norm: bool = False,
     head: HeadName = "fixed",
     seed: int | None = None,
@@ -159,7 +161,6 @@ def frozen(
         DataError: if `weights` is no file that fits the architecture.
         ImportError: if the library is not installed.
     """
-    check_sizes("hidden", hidden)
     given: dict[str, Any] = {"preprocess": preprocess, "size": size, "cut": cut, "seed": seed}
     whole: nn.Module
     if library == "transformers":

@@ -11,11 +11,13 @@ from torch import nn
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
 from holdfast.core.inspect import find_head
-from holdfast.models.build import HeadName, check_image, check_sizes, seeded
+from holdfast.core.ranges import Count, ranged
+from holdfast.models.build import HeadName, check_image, seeded
 from holdfast.models.graft import NO_LINEAR, load_weights, with_head
 from holdfast.models.pretrained import Cut, Pool, Preprocess, folder_preprocess
 
 
+@ranged
 def torchvision(
     *,
     input_shape: Sequence[int],
@@ -23,7 +25,7 @@ def torchvision(
     architecture: str,
     weights: str | None = None,
     preprocess: bool = False,
-    size: int | None = None,
+    size: Count | None = None,
     cut: str | None = None,
     head: HeadName = "fixed",
     seed: int | None = None,
@@ -73,8 +75,6 @@ def torchvision(
             if hasattr(model, auxiliary):
                 model.aux_logits = False
                 setattr(model, auxiliary, None)
-        if size is not None:
-            check_sizes("size", [size])
         if cut is not None:
             model = Cut(model, cut)
         if preprocess:
@@ -86,6 +86,7 @@ def torchvision(
         return with_head(model, architecture, input_shape, classes, head, weights, seed)
 
 
+@ranged
 def timm(
     *,
     input_shape: Sequence[int],
@@ -93,7 +94,7 @@ def timm(
     architecture: str,
     weights: str | None = None,
     preprocess: bool = False,
-    size: int | None = None,
+    size: Count | None = None,
     cut: str | None = None,
     pool: Pool | None = None,
     head: HeadName = "fixed",
@@ -146,8 +147,6 @@ def timm(
             model.forward = model.forward_features
         if pool is not None or cut is not None:
             model = Cut(model, cut, pool or "cls", getattr(model, "num_prefix_tokens", 1))
-        if size is not None:
-            check_sizes("size", [size])
         resized = None
         if preprocess:
             resized = Preprocess(own["mean"], own["std"], size or own["input_size"][1], own["interpolation"])
@@ -156,13 +155,14 @@ def timm(
         return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)
 
 
+@ranged
 def transformers(
     *,
     input_shape: Sequence[int],
     classes: int,
     weights: str,
     preprocess: bool = True,
-    size: int | None = None,
+    size: Count | None = None,
     cut: str | None = None,
     pool: Pool = "cls",
     head: HeadName = "fixed",

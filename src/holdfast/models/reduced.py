@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.models.build import Activation, HeadName, check_sizes, seeded
+from holdfast.core.ranges import BelowOne, Count, ranged
+from holdfast.models.build import Activation, HeadName, seeded
 from holdfast.models.dense import perceptron
 
 
@@ -94,16 +95,17 @@ def fixed(outputs: int, inputs: int) -> Tensor:
     return torch.empty(outputs, inputs).uniform_(-bound, bound)
 
 
+@ranged
 def low_rank_mlp(
     *,
     input_shape: Sequence[int],
     classes: int,
-    hidden: Sequence[int] = (100, 100),
-    rank: int = 1,
+    hidden: Sequence[Count] = (100, 100),
+    rank: Count = 1,
     head: HeadName = "fixed",
     activation: Activation = "relu",
     batch_norm: bool = False,
-    dropout: float = 0.0,
+    dropout: BelowOne = 0.0,
     seed: int | None = None,
 ) -> nn.Module:
     """Multi-layer perceptron of fixed random weights that learns a change of low rank in each layer, and its head.
@@ -131,24 +133,23 @@ def low_rank_mlp(
         >>> parameter_count(low_rank_mlp(input_shape=(10,), classes=3, hidden=[4]))  # 18, and a head of 15
         33
     """
-    check_sizes("rank", [rank])
-    check_sizes("hidden", hidden)
     layer = functools.partial(LowRankLinear, rank=rank)
     with seeded(seed):
         return perceptron(layer, input_shape, classes, hidden, head, activation, dropout, batch_norm, seed)
 
 
+@ranged
 def subspace_mlp(
     *,
     input_shape: Sequence[int],
     classes: int,
-    hidden: Sequence[int] = (100, 100),
-    dimension: int = 80,
+    hidden: Sequence[Count] = (100, 100),
+    dimension: Count = 80,
     rank_one: bool = False,
     head: HeadName = "fixed",
     activation: Activation = "relu",
     batch_norm: bool = False,
-    dropout: float = 0.0,
+    dropout: BelowOne = 0.0,
     seed: int | None = None,
 ) -> nn.Module:
     """Multi-layer perceptron that learns, in each layer, only how to mix fixed random weights, and its head.
@@ -177,8 +178,6 @@ def subspace_mlp(
         >>> parameter_count(subspace_mlp(input_shape=(10,), classes=3, hidden=[4], dimension=8))  # 12, and a head of 15
         27
     """
-    check_sizes("dimension", [dimension])
-    check_sizes("hidden", hidden)
     layer = functools.partial(MixedLinear, count=dimension, rank_one=rank_one)
     with seeded(seed):
         return perceptron(layer, input_shape, classes, hidden, head, activation, dropout, batch_norm, seed)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.models.build import HeadName, check_image, check_sizes, make_head, seeded
+from holdfast.core.ranges import Count, ranged
+from holdfast.models.build import HeadName, check_image, make_head, seeded
 from holdfast.models.classifier import Classifier
 
 
@@ -38,8 +39,9 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(hidden)) + skipped)
 
 
+@ranged
 def resnet18(
-    *, input_shape: Sequence[int], classes: int, width: int = 20, head: HeadName = "fixed", seed: int | None = None
+    *, input_shape: Sequence[int], classes: int, width: Count = 20, head: HeadName = "fixed", seed: int | None = None
 ) -> nn.Module:
     """Reduced ResNet-18: a 3x3 stem of stride 1 without max-pool, then stages of w, 2w, 4w and 8w channels.
 
@@ -65,7 +67,6 @@ def resnet18(
         1109240
     """
     channels, _, _ = check_image("resnet18", input_shape)
-    check_sizes("width", [width])
     with seeded(seed):
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         stages["stem"] = nn.Sequential(
@@ -80,4 +81,6 @@ def resnet18(
             planes = outputs
         stages["pool"] = nn.AdaptiveAvgPool2d(1)
         stages["flatten"] = nn.Flatten()
-        return Classifier(nn.Sequential(stages), make_head(head, planes, classes, seed))
+        model = Classifier(nn.Sequential(stages), make_head(head, planes, classes, seed))
+        model.cuts = ("layer1", "layer2", "layer3", "layer4")  # Hemati et al. 2023: the stem goes with the first stage
+        return model

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.quadratic import quadratic
 
@@ -44,13 +44,13 @@ class AnchorPenalty(Operation):
         self.weight: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Strength times the squared distance, once there is an anchor."""
         if not self.anchor:
             return None
         return quadratic(learner, self.weight, self.anchor), self.strength
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Move the anchor to today's parameters."""
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.rows import require_outputs
 
@@ -61,7 +61,7 @@ class AsymmetricCrossEntropy(Operation):
         self.current: list[int] = []
         self._mask: Tensor | None = None
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Note the experience's classes, if C is those."""
         if self.among == "experience":
             require(
@@ -73,7 +73,7 @@ class AsymmetricCrossEntropy(Operation):
             self.current = list(experience.classes)
         self._mask = None
 
-    def loss(self, step: Step, learner: Learner) -> Term:
+    def loss(self, step: Step, learner: Services) -> Term:
         """The masked cross-entropy, with the factor that the current loss had."""
         outputs = require_outputs(step)
         masked = outputs.masked_fill(self._absent(outputs, step.targets), -torch.inf)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience, tree_map
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.operations.class_scores import vectors
 
 
@@ -62,7 +62,7 @@ class BalancedFinetune(Operation):
         self.momentum = momentum
         self.per_class = per_class
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Refuse models that have no one head over all classes."""
         require(
             not learner.multi_head,
@@ -73,7 +73,7 @@ class BalancedFinetune(Operation):
             learner.head is not None, self.name, "trains the head, and found none in this model. Name it: head='path'."
         )
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Draw, compute features, and train the head."""
         require(learner.memory is not None, self.name, "draws from a memory. Add Remember(capacity=...).")
         rows = learner.memory.all()
@@ -90,7 +90,7 @@ class BalancedFinetune(Operation):
         )
         self._train(learner, features, targets, generator)
 
-    def _train(self, learner: Learner, features: Tensor, targets: Tensor, generator: torch.Generator) -> None:
+    def _train(self, learner: Services, features: Tensor, targets: Tensor, generator: torch.Generator) -> None:
         head = learner.head
         assert head is not None
         parameters = [p for p in head.parameters() if p.requires_grad]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, Tree, tree_cat, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.models.heads import MASKED
 
 
@@ -53,11 +53,11 @@ class BiasCorrection(Operation):
         self.scale: Tensor | None = None
         self.shift: Tensor | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Refuse a head per task."""
         require(not learner.multi_head, self.name, "weighs classes against another, which task heads do not. Drop it.")
 
-    def begin(self, experience: Experience, learner: Learner) -> Data:
+    def begin(self, experience: Experience, learner: Services) -> Data:
         """Hold samples of each class out, and leave the rest to train on."""
         data = experience.train
         order = torch.randperm(len(data), generator=learner.rng(f"hold/{self.name}"))
@@ -78,7 +78,7 @@ class BiasCorrection(Operation):
         rest[chosen] = False
         return data.subset(rest.nonzero().flatten())
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Fit the two numbers of the experience's new classes."""
         old = {label for members in learner.members[:-1] for label in members}
         new = sorted(set(learner.members[-1]) - old)
@@ -98,7 +98,7 @@ class BiasCorrection(Operation):
         self.scale[new] = self.scale[new] * alpha
         self.shift[new] = self.shift[new] * alpha + beta
 
-    def _outputs(self, learner: Learner) -> Tensor:
+    def _outputs(self, learner: Services) -> Tensor:
         """The network's outputs `[held, width]` on the held-out samples, in double precision."""
         assert self.inputs is not None and self.targets is not None
         with eval_mode(learner.model), torch.no_grad():
@@ -109,7 +109,7 @@ class BiasCorrection(Operation):
             ]
         return torch.cat(parts).double()
 
-    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """The corrected outputs."""
         if self.scale is None or self.shift is None:
             return outputs

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience, Tree
-from holdfast.core.learner import Learner, Snapshot
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
+from holdfast.core.snapshot import Snapshot
 
 
 class BinaryDistillation(Operation):
@@ -51,7 +52,7 @@ class BinaryDistillation(Operation):
         self.active: list[int] = []
         self._columns: tuple[Tensor, Tensor] | None = None
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Take the teacher, and note which classes are old, before the head grows."""
         if learner.experience >= 0:
             self.teacher = learner.snapshot()
@@ -59,7 +60,7 @@ class BinaryDistillation(Operation):
         self.active = sorted({*self.old, *experience.classes})
         self._columns = None
 
-    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """The sum over classes of the binary cross-entropies, averaged over rows."""
         if self._columns is None:
             old = torch.tensor(self.old, dtype=torch.int64, device=outputs.device)

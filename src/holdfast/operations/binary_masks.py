@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.operations.layers import Layer
 from holdfast.operations.score_masks import ScoreMasks
 
@@ -54,7 +54,7 @@ class BinaryMasks(ScoreMasks):
         """The weight is never trained."""
         return weight.detach()
 
-    def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
+    def backbone_rates(self, learner: Services) -> dict[str, Tensor]:
         """Zero: the backbone never moves."""
         rates: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
@@ -62,10 +62,10 @@ class BinaryMasks(ScoreMasks):
             rates.update({f"{name}.{key}": torch.zeros_like(p) for key, p in held.items() if p is not None})
         return rates
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Start the task's masks."""
         super().begin(experience, learner)
         with torch.no_grad():
             for scores in self.scores.values():
                 scores.fill_(self.initial)
-        learner.forget_moments(list(self.scores.values()))
+        learner.trainable.forget_moments(list(self.scores.values()))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.layer_hooks import ExchangeHook, one_task
 from holdfast.operations.layers import Layer, backbone_layers, frozen_parts
@@ -53,16 +53,16 @@ class Blocking(Operation, ABC):
         return ("weight",)
 
     @abstractmethod
-    def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
+    def backbone_rates(self, learner: Services) -> dict[str, Tensor]:
         """The rates r of the backbone's parameters by name, for the experience that begins."""
 
-    def weights(self, layer: Layer, learner: Learner, task: int | None) -> dict[str, Tensor]:
+    def weights(self, layer: Layer, learner: Services, task: int | None) -> dict[str, Tensor]:
         """What stands in the place of the layer's parameters in a forward of `task`; nothing by default."""
         return {}
 
     # What they share -----------------------------------------------------------------------------------
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Attach the hooks, and find what no rate covers."""
         self._learner = learner
         self.layers = {layer.name: layer for layer in backbone_layers(learner, self.name)}
@@ -100,7 +100,7 @@ class Blocking(Operation, ABC):
             found.update(self.weights(self.layers[path], learner, task))
         return found
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Fix the rates for the experience."""
         if experience.task is None:
             raise UsageError(
@@ -118,23 +118,23 @@ class Blocking(Operation, ABC):
         self.rates = {name: rate.to(named[name].dtype) for name, rate in self.rates.items()}
         self._held = None
 
-    def gradient(self, step: Step, learner: Learner) -> None:
+    def gradient(self, step: Step, learner: Services) -> None:
         """Scale the gradients."""
         for parameter, rate in self._limited():
             if parameter.grad is not None:
                 parameter.grad.mul_(rate)
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Note where the values are before the optimiser moves."""
         self._before = [parameter.detach().clone() for parameter, _ in self._limited()]
 
-    def update(self, step: Step, learner: Learner) -> None:
+    def update(self, step: Step, learner: Services) -> None:
         """Take back what the optimiser moved beyond the rates."""
         with torch.no_grad():
             for (parameter, rate), before in zip(self._limited(), self._before):
                 torch.lerp(before, parameter.detach(), rate, out=parameter.detach())
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Keep what the task has to itself."""
         assert experience.task is not None
         self.copies[experience.task] = {
@@ -154,7 +154,7 @@ class Blocking(Operation, ABC):
             self._held = [(named[name], rate) for name, rate in self.rates.items()]
         return self._held
 
-    def _head_rates(self, experience: Experience, learner: Learner) -> dict[str, Tensor]:
+    def _head_rates(self, experience: Experience, learner: Services) -> dict[str, Tensor]:
         """Zero in the rows of every class that was seen, but for those that come again now."""
         seen = learner.classes.clone()
         again = [label for label in experience.classes if label < len(seen)]

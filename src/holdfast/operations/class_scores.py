@@ -9,14 +9,14 @@ from torch import Tensor
 
 from holdfast.core.experience import Tree
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
 from holdfast.models.heads import MASKED
 
 Space = Literal["features", "inputs"]
 """Where a classifier in closed form works: on what enters the head, or on the prepared inputs."""
 
 
-def vectors(learner: Learner, inputs: Tree, space: Space) -> Tensor:
+def vectors(learner: Services, inputs: Tree, space: Space) -> Tensor:
     """One vector a row, `[rows, features]` floats, in eval mode and without a graph.
 
     Args:
@@ -28,16 +28,8 @@ def vectors(learner: Learner, inputs: Tree, space: Space) -> Tensor:
         prepared = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
         assert isinstance(prepared, Tensor)
         return prepared.flatten(1).float()
-    model = learner.model
-    task = getattr(learner.head, "task", None)
-    if learner.multi_head:
-        learner.head.task = "all"  # type: ignore[union-attr, assignment]
-    try:
-        with eval_mode(model), torch.no_grad():
-            return learner.features(inputs).detach().flatten(1).float()
-    finally:
-        if learner.multi_head:
-            learner.head.task = task  # type: ignore[union-attr, assignment]
+    with eval_mode(learner.model), torch.no_grad():
+        return learner.features(inputs).detach().flatten(1).float()
 
 
 def as_outputs(scores: Tensor, known: Tensor, outputs: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, Tree, tree_map
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.operations.class_scores import Space, as_outputs, vectors
 
 
@@ -46,26 +46,26 @@ class ClosedFormClassifier(Operation):
             classes: number of classes there are, at least.
         """
 
-    def solve(self, learner: Learner) -> None:
+    def solve(self, learner: Services) -> None:
         """After an experience's rows were absorbed: compute what prediction needs."""
 
     @abstractmethod
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Scores `[rows, classes]` of `x` and which classes are known, or None before anything is."""
 
-    def begin(self, experience: Experience, learner: Learner) -> Data | None:
+    def begin(self, experience: Experience, learner: Services) -> Data | None:
         """Once the network is frozen: learn now, and leave the loop nothing to train on."""
         if self.adapt is None or experience.index < self.adapt:
             return None
         self._pass(experience.train, learner)
         return experience.train.subset(torch.arange(0))
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """While the network is trained: learn from the features it gives now."""
         if self.adapt is None or experience.index < self.adapt:
             self._pass(experience.train, learner)
 
-    def _pass(self, data: Data, learner: Learner) -> None:
+    def _pass(self, data: Data, learner: Services) -> None:
         if len(data) == 0:
             return
         classes = int(data.targets.max()) + 1
@@ -75,7 +75,7 @@ class ClosedFormClassifier(Operation):
                 self.absorb(vectors(learner, inputs, self.space), batch.targets.to(learner.device), classes)
             self.solve(learner)
 
-    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """The scores in place of the outputs."""
         found = self.scores(vectors(learner, inputs, self.space))
         return outputs if found is None else as_outputs(*found, outputs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.operations.loss_models import LossModels
 
 
@@ -63,7 +63,7 @@ class CommonMinimum(LossModels):
         self.moves = moves
         self.move_rate = move_rate
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Learn the experience's loss, then move to the minimum of all."""
         super().end(experience, learner)
         if len(self.models) < 2:

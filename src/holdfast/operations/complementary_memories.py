@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Tree
-from holdfast.core.learner import Learner, Snapshot
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
+from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
+from holdfast.core.task import running_task
 from holdfast.memory import Uniform
 from holdfast.operations.mixing import mix
 from holdfast.operations.rows import row_losses
-from holdfast.operations.twin import Twin
 
 
 class ComplementaryMemories(Operation):
@@ -59,6 +57,7 @@ class ComplementaryMemories(Operation):
 
     role = "knowledge retention"
     needs = frozenset({"update"})
+    draws = True
     state = ("retrieval", "plastic", "stable", "steps")
 
     def __init__(
@@ -89,17 +88,17 @@ class ComplementaryMemories(Operation):
         self.stable_rate = stable_rate
         self.predict_stable = predict_stable
         self.retrieval: Uniform | None = None
-        self.plastic: Snapshot = {}
-        self.stable: Snapshot = {}
+        self.plastic: Twin | None = None
+        self.stable: Twin | None = None
         self.steps = 0
-        self._twins: dict[str, Twin] = {}
 
-    def setup(self, learner: Learner) -> None:
-        """Take generators for the draws and for the choice of updates."""
+    def setup(self, learner: Services) -> None:
+        """Take generators for the draws and for the choice of updates, and make the averages."""
+        self.plastic, self.stable = learner.twin(), learner.twin()
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
         learner.rng(f"update/{self.name}")
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Replay and consistency on one draw from the memory, in one forward."""
         rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         if rows is None:
@@ -108,58 +107,35 @@ class ComplementaryMemories(Operation):
         labels = learner.criterion(outputs, rows["targets"])
         term, share = mix(labels, step, learner, "rows", 1.0, rows["targets"].shape[0])  # type: ignore[misc]
         total = share * term
-        if self.stable:
+        if self.stable is not None and self.stable.started:
             total = total + self.weight * F.mse_loss(outputs, self.consensus(rows, learner))
         return total
 
-    def consensus(self, rows: dict[str, Tensor], learner: Learner) -> Tensor:
+    def consensus(self, rows: dict[str, Tensor], learner: Services) -> Tensor:
         """For each row the outputs of that averaged model which has the smaller loss on it, `[rows, outputs]`."""
-        plastic, stable = (
-            self._twin(which, learner)(rows["inputs"], rows.get("task")) for which in ("plastic", "stable")
-        )
+        assert self.plastic is not None and self.stable is not None
+        plastic, stable = (twin(rows["inputs"], rows.get("task")) for twin in (self.plastic, self.stable))
         losses = [row_losses(learner.criterion, outputs, rows["targets"]) for outputs in (plastic, stable)]
         better = (losses[0] < losses[1]).view(-1, *[1] * (plastic.dim() - 1))
         return torch.where(better, plastic, stable)
 
-    def update(self, step: Step, learner: Learner) -> None:
+    def update(self, step: Step, learner: Services) -> None:
         """Move each average towards the model, as often as its rate says."""
+        assert self.plastic is not None and self.stable is not None
+        due = learner.decide(lambda: self._due(learner))
+        for twin, limit, now in ((self.plastic, self.plastic_decay, due[0]), (self.stable, self.stable_decay, due[1])):
+            if now:
+                twin.average(1 - min(1 - 1 / self.steps, limit))
+
+    def _due(self, learner: Services) -> tuple[bool, bool]:
+        """Which of the two averages moves at this step; counts the step."""
         draws = torch.rand(2, generator=learner.rng(f"update/{self.name}")).tolist()
-        if not self.stable:  # the first step: both become the model
-            draws = [0.0, 0.0]
-        live = learner.model.state_dict()
-        for which, rate, limit, draw in (
-            ("plastic", self.plastic_rate, self.plastic_decay, draws[0]),
-            ("stable", self.stable_rate, self.stable_decay, draws[1]),
-        ):
-            if draw < rate:
-                self._average(self._twin(which, learner).values, live, min(1 - 1 / (self.steps + 1), limit))
+        first = self.steps == 0  # both become the model
         self.steps += 1
+        return first or draws[0] < self.plastic_rate, first or draws[1] < self.stable_rate
 
-    def _average(self, values: Snapshot, live: Snapshot, decay: float) -> None:
-        floats = [name for name, value in values.items() if value.is_floating_point()]
-        with torch.no_grad():
-            torch._foreach_lerp_([values[name] for name in floats], [live[name] for name in floats], 1 - decay)
-            for name in values.keys() - set(floats):
-                values[name].copy_(live[name])
-
-    def _twin(self, which: str, learner: Learner) -> Twin:
-        """The averaged model; its values are the state."""
-        twin = self._twins.get(which)
-        if twin is None or twin.stale():
-            twin = Twin(learner)
-            twin.copy_from({name: value for name, value in getattr(self, which).items() if value.is_floating_point()})
-            self._twins[which] = twin
-            setattr(self, which, twin.values)
-        return twin
-
-    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """The stable model's outputs, once there is one."""
-        if not self.predict_stable or not self.stable:
+        if not self.predict_stable or self.stable is None or not self.stable.started:
             return outputs
-        task = learner.head.task if learner.multi_head else None  # type: ignore[union-attr]
-        return self._twin("stable", learner)(inputs, task)  # type: ignore[arg-type]
-
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Restore what `save` returned; the models that hold the averages are made again."""
-        super().load(values)
-        self._twins = {}
+        return self.stable(inputs, running_task())

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.operations.layer_hooks import GateHook, rows_of
 from holdfast.operations.layers import backbone_layers
 
@@ -47,7 +47,7 @@ class ContextGates(Operation):
         self.fraction = fraction
         self.gates: dict[str, dict[int, Tensor]] = {}
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Attach the hooks."""
         self._learner = learner
         self._units: dict[str, int] = {}
@@ -56,7 +56,7 @@ class ContextGates(Operation):
             self.gates[layer.name] = {}
             GateHook(layer, lambda name=layer.name: self.find(name))  # type: ignore[misc]
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Draw the gates of a new task."""
         task = experience.task
         if task is None:

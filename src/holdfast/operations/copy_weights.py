@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.models.heads import CosineHead
 from holdfast.operations.weight_align import class_rows
 
@@ -54,7 +54,7 @@ class CopyWeights(Operation):
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Refuse heads whose outputs are no rows of weights, and start outputs that are added as all others."""
         head = learner.head
         require(
@@ -62,10 +62,10 @@ class CopyWeights(Operation):
         )
         require(not learner.multi_head, self.name, "levels classes against another, which task heads do not. Drop it.")
         class_rows(head, self.name)
-        learner.on_growth.append(partial(self._start_new, learner))
+        learner.trainable.on_growth.append(partial(self._start_new, learner))
 
     @torch.no_grad()
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Keep what the classes so far have, and start the head anew."""
         parts = class_rows(learner.head, self.name)
         unseen = torch.ones(sum(len(weight) for _, weight, _ in parts), dtype=torch.bool)
@@ -79,7 +79,7 @@ class CopyWeights(Operation):
                 self._start(parameter, learner)
 
     @torch.no_grad()
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Put the current classes' outputs, levelled, beside those that were kept."""
         parts = class_rows(learner.head, self.name)
         new, every = sorted(set(learner.members[-1])), seen(learner)
@@ -96,7 +96,7 @@ class CopyWeights(Operation):
             for parameter, rows in zip(weights, kept.split([len(parameter) for parameter in weights])):
                 parameter.copy_(rows)
 
-    def _start(self, parameter: Tensor, learner: Learner) -> None:
+    def _start(self, parameter: Tensor, learner: Services) -> None:
         if self.start == "zero":
             parameter.zero_()
             return
@@ -104,7 +104,7 @@ class CopyWeights(Operation):
         drawn = torch.rand(parameter.shape, generator=learner.rng(f"weights/{self.name}"))
         parameter.copy_((2 * drawn - 1) / math.sqrt(features))
 
-    def _start_new(self, learner: Learner, new: list[nn.Parameter]) -> None:
+    def _start_new(self, learner: Services, new: list[nn.Parameter]) -> None:
         assert learner.head is not None
         held = {id(parameter) for parameter in learner.head.parameters()}
         with torch.no_grad():
@@ -113,7 +113,7 @@ class CopyWeights(Operation):
                     parameter.zero_()
 
 
-def seen(learner: Learner) -> list[int]:
+def seen(learner: Services) -> list[int]:
     """The classes of all experiences so far, sorted."""
     return sorted({label for members in learner.members for label in members})
 

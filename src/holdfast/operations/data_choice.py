@@ -6,8 +6,8 @@ import torch
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Data, Experience, Stream
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation
+from holdfast.core.services import Services
 from holdfast.streams.data import concat
 
 
@@ -40,7 +40,7 @@ class JointData(Operation):
     def __init__(self) -> None:
         super().__init__()
 
-    def begin(self, experience: Experience, learner: Learner) -> Data:
+    def begin(self, experience: Experience, learner: Services) -> Data:
         """All training data at first, none later."""
         whole = concat([other.train for other in _stream(experience)])
         return whole if experience.index == 0 else whole.subset(torch.arange(0))
@@ -60,6 +60,6 @@ class CumulativeData(Operation):
     def __init__(self) -> None:
         super().__init__()
 
-    def begin(self, experience: Experience, learner: Learner) -> Data:
+    def begin(self, experience: Experience, learner: Services) -> Data:
         """The training data up to and including this experience."""
         return concat([other.train for other in _stream(experience)[: experience.index + 1]])

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner, Snapshot
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
+from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
 from holdfast.operations.mixing import Average, mix
 
@@ -68,14 +69,14 @@ class Distillation(Operation):
         self.old: list[int] = []
         self.tasks: list[list[int]] = []
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Take the teacher, and note which classes it knows, before the head grows."""
         if learner.experience >= 0:
             self.teacher = learner.snapshot()
             self.old = sorted({c for members in learner.members for c in members})
             self.tasks = [list(members) for members in learner.members]
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """The distillation loss, once there is a teacher."""
         if self.teacher is None or step.outputs is None:
             return None

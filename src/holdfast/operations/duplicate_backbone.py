@@ -7,8 +7,8 @@ from torch import nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.models.expanding import ExpandingBackbone
 from holdfast.operations.lateral_connections import Shared
 from holdfast.operations.layer_hooks import ExchangeHook, GateHook
@@ -50,7 +50,7 @@ class DuplicateBackbone(Operation):
         self.begun = 0
         self.mix = nn.Parameter(torch.empty(0))
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Put the expanding backbone in the place of the model's own, and make the maps, which join the optimiser."""
         backbone = getattr(learner.model, "backbone", None)
         if not isinstance(backbone, nn.Module) or learner.head is not getattr(learner.model, "head", None):
@@ -67,7 +67,7 @@ class DuplicateBackbone(Operation):
         self.mix = nn.Parameter(zeros)
         self._backbone = ExpandingBackbone(backbone, self.mix).train(backbone.training)
         learner.model.backbone = self._backbone
-        learner.learn({f"{self.name}/mix": self.mix})
+        learner.trainable.add({f"{self.name}/mix": self.mix})
 
     def _refuse_hooks(self, backbone: nn.Module) -> None:
         for module in backbone.modules():
@@ -78,7 +78,7 @@ class DuplicateBackbone(Operation):
                         "gates or masks. Keep one of the two."
                     )
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Freeze a copy from the second experience on; the optimiser forgets what it knew of the one that learns."""
         self._refuse_hooks(self._backbone.live)
         if self.begun == self.copies:
@@ -88,4 +88,4 @@ class DuplicateBackbone(Operation):
         self.begun += 1
         if self.begun > 1:
             self._backbone.duplicate()
-            learner.forget_moments(list(self._backbone.live.parameters()))
+            learner.trainable.forget_moments(list(self._backbone.live.parameters()))

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.own_criterion import OwnCriterion, inside
 
@@ -69,7 +69,7 @@ class Evidential(OwnCriterion):
         self.divergence = divergence
         self.steps = 0
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Count the steps of the annealing."""
         self.steps += 1
 

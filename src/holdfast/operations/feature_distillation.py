@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner, Snapshot
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
+from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
 from holdfast.operations.mixing import mix
 from holdfast.operations.taps import Taps
@@ -64,18 +65,18 @@ class FeatureDistillation(Operation):
         self.teacher: Snapshot | None = None
         self._taps: Taps | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Tap what enters the head."""
         require(learner.head is not None, "feature_distillation", "found no head in this model. Name it: head='path'.")
         assert learner.head is not None
         self._taps = Taps(learner, {"features": learner.head}, inputs=True)
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Take the teacher, from the second experience on."""
         if learner.experience >= 0:
             self.teacher = learner.snapshot()
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean distance of the features to the teacher's, once there is one."""
         if self.teacher is None or self._taps is None:
             return None
@@ -88,7 +89,7 @@ class FeatureDistillation(Operation):
             return 1 - F.cosine_similarity(before, today).mean()
         return (before - today).square().flatten(1).sum(1).mean()
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Let go of the step's features."""
         if self._taps is not None:
             self._taps.clear()

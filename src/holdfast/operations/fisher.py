@@ -13,15 +13,15 @@ from holdfast.core.criteria import Likelihood, likelihood
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Tree, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.ranks import mean_over_ranks
+from holdfast.core.services import Services
 from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
 
 Kind = Literal["exact", "true", "predicted", "empirical", "batch"]
 
 
 def fisher_diagonal(
-    learner: Learner,
+    learner: Services,
     data: Data,
     kind: Kind = "true",
     *,
@@ -79,7 +79,7 @@ def fisher_diagonal(
     if samples is not None and samples < len(data):
         order = torch.randperm(len(data), generator=generator)[:samples]
     if kind != "batch":  # which depends on who is in a batch with whom
-        order = learner.shard(order)
+        order = learner.share.rows(order)
     model = learner.model
     if batch_size is None:
         small = kind == "batch" or any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -198,7 +198,7 @@ def _numbers(outputs: Tensor, kind: Kind, normal: bool, width: int, generator: t
 
 
 def _closed_form(
-    learner: Learner,
+    learner: Services,
     layers: dict[str, nn.Module],
     inputs: Tree,
     targets: Tensor,
@@ -228,7 +228,7 @@ def _closed_form(
 
 
 def _vmapped(
-    learner: Learner,
+    learner: Services,
     inputs: Tree,
     targets: Tensor,
     task: int | Tensor | None,
@@ -245,6 +245,6 @@ def _vmapped(
     return result
 
 
-def _criterion(learner: Learner, kind: Kind, drawn_from: Likelihood | None) -> Callable[[Tensor, Tensor], Tensor]:
+def _criterion(learner: Services, kind: Kind, drawn_from: Likelihood | None) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss to differentiate: of class indices drawn from the model the cross-entropy, else the learner's."""
     return F.cross_entropy if kind != "empirical" and drawn_from == "softmax" else learner.criterion

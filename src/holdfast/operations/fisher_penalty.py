@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.ranks import total_over_ranks
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.fisher import Kind, distribution, fisher_diagonal
 from holdfast.operations.quadratic import quadratic
@@ -70,18 +70,18 @@ class FisherPenalty(Operation):
         self.anchor: dict[str, Tensor] = {}
         self.constant = 0.0
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Refuse what no Fisher diagonal can be measured of, before the first step."""
         if not experience.classes and len(experience.train):
             distribution(learner.criterion, experience.train.targets, self.fisher)
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Half the strength times the weighed squared distance."""
         if not self.anchor:
             return None
         return quadratic(learner, self.importance, self.anchor) + self.constant, 0.5 * self.strength
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Measure the Fisher diagonal on the experience's data and move the anchor."""
         if total_over_ranks(len(experience.train), learner.device) == 0:
             return

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 
 
 class FreezeBackbone(Operation):
@@ -46,7 +46,7 @@ class FreezeBackbone(Operation):
         self.begun = 0
         self.fixed: list[str] = []
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Attach hooks that keep normalisation layers still once the backbone is frozen."""
         self._learner = learner
         head = set() if learner.head is None else set(learner.head.modules())
@@ -61,7 +61,7 @@ class FreezeBackbone(Operation):
         """Whether the backbone is frozen."""
         return self.begun > self.after
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Freeze the backbone when its time has come, and with a head per task what earlier tasks read."""
         self.begun += 1
         if self.frozen:
@@ -76,7 +76,7 @@ class FreezeBackbone(Operation):
 
     def _freeze(self) -> None:
         named = dict(self._learner.model.named_parameters())
-        self._learner.freeze([named[name] for name in self.fixed])
+        self._learner.trainable.freeze([named[name] for name in self.fixed])
 
 
 class Still:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Tree
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
 from holdfast.operations.generative_model import Choice, GenerativeModel, Kind, unit
@@ -118,18 +118,18 @@ class GenerativeClassifier(Operation):
         self.kind = kind
         self.models = ClassModels([units] * layers, latent, likelihood, rate, kind)
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Put the models where the network is."""
         self.models.device = learner.device
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """One step of the model of each class in the batch."""
         inputs = unit(step.inputs, learner)
         for label in torch.unique(step.targets).tolist():
             rows = inputs[step.targets == label]
             self.models.of(label).fit([(rows, 1.0)], learner.rng(f"noise/{self.name}"))
 
-    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """Log-probabilities of the classes, `[rows, outputs]`; classes without a model get none."""
         known = sorted(label for label in self.models.models if label < outputs.shape[1])
         if not known:

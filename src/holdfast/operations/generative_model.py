@@ -11,8 +11,8 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
-from holdfast.core.learner import Learner
 from holdfast.core.ranks import average_over_ranks
+from holdfast.core.services import Services
 from holdfast.models.conv_vae import ConvVAE, suits
 from holdfast.models.vae import VAE, Likelihood
 
@@ -120,7 +120,7 @@ class GenerativeModel:
             self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # type: ignore[union-attr, attr-defined]
 
 
-def unit(inputs: Tree, learner: Learner) -> Tensor:
+def unit(inputs: Tree, learner: Services) -> Tensor:
     """Raw inputs as a generative model sees them: integers divided by their scale (255), floats as they are.
 
     What it generates is like these: floats that `learner.prepare` normalises as it does images.

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner, Snapshot
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
+from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
 from holdfast.operations.generative_model import Choice, GenerativeModel, Kind, unit
 from holdfast.operations.mixing import mix
@@ -90,12 +91,12 @@ class GenerativeReplay(Operation):
         self.tasks: list[list[int]] = []
         self._generated: tuple[Tensor, float] | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Put the generators where the network is."""
         self.current.device = self.previous.device = learner.device
         self._generated = None
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Keep generator and network as they are now, to make samples and labels."""
         if learner.experience < 0 or self.current.vae is None:
             return
@@ -104,7 +105,7 @@ class GenerativeReplay(Operation):
         self.old = sorted({label for members in learner.members for label in members})
         self.tasks = [list(members) for members in learner.members]
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """The loss on generated samples, weighed."""
         self._generated = None
         if self.solver is None or self.previous.vae is None:
@@ -117,7 +118,7 @@ class GenerativeReplay(Operation):
             self._generated = inputs, mixed[1]
         return mixed
 
-    def _by_class(self, inputs: Tensor, learner: Learner) -> Tensor:
+    def _by_class(self, inputs: Tensor, learner: Services) -> Tensor:
         assert self.solver is not None
         taught = learner.forward_as(self.solver, inputs)
         if len(self.old) in (0, taught.shape[1]):
@@ -126,13 +127,13 @@ class GenerativeReplay(Operation):
         seen[self.old] = True
         return learner.loss_on(inputs, taught.masked_fill(~seen, -torch.inf).argmax(1))
 
-    def _by_task(self, inputs: Tensor, learner: Learner) -> Tensor:
+    def _by_task(self, inputs: Tensor, learner: Services) -> Tensor:
         assert self.solver is not None
         taught, outputs = learner.forward_as(self.solver, inputs, "all"), learner(inputs, "all")
         losses = [F.cross_entropy(outputs[:, own], taught[:, own].argmax(1)) for own in self.tasks]
         return torch.stack(losses).mean()
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """One step of the generator, on current and generated inputs in the same proportion."""
         inputs = unit(step.inputs, learner)
         generated, share = self._generated if self._generated is not None else (None, 0.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.experience_memories import ExperienceMemories
 from holdfast.operations.quadratic_program import nonnegative_minimum
@@ -64,7 +64,7 @@ class GradientConstraints(Operation):
         self.per_experience = per_experience
         self.margin = margin
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Make the memories."""
         require(
             learner.memory is None,
@@ -73,7 +73,7 @@ class GradientConstraints(Operation):
         )
         learner.memory = ExperienceMemories(learner.share(self.per_experience), learner.device)
 
-    def gradient(self, step: Step, learner: Learner) -> None:
+    def gradient(self, step: Step, learner: Services) -> None:
         """Replace the gradient by the nearest one that violates no constraint."""
         past = [key for key in learner.memory.experiences if key < learner.experience]
         if not past:
@@ -82,7 +82,7 @@ class GradientConstraints(Operation):
         references = [learner.grad(learner.loss_on(r["inputs"], r["targets"], r.get("task"))) for r in rows]
         constrain(learner.gradients(), references, self.margin)
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Put the step's rows into the current experience's memory."""
         learner.memory.add(learner.experience, rows_of(step, learner))
 

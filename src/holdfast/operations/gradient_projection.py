@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 
@@ -28,6 +28,7 @@ class GradientProjection(Operation):
     """
 
     role = "knowledge retention"
+    draws = True
     state = ("retrieval",)
 
     def __init__(self, size: int = 64, per_layer: bool = False) -> None:
@@ -37,11 +38,11 @@ class GradientProjection(Operation):
         self.per_layer = per_layer
         self.retrieval: Uniform | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Take a generator for the draws."""
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
-    def gradient(self, step: Step, learner: Learner) -> None:
+    def gradient(self, step: Step, learner: Services) -> None:
         """Project the gradients in place."""
         rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         if rows is None:

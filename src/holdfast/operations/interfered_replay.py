@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.ranks import average_over_ranks
+from holdfast.core.services import Services
+from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 from holdfast.operations.mixing import Average, mix
 from holdfast.operations.rows import row_losses, take
-from holdfast.operations.twin import Twin
 
 
 class InterferedReplay(Operation):
@@ -48,6 +48,7 @@ class InterferedReplay(Operation):
     """
 
     role = "knowledge retention"
+    draws = True
     state = ("retrieval",)
 
     def __init__(
@@ -78,22 +79,23 @@ class InterferedReplay(Operation):
         self.retrieval: Uniform | None = None
         self._twin: Twin | None = None
 
-    def setup(self, learner: Learner) -> None:
-        """Take a generator for the draws."""
+    def setup(self, learner: Services) -> None:
+        """Take a generator for the draws, and a model for the virtual step."""
+        self._twin = learner.twin()
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean loss on the candidates that the step would hurt most, weighed."""
         rows = learner.memory.draw(learner.share(self.candidates), self.retrieval)
         if rows is None:
             return None
         size, drawn = learner.share(self.size), rows["targets"].shape[0]
-        if drawn > size or learner.ranks > 1:  # where all ranks must ask, though one of them held fewer rows
+        if drawn > size or learner.share.ranks > 1:  # where all ranks must ask, though one of them held fewer rows
             rows = take(rows, self.interference(step, rows, learner).topk(min(size, drawn)).indices)
         term = learner.loss_on(rows["inputs"], rows["targets"], rows.get("task"))
         return mix(term, step, learner, self.average, self.weight, rows["targets"].shape[0])
 
-    def interference(self, step: Step, rows: dict[str, Tensor], learner: Learner) -> Tensor:
+    def interference(self, step: Step, rows: dict[str, Tensor], learner: Services) -> Tensor:
         """By how much each row's loss would rise, `[rows]`.
 
         Args:
@@ -101,9 +103,8 @@ class InterferedReplay(Operation):
             rows: candidates, as the memory drew them.
             learner: the model, which is only read.
         """
+        assert self._twin is not None
         twin = self._twin
-        if twin is None or twin.stale():
-            twin = self._twin = Twin(learner)
         parameters = learner.named_parameters()
         found = torch.autograd.grad(step.loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         grads = average_over_ranks(
@@ -115,11 +116,11 @@ class InterferedReplay(Operation):
             torch._foreach_add_([twin.values[name] for name in parameters], grads, alpha=-self._rate(learner))
         return self._losses(twin, rows, learner) - before
 
-    def _rate(self, learner: Learner) -> float:
+    def _rate(self, learner: Services) -> float:
         if self.rate is not None:
             return self.rate
-        optimizer = learner.optimizer()
-        return 0.1 if optimizer is None else float(optimizer.param_groups[0]["lr"])
+        rate = learner.trainable.rate
+        return 0.1 if rate is None else rate
 
-    def _losses(self, twin: Twin, rows: dict[str, Tensor], learner: Learner) -> Tensor:
+    def _losses(self, twin: Twin, rows: dict[str, Tensor], learner: Services) -> Tensor:
         return row_losses(learner.criterion, twin(rows["inputs"], rows.get("task")), rows["targets"])

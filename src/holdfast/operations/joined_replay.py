@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from holdfast.core.experience import Batch
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 from holdfast.operations.mixing import Average, mix
@@ -30,6 +30,7 @@ class JoinedReplay(Operation):
 
     role = "knowledge retention"
     needs = frozenset({"batch"})
+    draws = True
     state = ("retrieval",)
 
     def __init__(self, size: int = 32, weight: float = 1.0, average: Average = "rows") -> None:
@@ -40,16 +41,16 @@ class JoinedReplay(Operation):
         self.average = average
         self.retrieval: Uniform | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Take a generator for the draws."""
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
-    def batch(self, batch: Batch, learner: Learner) -> Batch:
+    def batch(self, batch: Batch, learner: Services) -> Batch:
         """Append the drawn samples."""
         rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         return batch if rows is None else batch.append(self.name, rows)
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean loss on the appended samples, weighed."""
         rows = step.extras.get(self.name)
         if rows is None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
+from holdfast.core.task import forward_task
 from holdfast.operations.layers import backbone_layers, chain_of
 
 
@@ -54,7 +55,7 @@ class LateralConnections(Operation):
         self._reads: list[dict[nn.Module, Tensor]] = []
         self._running = False
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Find the chain of layers, make the connections, which join the optimiser, and attach the hooks."""
         self._learner = learner
         layers = backbone_layers(learner, self.name)
@@ -75,14 +76,14 @@ class LateralConnections(Operation):
         features = int(getattr(learner.head, "features", 0) or learner.head.weight.shape[1])  # type: ignore[union-attr, index]
         self._make("head", features, features, learner)
         learner.head.register_forward_pre_hook(Shared(lambda m, a: (self.add("head", m, a[0]), *a[1:])))
-        learner.learn({f"{self.name}/{key}": p for key, p in self.connections.items()})
+        learner.trainable.add({f"{self.name}/{key}": p for key, p in self.connections.items()})
 
-    def _make(self, name: str, outputs: int, inputs: int, learner: Learner) -> None:
+    def _make(self, name: str, outputs: int, inputs: int, learner: Services) -> None:
         self.connections[_key(name)] = nn.Parameter(
             torch.zeros(self.columns - 1, outputs, inputs, device=learner.device, dtype=learner.parameters()[0].dtype)
         )
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Draw the connections of a new column, as `nn.Linear` would draw a layer that reads all earlier columns."""
         if experience.task is None:
             raise UsageError(
@@ -102,9 +103,9 @@ class LateralConnections(Operation):
                     bound = (connections.shape[2] * before) ** -0.5
                     drawn = torch.empty(connections[:before].shape).uniform_(-bound, bound, generator=generator)
                     connections[:before] = drawn.to(connections)
-        learner.forget_moments(list(self.connections.values()))
+        learner.trainable.forget_moments(list(self.connections.values()))
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Keep the column's connections."""
         before = len(self.order) - 1
         self.kept[self.order[-1]] = {key: p.detach()[:before].clone() for key, p in self.connections.items()}
@@ -118,23 +119,22 @@ class LateralConnections(Operation):
         learner, task = self._learner, self._learner.forward_task
         self._reads = []
         columns = self.order.index(task) if isinstance(task, int) and task in self.order else 0
-        given, modes = learner.given_task, [part.training for part in self._chain]
+        modes = [part.training for part in self._chain]
         self._running = True
         try:
             for part in self._chain:
                 part.training = False
             for column in range(columns):
-                learner.given_task = self.order[column]
                 reads: dict[nn.Module, Tensor] = {}
                 values = arguments[0]
-                with torch.no_grad():
+                with torch.no_grad(), forward_task(self.order[column]):
                     for part in self._chain:
                         reads[part] = values
                         values = part(values)
                 reads[learner.head] = values  # type: ignore[index]
                 self._reads.append(reads)
         finally:
-            learner.given_task, self._running = given, False
+            self._running = False
             for part, mode in zip(self._chain, modes):
                 part.training = mode
 

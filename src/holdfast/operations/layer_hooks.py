@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import UsageError
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
 from holdfast.operations.layers import Layer
 
 
@@ -95,7 +95,7 @@ class ExchangeHook:
         return self
 
 
-def one_task(learner: Learner, operation: str) -> int | None:
+def one_task(learner: Services, operation: str) -> int | None:
     """The task of the forward that is running, for an operation with one set of weights a task.
 
     Raises:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
 from holdfast.models import Classifier, FrozenBackbone
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -56,7 +56,7 @@ class Layer:
         return self.weight.shape[0]
 
 
-def backbone_layers(learner: Learner, operation: str) -> list[Layer]:
+def backbone_layers(learner: Services, operation: str) -> list[Layer]:
     """The linear and convolutional layers in front of the head, in the order of `model.named_modules()`.
 
     Those of a frozen backbone (`models.frozen`) are left out.

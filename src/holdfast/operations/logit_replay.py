@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 
@@ -29,6 +29,7 @@ class LogitReplay(Operation):
 
     role = "knowledge retention"
     remembers = ("logits",)
+    draws = True
     state = ("retrieval",)
 
     def __init__(self, size: int = 32, weight: float = 0.5) -> None:
@@ -38,11 +39,11 @@ class LogitReplay(Operation):
         self.weight = weight
         self.retrieval: Uniform | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Take a generator for the draws."""
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean squared distance to the stored logits, weighed."""
         rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         if rows is None:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.core.ranks import mean_over_ranks, total_over_ranks
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.loss_model import LossModel, ball, directions, fit, value
 
@@ -71,7 +71,7 @@ class LossModels(Operation):
 
     # The weights in a row ------------------------------------------------------------------------------
 
-    def values(self, learner: Learner) -> list[Tensor]:
+    def values(self, learner: Services) -> list[Tensor]:
         """The parameters that models speak of, always in the same order; new ones come last."""
         if self._order[0] is not learner.parameters():
             known = set(self.names)
@@ -80,11 +80,11 @@ class LossModels(Operation):
             self._order = (learner.parameters(), [named[name] for name in self.names])
         return self._order[1]
 
-    def weights(self, learner: Learner) -> Tensor:
+    def weights(self, learner: Services) -> Tensor:
         """All values in a row, with their graph."""
         return torch.cat([p.reshape(-1) for p in self.values(learner)])
 
-    def put(self, weights: Tensor, learner: Learner) -> None:
+    def put(self, weights: Tensor, learner: Services) -> None:
         """Write a row of values into the parameters."""
         with torch.no_grad():
             parts = weights.split([p.numel() for p in self.values(learner)])
@@ -99,11 +99,11 @@ class LossModels(Operation):
 
     # The path ------------------------------------------------------------------------------------------
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Start a path."""
         self.path, self.interval, self.seen = [], 1, 0
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Keep the weights now and then: at the first step, then ever more rarely."""
         if self.seen % self.interval == 0:
             if len(self.path) == KEPT:
@@ -116,7 +116,7 @@ class LossModels(Operation):
 
     # The model -----------------------------------------------------------------------------------------
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Measure the experience's loss around the weights, and fit a model to it."""
         samples = total_over_ranks(len(experience.train), learner.device)
         if samples == 0:
@@ -136,7 +136,7 @@ class LossModels(Operation):
         self.models.append({**fitted, "centre": centre, "basis": basis, "samples": samples})
         self.path = []
 
-    def measure(self, points: Tensor, data: Data, learner: Learner) -> Tensor:
+    def measure(self, points: Tensor, data: Data, learner: Services) -> Tensor:
         """The mean loss on the data of all processes at each row of weights, `[points]`; the model ends as it was."""
         before = [p.detach().clone() for p in self.values(learner)]
         order = torch.arange(len(data))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.loss_models import LossModels
 from holdfast.operations.mixing import mix
@@ -69,7 +69,7 @@ class LossSurrogate(LossModels):
         self.weight = weight
         self.average = average
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """The modelled losses of past experiences, once there are any."""
         if not self.models:
             return None

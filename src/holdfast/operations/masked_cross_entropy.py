@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Tree
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 
 Over = Literal["experience", "batch", "seen"]
 
@@ -50,7 +50,7 @@ class MaskedCrossEntropy(Operation):
             self.needs = self.needs - {"boundaries"}
         self._mask: tuple[tuple[int, int], Tensor] | None = None
 
-    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """Mean cross-entropy over the classes that compete."""
         width = outputs.shape[1]
         if self.over == "batch":
@@ -61,7 +61,7 @@ class MaskedCrossEntropy(Operation):
             mask = self._of_experience(width, outputs.device, learner)
         return F.cross_entropy(outputs.masked_fill(~mask, -torch.inf), targets)
 
-    def _of_experience(self, width: int, device: torch.device, learner: Learner) -> Tensor:
+    def _of_experience(self, width: int, device: torch.device, learner: Services) -> Tensor:
         key = (learner.experience, width)
         if self._mask is None or self._mask[0] != key or self._mask[1].device != device:
             mask = torch.zeros(width, dtype=torch.bool, device=device)

@@ -7,8 +7,8 @@ from typing import cast
 from torch import Tensor
 
 from holdfast.core.experience import Data, Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.streams.data import TensorData, concat
 
 
@@ -43,7 +43,7 @@ class MergedReplay(Operation):
         require(repeat > 0, "merged_replay", f"got repeat={repeat}. Give the number of copies that join, at least 1.")
         self.repeat = repeat
 
-    def begin(self, experience: Experience, learner: Learner) -> Data | None:
+    def begin(self, experience: Experience, learner: Services) -> Data | None:
         """The experience's data with the memory, once there is one."""
         if learner.memory is None or not len(learner.memory):
             return None

@@ -7,14 +7,14 @@ from typing import Literal
 from torch import Tensor
 
 from holdfast.core.experience import tree_rows
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Term
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 
 Average = Literal["none", "rows", "experiences"]
 
 
-def mix(term: Tensor, step: Step, learner: Learner, average: Average, weight: float, rows: int = 0) -> Term | None:
+def mix(term: Tensor, step: Step, learner: Services, average: Average, weight: float, rows: int = 0) -> Term | None:
     """The part of the total loss that `term` contributes; lowers `step.weight` where the two are averaged.
 
     Args:

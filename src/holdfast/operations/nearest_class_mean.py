@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience, tree_map
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.operations.class_scores import Space, vectors
 from holdfast.operations.closed_form import ClosedFormClassifier
 
@@ -78,7 +78,7 @@ class NearestClassMean(ClosedFormClassifier):
         self.counts = F.pad(self.counts, (0, missing))
         self.counts = self.counts + torch.bincount(targets, minlength=self.counts.shape[0])
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Take the means of the experience's data, or all means again from the memory."""
         if self.source == "data":
             super().end(experience, learner)

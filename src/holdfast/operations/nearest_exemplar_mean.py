@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Tree, tree_map, tree_rows
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
 from holdfast.operations.remember_exemplars import ROWS, features_of
@@ -42,15 +42,15 @@ class NearestExemplarMean(Operation):
         super().__init__()
         self._means: tuple[Tensor, Tensor] | None = None
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Forget the means: the model is about to move."""
         self._means = None
 
-    def end(self, experience: Any, learner: Learner) -> None:
+    def end(self, experience: Any, learner: Services) -> None:
         """Forget the means: the memory may have changed."""
         self._means = None
 
-    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """Minus the squared distance to each class mean, `[rows, outputs]`."""
         if learner.memory is None or not len(learner.memory):
             return outputs
@@ -61,7 +61,7 @@ class NearestExemplarMean(Operation):
         distance = 2 - 2 * features @ means.T  # of vectors of norm 1
         return torch.where(known, -distance, MASKED)
 
-    def _measure(self, width: int, learner: Learner) -> tuple[Tensor, Tensor]:
+    def _measure(self, width: int, learner: Services) -> tuple[Tensor, Tensor]:
         """Class means of norm 1, `[outputs, features]`, and which classes have one."""
         rows = learner.memory.all()
         labels = cast(Tensor, rows["targets"])

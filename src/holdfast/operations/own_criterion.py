@@ -7,8 +7,8 @@ from abc import abstractmethod
 from torch import Tensor
 
 from holdfast.core.experience import Tree
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation
+from holdfast.core.services import Services
 from holdfast.models.heads import MASKED
 
 
@@ -18,11 +18,11 @@ class OwnCriterion(Operation):
     role = "knowledge incorporation"
     needs = frozenset({"criterion"})
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Put this loss in the learner's place, so that replay and evaluation take it too."""
         learner.criterion = self.measure
 
-    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """The mean loss of the current rows."""
         return self.measure(outputs, targets)
 

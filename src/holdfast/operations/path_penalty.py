@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.quadratic import quadratic
 
@@ -51,13 +51,13 @@ class PathPenalty(Operation):
         self.anchor: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Strength times the weighed squared distance, once something was consolidated."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Note where the parameters are before the optimiser moves."""
         parameters = self._watched(learner)
         if not parameters:
@@ -71,7 +71,7 @@ class PathPenalty(Operation):
                         self.anchor[name] = parameter.detach().clone()
             torch._foreach_copy_([self.before[name] for name in parameters], [p.detach() for p in parameters.values()])
 
-    def update(self, step: Step, learner: Learner) -> None:
+    def update(self, step: Step, learner: Services) -> None:
         """Add each parameter's part in the change of the loss."""
         held = [(name, p) for name, p in self._watched(learner).items() if p.grad is not None]
         if not held:  # another operation let no parameter move
@@ -82,7 +82,7 @@ class PathPenalty(Operation):
             contributions = [self.contribution[name] for name, _ in held]
             torch._foreach_addcmul_(contributions, [p.grad for _, p in held], back)  # type: ignore[misc]
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Turn contributions into importance and move the anchor."""
         with torch.no_grad():
             for name, parameter in self._watched(learner).items():
@@ -96,7 +96,7 @@ class PathPenalty(Operation):
                 self.anchor[name] = parameter.detach().clone()
                 self.contribution[name].zero_()
 
-    def _watched(self, learner: Learner) -> dict[str, nn.Parameter]:
+    def _watched(self, learner: Services) -> dict[str, nn.Parameter]:
         """The trainable parameters that the penalty speaks of."""
         if self.head or learner.head is None:
             return learner.named_parameters()

@@ -12,7 +12,8 @@ from torch.nn.grad import conv2d_weight
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Tree, tree_map
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
+from holdfast.core.task import forward_task
 from holdfast.models.heads import GrowingHead, TaskHead
 
 Magnitude = Callable[[Tensor], Tensor]
@@ -162,12 +163,11 @@ class OneByOne:
         ConfigError: if rows have different tasks.
     """
 
-    def __init__(self, learner: Learner, inputs: Tree, task: int | Tensor | None) -> None:
+    def __init__(self, learner: Services, inputs: Tree, task: int | Tensor | None) -> None:
         if isinstance(task, Tensor):
             raise ConfigError("per-sample gradients with mixed tasks need the closed form. Use layers that have one.")
-        if learner.multi_head:
-            learner.head.task = learner.task if task is None else task  # type: ignore[union-attr, assignment]
-        self.model, self.output = learner.model, learner.output
+        self.task = learner.task if task is None else task
+        self.model, self.output = learner.model, learner.forward.output
         self.inputs = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
         self.parameters = {name: p.detach() for name, p in learner.named_parameters().items()}
         state = self.model.state_dict(keep_vars=True)
@@ -188,7 +188,8 @@ class OneByOne:
         named = dict(one) if isinstance(one, Mapping) else {}
         # Tied by hand: torch exchanges a module that has two names twice, and puts the wrong values back.
         every = {**weights, **{name: weights[own] for name, own in self.aliases.items()}}
-        outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
+        with forward_task(self.task):
+            outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
         return outputs if self.output is None else self.output(outputs)
 
     def outputs(self) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner, Snapshot
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
+from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
 from holdfast.operations.taps import Taps
 
@@ -69,11 +70,11 @@ class PooledDistillation(Operation):
         self.factor = 1.0
         self._taps: Taps | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Tap the layers."""
         self._taps = Taps(learner, _chosen(learner.model, self.layers))
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Take the teacher, from the second experience on, and the ratio of seen to new classes."""
         if learner.experience < 0:
             return
@@ -82,7 +83,7 @@ class PooledDistillation(Operation):
         new = set(experience.classes) - old
         self.factor = (len(old | new) / len(new)) ** 0.5 if self.adaptive and new else 1.0
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean distance of the pooled maps over layers and rows, once there is a teacher."""
         if self.teacher is None or self._taps is None:
             return None
@@ -100,7 +101,7 @@ class PooledDistillation(Operation):
             maps = torch.cat([part.flatten(1) for part in sums], 1)
         return F.normalize(maps.flatten(1), dim=1)
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Let go of the step's maps."""
         if self._taps is not None:
             self._taps.clear()

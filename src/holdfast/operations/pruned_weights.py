@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.blocking import Blocking
 from holdfast.operations.layers import Layer
@@ -48,42 +48,42 @@ class PrunedWeights(Blocking):
         self.owners: dict[str, Tensor] = {}
         self.pruned = False
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Nobody owns a weight yet."""
         super().setup(learner)
         for name, layer in self.layers.items():
             self.owners[name] = torch.full_like(layer.weight, -1, dtype=torch.int16)
 
-    def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
+    def backbone_rates(self, learner: Services) -> dict[str, Tensor]:
         """Zero for the weights of earlier tasks."""
         return {f"{name}.weight": (owner < 0).float() for name, owner in self.owners.items()} if self.finished else {}
 
-    def weights(self, layer: Layer, learner: Learner, task: int | None) -> dict[str, Tensor]:
+    def weights(self, layer: Layer, learner: Services, task: int | None) -> dict[str, Tensor]:
         """For a finished task, the weights that it and those before it own."""
         if task not in self.finished:
             return {}
         owner = self.owners[layer.name]
         return {"weight": layer.weight * ((owner >= 0) & (owner <= self.finished.index(task)))}
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Start with every free weight."""
         super().begin(experience, learner)
         self.pruned = False
 
-    def update(self, step: Step, learner: Learner) -> None:
+    def update(self, step: Step, learner: Services) -> None:
         """Hold what is fixed, and prune when the time has come."""
         super().update(step, learner)
         if not self.pruned and (step.progress or 0.0) >= self.at:
             self.prune(learner)
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Fix what was kept."""
         if not self.pruned:
             self.prune(learner)
         super().end(experience, learner)
 
     @torch.no_grad()
-    def prune(self, learner: Learner) -> None:
+    def prune(self, learner: Services) -> None:
         """Give the largest free weights of each layer to the current task, and set the others to zero."""
         for name, layer in self.layers.items():
             weight, owner = layer.parameter, self.owners[name].reshape(-1)
@@ -95,6 +95,6 @@ class PrunedWeights(Blocking):
             weight.mul_(self.owners[name] >= 0)
             kept = (self.owners[name] == len(self.finished)).to(weight.dtype)
             self.rates[f"{name}.weight"] = kept
-            for moment in learner.moments(weight):
+            for moment in learner.trainable.moments(weight):
                 moment.mul_(kept)
         self.pruned, self._held = True, None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
 
 
 class _Quadratic(torch.autograd.Function):
@@ -24,7 +24,7 @@ class _Quadratic(torch.autograd.Function):
         return (None, *torch._foreach_mul(ctx.pull, 2 * grad), *([None] * (2 * ctx.count)))
 
 
-def quadratic(learner: Learner, importance: dict[str, Tensor], anchor: dict[str, Tensor]) -> Tensor:
+def quadratic(learner: Services, importance: dict[str, Tensor], anchor: dict[str, Tensor]) -> Tensor:
     """The sum over parameters of importance * (parameter - anchor)^2, a scalar with its graph.
 
     Its gradient, 2 * importance * (parameter - anchor), is written down instead of derived step by step,

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.operations.class_scores import Space
 from holdfast.operations.closed_form import ClosedFormClassifier
 
@@ -69,7 +69,7 @@ class RandomProjection(ClosedFormClassifier):
         self._held: tuple[Tensor, Tensor] | None = None
         self._generator: torch.Generator | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Take a generator for the projection and the held-out rows."""
         self._generator = learner.rng(f"projection/{self.name}")
 
@@ -99,7 +99,7 @@ class RandomProjection(ClosedFormClassifier):
         """Random features `[rows, width]` of `x`."""
         return x if self.projection is None else (x @ self.projection).relu()
 
-    def solve(self, learner: Learner) -> None:
+    def solve(self, learner: Services) -> None:
         """Choose the ridge, join the held-out rows to the sums, and solve."""
         assert self.gram is not None and self.cross is not None and self._held is not None
         if self.ridge is None and bool(self._held[0].any()):

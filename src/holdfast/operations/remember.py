@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import BalancedReservoir, First, Insertion, Memory, Reservoir, Ring
 from holdfast.operations.rows import rows_of
@@ -57,7 +57,7 @@ class Remember(Operation):
         if policy == "balanced_reservoir":
             self.needs = frozenset({"classes"})
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
         require(learner.memory is None, "remember", "stands twice in this method. One memory serves all operations.")
         generator = learner.rng("remember")
@@ -75,6 +75,6 @@ class Remember(Operation):
             device=learner.device,
         )
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Insert the step's current rows."""
         learner.memory.add(rows_of(step, learner))

@@ -14,8 +14,8 @@ from torch.func import functional_call, grad, vmap
 
 from holdfast.core.experience import Tree, task_column, tree_cat, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement, Uniform
 from holdfast.operations.gradient_products import inner_products
@@ -145,21 +145,21 @@ class RememberDiverse(Operation):
         self._twin: Twin | None = None
         self._layers: tuple[list[nn.Parameter], dict[str, nn.Module] | None] | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
         require(learner.memory is None, "remember_diverse", "found another memory in this method. Leave out Remember.")
         self._insertion = DiverseInsertion(learner.rng(f"replace/{self.name}"))
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
         learner.memory = Memory(learner.share(self.capacity), insertion=self._insertion, device=learner.device)
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Score the step's current rows and offer them to the memory."""
         assert self._insertion is not None
         rows = rows_of(step, learner)
         self._insertion.incoming = self._scores(rows, learner)
         learner.memory.add(rows)
 
-    def _scores(self, rows: dict[str, Any], learner: Learner) -> Tensor:
+    def _scores(self, rows: dict[str, Any], learner: Services) -> Tensor:
         held = learner.memory.draw(self.compare, self.retrieval)
         count = rows["targets"].shape[0]
         if held is None:
@@ -172,7 +172,7 @@ class RememberDiverse(Operation):
         return 1 + (cross / sizes[:count].unsqueeze(1) / sizes[count:]).amax(1)
 
     def _products(
-        self, rows: dict[str, Any], held: dict[str, Any], count: int, learner: Learner
+        self, rows: dict[str, Any], held: dict[str, Any], count: int, learner: Services
     ) -> tuple[Tensor, Tensor] | None:
         """Inner products and squared norms by one forward and backward; None for layers without a closed form."""
         layers = self._closed(learner)
@@ -190,7 +190,7 @@ class RememberDiverse(Operation):
             deltas = torch.autograd.grad(total, layer_outputs(seen))
         return inner_products(layers, seen, deltas, count)
 
-    def _closed(self, learner: Learner) -> dict[str, nn.Module] | None:
+    def _closed(self, learner: Services) -> dict[str, nn.Module] | None:
         """The model's layers, if all of them are trained whole and have a closed form; looked up once."""
         parameters = learner.parameters()
         if self._layers is None or self._layers[0] is not parameters:
@@ -199,10 +199,10 @@ class RememberDiverse(Operation):
             self._layers = parameters, layers if all(p.requires_grad for p in held) else None
         return self._layers[1]
 
-    def _one_by_one(self, rows: dict[str, Any], held: dict[str, Any], learner: Learner) -> Tensor:
+    def _one_by_one(self, rows: dict[str, Any], held: dict[str, Any], learner: Services) -> Tensor:
         twin = self._twin
-        if twin is None or twin.stale():
-            twin = self._twin = Twin(learner)
+        if twin is None:
+            twin = self._twin = learner.twin()
         twin.copy_from(learner.model.state_dict())
         new, old = (
             F.normalize(row_gradients(learner, twin, r["inputs"], r["targets"], r.get("task")), dim=1)
@@ -211,7 +211,7 @@ class RememberDiverse(Operation):
         return 1 + (new @ old.T).amax(1)
 
 
-def row_gradients(learner: Learner, twin: Twin, inputs: Tree, targets: Tensor, task: Any = None) -> Tensor:
+def row_gradients(learner: Services, twin: Twin, inputs: Tree, targets: Tensor, task: Any = None) -> Tensor:
     """The gradient of each row's own loss by all trainable parameters, `[rows, parameters]`.
 
     Args:

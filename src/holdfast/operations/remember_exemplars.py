@@ -9,8 +9,8 @@ from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, Tree, tree_cat
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.operations.exemplar_memory import ExemplarMemory, Selection
 from holdfast.operations.rows import rows_of_batch
 
@@ -63,7 +63,7 @@ class RememberExemplars(Operation):
         self.selection = selection
         self.arrived = 0
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
         require(
             learner.memory is None, "remember_exemplars", "found another memory in this method. Leave out Remember."
@@ -71,11 +71,11 @@ class RememberExemplars(Operation):
         generator = learner.rng(f"select/{self.name}")
         learner.memory = ExemplarMemory(self.capacity, self.per_class, self.selection, generator, learner.device)
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Note how many samples arrived, before other operations add theirs."""
         self.arrived = len(experience.train)
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Choose the exemplars of each class that arrived."""
         targets = experience.train.targets
         arrived = targets[: self.arrived or len(targets)]
@@ -83,7 +83,7 @@ class RememberExemplars(Operation):
             index = (arrived == label).nonzero().flatten()
             learner.memory.choose(*self._rows(experience.train, index, learner))
 
-    def _rows(self, data: Data, index: Tensor, learner: Learner) -> tuple[dict[str, Tree], Tensor]:
+    def _rows(self, data: Data, index: Tensor, learner: Services) -> tuple[dict[str, Tree], Tensor]:
         """All samples at `index` with the fields that the method remembers, and their features."""
         parts: list[dict[str, Any]] = []
         features: list[Tensor] = []
@@ -99,13 +99,11 @@ class RememberExemplars(Operation):
         return {field: tree_cat([part[field] for part in parts]) for field in parts[0]}, torch.cat(features)
 
 
-def features_of(inputs: Tree, learner: Learner) -> Tensor:
+def features_of(inputs: Tree, learner: Services) -> Tensor:
     """What enters the head, flattened to `[rows, features]`, in the model's current mode.
 
     Args:
         inputs: raw, `[rows, ...]`.
         learner: its model may have a head per task, whose outputs are left alone.
     """
-    if learner.multi_head:
-        learner.head.task = "all"  # type: ignore[union-attr, assignment]
     return learner.features(inputs).flatten(1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Uniform
 from holdfast.operations.mixing import Average, mix
@@ -28,6 +28,7 @@ class Replay(Operation):
     """
 
     role = "knowledge retention"
+    draws = True
     state = ("retrieval",)
 
     def __init__(self, size: int = 32, weight: float = 1.0, average: Average = "none") -> None:
@@ -38,11 +39,11 @@ class Replay(Operation):
         self.average = average
         self.retrieval: Uniform | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Take a generator for the draws."""
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean loss on the drawn samples, weighed."""
         rows = learner.memory.draw(learner.share(self.size), self.retrieval)
         if rows is None:

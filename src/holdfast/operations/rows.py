@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Batch, Tree, task_column, tree_map
-from holdfast.core.learner import Criterion, Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Criterion, Services
 from holdfast.core.step import Step
 
 HALF = (torch.bfloat16, torch.float16)
@@ -29,7 +29,7 @@ def require_outputs(step: Step) -> Tensor:
     return step.outputs
 
 
-def rows_of(step: Step, learner: Learner) -> dict[str, Any]:
+def rows_of(step: Step, learner: Services) -> dict[str, Any]:
     """The step's current rows with every field that the method wants remembered (`learner.fields`).
 
     Args:
@@ -52,7 +52,7 @@ def rows_of(step: Step, learner: Learner) -> dict[str, Any]:
     return rows
 
 
-def rows_of_batch(batch: Batch, learner: Learner) -> dict[str, Any]:
+def rows_of_batch(batch: Batch, learner: Services) -> dict[str, Any]:
     """A batch of an experience's data on the learner's device, with every field that the method wants remembered.
 
     Args:

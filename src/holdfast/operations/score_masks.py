@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
 from holdfast.operations.blocking import Blocking
 from holdfast.operations.layers import Layer
 
@@ -38,14 +38,14 @@ class ScoreMasks(Blocking):
     def choose(self, scores: Tensor) -> Tensor:
         """The binary mask of these scores, bool."""
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Make a score per weight; they join the optimiser."""
         super().setup(learner)
         for name, layer in self.layers.items():
             self.scores[_key(name)] = nn.Parameter(torch.zeros_like(layer.weight))
-        learner.learn({f"{self.name}/{key}": scores for key, scores in self.scores.items()})
+        learner.trainable.add({f"{self.name}/{key}": scores for key, scores in self.scores.items()})
 
-    def weights(self, layer: Layer, learner: Learner, task: int | None) -> dict[str, Tensor]:
+    def weights(self, layer: Layer, learner: Services, task: int | None) -> dict[str, Tensor]:
         """The weights that take part; all of them for a task that never began."""
         weight = layer.weight
         if task in self.masks:
@@ -62,12 +62,12 @@ class ScoreMasks(Blocking):
         """The weight as the gradient sees it."""
         return weight
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Move on to the task."""
         super().begin(experience, learner)
         self.current = experience.task
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Keep the mask."""
         assert experience.task is not None
         with torch.no_grad():

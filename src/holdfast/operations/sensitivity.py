@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Tree, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.learner import Learner
 from holdfast.core.ranks import mean_over_ranks
+from holdfast.core.services import Services
 from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
 
 Over = Literal["sample", "batch"]
 
 
 def sensitivity(
-    learner: Learner,
+    learner: Services,
     data: Data,
     over: Over = "sample",
     *,
@@ -56,7 +56,7 @@ def sensitivity(
     if samples is not None and samples < len(data):
         order = torch.randperm(len(data), generator=generator)[:samples]
     if over != "batch":  # which depends on who is in a batch with whom
-        order = learner.shard(order)
+        order = learner.share.rows(order)
     model = learner.model
     layers = supported_layers(model) if closed_form is not False and over == "sample" else None
     if closed_form and layers is None:
@@ -80,7 +80,7 @@ def sensitivity(
     return mean_over_ranks(total, len(order))
 
 
-def _squared_norm(outputs: Tensor, learner: Learner) -> Tensor:
+def _squared_norm(outputs: Tensor, learner: Services) -> Tensor:
     """The squared norm of the outputs of seen classes, summed over rows; masked outputs have no gradient."""
     seen = learner.classes
     if outputs.dim() == 2 and 0 < seen.shape[0] <= outputs.shape[1]:
@@ -89,7 +89,7 @@ def _squared_norm(outputs: Tensor, learner: Learner) -> Tensor:
 
 
 def _closed_form(
-    learner: Learner, layers: dict[str, nn.Module], inputs: Tree, task: int | Tensor | None, required: bool
+    learner: Services, layers: dict[str, nn.Module], inputs: Tree, task: int | Tensor | None, required: bool
 ) -> Diagonal | None:
     with recorded(layers) as seen, torch.enable_grad():
         norm = _squared_norm(learner(inputs, task), learner)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.ranks import total_over_ranks
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.quadratic import quadratic
 from holdfast.operations.sensitivity import Over, sensitivity
@@ -57,13 +57,13 @@ class SensitivityPenalty(Operation):
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Strength times the weighed squared distance, once something was measured."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Measure the sensitivity on the experience's data and move the anchor."""
         if total_over_ranks(len(experience.train), learner.device) == 0:
             return

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.operations.blocking import Blocking
 from holdfast.operations.layers import Layer
 
@@ -48,16 +48,16 @@ class SeparateNetworks(Blocking):
         """Nothing: each task keeps all."""
         return ()
 
-    def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
+    def backbone_rates(self, learner: Services) -> dict[str, Tensor]:
         """Everything is free to move."""
         return {}
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Keep the initial values."""
         super().setup(learner)
         self.initial = {name: getattr(module, key).detach().clone() for name, (module, key) in self._own.items()}
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Start a network."""
         super().begin(experience, learner)
         if not self.finished:
@@ -66,4 +66,4 @@ class SeparateNetworks(Blocking):
             with torch.no_grad():
                 for name, (module, key) in self._own.items():
                     getattr(module, key).copy_(self.initial[name])
-        learner.forget_moments(learner.parameters())
+        learner.trainable.forget_moments(learner.parameters())

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience, Tree
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.class_scores import Space, as_outputs, vectors
 from holdfast.operations.rows import require_outputs
@@ -64,23 +64,23 @@ class StreamingLDA(Operation):
         self.shrunk = False
         self._map: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def take_step(self, step: Step, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+    def take_step(self, step: Step, learner: Services, optimizer: torch.optim.Optimizer) -> None:
         """Learn from the rows; the optimiser steps without any gradient: nothing moves but what a scheduler counts."""
         self._learn(step, learner)
-        for parameter in learner.optimized():
+        for parameter in learner.trainable.optimized():
             parameter.grad = None
         optimizer.step()
 
-    def gradient(self, step: Step, learner: Learner) -> None:
+    def gradient(self, step: Step, learner: Services) -> None:
         """In a loop that moves the optimiser itself: leave it no gradient, so that nothing moves."""
-        for parameter in learner.optimized():
+        for parameter in learner.trainable.optimized():
             parameter.grad = None
 
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """In a loop that moves the optimiser itself: learn from the rows."""
         self._learn(step, learner)
 
-    def _learn(self, step: Step, learner: Learner) -> None:
+    def _learn(self, step: Step, learner: Services) -> None:
         self.learn(vectors(learner, step.inputs, self.space), step.targets, require_outputs(step).shape[1])
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class StreamingLDA(Operation):
             self.means = F.pad(self.means, (0, 0, 0, missing))
         return self.counts, self.means, self.scatter
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """After the first experience that brought data: shrink its covariance."""
         if self.shrunk or self.scatter is None or self.counts is None:
             return
@@ -126,7 +126,7 @@ class StreamingLDA(Operation):
         self.scatter = oas(self.scatter / total, total) * total
         self.shrunk, self._map = True, None
 
-    def predict(self, outputs: Tensor, inputs: Tree, learner: Learner) -> Tensor:
+    def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """Log-probabilities up to a constant, in place of the model's outputs."""
         if self.counts is None or self.means is None or self.scatter is None:
             return outputs

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.operations.score_masks import ScoreMasks
 
 
@@ -39,7 +39,7 @@ class Subnetworks(ScoreMasks):
         require(0 < fraction <= 1, "subnetworks", f"got fraction={fraction}. Give a number above 0, up to 1.")
         self.fraction = fraction
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Draw the scores as `nn.Linear` draws weights."""
         super().setup(learner)
         generator = learner.rng(f"scores/{self.name}")
@@ -55,7 +55,7 @@ class Subnetworks(ScoreMasks):
         rank = scores.numel() - max(1, round(self.fraction * scores.numel())) + 1
         return absolute >= smallest(absolute.reshape(-1), rank)
 
-    def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
+    def backbone_rates(self, learner: Services) -> dict[str, Tensor]:
         """Zero for the weights that some earlier task uses."""
         if not self.masks:
             return {}

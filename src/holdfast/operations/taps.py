@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import tree_rows
-from holdfast.core.learner import Learner, Snapshot
+from holdfast.core.services import Services
+from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
 
 Values = dict[str, Tensor]
@@ -33,7 +34,7 @@ class Taps:
         UsageError: if a layer is the whole model.
     """
 
-    def __init__(self, learner: Learner, layers: dict[str, nn.Module], inputs: bool = False) -> None:
+    def __init__(self, learner: Services, layers: dict[str, nn.Module], inputs: bool = False) -> None:
         if any(layer is learner.model for layer in layers.values()):
             raise UsageError("the model is one layer, and has no features before it. Use a model with a hidden layer.")
         self._running: Values = {}
@@ -46,7 +47,7 @@ class Taps:
                 layer.register_forward_hook(self._after(name))
         learner.model.register_forward_hook(self._end())
 
-    def of_step(self, step: Step, learner: Learner) -> Values:
+    def of_step(self, step: Step, learner: Services) -> Values:
         """The values of the step's current rows, with their graph."""
         values = None
         if step.outputs is not None:
@@ -59,7 +60,7 @@ class Taps:
         rows = tree_rows(step.inputs)
         return {name: value[:rows] for name, value in values.items()}
 
-    def of_teacher(self, snapshot: Snapshot, step: Step, learner: Learner) -> Values:
+    def of_teacher(self, snapshot: Snapshot, step: Step, learner: Services) -> Values:
         """The values of the step's current rows in the model as it was at `snapshot`, without a graph."""
         self._teaching, self._running = True, {}
         try:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner, Snapshot
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement
 from holdfast.operations.rows import rows_of_batch, take
@@ -129,10 +129,10 @@ class TrainOnMemory(Operation):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.clip_norm = clip_norm
-        self.initial: Snapshot = {}
+        self.initial: dict[str, Tensor] = {}
         self.noted = -1
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
         require(learner.memory is None, "train_on_memory", "found another memory in this method. Leave out Remember.")
         learner.memory = Memory(
@@ -140,24 +140,24 @@ class TrainOnMemory(Operation):
         )
         learner.rng(f"order/{self.name}")
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Note the initial weights, before the first step of all."""
         if not self.initial:
             self._note(learner)
 
-    def loss(self, step: Step, learner: Learner) -> None:
+    def loss(self, step: Step, learner: Services) -> None:
         """Note the initial values of outputs that the head got for this experience; no term."""
         if self.noted != learner.experience:
             self._note(learner)
             self.noted = learner.experience
 
-    def _note(self, learner: Learner) -> None:
+    def _note(self, learner: Services) -> None:
         for name, value in learner.model.state_dict().items():
             held = self.initial.get(name)
             if held is None or held.shape != value.shape or not value.is_floating_point():
                 self.initial[name] = value.detach().clone()
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Gather samples, take back the initial weights, and train on the memory."""
         order = learner.rng(f"order/{self.name}")
         data = experience.train
@@ -174,7 +174,7 @@ class TrainOnMemory(Operation):
         self._fit(learner, order)
         learner.model.train(training)
 
-    def _fit(self, learner: Learner, order: torch.Generator) -> None:
+    def _fit(self, learner: Services, order: torch.Generator) -> None:
         rows, parameters = learner.memory.all(), learner.parameters()
         optimizer = torch.optim.SGD(parameters, lr=self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
         for epoch in range(self.epochs):

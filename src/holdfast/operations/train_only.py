@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from holdfast.core.experience import Data, Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 
 
 class TrainOnly(Operation):
@@ -31,6 +31,6 @@ class TrainOnly(Operation):
         require(experiences >= 0, "train_only", f"got experiences={experiences}. Give a number of 0 or more.")
         self.experiences = experiences
 
-    def begin(self, experience: Experience, learner: Learner) -> Data | None:
+    def begin(self, experience: Experience, learner: Services) -> Data | None:
         """Nothing to train on, once there were enough."""
         return None if experience.index < self.experiences else experience.train.subset(torch.arange(0))

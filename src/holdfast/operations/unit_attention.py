@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.blocking import Blocking
 from holdfast.operations.layer_hooks import GateHook, rows_of
@@ -92,14 +92,14 @@ class UnitAttention(Blocking):
         """Weights and biases."""
         return ("weight", "bias")
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Make an embedding per unit, which joins the optimiser, and attach the gates."""
         super().setup(learner)
         for name, layer in self.layers.items():
             self.masks[name] = {}
             self.embeddings[_key(name)] = nn.Parameter(torch.zeros(layer.units, device=learner.device))
             GateHook(layer, lambda name=name: self.gates(name))  # type: ignore[misc]
-        learner.learn({f"{self.name}/{key}": e for key, e in self.embeddings.items()})
+        learner.trainable.add({f"{self.name}/{key}": e for key, e in self.embeddings.items()})
 
     # Gates ---------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class UnitAttention(Blocking):
         learner = self._learner
         if not learner.model.training:
             return self.s_max
-        position = learner.epoch_progress or 0.0
+        position = learner.now.epoch_progress or 0.0
         return 1 / self.s_max + (self.s_max - 1 / self.s_max) * position
 
     def gates(self, name: str) -> Tensor | None:
@@ -138,7 +138,7 @@ class UnitAttention(Blocking):
             else torch.zeros_like(self.embeddings[_key(name)].detach())
         )
 
-    def backbone_rates(self, learner: Learner) -> dict[str, Tensor]:
+    def backbone_rates(self, learner: Services) -> dict[str, Tensor]:
         """Zero between units that are in use; under "adapt" set anew at each step."""
         self._uses = None
         return (
@@ -161,7 +161,7 @@ class UnitAttention(Blocking):
                 found[f"{name}.bias"] = count
         return found
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Draw the task's embeddings."""
         super().begin(experience, learner)
         self.current = experience.task
@@ -169,11 +169,11 @@ class UnitAttention(Blocking):
         with torch.no_grad():
             for embedding in self.embeddings.values():
                 embedding.copy_(torch.randn(embedding.shape, generator=generator))
-        learner.forget_moments(list(self.embeddings.values()))
+        learner.trainable.forget_moments(list(self.embeddings.values()))
 
     # A step --------------------------------------------------------------------------------------------
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """The weight c times the share of unused units that the task takes."""
         if self.strength == 0:
             return None
@@ -184,7 +184,7 @@ class UnitAttention(Blocking):
         unused = (self.uses(name) == 0).float()
         return (self._soft(name) * unused).sum(), unused.sum()
 
-    def gradient(self, step: Step, learner: Learner) -> None:
+    def gradient(self, step: Step, learner: Services) -> None:
         """Compensate the embeddings' gradient for the annealing, and scale that of used weights."""
         s = self.sharpness
         for embedding in self.embeddings.values():
@@ -208,14 +208,14 @@ class UnitAttention(Blocking):
                 if path in self._uses:
                     self.rates[path].copy_(rate / (self._uses[path] + rate))
 
-    def update(self, step: Step, learner: Learner) -> None:
+    def update(self, step: Step, learner: Services) -> None:
         """Hold what is protected, and the embeddings within their range."""
         super().update(step, learner)
         with torch.no_grad():
             for embedding in self.embeddings.values():
                 embedding.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT)
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Keep the gates as 0 or 1."""
         assert experience.task is not None
         for name in self.layers:

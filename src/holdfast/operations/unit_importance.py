@@ -9,8 +9,8 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.unit_attention import Join, UnitAttention
 from holdfast.operations.unit_replacement import Watch, weights_of
@@ -109,7 +109,7 @@ class UnitImportance(UnitAttention):
         self._activity: dict[str, Tensor] = {}
         self._joined: dict[str, Tensor] | None = None
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """As in hard attention, and watch what each next layer reads where that is asked for."""
         super().setup(learner)
         for name, layer in self.layers.items():
@@ -124,7 +124,7 @@ class UnitImportance(UnitAttention):
                 )
             layer.reader.register_forward_pre_hook(Watch(self, name))
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Start to measure the task."""
         super().begin(experience, learner)
         self.running = {name: torch.zeros_like(value) for name, value in self.running.items()}
@@ -132,7 +132,7 @@ class UnitImportance(UnitAttention):
 
     # A step --------------------------------------------------------------------------------------------
 
-    def gradient(self, step: Step, learner: Learner) -> None:
+    def gradient(self, step: Step, learner: Services) -> None:
         """Measure what units are worth, then scale the gradients."""
         with torch.no_grad():
             for name in self.layers:
@@ -177,7 +177,7 @@ class UnitImportance(UnitAttention):
                 if path in self._joined:
                     self.rates[path].copy_(self.intensity / (factor * self._joined[path] + self.intensity))
 
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Keep the gates, and add up what the units were worth to the task."""
         super().end(experience, learner)
         assert experience.task is not None

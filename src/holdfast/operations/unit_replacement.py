@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
 from holdfast.core.ranks import average_over_ranks
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.layers import Layer, backbone_layers
 
@@ -62,7 +62,7 @@ class UnitReplacement(Operation):
         self.quota: dict[str, Tensor] = {}
         self._activity: dict[str, Tensor] = {}
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Watch what each next layer reads."""
         self.layers = {layer.name: layer for layer in backbone_layers(learner, self.name) if layer.reader is not None}
         if not self.layers:
@@ -77,7 +77,7 @@ class UnitReplacement(Operation):
             self.quota[name] = torch.zeros((), device=learner.device)
             layer.reader.register_forward_pre_hook(Watch(self, name))
 
-    def update(self, step: Step, learner: Learner) -> None:
+    def update(self, step: Step, learner: Services) -> None:
         """Keep count of what units contribute, and replace where the time has come."""
         dormant: list[Tensor] = []
         average_over_ranks(list(self._activity.values()))
@@ -91,7 +91,7 @@ class UnitReplacement(Operation):
             learner.log("dormant_units", torch.cat(dormant).mean())
         self._activity = {}
 
-    def _replace(self, layer: Layer, activity: Tensor, learner: Learner) -> None:
+    def _replace(self, layer: Layer, activity: Tensor, learner: Services) -> None:
         utility, age, quota = self.utility[layer.name], self.age[layer.name], self.quota[layer.name]
         readers = weights_of(layer.reader)
         reading = torch.stack([weight.abs().transpose(0, 1).flatten(1).sum(1) for weight in readers]).sum(0)
@@ -111,12 +111,12 @@ class UnitReplacement(Operation):
             inputs.append((bias, torch.zeros_like(bias[:1])))
         for parameter, new in inputs:
             _put(parameter, 0, index, new, due)
-            for moment in learner.moments(parameter):
+            for moment in learner.trainable.moments(parameter):
                 _put(moment, 0, index, torch.zeros_like(new), due)
         inputs_each = activity.numel() // layer.units
         columns = index * inputs_each + torch.arange(inputs_each, device=index.device)
         for parameter in readers:
-            for tensor in (parameter, *learner.moments(parameter)):
+            for tensor in (parameter, *learner.trainable.moments(parameter)):
                 _put(tensor, 1, columns, torch.zeros((), device=index.device, dtype=tensor.dtype), due)
         for count in (utility, age):
             _put(count, 0, index, torch.zeros_like(count[:1]), due)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience, tree_rows
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.quadratic import quadratic
 
@@ -66,16 +66,16 @@ class WalkPenalty(Operation):
         self.count = 0
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def loss(self, step: Step, learner: Learner) -> Term | None:
+    def loss(self, step: Step, learner: Services) -> Term | None:
         """Strength times the weighed squared distance, once something was consolidated."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength
 
     @torch.no_grad()
-    def observe(self, step: Step, learner: Learner) -> None:
+    def observe(self, step: Step, learner: Services) -> None:
         """Move the Fisher diagonal on, and note the gradient and where the parameters are."""
-        rows = tree_rows(step.inputs) * learner.ranks  # the gradient is the mean over the rows of all
+        rows = tree_rows(step.inputs) * learner.share.ranks  # the gradient is the mean over the rows of all
         self._before = {}
         for name, parameter in learner.named_parameters().items():
             if parameter.grad is None:
@@ -96,7 +96,7 @@ class WalkPenalty(Operation):
         self.start[name] = parameter.detach().clone()
 
     @torch.no_grad()
-    def update(self, step: Step, learner: Learner) -> None:
+    def update(self, step: Step, learner: Services) -> None:
         """Add each parameter's part in the fall of the loss; every `interval` steps, the score."""
         parameters = learner.named_parameters()
         for name, (gradient, before) in self._before.items():
@@ -117,7 +117,7 @@ class WalkPenalty(Operation):
             fall.zero_()
 
     @torch.no_grad()
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Join Fisher diagonal and score into the importance, and move the anchor."""
         if not self.fisher:
             return

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import Operation, require
+from holdfast.core.services import Services
 from holdfast.models.heads import CosineHead, Head
 
 
@@ -37,7 +37,7 @@ class WeightAlign(Operation):
     def __init__(self) -> None:
         super().__init__()
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Services) -> None:
         """Refuse heads that lengths do not matter to."""
         require(
             not isinstance(learner.head, CosineHead),
@@ -48,7 +48,7 @@ class WeightAlign(Operation):
         class_rows(learner.head, self.name)
 
     @torch.no_grad()
-    def end(self, experience: Experience, learner: Learner) -> None:
+    def end(self, experience: Experience, learner: Services) -> None:
         """Scale the rows of the classes that are new."""
         old = sorted({label for members in learner.members[:-1] for label in members})
         new = sorted(set(learner.members[-1]) - set(old))

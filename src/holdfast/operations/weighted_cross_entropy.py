@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.learner import Learner
 from holdfast.core.operation import require
+from holdfast.core.services import Services
 from holdfast.operations.own_criterion import OwnCriterion
 
 Scheme = Literal["inverse", "complement"]
@@ -49,7 +49,7 @@ class WeightedCrossEntropy(OwnCriterion):
         self.scheme = scheme
         self.weights: Tensor | None = None
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Count the classes of the experience's data."""
         if len(experience.train) == 0:
             return

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import build
+from holdfast.config import build, plugins
 from holdfast.core.engine import Engine
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
-from holdfast.runs.folder import CONFIG, read_config
+from holdfast.runs.folder import CONFIG, read_config, read_info
 from holdfast.runs.tensors import LAST, load_tensors
 from holdfast.training import Trainer
 from holdfast.training.ranks import Ranks
@@ -88,6 +88,8 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
             f"{checkpoint} holds weights and no state of a run. Give {LAST}, which is beside it, or the run folder."
         )
     config = loaded.get("config") or _config_beside(checkpoint)
+    folder = checkpoint.resolve().parent.parent
+    plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     config = build.resolve({**config, **(changes or {})})
     stream = build.build_stream(config["stream"], config["seed"])
     model = build.build_model(config["model"], stream, config["seed"])

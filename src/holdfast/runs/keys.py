@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from holdfast.config import plugins
+
 WITHOUT_EFFECT = (
     *("references", "checkpoint", "folders", "tags", "loggers", "experiment_name", "profiler", "threads", "$schema"),
 )
@@ -16,6 +18,8 @@ WITHOUT_EFFECT = (
 def job_key(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits for a resolved configuration, without what has no effect on its results.
 
+    The plug-in files in use are part of it.
+
     Args:
         config: resolved, so that a default left out and one written down give the same key.
 
@@ -24,4 +28,6 @@ def job_key(config: Mapping[str, Any]) -> str:
         True
     """
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    if plugins.used():
+        kept["plugins"] = plugins.digests()
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast.config import plugins
+
 RESERVE = 512 * 2**20
 """Bytes of memory that are left to everything else."""
 
@@ -143,7 +145,8 @@ class Pool:
             process = self._processes[place] = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        text = json.dumps({"config": job.config, "folder": str(job.folder), "command": self.command})
+        about = {"command": self.command, "plugins": plugins.described()}
+        text = json.dumps({"config": job.config, "folder": str(job.folder), **about})
         try:
             process.stdin.write(text + "\n")
             process.stdin.flush()

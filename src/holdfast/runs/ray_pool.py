@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from holdfast.config import plugins
 from holdfast.core.errors import needs_extra
 from holdfast.runs.pool import TRIES, Job
 from holdfast.runs.worker import answer
@@ -68,7 +69,8 @@ class RayPool:
 
     def _submit(self, task: Any, job: Job) -> None:
         job.state, job.tries = "running", job.tries + 1
-        content = {"config": job.config, "folder": str(job.folder.resolve()), "command": self.command}
+        about = {"command": self.command, "plugins": plugins.described()}
+        content = {"config": job.config, "folder": str(job.folder.resolve()), **about}
         self._running[task.remote(content)] = job
 
     def _ended(self, place: Any) -> None:
@@ -90,7 +92,7 @@ def work_on(content: dict[str, Any]) -> dict[str, Any]:
     """One task: a job on one thread, its state, error and seconds.
 
     Args:
-        content: its resolved `config`, its `folder` and the `command`.
+        content: its resolved `config`, its `folder`, the `command` and the `plugins` in use.
     """
     import torch
 

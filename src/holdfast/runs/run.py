@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from holdfast.config import build
+from holdfast.config import build, plugins
 from holdfast.core.errors import DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics import accuracy_matrix, compute, read_log, write_matrix
@@ -69,7 +69,7 @@ def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False,
         )
         write_json(folder / CONFIG, config)
         about = {"command": command, "versions": versions(), "started": time.time()}
-        write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config))
+        write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
         return _work(folder, config, quiet)
 
     return with_others(config, work)
@@ -85,7 +85,9 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
     Returns:
         The run folder.
     """
-    config = build.resolve(read_config(folder))
+    config = read_config(folder)
+    plugins.check_recorded(read_info(folder).get("plugins", []), folder)
+    config = build.resolve(config)
     return with_others(config, lambda: _work(folder, config, quiet))
 
 
@@ -136,6 +138,7 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                     started=time.time(),
                     tags=part["tags"],
                     **_keyed(part),
+                    **plugins.recorded(place),
                 )
             try:
                 if not _ended(place):
@@ -147,9 +150,8 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                     write_info(place, state=state)
                     write_info(folder, state=state)
                 if isinstance(error, Interrupted):
-                    raise Interrupted(
-                        f"training was stopped, and its state saved. Go on with: holdfast resume {folder}"
-                    ) from None
+                    command = f"holdfast resume {folder}{plugins.flags()}"
+                    raise Interrupted(f"training was stopped, and its state saved. Go on with: {command}") from None
                 raise
             if where:
                 write_report(place)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.config import plugins
 from holdfast.config.build import resolve
 from holdfast.config.compose import DEFAULT, compose
 from holdfast.config.folders import filled
+from holdfast.config.layers import Dialect
 from holdfast.config.search import Search
 from holdfast.config.sweeps import expand
 from holdfast.core.errors import ConfigError, unknown
@@ -37,6 +39,7 @@ def sweep(
     quiet: bool = False,
     command: str = "",
     launcher: str = "processes",
+    dialects: Sequence[Dialect] = (),
 ) -> tuple[Path, list[Job]]:
     """Run every combination of `changes`, and report on all of them together.
 
@@ -54,6 +57,7 @@ def sweep(
         quiet: print nothing.
         command: what the user typed, kept with each run.
         launcher: `processes` of this machine, or tasks of a `ray` cluster.
+        dialects: other projects' ways to write a job that are understood too.
 
     Returns:
         The folder, and the jobs that failed twice.
@@ -63,13 +67,13 @@ def sweep(
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(unknown("launcher", launcher, LAUNCHERS))
-    todo = planned(path, changes, folders)
+    todo = planned(path, changes, folders, dialects)
     if any(shared(config) for _, config in todo):
         raise ConfigError(
             "-m starts processes of its own, and this one was started as one of several (LOCAL_RANK or SLURM_NTASKS is"
             " set). Start it alone, or one run at a time."
         )
-    search = compose(path, expand(changes)[0], folders).search
+    search = compose(path, expand(changes)[0], folders, dialects).search
     folder = out if out is not None else _folder(todo)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SWEEP).is_file()):
         raise ConfigError(f"{folder} exists already and is no multirun. Choose another --out.")
@@ -101,16 +105,16 @@ def sweep(
 
 
 def planned(
-    path: str | None, changes: Sequence[str], folders: Sequence[Path] = ()
+    path: str | None, changes: Sequence[str], folders: Sequence[Path] = (), dialects: Sequence[Dialect] = ()
 ) -> list[tuple[list[str], dict[str, Any]]]:
     """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once."""
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     keys = [text.split("=", 1)[0].lstrip("+~") for text in changes]
     for typed in expand(changes, folders):
-        search = compose(path, typed, folders).search
+        search = compose(path, typed, folders, dialects).search
         for more in [[]] if search is None else search.settings(keys):
             texts = [*typed, *more]
-            composition = compose(path, texts, folders)
+            composition = compose(path, texts, folders, dialects)
             config = dict(composition.config)
             said = [source for place, source in composition.origins.items() if place[0] == "references"]
             if all(source == DEFAULT for source in said):
@@ -172,6 +176,8 @@ def _enlisted(
         runs.append(Job(number, key, texts, config, place, state))
         listing[key] = {"number": number, "key": key, "changes": texts}
     content = {"command": said.get("command") or command, "started": said.get("started", time.time())}
+    if plugins.used():
+        content["plugins"] = plugins.described()
     content["search"] = None if search is None else search.plain()
     write_json(folder / SWEEP, {**content, "finished": None, "jobs": list(listing.values())})
     return runs

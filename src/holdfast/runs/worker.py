@@ -47,13 +47,17 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Run one job, and say what became of it: `state`, `error`, `seconds` and the process's `peak` of memory.
 
     Args:
-        job: its resolved `config`, its `folder`, and the `command` that made it.
+        job: its resolved `config`, its `folder`, the `command` that made it, and the `plugins` in use there.
     """
     from holdfast.core.errors import HoldfastError, Interrupted
 
     started = time.perf_counter()
     state, error = "finished", ""
     try:
+        if job.get("plugins"):
+            from holdfast.config.plugins import use_all
+
+            use_all(job["plugins"])
         work(job["config"], Path(job["folder"]), job.get("command", ""))
     except (Interrupted, KeyboardInterrupt) as stopped:
         state, error = "interrupted", str(stopped)

@@ -7,20 +7,22 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
+from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.scenario import Paradigm, check_experiences
+from holdfast.streams.scenario import Paradigm
 from holdfast.streams.splits import by_table
 from holdfast.streams.tables import rng
 
 DRAWS = 1000
 
 
+@ranged
 def cil(
     dataset: Dataset,
-    experiences: int = 5,
+    experiences: Count = 5,
     paradigm: Paradigm = "class",
     relabel: bool = True,
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -59,12 +61,13 @@ def cil(
     return by_table(dataset, "cil", table.tolist(), paradigm, relabel, validation, validation_seed, seed, {})
 
 
+@ranged
 def indus(
     dataset: Dataset,
-    experiences: int = 5,
+    experiences: Count = 5,
     paradigm: Paradigm = "class",
     relabel: bool = True,
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -92,12 +95,13 @@ def indus(
     return by_table(dataset, "indus", table.tolist(), paradigm, relabel, validation, validation_seed, seed, {})
 
 
+@ranged
 def indus_cil(
     dataset: Dataset,
-    experiences: int = 5,
+    experiences: Count = 5,
     paradigm: Paradigm = "class",
     relabel: bool = True,
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -144,7 +148,6 @@ def _uniform(classes: int, experiences: int, generator: torch.Generator) -> Tens
 
 def _check(dataset: Dataset, experiences: int, at_most: int | None = None) -> None:
     dataset.targets()
-    check_experiences(experiences)
     if at_most is not None and experiences > at_most:
         raise ConfigError(
             f"{experiences} experiences from the {at_most} classes of {dataset.name}. Give at most {at_most}."

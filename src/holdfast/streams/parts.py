@@ -9,6 +9,7 @@ from typing import Any
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
+from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.industrial import cil, indus, indus_cil
 from holdfast.streams.scenario import Scenario, make_stream
@@ -16,11 +17,12 @@ from holdfast.streams.shifts import permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
 
 
+@ranged
 def data_incremental(
     dataset: Dataset,
-    experiences: int = 5,
+    experiences: Count = 5,
     shuffle: bool = True,
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -50,9 +52,10 @@ def data_incremental(
     )
 
 
+@ranged
 def online(
     dataset: Dataset,
-    samples: int = 10,
+    samples: Count = 10,
     of: dict[str, Any] | str | None = None,
     seed: int = 0,
 ) -> Stream:
@@ -75,8 +78,6 @@ def online(
         >>> [experience.classes for experience in stream]
         [(0, 1), (0, 1), (2, 3), (2, 3)]
     """
-    if samples < 1:
-        raise ConfigError(f"samples is {samples}. Give at least 1 sample per experience.")
     if of is None:
         base = _chunked(dataset, "online", 1, True, 0.0, 0, seed)
     else:

@@ -8,14 +8,13 @@ import torch
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Experience, Stream
+from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.data import TensorData, materialise
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.prepare import Prepare
 from holdfast.streams.scenario import (
     Paradigm,
     Scenario,
-    check_experiences,
-    check_paradigm,
     make_stream,
     present_classes,
     viewed,
@@ -24,13 +23,14 @@ from holdfast.streams.tables import hold_out, rng
 from holdfast.streams.transforms import Resize
 
 
+@ranged
 def permuted(
     dataset: Dataset,
-    experiences: int = 10,
+    experiences: Count = 10,
     first_identity: bool = False,
     paradigm: Paradigm = "domain",
     mode: Literal["all", "by_channel"] = "all",
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -55,10 +55,6 @@ def permuted(
         >>> [experience.classes for experience in stream]
         [(0, 1, 2), (3, 4, 5)]
     """
-    check_paradigm(paradigm)
-    check_experiences(experiences)
-    if mode not in ("all", "by_channel"):
-        raise ConfigError(f"mode is {mode!r}. Give 'all' or 'by_channel'.")
     seeds = torch.randint(2**31 - 1, (experiences,), generator=rng(seed, "permutations")).tolist()
     transforms: list[dict[str, Any]] = [{"kind": "permute", "seed": value, "mode": mode} for value in seeds]
     if first_identity:
@@ -66,12 +62,13 @@ def permuted(
     return _transformed(dataset, "permuted", paradigm, transforms, validation, validation_seed, seed)
 
 
+@ranged
 def rotated(
     dataset: Dataset,
     angles: list[float] | None = None,
-    experiences: int | None = None,
+    experiences: Count | None = None,
     paradigm: Paradigm = "domain",
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -96,12 +93,10 @@ def rotated(
         >>> [experience.name for experience in rotated(digits(), experiences=3)]
         ['0 degrees', '60 degrees', '120 degrees']
     """
-    check_paradigm(paradigm)
     if len(dataset.input_shape) != 3:
         raise ConfigError(f"{dataset.name} has inputs of shape {dataset.input_shape}. Only images can be rotated.")
     if angles is None:
         experiences = 5 if experiences is None else experiences
-        check_experiences(experiences)
         angles = [180.0 * number / experiences for number in range(experiences)]
     elif not angles or (experiences is not None and experiences != len(angles)):
         raise ConfigError(f"experiences is {experiences} and there are {len(angles)} angles. Leave one of them out.")
@@ -109,11 +104,12 @@ def rotated(
     return _transformed(dataset, "rotated", paradigm, transforms, validation, validation_seed, seed)
 
 
+@ranged
 def domains(
     datasets: list[Dataset],
     paradigm: Paradigm = "domain",
-    size: int | None = None,
-    validation: float = 0.0,
+    size: Count | None = None,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
 ) -> Stream:
     """One data set after the other (MNIST, then USPS, then digits).
@@ -138,11 +134,8 @@ def domains(
         >>> [experience.classes for experience in stream]
         [(0, 1), (2, 3, 4)]
     """
-    check_paradigm(paradigm)
     if not datasets:
         raise ConfigError("domains of no data set. Give at least one.")
-    if not 0 <= validation < 1:
-        raise ConfigError(f"validation is {validation}. Give the fraction to hold out, from 0 to below 1.")
     if len({dataset.kind for dataset in datasets}) > 1:
         raise ConfigError(f"the data sets are {[dataset.kind for dataset in datasets]}. Give all of one kind.")
     datasets = list(datasets) if size is None else [_resized(dataset, size, datasets) for dataset in datasets]
@@ -235,8 +228,6 @@ def _first_inputs(datasets: list[Dataset]) -> list[torch.Tensor]:
 
 def _resized(dataset: Dataset, size: int, every: list[Dataset]) -> Dataset:
     """The data set with images of this size, as many channels as the richest, and values that run to 255."""
-    if size < 1:
-        raise ConfigError(f"size is {size}. Give the height and width in pixels.")
     for each in every:
         if len(each.input_shape) != 3:
             raise ConfigError(f"{each.name} has inputs of shape {each.input_shape}. Only images can be resized.")

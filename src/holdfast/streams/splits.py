@@ -9,19 +9,21 @@ import torch
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
+from holdfast.core.ranges import BelowOne, Count, Share, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.scenario import Paradigm, Scenario, check_experiences, check_paradigm, first_labels, make_stream
+from holdfast.streams.scenario import Paradigm, Scenario, first_labels, make_stream
 from holdfast.streams.tables import check_table, ordered_classes, rng, whole_classes
 
 
+@ranged
 def split(
     dataset: Dataset,
-    experiences: int | None = None,
+    experiences: Count | None = None,
     class_order: Literal["natural", "random"] | list[int] = "natural",
     sizes: list[int] | None = None,
     paradigm: Paradigm = "class",
     relabel: bool = True,
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -51,7 +53,6 @@ def split(
         >>> [experience.classes for experience in stream], stream.class_names
         ([(0, 1, 2), (3, 4)], ('4', '2', '0', '1', '3'))
     """
-    check_paradigm(paradigm)
     dataset.targets()
     order = ordered_classes(class_order, dataset.classes, seed)
     sizes = even_sizes(dataset, experiences) if sizes is None else _checked(sizes, experiences, dataset)
@@ -76,12 +77,13 @@ def split(
     )
 
 
+@ranged
 def proportions(
     dataset: Dataset,
     table: list[list[float]],
     paradigm: Paradigm = "class",
     relabel: bool = True,
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -112,15 +114,16 @@ def proportions(
     return by_table(dataset, "proportions", table, paradigm, relabel, validation, validation_seed, seed, {})
 
 
+@ranged
 def blurry(
     dataset: Dataset,
-    experiences: int = 5,
-    overlap: float = 0.1,
-    disjoint: float = 0.0,
+    experiences: Count = 5,
+    overlap: Share = 0.1,
+    disjoint: Share = 0.0,
     class_order: Literal["natural", "random"] | list[int] = "natural",
     paradigm: Paradigm = "class",
     relabel: bool = True,
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -154,11 +157,7 @@ def blurry(
         >>> [experience.train.targets.bincount().tolist() for experience in stream]
         [[8, 2], [2, 8]]
     """
-    check_paradigm(paradigm)
     dataset.targets()
-    for name, value in (("overlap", overlap), ("disjoint", disjoint)):
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{name} is {value}. Give a share from 0 to 1.")
     sizes = even_sizes(dataset, experiences)
     if overlap and experiences == 1:
         raise ConfigError(f"overlap is {overlap} with one experience. Give overlap=0 or more experiences.")
@@ -185,7 +184,6 @@ def by_table(
     order: list[int] | None = None,
 ) -> Stream:
     """The stream of a table in which classes may come back."""
-    check_paradigm(paradigm)
     dataset.targets()
     rows = check_table(table, dataset.classes)
     order = list(range(dataset.classes)) if order is None else order
@@ -219,7 +217,6 @@ def even_sizes(dataset: Dataset, experiences: int | None) -> list[int]:
         ConfigError: more experiences than classes.
     """
     experiences = 5 if experiences is None else experiences
-    check_experiences(experiences)
     if experiences > dataset.classes:
         raise ConfigError(
             f"{experiences} experiences from the {dataset.classes} classes of {dataset.name}. "

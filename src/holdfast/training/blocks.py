@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, tree_rows
-from holdfast.core.learner import Learner
+from holdfast.core.services import Services
 from holdfast.memory import BalancedReservoir, First, Insertion, Memory, Reservoir, Ring, Uniform
 from holdfast.operations.fisher import Kind, fisher_diagonal
 from holdfast.operations.gradient_projection import project
@@ -102,7 +102,7 @@ class ContinualLearner(nn.Module):
         anchor = self.anchor
         if not anchor:
             return next(iter(parameters.values())).new_zeros(())
-        return 0.5 * quadratic(Learner(self), self.fisher, anchor)
+        return 0.5 * quadratic(Services(self), self.fisher, anchor)
 
     # Gradients -------------------------------------------------------------------------------------------
 
@@ -154,11 +154,11 @@ class ContinualLearner(nn.Module):
         if self._reference is None or per_layer != self._per_layer:
             name = "calculate_ref_gradients_layerwise" if per_layer else "calculate_ref_gradients"
             raise UsageError(f"there is no reference gradient of this kind yet. Call {name}(data) before.")
-        project(Learner(self).gradients(), self._reference, per_layer)
+        project(Services(self).gradients(), self._reference, per_layer)
 
-    def _learner(self, loss_func: Loss) -> Learner:
-        learner = Learner(self, criterion=loss_func)
-        learner.output = self.output
+    def _learner(self, loss_func: Loss) -> Services:
+        learner = Services(self, criterion=loss_func)
+        learner.forward.output = self.output
         return learner
 
     # State -----------------------------------------------------------------------------------------------

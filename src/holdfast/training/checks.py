@@ -242,7 +242,7 @@ class Parameters:
         flags = self._flags()
         if flags != self._trained:
             self._trained = flags
-            self._learner._parameters = None
+            self._learner.trainable.changed()
 
     def _flags(self) -> list[Any]:
         return [(id(p), p.requires_grad) for p in self._learner.model.parameters()]

@@ -146,7 +146,7 @@ class ClassifierLogic:
         cl, order = self.continual_, self.continual_.learner.rng("order")
         assert cl.optimizer is not None
         seen = tuple(sorted(set(data.targets.tolist())))
-        cl.learner._grow(range(classes))  # for classes that were announced and not seen
+        cl.learner.grow(range(classes))  # for classes that were announced and not seen
         chosen = cl.begin(data, classes=seen, epochs=self.epochs, batch_size=self.batch_size)
         assert chosen is not None
         cl.model.train()

@@ -158,7 +158,7 @@ class DropIn:
         if capture is not None and capture.inputs is not None:
             inputs = capture.inputs  # what operations made of them, as the model saw it
         task = self.learner.task if task is None else task
-        return Step(inputs, targets, loss, outputs, task, self.engine.index, self.learner.progress, extras)
+        return Step(inputs, targets, loss, outputs, task, self.engine.index, self.engine.services.now.progress, extras)
 
     def complete(self, unscale: bool = False) -> None:
         """Finish the gradient of the batches that were added up, if there are any.

@@ -85,7 +85,11 @@ def exported(engine: Engine, own: Hooks) -> nn.Module:
     if not (acts or hooked or learner.prepare is not None or learner.output is not None):
         return model.eval()
     twin = Learner(
-        model, criterion=learner.criterion, prepare=learner.prepare, seed=learner.seed, head=learner._head_path or None
+        model,
+        criterion=learner.criterion,
+        prepare=learner.prepare,
+        seed=learner.seed,
+        head=learner.services.head_path or None,
     )
     twin.output = learner.output
     state = copied(engine.state())

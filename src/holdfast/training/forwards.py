@@ -6,6 +6,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Token
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_rows
+from holdfast.core.task import Task, enter_task, leave_task, running_task
 
 
 class Forwards:
@@ -51,7 +53,8 @@ class Forwards:
         self._captures: deque[Capture] = deque(maxlen=4)
         self._batch: Batch | None = None
         self._changed = False
-        self._hooks = [model.register_forward_hook(self.after, with_kwargs=True)]
+        self._entered: Token[Task] | None = None
+        self._hooks = [model.register_forward_hook(self.after, with_kwargs=True, always_call=True)]
         if self.always or self.joins or engine.learner.multi_head:
             self._hooks.append(model.register_forward_pre_hook(self.before, with_kwargs=True))
 
@@ -124,31 +127,39 @@ class Forwards:
         tree = called_with(plain, args, kwargs)
         self._batch = batch = self._made_of(tree, learner.task)
         self._changed = batch.inputs is not tree
-        if learner.multi_head:
-            self._tell_tasks(batch, tree_rows(tree))
+        self._enter(self._tasks(batch, tree_rows(tree)))
         if self._changed:
             args, kwargs = put_into_call(plain, args, kwargs, batch.inputs)
         if batch.appended:
             return join_call(plain, args, kwargs, [rows["inputs"] for rows in batch.appended.values()])
         return (args, kwargs) if self._changed else None
 
-    def _tell_tasks(self, batch: Batch, rows: int) -> None:
-        """Tell the head which task each current and each appended row belongs to."""
-        learner, task = self.engine.learner, batch.task
-        appended = (batch.appended or {}).values()
-        if appended and task is not None and all("task" in other for other in appended):
-            task = torch.cat([task_column(task, rows, learner.device), *(other["task"] for other in appended)])
-        learner.head.task = task  # type: ignore[union-attr, assignment]
-        if appended:
-            learner.given_task = task
+    def _tasks(self, batch: Batch, rows: int) -> Task:
+        """The task of each current and each appended row."""
+        task, appended = batch.task, (batch.appended or {}).values()
+        if not appended or task is None or not all("task" in other for other in appended):
+            return task
+        column = task_column(task, rows, self.engine.learner.device)
+        return torch.cat([column, *(other["task"] for other in appended)])
+
+    def _enter(self, task: Task) -> None:
+        """The forward that begins is of `task`, until `after`, which is called after an error too."""
+        self._leave()
+        if running_task() is None:  # else whoever calls the model has said which
+            self._entered = enter_task(task)
+
+    def _leave(self) -> None:
+        token, self._entered = self._entered, None
+        if token is not None:
+            leave_task(token)
 
     def after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> Any:
         """Hook after the model's forward: what it returned with the caller's rows alone, or None."""
-        if not self._listening():
+        self._leave()
+        if not self._listening() or returned is None:
             return None
         self._check_direct()
         learner = self.engine.learner
-        learner.given_task = None
         batch, self._batch = self._batch, None
         outputs = returned
         if self._output is None and not isinstance(outputs, Tensor):

@@ -33,7 +33,7 @@ class InsideForwards(Forwards):
         if self.joins or learner.multi_head:
             args, kwargs = super().before(module, args, kwargs) or (args, kwargs)
         if learner.prepare is not None and args:
-            args = (learner.prepare(args[0], module.training, learner.rng("augment")), *args[1:])
+            args = (learner.forward.prepared(args[0], module.training), *args[1:])
         return args, kwargs
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> Any:

@@ -13,6 +13,7 @@ from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, UsageError, unknown
 from holdfast.core.step import Step
 from holdfast.training.checks import check_optimizer
+from holdfast.training.export import copied
 
 OptimizerFactory = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -173,7 +174,7 @@ class Optimization:
         assert self.optimizer is not None
         if state["scheduler"] is not None:
             self.open_experience()
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copied(state["optimizer"]))  # torch keeps the tensors it is given
         if state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self._refresh()

@@ -14,7 +14,7 @@ from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Data, Experience
 from holdfast.core.ranks import total_over_ranks
-from holdfast.core.step import Step
+from holdfast.core.step import Now, Step
 from holdfast.memory import Memory, Ring
 from holdfast.streams.data import TensorData
 from holdfast.training.checks import check_head
@@ -218,16 +218,15 @@ class Phases:
     def advance(self) -> None:
         """Count a step of the optimiser."""
         self._done += 1
-        if self._per_epoch:
-            self._tell_progress()
+        self._tell_progress()
 
     def _tell_progress(self) -> None:
-        learner, per_epoch = self.learner, self._per_epoch
-        if not per_epoch:
-            learner.progress = learner.epoch_progress = None
-            return
-        learner.progress = min(1.0, self._done / (per_epoch * self._epochs))
-        learner.epoch_progress = self._done % per_epoch / max(1, per_epoch - 1)
+        index, done, per_epoch = self.engine.index, self._done, self._per_epoch
+        if per_epoch:
+            progress = min(1.0, done / (per_epoch * self._epochs))
+            self.learner.now = Now(index, progress, done % per_epoch / max(1, per_epoch - 1))
+        else:
+            self.learner.now = Now(index)
 
     # State -----------------------------------------------------------------------------------------------
 
@@ -255,7 +254,7 @@ class Phases:
             self.current.index = self.learner.experience
         self._seen, self._before = copied(state["seen"]), state["before"]
         self._per_epoch, self._epochs, self._done = state["progress"]
-        if self._per_epoch and self.current is not None:
+        if self.current is not None:
             self._tell_progress()
 
 

@@ -38,6 +38,7 @@ class Update:
         finished: called with each step whose gradient is complete, before the weights move.
 
     Attributes:
+        optimized: returns the parameters that the optimiser moves.
         parts: the batches so far of a step that is not complete.
     """
 
@@ -54,6 +55,7 @@ class Update:
         finished: Callable[[Step], None] | None = None,
     ) -> None:
         self.engine = engine
+        self.optimized = engine.services.trainable.optimized
         self.mover = mover
         self.accumulate = accumulate
         self.scaler = scaler
@@ -102,7 +104,7 @@ class Update:
 
     def clear(self) -> None:
         """Let the gradients start anew."""
-        for parameter in self.engine.learner.optimized():
+        for parameter in self.optimized():
             parameter.grad = None
 
     def add(self, step: Step, weight: float = 1.0) -> None:
@@ -128,7 +130,7 @@ class Update:
         """
         step = self._whole()
         if self.average is not None:
-            self.average(self.engine.learner.optimized())
+            self.average(self.optimized())
         if self.scaler is not None:
             if unscale:
                 assert self.mover.optimizer is not None
@@ -144,25 +146,25 @@ class Update:
         """Bound the gradient, if it is to be bounded."""
         if self.clip_norm is not None:
             by = torch.nn.utils.clip_grad_norm_ if self.clip_by == "norm" else torch.nn.utils.clip_grad_value_
-            by(self.engine.learner.optimized(), self.clip_norm)
+            by(self.optimized(), self.clip_norm)
 
     def scale(self, weight: float = 1.0) -> float | Tensor | None:
         """The factor of one batch's loss; None for 1."""
         factor = weight / max(1, self.accumulate)
         if self.scaler is None:
             return None if factor == 1.0 else factor
-        return self.scaler.scale(torch.full((), factor, device=self.engine.learner.device))
+        return self.scaler.scale(torch.full((), factor, device=self.engine.services.device))
 
     def finite(self) -> bool:
         """Whether no gradient overflowed. Waits for the device."""
-        grads = [p.grad for p in self.engine.learner.optimized() if p.grad is not None]
+        grads = [p.grad for p in self.optimized() if p.grad is not None]
         return not grads or bool(torch.nn.utils.get_total_norm(grads).isfinite())
 
     def _whole(self) -> Step:
         parts, self.parts = self.parts, []
         if len(parts) == 1:
             return parts[0]
-        return join_steps(parts, [name for name in self.engine.learner.fields if name not in ("logits", "task")])
+        return join_steps(parts, [name for name in self.engine.services.fields if name not in ("logits", "task")])
 
 
 def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import UsageError
+from holdfast.core.task import running_task
 from holdfast.models.heads.growing import ChunkedHead, linear
 
 MASKED = -(2.0**14)
@@ -30,9 +31,10 @@ class TaskHead(ChunkedHead):
     outputs of one sample is zero there. (Means over all outputs still count the masked ones, and a loss that wants
     a certain value of them, such as label smoothing, shows a large constant without a gradient.)
 
-    Set `task` before a forward: an int for all rows, or an int64 tensor `[rows]`, on the device of the features, for
-    a batch that mixes tasks. In evaluation mode an int that no classes were assigned to gives masked outputs
-    only: evaluation of a future task creates nothing and predicts nothing.
+    The task of a forward is the one that runs (`core.task.forward_task`, which every forward of a learner is made in):
+    an int for all rows, or an int64 tensor `[rows]`, on the device of the features, for a batch that mixes tasks. A
+    forward outside of any, such as `model(inputs)` of your own, is of `task`. In evaluation mode an int that no classes
+    were assigned to gives masked outputs only: evaluation of a future task creates nothing and predicts nothing.
 
     Args:
         features: number of features that come in.
@@ -41,7 +43,8 @@ class TaskHead(ChunkedHead):
         bias: whether outputs have one.
 
     Attributes:
-        task: the task of the rows of the next forward; "all" leaves every output as it is.
+        task: the task of forwards that nobody gave one; a learner sets it to the experience's when that begins. "all"
+            leaves every output as it is.
         unmasked: the last forward's outputs before masking, for losses over the classes of other tasks.
         members: `[tasks, width]`, which classes belong to which task; saved with the parameters.
 
@@ -89,7 +92,9 @@ class TaskHead(ChunkedHead):
         Raises:
             UsageError: if `task` is None, or, in training, an int that no classes were assigned to.
         """
-        task = self.task
+        task = running_task()
+        if task is None:
+            task = self.task
         if task is None:
             raise UsageError(
                 "a task head cannot choose its outputs: no task is set. "

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from holdfast.core.errors import ConfigError
+from holdfast.core.ranges import BelowOne, Count, NonNegative, Size, ranged
 from holdfast.streams.data import LoaderData
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import Kind, encode, finish, held_out, images, of_tensors
@@ -108,7 +108,8 @@ def torch_dataset(
     return finish(name, whole, other, names, kind, scale, normalise, crop, flip)
 
 
-def digits(test_fraction: float = 0.2, split_seed: int = 0, normalise: bool = False) -> Dataset:
+@ranged
+def digits(test_fraction: BelowOne = 0.2, split_seed: int = 0, normalise: bool = False) -> Dataset:
     """The 1,797 handwritten digits that come with scikit-learn: 8 x 8 images with values 0..16.
 
     Args:
@@ -135,12 +136,13 @@ def digits(test_fraction: float = 0.2, split_seed: int = 0, normalise: bool = Fa
     )
 
 
+@ranged
 def synthetic(
-    classes: int = 10,
-    features: int = 20,
-    samples: int = 100,
-    test_samples: int = 20,
-    spread: float = 0.5,
+    classes: Count = 10,
+    features: Count = 20,
+    samples: Count = 100,
+    test_samples: Size = 20,
+    spread: NonNegative = 0.5,
     seed: int = 0,
 ) -> Dataset:
     """Gaussian blobs: class centres are standard normal, samples lie around them; for tests and tutorials.
@@ -160,11 +162,6 @@ def synthetic(
         >>> synthetic(classes=3, samples=4).train.targets
         tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
     """
-    for name, value in (("classes", classes), ("features", features), ("samples", samples)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}. Give at least 1.")
-    if test_samples < 0 or spread < 0:
-        raise ConfigError(f"test_samples is {test_samples} and spread {spread}. Give no negative numbers.")
     generator = rng(seed, "synthetic")
     centres = torch.randn(classes, features, generator=generator)
 

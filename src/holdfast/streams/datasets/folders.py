@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra
+from holdfast.core.ranges import BelowOne, NonNegative, Size, ranged
 from holdfast.streams.data import LoaderData, TensorData
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import encode, finish, held_out
@@ -64,18 +65,19 @@ class ImageFiles:
         return pixels[None] if self.grayscale else pixels.permute(2, 0, 1).contiguous()
 
 
+@ranged
 def image_folder(
     path: str,
     size: int | list[int] | None = None,
     grayscale: bool = False,
     in_memory: Literal["auto"] | bool = "auto",
-    memory_limit_mb: float = 2048.0,
-    workers: int = 0,
-    test_fraction: float = 0.2,
+    memory_limit_mb: NonNegative = 2048.0,
+    workers: Size = 0,
+    test_fraction: BelowOne = 0.2,
     split_seed: int = 0,
     name: str | None = None,
     normalise: bool = False,
-    crop: int = 0,
+    crop: Size = 0,
     flip: bool = False,
 ) -> Dataset:
     """A folder of images with one sub-folder per class; classes are numbered in sorted order of their names.

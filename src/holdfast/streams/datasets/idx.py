@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.errors import DataError
+from holdfast.core.ranges import Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import data_folder, images, of_tensors
 
@@ -52,14 +53,15 @@ def read_idx(path: str | Path) -> Tensor:
     return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
 
 
+@ranged
 def idx(
     path: str,
     name: str | None = None,
     class_names: list[str] | None = None,
     normalise: bool = False,
-    crop: int = 0,
+    crop: Size = 0,
     flip: bool = False,
-    pad: int = 0,
+    pad: Size = 0,
 ) -> Dataset:
     """A folder with the four files of MNIST and its family.
 
@@ -79,8 +81,6 @@ def idx(
         ConfigError: a negative pad.
         DataError: a file is missing, truncated or no IDX file, or images and labels differ in number.
     """
-    if pad < 0:
-        raise ConfigError(f"pad is {pad}. Give the number of pixels added on every side, 0 or more.")
     folder = data_folder(name or Path(path).name, path)
     arrays = [read_idx(_find(folder, part, what)) for part in ("train", "t10k") for what in ("images", "labels")]
     for part, pixels, labels in (("training", *arrays[:2]), ("test", *arrays[2:])):
@@ -99,7 +99,8 @@ def idx(
     )
 
 
-def mnist(path: str | None = None, normalise: bool = False, crop: int = 0, pad: int = 0) -> Dataset:
+@ranged
+def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad: Size = 0) -> Dataset:
     """MNIST: 60,000 + 10,000 handwritten digits of 28 x 28 pixels.
 
     Args:
@@ -114,8 +115,9 @@ def mnist(path: str | None = None, normalise: bool = False, crop: int = 0, pad: 
     return idx(str(data_folder("mnist", path)), "mnist", None, normalise, crop, pad=pad)
 
 
+@ranged
 def fashion_mnist(
-    path: str | None = None, normalise: bool = False, crop: int = 0, flip: bool = False, pad: int = 0
+    path: str | None = None, normalise: bool = False, crop: Size = 0, flip: bool = False, pad: Size = 0
 ) -> Dataset:
     """Fashion-MNIST: 60,000 + 10,000 pictures of clothes, 28 x 28 pixels, ten classes.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.core.ranges import BelowOne, Positive, Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import Kind, encode, images, of_tensors
 
@@ -22,6 +23,7 @@ GUESSES = {
 }
 
 
+@ranged
 def npz(
     path: str,
     inputs: str | None = None,
@@ -32,13 +34,13 @@ def npz(
     class_names: str | list[str] | None = None,
     where: dict[str, list[int]] | None = None,
     name: str | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: BelowOne = 0.2,
     split_seed: int = 0,
     kind: Kind = "classification",
     layout: Literal["auto", "hw", "chw", "hwc"] = "auto",
-    scale: float = 255.0,
+    scale: Positive = 255.0,
     normalise: bool = False,
-    crop: int = 0,
+    crop: Size = 0,
     flip: bool = False,
 ) -> Dataset:
     """A data set in one .npz file, or in files that belong together.

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 
 from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.core.ranges import BelowOne, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import Kind, of_tensors
 
 
+@ranged
 def csv(
     path: str,
     target: str | int = -1,
     features: list[str] | None = None,
-    test_fraction: float = 0.25,
+    test_fraction: BelowOne = 0.25,
     ordered: bool = True,
     test_at: Literal["spread", "end"] = "spread",
     standardise: bool = True,

@@ -9,20 +9,22 @@ import numpy as np
 import torch
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
+from holdfast.core.ranges import Count, Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import torch_dataset
 from holdfast.streams.datasets.build import images, of_tensors
 
 
+@ranged
 def torchvision(
     which: str,
     root: str = "data",
     download: bool = False,
     options: dict[str, Any] | None = None,
-    size: int | None = None,
-    workers: int = 0,
+    size: Count | None = None,
+    workers: Size = 0,
     normalise: bool = False,
-    crop: int = 0,
+    crop: Size = 0,
     flip: bool = False,
 ) -> Dataset:
     """A data set of torchvision, by the name of its class (`CIFAR10`, `SVHN`, `EMNIST`, ...).

@@ -1,4 +1,4 @@
-"""An entry for Hydra's own launchers and sweepers: `python -m holdfast.runs.hydra_main -m method=er,ewc`.
+"""An entry for Hydra's own launchers and sweepers: `python -m holdfast.compat.hydra_main -m method=er,ewc`.
 
 Hydra parses the command line, makes the folders and starts the jobs, on SLURM or elsewhere; what each job is, is
 composed and checked as by `holdfast run`. A job returns its average accuracy, which is what Hydra's sweepers maximise.
@@ -15,6 +15,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from holdfast.compat.dialects import DIALECTS
+from holdfast.config import plugins
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.config.defaults import default
@@ -50,7 +52,7 @@ def job(config: DictConfig) -> float | None:
         for source in about.runtime.config_sources
         if source.schema == "file" and source.path and Path(source.path) != PACKAGE_DIR
     ]
-    composition = compose(None, list(about.overrides.task), [one for one in own if Path(one).is_dir()])
+    composition = compose(None, list(about.overrides.task), [one for one in own if Path(one).is_dir()], DIALECTS)
     if composition.search is not None:
         raise ConfigError("sweep.params: here Hydra makes the jobs. Write the values as changes, or holdfast run -m.")
     resolved = resolve(composition.config)
@@ -61,7 +63,11 @@ def job(config: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Entry point of `python -m holdfast.runs.hydra_main`."""
+    """Entry point of `python -m holdfast.compat.hydra_main`; `--plugin FILE` is taken here, the rest is Hydra's."""
+    while "--plugin" in sys.argv[:-1]:
+        position = sys.argv.index("--plugin")
+        plugins.use(sys.argv[position + 1])
+        del sys.argv[position : position + 2]
     register()
     hydra.main(version_base="1.3", config_path=str(PACKAGE_DIR), config_name=JOB)(job)()
 

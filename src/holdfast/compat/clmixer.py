@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.clmixer_operations import KNOWN, Plugin, translate
+from holdfast.compat.clmixer_operations import KNOWN, Plugin, translate
 from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError
 

@@ -1,0 +1,1 @@
+"""Other projects' ways in: CLMixer's files, Lightning's and Arena's flags, Hydra's entry point."""

@@ -1,0 +1,47 @@
+"""How other projects write a job, for `compose`: CLMixer's files, and Lightning's and Arena's names of flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from holdfast.compat import clmixer, flags
+from holdfast.config.layers import Dialect
+
+
+class CLMixer(Dialect):
+    """CLMixer's JSON files, as they are."""
+
+    name = "CLMixer"
+
+    def recognised(self, content: Mapping[str, Any]) -> bool:
+        """Whether a file has a key that only CLMixer has."""
+        return clmixer.recognised(content)
+
+    def owns(self, path: Sequence[str]) -> bool:
+        """Whether a change is one of a CLMixer file: `data.data_path`, `plugins.FinetuneOperation.cls_budget`."""
+        return clmixer.owns(path)
+
+    def convert(
+        self, content: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any], source: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The job that a file with changes of its own keys means, and what is done differently."""
+        return clmixer.convert(clmixer.changed(content, changes), source)
+
+
+class Lightning(Dialect):
+    """Flags of a trainer as Lightning and Arena call them: `trainer.max_epochs`, `trainer.accelerator`."""
+
+    name = "Lightning"
+
+    def translated(self, content: Mapping[str, Any], package: tuple[str, ...]) -> dict[str, Any]:
+        """A part of a job with these flags under our names."""
+        return flags.translated(content, package)
+
+    def change(self, path: tuple[str, ...], value: Any) -> dict[tuple[str, ...], Any] | None:
+        """What a change of a flag changes here."""
+        return flags.flag(path[1], value) if len(path) == 2 and path[0] == "trainer" else None
+
+
+DIALECTS: tuple[Dialect, ...] = (CLMixer(), Lightning())
+"""Every other project's way to write a job that the command line understands."""

@@ -1,0 +1,74 @@
+"""One forward of the model or of a copy of it, as a learner makes it: prepared, with its task, under its autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.experience import Tree
+from holdfast.core.task import Task, enter_task, leave_task, running_task
+
+
+class Forward:
+    """What every forward needs besides the module and its inputs.
+
+    Args:
+        model: that is called.
+        prepare: turns raw inputs into model inputs: `prepare(inputs, training, generator)`; None keeps them.
+        augment: the generator that `prepare` draws from.
+
+    Attributes:
+        task: the current task; None in unlabelled streams.
+        autocast: `(device type, dtype)` of the main forward's autocast, entered again by every other forward.
+        output: takes the tensor of outputs out of what the model returns; None where the model returns that tensor.
+    """
+
+    def __init__(self, model: nn.Module, prepare: Callable[..., Any] | None, augment: torch.Generator) -> None:
+        self.model = model
+        self.prepare = prepare
+        self.augment = augment
+        self.task: int | None = None
+        self.autocast: tuple[str, torch.dtype] | None = None
+        self.output: Callable[[Any], Tensor] | None = None
+
+    def __call__(self, inputs: Tree, task: Task = None, through: nn.Module | None = None) -> Tensor:
+        """Outputs on raw `inputs`, in the mode the module is in.
+
+        Args:
+            inputs: raw inputs, `[rows, ...]`.
+            task: the task of all rows, `[rows]` tasks, or "all" for the outputs of every task; None: the current one.
+            through: a wrapper around the model, or a copy of it, to call instead.
+        """
+        if self.autocast is not None and not torch.is_autocast_enabled(self.autocast[0]):
+            with torch.autocast(self.autocast[0], dtype=self.autocast[1]):
+                return self._run(inputs, task, through)
+        return self._run(inputs, task, through)
+
+    def _run(self, inputs: Tree, task: Task, through: nn.Module | None) -> Tensor:
+        module = self.model if through is None else through
+        token = enter_task(self.task if task is None else task)
+        try:
+            outputs = call(module, self.prepared(inputs, module.training))
+        finally:
+            leave_task(token)
+        return outputs if self.output is None else self.output(outputs)
+
+    def prepared(self, inputs: Tree, training: bool) -> Tree:
+        """Raw `inputs` as the model takes them."""
+        return inputs if self.prepare is None else self.prepare(inputs, training, self.augment)
+
+    @property
+    def running(self) -> int | Tensor | None:
+        """The task of the forward that is running; the current one outside of it, and where all tasks are asked for."""
+        task = running_task()
+        return self.task if task is None or isinstance(task, str) else task
+
+
+def call(module: nn.Module, inputs: Tree) -> Any:
+    """What `module` returns for a tensor, a tuple of positional or a mapping of keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return module(inputs)
+    return module(**inputs) if isinstance(inputs, Mapping) else module(*inputs)

@@ -1,0 +1,68 @@
+"""Randomness by name: one generator for each purpose, all derived from one seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+EACH_RANK = ("augment", "draw", "remember", "replace")
+"""Beginnings of the names of random choices that every rank makes for itself; all others are alike on every rank."""
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """A seed for the random numbers called `name`, independent of every other name's.
+
+    Example:
+        >>> derive_seed(0, "order") == derive_seed(0, "order"), derive_seed(0, "order") == derive_seed(0, "replay")
+        (True, False)
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") & (2**63 - 1)
+
+
+class Generators:
+    """CPU generators by name, made when they are first asked for.
+
+    Args:
+        seed: of every one of them.
+        rank: of this process: what `EACH_RANK` names is drawn from other seeds on other ranks.
+
+    Example:
+        >>> generators = Generators(seed=0)
+        >>> generators("draw") is generators("draw"), generators("draw") is generators("order")
+        (True, False)
+    """
+
+    def __init__(self, seed: int, rank: int = 0) -> None:
+        self.seed = seed
+        self.rank = rank
+        self._made: dict[str, torch.Generator] = {}
+        self._loaded: dict[str, Tensor] = {}  # states of generators that nobody has asked for yet
+
+    def __call__(self, name: str) -> torch.Generator:
+        """The generator called `name`."""
+        made = self._made.get(name)
+        if made is None:
+            apart = self.rank > 0 and name.startswith(EACH_RANK)
+            made = self._made[name] = torch.Generator()
+            made.manual_seed(derive_seed(self.seed, f"{name} on rank {self.rank}" if apart else name))
+            if name in self._loaded:
+                made.set_state(self._loaded.pop(name))
+        return made
+
+    def __contains__(self, generator: object) -> bool:
+        return any(made is generator for made in self._made.values())
+
+    def state(self) -> dict[str, Tensor]:
+        """The state of each generator by name."""
+        return {**self._loaded, **{name: generator.get_state() for name, generator in self._made.items()}}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state` was taken, also for generators that are asked for later."""
+        self._loaded = dict(state)
+        for name, generator in self._made.items():
+            if name in self._loaded:
+                generator.set_state(self._loaded.pop(name))

@@ -1,0 +1,285 @@
+"""Ranges of numbers that stand on signatures: checked where a thing is defined and where it is made.
+
+`strength: Annotated[float, Range(0, 1e6, log=True)] = 1.0` is read by the constructor's check, by the schema of
+configurations, by the pages, by `holdfast list NAME` and by a search. `Literal["a", "b"]` is checked in the same way.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import math
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+
+from holdfast.core.errors import ConfigError, unknown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+GUARDED = "__guarded__"
+_SEQUENCES = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`.
+
+    Attributes:
+        low: the least; None for no bound.
+        high: the greatest; None for no bound.
+        log: whether a search goes through it by factors rather than by differences.
+        low_open: whether `low` itself is left out.
+        high_open: whether `high` itself is left out.
+
+    Example:
+        >>> 0.5 in Range(0, 1), 1 in Range(0, 1, high_open=True), 7 in Range(1)
+        (True, False, True)
+        >>> Range(0, 1, high_open=True)
+        from 0 to below 1
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    low_open: bool = False
+    high_open: bool = False
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ConfigError(f"a range from {self.low} to {self.high} is empty. Give the smaller number first.")
+        if self.log and (self.low is None or self.low < 0):
+            raise ConfigError(f"a range from {self.low} has no logarithms. Start at 0 or above.")
+
+    def __contains__(self, number: float) -> bool:
+        low = self.low is None or (number > self.low if self.low_open else number >= self.low)
+        high = self.high is None or (number < self.high if self.high_open else number <= self.high)
+        return low and high and not math.isnan(number)
+
+    def __repr__(self) -> str:
+        low = "" if self.low is None else f"{self.low:g}"
+        high = "" if self.high is None else f"{self.high:g}"
+        if low and high:
+            start = f"above {low}" if self.low_open else f"from {low}"
+            return f"{start} to below {high}" if self.high_open else f"{start} to {high}"
+        if low:
+            return f"above {low}" if self.low_open else f"of {low} or more"
+        if high:
+            return f"below {high}" if self.high_open else f"of {high} or less"
+        return "of any size"
+
+
+Count = Annotated[int, Range(1)]
+"""How many of something that has to be there: 1 or more."""
+
+Size = Annotated[int, Range(0)]
+"""How many of something that may be missing: 0 or more."""
+
+Positive = Annotated[float, Range(0, log=True, low_open=True)]
+"""A number above 0: a learning rate, a temperature."""
+
+NonNegative = Annotated[float, Range(0)]
+"""A number that may be 0."""
+
+Strength = Annotated[float, Range(0, log=True)]
+"""The factor of a penalty; 0 leaves it out."""
+
+Share = Annotated[float, Range(0, 1)]
+"""A part of a whole, from nothing to all."""
+
+BelowOne = Annotated[float, Range(0, 1, high_open=True)]
+"""A part of a whole that is not all of it: what is held out or forgotten."""
+
+UpToOne = Annotated[float, Range(0, 1, low_open=True)]
+"""A part of a whole that is not nothing."""
+
+Inside = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
+"""A part of a whole, neither nothing nor all."""
+
+
+@dataclass
+class Rule:
+    """What one parameter may be, as far as its annotation says it in ranges and choices.
+
+    Attributes:
+        ranges: each with whether its numbers are whole.
+        choices: of a `Literal`.
+        element: the rule for each element of a sequence.
+        optional: whether None is allowed.
+        numbers: whether any number is allowed.
+        others: whether it may also be something that no rule speaks of.
+    """
+
+    ranges: list[tuple[Range, bool]] = field(default_factory=list)
+    choices: list[Any] = field(default_factory=list)
+    element: Rule | None = None
+    optional: bool = False
+    numbers: bool = False
+    others: bool = False
+
+    def speaks(self) -> bool:
+        """Whether there is anything to check."""
+        return bool(self.ranges or self.choices) or (self.element is not None and self.element.speaks())
+
+    def allows(self, value: Any) -> bool:
+        """Whether the parameter may be `value`."""
+        if value is None:
+            return self.optional or self.others
+        if any(value is choice or (type(value) is type(choice) and value == choice) for choice in self.choices):
+            return True
+        if isinstance(value, Real) and not isinstance(value, bool):
+            whole = isinstance(value, Integral)
+            if any(float(value) in one and (whole or not wanted) for one, wanted in self.ranges):
+                return True
+            return self.numbers or (self.others and not self.ranges)
+        if self.element is not None and isinstance(value, (list, tuple, set, frozenset)):
+            return all(map(self.element.allows, value))
+        return self.others or (self.element is not None and not isinstance(value, (str, bool)))
+
+    def words(self) -> str:
+        """What to write instead, as the second sentence of an error."""
+        wanted = [f"a {'whole ' if whole else ''}number {one}" for one, whole in self.ranges]
+        if self.element is not None and self.element.ranges:
+            [one, whole] = self.element.ranges[0]
+            wanted.append(f"a list of {'whole ' if whole else ''}numbers {one}")
+        if self.optional and not self.choices:
+            wanted.append("None")
+        if not self.choices:
+            return f"Give {', or '.join(wanted)}."
+        listed = list(map(str, self.choices)) + (["None"] if self.optional else [])
+        chosen = f"{listed[0]} or {listed[1]}" if len(listed) == 2 else f"one of {', '.join(listed)}"
+        return f"Choose {chosen}{', or give ' + ', or '.join(wanted) if wanted else ''}."
+
+
+def rule(annotation: Any) -> Rule:
+    """The rule that an annotation stands for."""
+    found = Rule()
+    _add(found, annotation)
+    return found
+
+
+def _add(found: Rule, hint: Any) -> None:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is None or hint is NoneType:
+        found.optional = True
+    elif origin is Annotated:
+        ranges = [one for one in args[1:] if isinstance(one, Range)]
+        if not ranges:
+            _add(found, args[0])
+            return
+        members = set(get_args(args[0]) or [args[0]])
+        if not members & {int, float} or members - {int, float, NoneType}:
+            raise ConfigError(f"{ranges[0]!r} stands on {args[0]}. A range is for int, float, or one of them or None.")
+        found.ranges += [(one, float not in members) for one in ranges]
+        found.optional |= NoneType in members
+    elif origin is Literal:
+        found.choices += [choice for choice in args if choice is not None]
+        found.optional |= None in args
+    elif origin in (Union, UnionType):
+        for member in args:
+            _add(found, member)
+    elif origin in _SEQUENCES and args:
+        found.element = rule(args[0])
+    elif hint in (int, float):
+        found.numbers = True
+    else:
+        found.others = True
+
+
+def rules(function: Callable[..., Any]) -> dict[str, Rule]:
+    """The rules of a signature: for each parameter whose annotation holds a range or choices."""
+    target = inspect.unwrap(function)
+    namespace = {**vars(typing), **vars(collections.abc), **getattr(target, "__globals__", {})}
+    found = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        hint = parameter.annotation
+        if isinstance(hint, str):
+            try:
+                hint = eval(hint, namespace)  # our own source or a plug-in's, never a configuration's
+            except Exception:  # imported for type checkers only, so nothing that can be checked
+                continue
+        one = rule(hint)
+        if parameter.default is None:
+            one.optional = True
+        if one.speaks():
+            found[name] = one
+    return found
+
+
+def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, Any]]) -> None:
+    """Raise a `ConfigError` for the first argument that its rule does not allow."""
+    for name, value in arguments:
+        one = found.get(name)
+        if one is None or one.allows(value):
+            continue
+        if isinstance(value, str) and one.choices:
+            raise ConfigError(f"`{owner}`: {unknown(name, value, map(str, one.choices))}")
+        raise ConfigError(f"`{owner}` got {name}={value!r}. {one.words()}")
+
+
+def ranged(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose arguments are checked against the ranges and choices of its signature when it is called.
+
+    Raises:
+        ConfigError: at once, for a default that its own range does not hold.
+
+    Example:
+        >>> @ranged
+        ... def soften(temperature: Positive = 2.0) -> float:
+        ...     return 1 / temperature
+        >>> soften(0.0)
+        Traceback (most recent call last):
+        holdfast.core.errors.ConfigError: `soften` got temperature=0.0. Give a number above 0.
+    """
+    found, signature = _defined(function, function.__name__)
+    if not found:
+        return function
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        check(function.__name__, found, signature.bind_partial(*args, **kwargs).arguments.items())
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def guard(cls: type, name: Callable[[type], str] = lambda cls: cls.__name__) -> None:
+    """Make the constructor of a class check its arguments against the ranges and choices of its signature.
+
+    Args:
+        cls: whose own `__init__` is replaced; one that it inherits checks by itself.
+        name: what a class is called in messages.
+
+    Raises:
+        ConfigError: at once, for a default that its own range does not hold.
+    """
+    constructor = cls.__dict__.get("__init__")
+    if constructor is None or hasattr(constructor, GUARDED):
+        return
+    found, signature = _defined(constructor, name(cls))
+    if not found:
+        return
+
+    @functools.wraps(constructor)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        with_self = signature.bind_partial(self, *args, **kwargs).arguments
+        check(name(type(self)), found, with_self.items())
+        constructor(self, *args, **kwargs)
+
+    setattr(wrapped, GUARDED, True)
+    cls.__init__ = wrapped  # type: ignore[misc]
+
+
+def _defined(function: Callable[..., Any], owner: str) -> tuple[dict[str, Rule], inspect.Signature]:
+    """The rules of a function whose defaults keep to them, and its signature."""
+    found, signature = rules(function), inspect.signature(function)
+    for name, one in found.items():
+        default = signature.parameters[name].default
+        if default is not inspect.Parameter.empty and not one.allows(default):
+            raise ConfigError(f"`{owner}` has the default {name}={default!r}. {one.words()}")
+    return found, signature

@@ -1,0 +1,323 @@
+"""The services: the closed list of what operations may ask of the model that learns, and of the loop around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from holdfast.core.decide import decide
+from holdfast.core.errors import ConfigError, UsageError, renamed
+from holdfast.core.experience import Tree
+from holdfast.core.forward import Forward
+from holdfast.core.inspect import features_of, find_head
+from holdfast.core.randomness import Generators
+from holdfast.core.ranks import Share, average_over_ranks
+from holdfast.core.snapshot import Snapshot, Twin, copy_of
+from holdfast.core.step import Now
+from holdfast.core.task import Task, forward_task
+from holdfast.core.trainable import Trainable
+
+T = TypeVar("T")
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+SNAPSHOTS = 8
+"""Copies of the model that are kept for snapshots that came back as plain dictionaries, at most."""
+
+
+class SeenClasses:
+    """Which classes were seen so far.
+
+    Args:
+        device: of the mask.
+
+    Attributes:
+        mask: `[outputs]` bool.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.mask = torch.zeros(0, dtype=torch.bool, device=device)
+
+    def add(self, classes: Sequence[int]) -> None:
+        """Add classes that are known on the host, at a boundary."""
+        if classes:
+            self.widen(max(classes) + 1)
+            self.mask[torch.tensor(list(classes), device=self.mask.device)] = True
+
+    def add_targets(self, targets: Tensor) -> None:
+        """Add the classes of a batch without waiting for the device; they must be below the width."""
+        self.mask.index_fill_(0, targets, True)
+
+    def widen(self, width: int) -> None:
+        """Make room for classes below `width`."""
+        missing = width - self.mask.shape[0]
+        if missing > 0:
+            self.mask = torch.cat((self.mask, self.mask.new_zeros(missing)))
+
+
+class Services:
+    """What operations may ask: each entry point gets these as its argument `learner`.
+
+    Args:
+        model: any module; called with the prepared inputs.
+        criterion: `criterion(outputs, targets)` -> mean loss, a scalar. Default: cross-entropy.
+        prepare: turns raw inputs into model inputs: `prepare(inputs, training, generator)`; None keeps them.
+        seed: of every random choice; each purpose has its own generator, see `rng`.
+        device: where the model lives; default: where its first parameter is.
+        head: dotted path of the output layer; default: `model.head`, else the last linear layer.
+        share: this process's part of the whole.
+
+    Attributes:
+        model: the model that learns.
+        head: its output layer; None if it has none.
+        device: where it lives.
+        criterion: the loss of the current data, unless an operation brings its own.
+        now: where training is: `now.index`, `now.progress`, `now.epoch_progress`; read it within `decide`.
+        experience: index of the current experience; -1 before the first.
+        members: the classes of each finished or current experience, in order.
+        memory: what is remembered, once an operation made one (see `operations.Remember`).
+        fields: the extra fields that the method's operations want remembered.
+        grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
+        forward: how forwards are made: with which `prepare`, `autocast` and `output`.
+        trainable: the parameters that are trained: `add`, `freeze`, `moments`, `forget_moments`, `rate`.
+        share: this process's part of what all ranks keep or draw: `learner.share(count)`, `learner.share.rows(order)`.
+        seen: which classes were seen so far.
+        generators: the generators behind `rng`.
+        logged: scalars and their factors, logged since the loop read them last, by name; tensors stay on the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        criterion: Criterion | None = None,
+        prepare: Callable[..., Any] | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        head: str | None = None,
+        share: Share | None = None,
+    ) -> None:
+        self.model = model
+        self.criterion: Criterion = criterion if criterion is not None else F.cross_entropy
+        self.device = torch.device(device) if device is not None else place_of(model)
+        self.share = Share() if share is None else share
+        self.generators = Generators(seed, self.share.rank)
+        self.forward = Forward(model, prepare, self.generators("augment"))
+        self.trainable = Trainable(model)
+        self.head, self.head_path = _find_head(model, head)
+        self.multi_head = bool(getattr(self.head, "needs_task", False))
+        self.now = Now()
+        self.experience = -1
+        self.members: list[tuple[int, ...]] = []
+        self.memory: Any = None
+        self.fields: tuple[str, ...] = ()
+        self.grown = False
+        self.seen = SeenClasses(self.device)
+        self.logged: dict[str, list[tuple[Tensor, float]]] = {}
+        self._teachers: list[tuple[Any, Snapshot]] = []
+
+    # The forward ---------------------------------------------------------------------------------------
+
+    def __call__(self, inputs: Tree, task: Task = None) -> Tensor:
+        """The model's outputs on raw `inputs`, in the model's current mode.
+
+        Args:
+            inputs: raw inputs, `[rows, ...]`.
+            task: for a model with a head per task: the task of all rows, `[rows]` tasks, or "all" for the outputs
+                of every task; default: the current one.
+        """
+        return self.forward(inputs, task)
+
+    @property
+    def task(self) -> int | None:
+        """The current task label; None in unlabelled streams."""
+        return self.forward.task
+
+    @property
+    def forward_task(self) -> int | Tensor | None:
+        """The task of the forward that is running, for hooks on inner layers; outside of one, the current task."""
+        return self.forward.running
+
+    @property
+    def prepare(self) -> Callable[..., Any] | None:
+        """What turns raw inputs into model inputs."""
+        return self.forward.prepare
+
+    @property
+    def autocast(self) -> tuple[str, torch.dtype] | None:
+        """`(device type, dtype)` of the main forward's autocast, entered again by every other forward."""
+        return self.forward.autocast
+
+    def loss_on(self, inputs: Tree, targets: Tensor, task: int | Tensor | None = None) -> Tensor:
+        """The criterion's mean loss on raw `inputs` and `targets`, a scalar with its graph."""
+        autocast = self.forward.autocast
+        if autocast is not None and not torch.is_autocast_enabled(autocast[0]):
+            with torch.autocast(autocast[0], dtype=autocast[1]):
+                return self.criterion(self.forward(inputs, task), targets)
+        return self.criterion(self.forward(inputs, task), targets)
+
+    def features(self, inputs: Tree, task: Task = None) -> Tensor:
+        """What enters the head, `[rows, features]`.
+
+        Args:
+            inputs: raw inputs, `[rows, ...]`.
+            task: for inner layers that depend on it; default: the current one.
+        """
+        if self.head is None:
+            raise UsageError(
+                "features were asked for, but the model has no linear layer. Name its output layer with head='path'."
+            )
+        with forward_task("all" if task is None else task):  # a head per task would ask for one
+            return features_of(self.model, self.head, self.forward.prepared(inputs, self.model.training))
+
+    # Gradients -----------------------------------------------------------------------------------------
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the order of `model.named_parameters()`."""
+        return self.trainable.parameters()
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name."""
+        return self.trainable.named()
+
+    def grad(self, loss: Tensor, average: bool = True) -> list[Tensor]:
+        """Gradient of `loss` by every trainable parameter; never touches `p.grad`.
+
+        Args:
+            loss: a scalar with its graph.
+            average: over ranks, which must then all ask at the same time.
+        """
+        parameters = self.parameters()
+        computed = torch.autograd.grad(loss, parameters, allow_unused=True)
+        grads = [torch.zeros_like(p) if g is None else g for g, p in zip(computed, parameters)]
+        return average_over_ranks(grads) if average else grads
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients that the optimiser is about to use, to be edited in place; zeros where there were none."""
+        grads = []
+        for parameter in self.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            grads.append(parameter.grad)
+        return grads
+
+    # Copies --------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The model as it is now, by name and as a function (`snapshot(inputs, task)`).
+
+        It is state, to be kept by the operation that took it.
+        """
+        return Snapshot(copy_of(self.model), self.forward)
+
+    def twin(self) -> Twin:
+        """A second model whose values move: a running average (`twin.average(0.01)`), a virtual step."""
+        return Twin(self)
+
+    def snapshot_of(self, values: Mapping[str, Tensor]) -> Snapshot:
+        """The snapshot that `values` were saved from (`snapshot.state()`), also if the head has grown since."""
+        snapshot = Snapshot(copy_of(self.model), self.forward)
+        snapshot.load(values)
+        return snapshot
+
+    def forward_as(self, snapshot: Snapshot | dict[str, Tensor], inputs: Tree, task: Task = None) -> Tensor:
+        """Outputs of the model as it was at `snapshot`, in eval mode, without a graph: `snapshot(inputs, task)`.
+
+        Args:
+            snapshot: what `snapshot()` returned, or a dictionary of all its tensors.
+            inputs: raw inputs, `[rows, ...]`.
+            task: as for `learner(inputs, task)`.
+        """
+        return (snapshot if isinstance(snapshot, Snapshot) else self._teacher(snapshot))(inputs, task)
+
+    def _teacher(self, values: dict[str, Tensor]) -> Snapshot:
+        """The copy behind a plain dictionary, whose tensors become those of the copy: what is written into them holds.
+
+        Dictionaries are told apart by identity, so they are kept as long as their copies.
+        """
+        teacher = next((teacher for kept, teacher in self._teachers if kept is values), None)
+        if teacher is None:
+            teacher = self.snapshot_of(values)
+            self._teachers = [*self._teachers[1 - SNAPSHOTS :], (values, teacher)]
+            values.update(teacher)
+        for name, here in teacher.items():
+            if values[name] is not here:  # replaced since
+                teacher[name] = values[name]
+                values[name] = here
+        return teacher
+
+    # Classes, randomness, logging ----------------------------------------------------------------------
+
+    @property
+    def classes(self) -> Tensor:
+        """Which classes were seen, `[outputs]` bool on the device; read it without waiting for the device."""
+        return self.seen.mask
+
+    def rng(self, name: str) -> torch.Generator:
+        """The generator (on the CPU) of the random choices called `name`; the only source of randomness."""
+        return self.generators(name)
+
+    def decide(self, make: Callable[[], T], device: torch.device | None = None) -> T:
+        """The value of `make()`: all that the host decides anew at a step goes through here (see `core.decide`)."""
+        return decide(make, device)
+
+    def log(self, name: str, value: Tensor, factor: float = 1.0) -> None:
+        """Record the scalar `factor * value`; it stays on the device until the loop reads a whole window."""
+        values = self.logged.get(name)
+        if values is None:
+            values = self.logged[name] = []
+        values.append((value.detach(), factor))
+
+    def _forward_of(self, twin: Any, inputs: Tree, task: Task = None) -> Tensor:
+        with torch.no_grad():
+            return self.forward(inputs, task, twin.module if isinstance(twin, Twin) else twin)
+
+    # Names of before -----------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MOVED and "trainable" in self.__dict__:
+            new, value = _MOVED[name]
+            renamed(f"learner.{name}", f"learner.{new}")
+            return value(self)
+        raise AttributeError(f"what operations may ask (Services) has no {name!r}; docs/entry_points.md lists it all")
+
+
+_MOVED: dict[str, tuple[str, Callable[[Services], Any]]] = {
+    "learn": ("trainable.add", lambda services: services.trainable.add),
+    "freeze": ("trainable.freeze", lambda services: services.trainable.freeze),
+    "moments": ("trainable.moments", lambda services: services.trainable.moments),
+    "forget_moments": ("trainable.forget_moments", lambda services: services.trainable.forget_moments),
+    "optimized": ("trainable.optimized", lambda services: services.trainable.optimized),
+    "every_parameter": ("trainable.every", lambda services: services.trainable.every),
+    "added": ("trainable.added", lambda services: services.trainable.added),
+    "optimizer": ("trainable.optimizer", lambda services: services.trainable.optimizer),
+    "on_growth": ("trainable.on_growth", lambda services: services.trainable.on_growth),
+    "shard": ("share.rows", lambda services: services.share.rows),
+    "rank": ("share.rank", lambda services: services.share.rank),
+    "ranks": ("share.ranks", lambda services: services.share.ranks),
+    "seed": ("generators.seed", lambda services: services.generators.seed),
+    "output": ("forward.output", lambda services: services.forward.output),
+    "progress": ("now.progress", lambda services: services.now.progress),
+    "epoch_progress": ("now.epoch_progress", lambda services: services.now.epoch_progress),
+    "forward_of": ("twin()(inputs, task)", lambda services: services._forward_of),
+}
+"""Name on the learner before -> what to write now, and its value."""
+
+
+def place_of(model: nn.Module) -> torch.device:
+    """Where the first parameter of `model` is; the CPU if it has none."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _find_head(model: nn.Module, path: str | None) -> tuple[nn.Module | None, str]:
+    try:
+        name, head = find_head(model, path)
+    except ConfigError:
+        if path is not None:
+            raise
+        return None, ""
+    return head, name

@@ -1,0 +1,223 @@
+"""The calls: what is checked, made ready for the checks of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from holdfast.core.boundary import Boundary
+from holdfast.core.errors import ConfigError
+from holdfast.core.experience import Stream
+from holdfast.core.method import Method
+from holdfast.core.operation import Operation
+from holdfast.metrics import Metric
+from holdfast.operations import Remember
+from holdfast.testing import construction, toys
+from holdfast.testing.beside import beside_others
+from holdfast.testing.boundaries import BOUNDARY_CHECKS, BoundarySubject
+from holdfast.testing.checking import arguments_of, run_checks
+from holdfast.testing.construction import MethodSubject, OperationSubject
+from holdfast.testing.kinds import KIND_CHECKS
+from holdfast.testing.metrics import METRIC_CHECKS
+from holdfast.testing.streams import STREAM_CHECKS, StreamSubject
+from holdfast.testing.training import TRAINING_CHECKS
+from holdfast.testing.ways import WAYS_CHECKS
+from holdfast.training import Trainer
+
+__all__ = ["BOUNDARY_CHECKS", "METHOD_CHECKS", "METRIC_CHECKS", "OPERATION_CHECKS", "STREAM_CHECKS"]
+
+TRAINED: dict[str, Callable[[MethodSubject], None]] = {**TRAINING_CHECKS, **WAYS_CHECKS, **KIND_CHECKS}
+"""The checks that train with a method, or with a method of an operation alone."""
+
+METHOD_CHECKS: dict[str, Callable[[MethodSubject], None]] = {**construction.METHOD_CHECKS, **TRAINED}
+"""What `check_method` checks, by name."""
+
+
+def _trained(check: Callable[[MethodSubject], None]) -> Callable[[OperationSubject], None]:
+    """A check of a method as one of an operation: of a method of it alone, or with the memory it draws from."""
+
+    def of_operation(subject: OperationSubject) -> None:
+        check(alone(subject))
+
+    of_operation.__doc__ = check.__doc__
+    return of_operation
+
+
+OPERATION_CHECKS: dict[str, Callable[[OperationSubject], None]] = {
+    **construction.OPERATION_CHECKS,
+    **{name: _trained(check) for name, check in TRAINED.items()},
+    "beside": beside_others,
+}
+"""What `check_operation` checks, by name."""
+
+
+def alone(subject: OperationSubject) -> MethodSubject:
+    """A method of an operation, of those it stands beside, and of a memory if it draws from one."""
+
+    def make(*more: Operation) -> Method:
+        return Method(subject.make(), *(operation.clone() for operation in subject.beside), *more)
+
+    def remembering() -> Method:
+        return make(Remember(capacity=20))
+
+    chosen: Callable[[], Method] = make
+    try:
+        bind(make(), subject)
+    except ConfigError:
+        try:
+            bind(remembering(), subject)
+        except ConfigError:
+            pass  # the checks say why
+        else:
+            chosen = remembering
+    return MethodSubject(subject.kind.__name__, chosen, None, subject.stream, subject.model)
+
+
+def bind(method: Method, subject: OperationSubject) -> None:
+    """Bind a method to a model and a stream, without training."""
+    stream = subject.stream(toys.paradigm_for(method))
+    Trainer(method, evaluate="none").bind(
+        subject.model(stream, "task" if stream.paradigm == "task" else "fixed"), stream
+    )
+
+
+def check_operation(
+    kind: type[Operation],
+    *beside: Operation,
+    stream: Callable[..., Stream] = toys.stream,
+    model: Callable[..., nn.Module] = toys.model,
+    only: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+    **arguments: Any,
+) -> dict[str, str]:
+    """Check that an operation keeps the promises of an operation: `OPERATION_CHECKS` says which.
+
+    Args:
+        kind: the class, not an object of it.
+        *beside: operations that it cannot do without; a memory is added by itself.
+        stream: what to train on: `stream(paradigm)` makes a stream of the paradigm `class` or `task`.
+        model: what to train: `model(stream, head)` makes a model with a `fixed`, `growing` or `task` head.
+        only: names of checks; default: all.
+        skip: names of checks to leave out.
+        **arguments: to make it with, beside those in its `check_arguments`.
+
+    Returns:
+        For each check `passed`, or why it does not apply.
+
+    Raises:
+        CheckError: with every check that failed, what it saw, and where to look.
+
+    Example:
+        >>> from holdfast.operations import AnchorPenalty
+        >>> check_operation(AnchorPenalty, strength=0.5, only=["clone", "json"])
+        {'clone': 'passed', 'json': 'passed'}
+    """
+    subject = OperationSubject(kind, arguments_of(kind, arguments), beside, stream, model)
+    return run_checks(f"`{kind.__name__}`", subject, OPERATION_CHECKS, only, skip)
+
+
+def check_method(
+    method: Method | Callable[..., Method],
+    *,
+    stream: Callable[..., Stream] = toys.stream,
+    model: Callable[..., nn.Module] = toys.model,
+    only: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+    **arguments: Any,
+) -> dict[str, str]:
+    """Check that a method keeps the promises of a method: `METHOD_CHECKS` says which.
+
+    Args:
+        method: the function that makes it, or a method, of which clones are checked.
+        stream: what to train on: `stream(paradigm)` makes a stream of the paradigm `class` or `task`.
+        model: what to train: `model(stream, head)` makes a model with a `fixed`, `growing` or `task` head.
+        only: names of checks; default: all.
+        skip: names of checks to leave out.
+        **arguments: of the function, beside those in its `check_arguments`.
+
+    Returns:
+        For each check `passed`, or why it does not apply.
+
+    Raises:
+        CheckError: with every check that failed, what it saw, and where to look.
+
+    Example:
+        >>> from holdfast.methods import er
+        >>> check_method(er, capacity=50, only=["resume"])
+        {'resume': 'passed'}
+    """
+    if isinstance(method, Method):
+        subject = MethodSubject(method.name, method.clone, None, stream, model)
+    else:
+        given = arguments_of(method, arguments)
+        name = getattr(method, "__name__", "method")
+        subject = MethodSubject(name, lambda: method(**given), method, stream, model)
+    return run_checks(f"`{subject.name}`", subject, METHOD_CHECKS, only, skip)
+
+
+def check_stream(
+    stream: Callable[..., Stream], *, only: Iterable[str] | None = None, skip: Iterable[str] = (), **arguments: Any
+) -> dict[str, str]:
+    """Check that a stream keeps the promises of a stream: `STREAM_CHECKS` says which.
+
+    Args:
+        stream: the function that makes it. If its first parameter is called `dataset` and not given, it gets a small
+            data set of vectors.
+        only: names of checks; default: all.
+        skip: names of checks to leave out.
+        **arguments: of the function, beside those in its `check_arguments`.
+
+    Returns:
+        For each check `passed`, or why it does not apply.
+
+    Raises:
+        CheckError: with every check that failed, what it saw, and where to look.
+    """
+    subject = StreamSubject(stream, arguments_of(stream, arguments))
+    return run_checks(f"`{subject.name}`", subject, STREAM_CHECKS, only, skip)
+
+
+def check_metric(metric: Metric, *, only: Iterable[str] | None = None, skip: Iterable[str] = ()) -> dict[str, str]:
+    """Check that a metric keeps the promises of a metric: `METRIC_CHECKS` says which.
+
+    Args:
+        metric: its function, its good direction and what it says in one line.
+        only: names of checks; default: all.
+        skip: names of checks to leave out.
+
+    Returns:
+        For each check `passed`, or why it does not apply.
+
+    Raises:
+        CheckError: with every check that failed, what it saw, and where to look.
+    """
+    name = getattr(getattr(metric, "function", metric), "__name__", "metric")
+    return run_checks(f"`{name}`", metric, METRIC_CHECKS, only, skip)
+
+
+def check_boundary(
+    kind: Callable[..., Boundary], *, only: Iterable[str] | None = None, skip: Iterable[str] = (), **arguments: Any
+) -> dict[str, str]:
+    """Check that a boundary keeps the promises of a boundary: `BOUNDARY_CHECKS` says which.
+
+    Args:
+        kind: the class, not an object of it.
+        only: names of checks; default: all.
+        skip: names of checks to leave out.
+        **arguments: to make it with, beside those in its `check_arguments`.
+
+    Returns:
+        For each check `passed`, or why it does not apply.
+
+    Raises:
+        CheckError: with every check that failed, what it saw, and where to look.
+
+    Example:
+        >>> from holdfast import Every
+        >>> check_boundary(Every, steps=5, only=["state"])
+        {'state': 'passed'}
+    """
+    subject = BoundarySubject(kind, arguments_of(kind, arguments))
+    return run_checks(f"`{subject.name}`", subject, BOUNDARY_CHECKS, only, skip)

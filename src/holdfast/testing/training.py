@@ -1,0 +1,341 @@
+"""What every method must do while it is trained with: go on from a checkpoint, be repeatable, leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import HoldfastError
+from holdfast.core.experience import Stream
+from holdfast.core.method import Method
+from holdfast.core.operation import Operation
+from holdfast.testing import toys
+from holdfast.testing.checking import DoesNotApply, expect
+from holdfast.testing.construction import MethodSubject
+from holdfast.training import Trainer
+
+MOMENTUM = {"name": "SGD", "lr": 0.03, "momentum": 0.9, "weight_decay": 1e-2}
+ADAM = {"name": "Adam", "lr": 0.01}
+
+
+def refused(sentence: object) -> bool:
+    """Whether an error is one of ours that ends as a sentence does."""
+    return isinstance(sentence, HoldfastError) and str(sentence).rstrip().endswith((".", "?", "`"))
+
+
+def first_step(subject: MethodSubject) -> None:
+    """The first step finds an empty memory, and moves the weights to finite ones."""
+    method = subject.make()
+    stream = subject.stream_for(method)
+    net = subject.model(stream)
+    before = toys.weights(net)
+    start = Trainer(method, evaluate="none", seed=toys.SEED)
+    start.bind(net, stream)
+    memory = start.learner.memory
+    expect(memory is None or len(memory) == 0, f"`{subject.name}` has {memory and len(memory)} samples before a step.")
+    method = subject.make()
+    trainer = toys.train(method, net, stream, iterations=1)
+    check_finite(net, subject.name)
+    moved = any(not torch.equal(value, net.state_dict()[name]) for name, value in before.items())
+    expect(
+        moved or trainer.engine.acts_at("predict"),
+        f"`{subject.name}` moves no weight in a first step, and acts at no prediction: nothing is learnt. Look at what"
+        " its loss and gradient do when nothing is remembered yet.",
+    )
+
+
+def check_finite(net: nn.Module, name: str) -> None:
+    """Fail where a weight is infinite or no number."""
+    wrong = [key for key, value in net.state_dict().items() if not value.isfinite().all()]
+    expect(not wrong, f"`{name}` leaves values that are not finite in {', '.join(wrong)}.")
+
+
+# Checkpoints -----------------------------------------------------------------------------------------------
+
+
+def resumed(subject: MethodSubject) -> None:
+    """Resumed from a checkpoint in the middle of an experience it ends with equal weights, and has lost nothing."""
+    taken = 0
+    for head in ("fixed", "growing"):
+        try:
+            taken += resumed_with(subject, head)
+        except HoldfastError as error:
+            if isinstance(error, AssertionError) or not refused(error):
+                raise
+    if not taken:
+        raise DoesNotApply("it takes fewer than three steps on the toy stream")
+
+
+def resumed_with(subject: MethodSubject, head: str) -> int:
+    """The check of `resumed` with one kind of head. Returns how many steps were trained."""
+    method = subject.make()
+    stream = subject.stream_for(method)
+    settings: dict[str, Any] = {"optimizer": MOMENTUM, "epochs": 2}
+    plain = subject.model(stream, head)
+    steps = toys.train(method, plain, stream, **settings).engine.index
+    if steps < 3:
+        return 0
+    chosen = random.Random(f"{subject.name}{head}").sample(range(1, steps), 2)
+    attributes: dict[int, dict[str, dict[str, Any]]] = {}
+    method = subject.make()
+    keep = toys.KeepAt(*chosen, watch=lambda step: attributes.update({step: attributes_of(method)}))
+    whole = subject.model(stream, head)
+    trainer = toys.train(method, whole, stream, checkpoints=keep, **settings)
+    expect(
+        toys.equal(plain, whole),
+        f"`{subject.name}` ends with other weights if checkpoints are saved: to save must not change it.",
+    )
+    for step in (*chosen, chosen[0]):  # the first one twice: what was loaded shares nothing with the state
+        net, again = subject.model(stream, head), subject.make()
+        lost: list[str] = []
+
+        def compare(number: int, step: int = step, again: Method = again, lost: list[str] = lost) -> None:
+            if number == 1 and step + 1 in attributes:
+                lost.extend(differing_attributes(attributes[step + 1], attributes_of(again)))
+
+        watch = toys.KeepAt(watch=compare)
+        other = toys.train(again, net, stream, resume=keep.states[step], checkpoints=watch, **settings)
+        where = f"resumed after step {step} of {steps} with a {head} head"
+        hint = f" What it lost: {', '.join(lost)}." if lost else ""
+        expect(
+            toys.equal(whole, net),
+            f"`{subject.name}` {where} ends with other weights than in one go.{hint} Name what it learns in `state`,"
+            " and take random numbers from `learner.rng`.",
+        )
+        expect(
+            not lost,
+            f"`{subject.name}` {where} has lost {', '.join(lost)}. Name them in `state`, or keep them in the"
+            " constructor's arguments; what is no plain value and is made anew in each step is no matter.",
+        )
+        expect(other.engine.index == steps, f"`{subject.name}` {where} makes {other.engine.index} steps.")
+        check_equal_memories(trainer, other, f"`{subject.name}` {where}")
+    return steps
+
+
+def check_equal_memories(one: Trainer, other: Trainer, who: str) -> None:
+    """Fail where two trainers remember different samples."""
+    if one.learner.memory is None:
+        return
+    a, b = one.learner.memory.all(), other.learner.memory.all()
+    expect(a.keys() == b.keys(), f"{who} remembers {sorted(b)} instead of {sorted(a)}.")
+    for key, value in tensors_of(a, ""):
+        match = dict(tensors_of(b, ""))[key]
+        expect(torch.equal(value.nan_to_num(7), match.nan_to_num(7)), f"{who} remembers other {key}.")
+
+
+INTERNAL = set(vars(nn.Module())) | {"name", "bound"}
+"""What torch keeps in every module, and what a method writes into its operations."""
+
+
+def attributes_of(method: Method) -> dict[str, dict[str, Any]]:
+    """A copy of what each operation keeps besides its arguments and its declared state, as far as it is plain."""
+    kept: dict[str, dict[str, Any]] = {}
+    for operation in method:
+        skipped = {*INTERNAL, *operation.config(), *operation.state}
+        values = {key: plain(value) for key, value in vars(operation).items() if key not in skipped}
+        kept[operation.name] = {key: value for key, value in values.items() if value is not NOT_PLAIN}
+    return kept
+
+
+NOT_PLAIN = object()
+
+
+def plain(value: Any) -> Any:
+    """A copy of `value` if it is a tensor, a number, a word or a collection of these; else `NOT_PLAIN`."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, Mapping):
+        found = {str(key): plain(item) for key, item in value.items()}
+        return NOT_PLAIN if any(item is NOT_PLAIN for item in found.values()) else found
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [plain(item) for item in (sorted(value, key=repr) if isinstance(value, set | frozenset) else value)]
+        return NOT_PLAIN if any(item is NOT_PLAIN for item in items) else items
+    return NOT_PLAIN
+
+
+def differing_attributes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The attributes of operations that differ, as `operation.attribute`."""
+    return [
+        f"{operation}.{key}"
+        for operation, values in one.items()
+        for key, value in values.items()
+        if not equal_values(value, other.get(operation, {}).get(key, NOT_PLAIN))
+    ]
+
+
+def equal_values(one: Any, other: Any) -> bool:
+    """Whether two plain values are the same."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal_values(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(equal_values(a, b) for a, b in zip(one, other))
+    return bool(one == other)
+
+
+# Devices, leaks, randomness --------------------------------------------------------------------------------
+
+
+def tensors_of(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor within `value`, with where it stands."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors_of(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from tensors_of(item, f"{name}[{index}]")
+
+
+def state_tensors(operation: Operation) -> dict[str, Tensor]:
+    """Every tensor of an operation's declared state, by name."""
+    return dict(tensors_of({name: getattr(operation, name) for name in operation.state}, ""))
+
+
+def device_moves(subject: MethodSubject) -> None:
+    """Its declared state moves to another dtype and to another device, and keeps its values."""
+    method = subject.make()
+    stream = subject.stream_for(method)
+    toys.train(method, subject.model(stream), stream)
+    for operation in method:
+        before = state_tensors(operation)
+        operation.to(torch.float64)
+        moved = state_tensors(operation)
+        who = f"the state of `{operation.name}`"
+        expect(
+            moved.keys() == before.keys(), f"{who} is {sorted(moved)} after .to(torch.float64), not {sorted(before)}."
+        )
+        for name, old in before.items():
+            dtype = torch.float64 if old.is_floating_point() else old.dtype
+            expect(moved[name].dtype == dtype, f"{who}: {name} is {moved[name].dtype} after .to(torch.float64).")
+            expect(torch.equal(moved[name].double(), old.double()), f"{who}: {name} has other values after a move.")
+        operation.to("meta")
+        for name, tensor in state_tensors(operation).items():
+            expect(
+                tensor.device.type == "meta",
+                f"{who}: {name} stays on {tensor.device} when the operation moves. Keep it as a tensor, or in a list or"
+                " mapping of tensors, under the name in `state`.",
+            )
+
+
+def no_graph_kept(subject: MethodSubject) -> None:
+    """It keeps no graph, and no tensor for each step."""
+    method = subject.make()
+    stream = subject.stream_for(method)
+    toys.train(method, subject.model(stream), stream)
+    for operation in method:
+        graphs = [name for name, tensor in state_tensors(operation).items() if tensor.grad_fn is not None]
+        expect(
+            not graphs,
+            f"`{operation.name}` keeps {', '.join(graphs)} with the graph they were computed by. Write .detach().",
+        )
+    check_live_tensors(subject.make, subject.stream, subject.model, subject.name)
+
+
+def check_live_tensors(
+    make: Callable[[], Method],
+    stream: Callable[..., Stream] = toys.stream,
+    model: Callable[..., nn.Module] = toys.model,
+    name: str = "method",
+    steps: int = 60,
+) -> None:
+    """Fail if the number of tensors that are alive grows with the number of steps.
+
+    Args:
+        make: makes the method.
+        stream: makes a stream of a paradigm.
+        model: makes a model of a stream.
+        name: of the method, for messages.
+        steps: between two counts; the tensors of a memory that fills up are few against them.
+
+    Raises:
+        CheckError: if more live tensors come than four for every five steps.
+    """
+    method, counts = make(), []
+
+    def count(event: Mapping[str, Any]) -> None:
+        if event["event"] == "train":
+            gc.collect()
+            counts.append(sum(issubclass(type(value), Tensor) for value in gc.get_objects()))
+
+    settings: dict[str, Any] = {"iterations": 3 * steps, "batch_size": 2, "log_every": steps, "evaluate_before": False}
+    of = stream(toys.paradigm_for(method))
+    of = Stream(of.experiences[:1], of.input_shape, of.classes, of.paradigm, of.prepare)
+    trainer = toys.train(method, model(of), of, record=count, **settings)
+    if trainer.engine.index < 3 * steps:
+        return  # it takes no steps, or not as many
+    expect(
+        counts[-1] - counts[-2] < 0.8 * steps,
+        f"`{name}` keeps tensors of each step: {counts[-2]} live tensors became {counts[-1]} within {steps} steps. Look"
+        " for a list that grows, and for a loss that is kept with its graph.",
+    )
+
+
+def global_random_state(subject: MethodSubject) -> None:
+    """It neither uses nor changes the global random state, and a seed gives equal weights."""
+    nets = []
+    for seed in (1, 2):
+        method = subject.make()
+        stream = subject.stream_for(method)
+        nets.append(subject.model(stream))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            before = toys.global_random_state()
+            toys.train(method, nets[-1], stream)
+            after = toys.global_random_state()
+        changed = [library for library in before if before[library] != after[library]]
+        expect(
+            not changed,
+            f"`{subject.name}` draws from the global random numbers of {', '.join(changed)}. Use `learner.rng(name)`.",
+        )
+    expect(
+        toys.equal(*nets),
+        f"`{subject.name}` gives other weights for the same seed where the global random state differs. Use"
+        " `learner.rng(name)` for every random choice.",
+    )
+
+
+def heads_grow(subject: MethodSubject) -> None:
+    """The output layer grows to every class, the optimiser moves all of it, and one head per task is trained too."""
+    method = subject.make()
+    stream = subject.stream_for(method)
+    net = subject.model(stream, "growing")
+    trainer = toys.train(method, net, stream)
+    width = getattr(getattr(net, "head", None), "width", stream.classes)
+    expect(width == stream.classes, f"with `{subject.name}` the head has {width} outputs for {stream.classes} classes.")
+    expect(
+        bool(trainer.learner.classes.all()), f"`{subject.name}` hides classes from the learner that were trained on."
+    )
+    optimizer = trainer.optimization.optimizer
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
+    missing = [key for key, p in trainer.learner.named_parameters().items() if id(p) not in moved]
+    expect(not missing, f"with `{subject.name}` the optimiser does not move {', '.join(missing)}.")
+    tasks = subject.stream("task")
+    net = subject.model(tasks, "task")
+    try:
+        toys.train(subject.make(), net, tasks)
+    except HoldfastError as error:
+        expect(refused(error), f"`{subject.name}` is refused with a head per task, but in no sentence: {error}")
+        return
+    check_finite(net, subject.name)
+
+
+TRAINING_CHECKS: dict[str, Callable[[MethodSubject], None]] = {
+    "first_step": first_step,
+    "resume": resumed,
+    "device": device_moves,
+    "graph": no_graph_kept,
+    "random": global_random_state,
+    "heads": heads_grow,
+}
