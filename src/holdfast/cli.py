@@ -15,6 +15,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from holdfast.config.job import Job as ValidatedJob
+
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
 from holdfast.core.errors import ConfigError, HoldfastError
@@ -145,10 +147,10 @@ def run(
         for option, given in (("--jobs", jobs is not None), ("--launcher", launcher != "processes")):
             if given:
                 raise ConfigError(f"{option} is for several runs. Write -m, and give a key several values: seed=0,1,2.")
-        config = resolved_job(words, config_dir, single=True)
+        todo = validated_job(words, config_dir, single=True)
         from holdfast.runs.run import run as run_job
 
-        told(run_job(config, out, quiet=quiet, command=command), quiet)
+        told(run_job(todo, out, quiet=quiet, command=command), quiet)
 
 
 @app.command()
@@ -216,13 +218,33 @@ def show(
     tag: Annotated[
         list[str] | None, typer.Option("--tag", help="Only runs with this tag; may be given again.", show_default=False)
     ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", help="The best first by this column or measure: kept.", show_default=False),
+    ] = None,
+    references: Annotated[bool, typer.Option("--references", help="Show the references of each run too.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a line for each run with every measure.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show one run, or several side by side with mean and spread over seeds."""
-    with reported():
-        from holdfast.runs.compare import show as show_runs
-        from holdfast.runs.find import found_runs
+    """Show one run, or several side by side over seeds, with what differs between them and the best marked.
 
-        show_runs(found_runs(folders, tag or []))
+    A folder that cannot be read is named at the end, and does not hide the others.
+    """
+    with reported():
+        from holdfast.runs import compare
+        from holdfast.runs.result import found_runs
+        from holdfast.runs.show import show as show_runs
+
+        runs = found_runs(folders, tag or [])
+        if as_csv or as_json:
+            rows, problems = compare.gathered(runs, sort, references)
+            typer.echo((compare.as_csv if as_csv else compare.as_json)(rows).rstrip("\n"))
+        else:
+            problems = show_runs(runs, sort, references)
+        for problem in problems:
+            typer.echo(f"left out: {problem}", err=True)
+        if problems:
+            raise typer.Exit(1)
 
 
 @app.command("config")
@@ -353,9 +375,9 @@ def validate(job: Job = None, config_dir: Folders = None, plugin: Plugins = None
         plugged(plugin)
         from holdfast.config.summary import summary
 
-        config = resolved_job(job, config_dir)
+        todo = validated_job(job, config_dir)
         table = _table()
-        for key, text in summary(config).items():
+        for key, text in summary(todo.config).items():
             table.add_row(key, text)
         _console().print(table)
         typer.echo("valid")
@@ -407,27 +429,27 @@ def launched(changes: list[str], launcher: str) -> tuple[str, list[str]]:
     return (names.get(named[-1], named[-1]) if named else launcher), rest
 
 
-def resolved_job(job: list[str] | None, folders: list[Path] | None = None, single: bool = False) -> dict[str, Any]:
-    """The checked configuration of a command's arguments: a file first, if the first argument is no `key=value`.
+def validated_job(words: list[str] | None, folders: list[Path] | None = None, single: bool = False) -> ValidatedJob:
+    """The job of a command's arguments: a file first, if the first argument is no `key=value`.
 
     Args:
-        job: the arguments.
+        words: the arguments.
         folders: of config groups.
         single: whether it is to be one run, so that files that describe a sweep are refused.
     """
-    path, words = split_words(list(job or []))
+    path, changes = split_words(list(words or []))
     from holdfast.compat.dialects import DIALECTS
-    from holdfast.config.build import resolve
+    from holdfast.config.check import validated
     from holdfast.config.compose import compose
 
-    composition = compose(path, words, folders or [], DIALECTS)
+    composition = compose(path, changes, folders or [], DIALECTS)
     if single and composition.search is not None:
         keys = ", ".join(composition.search.params)
         raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
-    config = resolve(composition.config, path or "")
+    job = validated(composition.config, path or "")
     for note in composition.notes:
         typer.echo(note, err=True)
-    return config
+    return job
 
 
 def told(folder: Path, quiet: bool) -> None:
@@ -436,11 +458,15 @@ def told(folder: Path, quiet: bool) -> None:
 
     if not first():
         return
+    from holdfast.metrics.files import read_json
+
     if not quiet:
-        from holdfast.runs.closing import closing
+        from holdfast.runs.words import closing
 
         typer.echo(closing(folder), err=True)
     typer.echo(str(folder))
+    if read_json(folder / "run.json").get("state") == "diverged":
+        raise typer.Exit(1)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
 from holdfast.operations import Remember
+from holdfast.testing.toys import model as any_model
+from holdfast.testing.toys import model_for
 
 REQUIRED = {"capacity": 20, "size": 6, "max_task": 8, "path": "backbone.0"}
 """Values for arguments that have no default, or whose default says that something must be given."""
@@ -68,6 +71,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("method_name", methods())
     if "make" in metafunc.fixturenames:
         metafunc.parametrize("make", subjects())
+
+
+@pytest.fixture
+def toy(toy: Any, request: pytest.FixtureRequest) -> Any:
+    """The toys, with the model that the subject's operations ask for, where they do not work with just any."""
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    made: Any = ()
+    if "make" in params:
+        made = params["make"]()
+    elif "method_name" in params:
+        made = getattr(holdfast.methods, params["method_name"])()
+    elif "operation_name" in params:
+        made = [getattr(holdfast.operations, params["operation_name"])]
+    chosen = model_for(made)
+    return toy if chosen is any_model else SimpleNamespace(**{**vars(toy), "model": chosen})
 
 
 @pytest.fixture

@@ -140,5 +140,5 @@ def test_every_measure_says_its_direction_and_what_it_is():
 
 
 def test_metrics_do_not_import_torch():
-    code = "import sys, holdfast.metrics, holdfast.runs.report_data; sys.exit('torch' in sys.modules)"
+    code = "import sys, holdfast.metrics, holdfast.runs.result; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from holdfast.core.errors import ConfigError
 from holdfast.operations import Remember, RememberDiverse
-from holdfast.operations.remember_diverse import DiverseInsertion, row_gradients
-from holdfast.operations.twin import Twin
+from holdfast.operations.per_sample import PerSample
+from holdfast.operations.remember_diverse import DiverseInsertion
 
 
 def _gradients(model: Any, inputs: Any, targets: Any) -> list[torch.Tensor]:
@@ -28,7 +28,7 @@ def test_the_gradient_of_each_row_is_that_of_its_own_loss(few: Any, head: str) -
     engine = few.bind(RememberDiverse(capacity=4), model=model)
     inputs, targets = few.points(5)
     engine.begin(few.experience(inputs, targets, task=0 if head == "task" else None))
-    found = row_gradients(engine.learner, Twin(engine.learner), inputs, targets, engine.learner.task)
+    found = PerSample(engine.learner).matrix(inputs, targets, engine.learner.task, F.cross_entropy)
     if head == "task":
         model.head.task = 0
     torch.testing.assert_close(found, torch.stack(_gradients(model, inputs, targets)))
@@ -86,7 +86,7 @@ def test_the_memory_fills_first_and_then_stays_at_its_size(few: Any) -> None:
 
 
 def test_a_second_memory_and_senseless_numbers_are_refused(few: Any) -> None:
-    with pytest.raises(ConfigError, match="Leave out Remember"):
+    with pytest.raises(ConfigError, match="One memory serves all"):
         few.bind(Remember(capacity=3), RememberDiverse(capacity=3))
     with pytest.raises(ConfigError, match="capacity=0"):
         RememberDiverse(capacity=0)

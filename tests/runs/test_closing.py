@@ -4,9 +4,9 @@ import json
 import re
 
 from holdfast.config.build import resolve
-from holdfast.config.load import load
-from holdfast.runs.closing import closing
+from holdfast.config.compose import load
 from holdfast.runs.run import run
+from holdfast.runs.words import closing
 
 
 def test_the_method_and_its_references_are_said_with_the_numbers_of_the_report(tmp_path):
@@ -17,7 +17,9 @@ def test_the_method_and_its_references_are_said_with_the_numbers_of_the_report(t
     for line, name, place in ((method, "er", folder), (reference, "finetune", folder / "references" / "finetune")):
         assert line.split()[0] == name
         assert line.endswith("(2 seeds)")
-        kept = re.search(r"kept (\S+) ± \S+ %   learned \S+ ± \S+ %   forgot \S+ ± \S+ points", line)
+        kept = re.search(
+            r"kept (\S+) \(\S+, \S+\) %   learned \S+ \(\S+, \S+\) %   forgot \S+ \(\S+, \S+\) points", line
+        )
         assert kept is not None, line
         measured = [json.loads(path.read_text())["average_accuracy"] for path in place.glob("seed-*/metrics.json")]
         assert kept[1] == f"{50 * sum(measured):.1f}"

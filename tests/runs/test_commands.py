@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from holdfast import cli, experiments
+import holdfast
+from holdfast import cli
 from holdfast.runs import run as single
-from holdfast.runs.pool import Pool
-from holdfast.runs.ray_pool import RayPool
+from holdfast.runs.pool import Pool, RayPool
 from holdfast.runs.worker import work
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
-SOURCE = Path(experiments.__file__).parents[2]
+SOURCE = Path(holdfast.__file__).parents[1]
 SHORT = ["trainer.epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=1", "model.hidden=[8]"]
 NOT_HERE = ("trainer=gpu", "trainer=mps", "trainer=ddp ", "cifar")
 """What needs a device or a download: checked, not run."""

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from holdfast import cli
 from holdfast.core.errors import ConfigError
 from holdfast.runs import sweep as sweeps
-from holdfast.runs.pool import Job, Pool
-from holdfast.runs.ray_pool import RayPool
+from holdfast.runs.pool import Job, Pool, RayPool
 from holdfast.runs.sweep import sweep
 from holdfast.runs.worker import work
 
@@ -80,7 +79,7 @@ DONE = {"state": "finished", "error": "", "seconds": 1.5, "peak": 1}
 
 def test_every_job_is_a_task_of_the_same_worker_function(ray, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("holdfast.runs.ray_pool.answer", lambda content: seen.append(content) or DONE)
+    monkeypatch.setattr("holdfast.runs.pool.answer", lambda content: seen.append(content) or DONE)
     todo, told = jobs(tmp_path, 3), []
     RayPool(todo, command="holdfast run", told=told.append).run()
     assert [job.state for job in todo] == ["finished"] * 3
@@ -93,13 +92,13 @@ def test_every_job_is_a_task_of_the_same_worker_function(ray, tmp_path, monkeypa
 
 
 def test_no_more_tasks_are_at_work_than_was_asked_for(ray, tmp_path, monkeypatch):
-    monkeypatch.setattr("holdfast.runs.ray_pool.answer", lambda content: DONE)
+    monkeypatch.setattr("holdfast.runs.pool.answer", lambda content: DONE)
     RayPool(jobs(tmp_path, 5), most=2).run()
     assert ray.most == 2
 
 
 def test_a_task_that_is_lost_is_tried_once_more_and_then_reported(ray, tmp_path, monkeypatch):
-    monkeypatch.setattr("holdfast.runs.ray_pool.answer", lambda content: DONE)
+    monkeypatch.setattr("holdfast.runs.pool.answer", lambda content: DONE)
     ray.broken = {"task 0", "task 1", "task 2"}
     todo = jobs(tmp_path, 2)
     RayPool(todo, most=1).run()

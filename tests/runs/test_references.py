@@ -8,9 +8,8 @@ import pytest
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.metrics import read_log
-from holdfast.metrics.continual import forgetting_ratio, transfer_from_independent
+from holdfast.metrics.references import against, forgetting_ratio, transfer_from_independent
 from holdfast.runs.folder import read_info
-from holdfast.runs.reference_measures import against
 from holdfast.runs.run import resume, run
 
 SMALL = ["trainer.epochs=2", "stream.experiences=2", "model.hidden=[8]", "references=[joint,independent,random]"]
@@ -79,6 +78,13 @@ def test_finished_references_of_the_same_job_are_not_run_again(folder):
         assert (place / "log.jsonl").read_text() == (folder / "references" / name / "log.jsonl").read_text()
     third = run(job("trainer.epochs=1", "references=[random]"), folder.parent / "third", quiet=True)
     assert "reused" not in read_info(third / "references" / "random")
+
+
+def test_a_damaged_folder_beside_a_run_does_not_stop_it(folder, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text("{no json")
+    new = run(job("trainer.epochs=1", "references=[random]"), tmp_path / "new", quiet=True)
+    assert read_info(new)["state"] == "finished"
 
 
 def test_independent_training_goes_on_with_the_experience_that_was_interrupted(folder, tmp_path):

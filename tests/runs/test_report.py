@@ -13,10 +13,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "metrics"))
 from fake_run import MATRIX, evaluation, events, write_log, write_run
 
 from holdfast.core.errors import DataError
+from holdfast.metrics.classes import confusion
 from holdfast.metrics.cost import curves
+from holdfast.metrics.log import Log
+from holdfast.metrics.statistics import spread
+from holdfast.runs.drawing import series, to_svg
+from holdfast.runs.plots import confusion_map, heat_map, learning_rate, loss_terms, over_time
 from holdfast.runs.report import number, percent, points, write_report
-from holdfast.runs.report_data import load_references, load_runs, spread
-from holdfast.runs.report_plots import heat_map, learning_rate, loss_terms, over_time, series, to_svg
+from holdfast.runs.result import Results
 
 HOSTILE = '<script>alert("x")</script> & $x_1$'
 
@@ -80,6 +84,7 @@ def test_plots_are_made_beside_the_page(tmp_path):
     write_report(write_run(tmp_path))
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     expected = {"accuracy_matrix", "accuracy_matrix_task_aware", "accuracy_over_time", "loss_terms", "classes"}
+    expected |= {"classes_over_time"}
     assert names == {f"{name}.png" for name in expected}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
 
@@ -105,7 +110,7 @@ def test_reading_a_run_never_changes_its_files(tmp_path):
     files = [tmp_path / name for name in ("log.jsonl", "config.json", "run.json")]
     kept = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
     write_report(tmp_path)
-    load_runs(tmp_path)
+    Results.load(tmp_path)
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == kept
 
 
@@ -128,7 +133,7 @@ def test_references_are_the_two_ends_of_the_scale(tmp_path):
     write_run(tmp_path / "references" / "joint", matrix=[[0.9, 0.9, 0.9]] * 3)
     share = ((0.7 + 0.5 + 1.0) / 3 - 0.3) / (0.9 - 0.3)
     found = page(tmp_path)
-    assert list(load_references(tmp_path)) == ["finetune", "joint"]
+    assert list(Results.load(tmp_path).references) == ["finetune", "joint"]
     assert f"closes {100 * share:.1f} % of the gap" in found.text
     assert f"left: {100 * share:.2f}%" in [value for name, value in found.attributes if name == "style"]
 
@@ -150,15 +155,40 @@ def test_one_reference_alone_is_shown_without_a_scale(tmp_path):
     assert "of the gap" not in text
 
 
-def test_several_seeds_are_shown_by_mean_and_standard_error(tmp_path):
+def test_several_seeds_are_shown_by_mean_and_interval(tmp_path):
     finals = (0.4, 0.5, 0.9)
     for seed, final in enumerate(finals):
         write_run(tmp_path / f"seed-{seed}", matrix=[[1.0, 0.0], [final, final]], seed=seed)
     mean = sum(finals) / 3
     error = (sum((final - mean) ** 2 for final in finals) / 2 / 3) ** 0.5
     text = page(tmp_path).text
-    assert f"Kept {100 * mean:.1f} ± {100 * error:.1f} %" in text
-    assert "over 3 seeds" in text
+    assert f"Kept {100 * mean:.1f} ± {100 * 4.302652729911275 * error:.1f} %" in text
+    assert "mean ± 95 % t interval over 3 seeds" in text
+
+
+def test_a_run_that_diverged_has_a_red_line_and_no_part_in_the_means(tmp_path):
+    write_run(tmp_path / "seed-0", matrix=[[1.0, 0.0], [0.6, 0.6]])
+    write_run(tmp_path / "seed-1", matrix=[[1.0, 0.0]], seed=1, finished=False)
+    with (tmp_path / "seed-1" / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "diverged", "reason": "the loss is 1e+29 at step 50"}) + "\n")
+    found = page(tmp_path)
+    assert "Diverged. seed-1: the loss is 1e+29 at step 50" in found.text
+    assert ("class", "notice wrong") in found.attributes
+    assert "Kept 60.0 %" in found.text
+
+
+def test_one_report_parses_the_log_of_each_run_once(tmp_path, monkeypatch):
+    write_run(tmp_path)
+    for name in ("finetune", "joint"):
+        write_run(tmp_path / "references" / name, method=name)
+    opened, parsed = [], []
+    read, made = Path.read_bytes, Log.__init__
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path), read(path))[1])
+    monkeypatch.setattr(Log, "__init__", lambda log, *args: (parsed.append(1), made(log, *args))[1])
+    write_report(tmp_path)
+    logs = [path for path in opened if path.name == "log.jsonl"]
+    assert len(logs) == len(set(logs)) == 3
+    assert len(parsed) == 3
 
 
 def test_an_unfinished_seed_is_left_out_of_the_means_and_named(tmp_path):
@@ -173,7 +203,7 @@ def test_an_unfinished_seed_is_left_out_of_the_means_and_named(tmp_path):
 def test_seeds_are_ordered_by_number(tmp_path):
     for seed in (10, 2, 0):
         write_run(tmp_path / f"seed-{seed}", seed=seed)
-    assert [run.path.name for run in load_runs(tmp_path)] == ["seed-0", "seed-2", "seed-10"]
+    assert [run.path.name for run in Results.load(tmp_path)] == ["seed-0", "seed-2", "seed-10"]
 
 
 def test_regression_is_reported_by_its_loss(tmp_path):
@@ -256,8 +286,56 @@ def test_loss_terms_of_very_different_size_share_a_logarithmic_scale():
 
 def test_numbers_are_said_with_one_decimal_and_their_error():
     assert percent(0.87349) == "87.3 %"
-    assert percent(spread([0.5, 0.7])) == "60.0 ± 10.0 %"
+    assert percent(spread([0.5, 0.6, 0.7])) == "60.0 ± 24.8 %"
+    assert percent(spread([0.5, 0.7])) == "60.0 (50.0, 70.0) %"
     assert points(-0.123) == "−12.3"
     assert number(1234.0) == "1,234"
     assert (percent(None), points(None), number(None), percent(float("nan"))) == ("–",) * 4
     assert spread([None, float("nan")]) is None
+
+
+def with_confusions(log):
+    """The log with what each class was taken for: every wrong answer is class 0, or 1 for class 0 itself."""
+    for line in log:
+        for label, count in (line.get("class_samples") or {}).items():
+            right = line["class_correct"][label]
+            row = {label: right, "1" if label == "0" else "0": count - right}
+            line.setdefault("confusion", {})[label] = {answer: n for answer, n in row.items() if n}
+    return log
+
+
+def test_the_confusions_of_the_log_are_shown(tmp_path):
+    write_run(tmp_path)
+    write_log(tmp_path / "log.jsonl", with_confusions(events()))
+    text = page(tmp_path).text
+    assert "Confusions" in text
+    assert "how many samples of each class (rows) were answered with each class" in text
+    assert (tmp_path / "plots" / "confusion.png").is_file()
+    classes, counts = confusion(Log.read(tmp_path))
+    assert classes == [0, 1, 2, 3, 4, 5]
+    assert counts.sum() == 30
+    assert counts[3, 0] + counts[3, 3] == 5
+    svg = to_svg(confusion_map(counts, [str(label) for label in classes]), "name")
+    words = [item.text for item in ElementTree.fromstring(svg).iter("text")]
+    assert str(counts[3, 0]) in words
+
+
+def test_the_report_says_in_a_sentence_what_was_done_and_what_came_of_it(tmp_path):
+    write_run(tmp_path)
+    write_run(tmp_path / "references" / "joint", method="joint", matrix=[[0.9, 0.9, 0.9]] * 3)
+    found = page(tmp_path)
+    assert "er(lr=0.1) learned 3 experiences of toy and keeps 73.3 %; joint 90.0 %." in found.text
+    assert "references/joint/report.html" in [value for name, value in found.attributes if name == "href"]
+    assert (tmp_path / "plots" / "references_over_time.png").is_file()
+
+
+def test_experiences_of_the_same_name_are_numbered(tmp_path):
+    text = page(write_run(tmp_path, names=["cats", "cats", "dogs"])).text
+    assert "0: cats" in text
+    assert "1: cats" in text
+    assert "2: dogs" not in text
+
+
+def test_the_stream_is_shown_with_its_sizes_and_classes(tmp_path):
+    text = page(write_run(tmp_path)).text
+    assert "The stream experience to train on to test on classes 0-1 100 10 class 0, class 1" in text

@@ -22,13 +22,12 @@ import torch
 
 from holdfast.config.build import resolve
 from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
-from holdfast.metrics import compute, read_log
+from holdfast.metrics import compute, files, read_log
 from holdfast.runs import checkpoints
 from holdfast.runs import folder as folders
 from holdfast.runs import run as runs
-from holdfast.runs.checkpoints import CheckpointFolder
+from holdfast.runs.checkpoints import CheckpointFolder, load_tensors, save_tensors
 from holdfast.runs.journal import Journal
-from holdfast.runs.tensors import load_tensors, save_tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are sent as on Linux and macOS")
 
@@ -333,7 +332,7 @@ def test_on_a_full_disk_it_says_so_keeps_the_last_checkpoint_and_resumes(
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", failing(os.write, "log"))
         patched.setattr(torch, "save", failing(torch.save, "checkpoint"))
-        patched.setattr(folders, "replace_file", failing(folders.replace_file, "file"))
+        patched.setattr(files, "replace_file", failing(files.replace_file, "file"))
         with pytest.raises(HoldfastError, match=r"(?s)could not write.*space.*resume"):
             runs.run(config(), folder, quiet=True)
     last = folder / "checkpoints" / "last.pt"
@@ -352,7 +351,7 @@ def test_a_disk_that_is_full_when_results_are_written_is_reported_like_any_other
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write_matrix", _no_space)
+        patched.setattr("holdfast.runs.recording.write_matrix", _no_space)
         with pytest.raises(HoldfastError, match=r"(?s)could not write.*space.*resume"):
             runs.run(config(), folder, quiet=True)
     assert runs.resume(folder, quiet=True) == folder
@@ -469,7 +468,7 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
 def test_resuming_a_run_that_another_process_works_on_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    folders.write_json(folder / "config.json", resolve(config()))
+    files.write_json(folder / "config.json", resolve(config()))
     folders.write_info(folder, state="running")
     with folders.locked(folder):
         before = _fingerprint(folder)

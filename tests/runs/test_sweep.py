@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from holdfast import experiments
+import holdfast
 from holdfast.core.errors import ConfigError
+from holdfast.metrics.statistics import holm, paired, side_by_side, spread
 from holdfast.runs import pool as pools
 from holdfast.runs.folder import read_info
 from holdfast.runs.keys import job_key
 from holdfast.runs.pool import Job, Pool
-from holdfast.runs.statistics import interval, paired
 from holdfast.runs.sweep import planned, sweep
 
 SMALL = ["trainer.epochs=1", "stream.experiences=2", "model.hidden=[8]"]
-SOURCE = Path(experiments.__file__).parents[2]
+SOURCE = Path(holdfast.__file__).parents[1]
 
 
 def test_a_job_for_each_combination_without_the_references_of_the_default_job():
@@ -102,7 +102,7 @@ def test_the_comparison_is_that_of_the_numbers_in_the_table(finished):
 
 
 def test_runs_of_a_sweep_have_a_tag_and_can_be_found_by_it(finished):
-    from holdfast.runs.find import found_runs
+    from holdfast.runs.result import found_runs
 
     assert read_info(finished / "0")["tags"] == ["one"]
     assert [run.name for run in found_runs([finished], ["one"])] == ["0", "1", "2", "3"]
@@ -186,12 +186,22 @@ def test_available_memory_is_read_where_the_system_says_it():
     assert found is None or found > 0
 
 
-def test_an_interval_is_students():
-    one = interval([0.5, 0.7, 0.6])
+def test_an_interval_is_students_from_three_seeds_on():
+    one = spread([0.5, 0.7, 0.6])
     assert one.mean == pytest.approx(0.6)
     assert one.half == pytest.approx(4.302652729911275 * 0.1 / 3**0.5)
-    assert interval([0.5]).half is None
-    assert interval([]) is None
+    assert spread([0.5, 0.7]).half is spread([0.5]).half is None
+    assert spread([]) is spread([None, float("nan")]) is None
+
+
+def test_several_comparisons_are_corrected_by_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    one = paired({0: 0.5, 1: 0.6, 2: 0.9}, {0: 0.4, 1: 0.4, 2: 0.6})
+    two = paired({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.4})
+    corrected = side_by_side([one, two, one])
+    assert (two.p, two.half, corrected[1]) == (None, None, two)
+    assert corrected[0].corrected == corrected[2].corrected == pytest.approx(2 * one.p)
 
 
 def test_settings_are_compared_over_the_seeds_that_both_have():

@@ -43,7 +43,7 @@ def job(config: DictConfig) -> float | None:
     Returns:
         The average accuracy in the family that counts for the paradigm.
     """
-    from holdfast.runs.report_data import read_json
+    from holdfast.metrics.files import read_json
     from holdfast.runs.run import run
 
     about = HydraConfig.get()

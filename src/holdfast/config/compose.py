@@ -112,6 +112,26 @@ def compose(
     return Composition(config, origins, notes, made(reader.search))
 
 
+def load(
+    path: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    folders: Sequence[Path | str] = (),
+    dialects: Sequence[Dialect] = (),
+) -> dict[str, Any]:
+    """What `compose` puts together, without where it came from: completed by the default job, not yet checked.
+
+    Args:
+        path: a JSON or YAML file; None for the default job with its references.
+        overrides: `key=value`, `group=choice`, `~key`, as on the command line.
+        folders: the user's own folders of config groups.
+        dialects: other projects' ways to write a job that are understood too.
+
+    Raises:
+        ConfigError: where the file or an override cannot be read.
+    """
+    return compose(path, overrides, folders, dialects).config
+
+
 def _files(library: Library, override: Override) -> list[GroupFile]:
     """The files that an override chooses, if it chooses from a group and not a name."""
     group = "/".join(override.path)

@@ -95,7 +95,8 @@ def known_keys(where: Place) -> tuple[str, list[str]]:
             return "a method made of operations", ["operations"]
         keys = ["name"] + [p.name for p in kinds.configurable(where.kind, kinds.find(where.kind, where.name))]
         if where.kind in ("streams", "schedulers"):
-            keys = [field.alias or key for key, field in schema.model_of(where.kind, where.name).model_fields.items()]
+            inside = "of" in where.path
+            keys = [f.alias or key for key, f in schema.model_of(where.kind, where.name, inside).model_fields.items()]
         return f"{kinds.KINDS[where.kind].word} `{where.name}`", keys
     fields = schema.job_model().model_fields
     if not parent:
@@ -116,6 +117,8 @@ def _unknown_key(where: Place) -> str:
         )
     if where.name == "operations" and key == "name":
         return "a method has either a `name` or `operations`; both are given. Delete one of the two."
+    if key == "dataset" and "of" in where.path:
+        return "the data set is given once, outside. Write stream.dataset=..."
     elsewhere = _elsewhere(key, where.path)
     near = elsewhere or nearest(key, known)
     if near:
@@ -184,6 +187,8 @@ def _unknown_name(where: Place) -> str:
     if not isinstance(name, str):
         meant = f'the name of a {word}, or an object with a "name"'
         return f"got {shown(name)}, expected {meant}; `holdfast list {kind}` shows all."
+    if name in kinds.names(kind):
+        return f"`{name}` cannot be cut: it is made of several data sets, or cuts a stream itself. Choose another."
     text = kinds.unknown_name(kind, name)
     if re.search(r"[./:]|__", name):
         text += " A configuration names things, it never imports them by path."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from holdfast.config import kinds, schema
-from holdfast.config.make import changed
+from holdfast.config.job import changed
 from holdfast.config.words import shown
 
 

@@ -27,6 +27,10 @@ class UsageError(HoldfastError):
     """The calls of a user's own loop come in an order, or with values, that cannot be right."""
 
 
+class Diverged(HoldfastError):  # noqa: N818
+    """A loss or a weight is not finite, or a loss a thousand times its start, and training was stopped for it."""
+
+
 class Interrupted(HoldfastError):  # noqa: N818
     """Training was asked to stop and did, after saving a checkpoint if it had where to."""
 

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from holdfast.metrics.matrix import last_row
+from holdfast.metrics.table import metric
+
 NAN = float("nan")
 
 
@@ -24,12 +27,7 @@ def mean(values: Iterable[float] | np.ndarray) -> float:
     return float(known.mean()) if known.size else NAN
 
 
-def last_row(matrix: np.ndarray) -> int:
-    """Index l of the last row with an evaluation, -1 where there is none."""
-    rows = np.flatnonzero(np.isfinite(matrix).any(axis=1)) if np.size(matrix) else np.array([], dtype=int)
-    return int(rows[-1]) if rows.size else -1
-
-
+@metric("up", "accuracy at the end, mean over experiences")
 def average_accuracy(matrix: np.ndarray, seen: int | None = None) -> float:
     """Mean over experiences of the accuracy at the end: `1/T sum_j A[l, j]`.
 
@@ -51,6 +49,7 @@ def average_accuracy(matrix: np.ndarray, seen: int | None = None) -> float:
     return mean(matrix[row, : row + 1 if seen is None else seen]) if row >= 0 else NAN
 
 
+@metric("up", "accuracy at the end over all samples")
 def sample_accuracy(matrix: np.ndarray, samples: np.ndarray, seen: int | None = None) -> float:
     """Share of right answers over all samples at the end: `sum_j n_j A[l, j] / sum_j n_j`.
 
@@ -70,6 +69,7 @@ def sample_accuracy(matrix: np.ndarray, samples: np.ndarray, seen: int | None = 
     return _weighted(matrix[row], samples, row + 1 if seen is None else seen) if row >= 0 else NAN
 
 
+@metric("up", "accuracy on what was learned so far, mean over experiences and over time")
 def average_incremental_accuracy(matrix: np.ndarray) -> float:
     """Mean over time of the accuracy on what was learned so far: `1/T sum_i 1/(i+1) sum_{j<=i} A[i, j]`.
 
@@ -89,6 +89,7 @@ def average_incremental_accuracy(matrix: np.ndarray) -> float:
     return mean(accuracy_so_far(matrix))
 
 
+@metric("up", "accuracy over all samples of what was learned so far, mean over time")
 def sample_incremental_accuracy(matrix: np.ndarray, samples: np.ndarray) -> float:
     """Mean over time of the share of right answers on what was learned so far.
 
@@ -121,6 +122,7 @@ def accuracy_so_far(matrix: np.ndarray) -> np.ndarray:
     return np.array([mean(row[: index + 1]) for index, row in enumerate(matrix)])
 
 
+@metric("down", "accuracy lost between an experience's best moment and the end, mean over all but the last")
 def forgetting_max(matrix: np.ndarray) -> float:
     """How far accuracy fell from its best: `1/(T-1) sum_{j<l} (max_{i<l} A[i, j] - A[l, j])`.
 
@@ -141,6 +143,7 @@ def forgetting_max(matrix: np.ndarray) -> float:
     return mean([max(_known(matrix[:last, j]), default=NAN) - matrix[last, j] for j in range(max(last, 0))])
 
 
+@metric("down", "accuracy lost between learning an experience and the end, mean over all but the last")
 def forgetting_first(matrix: np.ndarray) -> float:
     """How far accuracy fell since each experience was learned: `1/(T-1) sum_{j<l} (A[j, j] - A[l, j])`.
 
@@ -160,6 +163,7 @@ def forgetting_first(matrix: np.ndarray) -> float:
     return mean([matrix[j, j] - matrix[last, j] for j in range(max(last, 0))])
 
 
+@metric("up", "what later learning did to earlier experiences")
 def backward_transfer(matrix: np.ndarray) -> float:
     """What later learning did to earlier experiences: `1/(T-1) sum_{j<l} (A[l, j] - A[j, j])`.
 
@@ -178,6 +182,7 @@ def backward_transfer(matrix: np.ndarray) -> float:
     return 0.0 - forgetting_first(matrix)
 
 
+@metric("up", "what earlier learning did for experiences yet to come, against the untrained model")
 def forward_transfer(matrix: np.ndarray, before: np.ndarray) -> float:
     """What earlier learning did for later experiences: `1/(T-1) sum_{j>=1} (A[j-1, j] - b[j])`.
 
@@ -197,49 +202,7 @@ def forward_transfer(matrix: np.ndarray, before: np.ndarray) -> float:
     return mean([matrix[j - 1, j] - before[j] for j in range(1, len(matrix))])
 
 
-def transfer_from_independent(matrix: np.ndarray, independent: np.ndarray) -> float:
-    """What having learned before did for each later experience: `1/(T-1) sum_{j>=1} (A[j, j] - a_j)`.
-
-    The forward transfer of Continual Learning Arena, against a new model for each experience.
-
-    Args:
-        matrix: `[T, T]` accuracies.
-        independent: `[T]` accuracies `a` of models that learned one experience each.
-
-    Returns:
-        -1..1, above 0 where earlier learning helped; NaN where only one experience was learned.
-
-    Example:
-        >>> transfer_from_independent(np.array([[1.0, 0.0], [0.5, 0.75]]), np.array([1.0, 0.5]))
-        0.25
-    """
-    return mean(np.diag(matrix)[1:] - np.asarray(independent)[1:])
-
-
-def forgetting_ratio(final: np.ndarray, joint: np.ndarray, untrained: np.ndarray) -> float:
-    """How far the end is from joint training: `1/T sum_j (A[l, j] - r_j) / (J_j - r_j) - 1`.
-
-    Serra et al. 2018, "Overcoming catastrophic forgetting with hard attention to the task", Eq. 8, with the untrained
-    model as the one that guesses.
-
-    Args:
-        final: `[T]` accuracies at the end.
-        joint: `[T]` accuracies `J` of joint training.
-        untrained: `[T]` accuracies `r` of a model that was never trained.
-
-    Returns:
-        -1 where everything is lost, 0 where nothing is; NaN where joint training is no better than none.
-
-    Example:
-        >>> forgetting_ratio(np.array([0.5, 1.0]), np.array([1.0, 1.0]), np.array([0.0, 0.0]))
-        -0.25
-    """
-    gap = np.asarray(joint, dtype=float) - np.asarray(untrained, dtype=float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = (np.asarray(final, dtype=float) - untrained) / np.where(gap == 0, np.nan, gap)
-    return mean(shares) - 1
-
-
+@metric("up", "accuracy on each experience right after learning it, mean", joint=False)
 def plasticity(matrix: np.ndarray) -> float:
     """How well each experience was learned when it came: `1/T sum_j A[j, j]`.
 
@@ -278,6 +241,7 @@ def stability_weighted(values: Iterable[float] | np.ndarray) -> float:
     return float(known.mean() * (1 - (known.max() - known.min()))) if known.size else NAN
 
 
+@metric("up", "accuracy so far, mean over time, less its swing (CLMixer)")
 def waacc(matrix: np.ndarray) -> float:
     """CLMixer's `waacc`: `stability_weighted` over the accuracy on what was learned so far.
 
@@ -292,28 +256,6 @@ def waacc(matrix: np.ndarray) -> float:
         0.375
     """
     return stability_weighted(accuracy_so_far(matrix))
-
-
-def share_of_gap(value: float, low: float, high: float) -> float:
-    """Where a value stands between two references: `(value - low) / (high - low)`.
-
-    With plain fine-tuning as `low` and joint training as `high`, 0 is no better than doing nothing about forgetting
-    and 1 as good as having all data at once.
-
-    Args:
-        value: of the method.
-        low: of the lower reference.
-        high: of the upper reference.
-
-    Returns:
-        Below 0 or above 1 where the method is outside; NaN where the references are equal or unknown.
-
-    Example:
-        >>> share_of_gap(0.75, 0.5, 1.0)
-        0.5
-    """
-    gap = high - low
-    return (value - low) / gap if np.isfinite(gap) and gap != 0 else NAN
 
 
 def _known(values: Iterable[float] | np.ndarray) -> np.ndarray:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
-from holdfast.metrics.log import Event, read_log, start_event
+from holdfast.metrics.log import Event, read_log
+
+COSTS: dict[str, tuple[Literal["up", "down"], str]] = {
+    "steps": ("down", "optimisation steps"),
+    "train_seconds": ("down", "seconds of training"),
+    "evaluation_seconds": ("down", "seconds of evaluation"),
+    "total_seconds": ("down", "seconds of the whole run"),
+    "steps_per_second": ("up", "optimisation steps per second of training"),
+    "parameters_start": ("down", "parameters of the model at the start"),
+    "parameters": ("down", "parameters of the model at the end"),
+    "memory_items": ("down", "samples remembered at the end"),
+    "memory_bytes": ("down", "bytes remembered at the end"),
+    "memory_bytes_peak": ("down", "most bytes remembered after any experience"),
+}
+"""Every cost with its good direction and one line."""
 
 
 def costs(events: Iterable[Event]) -> dict[str, float | None]:
@@ -23,16 +37,15 @@ def costs(events: Iterable[Event]) -> dict[str, float | None]:
         >>> costs([{"event": "experience", "experience": 0, "steps": 50, "seconds": 2.0}])["steps_per_second"]
         25.0
     """
-    events = read_log(events)
-    done = [event for event in events if event["event"] == "experience"]
-    ends = [event for event in events if event["event"] == "end"]
-    first = start_event(events).get("parameters")
+    log = read_log(events)
+    done = log.of("experience")
+    first = log.start.get("parameters")
     steps, seconds = _total(done, "steps"), _total(done, "seconds")
     return {
         "steps": steps,
         "train_seconds": seconds,
         "evaluation_seconds": _total(done, "evaluation_seconds"),
-        "total_seconds": _last(ends, "seconds"),
+        "total_seconds": _last(log.of("end"), "seconds"),
         "steps_per_second": steps / seconds if steps and seconds else None,
         "parameters_start": first,
         "parameters": _last(done, "parameters") if done else first,
@@ -56,13 +69,14 @@ def curves(events: Iterable[Event]) -> dict[str, Any]:
         >>> curves([{"event": "train", "step": 50, "experience": 0, "terms": {"loss": 0.5, "replay": 0.25}}])["terms"]
         {'loss': [0.5], 'replay': [0.25]}
     """
-    train = [event for event in read_log(events) if event["event"] == "train"]
-    names = list(dict.fromkeys(name for event in train for name in (event.get("terms") or {})))
-    found: dict[str, Any] = {
+    train = read_log(events).of("train")
+    terms = [event.get("terms") or {} for event in train]
+    names = dict.fromkeys(name for one in terms for name in one)
+    lines: dict[str, Any] = {
         key: [event.get(key) for event in train] for key in ("step", "experience", "loss", "accuracy", "lr")
     }
-    found["terms"] = {name: [(event.get("terms") or {}).get(name) for event in train] for name in names}
-    return found
+    lines["terms"] = {name: [one.get(name) for one in terms] for name in names}
+    return lines
 
 
 def _values(events: list[Event], key: str) -> list[float]:

@@ -5,23 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from holdfast.core.errors import DataError
 from holdfast.metrics.files import replace_file
-from holdfast.metrics.log import Event, read_log, start_event
-
-
-def experience_count(events: Iterable[Event]) -> int:
-    """Number of experiences T: what the stream announced, or more where the log mentions later ones."""
-    events = read_log(events)
-    stream = start_event(events).get("stream") or {}
-    seen = [int(event["experience"]) for event in events if event.get("experience") is not None]
-    seen += [int(event["after"]) for event in events if event["event"] == "evaluate"]
-    return max([int(stream.get("experiences") or 0), *(index + 1 for index in seen)])
+from holdfast.metrics.log import Event, Log, read_log
 
 
 def accuracy_matrix(events: Iterable[Event], aware: bool = False, split: str = "test") -> np.ndarray:
@@ -42,7 +33,7 @@ def accuracy_matrix(events: Iterable[Event], aware: bool = False, split: str = "
         ...                   "samples": 4, "correct": 3}])
         array([[0.75]])
     """
-    return _fill(events, split, _accuracy(aware))[1:]
+    return _fill(events, split, _accuracy(aware, split))[1:]
 
 
 def loss_matrix(events: Iterable[Event], split: str = "test") -> np.ndarray:
@@ -52,7 +43,7 @@ def loss_matrix(events: Iterable[Event], split: str = "test") -> np.ndarray:
         events: the log.
         split: `"test"` or `"validation"`.
     """
-    return _fill(events, split, _loss)[1:]
+    return value_matrix(events, "loss", split)
 
 
 def value_matrix(events: Iterable[Event], key: str, split: str = "test") -> np.ndarray:
@@ -63,12 +54,7 @@ def value_matrix(events: Iterable[Event], key: str, split: str = "test") -> np.n
         key: its name in an `evaluate` event, for instance `absolute_error`.
         split: `"test"` or `"validation"`.
     """
-
-    def value(event: Event) -> float:
-        found = event.get(key)
-        return float("nan") if found is None else float(found)
-
-    return _fill(events, split, value)[1:]
+    return _fill(events, split, lambda log: log.values("evaluate", key, split))[1:]
 
 
 def before(events: Iterable[Event], aware: bool = False, split: str = "test") -> np.ndarray:
@@ -79,7 +65,7 @@ def before(events: Iterable[Event], aware: bool = False, split: str = "test") ->
         aware: count the arg-max among each experience's own classes instead of among all.
         split: `"test"` or `"validation"`.
     """
-    return _fill(events, split, _accuracy(aware))[0]
+    return _fill(events, split, _accuracy(aware, split))[0]
 
 
 def sample_counts(events: Iterable[Event], split: str = "test") -> np.ndarray:
@@ -89,9 +75,10 @@ def sample_counts(events: Iterable[Event], split: str = "test") -> np.ndarray:
         events: the log.
         split: `"test"` or `"validation"`.
     """
-    counts = np.zeros(experience_count(events), dtype=np.int64)
-    for event in _evaluations(events, split):
-        counts[event["experience"]] = event["samples"]
+    log = read_log(events)
+    counts = np.zeros(log.experiences, dtype=np.int64)
+    columns, samples = (log.values("evaluate", key, split).astype(np.int64) for key in ("experience", "samples"))
+    counts[columns] = samples
     return counts
 
 
@@ -147,32 +134,25 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
     return matrix
 
 
-def _evaluations(events: Iterable[Event], split: str) -> Iterator[Event]:
-    for event in read_log(events):
-        if event["event"] == "evaluate" and event.get("split", "test") == split:
-            yield event
+def last_row(matrix: np.ndarray) -> int:
+    """Index l of the last row with an evaluation, -1 where there is none."""
+    rows = np.flatnonzero(np.isfinite(matrix).any(axis=1)) if np.size(matrix) else np.array([], dtype=int)
+    return int(rows[-1]) if rows.size else -1
 
 
-def _fill(events: Iterable[Event], split: str, value: Callable[[Event], float]) -> np.ndarray:
+def _fill(events: Iterable[Event], split: str, values: Callable[[Log], np.ndarray]) -> np.ndarray:
     """`[T + 1, T]`: row 0 before any training, row i + 1 after learning experience i; the latest evaluation counts."""
-    events = read_log(events)
-    count = experience_count(events)
-    filled = np.full((count + 1, count), np.nan)
-    for event in _evaluations(events, split):
-        filled[event["after"] + 1, event["experience"]] = value(event)
+    log = read_log(events)
+    filled = np.full((log.experiences + 1, log.experiences), np.nan)
+    rows, columns = (log.values("evaluate", key, split).astype(np.int64) for key in ("after", "experience"))
+    filled[rows + 1, columns] = values(log)  # where an index repeats, numpy keeps the last value
     return filled
 
 
-def _accuracy(aware: bool) -> Callable[[Event], float]:
-    key = "correct_task" if aware else "correct"
+def _accuracy(aware: bool, split: str) -> Callable[[Log], np.ndarray]:
+    def values(log: Log) -> np.ndarray:
+        samples = log.values("evaluate", "samples", split)
+        correct = log.values("evaluate", "correct_task" if aware else "correct", split)
+        return correct / np.where(samples > 0, samples, np.nan)
 
-    def value(event: Event) -> float:
-        correct, samples = event.get(key), event.get("samples")
-        return float("nan") if correct is None or not samples else correct / samples
-
-    return value
-
-
-def _loss(event: Event) -> float:
-    loss = event.get("loss")
-    return float("nan") if loss is None else float(loss)
+    return values

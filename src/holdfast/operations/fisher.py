@@ -15,7 +15,10 @@ from holdfast.core.experience import Data, Tree, tree_map
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import mean_over_ranks
 from holdfast.core.services import Services
-from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
+from holdfast.operations.functional_model import gradients_of
+from holdfast.operations.layer_gradients import Diagonal, square
+from holdfast.operations.per_sample import Labels, PerSample
+from holdfast.operations.rows import class_dim, counted, ignored_label, sum_of_rows
 
 Kind = Literal["exact", "true", "predicted", "empirical", "batch"]
 
@@ -60,58 +63,84 @@ def fisher_diagonal(
         closed_form: True, False, or None to use the closed form where the model allows it.
 
     Returns:
-        One tensor per trainable parameter, shaped like it.
+        One real tensor per trainable parameter, shaped like it.
 
     Raises:
         ConfigError: `exact` or `true` with targets that are no class indices, under a criterion whose distribution is
-            not known.
+            not known; `exact` with a class at each position; an unknown kind.
+        UsageError: the outputs are not finite, or have no value per class for each target.
 
     Linear, convolution and BatchNorm layers have a closed form: with a layer's inputs a and output gradients d of
     each sample, the squared weight gradient of a linear layer summed over samples is the product (d^2)^T (a^2),
-    one matrix product instead of one backward per sample. Other layers go through `vmap(grad)` in chunks of 32.
+    one matrix product instead of one backward per sample. Other models go through `vmap(grad)`, and those that it does
+    not take through one backward a sample (`operations.per_sample`, which also checks that a faster way is right).
+
+    Targets `[rows, ...]` may have a class at each position (segmentation, language models): a sample's loss is the mean
+    over its T positions that count, and its part of F that of the T positions together, over T. Samples whose labels
+    are all the criterion's `ignore_index` are left out. Of a complex parameter it is the squared magnitude.
 
     Source: Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks", eq. 3; the kinds are
     told apart by Kunstner et al. 2019, "Limitations of the empirical Fisher approximation".
     """
     if kind not in get_args(Kind):
         raise ConfigError(f"Fisher kind {kind!r} is unknown. Choose one of {', '.join(get_args(Kind))}.")
-    order = torch.arange(len(data))
-    if samples is not None and samples < len(data):
-        order = torch.randperm(len(data), generator=generator)[:samples]
+    order = counted(torch.arange(len(data)), data.targets, learner.criterion)
+    if samples is not None and samples < len(order):
+        order = order[torch.randperm(len(order), generator=generator)[:samples]]
     if kind != "batch":  # which depends on who is in a batch with whom
         order = learner.share.rows(order)
     model = learner.model
     if batch_size is None:
         small = kind == "batch" or any(isinstance(module, nn.Conv2d) for module in model.modules())
         batch_size = 128 if small else 512
+    named = learner.named_parameters()
     with eval_mode(model):
-        total = {name: torch.zeros_like(p) for name, p in learner.named_parameters().items()}
-        layers = supported_layers(model) if closed_form is not False and kind != "batch" else None
-        if closed_form and layers is None:
-            raise ConfigError(
-                "the Fisher closed form was asked for, but the model has layers without one. Leave it out."
-            )
+        total = {name: square(torch.zeros_like(p)) for name, p in named.items()}
+        measured = None if kind == "batch" else PerSample(learner, square, closed_form)
         for batch in data.batches(order, batch_size):
             inputs = tree_map(lambda t: t.to(learner.device), batch.inputs)
             targets = batch.targets.to(learner.device)
-            if kind == "batch":
+            if measured is None:
                 loss = learner.loss_on(inputs, targets, batch.task)
-                grads: Iterator[Tensor] = iter(learner.grad(loss, average=False))
-                part = {name: next(grads).square() * len(targets) for name in total}
-            elif layers is not None:
-                found = _closed_form(learner, layers, inputs, targets, batch.task, kind, generator, closed_form)
-                if found is None:  # some layer is not called exactly once
-                    layers, found = None, _vmapped(learner, inputs, targets, batch.task, kind, generator)
-                part = found
+                gradients = gradients_of(loss, list(named.values()))
+                part = {name: square(value) * len(targets) for name, value in zip(named, gradients)}
             else:
-                part = _vmapped(learner, inputs, targets, batch.task, kind, generator)
+                part = _of_batch(measured, inputs, targets, batch.task, kind, generator)
+                measured.warn(len(order))
             for name, value in part.items():
                 total[name] += value
     return mean_over_ranks(total, len(order))
 
 
-Labels = Iterator[tuple[Tensor, Tensor | float | None]]
-"""Targets to differentiate by, with the factor of each sample's squared gradient (None for 1)."""
+def _of_batch(
+    measured: PerSample,
+    inputs: Tree,
+    targets: Tensor,
+    task: int | Tensor | None,
+    kind: Kind,
+    generator: torch.Generator | None,
+) -> Diagonal:
+    """The part of one batch: the labels that its kind asks for, and the loss that is differentiated."""
+    criterion = measured.learner.criterion
+    drawn_from = distribution(criterion, targets, kind)
+    drawn = kind != "empirical" and drawn_from == "softmax"
+    ignored = ignored_label(criterion)
+
+    dim = 1
+
+    def draw(outputs: Tensor, targets: Tensor) -> Labels:
+        nonlocal dim
+        dim = class_dim(criterion, outputs, targets)
+        return _labels(outputs, targets, kind, drawn_from, generator, dim, ignored)
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        if not drawn:
+            return sum_of_rows(criterion, outputs, labels)
+        if outputs.dim() == 2 and labels.dim() == 1:
+            return F.cross_entropy(outputs, labels) * len(labels)
+        return _over_positions(outputs, labels, dim, ignored)
+
+    return measured.summed(inputs, targets, task, loss, draw)
 
 
 def distribution(criterion: Callable[..., Tensor], targets: Tensor, kind: Kind) -> Likelihood | None:
@@ -119,13 +148,18 @@ def distribution(criterion: Callable[..., Tensor], targets: Tensor, kind: Kind) 
 
     Args:
         criterion: of the learner.
-        targets: some of them; only their dtype is looked at.
+        targets: some of them, `[rows, ...]`; only their dtype and dimensions are looked at.
         kind: of Fisher diagonal; `exact` and `true` draw.
 
     Raises:
-        ConfigError: they draw, and the criterion says no distribution.
+        ConfigError: they draw, and the criterion says no distribution; or `exact` with a class at each position.
     """
     if not targets.is_floating_point():
+        if kind == "exact" and targets.dim() > 1:
+            raise ConfigError(
+                "the 'exact' Fisher diagonal takes a backward for every class, and these targets have a class at each"
+                " position: that is one for every class and position. Write fisher='true' or fisher='empirical'."
+            )
         return "softmax"
     found = likelihood(criterion)
     if kind == "predicted":
@@ -144,32 +178,50 @@ def distribution(criterion: Callable[..., Tensor], targets: Tensor, kind: Kind) 
 
 
 def _labels(
-    outputs: Tensor, targets: Tensor, kind: Kind, drawn_from: Likelihood | None, generator: torch.Generator | None
+    outputs: Tensor,
+    targets: Tensor,
+    kind: Kind,
+    drawn_from: Likelihood | None,
+    generator: torch.Generator | None,
+    dim: int,
+    ignored: int,
 ) -> Labels:
     """The targets to differentiate by, with the factor of each sample's squared gradient."""
     width = outputs[0].numel() if len(outputs) else 1
+    factor: Tensor | float | None = None
+    if drawn_from == "softmax" and targets.dim() > 1:  # a class at each position, and the loss is their mean
+        factor = (targets != ignored).flatten(1).sum(1).to(outputs.dtype)
+    elif drawn_from in ("normal", "bernoulli"):
+        factor = float(width)
     if kind == "empirical":
-        yield targets, None if drawn_from in (None, "softmax") else float(width)
+        yield targets, factor
         return
-    if not torch.isfinite(outputs.detach().softmax(-1) if drawn_from == "softmax" else outputs).all():
+    if not torch.isfinite(outputs.detach().softmax(dim) if drawn_from == "softmax" else outputs).all():
         raise UsageError(
             "the model's outputs are not finite any more, so no Fisher diagonal can be measured. Training diverged:"
             " lower the learning rate, or the strength of the penalty (lr * strength * F must stay below 2)."
         )
     if drawn_from == "softmax":
-        yield from _classes(outputs.detach().softmax(-1), targets, kind, generator)
+        probabilities = outputs.detach().softmax(dim).movedim(dim, -1)
+        for labels, probability in _classes(probabilities, targets, kind, generator):
+            if targets.dim() > 1:
+                labels = torch.where(targets == ignored, ignored, labels)
+            yield labels, factor if probability is None else probability
     else:
         yield from _numbers(outputs.detach(), kind, drawn_from == "normal", width, generator)
 
 
-def _classes(probabilities: Tensor, targets: Tensor, kind: Kind, generator: torch.Generator | None) -> Labels:
-    """Class indices: one drawn for each row, or every class with its probability."""
+def _classes(
+    probabilities: Tensor, targets: Tensor, kind: Kind, generator: torch.Generator | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Class indices like the targets: one drawn for each, or every class with its probability."""
     if kind == "true":
-        drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator).squeeze(1)
-        yield drawn.to(probabilities.device), None
+        flat = probabilities.reshape(-1, probabilities.shape[-1])
+        drawn = torch.multinomial(flat.cpu(), 1, generator=generator).squeeze(1)
+        yield drawn.to(probabilities.device).view(targets.shape), None
         return
     if kind == "predicted":
-        yield probabilities.argmax(1), None
+        yield probabilities.argmax(-1).view(targets.shape), None
         return
     for label in range(probabilities.shape[1]):
         yield torch.full_like(targets, label), probabilities[:, label]
@@ -191,60 +243,15 @@ def _numbers(outputs: Tensor, kind: Kind, normal: bool, width: int, generator: t
             yield (drawn < mean).to(outputs.dtype), float(width)
         return
     deviation = torch.full_like(mean, 0.5**0.5) if normal else (mean * (1 - mean)).sqrt()
-    for place in range(width):
-        away = torch.zeros_like(mean).flatten(1)
-        away[:, place] = deviation.flatten(1)[:, place]
+    for output in range(width):
+        away = torch.zeros_like(mean).view(len(mean), -1)
+        away[:, output] = deviation.reshape(len(mean), -1)[:, output]
         yield mean + away.view_as(mean), float(width)
 
 
-def _closed_form(
-    learner: Services,
-    layers: dict[str, nn.Module],
-    inputs: Tree,
-    targets: Tensor,
-    task: int | Tensor | None,
-    kind: Kind,
-    generator: torch.Generator | None,
-    required: bool | None = None,
-) -> Diagonal | None:
-    result: Diagonal = {}
-    drawn_from = distribution(learner.criterion, targets, kind)
-    criterion = _criterion(learner, kind, drawn_from)
-    with recorded(layers) as seen, torch.enable_grad():
-        logits = learner(inputs, task)
-        if not required and any(len(calls) != 1 for calls in seen.values()):
-            return None
-        outputs = layer_outputs(seen)
-        for labels, factor in _labels(logits, targets, kind, drawn_from, generator):
-            loss = criterion(logits, labels) * len(targets)
-            deltas = torch.autograd.grad(loss, outputs, retain_graph=True)
-            if factor is not None:
-                root = factor**0.5 if isinstance(factor, float) else factor.sqrt()
-                shaped = [root if isinstance(root, float) else root.view(-1, *[1] * (d.dim() - 1)) for d in deltas]
-                deltas = tuple(delta * value for delta, value in zip(deltas, shaped))
-            for name, value in summed(layers, seen, deltas, torch.square).items():
-                result[name] = result[name] + value if name in result else value
-    return result
-
-
-def _vmapped(
-    learner: Services,
-    inputs: Tree,
-    targets: Tensor,
-    task: int | Tensor | None,
-    kind: Kind,
-    generator: torch.Generator | None,
-) -> Diagonal:
-    drawn_from = distribution(learner.criterion, targets, kind)
-    model, criterion = OneByOne(learner, inputs, task), _criterion(learner, kind, drawn_from)
-    result: Diagonal = {}
-    for labels, factor in _labels(model.outputs(), targets, kind, drawn_from, generator):
-        weight = torch.full((len(labels),), factor, device=labels.device) if isinstance(factor, float) else factor
-        for name, value in model.summed(criterion, labels, torch.square, weight).items():
-            result[name] = result[name] + value if name in result else value
-    return result
-
-
-def _criterion(learner: Services, kind: Kind, drawn_from: Likelihood | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss to differentiate: of class indices drawn from the model the cross-entropy, else the learner's."""
-    return F.cross_entropy if kind != "empirical" and drawn_from == "softmax" else learner.criterion
+def _over_positions(outputs: Tensor, labels: Tensor, dim: int, ignored: int) -> Tensor:
+    """The sum over rows of the mean cross-entropy of each row's positions that count."""
+    wanted = labels.reshape(-1) if outputs.dim() == 2 else labels
+    losses = F.cross_entropy(outputs.movedim(dim, 1), wanted, reduction="none", ignore_index=ignored)
+    count = (labels != ignored).flatten(1).sum(1).clamp(min=1)
+    return (losses.reshape(len(labels), -1).sum(1) / count).sum()

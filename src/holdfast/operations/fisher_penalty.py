@@ -13,6 +13,7 @@ from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.fisher import Kind, distribution, fisher_diagonal
+from holdfast.operations.layer_gradients import square
 from holdfast.operations.quadratic import quadratic
 
 
@@ -72,7 +73,7 @@ class FisherPenalty(Operation):
 
     def begin(self, experience: Experience, learner: Services) -> None:
         """Refuse what no Fisher diagonal can be measured of, before the first step."""
-        if not experience.classes and len(experience.train):
+        if len(experience.train):
             distribution(learner.criterion, experience.train.targets, self.fisher)
 
     def loss(self, step: Step, learner: Services) -> Term | None:
@@ -102,6 +103,6 @@ class FisherPenalty(Operation):
             held, total = self.importance[name], self.importance[name] + found
             share = torch.where(total > 0, found / total, 0.0)
             moved = parameter - self.anchor[name]
-            self.constant += float((held * share * moved.square()).sum())
+            self.constant += float((held * share * square(moved)).sum())
             self.anchor[name] = self.anchor[name] + share * moved
             self.importance[name] = total

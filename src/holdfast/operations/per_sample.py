@@ -1,222 +1,317 @@
-"""Gradients of single samples: what of each is summed, in closed form layer by layer or by `vmap` for any model."""
+"""Gradients of single samples for any model: by the fastest of four ways that is right for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.grad import conv2d_weight
+from torch import Tensor
 
-from holdfast.core.errors import ConfigError
-from holdfast.core.experience import Tree, tree_map
+from holdfast.core.errors import ConfigError, HoldfastError, UsageError
+from holdfast.core.experience import Tree, tree_cat, tree_map, tree_rows
 from holdfast.core.services import Services
-from holdfast.core.task import forward_task
-from holdfast.models.heads import GrowingHead, TaskHead
+from holdfast.operations.functional_model import TOGETHER, FunctionalModel, RowLoss, gradients_of
+from holdfast.operations.layer_gradients import (
+    Diagonal,
+    Magnitude,
+    layer_outputs,
+    one_call_a_row,
+    recorded,
+    square,
+    summed,
+    supported_layers,
+)
 
-Magnitude = Callable[[Tensor], Tensor]
-"""`torch.square` or `torch.abs`: what is summed of each sample's gradient. It must turn products into products."""
+Way = Literal["closed", "vmapped", "alone", "within"]
+"""How gradients of single samples are made; see `PerSample`."""
 
-Diagonal = dict[str, Tensor]
-"""One tensor per trainable parameter, shaped like it, by name."""
+Labels = Iterable[tuple[Tensor, Tensor | float | None]]
+"""Targets `[rows, ...]` to differentiate by, with the factor of each sample's magnitude (None for 1)."""
 
-Calls = dict[str, list[tuple[Tensor, Tensor]]]
-"""Input and output of every call of a layer in one forward, by the layer's name."""
+Draw = Callable[[Tensor, Tensor], Labels]
+"""Labels of outputs `[rows, ...]` and targets `[rows, ...]`."""
 
+CHECKED = 4
+"""Samples whose gradients are taken one at a time, to see whether a faster way gives the same."""
 
-# Closed form ---------------------------------------------------------------------------------------------
+MANY = 1000
+"""Samples with a backward each, from which on a warning says so."""
 
-
-def supported_layers(model: nn.Module) -> dict[str, nn.Module] | None:
-    """Layers that hold all trainable parameters, by name, if each of them has a closed form; else None."""
-    layers: dict[str, nn.Module] = {}
-    owned: set[int] = set()
-    for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad]
-        chunked = isinstance(module, GrowingHead | TaskHead)
-        if chunked:
-            own = [p for p in module.parameters() if p.requires_grad]
-        if not own or (isinstance(module, nn.ParameterList) and all(id(p) in owned for p in own)):
-            continue
-        convolution = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
-        convolution = convolution and not isinstance(module.padding, str)
-        norm = isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.track_running_stats
-        if not (isinstance(module, nn.Linear) or convolution or norm or chunked):
-            return None
-        if any(id(p) in owned for p in own):  # two layers share their weights
-            return None
-        owned |= {id(p) for p in own}
-        layers[name] = module
-    return layers
+MOST = 2**28
+"""Values of gradients that exist at once before they are summed in parts."""
 
 
-@contextmanager
-def recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
-    """Record inputs (without graph) and outputs (with graph) of `layers` in the forward inside."""
-    seen: Calls = {name: [] for name in layers}
+class PerSample:
+    """What of single samples' gradients is summed, by the fastest way that is right for the model.
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            seen[name].append((args[0].detach(), output))
-            return output.clone()  # an activation in place after the layer would change what was recorded
+    1. `closed`: one forward and one backward over the batch; the sums follow layer by layer. For linear layers,
+       convolutions and batch norm with statistics, where their rows are samples.
+    2. `vmapped`: `vmap(grad)` over the samples, for models that `torch.func` takes.
+    3. `alone`: one forward and one backward a sample.
+    4. `within`: one backward for each row of a batch's forward, for models that take no sample on its own (batch norm
+       without statistics). A sample's gradient then depends on the batch it is in.
 
-        return record
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def layer_outputs(seen: Calls) -> list[Tensor]:
-    """The outputs of the recorded layers, to differentiate by.
-
-    Raises:
-        ConfigError: if a layer was called more or less than once.
-    """
-    if any(len(calls) != 1 for calls in seen.values()):
-        raise ConfigError("the closed form needs each layer called once a forward. Pass closed_form=False.")
-    return [calls[0][1] for calls in seen.values()]
-
-
-def summed(layers: dict[str, nn.Module], seen: Calls, deltas: tuple[Tensor, ...], magnitude: Magnitude) -> Diagonal:
-    """The magnitudes of per-sample gradients, summed over samples, by parameter name.
+    Which one is decided at the first batch, and again where a batch does not fit it: the gradients of a few samples
+    are made one backward a sample, and the fastest way that gives the same is taken. Weights that are used twice, rows
+    that are no samples, hooks that change a layer's output, and layers that compute otherwise thus cost time, and give
+    no wrong number. The check leaves the global random numbers as they were.
 
     Args:
-        layers: by name.
-        seen: their recorded calls.
-        deltas: of each layer, the gradient of every sample's own loss by its outputs, `[rows, ...]`.
-        magnitude: what is summed.
-    """
-    result: Diagonal = {}
-    for (name, module), calls, delta in zip(layers.items(), seen.values(), deltas):
-        for own, value in _layer(module, calls[0][0], delta, magnitude).items():
-            result[f"{name}.{own}" if name else own] = value
-    return result
-
-
-def _layer(module: nn.Module, a: Tensor, delta: Tensor, magnitude: Magnitude) -> Diagonal:
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return _norm(module, a, delta, magnitude)
-    if isinstance(module, nn.Conv2d):
-        parts = [_convolution(module, x, d, magnitude) for x, d in zip(a.split(16), delta.split(16))]
-        found = {"weight": torch.stack(parts).sum(0), "bias": magnitude(delta.flatten(2).sum(2)).sum(0)}
-    elif a.dim() == 2:
-        found = {"weight": magnitude(delta).T @ magnitude(a), "bias": magnitude(delta).sum(0)}
-    else:
-        a, delta = a.flatten(1, -2), delta.flatten(1, -2)
-        found = {
-            "weight": magnitude(torch.einsum("nto,nti->noi", delta, a)).sum(0),
-            "bias": magnitude(delta.sum(1)).sum(0),
-        }
-    if isinstance(module, GrowingHead | TaskHead):
-        chunks = {}
-        for index, part in enumerate(module.parts()):
-            if part.weight.requires_grad:
-                chunks[f"weights.{index}"] = found["weight"][part.start : part.stop]
-            if part.bias is not None and part.bias.requires_grad:
-                chunks[f"biases.{index}"] = found["bias"][part.start : part.stop]
-        return chunks
-    return {own: found[own] for own, p in module.named_parameters(recurse=False) if p.requires_grad}
-
-
-def _convolution(module: nn.Conv2d, a: Tensor, delta: Tensor, magnitude: Magnitude) -> Tensor:
-    """Weight gradients of a convolution for every sample, as one convolution with a group per sample."""
-    rows, shape = a.shape[0], (a.shape[0] * module.out_channels, *module.weight.shape[1:])
-    grads = conv2d_weight(
-        a.reshape(1, -1, *a.shape[2:]),
-        shape,
-        delta.reshape(1, -1, *delta.shape[2:]),
-        module.stride,
-        module.padding,  # type: ignore[arg-type]
-        module.dilation,
-        groups=rows,
-    )
-    return magnitude(grads.view(rows, *module.weight.shape)).sum(0)
-
-
-def _norm(module: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor, delta: Tensor, magnitude: Magnitude) -> Diagonal:
-    shape = (1, -1, *[1] * (a.dim() - 2))
-    mean, var = module.running_mean, module.running_var
-    scaled = (a - mean.view(shape)) / (var.view(shape) + module.eps).sqrt()  # type: ignore[union-attr]
-    found = {"weight": delta * scaled, "bias": delta}
-    totals = {own: value.flatten(2).sum(2) if a.dim() > 2 else value for own, value in found.items()}
-    return {own: magnitude(value).sum(0) for own, value in totals.items()}
-
-
-# Any model -----------------------------------------------------------------------------------------------
-
-
-class OneByOne:
-    """The model as a function of its parameters and one sample, for gradients of single samples by `vmap(grad)`.
-
-    Args:
-        learner: whose model it is; in eval mode already.
-        inputs: raw inputs `[rows, ...]`, prepared here.
-        task: the task label of all rows.
+        learner: its model, which is in eval mode whenever something is asked here.
+        magnitude: of a sample's gradient; what is summed over samples.
+        closed_form: True to refuse all but the first way, False to leave it out.
 
     Raises:
-        ConfigError: if rows have different tasks.
+        ConfigError: the closed form is asked for, and the model has none, or it would give other numbers.
+
+    Attributes:
+        way: the one in use; None before the first batch.
+        warned: whether `warn` did.
+        layers: those with a closed form, by name, if all trainable parameters are in such layers; else None.
     """
 
-    def __init__(self, learner: Services, inputs: Tree, task: int | Tensor | None) -> None:
-        if isinstance(task, Tensor):
-            raise ConfigError("per-sample gradients with mixed tasks need the closed form. Use layers that have one.")
-        self.task = learner.task if task is None else task
-        self.model, self.output = learner.model, learner.forward.output
-        self.inputs = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
-        self.parameters = {name: p.detach() for name, p in learner.named_parameters().items()}
-        state = self.model.state_dict(keep_vars=True)
-        tied = {id(p) for p in learner.parameters()}  # also under a second name
-        self.rest = {name: value for name, value in state.items() if id(value) not in tied}
-        first = {id(p): name for name, p in learner.named_parameters().items()}
-        places = [
-            (f"{path}.{key}".lstrip("."), p)
-            for path, module in self.model.named_modules()
-            for key, p in module._parameters.items()
-        ]
-        self.aliases = {name: first[id(p)] for name, p in places if first.get(id(p), name) != name}
+    def __init__(self, learner: Services, magnitude: Magnitude = square, closed_form: bool | None = None) -> None:
+        self.learner, self.magnitude, self.closed_form = learner, magnitude, closed_form
+        self.layers = None if closed_form is False else supported_layers(learner.model)
+        self.way: Way | None = None
+        self.warned = False
+        self._slow_way: Way = "alone"
+        self._shape: tuple[int, ...] | None = None  # of the outputs of one sample
+        self._context: tuple[Tree, Any] | None = None
+        if self.layers is None:
+            self._refuse_without_closed_form("the model has layers without one")
 
-    def call(self, weights: Diagonal, row: Tree) -> Tensor:
-        """Outputs `[1, width]` of one sample under `weights`."""
-        one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
-        args: tuple[Tensor, ...] = (one,) if isinstance(one, Tensor) else one if isinstance(one, tuple) else ()
-        named = dict(one) if isinstance(one, Mapping) else {}
-        # Tied by hand: torch exchanges a module that has two names twice, and puts the wrong values back.
-        every = {**weights, **{name: weights[own] for name, own in self.aliases.items()}}
-        with forward_task(self.task):
-            outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
-        return outputs if self.output is None else self.output(outputs)
+    def warn(self, samples: int) -> None:
+        """Say once, after the first batch, that every one of many samples takes a backward of its own."""
+        if self.way in ("alone", "within") and samples > MANY and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"gradients of single samples take one backward each in this model, {samples} in all: it has layers"
+                " that neither a closed form nor torch.func.vmap knows. Measure fewer with samples=...",
+                stacklevel=2,
+            )
 
-    def outputs(self) -> Tensor:
-        """Outputs `[rows, width]` of all samples, without graph."""
-        with torch.no_grad():
-            return vmap(lambda row: self.call(self.parameters, row).squeeze(0))(self.inputs)
-
-    def summed(
-        self,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        labels: Tensor,
-        magnitude: Magnitude,
-        factor: Tensor | None = None,
-    ) -> Diagonal:
-        """The magnitudes of per-sample gradients of `loss(outputs, label)`, summed over samples.
+    def summed(self, inputs: Tree, targets: Tensor, task: Any, loss: RowLoss, draw: Draw) -> Diagonal:
+        """The magnitudes of per-sample gradients, summed over samples and over what `draw` yields.
 
         Args:
-            loss: a scalar, of outputs `[1, width]` and labels `[1, ...]`.
-            labels: `[rows, ...]`.
-            magnitude: what is summed.
-            factor: `[rows]` of each sample's magnitude; None for 1.
+            inputs: raw inputs, `[rows, ...]`, on the learner's device.
+            targets: `[rows, ...]`.
+            task: the task of all rows, `[rows]` tasks, or None for the current one.
+            loss: the sum over rows of each row's own loss.
+            draw: the labels that the loss is taken of.
         """
+        way = self.choose(inputs, task)
+        if way == "closed":
+            found = self._closed(inputs, targets, task, loss, draw)
+            if found is not None:
+                return found
+            self._refuse_without_closed_form("a layer is not called once, with a row for each sample")
+            way = self.choose(inputs, task, without=("closed",))
+        if way == "vmapped":
+            try:
+                return self._vmapped(inputs, targets, task, loss, draw)
+            except HoldfastError:
+                raise
+            except Exception:  # a criterion, or a later batch, that torch.func cannot take
+                way = self.way = self._slow_way
+        return self._one_by_one(way, inputs, targets, task, loss, draw)
 
-        def one(weights: Diagonal, row: Tree, label: Tensor) -> Tensor:
-            return loss(self.call(weights, row), label.unsqueeze(0))
+    def matrix(self, inputs: Tree, targets: Tensor, task: Any, loss: RowLoss) -> Tensor:
+        """The gradient of each row's own loss by all trainable parameters, `[rows, values]`; never in closed form.
 
-        grads = vmap(grad(one), in_dims=(None, 0, 0), chunk_size=32)(self.parameters, self.inputs, labels)
-        if factor is None:
-            return {name: magnitude(value).sum(0) for name, value in grads.items()}
-        return {name: torch.tensordot(factor, magnitude(value), 1) for name, value in grads.items()}
+        Args:
+            inputs: raw inputs, `[rows, ...]`, on the learner's device.
+            targets: `[rows, ...]`.
+            task: the task of all rows, `[rows]` tasks, or None for the current one.
+            loss: the sum over rows of each row's own loss.
+        """
+        rows = targets.shape[0]
+        if self.choose(inputs, task, without=("closed",)) == "vmapped":
+            try:
+                found = FunctionalModel(self.learner, inputs, task).gradients(loss, targets)
+                return torch.cat([_real(value).reshape(rows, -1) for value in found.values()], dim=1)
+            except Exception:  # a criterion that torch.func cannot take
+                self.way = self._slow_way
+        assert self.way is not None
+        gradients = self._gradients(self.way, inputs, targets, task, loss, _as_they_are)
+        return torch.stack([torch.cat([_real(value).flatten() for value in each]) for each, _ in gradients])
+
+    def outputs(self, inputs: Tree, task: Any) -> Tensor:
+        """The model's outputs on raw `inputs`, `[rows, ...]`: also where it squeezes those of a single row."""
+        outputs, rows = self.learner(inputs, task), tree_rows(inputs)
+        if self._shape is None:
+            self._shape = tuple(outputs.shape[1:])
+        whole = (rows, *self._shape)
+        return outputs.reshape(whole) if rows == 1 and outputs.numel() == torch.Size(whole).numel() else outputs
+
+    # Which way -------------------------------------------------------------------------------------------
+
+    def choose(self, inputs: Tree, task: Any, without: Sequence[Way] = ()) -> Way:
+        """The fastest way that gives what one backward a sample gives on a few rows of `inputs`.
+
+        Args:
+            inputs: raw inputs, `[rows, ...]`, on the learner's device.
+            task: as for `summed`.
+            without: ways that are no choice.
+        """
+        if self.way is None or self.way in without:
+            device = self.learner.device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                self.way = self._chosen(inputs, task, without)
+        return self.way
+
+    def _chosen(self, inputs: Tree, task: Any, without: Sequence[Way]) -> Way:
+        rows = tree_rows(inputs)
+        index = torch.linspace(0, rows - 1, min(rows, CHECKED)).round().to(torch.int64)
+        few = tree_map(lambda leaf: leaf.index_select(0, index.to(leaf.device)), inputs)
+        tasks = task[index.to(task.device)] if isinstance(task, Tensor) else task
+        given = few, torch.zeros(len(index), device=self.learner.device), tasks, _probe, _as_they_are
+        try:
+            with torch.no_grad():
+                rows_out = self.outputs(few, tasks).shape[0]
+            self._slow_way, truth = "alone", self._one_by_one("alone", *given)
+        except Exception:  # whatever a user's model raises where it takes no single sample
+            self._slow_way, truth, rows_out = "within", self._one_by_one("within", *given), len(index)
+        for way, sums in (("closed", self._closed), ("vmapped", self._vmapped)):
+            skipped = way in without or rows_out != len(index) or (way == "closed" and self.layers is None)
+            try:
+                found = None if skipped else sums(*given)
+            except Exception:  # torch.func has no class of error for what it cannot do
+                found = None
+            if found is not None and self._same(found, truth):
+                return way  # type: ignore[return-value]
+            if way == "closed" and not skipped:
+                self._refuse_without_closed_form("it gives other numbers than one backward a sample")
+        return self._slow_way
+
+    def _same(self, found: Diagonal, truth: Diagonal) -> bool:
+        """Whether two ways agree, but for rounding."""
+        if found.keys() != truth.keys():
+            return False
+        kinds = {value.dtype for value in truth.values()}
+        close, noise = (1e-6, 1e-10) if kinds == {torch.float64} else (1e-3, 1e-5)
+        if self.learner.device.type == "cuda":
+            close = max(close, 2e-2)  # convolutions round to ten bits there
+        if self.learner.autocast is not None or kinds & {torch.float16, torch.bfloat16}:
+            close, noise = 0.2, 1e-2
+        largest = torch.stack([value.abs().amax().double() for value in truth.values() if value.numel()])
+        apart = torch.stack([(found[n] - value).abs().amax().double() for n, value in truth.items() if value.numel()])
+        floor = largest.amax() * float(self.magnitude(torch.tensor(noise, dtype=torch.float64)))
+        return bool((apart <= close * largest + floor).all())
+
+    def _refuse_without_closed_form(self, why: str) -> None:
+        if self.closed_form:
+            raise ConfigError(f"the closed form of per-sample gradients was asked for, but {why}. Leave it out.")
+
+    # The four ways ---------------------------------------------------------------------------------------
+
+    def _closed(self, inputs: Tree, targets: Tensor, task: Any, loss: RowLoss, draw: Draw) -> Diagonal | None:
+        assert self.layers is not None
+        result: Diagonal = {}
+        rows = targets.shape[0]
+        with recorded(self.layers) as seen, torch.enable_grad():
+            outputs = self.outputs(inputs, task)
+            if outputs.shape[0] != rows or not one_call_a_row(seen, rows):
+                return None
+            left = layer_outputs(seen)
+            for labels, factor in draw(outputs, targets):
+                deltas = torch.autograd.grad(loss(outputs, labels), left, retain_graph=True, allow_unused=True)
+                deltas = tuple(torch.zeros_like(out) if d is None else d for d, out in zip(deltas, left))
+                if factor is not None:
+                    root = factor**0.5 if isinstance(factor, float) else factor.sqrt()
+                    shaped = [root if isinstance(root, float) else root.view(-1, *[1] * (d.dim() - 1)) for d in deltas]
+                    deltas = tuple(delta * value for delta, value in zip(deltas, shaped))
+                _add(result, summed(self.layers, seen, deltas, self.magnitude))
+        return result
+
+    def _vmapped(self, inputs: Tree, targets: Tensor, task: Any, loss: RowLoss, draw: Draw) -> Diagonal:
+        model = FunctionalModel(self.learner, inputs, task)
+        result: Diagonal = {}
+        rows = targets.shape[0]
+        values = rows * sum(value.numel() for value in model.parameters.values())
+        for labels, factor in draw(model.outputs(), targets):
+            for part in torch.arange(rows).split(TOGETHER if values > MOST else max(1, rows)):
+                chosen = slice(int(part[0]), int(part[-1]) + 1)
+                gradients = model.gradients(loss, labels[chosen], chosen)
+                sizes = {name: self.magnitude(value) for name, value in gradients.items()}
+                if factor is None:
+                    _add(result, {name: value.sum(0) for name, value in sizes.items()})
+                    continue
+                weights = factor[chosen] if isinstance(factor, Tensor) else torch.full((len(part),), factor)
+                _add(result, {name: torch.tensordot(weights.to(value), value, 1) for name, value in sizes.items()})
+        return result
+
+    def _one_by_one(self, way: Way, inputs: Tree, targets: Tensor, task: Any, loss: RowLoss, draw: Draw) -> Diagonal:
+        named = self.learner.named_parameters()
+        result = {name: self.magnitude(torch.zeros_like(p)) for name, p in named.items()}
+        for gradients, factor in self._gradients(way, inputs, targets, task, loss, draw):
+            for value, gradient in zip(result.values(), gradients):
+                size = self.magnitude(gradient)
+                value += size if factor is None else size * factor
+        return result
+
+    def _gradients(
+        self, way: Way, inputs: Tree, targets: Tensor, task: Any, loss: RowLoss, draw: Draw
+    ) -> Iterator[tuple[list[Tensor], Tensor | float | None]]:
+        """The gradients of each sample for each of its labels, with their factor: one backward for each."""
+        parameters, rows = self.learner.parameters(), targets.shape[0]
+        parts = [slice(row, row + 1) for row in range(rows)]
+        if way == "within":
+            pieces = torch.arange(rows).tensor_split(-(-rows // TOGETHER))
+            parts = [slice(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
+        for part in parts:
+            chosen = tree_map(lambda leaf, part=part: leaf[part], inputs)  # type: ignore[misc]
+            tasks = task[part] if isinstance(task, Tensor) else task
+            rows_here = part.stop - part.start
+            with torch.enable_grad():
+                outputs = self._outputs_of(way, chosen, tasks, rows_here)
+            for labels, factor in draw(outputs, targets[part]):
+                for row in range(rows_here):
+                    one = slice(row, row + 1)
+                    with torch.enable_grad():
+                        value = loss(outputs, labels) if way == "alone" else loss(outputs[one], labels[one])
+                        gradients = gradients_of(value, parameters)
+                    yield gradients, factor[row] if isinstance(factor, Tensor) else factor
+
+    def _outputs_of(self, way: Way, inputs: Tree, tasks: Any, rows: int) -> Tensor:
+        """Outputs of one sample alone; or of several within their batch, a single one with the batch before."""
+        if way == "alone":
+            outputs = self.outputs(inputs, tasks)
+            if outputs.shape[1:] != self._shape:
+                raise UsageError(f"the model gives outputs of shape {tuple(outputs.shape)} for one sample.")
+            return outputs
+        if rows > 1:
+            self._context = inputs, tasks
+        elif self._context is not None:
+            joined = tree_cat([inputs, self._context[0]])
+            tasks = torch.cat([tasks, self._context[1]]) if isinstance(tasks, Tensor) else tasks
+            return self.outputs(joined, tasks)[:1]
+        outputs = self.outputs(inputs, tasks)
+        if outputs.dim() == 0 or outputs.shape[0] != rows:
+            raise UsageError(
+                f"gradients of single samples need a row of outputs for each sample: the model gave outputs of shape "
+                f"{tuple(outputs.shape)} for {rows} samples, and takes no single one. Return a row for each sample."
+            )
+        return outputs
+
+
+def _add(total: Diagonal, part: Diagonal) -> None:
+    for name, value in part.items():
+        total[name] = total[name] + value if name in total else value
+
+
+def _real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
+def _as_they_are(outputs: Tensor, targets: Tensor) -> Labels:
+    return ((targets, None),)
+
+
+def _probe(outputs: Tensor, labels: Tensor) -> Tensor:
+    """A linear function of the outputs with a gradient by each of them: no loss, which may have none any more."""
+    weights = torch.arange(outputs[0].numel(), device=outputs.device, dtype=torch.float64).mul(2.4).add(1).cos()
+    return (outputs * weights.to(outputs.dtype).view(outputs.shape[1:])).sum()

@@ -25,7 +25,7 @@ class _Quadratic(torch.autograd.Function):
 
 
 def quadratic(learner: Services, importance: dict[str, Tensor], anchor: dict[str, Tensor]) -> Tensor:
-    """The sum over parameters of importance * (parameter - anchor)^2, a scalar with its graph.
+    """The sum over parameters of importance * |parameter - anchor|^2, a scalar with its graph.
 
     Its gradient, 2 * importance * (parameter - anchor), is written down instead of derived step by step,
     which spares four passes over the parameters. Parameters that have no importance yet (a head that grew) are left
@@ -33,13 +33,18 @@ def quadratic(learner: Services, importance: dict[str, Tensor], anchor: dict[str
 
     Args:
         learner: whose trainable parameters are held.
-        importance: by parameter name, shaped like the parameter.
+        importance: by parameter name, real, shaped like the parameter.
         anchor: by parameter name, shaped like the parameter.
     """
     held = [(name, p) for name, p in learner.named_parameters().items() if name in importance]
     if not held:  # everything that had an importance is frozen by now
         return torch.zeros((), device=learner.device)
-    parameters = [p for _, p in held]
-    return _Quadratic.apply(
-        len(held), *parameters, *(importance[name] for name, _ in held), *(anchor[name] for name, _ in held)
-    )  # type: ignore[no-untyped-call]
+    parameters = [_real(p) for _, p in held]
+    weights = [importance[n].unsqueeze(-1).expand(*p.shape, 2) if p.is_complex() else importance[n] for n, p in held]
+    anchors = [_real(anchor[name]) for name, _ in held]
+    return _Quadratic.apply(len(held), *parameters, *weights, *anchors)  # type: ignore[no-untyped-call]
+
+
+def _real(value: Tensor) -> Tensor:
+    """A complex tensor as pairs of numbers, whose squares add up to its squared magnitude."""
+    return torch.view_as_real(value) if value.is_complex() else value

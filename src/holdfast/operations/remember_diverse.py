@@ -10,18 +10,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
-from holdfast.core.experience import Tree, task_column, tree_cat, tree_map
+from holdfast.core.experience import task_column, tree_cat
 from holdfast.core.inspect import eval_mode
+from holdfast.core.memory import Rows
 from holdfast.core.operation import Operation, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement, Uniform
-from holdfast.operations.gradient_products import inner_products
-from holdfast.operations.per_sample import layer_outputs, recorded, supported_layers
-from holdfast.operations.rows import row_losses, rows_of
-from holdfast.operations.twin import Twin
+from holdfast.operations._parts.draws import keep_in
+from holdfast.operations.layer_gradients import (
+    inner_products,
+    layer_outputs,
+    one_call_a_row,
+    recorded,
+    supported_layers,
+)
+from holdfast.operations.per_sample import PerSample
+from holdfast.operations.rows import row_losses, rows_of, sum_of_rows
 
 LEAST = 1e-8
 """The lowest score: with a score of exactly zero a row could never be replaced."""
@@ -123,8 +129,9 @@ class RememberDiverse(Operation):
     Differences: one subset per batch, not per sample, and a sample's score is 1 while there is nothing to compare
     with; gradients of single samples on both sides, where the authors' code takes those of memory batches; they are
     measured in eval mode. For linear layers no gradient of a sample is made: one forward and one backward over the rows
-    and those compared with give all inner products (`operations.gradient_products`), convolutions make those of 16
-    samples at a time; other layers hold them for one batch, (rows + compare) times the parameters.
+    and those compared with give all inner products (`operations.layer_gradients`), convolutions make those of 16
+    samples at a time; other models hold them for one batch, (rows + compare) times the parameters, made by `vmap` or,
+    where that does not take the model, by one backward a sample.
 
     Example:
         >>> RememberDiverse(capacity=200)
@@ -133,6 +140,7 @@ class RememberDiverse(Operation):
 
     role = "knowledge retention"
     state = ("retrieval",)
+    scratch = ("_per_sample",)
 
     def __init__(self, capacity: int, compare: int = 10) -> None:
         super().__init__()
@@ -142,105 +150,78 @@ class RememberDiverse(Operation):
         self.compare = compare
         self.retrieval: Uniform | None = None
         self._insertion: DiverseInsertion | None = None
-        self._twin: Twin | None = None
-        self._layers: tuple[list[nn.Parameter], dict[str, nn.Module] | None] | None = None
+        self._per_sample: tuple[list[nn.Parameter], int, PerSample] | None = None
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(learner.memory is None, "remember_diverse", "found another memory in this method. Leave out Remember.")
         self._insertion = DiverseInsertion(learner.rng(f"replace/{self.name}"))
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
-        learner.memory = Memory(learner.share(self.capacity), insertion=self._insertion, device=learner.device)
+        memory = Memory(self.capacity, insertion=self._insertion, device=learner.device, share=learner.share)
+        self._memory = keep_in(learner, memory, self.name)
 
     def observe(self, step: Step, learner: Services) -> None:
         """Score the step's current rows and offer them to the memory."""
         assert self._insertion is not None
         rows = rows_of(step, learner)
         self._insertion.incoming = self._scores(rows, learner)
-        learner.memory.add(rows)
+        self._memory.add(rows)
 
-    def _scores(self, rows: dict[str, Any], learner: Services) -> Tensor:
-        held = learner.memory.draw(self.compare, self.retrieval)
+    def _scores(self, rows: Rows, learner: Services) -> Tensor:
+        assert self.retrieval is not None
+        held: Rows | None = self._memory.draw(self.compare, self.retrieval)
         count = rows["targets"].shape[0]
         if held is None:
             return torch.ones(count)
-        found = self._products(rows, held, count, learner)
-        if found is None:
-            return self._one_by_one(rows, held, learner)
+        measured = self._measured(learner)
+        with eval_mode(learner.model):
+            found = self._products(measured, rows, held, count)
+            if found is None:
+                criterion = learner.criterion
+                new, old = (
+                    measured.matrix(
+                        r["inputs"],
+                        r["targets"],
+                        r.get("task"),
+                        lambda outputs, targets: sum_of_rows(criterion, outputs, targets),
+                    )
+                    for r in (rows, held)
+                )
+                return 1 + (F.normalize(new, dim=1) @ F.normalize(old, dim=1).T).amax(1)
         cross, norms = found
         sizes = norms.sqrt().clamp(min=SMALLEST)
         return 1 + (cross / sizes[:count].unsqueeze(1) / sizes[count:]).amax(1)
 
     def _products(
-        self, rows: dict[str, Any], held: dict[str, Any], count: int, learner: Services
+        self, measured: PerSample, rows: dict[str, Any], held: dict[str, Any], count: int
     ) -> tuple[Tensor, Tensor] | None:
-        """Inner products and squared norms by one forward and backward; None for layers without a closed form."""
-        layers = self._closed(learner)
-        if layers is None:
+        """Inner products and squared norms by one forward and backward; None where the closed form does not hold."""
+        learner, layers = measured.learner, measured.layers
+        if layers is None or measured.closed_form is False:
             return None
         task = rows.get("task")
         if task is not None and "task" in held:
             task = torch.cat([task_column(task, count, learner.device), held["task"]])
-        targets = torch.cat([rows["targets"], held["targets"]])
-        with eval_mode(learner.model), recorded(layers) as seen, torch.enable_grad():
-            outputs = learner(tree_cat([rows["inputs"], held["inputs"]]), task)
-            if any(len(calls) != 1 for calls in seen.values()):
+        inputs, targets = tree_cat([rows["inputs"], held["inputs"]]), torch.cat([rows["targets"], held["targets"]])
+        if measured.choose(inputs, task) != "closed":
+            return None
+        with recorded(layers) as seen, torch.enable_grad():
+            outputs = measured.outputs(inputs, task)
+            if outputs.shape[0] != len(targets) or not one_call_a_row(seen, len(targets)):
                 return None
             total = row_losses(learner.criterion, outputs, targets).sum()
             deltas = torch.autograd.grad(total, layer_outputs(seen))
         return inner_products(layers, seen, deltas, count)
 
-    def _closed(self, learner: Services) -> dict[str, nn.Module] | None:
-        """The model's layers, if all of them are trained whole and have a closed form; looked up once."""
+    def _measured(self, learner: Services) -> PerSample:
+        """How gradients of samples are made: decided once for as long as the model has the same parameters."""
+        found = self._per_sample
         parameters = learner.parameters()
-        if self._layers is None or self._layers[0] is not parameters:
-            layers = supported_layers(learner.model)
-            held = [p for module in (layers or {}).values() for p in module.parameters()]
-            self._layers = parameters, layers if all(p.requires_grad for p in held) else None
-        return self._layers[1]
-
-    def _one_by_one(self, rows: dict[str, Any], held: dict[str, Any], learner: Services) -> Tensor:
-        twin = self._twin
-        if twin is None:
-            twin = self._twin = learner.twin()
-        twin.copy_from(learner.model.state_dict())
-        new, old = (
-            F.normalize(row_gradients(learner, twin, r["inputs"], r["targets"], r.get("task")), dim=1)
-            for r in (rows, held)
-        )
-        return 1 + (new @ old.T).amax(1)
-
-
-def row_gradients(learner: Services, twin: Twin, inputs: Tree, targets: Tensor, task: Any = None) -> Tensor:
-    """The gradient of each row's own loss by all trainable parameters, `[rows, parameters]`.
-
-    Args:
-        learner: its criterion, and how it prepares inputs.
-        twin: the model, with the values at which to measure.
-        inputs: raw, `[rows, ...]`.
-        targets: `[rows, ...]`.
-        task: the task of all rows, or `[rows]` tasks, for a model with one head per task.
-    """
-    if learner.prepare is not None:
-        inputs = learner.prepare(inputs, False, None)
-    names = learner.named_parameters()
-    weights = {name: twin.values[name] for name in names}
-    rest = {name: value for name, value in twin.values.items() if name not in names}
-    tasks = (
-        task if isinstance(task, Tensor) else torch.full_like(targets, 0 if task is None else task, dtype=torch.int64)
-    )
-    heads = [module for module in twin.module.modules() if getattr(module, "needs_task", False)]
-
-    def loss(weights: dict[str, Tensor], row: Tree, target: Tensor, of: Tensor) -> Tensor:
-        one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
-        for head in heads:
-            head.task = of.unsqueeze(0)  # type: ignore[assignment]
-        args, kwargs = (
-            ((one,), {}) if isinstance(one, Tensor) else ((), dict(one)) if isinstance(one, dict) else (one, {})
-        )
-        return learner.criterion(functional_call(twin.module, (weights, rest), args, kwargs), target.unsqueeze(0))
-
-    rows = targets.shape[0]
-    tasks = tasks.flatten()[:rows]
-    found = vmap(grad(loss), in_dims=(None, 0, 0, 0))(weights, inputs, targets, tasks)
-    return torch.cat([found[name].reshape(rows, -1) for name in names], dim=1)
+        if found is None or found[0] is not parameters or found[1] != learner.experience:
+            held = [p for module in (supported_layers(learner.model) or {}).values() for p in module.parameters()]
+            whole = all(p.requires_grad and not p.is_complex() for p in held)
+            found = self._per_sample = (
+                parameters,
+                learner.experience,
+                PerSample(learner, closed_form=None if whole else False),
+            )
+        return found[2]

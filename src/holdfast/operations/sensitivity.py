@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.core.errors import ConfigError
-from holdfast.core.experience import Data, Tree, tree_map
+from holdfast.core.experience import Data, tree_map
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import mean_over_ranks
 from holdfast.core.services import Services
-from holdfast.operations.per_sample import Diagonal, OneByOne, layer_outputs, recorded, summed, supported_layers
+from holdfast.operations.functional_model import gradients_of
+from holdfast.operations.layer_gradients import Diagonal
+from holdfast.operations.per_sample import PerSample
 
 Over = Literal["sample", "batch"]
 
@@ -42,11 +44,11 @@ def sensitivity(
         closed_form: True, False, or None to use the closed form where the model allows it.
 
     Returns:
-        One tensor per trainable parameter, shaped like it.
+        One real tensor per trainable parameter, shaped like it.
 
     Outputs of classes that were not seen yet are left out. With a layer's inputs a and output gradients d of each
     sample, the sum over samples for a linear layer is the product |d|^T |a|: one matrix product, no gradient per
-    sample.
+    sample. Models without that form take other ways (`operations.per_sample`), down to one backward a sample.
 
     Source: Aljundi et al. 2018, "Memory aware synapses: learning what (not) to forget", eq. 2 and 3.
     """
@@ -57,24 +59,25 @@ def sensitivity(
         order = torch.randperm(len(data), generator=generator)[:samples]
     if over != "batch":  # which depends on who is in a batch with whom
         order = learner.share.rows(order)
-    model = learner.model
-    layers = supported_layers(model) if closed_form is not False and over == "sample" else None
-    if closed_form and layers is None:
-        raise ConfigError("the closed form of the sensitivity was asked for, but the model has none. Leave it out.")
-    total = {name: torch.zeros_like(p) for name, p in learner.named_parameters().items()}
-    with eval_mode(model):
+    named = learner.named_parameters()
+    total = {name: torch.zeros_like(p).abs() for name, p in named.items()}
+    with eval_mode(learner.model):
+        measured = None if over == "batch" else PerSample(learner, torch.abs, closed_form)
         for batch in data.batches(order, batch_size):
             inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
-            if over == "batch":
+            if measured is None:
                 norm = _squared_norm(learner(inputs, batch.task), learner)
-                part = dict(zip(total, (grad.abs() for grad in learner.grad(norm, average=False))))
+                part = {name: value.abs() for name, value in zip(named, gradients_of(norm, list(named.values())))}
             else:
-                found = None if layers is None else _closed_form(learner, layers, inputs, batch.task, bool(closed_form))
-                if found is None:  # no layers that have one, or some layer is not called exactly once
-                    layers, rows = None, OneByOne(learner, inputs, batch.task)
-                    none = torch.zeros(len(batch.targets), device=learner.device)
-                    found = rows.summed(lambda outputs, _: _squared_norm(outputs, learner), none, torch.abs)
-                part = found
+                rows = torch.zeros(len(batch.targets), device=learner.device)  # no labels are needed
+                part = measured.summed(
+                    inputs,
+                    rows,
+                    batch.task,
+                    lambda outputs, _: _squared_norm(outputs, learner),
+                    lambda _, targets: ((targets, None),),
+                )
+                measured.warn(len(order))
             for name, value in part.items():
                 total[name] += value
     return mean_over_ranks(total, len(order))
@@ -86,14 +89,3 @@ def _squared_norm(outputs: Tensor, learner: Services) -> Tensor:
     if outputs.dim() == 2 and 0 < seen.shape[0] <= outputs.shape[1]:
         outputs = outputs[:, : seen.shape[0]] * seen
     return outputs.square().sum()
-
-
-def _closed_form(
-    learner: Services, layers: dict[str, nn.Module], inputs: Tree, task: int | Tensor | None, required: bool
-) -> Diagonal | None:
-    with recorded(layers) as seen, torch.enable_grad():
-        norm = _squared_norm(learner(inputs, task), learner)
-        if not required and any(len(calls) != 1 for calls in seen.values()):
-            return None
-        deltas = torch.autograd.grad(norm, layer_outputs(seen))
-    return summed(layers, seen, deltas, torch.abs)

@@ -1,14 +1,26 @@
-"""Checkpoints of a run: written beside the last one and renamed over it, loaded without running any code."""
+"""What a run saves while it trains: its state, written beside the last and renamed over it, and each experience's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.core.errors import ConfigError
-from holdfast.runs.experience_folders import keep_experience
-from holdfast.runs.tensors import FORMAT, LAST, load_tensors, save_tensors
+import torch
+
+from holdfast.core.errors import ConfigError, DataError, HoldfastError
+from holdfast.metrics.log import LOG_NAME, Event, read_log
+
+LAST = "last.pt"
+MODEL = "model.pt"
+FORMAT = 1
+RESULTS, TRAIN = "results.csv", "train.csv"
+RESULT_COLUMNS = ("experience", "split", "samples", "accuracy", "task_aware_accuracy", "loss")
+TRAIN_COLUMNS = ("epoch", "step", "samples", "loss", "accuracy", "lr")
+_COUNTS = ("correct", "correct_task")
 
 
 class CheckpointFolder:
@@ -60,3 +72,93 @@ class CheckpointFolder:
         """The newest state with the number of log lines it goes with, or None if there is none yet."""
         path = self.folder / LAST
         return load_tensors(path) if path.exists() else None
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """Write tensors and plain values to `path`: whole, or not at all.
+
+    Raises:
+        HoldfastError: if the disk is full or the folder cannot be written; what was at `path` is still there.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise HoldfastError(
+            f"could not write {path}: {reason}. Make room and run `holdfast resume`; the checkpoint before it is whole."
+        ) from error
+
+
+def load_tensors(path: Path) -> Any:
+    """What `save_tensors` wrote; nothing in the file is ever run.
+
+    Raises:
+        DataError: if the file is damaged or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read as a checkpoint: {error}. Start the run again in another folder."
+        ) from error
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+        raise DataError(
+            f"{path} has format {content['format']}, this version reads {FORMAT}. Use the version that wrote it."
+        )
+    return content
+
+
+def keep_experience(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `experience<k>/` where a state is that after an experience k; one that is there is left as it is.
+
+    The folder gets its name when all is in it, so that there is never half of one.
+
+    Args:
+        folder: of the run.
+        content: of a checkpoint: `state` of the trainer with its `position`, and the configuration.
+    """
+    position = content["state"]["position"]
+    index = int(position["experience"]) - 1
+    place = folder / f"experience{index}"
+    if position["phase"] != "before" or index < 0 or place.exists():
+        return
+    beside = folder / f".experience{index}.tmp"
+    if beside.exists():
+        shutil.rmtree(beside)
+    (beside / "checkpoints").mkdir(parents=True)
+    save_tensors(beside / "checkpoints" / LAST, dict(content))
+    save_tensors(beside / "checkpoints" / MODEL, dict(content["state"]["engine"]["learner"]["model"]))
+    events = read_log(folder / LOG_NAME) if (folder / LOG_NAME).is_file() else []
+    _write(beside / RESULTS, RESULT_COLUMNS, results(events, index))
+    training = (event for event in events if event["event"] == "train" and event["experience"] == index)
+    _write(beside / TRAIN, TRAIN_COLUMNS, ([event.get(key) for key in TRAIN_COLUMNS] for event in training))
+    beside.rename(place)
+
+
+def results(events: Iterable[Event], after: int) -> list[list[Any]]:
+    """What was measured after experience `after`: one row for each experience and split.
+
+    Example:
+        >>> results([{"event": "evaluate", "after": 0, "experience": 0, "split": "test", "samples": 4, "correct": 3,
+        ...           "loss": 0.5}], after=0)
+        [[0, 'test', 4, 0.75, None, 0.5]]
+    """
+    rows = []
+    for event in events:
+        if event["event"] == "evaluate" and event["after"] == after:
+            shares = [None if event.get(key) is None else event[key] / event["samples"] for key in _COUNTS]
+            rows.append([event["experience"], event["split"], event["samples"], *shares, event.get("loss")])
+    return rows
+
+
+def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)

@@ -1,22 +1,34 @@
-"""Runs side by side: `holdfast show RUN [RUN ...]`, with mean and spread over seeds."""
+"""Runs side by side: grouped by configuration, what differs between them, as CSV or JSON."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.metrics.statistics import Spread, named
+from holdfast.metrics.table import METRICS
+from holdfast.runs.result import Result, Results
+from holdfast.runs.seeds import distinct, measures
 
-from holdfast.runs.report_data import Run, Spread, load_runs, mean_matrix, measure, measures
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
-NOT_THE_EXPERIMENT = ("seed", "seeds", "references", "folder", "output", "out")
+NOT_THE_EXPERIMENT = (
+    *("seed", "seeds", "references", "folders", "tags", "experiment_name", "threads", "checkpoint", "folder"),
+    *("output", "out", "loggers", "profiler", "$schema"),
+)
+"""Keys of a configuration that make no other experiment."""
+COLUMNS = {
+    "average_accuracy": "kept",
+    "plasticity": "learned",
+    "forgetting_first": "forgot",
+    "worst_class": "worst class",
+    "average_loss": "loss",
+    "train_seconds": "seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -25,185 +37,181 @@ class Row:
 
     Attributes:
         name: method and stream, or the folder's name.
-        runs: as read from their folders.
-        values: mean and standard error of every measure in `metrics.METRICS`.
+        runs: as read from their folders, one for each seed.
+        values: every measure in `metrics.METRICS` over the seeds.
         state: `finished`, or how far the unfinished ones came.
+        settings: what the configuration says that those of the other rows do not.
     """
 
     name: str
-    runs: list[Run]
+    runs: list[Result]
     values: dict[str, Spread | None]
     state: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
         """Which family of measures counts for the paradigm: `""` or `"task_aware_"`."""
-        return str(self.runs[0].metrics.get("headline") or "")
+        return self.runs[0].prefix
 
     def value(self, name: str) -> Spread | None:
-        """A measure in the family that counts for the paradigm."""
-        return self.values.get(self.prefix + name)
+        """A measure in the family that counts for the paradigm, or the only one of that name."""
+        found = self.values.get(self.prefix + name)
+        return self.values.get(name) if found is None else found
 
 
-def summarise(run_dirs: Iterable[str | os.PathLike[str]]) -> list[Row]:
+def summarise(
+    run_dirs: Iterable[str | os.PathLike[str]], problems: list[str] | None = None, references: bool = False
+) -> list[Row]:
     """Read run folders and group those whose configuration is equal but for the seed.
 
-    A folder of `seed-*` folders counts as its seeds. A killed run counts as far as its log goes, in a row of its own:
-    its numbers are not averaged with those of finished runs.
+    A folder of `seed-*` folders counts as its seeds, and the same seed twice counts once. Runs that did not finish, and
+    runs that diverged, stand in rows of their own: their numbers are not averaged with those of finished runs.
 
     Args:
         run_dirs: run folders.
+        problems: gets a sentence for each folder that cannot be read, which then does not hide the others.
+        references: whether to add the references of each run, as rows of their own.
 
     Returns:
         One row per configuration, in order of first appearance.
 
     Raises:
-        DataError: a folder holds no run, or a file in it is damaged.
+        DataError: a folder holds no run, or a file in it is damaged, and there is nobody to tell.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[Result]] = {}
     seen = set()
     for folder in run_dirs:
-        for run in load_runs(folder):
+        try:
+            together = Results.load(folder)
+            added = [run for runs in together.references.values() for run in runs] if references else []
+            found = [(_identity(run.read()), run) for run in [*together, *added]]
+        except DataError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+            continue
+        for identity, run in found:
             if (where := run.path.resolve()) not in seen:
                 seen.add(where)
-                groups.setdefault(_identity(run), []).append(run)
-    names = _distinct_names(list(groups.values()))
-    return [Row(name, runs, measures(runs), _state(runs)) for name, runs in zip(names, groups.values())]
+                groups.setdefault(identity, []).append(run)
+    together_by_row = [distinct(runs) for runs in groups.values()]
+    differing = differences([runs[0].config for runs in together_by_row])
+    names = _distinct_names(together_by_row)
+    return [
+        Row(name, runs, measures(runs), _state(runs), settings)
+        for name, runs, settings in zip(names, together_by_row, differing)
+    ]
 
 
-def render(rows: Sequence[Row]) -> RenderableType:
-    """What `holdfast show` prints: one row with its matrix, several as a table.
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each of several configurations, the keys whose values are not the same in all of them.
 
-    Args:
-        rows: of `summarise`.
-
-    Returns:
-        Something for `rich.print`.
+    Example:
+        >>> differences([{"method": {"name": "er", "size": 8}}, {"method": {"name": "er", "size": 16}}])
+        [{'method.size': 8}, {'method.size': 16}]
     """
-    from rich.console import Group
-    from rich.text import Text
-
-    if len(rows) != 1:
-        return _side_by_side(rows)
-    row = rows[0]
-    runs = f", {len(row.runs)} seeds (mean ± standard error)" if len(row.runs) > 1 else ""
-    head = Text.assemble((row.name, "bold"), f"  {row.state}{runs}", overflow="fold")
-    parts: list[RenderableType] = [head, _headline(row)]
-    table = mean_matrix(row.runs, row.prefix + "accuracy_matrix")
-    if np.isfinite(table).any():
-        how = "task-aware" if row.prefix else "class-incremental"
-        parts.append(_matrix(table, row.runs[0].names(), f"accuracy in per cent, {how}"))
-    return Group(*parts)
+    flat = [_flat(config) for config in configs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    differing = [key for key in keys if len({json.dumps(one.get(key), sort_keys=True) for one in flat}) > 1]
+    return [{key: one[key] for key in differing if key in one} for one in flat]
 
 
-def show(run_dirs: Iterable[str | os.PathLike[str]]) -> None:
-    """Print run folders side by side, as `holdfast show` does.
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in NOT_THE_EXPERIMENT:
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
-    Args:
-        run_dirs: run folders.
+
+def sort(rows: Sequence[Row], by: str) -> list[Row]:
+    """The rows with the best first, by a measure or by the name of its column; those without it come last.
 
     Raises:
-        DataError: a folder holds no run, or a file in it is damaged.
+        ConfigError: for a measure that there is not.
     """
-    from rich.console import Console
-
-    Console().print(render(summarise(run_dirs)))
-
-
-def _headline(row: Row) -> Table:
-    """The measures of one configuration, one per line, class-incremental and task-aware side by side."""
-    table = _table("")
-    for title in ("class-incremental", "task-aware"):
-        table.add_column(title, justify="right")
-    for label, name in (
-        ("kept (average accuracy)", "average_accuracy"),
-        ("learned (plasticity)", "plasticity"),
-        ("forgot since learned", "forgetting_first"),
-        ("forgot since best", "forgetting_max"),
-        ("average incremental", "average_incremental_accuracy"),
-        ("forward transfer", "forward_transfer"),
-    ):
-        table.add_row(label, _percent(row.values.get(name)), _percent(row.values.get("task_aware_" + name)))
-    table.add_row("worst class", _percent(row.values.get("worst_class")), "")
-    if row.values.get("average_accuracy") is None and row.values.get("task_aware_average_accuracy") is None:
-        table = _table("")
-        table.add_column("value", justify="right")
-        table.add_row("loss at the end", _number(row.values.get("average_loss")))
-        table.add_row("loss gained since learned", _number(row.values.get("loss_increase")))
-    for label, name in (
-        ("training, seconds", "train_seconds"),
-        ("steps", "steps"),
-        ("parameters", "parameters"),
-        ("memory, bytes", "memory_bytes"),
-    ):
-        table.add_row(label, _number(row.values.get(name)))
-    return table
+    measures = {**{title: name for name, title in COLUMNS.items()}, **{name: name for name in METRICS}}
+    if by not in measures:
+        raise ConfigError(unknown("measure", by, measures))
+    name = measures[by]
+    sign = -1 if METRICS[name].direction == "up" else 1
+    values = {id(row): row.value(name) for row in rows}
+    return sorted(rows, key=lambda row: float("inf") if (one := values[id(row)]) is None else sign * one.mean)
 
 
-def _matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> Table:
-    """The accuracy matrix as a table, green where high and red where low, written out too."""
-    from rich.text import Text
+def gathered(
+    run_dirs: Iterable[str | os.PathLike[str]], by: str | None = None, references: bool = False
+) -> tuple[list[Row], list[str]]:
+    """The rows of what can be read, and a sentence for each folder that cannot.
 
-    table = _table("after \\ on", title)
-    for name in names:
-        table.add_column(Text(name), justify="right")
-    for index, values in enumerate(matrix):
-        if np.isfinite(values).any():
-            cells = [Text(f"{100 * value:.1f}", _shade(value)) if np.isfinite(value) else Text("") for value in values]
-            table.add_row(Text(names[index]), *cells)
-    return table
-
-
-def _side_by_side(rows: Sequence[Row]) -> Table:
-    from rich.text import Text
-
-    table = _table("run", "mean ± standard error over seeds" if any(len(row.runs) > 1 for row in rows) else None)
-    titles = ("seeds", "kept", "learned", "forgot", "worst class", "loss", "seconds", "state")
-    for title in titles:
-        table.add_column(title, justify="left" if title == "state" else "right")
-    for row in rows:
-        table.add_row(
-            Text(row.name),
-            str(len(row.runs)),
-            _percent(row.value("average_accuracy")),
-            _percent(row.value("plasticity")),
-            _percent(row.value("forgetting_first")),
-            _percent(row.values.get("worst_class")),
-            _number(row.values.get("average_loss")),
-            _number(measure(row.runs, "train_seconds")),
-            Text(row.state),
-        )
-    return table
+    Raises:
+        DataError: where nothing can be read.
+    """
+    problems: list[str] = []
+    rows = summarise(run_dirs, problems, references)
+    if problems and not rows:
+        raise DataError("\n".join(problems))
+    return (rows if by is None else sort(rows, by)), problems
 
 
-def _table(first: str, title: str | None = None) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="dim", header_style="dim")
-    table.add_column(first)
-    return table
-
-
-def _shade(value: float) -> str:
-    """A background from dark blue (0) over grey to yellow (1), as in the report, with legible letters."""
-    stops = np.array([[0, 34, 78], [87, 93, 109], [165, 156, 116], [253, 231, 55]], dtype=float)
-    place = float(np.clip(value, 0, 1)) * (len(stops) - 1)
-    low = min(int(place), len(stops) - 2)
-    red, green, blue = (stops[low] + (place - low) * (stops[low + 1] - stops[low])).astype(int).tolist()
-    return f"{'white' if value < 0.55 else 'black'} on rgb({red},{green},{blue})"
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line for each run: folder, state, seed, what differs between the configurations, and every measure."""
+    settings = list(dict.fromkeys(key for row in rows for key in row.settings))
+    lines = [
+        {**row_of(run), **{f"config.{key}": row.settings.get(key) for key in settings}}
+        for row in rows
+        for run in row.runs
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]) if lines else ["folder"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
-def _identity(run: Run) -> str:
+def as_json(rows: Sequence[Row]) -> str:
+    """The rows as JSON: name, state, settings that differ, runs, and each measure over the seeds."""
+    content = [
+        {
+            "name": row.name,
+            "state": row.state,
+            "settings": row.settings,
+            "statistic": named(len(row.runs)),
+            "values": {name: None if one is None else one._asdict() for name, one in row.values.items()},
+            "runs": [row_of(run) for run in row.runs],
+        }
+        for row in rows
+    ]
+    return json.dumps(content, indent=2)
+
+
+def row_of(run: Result) -> dict[str, Any]:
+    """One run as plain values: its folder, state and seed, what it was, and every measure."""
+    about = {key: run.metrics.get(key) for key in ("method", "stream", "paradigm", "experiences", "learned")}
+    return {
+        "folder": str(run.path),
+        "state": run.state,
+        "seed": run.seed,
+        **about,
+        **{name: run.metrics.get(name) for name in METRICS},
+    }
+
+
+def _identity(run: Result) -> str:
     """The configuration without its seed, and whether it finished; without a configuration a run is like no other."""
     if not run.config:
         return f"folder {run.path.resolve()}"
     kept: dict[str, Any] = {key: value for key, value in run.config.items() if key not in NOT_THE_EXPERIMENT}
-    said = [run.metrics.get(key) for key in ("method", "stream", "experiences", "finished")]
-    return json.dumps([kept, said], sort_keys=True)
+    told = [run.metrics.get(key) for key in ("method", "stream", "experiences", "finished")]
+    return json.dumps([kept, told, bool(run.diverged)], sort_keys=True)
 
 
-def _distinct_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+def _distinct_names(groups: Sequence[Sequence[Result]]) -> list[str]:
     """Method and stream of each group; the folder's name is added where two would be called alike."""
     titles = [runs[0].title for runs in groups]
     return [
@@ -211,23 +219,11 @@ def _distinct_names(groups: Sequence[Sequence[Run]]) -> list[str]:
     ]
 
 
-def _state(runs: Sequence[Run]) -> str:
-    states = [run.state for run in runs]
-    waiting = [state for state in states if state != "finished"]
+def _state(runs: Sequence[Result]) -> str:
+    waiting = [run.progress for run in runs if run.progress != "finished"]
     if not waiting:
         return "finished"
-    return waiting[0] if len(runs) == 1 else f"{len(waiting)} of {len(runs)} unfinished"
-
-
-def _percent(value: Spread | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value.mean:.1f}" + ("" if value.error is None else f" ± {100 * value.error:.1f}")
-
-
-def _number(value: Spread | None) -> str:
-    if value is None:
-        return "–"
-    big = abs(value.mean) >= 1000 or float(value.mean).is_integer()
-    text = f"{value.mean:,.0f}" if big else f"{value.mean:.4g}"
-    return text + ("" if not value.error else f" ± {value.error:.2g}")
+    if len(runs) == 1 or len(set(waiting)) == 1:
+        return waiting[0]
+    diverged = sum(bool(run.diverged) for run in runs)
+    return f"{diverged} of {len(runs)} diverged" if diverged else f"{len(waiting)} of {len(runs)} unfinished"

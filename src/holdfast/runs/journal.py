@@ -10,8 +10,6 @@ from typing import Any
 
 from holdfast.core.errors import HoldfastError
 
-LOG = "log.jsonl"
-
 
 class Journal:
     """Appends events to a log; a line is written whole or, if the machine dies, cut off and dropped at the next start.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from holdfast.core.errors import needs_extra
+from holdfast.core.errors import ConfigError, needs_extra, unknown
 
 EXTRA = "loggers"
 
@@ -146,11 +147,45 @@ SINKS: dict[str, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Sink]] =
 }
 
 
+LIBRARIES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet": "comet_ml"}
+PACKAGES = {"mlflow": "mlflow-skinny", "comet": "comet-ml"}
+DEFAULTS: dict[str, Any] = {"project": "holdfast", "offline": True, "folder": None}
+
+
+def specified(loggers: Iterable[Any]) -> list[Any]:
+    """Loggers as a user writes them (a name, a mapping with `name`, or an object with `write` and `close`) in full.
+
+    Raises:
+        ConfigError: for anything else.
+        ImportError: where a library is not installed, with what to install; before anything is made.
+    """
+    full = []
+    for logger in loggers:
+        if isinstance(logger, str | Mapping):
+            spec = {**DEFAULTS, **({"name": logger} if isinstance(logger, str) else logger)}
+            name = spec.get("name")
+            if name not in SINKS:
+                raise ConfigError(unknown("logger", name, SINKS))
+            for key in spec.keys() - {"name", *DEFAULTS}:
+                raise ConfigError(unknown(f"setting of the logger {name}", key, DEFAULTS))
+            if LIBRARIES[name] not in sys.modules and find_spec(LIBRARIES[name]) is None:
+                raise needs_extra(f"the logger {name}", PACKAGES.get(name, name), EXTRA)
+            full.append(spec)
+        elif callable(getattr(logger, "write", None)) and callable(getattr(logger, "close", None)):
+            full.append(logger)
+        else:
+            raise ConfigError(
+                f"loggers got {logger!r}. Give names ({', '.join(SINKS)}), mappings with a name, or objects with "
+                "write(values, step) and close()."
+            )
+    return full
+
+
 class Loggers:
     """Every logger of a run.
 
     Args:
-        specs: the entries of `loggers`.
+        specs: the entries of `loggers`, or objects with `write(values, step)` and `close()`.
         folder: of the run; a logger without a folder of its own gets one there.
         config: of the run.
 
@@ -158,10 +193,13 @@ class Loggers:
         ImportError: where a library is not installed, with what to install.
     """
 
-    def __init__(self, specs: Iterable[Mapping[str, Any]], folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, specs: Iterable[Any], folder: Path, config: Mapping[str, Any]) -> None:
         about = {"name": folder.resolve().name, "config": config, "tags": list(config.get("tags") or [])}
         self._sinks: list[Sink] = []
         for spec in specs:
+            if not isinstance(spec, Mapping):
+                self._sinks.append(spec)
+                continue
             place = Path(spec["folder"]) if spec["folder"] else folder / str(spec["name"])
             place.mkdir(parents=True, exist_ok=True)
             self._sinks.append(SINKS[spec["name"]](place, about, spec))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,25 @@ from typing import Any
 import numpy as np
 
 from holdfast.metrics.files import replace_file
-from holdfast.metrics.summary import METRICS
-from holdfast.runs.reference_measures import DESCRIPTIONS, measure_against
-from holdfast.runs.report_data import (
-    Run,
-    ends_of_scale,
-    load_references,
-    load_runs,
-    mean_matrix,
-    measure,
-    measures,
-    place_between,
-    read_json,
-    spread,
-)
-from holdfast.runs.report_figures import MOST_BARS, class_recalls, draw
-from holdfast.runs.report_plots import series, to_png
-from holdfast.runs.report_words import headline, number, percent, points
+from holdfast.metrics.references import DESCRIPTIONS, end_of_scale, share_of_gap
+from holdfast.metrics.statistics import named, spread
+from holdfast.metrics.table import METRICS
+from holdfast.runs.drawing import series, to_png
+from holdfast.runs.figures import MOST_BARS, class_recalls, draw
+from holdfast.runs.result import Result, Results
+from holdfast.runs.seeds import distinct, mean_matrix, measure, measure_against, measures
+from holdfast.runs.words import headline, number, percent, points
 
 
-def write_report(run_dir: str | os.PathLike[str]) -> Path:
+def write_report(run: str | os.PathLike[str] | Results) -> Path:
     """Make `plots/*.png` and `report.html` in a run folder, from its files; it can be made again at any time.
 
-    Everything is computed from the raw log, so an unfinished run gets a report of what it did so far. A folder of
-    `seed-*` folders gets one of their means and standard errors, and `references/*` are shown beside the method.
+    Everything is computed from the raw log, which is read once, so an unfinished run gets a report of what it did so
+    far. A folder of `seed-*` folders gets one of their means and intervals, and `references/*` are shown beside the
+    method.
 
     Args:
-        run_dir: the run folder.
+        run: the run folder, or its runs as they were opened.
 
     Returns:
         The path of `report.html`.
@@ -47,41 +39,55 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     Raises:
         DataError: the folder holds no run, or a file in it is damaged.
     """
+    runs = run if isinstance(run, Results) else Results.load(run)
+    content = gather(runs)
+    (runs.path / "plots").mkdir(exist_ok=True)
+    for plot in content["figures"]:
+        replace_file(runs.path / "plots" / f"{plot.name}.png", to_png(plot.figure))
+    return replace_file(runs.path / "report.html", page("report.html.j2", content))
+
+
+def page(template: str, content: Mapping[str, Any]) -> str:
+    """A page of `templates/`, with values escaped.
+
+    Args:
+        template: its file.
+        content: what it shows.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    folder = Path(run_dir)
-    content = gather(folder)
-    (folder / "plots").mkdir(exist_ok=True)
-    for plot in content["figures"]:
-        replace_file(folder / "plots" / f"{plot.name}.png", to_png(plot.figure))
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=percent, points=points, number=number)
-    return replace_file(folder / "report.html", environment.get_template("report.html.j2").render(content) + "\n")
+    return environment.get_template(template).render(content) + "\n"
 
 
-def gather(folder: Path) -> dict[str, Any]:
+def gather(everything: Results) -> dict[str, Any]:
     """Everything the template shows, as plain values, and the figures by file name."""
-    everything, references = load_runs(folder), load_references(folder)
-    runs = [run for run in everything if run.metrics.get("finished")] or everything
+    runs = distinct(run for run in everything if run.finished) or distinct(everything)
+    references = {name: _compared(others) for name, others in everything.references.items()}
     first = max(runs, key=lambda run: int(run.metrics.get("experiences") or 0))
-    prefix = str(first.metrics.get("headline") or "")
+    prefix = first.prefix
     table = mean_matrix(runs, prefix + "accuracy_matrix")
     loss_only = not np.isfinite(table).any()
     if loss_only:
         table = mean_matrix(runs, "loss_matrix")
-    names = first.names()
+    names = first.names
     classes = class_recalls(runs)
-    figures = draw(runs, names, prefix, None if loss_only else table, classes[:MOST_BARS])
-    low, high = ends_of_scale(references)
+    figures = draw(runs, names, prefix, None if loss_only else table, classes[:MOST_BARS], references)
+    unfinished = [run for run in everything if not run.finished]
     return {
-        "title": first.title if len(runs) > 1 or first.metrics.get("method") else folder.name,
-        "folder": folder.resolve().name,
-        "unfinished": [run.state for run in everything if not run.metrics.get("finished")],
-        "left_out": len(everything) - len(runs),
-        "seeds": [run.metrics.get("seed") for run in runs],
+        "title": first.title if len(runs) > 1 or first.metrics.get("method") else everything.path.name,
+        "folder": everything.path.resolve().name,
+        "unfinished": [run.progress for run in unfinished],
+        "left_out": len(unfinished) if runs[0].finished else 0,
+        "diverged": _diverged(everything),
+        "seeds": [run.seed for run in runs],
+        "statistic": named(len(runs)),
+        "sentence": _sentence(runs, references, prefix, loss_only),
+        "links": _links(everything),
         "experiences": len(names),
         "paradigm": first.metrics.get("paradigm"),
         "split": first.metrics.get("split", "test"),
@@ -90,32 +96,99 @@ def gather(folder: Path) -> dict[str, Any]:
         "headline": headline(runs, prefix, loss_only),
         "measures": measures(runs),
         "METRICS": METRICS,
-        "scale": _scale(runs, references, low, high, prefix),
-        "against": [(name, value, DESCRIPTIONS[name]) for name, value in measure_against(folder, write=False).items()],
+        "scale": _scale(runs, references, prefix),
+        "against": [(name, value, DESCRIPTIONS[name]) for name, value in measure_against(everything).items()],
         "columns": _columns({"this method": runs} | references, prefix, loss_only),
         "names": names,
+        "stream": _stream(first),
         "classes": classes,
         "many": MOST_BARS,
-        "per_seed": [(run.path.name, run.state, run.metrics) for run in everything] if len(everything) > 1 else [],
+        "per_seed": [(run.path.name, run.progress, run.metrics) for run in everything] if len(everything) > 1 else [],
         "figures": figures,
         "plots": sorted((plot for plot in figures if plot.caption and plot.size != 1), key=lambda plot: plot.wide),
         "series": list(zip(series(len(names)), series(len(names), dark=True))),
-        "config": (config := read_json(folder / "config.json") or first.config),
-        "config_json": json.dumps(config, indent=2, ensure_ascii=False),
-        **_origin(read_json(folder / "run.json") or first.info),
+        "config": everything.config,
+        "config_json": json.dumps(everything.config, indent=2, ensure_ascii=False),
+        **_origin(everything.info),
     }
 
 
-def _scale(
-    runs: Sequence[Run], references: dict[str, list[Run]], low: str | None, high: str | None, prefix: str
-) -> dict[str, Any] | None:
-    """The bar from fine-tuning to joint training with the method's place on it, where both were run."""
+def _sentence(runs: Sequence[Result], references: Mapping[str, Sequence[Result]], prefix: str, loss_only: bool) -> str:
+    """What was done, and what came of it."""
+    first = runs[0]
+    method = first.config.get("method")
+    name = str(first.metrics.get("method") or "This method")
+    if isinstance(method, Mapping) and method.get("name") == name:
+        given = ", ".join(f"{key}={_said(key, value)}" for key, value in method.items() if key != "name")
+        name = f"{name}({given})" if given else name
+    count = int(first.metrics.get("experiences") or 0)
+    key, tell = ("average_loss", number) if loss_only else (prefix + "average_accuracy", percent)
+    kept = measure(runs, key)
+    done = (
+        f"{name} learned {count} experience{'' if count == 1 else 's'} of {first.metrics.get('stream') or 'a stream'}"
+    )
+    if kept is None:
+        return f"{done}; nothing was measured yet."
+    what = "ends with a loss of" if loss_only else "keeps"
+    others = [
+        f"{other} {tell(value)}" for other, them in references.items() if (value := measure(them, key)) is not None
+    ]
+    beside = f"; {', '.join(others)}" if others else ""
+    return f"{done} and {what} {tell(kept)}{beside}."
+
+
+def _links(runs: Results) -> list[tuple[str, str]]:
+    """The reports of seeds and references, as they lie in the folder."""
+    parts = [run.path for run in runs if run.path != runs.path]
+    parts += [run.path for others in runs.references.values() for run in others]
+    paths = [os.path.relpath(path, runs.path) for path in parts]
+    return [(path, f"{path}/report.html") for path in paths if not path.startswith("..")]
+
+
+def _compared(runs: Results) -> list[Result]:
+    """The runs of a reference that the method is compared with: those that finished, where any did."""
+    return distinct(run for run in runs if run.finished) or distinct(runs)
+
+
+def _diverged(runs: Results) -> list[str]:
+    """A sentence for each run that was found to diverge, references included."""
+    several = len(runs) > 1
+    told = [f"{run.path.name}: {run.diverged}" if several else run.diverged for run in runs if run.diverged]
+    for name, others in runs.references.items():
+        told += [f"the reference {name}: {run.diverged}" for run in others if run.diverged]
+    return told
+
+
+def _stream(run: Result) -> list[tuple[str, int | None, int | None, str]]:
+    """A row for each experience: its name, samples to train on and to test on, and its classes."""
+    about, names = run.log.stream, run.log.class_names
+    trained, tested, classes = (about.get(key) or [] for key in ("train_samples", "test_samples", "experience_classes"))
+    rows = []
+    for index, name in enumerate(run.names):
+        labels = classes[index] if index < len(classes) else []
+        words = ", ".join(names[label] if label < len(names) else str(label) for label in labels)
+        rows.append(
+            (
+                name,
+                trained[index] if index < len(trained) else None,
+                tested[index] if index < len(tested) else None,
+                words,
+            )
+        )
+    return rows
+
+
+def _scale(runs: Sequence[Result], references: Mapping[str, list[Result]], prefix: str) -> dict[str, Any] | None:
+    """The bar from fine-tuning to joint training with the method's position on it, where both were run."""
+    low, high = (next((name for name in references if end_of_scale(name) == end), None) for end in (0, 1))
     if low is None or high is None:
         return None
     name = prefix + "average_accuracy"
     value, bottom, top = measure(runs, name), measure(references[low], name), measure(references[high], name)
-    share = place_between(value, bottom, top)
-    if share is None:
+    if value is None or bottom is None or top is None:
+        return None
+    share = share_of_gap(value.mean, bottom.mean, top.mean)
+    if not np.isfinite(share):
         return None
     return {
         "low": low,
@@ -128,12 +201,12 @@ def _scale(
     }
 
 
-def _columns(sets: dict[str, list[Run]], prefix: str, loss_only: bool) -> list[dict[str, Any]]:
+def _columns(sets: Mapping[str, Sequence[Result]], prefix: str, loss_only: bool) -> list[dict[str, Any]]:
     """For each method side by side: learned, kept and the difference on every experience."""
     key = "loss_matrix" if loss_only else prefix + "accuracy_matrix"
     found = []
     for name, runs in sets.items():
-        rows = [_learned_and_kept(run.matrix(key)) for run in runs]
+        rows = [_learned_and_kept(run.table(key)) for run in runs]
         size = max((len(row) for row in rows), default=0)
         cells = [
             {

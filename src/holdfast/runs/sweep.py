@@ -16,15 +16,14 @@ from holdfast.config.layers import Dialect
 from holdfast.config.search import Search
 from holdfast.config.sweeps import expand
 from holdfast.core.errors import ConfigError, unknown
-from holdfast.runs.folder import locked, numbered, read_info, write_json
+from holdfast.metrics.files import read_json, write_json
+from holdfast.runs.folder import locked, numbered, read_info
 from holdfast.runs.keys import job_key
-from holdfast.runs.pool import Job, Pool
-from holdfast.runs.ray_pool import RayPool
-from holdfast.runs.report_data import read_json
+from holdfast.runs.pool import Job, Pool, RayPool
+from holdfast.runs.result import ENDED
 from holdfast.runs.several import shared
-from holdfast.runs.sweep_report import write_sweep_report
+from holdfast.runs.sweep_report import SWEEP, write_sweep_report
 
-SWEEP = "sweep.json"
 LOG = "workers.log"
 LAUNCHERS = ("processes", "ray")
 
@@ -60,7 +59,7 @@ def sweep(
         dialects: other projects' ways to write a job that are understood too.
 
     Returns:
-        The folder, and the jobs that failed twice.
+        The folder, and the jobs that failed twice or diverged.
 
     Raises:
         ConfigError: for a wrong configuration, or a folder of something else.
@@ -80,7 +79,7 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         runs = _enlisted(folder, todo, command, search)
-        waiting = [job for job in runs if job.state != "finished"]
+        waiting = [job for job in runs if job.state not in ENDED]
         if not quiet:
             kept = len(runs) - len(waiting)
             _say(f"{len(runs)} runs in {folder}" + (f", {kept} finished already" if kept else ""))
@@ -172,8 +171,9 @@ def _enlisted(
         number = known.setdefault(key, max(known.values(), default=-1) + 1)
         place = folder / str(number)
         config = {**config, "tags": config["tags"] or [folder.name]}
-        state = "finished" if read_info(place).get("state") == "finished" else "waiting"
-        runs.append(Job(number, key, texts, config, place, state))
+        state = str(read_info(place).get("state") or "waiting")
+        told = listing.get(key, {}).get("error", "") if state == "diverged" else ""
+        runs.append(Job(number, key, texts, config, place, state if state in ENDED else "waiting", told))
         listing[key] = {"number": number, "key": key, "changes": texts}
     content = {"command": said.get("command") or command, "started": said.get("started", time.time())}
     if plugins.used():
@@ -188,10 +188,10 @@ def _write_report(folder: Path, runs: Sequence[Job], quiet: bool) -> None:
     states = {job.key: (job.state, job.error) for job in runs}
     for one in said["jobs"]:
         one["state"], one["error"] = states.get(one["key"], (one.get("state", "waiting"), ""))
-    if all(job.state == "finished" for job in runs):
+    if all(job.state in ENDED for job in runs):
         said["finished"] = time.time()
     write_json(folder / SWEEP, said)
-    if any(job.state == "finished" for job in runs):
+    if any(job.state in ENDED for job in runs):
         text = write_sweep_report(folder)
         if not quiet:
             _say(text)

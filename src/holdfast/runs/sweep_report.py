@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.metrics import METRICS, compute
-from holdfast.metrics.files import replace_file
-from holdfast.runs.find import found_runs
-from holdfast.runs.folder import write_json
-from holdfast.runs.report_data import Run, load_runs, read_json
-from holdfast.runs.statistics import Interval, Paired, interval, paired
+from holdfast.metrics.files import read_json, replace_file, write_json
+from holdfast.metrics.statistics import FEWEST, Paired, Spread, named, paired, side_by_side, spread
+from holdfast.metrics.summary import compute
+from holdfast.metrics.table import METRICS
+from holdfast.runs.report import page
+from holdfast.runs.result import Result, Results, found_runs
+from holdfast.runs.seeds import over_runs
+from holdfast.runs.words import spread_of
+
+SWEEP = "sweep.json"
 
 MEASURES = {
     "average_accuracy": "kept",
@@ -38,56 +42,48 @@ class Setting:
     Attributes:
         name: the changes that make it.
         runs: by seed.
-        values: measure -> interval.
+        values: measure -> mean, interval and range.
     """
 
     name: str
-    runs: dict[int, Run]
-    values: dict[str, Interval | None]
+    runs: dict[int, Result]
+    values: dict[str, Spread | None]
 
     def by_seed(self, measure: str) -> dict[int, float]:
         """Seed -> value of one measure."""
-        found = {seed: value(run, measure) for seed, run in self.runs.items()}
+        found = {seed: run.value(measure) for seed, run in self.runs.items()}
         return {seed: number for seed, number in found.items() if number is not None}
-
-
-def value(run: Run, measure: str) -> float | None:
-    """A measure in the family that counts for the paradigm."""
-    prefix = str(run.metrics.get("headline") or "")
-    found = run.metrics.get(prefix + measure)
-    return run.metrics.get(measure) if found is None else found
 
 
 def settings(folder: str | os.PathLike[str]) -> list[Setting]:
     """The finished runs of a sweep, grouped by everything but their seed, in the order of their numbers."""
     path = Path(folder)
-    changes = {str(job["number"]): job["changes"] for job in read_json(path / "sweep.json").get("jobs", [])}
+    changes = {str(job["number"]): job["changes"] for job in read_json(path / SWEEP).get("jobs", [])}
     always = set.intersection(*map(set, changes.values())) if len(changes) > 1 else set()
-    grouped: dict[str, dict[int, Run]] = {}
+    grouped: dict[str, dict[int, Result]] = {}
     for place in found_runs([path]):
         texts = [text for text in changes.get(place.name, []) if text not in always]
         name = " ".join(text for text in texts if not text.lstrip("+").startswith("seed=")) or "this job"
-        for run in load_runs(place):
-            if run.metrics.get("finished"):
-                grouped.setdefault(name, {})[int(run.metrics.get("seed") or 0)] = run
-    return [
-        Setting(
-            name,
-            runs,
-            {key: interval([v for run in runs.values() if (v := value(run, key)) is not None]) for key in MEASURES},
-        )
-        for name, runs in grouped.items()
-    ]
+        for run in Results.load(place):
+            if run.finished:
+                grouped.setdefault(name, {})[int(run.seed or 0)] = run
+    return [Setting(name, runs, {key: _over(runs, key) for key in MEASURES}) for name, runs in grouped.items()]
+
+
+def _over(runs: Mapping[int, Result], measure: str) -> Spread | None:
+    return over_runs(list(runs.values()), lambda run: run.value(measure))
 
 
 def pairs(found: list[Setting], measure: str = "average_accuracy") -> list[tuple[Setting, Setting, Paired]]:
-    """The better of two settings, the other, and how they compare over their common seeds."""
+    """The better of two settings, the other, and how they compare over common seeds, corrected for all of them."""
     ordered = sorted(found, key=lambda one: -(one.values[measure].mean if one.values[measure] else -1.0))  # type: ignore[union-attr]
     both = list(itertools.combinations(ordered, 2))
     if len(ordered) > MOST_PAIRED:
         both = [(ordered[0], other) for other in ordered[1:]]
     compared = [(one, other, paired(one.by_seed(measure), other.by_seed(measure))) for one, other in both]
-    return [(one, other, result) for one, other, result in compared if result is not None]
+    known = [(one, other, result) for one, other, result in compared if result is not None]
+    corrected = side_by_side([result for *_, result in known])
+    return [(one, other, result) for (one, other, _), result in zip(known, corrected)]
 
 
 def write_sweep_report(folder: str | os.PathLike[str]) -> str:
@@ -99,14 +95,14 @@ def write_sweep_report(folder: str | os.PathLike[str]) -> str:
     path = Path(folder)
     found = settings(path)
     compared = pairs(found)
-    chosen = best(found, read_json(path / "sweep.json").get("search"))
+    chosen = best(found, read_json(path / SWEEP).get("search"))
     replace_file(path / "table.csv", _csv(found))
     write_json(path / "comparison.json", _plain(found, compared))
     if chosen is not None:
         write_json(path / "best.json", chosen)
     said = "" if chosen is None else _chosen(chosen)
     replace_file(path / "report.html", _html(path, found, compared, said))
-    return _text(found, compared) + said
+    return (_text(found, compared) if found else "no run finished\n") + said
 
 
 def best(found: list[Setting], search: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -127,16 +123,16 @@ def best(found: list[Setting], search: Mapping[str, Any] | None) -> dict[str, An
     more = 1 if METRICS[metric].direction == "up" else -1
     measured = {}
     for setting in found:
-        values = [compute(run.events, "validation") for run in setting.runs.values()]
+        values = [compute(run.log, "validation") for run in setting.runs.values()]
         known = [one.get(str(one.get("headline") or "") + metric, one.get(metric)) for one in values]
-        result = interval([value for value in known if value is not None])
+        result = spread(known)
         if result is not None:
             measured[setting.name] = (setting, result)
     if not measured:
         return None
     most = max(result.runs for _, result in measured.values())
     setting, result = max((one for one in measured.values() if one[1].runs == most), key=lambda one: more * one[1].mean)
-    tested = interval([number for run in setting.runs.values() if (number := value(run, metric)) is not None])
+    tested = _over(setting.runs, metric)
     first = setting.runs[min(setting.runs)]
     return {
         "name": setting.name,
@@ -151,7 +147,7 @@ def best(found: list[Setting], search: Mapping[str, Any] | None) -> dict[str, An
 
 def _chosen(chosen: Mapping[str, Any]) -> str:
     """The choice of a search in a sentence."""
-    validation, test = (None if chosen[key] is None else Interval(**chosen[key]) for key in ("validation", "test"))
+    validation, test = (None if chosen[key] is None else Spread(**chosen[key]) for key in ("validation", "test"))
     return (
         f"best on validation data: {chosen['name']} ({chosen['metric']} {shown(chosen['metric'], validation)} over "
         f"{len(chosen['seeds'])} seeds; on test data {shown(chosen['metric'], test)})\n"
@@ -165,13 +161,14 @@ def _csv(found: list[Setting]) -> str:
     writer.writerow(["folder", "setting", "seed", *MEASURES])
     for setting in found:
         for seed, run in setting.runs.items():
-            writer.writerow([run.path.name, setting.name, seed, *(value(run, key) for key in MEASURES)])
+            writer.writerow([run.path.name, setting.name, seed, *(run.value(key) for key in MEASURES)])
     return text.getvalue()
 
 
 def _plain(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> dict[str, Any]:
     return {
         "level": 0.95,
+        "statistic": "half: half of the 95 % t interval, from three seeds on; p: paired t-test; corrected: by Holm",
         "settings": [
             {
                 "name": setting.name,
@@ -184,12 +181,12 @@ def _plain(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]
     }
 
 
-def shown(key: str, one: Interval | None) -> str:
-    """An interval for reading, accuracies in per cent."""
+def shown(key: str, one: Spread | None) -> str:
+    """A mean with its interval for reading, accuracies in per cent."""
     if one is None:
         return "–"
     factor = 100 if key in PER_CENT else 1
-    return f"{factor * one.mean:.1f}" + ("" if one.half is None else f" ± {factor * one.half:.1f}")
+    return f"{factor * one.mean:.1f}{spread_of(one, factor)}"
 
 
 def _rows(found: list[Setting]) -> list[list[str]]:
@@ -200,52 +197,67 @@ def _rows(found: list[Setting]) -> list[list[str]]:
     ]
 
 
-def _pair(one: Setting, other: Setting, result: Paired) -> str:
-    sure = "" if result.p < 0.05 else ", which may be chance"
+def _pair(one: Setting, other: Setting, result: Paired, many: bool) -> str:
+    told = f"{one.name} keeps {100 * result.difference:.1f}"
+    if result.half is None or result.corrected is None:
+        return f"{told} points more than {other.name} over {result.seeds} seeds, too few for an interval"
+    sure = "" if result.corrected < 0.05 else ", which may be chance"
+    corrected = ", corrected by Holm for all of these" if many else ""
     return (
-        f"{one.name} keeps {100 * result.difference:.1f} ± {100 * result.half:.1f} points more than {other.name} "
-        f"over {result.seeds} seeds (p = {result.p:.2g}{sure})"
+        f"{told} ± {100 * result.half:.1f} points more than {other.name} over {result.seeds} seeds "
+        f"(95 % t interval; p = {result.corrected:.2g}{corrected}{sure})"
     )
+
+
+def _compared(compared: list[tuple[Setting, Setting, Paired]]) -> list[str]:
+    many = sum(result.p is not None for *_, result in compared) > 1
+    return [_pair(*one, many) for one in compared]
+
+
+def _statistic(found: list[Setting]) -> str:
+    """What the numbers of the table are."""
+    counts = {len(one.runs) for one in found}
+    if len(counts) == 1:
+        return named(counts.pop())
+    return f"mean ± 95 % t interval over seeds, from {FEWEST} of them on; of two seeds both values"
 
 
 def _text(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> str:
     rows = _rows(found)
+    rows[0][0] = f"setting ({_statistic(found)})"
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, *(_pair(*one) for one in compared)]) + "\n"
+    return "\n".join([*lines, *_compared(compared)]) + "\n"
 
 
 def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Setting, Paired]], chosen: str = "") -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    templates = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    said = read_json(path / "sweep.json")
+    said = read_json(path / SWEEP)
     failed = [job for job in said.get("jobs", []) if job.get("state") not in ("finished", None)]
-    runs = [(run.path, setting.name, seed, run) for setting in found for seed, run in setting.runs.items()]
+    runs = [(setting.name, seed, run) for setting in found for seed, run in setting.runs.items()]
     head, *rows = _rows(found)
-    return environment.get_template("sweep.html.j2").render(
-        title=path.resolve().name,
-        command=said.get("command") or "",
-        head=head,
-        rows=rows,
-        paired=[_pair(*one) for one in compared],
-        chosen=chosen,
-        bars=_bars(found),
-        failed=failed,
-        runs=[
+    content = {
+        "title": path.resolve().name,
+        "command": said.get("command") or "",
+        "statistic": _statistic(found),
+        "head": head,
+        "rows": rows,
+        "paired": _compared(compared),
+        "chosen": chosen,
+        "bars": _bars(found),
+        "diverged": [job for job in failed if job["state"] == "diverged"],
+        "failed": [job for job in failed if job["state"] != "diverged"],
+        "runs": [
             {
-                "link": f"{os.path.relpath(place, path)}/report.html",
-                "name": place.name,
+                "link": f"{os.path.relpath(run.path, path)}/report.html",
+                "name": run.path.name,
                 "setting": name,
                 "seed": seed,
-                "kept": shown(
-                    "average_accuracy", interval([v for v in [value(run, "average_accuracy")] if v is not None])
-                ),
+                "kept": shown("average_accuracy", spread([run.value("average_accuracy")])),
             }
-            for place, name, seed, run in runs
+            for name, seed, run in runs
         ],
-    )
+    }
+    return page("sweep.html.j2", content)
 
 
 def _bars(found: list[Setting]) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             from holdfast.config.plugins import use_all
 
             use_all(job["plugins"])
-        work(job["config"], Path(job["folder"]), job.get("command", ""))
+        state, error = work(job["config"], Path(job["folder"]), job.get("command", ""))
     except (Interrupted, KeyboardInterrupt) as stopped:
         state, error = "interrupted", str(stopped)
     except HoldfastError as wrong:
@@ -70,23 +70,31 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     return {"state": state, "error": error, "seconds": time.perf_counter() - started, "peak": peak}
 
 
-def work(config: dict[str, Any], folder: Path, command: str = "") -> None:
+def work(config: dict[str, Any], folder: Path, command: str = "") -> tuple[str, str]:
     """Run a job in its folder, or go on with what is there; a folder that holds no configuration yet is begun anew.
 
     Args:
         config: resolved.
         folder: of the run.
         command: kept in its `run.json`.
+
+    Returns:
+        Its state, `finished` or `diverged`, and why it diverged.
     """
-    from holdfast.runs.folder import CONFIG
+    from holdfast.runs.folder import CONFIG, read_info
+    from holdfast.runs.result import Results
     from holdfast.runs.run import resume, run
 
     if (folder / CONFIG).is_file():
         resume(folder, quiet=True)
-        return
-    if folder.exists():
-        shutil.rmtree(folder)
-    run(config, folder, quiet=True, command=command)
+    else:
+        if folder.exists():
+            shutil.rmtree(folder)
+        run(config, folder, quiet=True, command=command)
+    state = str(read_info(folder).get("state") or "finished")
+    return state, next(
+        (run.diverged for run in Results.load(folder) if run.diverged), ""
+    ) if state == "diverged" else ""
 
 
 if __name__ == "__main__":

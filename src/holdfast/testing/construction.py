@@ -301,11 +301,11 @@ def evaluated(text: str, names: Mapping[str, Any]) -> Any:
 
 def named_in_json(kind: str, name: str, value: Any) -> Callable[[Any], Method] | None:
     """The function that builds a method from JSON, where `name` stands for `value` there."""
-    from holdfast.config import namespaces
+    from holdfast.config import kinds
     from holdfast.config.build import build_method
 
     try:
-        found = namespaces.find(kind, name)
+        found = kinds.find(kind, name)
     except ConfigError:
         return None  # nobody offered it to JSON
     return build_method if found is value else None

@@ -119,7 +119,7 @@ def targets(subject: MethodSubject) -> None:
     for kind, criterion in CRITERIA.items():
         method = subject.make()
         of = toys.numbers(kind, tasks="task" in method.needs)
-        nets = [toys.model(of, classes=2, hidden=[16]) for _ in range(2)]
+        nets = [subject.model(of, classes=2, hidden=[16]) for _ in range(2)]
         settings: dict[str, Any] = {"batch_size": 8, "epochs": 3}
         adam = {"name": "Adam", "lr": 0.02}
         if "classes" in method.needs:

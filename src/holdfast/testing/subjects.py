@@ -114,6 +114,7 @@ def check_operation(
         >>> check_operation(AnchorPenalty, strength=0.5, only=["clone", "json"])
         {'clone': 'passed', 'json': 'passed'}
     """
+    model = toys.model_for((kind, *beside)) if model is toys.model else model
     subject = OperationSubject(kind, arguments_of(kind, arguments), beside, stream, model)
     return run_checks(f"`{kind.__name__}`", subject, OPERATION_CHECKS, only, skip)
 
@@ -149,9 +150,11 @@ def check_method(
         {'resume': 'passed'}
     """
     if isinstance(method, Method):
+        model = toys.model_for(method) if model is toys.model else model
         subject = MethodSubject(method.name, method.clone, None, stream, model)
     else:
         given = arguments_of(method, arguments)
+        model = toys.model_for(method(**given)) if model is toys.model else model
         name = getattr(method, "__name__", "method")
         subject = MethodSubject(name, lambda: method(**given), method, stream, model)
     return run_checks(f"`{subject.name}`", subject, METHOD_CHECKS, only, skip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,15 @@ def model(of: Stream, head: str = "fixed", hidden: Sequence[int] = (7,), seed: i
     """A perceptron for a stream, with one hidden layer of seven units."""
     settings: dict[str, Any] = {"input_shape": of.input_shape, "classes": of.classes, "hidden": list(hidden), **other}
     return mlp(**{"head": head, "seed": seed, **settings})
+
+
+def model_for(operations: Iterable[Any]) -> Callable[..., nn.Module]:
+    """What makes the model to check these operations (or their classes) with: what one of them asks for, else `model`.
+
+    An operation that cannot work with just any model says which it is to be checked with in `check_model`, a function
+    like `model`.
+    """
+    return next((kind.check_model for kind in operations if hasattr(kind, "check_model")), model)
 
 
 def paradigm_for(method: Method) -> str:

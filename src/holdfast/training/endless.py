@@ -22,6 +22,7 @@ from holdfast.core.source import Iterated, Source, as_source
 from holdfast.core.step import Step
 from holdfast.training.bound import Bound
 from holdfast.training.checks import check_head, check_targets, check_values
+from holdfast.training.divergence import OnDivergence
 from holdfast.training.export import exported, hooks_of
 from holdfast.training.loop import Loop
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory
@@ -61,6 +62,8 @@ class StreamTrainer(Bound):
         detect_anomaly: let torch say where a gradient became NaN; slow.
         compile: compile the model's forward with `torch.compile`.
         log_every: batches between two records.
+        on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
+            `go_on`; looked at with each record.
         record: called with each event, a mapping of plain values: `train`, and `gap` where a source could not go back.
         progress: whether to draw a progress bar, or the terminal to draw it on.
         checkpoints: where to keep states to resume from.
@@ -106,6 +109,7 @@ class StreamTrainer(Bound):
         detect_anomaly: bool = False,
         compile: bool = False,
         log_every: int = 50,
+        on_divergence: OnDivergence = "stop",
         record: Callable[[dict[str, Any]], None] | None = None,
         progress: bool | TextIO = False,
         checkpoints: Checkpoints | None = None,
@@ -127,6 +131,7 @@ class StreamTrainer(Bound):
             detect_anomaly=detect_anomaly,
             compile=compile,
             log_every=log_every,
+            on_divergence=on_divergence,
             seed=seed,
             device=device if device is not None else "cpu" if first is None else first.device,
         )

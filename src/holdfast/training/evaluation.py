@@ -38,7 +38,8 @@ def evaluate(
     Returns:
         The counts of an `evaluate` event: `samples`, `loss` (mean over the samples whose class has an output),
         `correct` (arg-max over all
-        outputs), `correct_task` (arg-max among `classes`), and per class `class_samples` and `class_correct`;
+        outputs), `correct_task` (arg-max among `classes`), per class `class_samples` and `class_correct`, and
+        `confusion`, how often each class was taken for each (`{"3": {"3": 40, "5": 2}}`, without zeros);
         the counts are None where targets are not class indices. For targets that are numbers as many as the outputs,
         `labels_right` under binary cross-entropy of logits (the share of outputs on the target's side of zero), and
         under other criteria `absolute_error` (mean over rows and outputs) and `explained_variance` (1 - mean squared
@@ -83,10 +84,21 @@ def evaluate(
         right += [0] * (len(seen) - len(right))
         result["class_samples"] = {str(label): n for label, n in enumerate(seen) if n}
         result["class_correct"] = {str(label): right[label] for label, n in enumerate(seen) if n}
+        result["confusion"] = _confusion(targets, guess)
     if numbers:
         outputs, targets = (torch.cat(column).flatten(1).double() for column in zip(*numbers))
         result |= _of_numbers(outputs, targets, likelihood(learner.criterion) == "bernoulli")
     return result
+
+
+def _confusion(targets: Tensor, guess: Tensor) -> dict[str, dict[str, int]]:
+    """How often each class was taken for each: `{"3": {"3": 40, "5": 2}}`, without zeros; -1 stands for no answer."""
+    width = int(guess.max()) + 2 if len(guess) else 1
+    pairs, counts = torch.unique(targets * width + guess + 1, return_counts=True)
+    rows: dict[str, dict[str, int]] = {}
+    for pair, count in zip(pairs.tolist(), counts.tolist()):
+        rows.setdefault(str(pair // width), {})[str(pair % width - 1)] = count
+    return rows
 
 
 def _joined(ranks: Ranks, total: Tensor, counted: int, *rows: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:

@@ -111,7 +111,7 @@ class Phases:
         if self._before is None:
             self.current = experience
             return experience.train
-        state, before = copied(self.engine.state()), self._before
+        state, before = copied(self.engine.state(check=False)), self._before
         progress = self._per_epoch, self._epochs, self._done
         older = copied(before)
         now = self.learner.model.state_dict()  # outputs that grew since stay, as they are in the optimiser
@@ -160,7 +160,7 @@ class Phases:
     # Either way ------------------------------------------------------------------------------------------
 
     def _open(self, experience: Experience) -> Experience:
-        before = copied(self.engine.state()) if "replacement" in self.engine.method.needs else None
+        before = copied(self.engine.state(check=False)) if "replacement" in self.engine.method.needs else None
         self.current, replaced = self.engine.begin(experience)
         self._before = before if replaced else None
         self._seen = None

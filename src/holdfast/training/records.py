@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.learner import Learner
+from holdfast.training.divergence import OnDivergence, Watch
 
 
 class Window:
@@ -19,6 +20,7 @@ class Window:
 
     Attributes:
         steps: in the window.
+        first: the largest loss, or term of a loss, of the very first step; None before the first reading.
         right: samples of all windows read so far that were predicted right; None before any had classes.
     """
 
@@ -27,6 +29,7 @@ class Window:
         self._outputs: list[Tensor] = []
         self._targets: list[Tensor] = []
         self.steps = 0
+        self.first: float | None = None
         self.right: int | None = None
 
     def add(self, outputs: Tensor | None, targets: Tensor) -> None:
@@ -39,6 +42,9 @@ class Window:
     def read(self) -> dict[str, Any]:
         """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
         terms = {name: _weighted_sum(values) / self.steps for name, values in self._learner.logged.items()}
+        if self.first is None and self.steps:
+            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps]
+            self.first = max((abs(float(value)) for value in logged), default=None)
         hits, accuracy = self._hits(), None
         if hits is not None:
             accuracy = hits.float().mean().item()
@@ -84,6 +90,7 @@ class Records:
     Args:
         record: called with each event, a mapping of plain values.
         learner: whose steps are in the window.
+        on_divergence: what happens where the losses or the weights show that the training diverged.
         keep: whether events are kept in memory too; without end nobody could hold them all.
 
     Attributes:
@@ -91,18 +98,33 @@ class Records:
         window: the steps since the last `train` event.
     """
 
-    def __init__(self, record: Callable[[dict[str, Any]], None] | None, learner: Learner, keep: bool = True) -> None:
+    def __init__(
+        self,
+        record: Callable[[dict[str, Any]], None] | None,
+        learner: Learner,
+        on_divergence: OnDivergence = "stop",
+        keep: bool = True,
+    ) -> None:
         self.record = record
         self.keep = keep
         self.events: list[dict[str, Any]] = []
         self.window = Window(learner)
+        self._watch = Watch(learner.model, on_divergence)
 
     def write(self, **event: Any) -> None:
-        """Keep one event."""
+        """Keep one event.
+
+        Raises:
+            Diverged: if it shows that the training diverged, and is to stop then.
+        """
         if self.keep:
             self.events.append(event)
         if self.record is not None:
             self.record(event)
+        noticed = self._watch.notice(event, self.window.first)
+        if noticed is not None:
+            self.write(**noticed)
+            self._watch.stop(noticed)
 
 
 def mean_window(parts: list[dict[str, Any]]) -> dict[str, Any]:

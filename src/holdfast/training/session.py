@@ -220,7 +220,7 @@ class Session:
             learner,
             engine,
             optimization,
-            Records(record, learner, keep=stream is not None),
+            Records(record, learner, settings.on_divergence, keep=stream is not None),
             ranks,
             device,
             prepare=prepare,

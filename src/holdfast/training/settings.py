@@ -11,6 +11,7 @@ import torch
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.learner import Criterion
+from holdfast.training.divergence import OnDivergence
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory, optimizer_factory
 from holdfast.training.precision import Precision, check_precision
 
@@ -129,6 +130,8 @@ class Settings(ExperienceSettings):
         detect_anomaly: let torch say where a gradient became NaN; slow.
         compile: compile the model's forward with `torch.compile`.
         log_every: steps between two records of loss and accuracy.
+        on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
+            `go_on`; looked at with each record.
         seed: of every random choice.
         device: where to train, for instance `cpu` or `cuda`.
         devices: processes on this machine, one device each, that train one model together; see `training.launch`.
@@ -153,6 +156,7 @@ class Settings(ExperienceSettings):
     detect_anomaly: bool = False
     compile: bool = False
     log_every: int = 50
+    on_divergence: OnDivergence = "stop"
     seed: int = 0
     device: str | torch.device = "cpu"
     devices: int = 1

@@ -220,7 +220,7 @@ def open_experience(session: Session, index: int) -> Experience:
     """Begin experience `index`: its settings, the method's `begin`, an optimiser and a scheduler."""
     assert session.stream is not None
     # Only where the data is replaced a resumed training has to begin the experience again.
-    before = copied(session.engine.state()) if "replacement" in session.method.needs else None
+    before = copied(session.engine.state(check=False)) if "replacement" in session.method.needs else None
     anew = session.take_settings(index)
     experience, replaced = session.engine.begin(session.stream[index])
     session.ranks.same(session.model.state_dict().values())

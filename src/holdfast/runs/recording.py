@@ -1,0 +1,162 @@
+"""What goes on around a training that leaves a run folder: log, loggers, checkpoints, signals, and what is derived."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from torch import nn
+
+from holdfast.core.experience import Stream
+from holdfast.metrics.files import write_json
+from holdfast.metrics.log import LOG_NAME
+from holdfast.metrics.matrix import accuracy_matrix, write_matrix
+from holdfast.runs.checkpoints import MODEL, CheckpointFolder, save_tensors
+from holdfast.runs.journal import Journal
+from holdfast.runs.loggers import Loggers
+from holdfast.runs.result import METRICS_FILE, Result
+
+
+class Stoppable(Protocol):
+    """A trainer that ends after the coming step once `stop` is set."""
+
+    stop: bool
+
+
+class Recording:
+    """Log, loggers and checkpoints of one training; closed at the end of a `with` block.
+
+    Args:
+        folder: of the run.
+        config: of the run; kept with each checkpoint and given to loggers.
+        loggers: the entries of `loggers`, or objects with `write(values, step)` and `close()`.
+        checkpoint: arguments of `CheckpointFolder`.
+
+    Attributes:
+        journal: the log.
+        checkpoints: where the state is kept.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        loggers: Sequence[Any] = (),
+        checkpoint: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.journal = Journal(folder / LOG_NAME)
+        try:
+            self._loggers = Loggers(loggers, folder, config)
+        except BaseException:
+            self.journal.close()
+            raise
+        self._about = (config, dict(checkpoint or {}))
+
+    def record(self, event: dict[str, Any]) -> None:
+        """Write an event to the log, and its numbers to the loggers."""
+        self.journal.write(event)
+        self._loggers.event(event)
+
+    def open(self, start: Callable[[], dict[str, Any]]) -> Any:
+        """Make the log ready: say where it goes on, or write its first event.
+
+        Args:
+            start: makes the `start` event.
+
+        Returns:
+            The state of the newest checkpoint, None where there is none.
+        """
+        config, settings = self._about
+        self.checkpoints = CheckpointFolder(
+            self.folder / "checkpoints", **settings, lines=self.journal.settle, config=config
+        )
+        loaded = self.checkpoints.load()
+        if self.journal.lines:
+            self.journal.resume(loaded["lines"] if loaded else 0)
+        if loaded is None:
+            self.journal.write(start())
+        return None if loaded is None else loaded["state"]
+
+    def end(self, seconds: float) -> None:
+        """Write the last event."""
+        self.journal.write({"event": "end", "seconds": seconds})
+
+    def keep(self, model: nn.Module) -> None:
+        """Write the weights of the trained model, for `torch.load(path, weights_only=True)`."""
+        save_tensors(self.folder / "checkpoints" / MODEL, dict(model.state_dict()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._loggers.close()
+        finally:
+            self.journal.close()
+
+
+def start_event(seed: int, method: str, stream: Stream, model: nn.Module) -> dict[str, Any]:
+    """The first event of a log: what is trained, on what.
+
+    Args:
+        seed: of the run.
+        method: its name, or that of the protocol.
+        stream: what is learned.
+        model: untrained.
+    """
+    return {
+        "event": "start",
+        "time": time.time(),
+        "seed": seed,
+        "method": method,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stream": {
+            "name": stream.name,
+            "experiences": len(stream),
+            "classes": stream.classes,
+            "paradigm": stream.paradigm,
+            "experience_classes": [list(experience.classes) for experience in stream],
+            "experience_names": [experience.name for experience in stream],
+            "train_samples": [len(experience.train) for experience in stream],
+            "test_samples": [0 if experience.test is None else len(experience.test) for experience in stream],
+            "class_names": list(stream.class_names),
+            "description": stream.description,
+        },
+    }
+
+
+def derive(folder: Path) -> str:
+    """Write what follows from the log, accuracy matrix and metrics; returns the state of the run."""
+    run = Result(folder)
+    write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(run.log))
+    write_json(folder / METRICS_FILE, run.metrics)
+    return run.state
+
+
+@contextmanager
+def stop_on_signals(trainer: Stoppable) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) ends the step, saves a checkpoint and stops; the second stops at once."""
+
+    def stop(number: int, frame: object) -> None:
+        if trainer.stop:
+            raise KeyboardInterrupt
+        trainer.stop = True
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

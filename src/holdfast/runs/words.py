@@ -1,0 +1,134 @@
+"""How numbers are told: per cent, points, plain numbers, the three that come first, and what a run says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from holdfast.metrics.statistics import Spread
+from holdfast.runs.result import Result, Results
+from holdfast.runs.seeds import distinct, measure
+
+
+def percent(value: float | Spread | None) -> str:
+    """A share as per cent with one decimal, with its interval or its two values where there are several: `87.3 %`.
+
+    Example:
+        >>> percent(0.8734), percent(None)
+        ('87.3 %', '–')
+        >>> from holdfast.metrics.statistics import spread
+        >>> percent(spread([0.5, 0.7])), percent(spread([0.5, 0.6, 0.7]))
+        ('60.0 (50.0, 70.0) %', '60.0 ± 24.8 %')
+    """
+    if isinstance(value, Spread):
+        return f"{100 * value.mean:.1f}{spread_of(value, 100)} %".replace("-", "−")
+    return "–" if value is None or not np.isfinite(value) else f"{100 * value:.1f} %".replace("-", "−")
+
+
+def points(value: float | Spread | None) -> str:
+    """A difference of shares in points with its sign: `−12.3`."""
+    if isinstance(value, Spread):
+        return f"{100 * value.mean:+.1f}{spread_of(value, 100)}".replace("-", "−")
+    return "–" if value is None or not np.isfinite(value) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def number(value: float | Spread | None) -> str:
+    """A number for reading: thousands apart, four digits below that, with its interval or its two values.
+
+    Example:
+        >>> number(1234567), number(0.123456), number(None)
+        ('1,234,567', '0.1235', '–')
+    """
+    if isinstance(value, Spread):
+        if value.runs == 2 and value.low != value.high:
+            return f"{number(value.mean)} ({number(value.low)}, {number(value.high)})"
+        return number(value.mean) + ("" if not value.half else f" ± {value.half:.2g}")
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
+
+
+def spread_of(value: Spread, factor: float = 1.0) -> str:
+    """What stands behind a mean: ` ± 4.1` (half the 95 % t interval), of two seeds ` (43.1, 69.7)`, of one nothing."""
+    if value.half is not None:
+        return f" ± {factor * value.half:.1f}"
+    return f" ({factor * value.low:.1f}, {factor * value.high:.1f})" if value.runs == 2 else ""
+
+
+def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[str, str]]:
+    """The numbers that matter, kept, learned and forgot: each a `word`, a `value` and a `sentence` that explains it.
+
+    Args:
+        runs: of one configuration.
+        prefix: of the measures that count for the paradigm (`""` or `"task_aware_"`).
+        loss_only: speak of the loss, since there is no accuracy (regression).
+    """
+    total, learned = int(runs[0].metrics.get("experiences") or 0), min(run.learned for run in runs)
+    finished = all(run.finished for run in runs)
+    moment = "At the end," if finished else f"So far, after {learned} of {total} experiences,"
+    if loss_only:
+        kept, gained = measure(runs, "average_loss"), measure(runs, "loss_increase")
+        return [
+            _item("Kept", number(kept), f"{moment} this is the mean loss on the experiences learned; lower is better."),
+            _item("Forgot", number(gained), "The loss on earlier experiences grew by this much after learning them."),
+        ]
+    told = ", told which experience it comes from" if prefix else ""
+    return [
+        _item(
+            "Kept",
+            percent(measure(runs, prefix + "average_accuracy")),
+            f"{moment} this share of the held-out samples is answered right{told}: "
+            "the mean over the experiences learned.",
+        ),
+        _item(
+            "Learned",
+            percent(measure(runs, prefix + "plasticity")),
+            "Just after an experience was learned, this share of its held-out samples was answered right.",
+        ),
+        _forgot(measure(runs, prefix + "forgetting_first"), measure(runs, prefix + "forgetting_max")),
+    ]
+
+
+def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
+    if lost is None:
+        return _item("Forgot", "–", "There is nothing to forget yet: that takes a second experience.")
+    gained = lost.mean < 0
+    if gained:
+        lost = lost._replace(mean=-lost.mean, low=-lost.high, high=-lost.low)
+    verb = "gained" if gained else "lost"
+    sentence = f"Each earlier experience {verb} this much between the moment it was learned and the end."
+    if most is not None:
+        best = f"{100 * most.mean:.1f}".replace("-", "−")
+        sentence += f" Counted from its best moment, it lost {best} points."
+    return _item("Forgot nothing, gained" if gained else "Forgot", points(lost).lstrip("+") + " points", sentence)
+
+
+def _item(word: str, value: str, sentence: str) -> dict[str, str]:
+    return {"word": word, "value": value, "sentence": sentence}
+
+
+def closing(folder: Path) -> str:
+    """A line for the method and for each of its references, and one with the path of the report.
+
+    Args:
+        folder: of a run that came to its end.
+    """
+    runs = Results.load(folder)
+    shown = {str(runs[0].metrics.get("method") or "this method"): runs, **runs.references}
+    width = max(map(len, shown))
+    lines = [f"{name:{width}s}  {_said(distinct(together))}" for name, together in shown.items()]
+    lines += [
+        f"{name} diverged: {run.diverged}" for name, together in shown.items() for run in together if run.diverged
+    ]
+    return "\n".join([*lines, f"report: {folder / 'report.html'}"])
+
+
+def _said(runs: Sequence[Result]) -> str:
+    runs = [run for run in runs if run.finished] or runs
+    prefix = runs[0].prefix
+    loss_only = runs[0].metrics.get(prefix + "average_accuracy") is None
+    items = [item for item in headline(runs, prefix, loss_only) if item["value"] != "–"]
+    seeds = f"  ({len(runs)} seeds)" if len(runs) > 1 else ""
+    return "   ".join(f"{item['word'].lower()} {item['value']}" for item in items) + seeds
