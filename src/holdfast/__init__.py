@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from holdfast.core.learner import Learner
     from holdfast.core.method import Method
     from holdfast.core.operation import Operation
+    from holdfast.core.services import Services
     from holdfast.core.step import Step
     from holdfast.runs.opened import open as open
     from holdfast.streams import datasets
@@ -38,6 +39,7 @@ _WHERE = {
     "Method": "holdfast.core.method",
     "OnNewClass": "holdfast.core.boundary",
     "Operation": "holdfast.core.operation",
+    "Services": "holdfast.core.services",
     "Step": "holdfast.core.step",
     "Stream": "holdfast.core.experience",
     "StreamTrainer": "holdfast.training.streaming",
@@ -71,6 +73,7 @@ __all__ = [
     "Method",
     "OnNewClass",
     "Operation",
+    "Services",
     "Step",
     "Stream",
     "StreamTrainer",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.core.experience import Experience, Tree
 from holdfast.core.forward import Forward
+from holdfast.core.memory import Memory
 from holdfast.core.randomness import derive_seed
 from holdfast.core.ranks import Share
 from holdfast.core.services import Criterion, Services
@@ -87,7 +88,7 @@ class Learner:
     head: Of[nn.Module | None] = Of("services")
     device: Of[torch.device] = Of("services")
     criterion: Of[Criterion] = Of("services")
-    memory: Of[Any] = Of("services")
+    memory: Of[Memory | None] = Of("services")
     fields: Of[tuple[str, ...]] = Of("services")
     experience: Of[int] = Of("services")
     members: Of[list[tuple[int, ...]]] = Of("services")
@@ -245,7 +246,7 @@ class Learner:
         self.grown = state.get("grown", self.grown)  # a model that was loaded before has grown already
         self.classes = state["classes"].to(self.device, copy=True)
         self.services.generators.load(state["generators"])
-        if state["memory"] is not None:
+        if state["memory"] is not None and self.memory is not None:
             self.memory.load(state["memory"])
 
     if not TYPE_CHECKING:  # tests and loops of one's own hand a learner to an operation, which asks for services

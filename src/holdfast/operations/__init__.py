@@ -1,5 +1,6 @@
 """Operations: one idea per file. Methods are lists of these."""
 
+from holdfast.operations._parts.draws import Draws as Draws  # a base class, not an operation to list
 from holdfast.operations.anchor_penalty import AnchorPenalty
 from holdfast.operations.asymmetric_cross_entropy import AsymmetricCrossEntropy
 from holdfast.operations.balanced_finetune import BalancedFinetune

@@ -14,6 +14,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.core.task import forward_task
 from holdfast.memory import BalancedReservoir, Insertion, Memory, Reservoir, Uniform
+from holdfast.operations._parts.draws import keep_in
 from holdfast.operations.freeze_below import FreezeBelow
 
 Policy = Literal["reservoir", "balanced_reservoir"]
@@ -112,21 +113,17 @@ class LatentReplay(FreezeBelow):
     def setup(self, learner: Services) -> None:
         """Make the memory, and take generators."""
         super().setup(learner)
-        require(
-            learner.memory is None,
-            "latent_replay",
-            "found another memory in this method. Leave out Remember: latents are kept instead of inputs.",
-        )
         generator = learner.rng("remember")
         insertion: Insertion = Reservoir(generator) if self.policy == "reservoir" else BalancedReservoir(generator)
-        learner.memory = LatentMemory(learner.share(self.capacity), insertion=insertion, device=learner.device)
+        memory = LatentMemory(self.capacity, insertion=insertion, device=learner.device, share=learner.share)
+        self._memory = keep_in(learner, memory, self.name)  # of latents instead of inputs
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
         learner.rng(f"order/{self.name}")
 
     def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean loss on the drawn latents, weighted."""
         assert self.retrieval is not None
-        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
+        rows = self._memory.draw(learner.share(self.size), self.retrieval)
         if rows is None or self.weight == 0:
             return None
         with forward_task(rows.get("task")):
@@ -145,4 +142,4 @@ class LatentReplay(FreezeBelow):
                 task = learner.task if batch.task is None else batch.task
                 if learner.multi_head and task is not None:
                     rows["task"] = task_column(task, latents.shape[0], learner.device)
-                learner.memory.add(rows)
+                self._memory.add(rows)

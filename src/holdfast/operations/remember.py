@@ -9,6 +9,7 @@ from holdfast.core.operation import Operation, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import BalancedReservoir, First, FrequencyAware, Insertion, Memory, Reservoir, Ring
+from holdfast.operations._parts.draws import keep_in
 from holdfast.operations.rows import rows_of
 
 Policy = Literal["reservoir", "balanced_reservoir", "frequency_aware", "ring", "first"]
@@ -62,7 +63,6 @@ class Remember(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(learner.memory is None, "remember", "stands twice in this method. One memory serves all operations.")
         generator = learner.rng("remember")
         insertion: Insertion
         if self.policy == "reservoir":
@@ -73,19 +73,17 @@ class Remember(Operation):
             insertion = FrequencyAware(generator)
         else:
             insertion = Ring() if self.policy == "ring" else First()
-        learner.memory = Memory(
-            self.capacity and learner.share(self.capacity),
-            bytes=self.bytes and learner.share(self.bytes),
-            insertion=insertion,
-            device=learner.device,
+        memory = Memory(
+            self.capacity, bytes=self.bytes, insertion=insertion, device=learner.device, share=learner.share
         )
+        self._memory = keep_in(learner, memory, self.name)
 
     def begin(self, experience: Experience, learner: Services) -> None:
         """Tell a policy that counts experiences that another one begins."""
-        insertion = learner.memory.insertion
+        insertion = self._memory.insertion
         if isinstance(insertion, FrequencyAware):
             insertion.next_experience()
 
     def observe(self, step: Step, learner: Services) -> None:
         """Insert the step's current rows."""
-        learner.memory.add(rows_of(step, learner))
+        self._memory.add(rows_of(step, learner))

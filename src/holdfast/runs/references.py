@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config.job import Job
+from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import read_log
 from holdfast.runs.folder import INFO, read_info, versions, write_info
@@ -109,7 +110,10 @@ def reuse(place: Path, key: str, root: Path) -> bool:
         source = Path(parent)
         if INFO not in files or source == place:
             continue
-        info = read_info(source)
+        try:
+            info = read_info(source)
+        except DataError:  # somebody's damaged folder is no reason not to run
+            continue
         if info.get("key") != key or info.get("state") != "finished" or not (source / "log.jsonl").is_file():
             continue
         if _same(info.get("versions")):
@@ -123,6 +127,6 @@ def reuse(place: Path, key: str, root: Path) -> bool:
     return False
 
 
-def _same(known: Any) -> bool:
+def _same(recorded: Any) -> bool:
     now = versions()
-    return isinstance(known, dict) and all(known.get(name) == now[name] for name in ("holdfast", "torch"))
+    return isinstance(recorded, dict) and all(recorded.get(name) == now[name] for name in ("holdfast", "torch"))

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from holdfast.core.errors import ConfigError, NeedError, UsageError
 from holdfast.core.experience import Stream
-from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
+from holdfast.core.services import Services
 from holdfast.operations import (
     CrossEntropy,
     Distillation,
@@ -38,8 +38,8 @@ def made(kind: type[Operation]) -> Operation:
 def makes_memory(make: Make) -> bool:
     """Whether an operation makes the memory of its method."""
     operation = make()
-    learner = Learner(toys.model_for([operation])(toys.stream(classes=4), hidden=[6, 6]))
-    operation.setup(learner.services)
+    learner = Services(toys.model_for([operation])(toys.stream(classes=4), hidden=[6, 6]))
+    operation.setup(learner)
     return learner.memory is not None
 
 

@@ -119,9 +119,11 @@ def resumed_with(subject: MethodSubject, head: str) -> int:
 
 def check_equal_memories(one: Trainer, other: Trainer, who: str) -> None:
     """Fail where two trainers remember different samples."""
-    if one.learner.memory is None:
+    kept, others = one.learner.memory, other.learner.memory
+    if kept is None or others is None:
+        expect(kept is others, f"{who} has a memory, and the other none.")
         return
-    a, b = one.learner.memory.all(), other.learner.memory.all()
+    a, b = kept.all(), others.all()
     expect(a.keys() == b.keys(), f"{who} remembers {sorted(b)} instead of {sorted(a)}.")
     for key, value in tensors_of(a, ""):
         match = dict(tensors_of(b, ""))[key]
