@@ -11,12 +11,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.config import kinds, schema
-from holdfast.config.defaults import completed
-from holdfast.config.folders import pattern_problem
 from holdfast.config.job import PROTOCOLS, Job, called
 from holdfast.config.messages import sentences
-from holdfast.config.plain import as_plain, check_plain
-from holdfast.config.words import nearest, shown
+from holdfast.config.read import as_plain, check_plain, completed
+from holdfast.config.words import nearest, pattern_problem, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method

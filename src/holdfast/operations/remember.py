@@ -37,6 +37,7 @@ class Remember(Operation):
         Remember(capacity=200, bytes=None, policy='reservoir')
     """
 
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     state = ()
 
