@@ -177,6 +177,7 @@ class Learner:
         """
         self.experience += 1
         self.members.append(tuple(experience.classes))
+        self._add_tasks(experience.task)
         self.grow(experience.classes)
         if self.multi_head and experience.task is not None:
             for task, classes in (tasks or {experience.task: experience.classes}).items():
@@ -194,6 +195,17 @@ class Learner:
                 self.trainable.changed()
                 self.trainable.announce(new)
         self.services.seen.add(classes)
+
+    def _add_tasks(self, task: int | None) -> None:
+        """Let a model that has a part of its own for each task make the part of this one."""
+        if task is None:
+            return
+        for module in self.model.modules():
+            add = getattr(module, "add_tasks", None)
+            new = add(task + 1) if callable(add) else []
+            if new:
+                self.trainable.changed()
+                self.trainable.announce(new)
 
     def _set_task(self, task: int | None) -> None:
         """The current task; forwards that nobody gave a task (the user's own) are of this one, too."""
@@ -222,7 +234,12 @@ class Learner:
         self.members = [tuple(classes) for classes in state["members"]]
         for self.experience, classes in enumerate(self.members):  # noqa: B020
             self.grow(classes)
+        before = {id(parameter) for parameter in self.model.parameters()}
         self.model.load_state_dict(state["model"])
+        grown = [parameter for parameter in self.model.parameters() if id(parameter) not in before]
+        if grown:  # parts of tasks, which nobody but the state counts
+            self.trainable.changed()
+            self.trainable.announce(grown)
         self.model.train(state["training"])
         self.experience = state["experience"]
         self._set_task(state["task"])

@@ -85,6 +85,7 @@ class Operation(nn.Module):
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
         scratch: names of attributes that change while it learns and are worked out anew whenever they are needed, so
             that no checkpoint must have them. What changes and is in neither is refused at the first checkpoint.
+        check_arguments: what `holdfast.testing` makes one with, where defaults are missing or take long.
         name: the name in logs; unique within a method (a second instance is called `replay_2`).
     """
 
@@ -97,6 +98,7 @@ class Operation(nn.Module):
     scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
     draws: ClassVar[bool] = False
+    check_arguments: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()

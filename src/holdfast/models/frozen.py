@@ -69,7 +69,7 @@ class CachedBackbone(nn.Module):
     def __init__(self, network: nn.Module, dims: int = 3) -> None:
         super().__init__()
         if dims < 2:
-            raise ConfigError("features of vectors cannot be told from vectors. Put the network into the model instead.")
+            raise ConfigError("features of vectors cannot be told from vectors. Put the network into the model.")
         self.dims = dims
         self._beside = Beside(FrozenBackbone(network))
         value = torch.frombuffer(bytearray.fromhex(module_digest(self.frozen)), dtype=torch.uint8)

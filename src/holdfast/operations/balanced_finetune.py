@@ -95,6 +95,7 @@ class BalancedFinetune(Operation):
         assert head is not None
         parameters = [p for p in head.parameters() if p.requires_grad]
         bare = [p.detach() for p in parameters]
+        features = features.to(next(iter(bare), features).dtype)  # a head of doubles takes doubles
         speed = [torch.zeros_like(p) for p in bare]
         for _ in range(self.epochs):
             for rows in torch.randperm(len(targets), generator=generator).to(targets.device).split(self.batch_size):

@@ -80,9 +80,12 @@ class Distillation(Operation):
         """The distillation loss, once there is a teacher."""
         if self.teacher is None or step.outputs is None:
             return None
-        if "unmasked" in step.extras:
+        if learner.multi_head:
             taught = self.teacher(step.inputs, "all")
-            terms = [self._between(taught[:, members], step.extras["unmasked"][:, members]) for members in self.tasks]
+            every = step.extras.get("unmasked")
+            if every is None:  # each task has more than a head of its own, so another forward
+                every = learner(step.inputs, "all")
+            terms = [self._between(taught[:, members], every[:, members]) for members in self.tasks]
             term = torch.stack(terms).mean()
         else:
             taught, student = self.teacher(step.inputs), step.outputs

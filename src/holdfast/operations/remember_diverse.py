@@ -138,6 +138,7 @@ class RememberDiverse(Operation):
         RememberDiverse(capacity=200, compare=10)
     """
 
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     state = ("retrieval",)
     scratch = ("_per_sample",)

@@ -50,6 +50,7 @@ class RememberExemplars(Operation):
         RememberExemplars(capacity=None, per_class=100, selection='random')
     """
 
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("arrived",)

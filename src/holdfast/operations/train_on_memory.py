@@ -103,6 +103,7 @@ class TrainOnMemory(Operation):
         31
     """
 
+    check_arguments = {"capacity": 20}
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("initial", "noted")

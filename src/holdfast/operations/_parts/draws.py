@@ -76,7 +76,8 @@ def keep_in(learner: Services, memory: M, operation: str) -> M:
     if learner.memory is not None:
         raise ConfigError(
             f"`{operation}` fills the memory, and another operation of this method does so, too. One memory serves all"
-            " operations: keep one of Remember, RememberExemplars, RememberDiverse, TrainOnMemory, GradientConstraints."
+            " operations: keep one of Remember, RememberExemplars, RememberDiverse, TrainOnMemory, GradientConstraints,"
+            " LatentReplay."
         )
     learner.memory = memory
     return memory
