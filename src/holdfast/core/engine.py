@@ -18,7 +18,7 @@ from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
-from holdfast.core.operation import ENTRY_POINTS
+from holdfast.core.operation import ENTRY_POINTS, Stateful
 from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
 from holdfast.core.undeclared import Undeclared
@@ -57,6 +57,8 @@ class Engine:
         self.learner = learner
         self.services = learner.services
         self.index = 0
+        if method.wrap is not None:
+            learner.change_model(method.wrap, method.name)
         learner.fields = method.remembers
         if learner.multi_head:
             learner.fields = (*learner.fields, "task")
@@ -358,15 +360,20 @@ class Engine:
         """
         if check:
             self._undeclared.check()
-        return {
+        state = {
             "index": self.index,
             "learner": self.learner.state(),
             "operations": {operation.name: operation.save() for operation in self.method},
         }
+        if isinstance(self.method.wrap, Stateful):
+            state["wrap"] = self.method.wrap.state()
+        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self.index = state["index"]
+        if "wrap" in state and isinstance(self.method.wrap, Stateful):
+            self.method.wrap.load(state["wrap"])
         self.learner.load(state["learner"])
         for operation in self.method:
             values = state["operations"][operation.name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,17 @@ def snake_case(name: str) -> str:
         ('logit_replay', 'ewc')
     """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Something that can be saved by itself: declared in an operation's `state`, it is saved with it."""
+
+    def state(self) -> Any:
+        """All that `load` needs, as tensors and plain values."""
+
+    def load(self, state: Any) -> None:
+        """Go on where `state` was taken."""
 
 
 def _apply_to(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -169,7 +180,7 @@ class Operation(nn.Module):
         values: dict[str, Any] = {}
         for key in self.state:
             value = getattr(self, key)
-            values[key] = value.state() if hasattr(value, "state") and hasattr(value, "load") else value
+            values[key] = value.state() if isinstance(value, Stateful) else value
         snapshots = [key for key in self.state if isinstance(getattr(self, key), Snapshot)]
         if snapshots:
             values["snapshots"] = snapshots
@@ -182,7 +193,7 @@ class Operation(nn.Module):
         """Restore what `save` returned."""
         for key in self.state:
             held = getattr(self, key)
-            if hasattr(held, "state") and hasattr(held, "load") and values[key] is not None:
+            if isinstance(held, Stateful) and values[key] is not None:
                 held.load(values[key])
             else:
                 setattr(self, key, _apply_to(values[key], Tensor.clone))  # the state stays its owner's
