@@ -78,10 +78,6 @@ WAYS = (TRAINER, LOOP, LOOP_WITH_BOUNDARY, LIGHTNING, ENDLESS, ENDLESS_WITH_BOUN
 """Every way to train; the "Can I use?" table of a method's page is this, against its needs."""
 
 
-OFFERS: dict[str, frozenset[str]] = {way.name: way.offers for way in WAYS}
-"""The same by name."""
-
-
 def check_needs(
     method: str, needs: Mapping[str, str], offers: Iterable[str], advice: Mapping[str, str] | None = None
 ) -> None:
