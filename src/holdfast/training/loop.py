@@ -167,6 +167,9 @@ def arriving(session: Session, source: Source, goal: int | None) -> Iterator[tup
                 f"a source gave targets of shape {tuple(batch.targets.shape)} for {tree_rows(batch.inputs)} inputs."
                 " Give a target for each input."
             )
+        kind = batch.targets.dtype
+        if kind != torch.int64 and not kind.is_floating_point and session.settings.criterion is None:
+            raise UsageError(f"a source gave targets of {kind}, and class indices are int64. Give targets.long().")
         batch.inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
         batch.targets = batch.targets.to(device)
         position.samples += rows
