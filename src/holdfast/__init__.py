@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from holdfast.core.operation import Operation
     from holdfast.core.step import Step
     from holdfast.runs.opened import open as open
+    from holdfast.runs.trainer import Trainer
     from holdfast.streams import datasets
     from holdfast.streams.task_dict import TaskDict
-    from holdfast.training import Continual, Trainer
+    from holdfast.training import Continual
     from holdfast.training.blocks import ContinualLearner, EpisodicMemory
     from holdfast.training.classifier import ContinualClassifier
     from holdfast.training.masked import masked_accuracy, masked_cross_entropy
@@ -42,7 +43,7 @@ _WHERE = {
     "Stream": "holdfast.core.experience",
     "StreamTrainer": "holdfast.training.streaming",
     "TaskDict": "holdfast.streams.task_dict",
-    "Trainer": "holdfast.training",
+    "Trainer": "holdfast.runs.trainer",
     "masked_accuracy": "holdfast.training.masked",
     "masked_cross_entropy": "holdfast.training.masked",
     "open": "holdfast.runs.opened",
