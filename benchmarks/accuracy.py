@@ -38,7 +38,7 @@ def run_one(job: tuple[str, int]) -> dict[str, float]:
     """Train one row with one seed; returns its measures in percent."""
     import torch
 
-    from holdfast.config.load import load
+    from holdfast.config.compose import load
     from holdfast.runs.run import run
 
     torch.set_num_threads(1)

@@ -9,43 +9,45 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from holdfast import methods, metrics, models, operations, streams
+    from holdfast.compat.scikit_learn import ContinualClassifier
+    from holdfast.compat.streamedml import ContinualLearner, EpisodicMemory
+    from holdfast.compat.synapse import TaskDict, masked_accuracy, masked_cross_entropy
     from holdfast.config.plugins import plugin
     from holdfast.core.boundary import Every, OnNewClass
     from holdfast.core.experience import Batch, Data, Experience, Stream
     from holdfast.core.learner import Learner
     from holdfast.core.method import Method
     from holdfast.core.operation import Operation
+    from holdfast.core.services import Services
     from holdfast.core.step import Step
     from holdfast.runs.opened import open as open
     from holdfast.runs.trainer import Trainer
     from holdfast.streams import datasets
-    from holdfast.streams.task_dict import TaskDict
     from holdfast.training import Continual
-    from holdfast.training.blocks import ContinualLearner, EpisodicMemory
-    from holdfast.training.classifier import ContinualClassifier
-    from holdfast.training.masked import masked_accuracy, masked_cross_entropy
     from holdfast.training.streaming import StreamTrainer
 
 _WHERE = {
     "Batch": "holdfast.core.experience",
     "Continual": "holdfast.training",
-    "ContinualClassifier": "holdfast.training.classifier",
-    "ContinualLearner": "holdfast.training.blocks",
+    "ContinualClassifier": "holdfast.compat.scikit_learn",
+    "ContinualRegressor": "holdfast.compat.scikit_learn",
+    "ContinualLearner": "holdfast.compat.streamedml",
     "Data": "holdfast.core.experience",
-    "EpisodicMemory": "holdfast.training.blocks",
+    "EpisodicMemory": "holdfast.compat.streamedml",
     "Every": "holdfast.core.boundary",
     "Experience": "holdfast.core.experience",
     "Learner": "holdfast.core.learner",
     "Method": "holdfast.core.method",
     "OnNewClass": "holdfast.core.boundary",
     "Operation": "holdfast.core.operation",
+    "Services": "holdfast.core.services",
     "Step": "holdfast.core.step",
     "Stream": "holdfast.core.experience",
     "StreamTrainer": "holdfast.training.streaming",
-    "TaskDict": "holdfast.streams.task_dict",
+    "TaskDict": "holdfast.compat.synapse",
     "Trainer": "holdfast.runs.trainer",
-    "masked_accuracy": "holdfast.training.masked",
-    "masked_cross_entropy": "holdfast.training.masked",
+    "masked_accuracy": "holdfast.compat.synapse",
+    "masked_cross_entropy": "holdfast.compat.synapse",
     "open": "holdfast.runs.opened",
     "plugin": "holdfast.config.plugins",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "Continual",
     "ContinualClassifier",
     "ContinualLearner",
+    "ContinualRegressor",
     "Data",
     "EpisodicMemory",
     "Every",
@@ -71,6 +74,7 @@ __all__ = [
     "Method",
     "OnNewClass",
     "Operation",
+    "Services",
     "Step",
     "Stream",
     "StreamTrainer",

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from holdfast.config.build import resolve
-from holdfast.config.load import load
+from holdfast.config.compose import load
 from holdfast.core.errors import ConfigError
 
 LIST = {

@@ -110,6 +110,17 @@ def test_a_saved_state_with_more_tasks_is_loaded_and_growth_goes_on_the_same(kin
         assert torch.equal(value, loaded([0, 2, 3])[name])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_becomes_what_it_was_when_a_state_with_fewer_tasks_was_saved(kind):
+    generator = KINDS[kind](tasks=2)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    generator.grow(4)
+    generator.shrink_to({f"model.{name}": value for name, value in before.items()}, "model.")
+    assert generator.tasks == 2
+    assert generator.state_dict().keys() == before.keys()
+    generator.load_state_dict(before)
+
+
 def test_a_new_task_can_start_from_the_embedding_of_another_but_keeps_vectors_of_its_own():
     generator = KINDS["heads"](tasks=2)
     with torch.no_grad():

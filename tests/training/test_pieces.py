@@ -1,21 +1,18 @@
-"""Building blocks, task helpers, the classifier and the unlabelled stream."""
+"""Building blocks, task helpers and the unlabelled stream."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast import Continual, Every, methods
+from holdfast.compat.streamedml import ContinualLearner, EpisodicMemory
+from holdfast.compat.synapse import TaskDict, masked_accuracy, masked_cross_entropy
 from holdfast.core.errors import ConfigError, NeedError, UsageError
-from holdfast.streams.task_dict import TaskDict
-from holdfast.training.blocks import ContinualLearner, EpisodicMemory
-from holdfast.training.classifier import ContinualClassifier
-from holdfast.training.masked import masked_accuracy, masked_cross_entropy
 from holdfast.training.streaming import StreamTrainer
 
 
@@ -213,73 +210,6 @@ def test_a_masked_loss_is_the_loss_among_the_kept_classes() -> None:
             masked_cross_entropy(logits, targets, wrong)
     with pytest.raises(UsageError, match="int64"):
         masked_cross_entropy(logits, targets.float(), keep)
-
-
-# scikit-learn ----------------------------------------------------------------------------------------------
-
-
-def blobs(labels: list[Any], rows: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    place = rng.integers(0, len(labels), rows)
-    values = np.array([hash(str(label)) % 7 for label in labels])
-    return rng.normal(values[place][:, None] * np.array([[1.0, -1.0, 0.5]]), 0.2), np.array(labels)[place]
-
-
-def test_the_classifier_learns_new_classes_call_by_call_and_keeps_the_old_ones() -> None:
-    rng = np.random.default_rng(0)
-    centres = {"ant": (0, 0), "bee": (4, 0), "cat": (0, 4), "dog": (4, 4)}
-
-    def sample(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        y = rng.choice(names, 120)
-        return np.array([centres[name] for name in y]) + rng.normal(0, 0.4, (120, 2)), y
-
-    model = ContinualClassifier(hidden=(32,), epochs=40, random_state=1)
-    for names in (["dog", "ant"], ["cat", "bee"]):
-        assert model.partial_fit(*sample(names)) is model
-    assert model.classes_.tolist() == ["ant", "bee", "cat", "dog"]
-    x, y = sample(list(centres))
-    assert model.score(x, y) > 0.95
-    probabilities = model.predict_proba(x)
-    assert probabilities.shape == (120, 4)
-    np.testing.assert_allclose(probabilities.sum(1), 1)
-    forgetful = ContinualClassifier(method=methods.finetune(), hidden=(32,), epochs=40, random_state=1)
-    for names in (["dog", "ant"], ["cat", "bee"]):
-        forgetful.partial_fit(*sample(names))
-    assert forgetful.score(x, y) < 0.7
-
-
-def test_river_style_code_can_use_the_classifier() -> None:
-    model = ContinualClassifier(hidden=(8,), epochs=3, optimizer={"name": "Adam", "lr": 0.02})
-    assert model.predict_one({"a": 1.0, "b": 2.0}) is None
-    rng, right = np.random.default_rng(0), 0
-    for step in range(80):
-        x = {"b": rng.normal(), "a": rng.normal()}
-        right += step >= 40 and model.predict_one(x) == (x["a"] > 0)
-        model.learn_one(x, x["a"] > 0)
-    assert right > 30
-
-
-def test_parameters_are_those_of_the_constructor_and_clone() -> None:
-    from sklearn.base import clone
-
-    method = methods.er(capacity=50)
-    model = ContinualClassifier(method=method, epochs=3)
-    assert model.get_params()["epochs"] == 3
-    assert clone(model).get_params()["method"].name == "er"
-    assert model.set_params(batch_size=7).batch_size == 7
-    x, y = blobs(["p", "q"])
-    twins = [clone(model).fit(x, y) for _ in range(2)]
-    assert np.array_equal(twins[0].predict_proba(x), twins[1].predict_proba(x))
-
-
-@pytest.mark.slow
-def test_scikit_learns_own_checks_pass() -> None:
-    from sklearn.utils.estimator_checks import check_estimator
-
-    found = check_estimator(ContinualClassifier(hidden=(20,), epochs=15), on_skip=None, on_fail=None)
-    failed = {entry["check_name"]: str(entry["exception"])[:200] for entry in found if entry["status"] == "failed"}
-    assert not failed
-    assert sum(entry["status"] == "passed" for entry in found) > 40
 
 
 # The unlabelled stream -------------------------------------------------------------------------------------

@@ -61,24 +61,32 @@ def trainer_parameters() -> list[Parameter]:
     return [p for p in parameters(trainer) if p.configurable and p.name not in TRAINER_SUPPLIED]
 
 
-def model_of(kind: str, name: str) -> type[BaseModel]:
+def model_of(kind: str, name: str, inside: bool = False) -> type[BaseModel]:
     """The pydantic model of one block: `name` and the parameters of the callable of that name.
+
+    Args:
+        kind: of the block.
+        name: of the callable.
+        inside: whether it is a stream inside another one, which gives it its data set.
 
     Raises:
         ConfigError: where there is nothing of that name.
     """
-    return _model_of(kind, name)
+    return _model_of(kind, name, inside)  # type: ignore[no-any-return]
 
 
 @kinds.cached
-def _model_of(kind: str, name: str) -> type[BaseModel]:
+def _model_of(kind: str, name: str, inside: bool) -> type[BaseModel]:
     function = kinds.find(kind, name)
     summary, _ = docs(function.__doc__)
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
-    if kind == "streams":
+    if kind == "streams" and not inside:
         fields |= _dataset_fields(parameters(function))
     for parameter in kinds.configurable(kind, function):
-        fields |= _field(parameter, kind)
+        if kind == "streams" and parameter.name == "of":
+            fields["of"] = (_inner_stream() | None, Field(None, description=parameter.doc))
+        else:
+            fields |= _field(parameter, kind)
     if kind == "schedulers":
         every = "move the learning rate after every epoch or after every step"
         fields["every"] = (Literal["epoch", "step"], Field("epoch", description=every))
@@ -146,9 +154,22 @@ def block(kind: str) -> Any:
 
 @kinds.cached
 def _block(kind: str) -> Any:
-    choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in kinds.names(kind)]
+    choices = [Annotated[_model_of(kind, name, False), Tag(TAG + name)] for name in kinds.names(kind)]
     if kind == "methods":
         choices.append(Annotated[_composition(), Tag(TAG + "operations")])
+    return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
+
+
+def inner_streams() -> list[str]:
+    """The streams that another one can cut: those of one data set that cut none themselves."""
+    given = {name: {p.name for p in parameters(value)} for name, value in kinds.names("streams").items()}
+    return [name for name, taken in given.items() if "dataset" in taken and "of" not in taken]
+
+
+@kinds.cached
+def _inner_stream() -> Any:
+    """The type of a stream inside another one."""
+    choices = [Annotated[_model_of("streams", name, True), Tag(TAG + name)] for name in inner_streams()]
     return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,9 +17,11 @@ class Boundary(ABC):
 
     Attributes:
         window: how many recent samples are kept for methods that go over an experience's data when it ends.
+        check_arguments: what `holdfast.testing` makes one with, where an argument has no default.
     """
 
     window: int = 1024
+    check_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def crossed(self, step: Step) -> bool:
@@ -43,6 +46,8 @@ class Every(Boundary):
         >>> Every(steps=1000)
         Every(steps=1000, window=1024)
     """
+
+    check_arguments = {"steps": 7}
 
     def __init__(self, steps: int, window: int = 1024) -> None:
         if steps < 1:

@@ -21,6 +21,7 @@ from holdfast.core.needs import check_needs
 from holdfast.core.operation import ENTRY_POINTS
 from holdfast.core.step import Step
 from holdfast.core.task import forward_task
+from holdfast.core.undeclared import Undeclared
 
 OLD_SNAPSHOTS = ("teacher", "solver")
 """Where operations of ours kept snapshots when checkpoints did not say so yet."""
@@ -68,6 +69,7 @@ class Engine:
             operation.to(learner.device)
             operation.setup(learner.services)
         self._check_memory()
+        self._undeclared = Undeclared(method, self.services)
 
     _setup: tuple[Any, ...]
     _begin: tuple[Any, ...]
@@ -189,9 +191,13 @@ class Engine:
         return learner(inputs, task) if through is None else learner.forward(inputs, task, through)
 
     def note_unmasked(self, outputs: Tensor, extras: dict[str, Any]) -> None:
-        """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`."""
-        if self.learner.multi_head:
-            extras["unmasked"] = self.learner.head.unmasked[: outputs.shape[0]]  # type: ignore[union-attr, index]
+        """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`.
+
+        Where each task has more than a head of its own, these are not a by-product, and there are none.
+        """
+        unmasked = getattr(self.learner.head, "unmasked", None) if self.learner.multi_head else None
+        if unmasked is not None:
+            extras["unmasked"] = unmasked[: outputs.shape[0]]
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
         """The current data's loss: the method's own criterion, else the learner's."""
@@ -281,8 +287,18 @@ class Engine:
 
     # State ---------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Learner, operations and step count, as tensors and plain values."""
+    def state(self, check: bool = True) -> dict[str, Any]:
+        """Learner, operations and step count, as tensors and plain values.
+
+        Args:
+            check: whether an operation that keeps something without declaring it is refused: for a checkpoint, since
+                that would not have it.
+
+        Raises:
+            UsageError: if one does.
+        """
+        if check:
+            self._undeclared.check()
         return {
             "index": self.index,
             "learner": self.learner.state(),

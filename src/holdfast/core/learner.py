@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.core.experience import Experience, Tree
 from holdfast.core.forward import Forward
+from holdfast.core.memory import Memory
 from holdfast.core.randomness import derive_seed
 from holdfast.core.ranks import Share
 from holdfast.core.services import Criterion, Services
@@ -87,7 +88,7 @@ class Learner:
     head: Of[nn.Module | None] = Of("services")
     device: Of[torch.device] = Of("services")
     criterion: Of[Criterion] = Of("services")
-    memory: Of[Any] = Of("services")
+    memory: Of[Memory | None] = Of("services")
     fields: Of[tuple[str, ...]] = Of("services")
     experience: Of[int] = Of("services")
     members: Of[list[tuple[int, ...]]] = Of("services")
@@ -176,6 +177,7 @@ class Learner:
         """
         self.experience += 1
         self.members.append(tuple(experience.classes))
+        self._add_tasks(experience.task)
         self.grow(experience.classes)
         if self.multi_head and experience.task is not None:
             for task, classes in (tasks or {experience.task: experience.classes}).items():
@@ -193,6 +195,17 @@ class Learner:
                 self.trainable.changed()
                 self.trainable.announce(new)
         self.services.seen.add(classes)
+
+    def _add_tasks(self, task: int | None) -> None:
+        """Let a model that has a part of its own for each task make the part of this one."""
+        if task is None:
+            return
+        for module in self.model.modules():
+            add = getattr(module, "add_tasks", None)
+            new = add(task + 1) if callable(add) else []
+            if new:
+                self.trainable.changed()
+                self.trainable.announce(new)
 
     def _set_task(self, task: int | None) -> None:
         """The current task; forwards that nobody gave a task (the user's own) are of this one, too."""
@@ -221,14 +234,19 @@ class Learner:
         self.members = [tuple(classes) for classes in state["members"]]
         for self.experience, classes in enumerate(self.members):  # noqa: B020
             self.grow(classes)
+        before = {id(parameter) for parameter in self.model.parameters()}
         self.model.load_state_dict(state["model"])
+        grown = [parameter for parameter in self.model.parameters() if id(parameter) not in before]
+        if grown:  # parts of tasks, which nobody but the state counts
+            self.trainable.changed()
+            self.trainable.announce(grown)
         self.model.train(state["training"])
         self.experience = state["experience"]
         self._set_task(state["task"])
         self.grown = state.get("grown", self.grown)  # a model that was loaded before has grown already
         self.classes = state["classes"].to(self.device, copy=True)
         self.services.generators.load(state["generators"])
-        if state["memory"] is not None:
+        if state["memory"] is not None and self.memory is not None:
             self.memory.load(state["memory"])
 
     if not TYPE_CHECKING:  # tests and loops of one's own hand a learner to an operation, which asks for services

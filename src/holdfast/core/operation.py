@@ -83,6 +83,9 @@ class Operation(nn.Module):
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
+        scratch: names of attributes that change while it learns and are worked out anew whenever they are needed, so
+            that no checkpoint must have them. What changes and is in neither is refused at the first checkpoint.
+        check_arguments: what `holdfast.testing` makes one with, where defaults are missing or take long.
         name: the name in logs; unique within a method (a second instance is called `replay_2`).
     """
 
@@ -92,8 +95,10 @@ class Operation(nn.Module):
     alone: ClassVar[str] = ""
     remembers: tuple[str, ...] = ()
     state: ClassVar[tuple[str, ...]] = ()
+    scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
     draws: ClassVar[bool] = False
+    check_arguments: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from holdfast.core.errors import ConfigError, UsageError, renamed
 from holdfast.core.experience import Tree
 from holdfast.core.forward import Forward
 from holdfast.core.inspect import features_of, find_head
+from holdfast.core.memory import Memory
 from holdfast.core.randomness import Generators
 from holdfast.core.ranks import Share, average_over_ranks
 from holdfast.core.snapshot import Snapshot, Twin, copy_of
@@ -112,7 +113,7 @@ class Services:
         self.now = Now()
         self.experience = -1
         self.members: list[tuple[int, ...]] = []
-        self.memory: Any = None
+        self.memory: Memory | None = None
         self.fields: tuple[str, ...] = ()
         self.grown = False
         self.seen = SeenClasses(self.device)

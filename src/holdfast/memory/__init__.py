@@ -3,6 +3,7 @@
 from holdfast.memory.balanced import BalancedReservoir
 from holdfast.memory.by_class import BalancedUniform
 from holdfast.memory.exemplars import ExemplarSets
+from holdfast.memory.frequency import FrequencyAware
 from holdfast.memory.insertion import Insertion, Placement
 from holdfast.memory.memory import Memory
 from holdfast.memory.recent import Recent
@@ -18,6 +19,7 @@ __all__ = [
     "BalancedUniform",
     "ExemplarSets",
     "First",
+    "FrequencyAware",
     "Held",
     "Insertion",
     "Memory",

@@ -104,7 +104,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tasks: Sequence[int]) -> dict[str, Tensor]:
-        """Every tensor for each of `tasks`, `[T, *shape]`, by name."""
+        """Every tensor for each of `tasks`, `[T, *shape]`, by name and in the order of `targets`."""
 
     @abstractmethod
     def _new_task(self, generator: torch.Generator | None) -> list[nn.Parameter]:
@@ -140,6 +140,18 @@ class Generator(nn.Module, ABC):
     def of_task(self, task: int) -> list[nn.Parameter]:
         """What belongs to this task alone."""
         return [self.embeddings[task]]
+
+    def shrink_to(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Drop the tasks that `state` does not have: a copy becomes what it was when that was saved.
+
+        Args:
+            state: a state dict of the model, from before tasks were added.
+            prefix: of this generator's names in it.
+        """
+        self._keep_tasks(sum(f"{prefix}embeddings.{task}" in state for task in range(self.tasks)))
+
+    def _keep_tasks(self, tasks: int) -> None:
+        self.embeddings = nn.ParameterList(self.embeddings[:tasks])
 
     def check(self, tasks: Sequence[int]) -> None:
         """Refuse tasks that it cannot generate for.
@@ -279,6 +291,10 @@ class HeadsGenerator(Generator):
     def of_task(self, task: int) -> list[nn.Parameter]:
         """Its embedding, and its vectors where tasks keep them."""
         return [self.embeddings[task], *([self.vectors[task]] if self.kept else [])]
+
+    def _keep_tasks(self, tasks: int) -> None:
+        super()._keep_tasks(tasks)
+        self.vectors = nn.ParameterList(self.vectors[:tasks])
 
     def _new_task(self, generator: torch.Generator | None) -> list[nn.Parameter]:
         if not self.kept:

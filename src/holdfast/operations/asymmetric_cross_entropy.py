@@ -47,6 +47,7 @@ class AsymmetricCrossEntropy(Operation):
     role = "knowledge retention"
     needs = frozenset({"classes"})
     state = ("current",)
+    scratch = ("_mask",)
 
     def __init__(self, among: Among = "batch") -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor
 from holdfast.core.experience import Experience, tree_map
 from holdfast.core.operation import Operation, require
 from holdfast.core.services import Services
+from holdfast.operations._parts.draws import memory_of
 from holdfast.operations.class_scores import vectors
 
 
@@ -75,8 +76,7 @@ class BalancedFinetune(Operation):
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Draw, compute features, and train the head."""
-        require(learner.memory is not None, self.name, "draws from a memory. Add Remember(capacity=...).")
-        rows = learner.memory.all()
+        rows = memory_of(learner, self.name).all()
         if not rows:
             return
         generator = learner.rng(f"finetune/{self.name}")
@@ -95,6 +95,7 @@ class BalancedFinetune(Operation):
         assert head is not None
         parameters = [p for p in head.parameters() if p.requires_grad]
         bare = [p.detach() for p in parameters]
+        features = features.to(next(iter(bare), features).dtype)  # a head of doubles takes doubles
         speed = [torch.zeros_like(p) for p in bare]
         for _ in range(self.epochs):
             for rows in torch.randperm(len(targets), generator=generator).to(targets.device).split(self.batch_size):

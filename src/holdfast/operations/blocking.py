@@ -37,6 +37,10 @@ class Blocking(Operation, ABC):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "task", "update"})
     state: ClassVar[tuple[str, ...]] = ("finished", "rates", "copies")
+    scratch: ClassVar[tuple[str, ...]] = (
+        "_before",
+        "_held",
+    )
 
     def __init__(self) -> None:
         super().__init__()

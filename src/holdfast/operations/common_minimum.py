@@ -42,6 +42,7 @@ class CommonMinimum(LossModels):
         50
     """
 
+    check_arguments = {"points": 5, "samples": 8, "units": 4, "steps": 5, "moves": 5}
     role = "knowledge retention"
 
     def __init__(

@@ -80,12 +80,15 @@ class Distillation(Operation):
         """The distillation loss, once there is a teacher."""
         if self.teacher is None or step.outputs is None:
             return None
-        if "unmasked" in step.extras:
-            taught = learner.forward_as(self.teacher, step.inputs, "all")
-            terms = [self._between(taught[:, members], step.extras["unmasked"][:, members]) for members in self.tasks]
+        if learner.multi_head:
+            taught = self.teacher(step.inputs, "all")
+            every = step.extras.get("unmasked")
+            if every is None:  # each task has more than a head of its own, so another forward
+                every = learner(step.inputs, "all")
+            terms = [self._between(taught[:, members], every[:, members]) for members in self.tasks]
             term = torch.stack(terms).mean()
         else:
-            taught, student = learner.forward_as(self.teacher, step.inputs), step.outputs
+            taught, student = self.teacher(step.inputs), step.outputs
             if self.over == "old" and not len(self.old) == taught.shape[1] == student.shape[1]:
                 taught, student = taught[:, self.old], student[:, self.old]
             term = self._between(taught, student)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from holdfast.core.decide import decide
 from holdfast.core.experience import Tree
 from holdfast.memory import ExemplarSets, Retrieval
 from holdfast.memory.columns import flatten, restore
@@ -60,7 +61,7 @@ class ExemplarMemory:
         held = len(self)
         if not held:
             return None
-        chosen = retrieval.indices(held, min(size, held), self)
+        chosen = decide(lambda: retrieval.indices(held, min(size, held), self), self._device)
         return restore(
             {name: value.index_select(0, chosen) for name, value in self._all().items()}, self._sets._structure
         )

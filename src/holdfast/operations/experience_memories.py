@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.decide import decide
 from holdfast.core.experience import Tree
 from holdfast.memory import Memory, Retrieval, Ring
 from holdfast.memory.columns import flatten, join, restore
@@ -61,7 +62,7 @@ class ExperienceMemories:
         """`size` rows of any experience, or all if fewer are held, as `Memory.draw`; None if there are none."""
         if not len(self):
             return None
-        chosen = retrieval.indices(len(self), min(size, len(self)), self)
+        chosen = decide(lambda: retrieval.indices(len(self), min(size, len(self)), self), self.device)
         columns, structure = flatten(self.all())
         return restore({name: value.index_select(0, chosen) for name, value in columns.items()}, structure)
 

@@ -46,6 +46,7 @@ class FeatureDistillation(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     state = ("teacher",)
+    scratch = ("_taps",)
 
     def __init__(
         self,

@@ -77,6 +77,11 @@ class GenerativeModel:
         for parameter in parameters:
             parameter.grad = None
 
+    def sample(self, size: int, learner: Services, name: str) -> Tensor:
+        """This rank's part of `size` new inputs, by the generator called `name`, without a graph."""
+        assert self.vae is not None
+        return self.vae.sample(learner.share(size), learner.rng(name))
+
     def _choose(self, inputs: Tensor) -> Likelihood:
         least, most = float(inputs.min()), float(inputs.max())
         within = least >= 0 and most <= 1

@@ -56,6 +56,7 @@ class GenerativeReplay(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "classes"})
     state = ("current", "previous", "solver", "old", "tasks")
+    scratch = ("_generated",)
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class GenerativeReplay(Operation):
         if self.solver is None or self.previous.vae is None:
             return None
         with torch.autocast(learner.device.type, enabled=False):  # the generator learns in full precision too
-            inputs = self.previous.vae.sample(learner.share(self.size), learner.rng(f"draw/{self.name}"))
+            inputs = self.previous.sample(self.size, learner, f"draw/{self.name}")
         term = self._by_task(inputs, learner) if learner.multi_head else self._by_class(inputs, learner)
         mixed = mix(term, step, learner, self.average, 1.0, inputs.shape[0])
         if isinstance(mixed, tuple):
@@ -120,7 +121,7 @@ class GenerativeReplay(Operation):
 
     def _by_class(self, inputs: Tensor, learner: Services) -> Tensor:
         assert self.solver is not None
-        taught = learner.forward_as(self.solver, inputs)
+        taught = self.solver(inputs)
         if len(self.old) in (0, taught.shape[1]):
             return learner.loss_on(inputs, taught.argmax(1))
         seen = torch.zeros(taught.shape[1], dtype=torch.bool, device=taught.device)
@@ -129,7 +130,7 @@ class GenerativeReplay(Operation):
 
     def _by_task(self, inputs: Tensor, learner: Services) -> Tensor:
         assert self.solver is not None
-        taught, outputs = learner.forward_as(self.solver, inputs, "all"), learner(inputs, "all")
+        taught, outputs = self.solver(inputs, "all"), learner(inputs, "all")
         losses = [F.cross_entropy(outputs[:, own], taught[:, own].argmax(1)) for own in self.tasks]
         return torch.stack(losses).mean()
 

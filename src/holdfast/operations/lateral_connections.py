@@ -42,6 +42,10 @@ class LateralConnections(Operation):
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "task"})
     state = ("order", "kept")
+    scratch = (
+        "_reads",
+        "_running",
+    )
 
     def __init__(self, columns: int = 10, into: Literal["layers", "head"] = "layers") -> None:
         super().__init__()

@@ -35,6 +35,7 @@ class LossModels(Operation):
 
     state = ("models", "names", "path", "interval", "seen")
     needs = frozenset({"boundaries", "data"})
+    scratch = ("_order",)
 
     def __init__(
         self,
@@ -105,14 +106,19 @@ class LossModels(Operation):
 
     def observe(self, step: Step, learner: Services) -> None:
         """Keep the weights now and then: at the first step, then ever more rarely."""
-        if self.seen % self.interval == 0:
-            if len(self.path) == KEPT:
-                self.path = self.path[::2]
-                self.interval *= 2
-            if self.seen % self.interval == 0:
-                with torch.no_grad():
-                    self.path.append(self.weights(learner))
+        if learner.decide(self._due):
+            with torch.no_grad():
+                self.path.append(self.weights(learner))
+
+    def _due(self) -> bool:
+        """Count the step, and thin the path out where it is full; whether this step's weights are kept."""
+        due = self.seen % self.interval == 0
+        if due and len(self.path) == KEPT:
+            self.path = self.path[::2]
+            self.interval *= 2
+            due = self.seen % self.interval == 0
         self.seen += 1
+        return due
 
     # The model -----------------------------------------------------------------------------------------
 

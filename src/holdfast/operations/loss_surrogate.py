@@ -48,6 +48,7 @@ class LossSurrogate(LossModels):
         3
     """
 
+    check_arguments = {"points": 5, "samples": 8, "units": 4, "steps": 5}
     role = "knowledge retention"
 
     def __init__(

@@ -40,6 +40,10 @@ class Mahalanobis(ClosedFormClassifier):
     """
 
     state = ("counts", "means", "scatter")
+    scratch = (
+        "_inverses",
+        "_of",
+    )
 
     def __init__(
         self,

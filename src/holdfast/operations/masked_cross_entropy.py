@@ -40,6 +40,7 @@ class MaskedCrossEntropy(Operation):
 
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes", "criterion"})
+    scratch = ("_mask",)
 
     def __init__(self, over: Over = "experience") -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from torch import Tensor
 from holdfast.core.experience import Experience, tree_map
 from holdfast.core.operation import require
 from holdfast.core.services import Services
+from holdfast.operations._parts.draws import memory_of
 from holdfast.operations.class_scores import Space, vectors
 from holdfast.operations.closed_form import ClosedFormClassifier
 
@@ -83,8 +84,7 @@ class NearestClassMean(ClosedFormClassifier):
         if self.source == "data":
             super().end(experience, learner)
             return
-        require(learner.memory is not None, self.name, "takes its means from a memory. Add Remember(capacity=...).")
-        rows = learner.memory.all()
+        rows = memory_of(learner, self.name).all()
         if not rows:
             return
         self.total = self.counts = None

@@ -50,6 +50,7 @@ class PooledDistillation(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     state = ("teacher", "factor")
+    scratch = ("_taps",)
 
     def __init__(
         self,

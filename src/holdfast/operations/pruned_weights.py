@@ -38,6 +38,7 @@ class PrunedWeights(Blocking):
 
     needs = Blocking.needs | {"progress"}
     state = (*Blocking.state, "owners", "pruned")
+    scratch = ("_due",)
 
     def __init__(self, fraction: float = 0.75, at: float = 0.5) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class PrunedWeights(Blocking):
         self.at = at
         self.owners: dict[str, Tensor] = {}
         self.pruned = False
+        self._due = False
 
     def setup(self, learner: Services) -> None:
         """Nobody owns a weight yet."""
@@ -70,10 +72,15 @@ class PrunedWeights(Blocking):
         super().begin(experience, learner)
         self.pruned = False
 
+    def observe(self, step: Step, learner: Services) -> None:
+        """Note where the values are, and whether the time to prune has come."""
+        super().observe(step, learner)
+        self._due = learner.decide(lambda: not self.pruned and (learner.now.progress or 0.0) >= self.at)
+
     def update(self, step: Step, learner: Services) -> None:
         """Hold what is fixed, and prune when the time has come."""
         super().update(step, learner)
-        if not self.pruned and (step.progress or 0.0) >= self.at:
+        if self._due:
             self.prune(learner)
 
     def end(self, experience: Experience, learner: Services) -> None:

@@ -44,6 +44,7 @@ class RandomProjection(ClosedFormClassifier):
     """
 
     state = ("projection", "gram", "cross", "counts", "weight", "chosen")
+    scratch = ("_held",)
 
     def __init__(
         self,

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from holdfast.core.experience import task_column, tree_cat
 from holdfast.core.inspect import eval_mode
+from holdfast.core.memory import Rows
 from holdfast.core.operation import Operation, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement, Uniform
+from holdfast.operations._parts.draws import keep_in
 from holdfast.operations.layer_gradients import (
     inner_products,
     layer_outputs,
@@ -136,8 +138,10 @@ class RememberDiverse(Operation):
         RememberDiverse(capacity=200, compare=10)
     """
 
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     state = ("retrieval",)
+    scratch = ("_per_sample",)
 
     def __init__(self, capacity: int, compare: int = 10) -> None:
         super().__init__()
@@ -151,20 +155,21 @@ class RememberDiverse(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(learner.memory is None, "remember_diverse", "found another memory in this method. Leave out Remember.")
         self._insertion = DiverseInsertion(learner.rng(f"replace/{self.name}"))
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
-        learner.memory = Memory(learner.share(self.capacity), insertion=self._insertion, device=learner.device)
+        memory = Memory(self.capacity, insertion=self._insertion, device=learner.device, share=learner.share)
+        self._memory = keep_in(learner, memory, self.name)
 
     def observe(self, step: Step, learner: Services) -> None:
         """Score the step's current rows and offer them to the memory."""
         assert self._insertion is not None
         rows = rows_of(step, learner)
         self._insertion.incoming = self._scores(rows, learner)
-        learner.memory.add(rows)
+        self._memory.add(rows)
 
-    def _scores(self, rows: dict[str, Any], learner: Services) -> Tensor:
-        held = learner.memory.draw(self.compare, self.retrieval)
+    def _scores(self, rows: Rows, learner: Services) -> Tensor:
+        assert self.retrieval is not None
+        held: Rows | None = self._memory.draw(self.compare, self.retrieval)
         count = rows["targets"].shape[0]
         if held is None:
             return torch.ones(count)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, Tree, tree_cat
 from holdfast.core.inspect import eval_mode
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
 from holdfast.core.services import Services
+from holdfast.operations._parts.draws import keep_in
 from holdfast.operations.exemplar_memory import ExemplarMemory, Selection
 from holdfast.operations.rows import rows_of_batch
 
@@ -49,6 +50,7 @@ class RememberExemplars(Operation):
         RememberExemplars(capacity=None, per_class=100, selection='random')
     """
 
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("arrived",)
@@ -65,11 +67,9 @@ class RememberExemplars(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(
-            learner.memory is None, "remember_exemplars", "found another memory in this method. Leave out Remember."
-        )
         generator = learner.rng(f"select/{self.name}")
-        learner.memory = ExemplarMemory(self.capacity, self.per_class, self.selection, generator, learner.device)
+        memory = ExemplarMemory(self.capacity, self.per_class, self.selection, generator, learner.device)
+        self._memory = keep_in(learner, memory, self.name)
 
     def begin(self, experience: Experience, learner: Services) -> None:
         """Note how many samples arrived, before other operations add theirs."""
@@ -81,7 +81,7 @@ class RememberExemplars(Operation):
         arrived = targets[: self.arrived or len(targets)]
         for label in torch.unique(arrived).tolist():
             index = (arrived == label).nonzero().flatten()
-            learner.memory.choose(*self._rows(experience.train, index, learner))
+            self._memory.choose(*self._rows(experience.train, index, learner))
 
     def _rows(self, data: Data, index: Tensor, learner: Services) -> tuple[dict[str, Tree], Tensor]:
         """All samples at `index` with the fields that the method remembers, and their features."""

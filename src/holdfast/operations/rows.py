@@ -11,7 +11,8 @@ from torch import Tensor
 
 from holdfast.core.criteria import likelihood
 from holdfast.core.errors import UsageError
-from holdfast.core.experience import Batch, Tree, task_column, tree_map
+from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
+from holdfast.core.memory import Rows
 from holdfast.core.operation import require
 from holdfast.core.services import Criterion, Services
 from holdfast.core.step import Step
@@ -29,6 +30,11 @@ def require_outputs(step: Step) -> Tensor:
     require(step.outputs is not None, "remember", "needs the model's outputs, and this step has none. Pass outputs=...")
     assert step.outputs is not None
     return step.outputs
+
+
+def row_count(step: Step, learner: Services) -> int:
+    """How many current rows the step's gradient is the mean over: those of all ranks, which have as many each."""
+    return tree_rows(step.inputs) * learner.share.ranks
 
 
 def rows_of(step: Step, learner: Services) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def rows_of_batch(batch: Batch, learner: Services) -> dict[str, Any]:
     return rows
 
 
-def take(rows: Mapping[str, Tree], index: Tensor) -> dict[str, Tree]:
+def take(rows: Mapping[str, Tree], index: Tensor) -> Rows:
     """The rows at `index`, of every field.
 
     Example:

@@ -51,6 +51,7 @@ class StreamingLDA(Operation):
     role = "knowledge incorporation"
     needs = frozenset({"classes"})
     state = ("counts", "means", "scatter", "shrunk")
+    scratch = ("_map",)
 
     def __init__(self, space: Space = "inputs", shrinkage: float = 1e-4) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.decide import recording
 from holdfast.core.operation import require
 from holdfast.core.services import Services
 from holdfast.operations.score_masks import ScoreMasks
@@ -75,6 +76,6 @@ def smallest(values: Tensor, rank: int) -> Tensor:
         tensor(2.)
     """
     plain = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-    if not plain or torch.compiler.is_compiling():
+    if not plain or torch.compiler.is_compiling() or recording():
         return torch.kthvalue(values, rank).values
     return torch.as_tensor(np.partition(values.numpy(), rank - 1)[rank - 1])

@@ -14,6 +14,7 @@ from holdfast.core.operation import Operation, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement
+from holdfast.operations._parts.draws import keep_in
 from holdfast.operations.rows import rows_of_batch, take
 
 
@@ -102,6 +103,7 @@ class TrainOnMemory(Operation):
         31
     """
 
+    check_arguments = {"capacity": 20}
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("initial", "noted")
@@ -134,10 +136,9 @@ class TrainOnMemory(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(learner.memory is None, "train_on_memory", "found another memory in this method. Leave out Remember.")
-        learner.memory = Memory(
-            self.capacity, insertion=GreedyBalance(learner.rng(f"replace/{self.name}")), device=learner.device
-        )
+        insertion = GreedyBalance(learner.rng(f"replace/{self.name}"))
+        memory = Memory(self.capacity, insertion=insertion, device=learner.device)
+        self._memory = keep_in(learner, memory, self.name)
         learner.rng(f"order/{self.name}")
 
     def begin(self, experience: Experience, learner: Services) -> None:
@@ -162,8 +163,8 @@ class TrainOnMemory(Operation):
         order = learner.rng(f"order/{self.name}")
         data = experience.train
         for batch in data.batches(torch.randperm(len(data), generator=order), 256):
-            learner.memory.add(rows_of_batch(batch, learner))
-        if not len(learner.memory):
+            self._memory.add(rows_of_batch(batch, learner))
+        if not len(self._memory):
             return
         with torch.no_grad():
             for name, value in learner.model.state_dict().items():
@@ -175,11 +176,11 @@ class TrainOnMemory(Operation):
         learner.model.train(training)
 
     def _fit(self, learner: Services, order: torch.Generator) -> None:
-        rows, parameters = learner.memory.all(), learner.parameters()
+        rows, parameters = self._memory.all(), learner.parameters()
         optimizer = torch.optim.SGD(parameters, lr=self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
         for epoch in range(self.epochs):
             optimizer.param_groups[0]["lr"] = self._rate(epoch)
-            for index in torch.randperm(len(learner.memory), generator=order).split(self.batch_size):
+            for index in torch.randperm(len(self._memory), generator=order).split(self.batch_size):
                 batch = take(rows, index.to(learner.device))
                 loss = learner.loss_on(batch["inputs"], batch["targets"], batch.get("task"))  # type: ignore[arg-type]
                 for parameter, gradient in zip(parameters, learner.grad(loss)):

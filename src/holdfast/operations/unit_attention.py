@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class UnitAttention(Blocking):
 
     needs = Blocking.needs | {"progress"}
     state = (*Blocking.state, "masks", "current")
+    scratch: ClassVar[tuple[str, ...]] = ("_uses",)
 
     def __init__(
         self,
@@ -109,8 +110,8 @@ class UnitAttention(Blocking):
         learner = self._learner
         if not learner.model.training:
             return self.s_max
-        position = learner.now.epoch_progress or 0.0
-        return 1 / self.s_max + (self.s_max - 1 / self.s_max) * position
+        low = 1 / self.s_max
+        return learner.decide(lambda: low + (self.s_max - low) * (learner.now.epoch_progress or 0.0), learner.device)
 
     def gates(self, name: str) -> Tensor | None:
         """The gates of a layer in the forward that is running: `[units]`, or `[rows, units]` where tasks are mixed."""

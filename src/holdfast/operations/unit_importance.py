@@ -80,6 +80,10 @@ class UnitImportance(UnitAttention):
     """
 
     state = (*UnitAttention.state, "summed", "running", "steps")
+    scratch = (
+        "_joined",
+        "_activity",
+    )
 
     def __init__(
         self,
@@ -140,9 +144,12 @@ class UnitImportance(UnitAttention):
                 low, high = worth.aminmax()
                 scaled = (worth - low) / (high - low).clamp(min=torch.finfo(worth.dtype).tiny)
                 self.running[name] += (scaled * self._soft(name)).to(self.running[name].dtype)
-        self.steps += 1
+        learner.decide(self._count)
         self._activity = {}
         super().gradient(step, learner)
+
+    def _count(self) -> None:
+        self.steps += 1
 
     def worth(self, name: str) -> Tensor:
         """What each unit of a layer is worth in this step, `[units]`."""

@@ -46,6 +46,7 @@ class UnitReplacement(Operation):
     role = "representation learning"
     needs = frozenset({"update"})
     state = ("utility", "age", "quota")
+    scratch = ("_activity",)
 
     def __init__(self, rate: float = 1e-4, maturity: int = 100, decay: float = 0.99, dormant: float = 0.025) -> None:
         super().__init__()
@@ -102,9 +103,11 @@ class UnitReplacement(Operation):
         index = torch.where(mature, utility, torch.inf).argmin().view(1)
         due = (quota >= 1) & mature.any()
 
-        bound = layer.weight[0].numel() ** -0.5
-        generator = learner.rng(f"weights/{self.name}")
-        drawn = torch.empty(layer.weight[:1].shape).uniform_(-bound, bound, generator=generator).to(layer.weight)
+        weight, generator = layer.weight, learner.rng(f"weights/{self.name}")
+        shape, bound = weight[:1].shape, weight[0].numel() ** -0.5
+        drawn = learner.decide(
+            lambda: torch.empty(shape).uniform_(-bound, bound, generator=generator), weight.device
+        ).to(weight.dtype)
         inputs = [(layer.parameter, drawn)]
         bias = layer.module.bias
         if isinstance(bias, nn.Parameter):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.experience import Experience, tree_rows
+from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.quadratic import quadratic
+from holdfast.operations.rows import row_count
 
 
 class WalkPenalty(Operation):
@@ -45,6 +46,7 @@ class WalkPenalty(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "update"})
     state = ("fisher", "fall", "start", "path", "score", "importance", "anchor", "count")
+    scratch = ("_before",)
 
     def __init__(self, strength: float = 1.0, decay: float = 0.9, interval: int = 10, damping: float = 1e-8) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class WalkPenalty(Operation):
     @torch.no_grad()
     def observe(self, step: Step, learner: Services) -> None:
         """Move the Fisher diagonal on, and note the gradient and where the parameters are."""
-        rows = tree_rows(step.inputs) * learner.share.ranks  # the gradient is the mean over the rows of all
+        rows = row_count(step, learner)
         self._before = {}
         for name, parameter in learner.named_parameters().items():
             if parameter.grad is None:
@@ -102,9 +104,13 @@ class WalkPenalty(Operation):
         for name, (gradient, before) in self._before.items():
             self.fall[name].addcmul_(gradient, parameters[name] - before, value=-1)
         self._before = {}
-        self.count += 1
-        if self.count % self.interval == 0:
+        if learner.decide(self._due):
             self._walk(parameters)
+
+    def _due(self) -> bool:
+        """Count the step; whether the score is brought up to date after it."""
+        self.count += 1
+        return self.count % self.interval == 0
 
     def _walk(self, parameters: dict[str, nn.Parameter]) -> None:
         for name, fall in self.fall.items():

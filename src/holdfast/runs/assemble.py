@@ -1,4 +1,4 @@
-"""From a resolved configuration to a trainer, and from a checkpoint back to a model that can be asked."""
+"""From a job to a trainer, and from a checkpoint back to a model that can be asked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import build, plugins
+from holdfast.config import plugins
+from holdfast.config.check import validated
+from holdfast.config.job import Job
 from holdfast.core.engine import Engine
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
@@ -39,25 +41,14 @@ class Restored:
     path: Path
 
 
-def make_trainer(config: dict[str, Any], **services: Any) -> Trainer:
-    """The trainer of a resolved configuration.
+def make_trainer(job: Job, **services: Any) -> Trainer:
+    """The trainer of a job, with a method that nobody else trains.
 
     Args:
-        config: of a single run.
+        job: a single run.
         services: `record`, `progress` and `checkpoints` of the trainer.
     """
-    return Trainer(
-        build.build_method(config["method"]),
-        optimizer=build.build_optimizer(config["optimizer"]),
-        scheduler=build.build_scheduler(config["scheduler"]),
-        scheduler_every=(config["scheduler"] or {}).get("every", "epoch"),
-        criterion=build.build_criterion(config["criterion"]),
-        seed=config["seed"],
-        device=build.build_device(config["device"]),
-        compile=config.get("compile", False),
-        **build.trainer_arguments(config["trainer"]),
-        **services,
-    )
+    return Trainer(**job.trainer_arguments(), **services)
 
 
 def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restored:
@@ -91,14 +82,14 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     folder = checkpoint.resolve().parent.parent
     refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
-    config = build.resolve({**config, **(changes or {})})
-    stream = build.build_stream(config["stream"], config["seed"])
-    model = build.build_model(config["model"], stream, config["seed"])
-    trainer = make_trainer(config)
+    job = validated({**config, **(changes or {})})
+    stream = job.make_stream()
+    model = job.make_model(stream)
+    trainer = make_trainer(job)
     parts = 1 + len(loaded["state"].get("ranks") or [])  # a process's part of the memory has its size
     engine = trainer.bind(model, stream, Ranks(count=parts))
     engine.load(loaded["state"]["engine"])
-    return Restored(config, stream, trainer, engine, checkpoint)
+    return Restored(job.config, stream, trainer, engine, checkpoint)
 
 
 def is_address(where: str) -> bool:

@@ -1,7 +1,9 @@
 """Streams: functions that share a data set out over experiences. Every public name can be used in a configuration."""
 
 from holdfast.streams.industrial import cil, indus, indus_cil
+from holdfast.streams.noisy import noisy
 from holdfast.streams.parts import data_incremental, online, saved
+from holdfast.streams.repetition import repetition_sampling, repetition_slots
 from holdfast.streams.shifts import domains, permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
 
@@ -12,9 +14,12 @@ __all__ = [
     "domains",
     "indus",
     "indus_cil",
+    "noisy",
     "online",
     "permuted",
     "proportions",
+    "repetition_sampling",
+    "repetition_slots",
     "rotated",
     "saved",
     "split",

@@ -36,7 +36,7 @@ class OperationSubject:
     kind: type[Operation]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[Operation, ...] = ()
-    stream: Callable[..., Stream] = toys.stream
+    stream: Callable[..., Stream] = toys.small
     model: Callable[..., nn.Module] = toys.model
 
     def make(self) -> Operation:
@@ -59,7 +59,7 @@ class MethodSubject:
     name: str
     make: Callable[[], Method]
     factory: Callable[..., Method] | None = None
-    stream: Callable[..., Stream] = toys.stream
+    stream: Callable[..., Stream] = toys.small
     model: Callable[..., nn.Module] = toys.model
 
     def stream_for(self, method: Method) -> Stream:
@@ -301,11 +301,11 @@ def evaluated(text: str, names: Mapping[str, Any]) -> Any:
 
 def named_in_json(kind: str, name: str, value: Any) -> Callable[[Any], Method] | None:
     """The function that builds a method from JSON, where `name` stands for `value` there."""
-    from holdfast.config import namespaces
+    from holdfast.config import kinds
     from holdfast.config.build import build_method
 
     try:
-        found = namespaces.find(kind, name)
+        found = kinds.find(kind, name)
     except ConfigError:
         return None  # nobody offered it to JSON
     return build_method if found is value else None

@@ -125,7 +125,7 @@ class Experiences(Forwards):
         if self._before is None:
             self._experience = experience
             return experience.train
-        state, before = copied(self.engine.state()), self._before
+        state, before = copied(self.engine.state(check=False)), self._before
         progress = self._per_epoch, self._epochs, self._done
         older = copied(before)
         now = self.learner.model.state_dict()  # outputs that grew since stay, as they are in the optimiser
@@ -163,7 +163,7 @@ class Experiences(Forwards):
 
     def _open(self, experience: Experience) -> Experience:
         busy, self._busy = self._busy, True
-        before = copied(self.engine.state()) if "replacement" in self.method.needs else None
+        before = copied(self.engine.state(check=False)) if "replacement" in self.method.needs else None
         try:
             self._experience, replaced = self.engine.begin(experience)
         finally:

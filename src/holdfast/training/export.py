@@ -92,7 +92,7 @@ def exported(engine: Engine, own: Hooks) -> nn.Module:
         head=learner.services.head_path or None,
     )
     twin.output = learner.output
-    state = copied(engine.state())
+    state = copied(engine.state(check=False))
     bound = Engine(method.clone(), twin, NEEDS)
     if not acts:
         state["learner"]["memory"] = None

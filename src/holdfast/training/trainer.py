@@ -339,7 +339,7 @@ class Trainer:
 
     def open(self, index: int) -> Experience:
         """Begin experience `index`: its settings, the method's `begin`, an optimiser and a scheduler."""
-        before = copied(self.engine.state()) if self.engine.acts_at("begin") else None
+        before = copied(self.engine.state(check=False)) if self.engine.acts_at("begin") else None
         anew = self.take_settings(index)
         experience, replaced = self.engine.begin(self.stream[index])
         self.ranks.same(self.model.state_dict().values())
