@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from holdfast.runs.trainer import Trainer
     from holdfast.streams import datasets
     from holdfast.training import Continual
-    from holdfast.training.streaming import StreamTrainer
+    from holdfast.training.endless import StreamTrainer
 
 _WHERE = {
     "Batch": "holdfast.core.experience",
@@ -43,7 +43,7 @@ _WHERE = {
     "Services": "holdfast.core.services",
     "Step": "holdfast.core.step",
     "Stream": "holdfast.core.experience",
-    "StreamTrainer": "holdfast.training.streaming",
+    "StreamTrainer": "holdfast.training.endless",
     "TaskDict": "holdfast.compat.synapse",
     "Trainer": "holdfast.runs.trainer",
     "masked_accuracy": "holdfast.compat.synapse",
