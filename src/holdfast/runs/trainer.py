@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -16,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.digests import add_tensor
-from holdfast.core.engine import Engine
-from holdfast.core.errors import ConfigError, Diverged, Interrupted, UsageError
+from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
-from holdfast.core.method import Method
 from holdfast.metrics.files import write_json
 from holdfast.metrics.log import Log
 from holdfast.runs.answers import evaluated, outputs
@@ -46,10 +45,10 @@ from holdfast.training.fabric import first
 LONGEST = 1000
 """Letters of a `repr` that are kept of an object that no file can hold."""
 
-SERVICES = ("record", "progress", "checkpoints")
+SERVICES = ("record", "progress", "checkpoints", "loggers")
 """Arguments that say nothing about what is learned."""
 
-NOT_WRITTEN = ("seed", "device", "optimizer", "scheduler", "criterion")
+NOT_WRITTEN = ("method", "seed", "device", "optimizer", "scheduler", "criterion")
 """Arguments that are no keys of `trainer` in a configuration."""
 
 
@@ -72,21 +71,26 @@ class Evaluate(str):
             DataError: if the stream has no such data.
             UsageError: before the first `fit`.
         """
-        engine, trained = self.trainer.bound()
-        return evaluated(engine, trained if stream is None else stream, split, self.trainer.eval_batch_size)
+        engine, chosen = self.trainer.engine, self.trainer.session.stream if stream is None else stream
+        assert chosen is not None  # a trainer's session is of a stream
+        return evaluated(engine, chosen, split, self.trainer.eval_batch_size)
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """Sent to another process it is the word alone."""
         return str, (str(self),)
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class Trainer(training.Trainer):
     """What the documentation of `holdfast.training.Trainer` says, and a run folder."""
 
-    def __init__(self, method: Method, *, loggers: Sequence[Any] = (), **settings: Any) -> None:
-        super().__init__(method, **settings)
-        self.loggers = specified(loggers)
-        self._written = {name: value for name, value in settings.items() if name not in SERVICES}
+    loggers: Sequence[Any] = ()
+
+    def __post_init__(self) -> None:
+        names = [field.name for field in dataclasses.fields(self) if field.init and field.name not in SERVICES]
+        self._written = {name: getattr(self, name) for name in names}
+        super().__post_init__()
+        self.loggers = specified(self.loggers)
         word = Evaluate(self.evaluate)
         word.trainer = self
         self.evaluate = word  # type: ignore[assignment]
@@ -181,18 +185,7 @@ class Trainer(training.Trainer):
         Raises:
             UsageError: before the first `fit`.
         """
-        return outputs(self.bound()[0], inputs, task)
-
-    def bound(self) -> tuple[Engine, Stream]:
-        """The method bound to the model, and the stream, of the last `fit`.
-
-        Raises:
-            UsageError: before the first `fit`.
-        """
-        engine, stream = getattr(self, "engine", None), getattr(self, "stream", None)
-        if engine is None or stream is None:
-            raise UsageError("the trainer is bound to no model yet. Call fit(model, stream) first.")
-        return engine, stream
+        return outputs(self.engine, inputs, task)
 
     # The run folder ------------------------------------------------------------------------------------
 
@@ -228,8 +221,7 @@ class Trainer(training.Trainer):
             "stream": {**_told(stream), "digest": _digest_of_stream(stream), "description": stream.description},
         }
         config: dict[str, Any] = {"seed": self.seed, "device": str(self.device)}
-        defaults = {"optimizer": "SGD", "scheduler": None, "criterion": None}
-        parts = {name: self._written.get(name, default) for name, default in defaults.items()}
+        parts = {name: self._written[name] for name in ("optimizer", "scheduler", "criterion")}
         parts["method"] = self.method.config()
         for name, value in parts.items():
             config[name] = value if _is_plain(value) else None
@@ -241,22 +233,12 @@ class Trainer(training.Trainer):
         return {**config, "tags": [], OBJECTS: objects}
 
 
-_BASE = training.Trainer.__doc__ or ""
-_LOGGERS = """\
-        loggers: where numbers go besides the run folder that `fit(..., out=...)` makes: names (tensorboard, wandb,
-            mlflow, comet), mappings with a name and settings, or objects with `write(values, step)` and `close()`.
-"""
-Trainer.__doc__ = _BASE.replace("\n    Example:", f"{_LOGGERS}\n    Example:", 1)
+_LOGGERS = """
+    loggers: where numbers go besides the run folder that `fit(..., out=...)` makes: names (tensorboard, wandb, mlflow,
+        comet), mappings with a name and settings, or objects with `write(values, step)` and `close()`.
 
-
-def _signature() -> inspect.Signature:
-    """That of the trainer below, with `loggers`."""
-    known = inspect.signature(training.Trainer)
-    loggers = inspect.Parameter("loggers", inspect.Parameter.KEYWORD_ONLY, default=(), annotation="Sequence[Any]")
-    return known.replace(parameters=[*known.parameters.values(), loggers])
-
-
-Trainer.__signature__ = _signature()  # type: ignore[attr-defined]
+Example:"""
+Trainer.__doc__ = inspect.cleandoc(training.Trainer.__doc__ or "").replace("\n\nExample:", _LOGGERS, 1)
 
 
 def _make(folder: Path, method: str, config: dict[str, Any]) -> None:
