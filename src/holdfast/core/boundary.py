@@ -44,8 +44,8 @@ class Boundary(ABC):
     """
 
     window: int = 1024
-    check_arguments: ClassVar[Mapping[str, Any]] = {}
     keeps: ClassVar[tuple[str, ...]] = ()
+    check_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def crossed(self, step: Step) -> bool:
