@@ -78,6 +78,7 @@ class LatentReplay(FreezeBelow):
         1.0
     """
 
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("begun", "retrieval")
