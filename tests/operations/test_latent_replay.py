@@ -176,7 +176,7 @@ def test_another_operation_cannot_draw_inputs_from_a_memory_of_latents():
         ({"capacity": 0}, "capacity=0"),
         ({"size": 0}, "size=0"),
         ({"policy": "ring"}, "policy='ring'"),
-        ({"after": 2}, "grow stale"),
+        ({"after": 2}, "after=2. Choose 0 or 1"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
+from holdfast.core.ranges import guard
 from holdfast.core.snapshot import Snapshot, Twin
 
 Term = Tensor | tuple[Tensor, float]
@@ -97,6 +98,11 @@ class Operation(nn.Module):
     scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
     draws: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the constructor check its arguments against the ranges and choices of its signature."""
+        super().__init_subclass__(**kwargs)
+        guard(cls, lambda kind: snake_case(kind.__name__))
 
     def __init__(self) -> None:
         super().__init__()
