@@ -41,6 +41,7 @@ class BalancedFinetune(Operation):
         BalancedFinetune(epochs=10, batch_size=32, lr=0.1, momentum=0.9, per_class=None)
     """
 
+    draws = True
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes"})
 

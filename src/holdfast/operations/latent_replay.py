@@ -74,6 +74,7 @@ class LatentReplay(FreezeBelow):
         1.0
     """
 
+    fills = True
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("begun", "retrieval")

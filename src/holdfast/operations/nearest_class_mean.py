@@ -64,6 +64,7 @@ class NearestClassMean(ClosedFormClassifier):
         self.counts: Tensor | None = None
         if source == "memory":
             self.needs = frozenset({"boundaries", "classes"})
+            self.draws = True
 
     def absorb(self, x: Tensor, targets: Tensor, classes: int) -> None:
         """Add rows to the sums of their classes."""

@@ -38,6 +38,7 @@ class Remember(Operation):
         Remember(capacity=200, bytes=None, policy='reservoir')
     """
 
+    fills = True
     role = "knowledge retention"
     state = ()
 

@@ -139,6 +139,7 @@ class RememberDiverse(Operation):
         RememberDiverse(capacity=200, compare=10)
     """
 
+    fills = True
     role = "knowledge retention"
     state = ("retrieval",)
     scratch = ("_per_sample",)

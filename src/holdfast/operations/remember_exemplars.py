@@ -51,6 +51,7 @@ class RememberExemplars(Operation):
         RememberExemplars(capacity=None, per_class=100, selection='random')
     """
 
+    fills = True
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("arrived",)

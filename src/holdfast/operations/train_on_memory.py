@@ -104,6 +104,7 @@ class TrainOnMemory(Operation):
         31
     """
 
+    fills = True
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("initial", "noted")
