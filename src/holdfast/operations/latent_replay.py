@@ -84,7 +84,7 @@ class LatentReplay(FreezeBelow):
 
     def __init__(
         self,
-        capacity: int,
+        capacity: int = 200,
         cut: int | str | None = None,
         size: int = 64,
         weight: float = 1.0,
