@@ -26,6 +26,7 @@ from holdfast.models import cnn, mlp
 from holdfast.operations.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 from holdfast.streams.prepare import Prepare
+from holdfast.training.evaluation import evaluate_all
 
 CAPACITY, LR = 500, 0.01
 
@@ -202,7 +203,7 @@ def main() -> None:
         seconds = interleave(
             {
                 "by hand": lambda m=model: evaluation_by_hand(m, floats, targets),  # type: ignore[misc]
-                "trainer": lambda t=trainer: t._evaluate_all(0),  # type: ignore[misc]
+                "trainer": lambda t=trainer: evaluate_all(t.session, 0),  # type: ignore[misc]
             },
             arguments.rounds,
         )

@@ -25,12 +25,13 @@ from holdfast import Experience, Stream, methods
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Batch
 from holdfast.core.learner import Learner
-from holdfast.core.needs import OFFERS
-from holdfast.core.step import Step
+from holdfast.core.needs import TRAINER
+from holdfast.core.step import Now
 from holdfast.models import hypernetwork, mlp
 from holdfast.operations import OutputRegularisation
 from holdfast.streams.data import TensorData
 from holdfast.streams.prepare import Prepare
+from holdfast.training.update import Update
 
 KEPT = Path(__file__).parent / "results" / "step_cost.json"
 BATCH, TASKS, BETWEEN = 128, 11, 6
@@ -132,10 +133,11 @@ class Timed:
         else:
             self.model = mlp(hidden=[400, 400], head=head, **layers)
         learner = self.learner = Learner(self.model, prepare=self.stream.prepare)
-        self.engine = Engine(method, learner, OFFERS["trainer"])
+        self.engine = Engine(method, learner, TRAINER.offers)
         self.optimizer = torch.optim.Adam(learner.optimized() or [torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
         learner.on_growth.append(lambda new: self.optimizer.add_param_group({"params": new}))
         learner.optimizer = lambda: self.optimizer
+        self.update = Update(self.engine, self)
         self.done = 0
         self.batches: list[Batch] = []
 
@@ -158,25 +160,18 @@ class Timed:
 
     def run(self) -> float:
         """CPU seconds of one pass over the batches."""
-        engine, learner, optimizer = self.engine, self.learner, self.optimizer
+        engine, learner = self.engine, self.learner
         last = max(1, len(self.batches) - 1)
         start = time.process_time()
         for number, batch in enumerate(self.batches):
-            learner.progress = learner.epoch_progress = number / last
-            if batch.task is None:
-                batch.task = learner.task
-            batch = engine.batch(batch)
-            outputs, extras = engine.forward(batch)
-            loss = engine.criterion(outputs, batch.targets, batch.inputs)
-            step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, engine.index, learner.progress, extras)
-            optimizer.zero_grad()
-            if not engine.take_step(step, optimizer):
-                engine.backward(step)
-                optimizer.step()
-            engine.update(step)
+            engine.step(batch, Now(engine.index, number / last, number / last), self.update)
         seconds = time.process_time() - start
         learner.logged.clear()
         return seconds
+
+    def move(self) -> None:
+        """Move the weights."""
+        self.optimizer.step()
 
     def held(self) -> int:
         """Bytes that the method keeps beside the model: operations' state, and the memory."""

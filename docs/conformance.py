@@ -155,7 +155,7 @@ def by_stream(method: Method, model: nn.Module, stream: Stream, boundary: Every 
     optimizer = {"name": "SGD", "lr": LR, "momentum": MOMENTUM}
     trainer = StreamTrainer(model, method, optimizer=optimizer, boundary=boundary, prepare=stream.prepare, seed=SEED)
     trainer.train(arriving(stream))
-    return trainer.cl.predict
+    return trainer.predict
 
 
 def by_plain_loop(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from holdfast.runs.opened import open as open
     from holdfast.streams import datasets
     from holdfast.training import Continual, Trainer
-    from holdfast.training.streaming import StreamTrainer
+    from holdfast.training.endless import StreamTrainer
 
 _WHERE = {
     "Batch": "holdfast.core.experience",
@@ -42,7 +42,7 @@ _WHERE = {
     "Services": "holdfast.core.services",
     "Step": "holdfast.core.step",
     "Stream": "holdfast.core.experience",
-    "StreamTrainer": "holdfast.training.streaming",
+    "StreamTrainer": "holdfast.training.endless",
     "TaskDict": "holdfast.compat.synapse",
     "Trainer": "holdfast.training",
     "masked_accuracy": "holdfast.compat.synapse",

@@ -232,7 +232,8 @@ def endless(make: Make, spec: dict[str, Any], boundary: Callable[[], Any] | None
     options = {"boundary": between, "prepare": stream.prepare, "log_every": 3, "record": log.append, "seed": SEED}
     way = StreamTrainer(model, make(), optimizer=dict(spec), **options)
     way.train((batch.inputs, batch.targets) for batch in _arriving(stream))
-    kept = [{key: event[key] for key in LOGGED if key in event} for event in log]
+    later = ("experience", "epoch", "lr")  # which this loop did not log when the digests were taken
+    kept = [{key: event[key] for key in LOGGED if key in event and key not in later} for event in log]
     return _outcome(model, [*kept, way.accuracy], stream, lambda inputs, task: way.predict(inputs))
 
 

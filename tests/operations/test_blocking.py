@@ -76,12 +76,18 @@ def network(image: bool) -> nn.Module:
 class Watched(Trainer):
     """Keeps every task's outputs after each experience."""
 
-    outputs: list[list[Tensor]]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.outputs: list[list[Tensor]] = []
+        self.record = self.look
 
-    def _evaluate_all(self, after: int) -> None:
+    def look(self, event: dict[str, Any]) -> None:
+        if event["event"] != "experience":
+            return
+        stream = self.session.stream
         with self.engine.evaluating(), torch.no_grad():
-            found = [self.engine.predict(e.train.gather(torch.arange(ROWS)).inputs, e.task) for e in self.stream]
-        self.outputs = [*getattr(self, "outputs", []), found]
+            outputs = [self.engine.predict(e.train.gather(torch.arange(ROWS)).inputs, e.task) for e in stream]
+        self.outputs.append(outputs)
 
 
 def trained(method: Method, net: nn.Module, stream: Stream, optimizer: dict[str, Any], **other: Any) -> Watched:
@@ -225,12 +231,14 @@ def test_nothing_is_forgotten_where_blocks_have_shortcuts(make: Any, optimizer: 
     net = resnet18(input_shape=(3, 8, 8), classes=4, width=2, head="task", seed=0)
     trainer = Watched(Method(make()), optimizer=OPTIMIZERS[optimizer], batch_size=4, evaluate_before=False)
 
-    def look(after: int) -> None:
+    def look(event: dict[str, Any]) -> None:
+        if event["event"] != "experience":
+            return
         with trainer.engine.evaluating(), torch.no_grad():
             seen.append(trainer.engine.predict(stream[0].train.gather(torch.arange(8)).inputs, 0)[:, :2])
 
     seen: list[Tensor] = []
-    trainer._evaluate_all = look  # type: ignore[method-assign]
+    trainer.record = look
     trainer.fit(net, stream)
     assert torch.equal(seen[0], seen[1])
 

@@ -278,7 +278,8 @@ class Given(BaseModel):
 @kinds.cached
 def changes_model() -> type[BaseModel]:
     """The pydantic model of what may be different in an experience."""
-    names = {field.name for field in dataclasses.fields(importlib.import_module("holdfast.training.settings").Settings)}
+    settings = importlib.import_module("holdfast.training.settings").ExperienceSettings
+    names = {field.name for field in dataclasses.fields(settings)}
     fields: Fields = {}
     for parameter in trainer_parameters():
         if parameter.name in names:

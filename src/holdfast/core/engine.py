@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,11 @@ from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
 from holdfast.core.operation import ENTRY_POINTS
-from holdfast.core.step import Step
+from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
 from holdfast.core.undeclared import Undeclared
+
+FULL_PRECISION = contextlib.nullcontext()
 
 OLD_SNAPSHOTS = ("teacher", "solver")
 """Where operations of ours kept snapshots when checkpoints did not say so yet."""
@@ -109,6 +111,9 @@ class Engine:
 
         Returns:
             The experience to train on (a copy if an operation replaced its data), and whether one did.
+
+        Raises:
+            UsageError: if an operation replaced the data that did not declare it.
         """
         given = experience
         if self._labelled and not experience.classes and len(experience.train):
@@ -116,6 +121,11 @@ class Engine:
         for begin in self._begin:
             data = begin(experience, self.services)
             if data is not None:
+                if "replacement" not in self.method.needs:  # loops keep what a resumed run needs for that only then
+                    raise UsageError(
+                        f"an operation of `{self.method.name}` returned other data from begin(). Declare that: needs ="
+                        ' frozenset({"replacement"}).'
+                    )
                 classes = experience.classes
                 if len(data) and not data.targets.is_floating_point():
                     classes = tuple(torch.unique(data.targets).tolist())
@@ -146,6 +156,47 @@ class Engine:
             self.learner.autocast = kept
 
     # One step ------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        batch: Batch,
+        now: Now,
+        update: Callable[[Step, float, bool], Any],
+        weight: float = 1.0,
+        last: bool = False,
+    ) -> Step:
+        """Train on one batch: the order of a step, in every loop that is ours.
+
+        Args:
+            batch: current samples.
+            now: where this step stands.
+            update: makes the optimiser's step of the loss (see `training.update.Update`), or a part of one where
+                batches add up to it: `update(step, weight, last)`.
+            weight: of this batch in the mean over processes.
+            last: whether no other batch adds up to the same step of the optimiser.
+
+        Returns:
+            What was seen and computed; its outputs are those from before the weights moved.
+        """
+        step = self.look(batch, now)
+        update(step, weight, last)
+        return step
+
+    def look(self, batch: Batch, now: Now) -> Step:
+        """The first half of a step: what operations make of the batch, its forward and its loss."""
+        self.services.now = now
+        if batch.task is None:
+            batch.task = self.services.forward.task
+        batch = self.batch(batch)
+        with self.autocast():
+            outputs, extras = self.forward(batch)
+            loss = self.criterion(outputs, batch.targets, batch.inputs)
+        return Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The autocast of the main forward; nothing in full precision."""
+        kind = self.services.forward.autocast
+        return FULL_PRECISION if kind is None else torch.autocast(kind[0], dtype=kind[1])
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
@@ -187,15 +238,14 @@ class Engine:
         return outputs, extras
 
     def _outputs(self, inputs: Tree, task: int | Tensor | None, through: nn.Module | None) -> Tensor:
-        learner = self.learner
-        return learner(inputs, task) if through is None else learner.forward(inputs, task, through)
+        return self.services.forward(inputs, task, through)
 
     def note_unmasked(self, outputs: Tensor, extras: dict[str, Any]) -> None:
         """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`.
 
         Where each task has more than a head of its own, these are not a by-product, and there are none.
         """
-        unmasked = getattr(self.learner.head, "unmasked", None) if self.learner.multi_head else None
+        unmasked = getattr(self.services.head, "unmasked", None) if self.services.multi_head else None
         if unmasked is not None:
             extras["unmasked"] = unmasked[: outputs.shape[0]]
 
@@ -203,7 +253,7 @@ class Engine:
         """The current data's loss: the method's own criterion, else the learner's."""
         if self._criterion:
             return self._criterion[0](outputs, targets, inputs, self.services)
-        return self.learner.criterion(outputs, targets)
+        return self.services.criterion(outputs, targets)
 
     def backward(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss, backward, gradient edits, observers.
@@ -219,11 +269,8 @@ class Engine:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
         if self._labelled:
             self._check_targets(step.targets)
-        if self.learner.autocast is None:
+        with self.autocast():
             roots, factors = self._terms(step)
-        else:
-            with torch.autocast(self.learner.autocast[0], dtype=self.learner.autocast[1]):
-                roots, factors = self._terms(step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
             weights = [weight * scale for weight in weights]

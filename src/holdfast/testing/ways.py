@@ -21,7 +21,7 @@ from holdfast.testing.checking import DoesNotApply, expect
 from holdfast.testing.construction import MethodSubject
 from holdfast.testing.training import ADAM, MOMENTUM, check_finite, refused
 from holdfast.training import Continual, Trainer
-from holdfast.training.streaming import StreamTrainer
+from holdfast.training.endless import StreamTrainer
 
 BATCH, EPOCHS = 4, 2
 OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {"name": "SGD", "lr": 0.05}, "momentum": MOMENTUM, "adam": ADAM}
