@@ -218,7 +218,8 @@ def hypernetwork(
         generator: "heads" has one head for each tensor, "chunks" makes the flat vector of weights chunk by chunk.
         embedding: values of a task's embedding.
         hidden: units of the generator's hidden layers.
-        head_embedding: values of the embedding of a row of a tensor, for "heads".
+        head_embedding: values of the embedding of a row of a tensor, for "heads"; 0 makes every tensor whole, by one
+            linear map.
         chunk: values of a chunk, for "chunks".
         chunk_embedding: values of a chunk's embedding, for "chunks".
         chunk_per_task: whether tasks have chunk embeddings of their own.

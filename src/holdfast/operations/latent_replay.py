@@ -87,7 +87,7 @@ class LatentReplay(FreezeBelow):
 
     def __init__(
         self,
-        capacity: Count,
+        capacity: Count = 200,
         cut: int | str | None = None,
         size: Count = 64,
         weight: NonNegative = 1.0,
