@@ -21,10 +21,9 @@ from holdfast.cli import app
 from holdfast.config import kinds
 from holdfast.config.build import resolve
 from holdfast.config.compose import load
-from holdfast.config.describe import Description, describe
-from holdfast.config.json_types import type_name
 from holdfast.config.schema import job_model, trainer_parameters
-from holdfast.config.signatures import Parameter, docs
+from holdfast.config.show import Description, describe
+from holdfast.config.signatures import Parameter, docs, type_name
 from holdfast.config.words import shown
 from holdfast.core.errors import HoldfastError
 from holdfast.core.method import Method

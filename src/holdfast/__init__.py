@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from holdfast.core.services import Services
     from holdfast.core.step import Step
     from holdfast.runs.opened import open as open
+    from holdfast.runs.trainer import Trainer
     from holdfast.streams import datasets
-    from holdfast.training import Continual, Trainer
+    from holdfast.training import Continual
     from holdfast.training.endless import StreamTrainer
 
 _WHERE = {
@@ -44,7 +45,7 @@ _WHERE = {
     "Stream": "holdfast.core.experience",
     "StreamTrainer": "holdfast.training.endless",
     "TaskDict": "holdfast.compat.synapse",
-    "Trainer": "holdfast.training",
+    "Trainer": "holdfast.runs.trainer",
     "masked_accuracy": "holdfast.compat.synapse",
     "masked_cross_entropy": "holdfast.compat.synapse",
     "open": "holdfast.runs.opened",

@@ -262,7 +262,7 @@ def show_config(
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
         from holdfast.config.groups import Library
-        from holdfast.config.tree import tree
+        from holdfast.config.show import tree
 
         if groups:
             library = Library(config_dir or [])
@@ -298,7 +298,7 @@ def convert(
         from holdfast.compat.dialects import DIALECTS
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
-        from holdfast.config.files import read
+        from holdfast.config.read import read
 
         if not clmixer.recognised(read(file)):
             raise ConfigError(f"{file} is no CLMixer file: it has none of {', '.join(clmixer.OURS)}. Run it as it is.")
@@ -324,7 +324,7 @@ def list_names(
     with reported():
         plugged(plugin)
         from holdfast.config import kinds
-        from holdfast.config.describe import describe
+        from holdfast.config.show import describe
 
         if name is not None:
             _details(kind, name)
@@ -373,7 +373,7 @@ def validate(job: Job = None, config_dir: Folders = None, plugin: Plugins = None
     """Check a configuration without loading anything, and show what it stands for."""
     with reported():
         plugged(plugin)
-        from holdfast.config.summary import summary
+        from holdfast.config.show import summary
 
         todo = validated_job(job, config_dir)
         table = _table()
@@ -504,8 +504,8 @@ def _plugin_flags() -> str:
 
 def _details(kind: str, name: str) -> None:
     """Everything about one name, and its parameters one to a line."""
-    from holdfast.config.describe import describe
-    from holdfast.config.json_types import type_name
+    from holdfast.config.show import describe
+    from holdfast.config.signatures import type_name
     from holdfast.config.words import shown
 
     about = describe(kind, name)

@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.config.build import resolve
 from holdfast.config.compose import load
-from holdfast.config.files import read
+from holdfast.config.read import read
 from holdfast.core.errors import ConfigError
 
 

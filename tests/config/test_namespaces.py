@@ -8,9 +8,8 @@ import torch
 
 from holdfast.config import kinds
 from holdfast.config.build import build_method, resolve
-from holdfast.config.describe import describe
-from holdfast.config.json_types import PYTHON_ONLY, json_type, type_name
-from holdfast.config.signatures import docs, parameters
+from holdfast.config.show import describe
+from holdfast.config.signatures import PYTHON_ONLY, docs, json_type, parameters, type_name
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation

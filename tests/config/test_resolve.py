@@ -7,8 +7,8 @@ import pytest
 from holdfast.config import kinds, schema
 from holdfast.config.build import resolve, trainer_arguments
 from holdfast.config.compose import load
-from holdfast.config.defaults import default
-from holdfast.config.summary import summary
+from holdfast.config.read import default
+from holdfast.config.show import summary
 from holdfast.training.trainer import Trainer
 
 JOBS = [

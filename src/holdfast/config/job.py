@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.config import kinds, schema
-from holdfast.config.plain import as_plain
+from holdfast.config.read import as_plain
 from holdfast.config.signatures import parameters
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError, HoldfastError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from holdfast.config import kinds, schema
-from holdfast.config.defaults import default
+from holdfast.config.read import default
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

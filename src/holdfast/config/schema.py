@@ -76,7 +76,7 @@ def model_of(kind: str, name: str, inside: bool = False) -> type[BaseModel]:
 
 
 @kinds.cached
-def _model_of(kind: str, name: str, inside: bool = False) -> type[BaseModel]:
+def _model_of(kind: str, name: str, inside: bool) -> type[BaseModel]:
     function = kinds.find(kind, name)
     summary, _ = docs(function.__doc__)
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
@@ -154,7 +154,7 @@ def block(kind: str) -> Any:
 
 @kinds.cached
 def _block(kind: str) -> Any:
-    choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in kinds.names(kind)]
+    choices = [Annotated[_model_of(kind, name, False), Tag(TAG + name)] for name in kinds.names(kind)]
     if kind == "methods":
         choices.append(Annotated[_composition(), Tag(TAG + "operations")])
     return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007

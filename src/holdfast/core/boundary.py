@@ -26,6 +26,7 @@ class Boundary(ABC):
 
     Attributes:
         window: how many recent samples are kept for methods that go over an experience's data when it ends.
+        check_arguments: what `holdfast.testing` makes one with, where an argument has no default.
         keeps: names of the attributes that change: numbers, strings, tensors, None, lists and mappings of these.
 
     Example:
@@ -44,6 +45,7 @@ class Boundary(ABC):
 
     window: int = 1024
     keeps: ClassVar[tuple[str, ...]] = ()
+    check_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def crossed(self, step: Step) -> bool:
@@ -98,6 +100,8 @@ class Every(Boundary):
         >>> Every(steps=1000)
         Every(steps=1000, window=1024)
     """
+
+    check_arguments = {"steps": 7}
 
     def __init__(self, steps: int, window: int = 1024) -> None:
         if steps < 1:

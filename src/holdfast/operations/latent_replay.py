@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience, task_column, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.memory import Retrieval, Rows
-from holdfast.core.operation import Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.core.task import forward_task
@@ -22,24 +22,30 @@ Policy = Literal["reservoir", "balanced_reservoir"]
 
 
 class LatentMemory(Memory):
-    """A memory of latents, which no operation but latent replay can use."""
+    """A memory whose rows have latents and no inputs, and say so to whoever asks for inputs."""
 
     __slots__ = ()
 
-    def draw(self, size: int, retrieval: Retrieval) -> Rows | None:  # type: ignore[override]
-        """Refuse: inputs are not remembered.
+    def draw(self, size: int, retrieval: Any) -> LatentRows | None:
+        """Rows to replay, as `Memory.draw`."""
+        rows = super().draw(size, retrieval)
+        return None if rows is None else LatentRows(rows)
 
-        Raises:
-            UsageError: always.
-        """
+    def all(self) -> LatentRows:
+        """A copy of all rows, as `Memory.all`."""
+        return LatentRows(super().all())
+
+
+class LatentRows(dict[str, Any]):
+    """Rows of a memory of latents."""
+
+    def __missing__(self, field: str) -> Any:
+        if field != "inputs":
+            raise KeyError(field)
         raise UsageError(
-            "this method's memory holds latents, and another operation wants to draw inputs from it. "
+            "this method's memory holds latents, and another operation wants inputs from it. "
             "Leave that operation out, or take Replay and Remember instead of LatentReplay."
         )
-
-    def latents(self, size: int, retrieval: Uniform) -> dict[str, Any] | None:
-        """Rows of latents, as `Memory.draw`."""
-        return super().draw(size, retrieval)
 
 
 class LatentReplay(FreezeBelow):
@@ -73,30 +79,22 @@ class LatentReplay(FreezeBelow):
         1.0
     """
 
+    fills = True
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("begun", "retrieval")
 
     def __init__(
         self,
-        capacity: int,
+        capacity: Count = 200,
         cut: int | str | None = None,
-        size: int = 64,
-        weight: float = 1.0,
+        size: Count = 64,
+        weight: NonNegative = 1.0,
         policy: Policy = "reservoir",
-        after: int = 1,
+        after: Literal[0, 1] = 1,
     ) -> None:
         super().__init__(cut, after)
-        require(capacity > 0, "latent_replay", f"got capacity={capacity}. Give how many latents to keep.")
-        require(size > 0, "latent_replay", f"got size={size}. Give the number of latents to draw per step.")
-        require(
-            policy in get_args(Policy),
-            "latent_replay",
-            f"got policy={policy!r}. Choose one of {', '.join(get_args(Policy))}.",
-        )
-        require(
-            after <= 1, "latent_replay", f"got after={after}, and latents of stages that move grow stale. Write 0 or 1."
-        )
         self.capacity = capacity
         self.size = size
         self.weight = weight
@@ -118,7 +116,7 @@ class LatentReplay(FreezeBelow):
     def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean loss on the drawn latents, weighted."""
         assert self.retrieval is not None
-        rows = self._memory.latents(learner.share(self.size), self.retrieval)
+        rows = self._memory.draw(learner.share(self.size), self.retrieval)
         if rows is None or self.weight == 0:
             return None
         with forward_task(rows.get("task")):

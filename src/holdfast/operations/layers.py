@@ -91,6 +91,11 @@ def backbone_layers(learner: Services, operation: str) -> list[Layer]:
             f"`{operation}` works on the linear and convolutional layers before the head, and this model has none. "
             "Use a model with hidden layers, for instance `mlp` or `cnn`."
         )
+    if any(module.weight is None for _, module in found):
+        raise ConfigError(
+            f"`{operation}` works on the weights of layers, and those of this model are generated. "
+            "Use a model with weights of its own, for instance `mlp` or `cnn`."
+        )
     pairs = _chained(model, head)
     return [Layer(name, m, *_neighbours(m, pairs, found)) for name, m in found]
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import tree_rows
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
+from holdfast.models import Hypernetwork
 
 Values = dict[str, Tensor]
 """What each tapped layer gave in one forward, by name."""
@@ -35,6 +36,11 @@ class Taps:
     """
 
     def __init__(self, learner: Services, layers: dict[str, nn.Module], inputs: bool = False) -> None:
+        if any(isinstance(module, Hypernetwork) for module in learner.model.modules()):
+            raise ConfigError(
+                "what goes through the layers of a hypernetwork is another for each task, so it cannot be compared "
+                "with what was. Use a model with weights of its own."
+            )
         if any(layer is learner.model for layer in layers.values()):
             raise UsageError("the model is one layer, and has no features before it. Use a model with a hidden layer.")
         self._running: Values = {}

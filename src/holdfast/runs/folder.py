@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.folders import filled
+from holdfast.config.words import filled
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.metrics.files import read_json, write_json
 from holdfast.runs.result import CONFIG as CONFIG

@@ -19,6 +19,7 @@ from holdfast.core.errors import Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.files import write_json
 from holdfast.metrics.log import LOG_NAME, read_log
+from holdfast.runs.answers import evaluated
 from holdfast.runs.assemble import make_trainer, restore
 from holdfast.runs.diagnostics import profiled, write_summary
 from holdfast.runs.folder import (
@@ -34,7 +35,6 @@ from holdfast.runs.folder import (
 )
 from holdfast.runs.keys import job_key
 from holdfast.runs.loggers import specified
-from holdfast.runs.predict import evaluated
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report

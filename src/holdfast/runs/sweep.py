@@ -11,10 +11,9 @@ from typing import Any
 from holdfast.config import plugins
 from holdfast.config.build import resolve
 from holdfast.config.compose import DEFAULT, compose
-from holdfast.config.folders import filled
-from holdfast.config.layers import Dialect
-from holdfast.config.search import Search
-from holdfast.config.sweeps import expand
+from holdfast.config.read import Dialect
+from holdfast.config.search import Search, expand
+from holdfast.config.words import filled
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.metrics.files import read_json, write_json
 from holdfast.runs.folder import locked, numbered, read_info

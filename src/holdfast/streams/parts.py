@@ -144,6 +144,12 @@ def saved(dataset: Dataset, scenario: dict[str, Any] | None = None, path: str | 
     return make_stream(Scenario.from_json(scenario), dataset)
 
 
+saved.check_arguments = {  # type: ignore[attr-defined]
+    "scenario": {"name": "saved", "paradigm": "domain", "experiences": 3, "classes": 20, "draw": "shuffled"}
+    | {"labels": list(range(20))}
+}
+
+
 def _chunked(
     dataset: Dataset, name: str, experiences: int, shuffle: bool, validation: float, validation_seed: int, seed: int
 ) -> Scenario:

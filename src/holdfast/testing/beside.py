@@ -59,7 +59,7 @@ def short(stream: Stream) -> Stream:
 def train(method: Method, head: str, data: dict[str, Stream] | None = None) -> None:
     """Two experiences of a few steps, and a prediction of both after each."""
     paradigm = "task" if head == "task" else toys.paradigm_for(method)
-    of = short(toys.stream(paradigm, classes=6, samples=6)) if data is None else data[paradigm]
+    of = short(toys.stream(paradigm, samples=4)) if data is None else data[paradigm]
     net = toys.model_for(method)(of, head, hidden=[6, 6])
     momentum = {"name": "SGD", "lr": 0.05, "momentum": 0.9}
     toys.train(method, net, of, optimizer=momentum, evaluate="test", evaluate_before=False)

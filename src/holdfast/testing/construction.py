@@ -36,7 +36,7 @@ class OperationSubject:
     kind: type[Operation]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[Operation, ...] = ()
-    stream: Callable[..., Stream] = toys.stream
+    stream: Callable[..., Stream] = toys.small
     model: Callable[..., nn.Module] = toys.model
 
     def make(self) -> Operation:
@@ -59,7 +59,7 @@ class MethodSubject:
     name: str
     make: Callable[[], Method]
     factory: Callable[..., Method] | None = None
-    stream: Callable[..., Stream] = toys.stream
+    stream: Callable[..., Stream] = toys.small
     model: Callable[..., nn.Module] = toys.model
 
     def stream_for(self, method: Method) -> Stream:
