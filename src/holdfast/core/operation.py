@@ -83,6 +83,7 @@ class Operation(nn.Module):
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
         fills: whether it makes the memory of its method and fills it; two that do are refused.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
+        heads: the heads of our models that it works with, by name; empty where it works with all.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
         scratch: names of attributes that change while it learns and are worked out anew whenever they are needed, so
@@ -102,6 +103,7 @@ class Operation(nn.Module):
     check_arguments: ClassVar[Mapping[str, Any]] = {}
     fills: ClassVar[bool] = False
     draws: bool = False
+    heads: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the constructor check its arguments against the ranges and choices of its signature."""

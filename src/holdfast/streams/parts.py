@@ -12,11 +12,13 @@ from typing import Any
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.scenario import Scenario, cut, make_stream
 
 
+@declares(paradigm="domain")
 @ranged
 def data_incremental(
     dataset: Dataset,
@@ -52,6 +54,7 @@ def data_incremental(
     )
 
 
+@declares(paradigm="domain")
 @ranged
 def online(
     dataset: Dataset,
