@@ -127,6 +127,12 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
     except HoldfastError as error:
         return [str(error)]
     problems = _check_labels("method", method, stream)
+    strangers = any(not type(one).__module__.startswith("holdfast.") and one.overrides("setup") for one in method)
+    if method.unfilled and not strangers:  # a stranger's operation may make a memory without saying so
+        problems.append(
+            f"method: `{method.unfilled}` draws from a memory, and no operation fills one. "
+            "Add one that does: remember, remember_exemplars or remember_diverse."
+        )
     paradigm = stream.get("paradigm")
     head, criterion = job.config["model"].get("head"), job.config["criterion"]
     if head in ("task", "cosine_task") and isinstance(paradigm, str) and paradigm != "task":

@@ -145,8 +145,8 @@ def saved(dataset: Dataset, scenario: dict[str, Any] | None = None, path: str | 
 
 
 saved.check_arguments = {  # type: ignore[attr-defined]
-    "scenario": {"name": "saved", "paradigm": "domain", "experiences": 3, "classes": 6, "draw": "shuffled"}
-    | {"labels": [0, 1, 2, 3, 4, 5]}
+    "scenario": {"name": "saved", "paradigm": "domain", "experiences": 3, "classes": 20, "draw": "shuffled"}
+    | {"labels": list(range(20))}
 }
 
 
