@@ -36,7 +36,9 @@ def test_the_arguments_of_the_trainer_are_its_settings_and_what_it_reports_to() 
 
 def test_settings_are_taken_as_they_are_and_are_attributes_by_their_names() -> None:
     settings = Settings(epochs=3, batch_size=8, optimizer={"name": "Adam", "lr": 0.1})
-    trainer = Trainer(methods.er(), **{one.name: getattr(settings, one.name) for one in dataclasses.fields(Settings) if one.init})
+    trainer = Trainer(
+        methods.er(), **{one.name: getattr(settings, one.name) for one in dataclasses.fields(Settings) if one.init}
+    )
     assert trainer.settings == settings
     assert (trainer.epochs, trainer.batch_size) == (3, 8)
 
