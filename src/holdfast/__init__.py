@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from holdfast.compat.streamedml import ContinualLearner, EpisodicMemory
     from holdfast.compat.synapse import TaskDict, masked_accuracy, masked_cross_entropy
     from holdfast.config.plugins import plugin
+    from holdfast.core import boundary as boundaries
+    from holdfast.core import source as sources
     from holdfast.core.boundary import Every, OnNewClass
     from holdfast.core.experience import Batch, Data, Experience, Stream
     from holdfast.core.learner import Learner
@@ -52,11 +54,13 @@ _WHERE = {
     "plugin": "holdfast.config.plugins",
 }
 _MODULES = {
+    "boundaries": "holdfast.core.boundary",
     "datasets": "holdfast.streams.datasets",
     "methods": "holdfast.methods",
     "metrics": "holdfast.metrics",
     "models": "holdfast.models",
     "operations": "holdfast.operations",
+    "sources": "holdfast.core.source",
     "streams": "holdfast.streams",
 }
 
@@ -80,6 +84,7 @@ __all__ = [
     "StreamTrainer",
     "TaskDict",
     "Trainer",
+    "boundaries",
     "datasets",
     "masked_accuracy",
     "masked_cross_entropy",
@@ -88,6 +93,7 @@ __all__ = [
     "models",
     "operations",
     "plugin",
+    "sources",
     "streams",
 ]
 # Not `open`: `from holdfast import *` must not hide Python's own.
