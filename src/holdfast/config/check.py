@@ -176,7 +176,8 @@ def _check_targets(criterion: str, stream: dict[str, Any]) -> list[str]:
     given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
     loss = kinds.find("criteria", criterion)
     for dataset in map(schema.expand, given):
-        numbers = dataset.get("kind", "classification") == "regression"
+        made = getattr(kinds.find("datasets", dataset["name"]), "kind", "classification")  # always numbers, or as told
+        numbers = dataset.get("kind", made) == "regression"
         if numbers and not without_classes(loss):
             return [
                 f"criterion: got {shown(criterion)}, which takes class indices, and data set `{dataset['name']}` has "
