@@ -20,6 +20,9 @@ KINDS = {
     "generated vectors": lambda tasks=2, **more: HeadsGenerator(
         TARGETS, tasks=tasks, seed=3, vectors="generated", **more
     ),
+    "whole": lambda tasks=2, **more: HeadsGenerator(
+        TARGETS, tasks=tasks, seed=3, vectors="generated", head_embedding=0, **more
+    ),
     "chunks": lambda tasks=2, **more: ChunksGenerator(TARGETS, tasks=tasks, chunk=17, seed=3, **more),
     "chunks of each task": lambda tasks=2, **more: ChunksGenerator(
         TARGETS, tasks=tasks, chunk=17, seed=3, per_task=True, **more
@@ -40,6 +43,17 @@ def test_a_tensor_is_made_row_by_row_from_the_hidden_layer_and_the_row_s_embeddi
         for row in range(5):
             joined = np.concatenate([numbers(hidden)[task], rows[row]])
             assert np.allclose(made[task, row].ravel(), weight @ joined + bias, atol=1e-6)
+
+
+def test_without_row_embeddings_every_tensor_is_one_linear_map_of_the_hidden_layer():
+    generator = KINDS["whole"](hidden=(5,))
+    assert all(isinstance(head, nn.Linear) for head in generator.heads.values())
+    counted = sum(p.numel() for p in generator.parameters())
+    assert counted == 2 * 32 + (32 * 5 + 5) + generator.generated * (5 + 1)
+    hidden = np.maximum(numbers(generator.trunk[0](generator.embeddings[1])), 0)
+    head = generator.head("conv.weight")
+    wanted = numbers(head.weight) @ hidden + numbers(head.bias)
+    assert np.allclose(numbers(generator([1])["conv.weight"][0]).ravel(), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("per_task", [False, True])

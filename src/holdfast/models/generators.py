@@ -218,7 +218,7 @@ class HeadsGenerator(Generator):
         tasks: how many to start with.
         embedding: values of a task's embedding.
         hidden: units of the hidden layers.
-        head_embedding: values of a row's embedding.
+        head_embedding: values of a row's embedding; 0 makes every tensor whole, by one linear map.
         activation: after each hidden layer.
         init: "default" is torch's; "xavier" is uniform with zero biases; "hyperfan_in" and "hyperfan_out" give the
             generated weights the variance that He et al. 2015 give a network's own (`hyperfan`).
@@ -247,7 +247,7 @@ class HeadsGenerator(Generator):
     ) -> None:
         super().__init__(targets, tasks, embedding, embedding_std, seed)
         check_sizes("hidden", hidden)
-        check_sizes("head_embedding", [head_embedding])
+        check_sizes("head_embedding", [head_embedding + 1])
         if vectors not in ("own", "generated"):
             raise ConfigError(unknown("kind of vectors", vectors, ["own", "generated"]))
         self.trunk = nn.Sequential()
@@ -259,7 +259,7 @@ class HeadsGenerator(Generator):
         self.heads = nn.ModuleDict()
         for name, target in self.targets.items():
             if name not in self.kept:
-                whole = target.output or target.vector
+                whole = target.output or target.vector or head_embedding == 0
                 head = nn.Linear(width, target.size) if whole else RowsHead(target, width, head_embedding)
                 self.heads[_key(name)] = head
         self.vectors = nn.ParameterList()
