@@ -27,7 +27,7 @@ from holdfast.config.signatures import Parameter, docs, type_name
 from holdfast.config.words import shown
 from holdfast.core.errors import HoldfastError
 from holdfast.core.method import Method
-from holdfast.core.needs import NEEDS, OFFERS
+from holdfast.core.needs import NEEDS, WAYS
 from holdfast.core.operation import ENTRY_POINTS, Operation
 from holdfast.core.services import Services
 from holdfast.metrics import METRICS
@@ -87,9 +87,9 @@ def example_of(value: Any) -> Any:
 def can_i_use(name: str, needs: dict[str, str]) -> str:
     """Each way to train: yes, or no with the sentence that says why."""
     rows = []
-    for way, offers in OFFERS.items():
-        missing = [f"`{operation}` {NEEDS[need]}" for need, operation in needs.items() if need not in offers]
-        rows.append([way, f"no: {'; '.join(missing)}" if missing else "yes"])
+    for way in WAYS:
+        missing = [f"`{operation}` {NEEDS[need]}" for need, operation in needs.items() if need not in way.offers]
+        rows.append([way.name, f"no: {'; '.join(missing)}" if missing else "yes"])
     return table(["way to train", f"can I use `{name}`?"], rows)
 
 
@@ -197,10 +197,10 @@ def methods_table(folder: str) -> str:
 
 def methods_index() -> str:
     """The list of methods, what needs mean, and which method works where."""
-    ways, rows = list(OFFERS), []
+    rows = []
     for about in all_of("methods"):
         held = set(about.needs)
-        rows.append([f"[`{about.name}`]({about.name}.md)", *("yes" if held <= OFFERS[way] else "no" for way in ways)])
+        rows.append([f"[`{about.name}`]({about.name}.md)", *("yes" if held <= way.offers else "no" for way in WAYS)])
     words = [[code(need), sentence] for need, sentence in NEEDS.items()]
     parts = [
         "# Methods",
@@ -209,7 +209,7 @@ def methods_index() -> str:
         methods_table(""),
         "## Can I use?",
         "With its defaults; the page of a method says why not.",
-        table(["method", *ways], rows),
+        table(["method", *(way.name for way in WAYS)], rows),
         "## What the needs mean",
         "A method that has one of these needs ...",
         table(["need", "a method with it"], words),

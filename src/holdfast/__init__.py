@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from holdfast.compat.streamedml import ContinualLearner, EpisodicMemory
     from holdfast.compat.synapse import TaskDict, masked_accuracy, masked_cross_entropy
     from holdfast.config.plugins import plugin
+    from holdfast.core import boundary as boundaries
+    from holdfast.core import source as sources
     from holdfast.core.boundary import Every, OnNewClass
     from holdfast.core.experience import Batch, Data, Experience, Stream
     from holdfast.core.learner import Learner
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     from holdfast.core.services import Services
     from holdfast.core.step import Step
     from holdfast.runs.opened import open as open
+    from holdfast.runs.trainer import Trainer
     from holdfast.streams import datasets
-    from holdfast.training import Continual, Trainer
+    from holdfast.training import Continual
     from holdfast.training.endless import StreamTrainer
 
 _WHERE = {
@@ -44,18 +47,20 @@ _WHERE = {
     "Stream": "holdfast.core.experience",
     "StreamTrainer": "holdfast.training.endless",
     "TaskDict": "holdfast.compat.synapse",
-    "Trainer": "holdfast.training",
+    "Trainer": "holdfast.runs.trainer",
     "masked_accuracy": "holdfast.compat.synapse",
     "masked_cross_entropy": "holdfast.compat.synapse",
     "open": "holdfast.runs.opened",
     "plugin": "holdfast.config.plugins",
 }
 _MODULES = {
+    "boundaries": "holdfast.core.boundary",
     "datasets": "holdfast.streams.datasets",
     "methods": "holdfast.methods",
     "metrics": "holdfast.metrics",
     "models": "holdfast.models",
     "operations": "holdfast.operations",
+    "sources": "holdfast.core.source",
     "streams": "holdfast.streams",
 }
 
@@ -79,6 +84,7 @@ __all__ = [
     "StreamTrainer",
     "TaskDict",
     "Trainer",
+    "boundaries",
     "datasets",
     "masked_accuracy",
     "masked_cross_entropy",
@@ -87,6 +93,7 @@ __all__ = [
     "models",
     "operations",
     "plugin",
+    "sources",
     "streams",
 ]
 # Not `open`: `from holdfast import *` must not hide Python's own.

@@ -166,7 +166,7 @@ def test_a_partial_hypernetwork_replays_latents_at_its_own_cut():
 def test_another_operation_cannot_draw_inputs_from_a_memory_of_latents():
     with pytest.raises(UsageError, match="memory holds latents"):
         fit(Method(LatentReplay(capacity=20, cut=1), Replay(size=4)), net(), vectors())
-    with pytest.raises(ConfigError, match="One memory serves all"):
+    with pytest.raises(ConfigError, match="both fill the memory"):
         fit(Method(Remember(capacity=20), LatentReplay(capacity=20, cut=1)), net(), vectors())
 
 
@@ -176,7 +176,7 @@ def test_another_operation_cannot_draw_inputs_from_a_memory_of_latents():
         ({"capacity": 0}, "capacity=0"),
         ({"size": 0}, "size=0"),
         ({"policy": "ring"}, "policy='ring'"),
-        ({"after": 2}, "grow stale"),
+        ({"after": 2}, "after=2. Choose 0 or 1"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

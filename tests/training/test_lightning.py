@@ -403,7 +403,7 @@ def test_float16_with_a_scaler_learns_what_the_wrapper_learns_with_it() -> None:
             scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**8) for _ in range(2)]
             trainer(callback, plugins=[plugin("16-mixed", "cpu", scaler=scalers[0])]).fit(Module(model), loader)
             optimizer = cl.optimizer = torch.optim.SGD(own.parameters(), lr=0.05)
-            cl.scaler = scalers[1]
+            cl.update.scaler = scalers[1]
             cl.begin(TensorData(*loader.dataset.tensors))
             for x, y in loader:
                 with torch.autocast("cpu", dtype=torch.float16):

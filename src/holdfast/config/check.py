@@ -127,13 +127,27 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
     except HoldfastError as error:
         return [str(error)]
     problems = _check_labels("method", method, stream)
-    paradigm = stream.get("paradigm")
-    head, criterion = job.config["model"].get("head"), job.config["criterion"]
-    if head in ("task", "cosine_task") and isinstance(paradigm, str) and paradigm != "task":
+    strangers = any(not type(one).__module__.startswith("holdfast.") and one.overrides("setup") for one in method)
+    if method.unfilled and not strangers:  # a stranger's operation may make a memory without saying so
         problems.append(
-            f'model.head: got "{head}", which has a set of outputs for each task label, and the stream is '
-            f"{paradigm}-incremental, which has none. Write stream.paradigm=task, or model.head=growing."
+            f"method: `{method.unfilled}` draws from a memory, and no operation fills one. "
+            "Add one that does: remember, remember_exemplars or remember_diverse."
         )
+    head, criterion = job.config["model"].get("head"), job.config["criterion"]
+    model = job.config["model"]["name"]
+    unlabelled = _unlabelled(stream)
+    if head in ("task", "cosine_task") and unlabelled:
+        problems.append(
+            f'model.head: got "{head}", which has a set of outputs for each task label, and {unlabelled} '
+            "Or write model.head=growing."
+        )
+    elif "task" in getattr(kinds.find("models", model), "needs", ()) and unlabelled:
+        problems.append(f"model: `{model}` works by task labels, and {unlabelled}")
+    for operation in method:
+        if operation.heads and isinstance(head, str) and head not in operation.heads:
+            known = ", ".join(sorted(operation.heads))
+            problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
+    problems += _check_inputs(model, stream)
     return problems + _check_criterion(method, criterion) + _check_targets(criterion, stream)
 
 
@@ -179,13 +193,35 @@ def _check_targets(criterion: str, stream: dict[str, Any]) -> list[str]:
 
 def _check_labels(path: str, method: Method, stream: dict[str, Any]) -> list[str]:
     """Whether `method` gets the task labels that it needs."""
-    paradigm = stream.get("paradigm")
-    if "task" not in method.needs or not isinstance(paradigm, str) or paradigm == "task":
+    unlabelled = _unlabelled(stream)
+    if "task" not in method.needs or not unlabelled:
         return []
     return [
-        f"{path}: `{method.name}` uses task labels (its operation `{method.needs['task']}`), and the stream is "
-        f"{paradigm}-incremental, which has none. "
-        "Write stream.paradigm=task, or choose a method that does without: er, der, agem."
+        f"{path}: `{method.name}` uses task labels (its operation `{method.needs['task']}`), and {unlabelled} "
+        "Or choose a method that does without: er, der, agem."
+    ]
+
+
+def _unlabelled(stream: dict[str, Any]) -> str:
+    """That a stream has no task labels, and what to write for one that has; empty where it has, or nobody can tell."""
+    declared = getattr(kinds.find("streams", stream["name"]), "paradigm", None)
+    paradigm = stream.get("paradigm", declared)
+    if not isinstance(paradigm, str) or paradigm == "task":
+        return ""
+    advice = "stream.paradigm=task" if "paradigm" in stream else "stream=split stream.paradigm=task"
+    return f"the stream is {paradigm}-incremental, which has none. Write {advice}."
+
+
+def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
+    """Whether stream and model take the inputs that the data sets are known to have."""
+    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    vectors = [one["name"] for one in given if getattr(kinds.find("datasets", one["name"]), "inputs", "") == "vectors"]
+    takers = {"stream": ("streams", stream["name"]), "model": ("models", model)}
+    return [
+        f"{path}: `{name}` takes images, and data set `{vectors[0]}` has vectors. "
+        f"Choose a data set of images, or another {path}."
+        for path, (kind, name) in takers.items()
+        if vectors and getattr(kinds.find(kind, name), "inputs", "") == "images"
     ]
 
 

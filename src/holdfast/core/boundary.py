@@ -35,7 +35,7 @@ class Boundary(ABC):
         ...     def __init__(self, factor=2.0):
         ...         self.factor, self.average = factor, None
         ...     def crossed(self, step):
-        ...         loss = float(step.loss)
+        ...         loss = float(step.loss.detach())
         ...         crossed = self.average is not None and loss > self.factor * self.average
         ...         self.average = loss if crossed or self.average is None else 0.9 * self.average + 0.1 * loss
         ...         return crossed

@@ -72,6 +72,9 @@ class Engine:
             operation.setup(learner.services)
         self._check_memory()
         self._undeclared = Undeclared(method, self.services)
+        body = self.services.body
+        body.show()
+        self._head_untried = body.guessed and body.asked
 
     _setup: tuple[Any, ...]
     _begin: tuple[Any, ...]
@@ -245,7 +248,7 @@ class Engine:
 
         Where each task has more than a head of its own, these are not a by-product, and there are none.
         """
-        unmasked = getattr(self.services.head, "unmasked", None) if self.services.multi_head else None
+        unmasked = getattr(self.services.body.head, "unmasked", None) if self.services.multi_head else None
         if unmasked is not None:
             extras["unmasked"] = unmasked[: outputs.shape[0]]
 
@@ -269,12 +272,21 @@ class Engine:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
         if self._labelled:
             self._check_targets(step.targets)
+        if self._head_untried:
+            self._try_head(step)
         with self.autocast():
             roots, factors = self._terms(step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
             weights = [weight * scale for weight in weights]
         backward(roots, weights)
+
+    def _try_head(self, step: Step) -> None:
+        """Before the first backward: whether the layer that was taken for the head makes the model's outputs."""
+        self._head_untried = False
+        if tree_rows(step.inputs):
+            with forward_task("all"):
+                self.services.body.try_head(self.services.forward.prepared(step.inputs, False))
 
     def finish(self, step: Step) -> None:
         """Gradient edits and observers: the second half of `backward`, once per optimiser step."""

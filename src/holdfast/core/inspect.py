@@ -15,8 +15,9 @@ from holdfast.core.experience import Tree
 def find_head(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module]:
     """The layer that makes outputs of features, in any model.
 
-    In this order: the module at `path`; `model.head`, or the last linear layer inside it; the last linear layer
-    or module that can `grow` in the order of `model.named_modules()`.
+    In this order: the module at `path`; what `model.head` names, if that is a path (`model.head = "classifier.6"`
+    describes a model of another library once for all); `model.head`, or the last linear layer inside it; the last
+    linear layer or module that can `grow` in the order of `model.named_modules()`.
 
     Args:
         model: any module.
@@ -38,6 +39,8 @@ def find_head(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module
             raise ConfigError(unknown("module", path, modules, "Give the head as a name of `model.named_modules()`."))
         return path, modules[path]
     head = getattr(model, "head", None)
+    if isinstance(head, str):
+        return find_head(model, head)
     if isinstance(head, nn.Module) and not isinstance(head, nn.Identity):
         name, inner = _last(head)
         return ("head", head) if inner is None else (f"head.{name}".rstrip("."), inner)

@@ -85,7 +85,7 @@ class Learner:
 
     services: Services
     model: Of[nn.Module] = Of("services")
-    head: Of[nn.Module | None] = Of("services")
+    head: Of[nn.Module | None] = Of("services.body")
     device: Of[torch.device] = Of("services")
     criterion: Of[Criterion] = Of("services")
     memory: Of[Memory | None] = Of("services")

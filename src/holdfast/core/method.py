@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec
 
 from holdfast.core.errors import ConfigError
@@ -42,16 +42,8 @@ class Method:
                 raise ConfigError(f"{operation!r} has role {operation.role!r}. Choose one of {', '.join(ROLES)}.")
         if len({id(operation) for operation in operations}) < len(operations):
             raise ConfigError("the same operation object stands twice in a method. Write a second one, or use clone().")
-        for entry_point in ("criterion", "take_step"):
-            owners = [operation for operation in operations if operation.overrides(entry_point)]
-            if len(owners) > 1:
-                raise ConfigError(
-                    f"{' and '.join(repr(o) for o in owners)} both own the {entry_point!r} of a step. Keep one of them."
-                )
-        for what in sorted({operation.once for operation in operations} - {""}):
-            owners = [operation for operation in operations if operation.once == what]
-            if len(owners) > 1:
-                raise ConfigError(f"{' and '.join(repr(o) for o in owners)} both {what}. Keep one of them.")
+        for problem in conflicts(operations):
+            raise ConfigError(problem)
         counts: dict[str, int] = {}
         for operation in operations:
             base = operation.config()["name"]
@@ -66,6 +58,13 @@ class Method:
             for need in sorted(operation.needs):
                 needs.setdefault(need, operation.name)
         return needs
+
+    @property
+    def unfilled(self) -> str:
+        """The first operation that draws from a memory where none is declared to fill one; empty where all is well."""
+        if any(operation.fills for operation in self.operations):
+            return ""
+        return next((one.name for one in self.operations if one.remembers or one.draws), "")
 
     @property
     def remembers(self) -> tuple[str, ...]:
@@ -95,6 +94,40 @@ class Method:
             arguments = ", ".join(f"{key}={value!r}" for key, value in self._config.items() if key != "name")
             return f"{self.name}({arguments})"
         return f"Method({', '.join(map(repr, self.operations))})"
+
+
+def conflicts(operations: Iterable[Operation | type[Operation]]) -> list[str]:
+    """Why operations cannot stand in one method, read off what they declare: nothing is bound, and nothing made.
+
+    Args:
+        operations: themselves, or their classes.
+
+    Returns:
+        A sentence for each thing that one operation alone can do and several of them do.
+
+    Example:
+        >>> class First(Operation):
+        ...     once = "sort the samples"
+        >>> class Second(Operation):
+        ...     once = "sort the samples"
+        >>> conflicts([First, Second])
+        ['First and Second both sort the samples. Keep one of them.']
+    """
+    listed = list(operations)
+    kinds = {id(one): one if isinstance(one, type) else type(one) for one in listed}
+    acts = {point: f"own the {point!r} of a step" for point in ("criterion", "take_step")}
+    owners: dict[str, list[Operation | type[Operation]]] = {}
+    for one in listed:
+        kind = kinds[id(one)]
+        does = [what for point, what in acts.items() if getattr(kind, point) is not getattr(Operation, point)]
+        does += [kind.once] if kind.once else []
+        does += ["fill the memory that others draw from"] if kind.fills else []
+        for what in does:
+            owners.setdefault(what, []).append(one)
+    names = {
+        what: [one.__name__ if isinstance(one, type) else repr(one) for one in ones] for what, ones in owners.items()
+    }
+    return [f"{' and '.join(named)} both {what}. Keep one of them." for what, named in names.items() if len(named) > 1]
 
 
 def published(paper: str) -> Callable[[Callable[P, Method]], Callable[P, Method]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
+from holdfast.core.ranges import guard
 from holdfast.core.snapshot import Snapshot, Twin
 
 Term = Tensor | tuple[Tensor, float]
@@ -80,7 +81,9 @@ class Operation(nn.Module):
         alone: why it cannot share its batches with other processes; empty where it can.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
+        fills: whether it makes the memory of its method and fills it; two that do are refused.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
+        heads: the heads of our models that it works with, by name; empty where it works with all.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
         scratch: names of attributes that change while it learns and are worked out anew whenever they are needed, so
@@ -97,8 +100,15 @@ class Operation(nn.Module):
     state: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
-    draws: ClassVar[bool] = False
     check_arguments: ClassVar[Mapping[str, Any]] = {}
+    fills: ClassVar[bool] = False
+    draws: bool = False
+    heads: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the constructor check its arguments against the ranges and choices of its signature."""
+        super().__init_subclass__(**kwargs)
+        guard(cls, lambda kind: snake_case(kind.__name__))
 
     def __init__(self) -> None:
         super().__init__()

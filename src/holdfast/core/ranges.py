@@ -7,6 +7,7 @@ configurations, by the pages, by `holdfast list NAME` and by a search. `Literal[
 from __future__ import annotations
 
 import collections.abc
+import difflib
 import functools
 import inspect
 import math
@@ -17,7 +18,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.errors import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -217,8 +218,10 @@ def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, 
         one = found.get(name)
         if one is None or one.allows(value):
             continue
-        if isinstance(value, str) and one.choices:
-            raise ConfigError(f"`{owner}`: {unknown(name, value, map(str, one.choices))}")
+        words = [choice for choice in one.choices if isinstance(choice, str)]
+        near = difflib.get_close_matches(value, words, n=1, cutoff=0.5) if isinstance(value, str) else []
+        if near:
+            raise ConfigError(f"`{owner}` got {name}={value!r}; did you mean {near[0]!r}?")
         raise ConfigError(f"`{owner}` got {name}={value!r}. {one.words()}")
 
 

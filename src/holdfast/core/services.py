@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.core.body import Body, Cut
 from holdfast.core.decide import decide
-from holdfast.core.errors import ConfigError, UsageError, renamed
+from holdfast.core.errors import renamed
 from holdfast.core.experience import Tree
 from holdfast.core.forward import Forward
-from holdfast.core.inspect import features_of, find_head
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import Generators
 from holdfast.core.ranks import Share, average_over_ranks
@@ -73,7 +73,8 @@ class Services:
 
     Attributes:
         model: the model that learns.
-        head: its output layer; None if it has none.
+        body: how it is described: its head, its stages and where it can be cut.
+        multi_head: whether it has one head per task, and so needs task labels.
         device: where it lives.
         criterion: the loss of the current data, unless an operation brings its own.
         now: where training is: `now.index`, `now.progress`, `now.epoch_progress`; read it within `decide`.
@@ -108,8 +109,8 @@ class Services:
         self.generators = Generators(seed, self.share.rank)
         self.forward = Forward(model, prepare, self.generators("augment"))
         self.trainable = Trainable(model)
-        self.head, self.head_path = _find_head(model, head)
-        self.multi_head = bool(getattr(self.head, "needs_task", False))
+        self.body = Body(model, head)
+        self.multi_head = bool(getattr(self.body.head, "needs_task", False))
         self.now = Now()
         self.experience = -1
         self.members: list[tuple[int, ...]] = []
@@ -131,6 +132,12 @@ class Services:
                 of every task; default: the current one.
         """
         return self.forward(inputs, task)
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The model's output layer; None if it has none."""
+        self.body.asked = True
+        return self.body.head
 
     @property
     def task(self) -> int | None:
@@ -167,12 +174,24 @@ class Services:
             inputs: raw inputs, `[rows, ...]`.
             task: for inner layers that depend on it; default: the current one.
         """
-        if self.head is None:
-            raise UsageError(
-                "features were asked for, but the model has no linear layer. Name its output layer with head='path'."
-            )
         with forward_task("all" if task is None else task):  # a head per task would ask for one
-            return features_of(self.model, self.head, self.forward.prepared(inputs, self.model.training))
+            return self.body.features(self.forward.prepared(inputs, self.model.training))
+
+    def below(self, inputs: Tree, cut: Cut = None, task: Task = None) -> Tensor:
+        """Latents of raw `inputs` at a cut of the model, `[rows, ...]`: what a memory can hold instead of inputs.
+
+        Args:
+            inputs: raw inputs, `[rows, ...]`.
+            cut: a number, the name of the last stage below, or None: the model's own cut, or before the head.
+            task: as for `learner(inputs, task)`.
+        """
+        with forward_task(self.task if task is None else task):
+            return self.body.below(self.forward.prepared(inputs, self.model.training), cut)
+
+    def above(self, latents: Tensor, cut: Cut = None, task: Task = None) -> Tensor:
+        """The model's outputs on latents: `above(below(inputs, cut), cut)` is `learner(inputs)`."""
+        with forward_task(self.task if task is None else task):
+            return self.body.above(latents, cut)
 
     # Gradients -----------------------------------------------------------------------------------------
 
@@ -312,13 +331,3 @@ def place_of(model: nn.Module) -> torch.device:
     """Where the first parameter of `model` is; the CPU if it has none."""
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
-
-
-def _find_head(model: nn.Module, path: str | None) -> tuple[nn.Module | None, str]:
-    try:
-        name, head = find_head(model, path)
-    except ConfigError:
-        if path is not None:
-            raise
-        return None, ""
-    return head, name

@@ -1,7 +1,9 @@
 """Adaptive hard attention to the task (AdaHAT)."""
 
+from typing import Annotated
+
 from holdfast.core.method import Method, published
-from holdfast.core.ranges import Positive, Strength
+from holdfast.core.ranges import Positive, Range, Strength
 from holdfast.operations import UnitAttention
 from holdfast.operations.infer_task import inference
 
@@ -9,7 +11,7 @@ from holdfast.operations.infer_task import inference
 @published(paper="Wang et al., AdaHAT: adaptive hard attention to the task in task-incremental learning, 2025")
 def adahat(
     strength: Strength = 0.75,
-    s_max: float = 400.0,
+    s_max: Annotated[float, Range(1, low_open=True)] = 400.0,
     intensity: Positive = 1e-6,
     epsilon: Positive = 0.1,
     infer_task: bool = False,

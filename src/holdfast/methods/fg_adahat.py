@@ -1,9 +1,9 @@
 """Fine-grained adaptive hard attention to the task (FG-AdaHAT)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from holdfast.core.method import Method, published
-from holdfast.core.ranges import Positive, Strength
+from holdfast.core.ranges import Positive, Range, Strength
 from holdfast.operations import UnitImportance
 from holdfast.operations.infer_task import inference
 
@@ -11,7 +11,7 @@ from holdfast.operations.infer_task import inference
 @published(paper="Wang et al., FG-AdaHAT: fine-grained AdaHAT, in Continual Learning Arena, 2025")
 def fg_adahat(
     strength: Strength = 0.75,
-    s_max: float = 400.0,
+    s_max: Annotated[float, Range(1, low_open=True)] = 400.0,
     importance: Literal[
         "input_gradient",
         "output_gradient",

@@ -1,11 +1,12 @@
 """Fine-tuning with the lower layers frozen after the first experience."""
 
 from holdfast.core.method import Method, published
+from holdfast.core.ranges import Size
 from holdfast.operations import FreezeBelow
 
 
 @published(paper="Hemati et al., Partial hypernetworks for continual learning, CoLLAs 2023 (its control)")
-def freeze_below(cut: int | str = 1, after: int = 1) -> Method:
+def freeze_below(cut: int | str = 1, after: Size = 1) -> Method:
     r"""Stages below a cut learn from the first experience only; the others are fine-tuned.
 
     $$ \psi^{(t)} = \psi^{(n)} \quad \text{for } t > n $$

@@ -1,13 +1,17 @@
 """Hard attention to the task (HAT)."""
 
+from typing import Annotated
+
 from holdfast.core.method import Method, published
-from holdfast.core.ranges import Strength
+from holdfast.core.ranges import Range, Strength
 from holdfast.operations import UnitAttention
 from holdfast.operations.infer_task import inference
 
 
 @published(paper="Serra et al., Overcoming catastrophic forgetting with hard attention to the task, ICML 2018")
-def hat(strength: Strength = 0.75, s_max: float = 400.0, infer_task: bool = False) -> Method:
+def hat(
+    strength: Strength = 0.75, s_max: Annotated[float, Range(1, low_open=True)] = 400.0, infer_task: bool = False
+) -> Method:
     r"""A learnt gate per task and unit; weights between units that earlier tasks use do not move.
 
     $$ h_l \leftarrow \sigma(s \, e_l^t) \odot h_l, \qquad

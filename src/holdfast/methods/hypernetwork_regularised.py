@@ -3,7 +3,7 @@
 from typing import Literal
 
 from holdfast.core.method import Method, published
-from holdfast.core.ranges import Strength
+from holdfast.core.ranges import Count, Strength
 from holdfast.operations import OutputRegularisation
 from holdfast.operations.infer_task import inference
 
@@ -12,7 +12,7 @@ from holdfast.operations.infer_task import inference
 def hypernetwork_regularised(
     strength: Strength = 0.01,
     lookahead: Literal["none", "sgd", "optimizer"] = "optimizer",
-    tasks: int | None = None,
+    tasks: Count | None = None,
     used_outputs: bool = True,
     likelihood: Literal["mean", "sum"] = "mean",
     targets: Literal["recomputed", "cached"] = "recomputed",

@@ -1,7 +1,7 @@
 """Partial hypernetworks: a stem that is frozen after the first experience, and generated weights above it."""
 
 from holdfast.core.method import Method, published
-from holdfast.core.ranges import Strength
+from holdfast.core.ranges import Count, Strength
 from holdfast.operations import FreezeBelow, OutputRegularisation
 from holdfast.operations.infer_task import inference
 
@@ -9,7 +9,7 @@ from holdfast.operations.infer_task import inference
 @published(paper="Hemati et al., Partial hypernetworks for continual learning, CoLLAs 2023")
 def partial_hypernetwork(
     strength: Strength = 0.5,
-    tasks: int | None = 20,
+    tasks: Count | None = 20,
     second_order: bool = False,
     freeze: bool = True,
     log_conflict: bool = False,

@@ -13,6 +13,8 @@ from torch.func import functional_call
 
 from holdfast.core.errors import ConfigError, UsageError, unknown
 from holdfast.core.inspect import eval_mode
+from holdfast.core.needs import declares
+from holdfast.core.ranges import Count, NonNegative, ranged
 from holdfast.core.task import forward_task, running_task
 from holdfast.models.build import Activation, check_sizes, seeded
 from holdfast.models.chain import chain_of
@@ -170,27 +172,29 @@ class Hypernetwork(nn.Module):
         return result
 
 
+@declares(needs={"task"})
+@ranged
 def hypernetwork(
     *,
     input_shape: Sequence[int],
     classes: int,
     backbone: nn.Module | dict[str, Any] | str = "mlp",
     cut: int | str = 0,
-    tasks: int = 1,
-    task_classes: int | None = None,
+    tasks: Count = 1,
+    task_classes: Count | None = None,
     norm: Norm = "instance",
     generator: Literal["heads", "chunks"] = "heads",
-    embedding: int = 32,
-    hidden: Sequence[int] = (50, 32),
-    head_embedding: int = 32,
-    chunk: int = 1000,
-    chunk_embedding: int = 32,
+    embedding: Count = 32,
+    hidden: Sequence[Count] = (50, 32),
+    head_embedding: Count = 32,
+    chunk: Count = 1000,
+    chunk_embedding: Count = 32,
     chunk_per_task: bool = False,
     vectors: Literal["own", "generated"] = "own",
     activation: Activation = "relu",
     init: Init = "default",
-    embedding_std: float = 1.0,
-    chunk_embedding_std: float = 1.0,
+    embedding_std: NonNegative = 1.0,
+    chunk_embedding_std: NonNegative = 1.0,
     start: Literal["fresh", "copy"] = "fresh",
     seed: int | None = None,
 ) -> nn.Module:

@@ -51,11 +51,6 @@ class AsymmetricCrossEntropy(Operation):
 
     def __init__(self, among: Among = "batch") -> None:
         super().__init__()
-        require(
-            among in ("batch", "experience"),
-            "asymmetric_cross_entropy",
-            f"got among={among!r}. Choose batch or experience.",
-        )
         self.among = among
         if among == "experience":
             self.needs = self.needs | {"boundaries"}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience, tree_map
 from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import BelowOne, Count, Positive
 from holdfast.core.services import Services
 from holdfast.operations._parts.draws import memory_of
 from holdfast.operations.class_scores import vectors
@@ -40,23 +41,19 @@ class BalancedFinetune(Operation):
         BalancedFinetune(epochs=10, batch_size=32, lr=0.1, momentum=0.9, per_class=None)
     """
 
+    draws = True
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes"})
 
     def __init__(
         self,
-        epochs: int = 30,
-        batch_size: int = 32,
-        lr: float = 0.01,
-        momentum: float = 0.9,
-        per_class: int | None = None,
+        epochs: Count = 30,
+        batch_size: Count = 32,
+        lr: Positive = 0.01,
+        momentum: BelowOne = 0.9,
+        per_class: Count | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"epochs": epochs, "batch_size": batch_size, "per_class": 1 if per_class is None else per_class}
-        for name, value in sizes.items():
-            require(value > 0, "balanced_finetune", f"got {name}={value}. Give a number of 1 or more.")
-        require(lr > 0, "balanced_finetune", f"got lr={lr}. Give a positive number.")
-        require(0 <= momentum < 1, "balanced_finetune", f"got momentum={momentum}. Give a number from 0 to below 1.")
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr

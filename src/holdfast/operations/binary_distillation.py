@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience, Tree
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Positive
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 
@@ -44,9 +45,8 @@ class BinaryDistillation(Operation):
     state = ("teacher", "old", "active")
     scratch = ("_columns",)
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: Positive = 1.0) -> None:
         super().__init__()
-        require(temperature > 0, "binary_distillation", f"got temperature={temperature}. Give a positive number.")
         self.temperature = temperature
         self.teacher: Snapshot | None = None
         self.old: list[int] = []

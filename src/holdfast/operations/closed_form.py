@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, Tree, tree_map
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Size
 from holdfast.core.services import Services
 from holdfast.operations.class_scores import Space, as_outputs, vectors
 
@@ -27,10 +28,8 @@ class ClosedFormClassifier(Operation):
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "data", "replacement", "classes"})
 
-    def __init__(self, space: Space, adapt: int | None) -> None:
+    def __init__(self, space: Space, adapt: Size | None) -> None:
         super().__init__()
-        require(space in ("features", "inputs"), self.name, f"got space={space!r}. Choose features or inputs.")
-        require(adapt is None or adapt >= 0, self.name, f"got adapt={adapt}. Give 0 or more, or none for all.")
         self.space = space
         self.adapt = adapt
         if adapt is None:

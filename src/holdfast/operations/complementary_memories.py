@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Tree
-from holdfast.core.operation import Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import BelowOne, Count, NonNegative, UpToOne
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
@@ -61,23 +62,15 @@ class ComplementaryMemories(Draws):
 
     def __init__(
         self,
-        size: int = 32,
-        weight: float = 0.15,
-        plastic_decay: float = 0.999,
-        plastic_rate: float = 0.9,
-        stable_decay: float = 0.999,
-        stable_rate: float = 0.7,
+        size: Count = 32,
+        weight: NonNegative = 0.15,
+        plastic_decay: BelowOne = 0.999,
+        plastic_rate: UpToOne = 0.9,
+        stable_decay: BelowOne = 0.999,
+        stable_rate: UpToOne = 0.7,
         predict_stable: bool = True,
     ) -> None:
         super().__init__(size)
-        for name, decay in (("plastic_decay", plastic_decay), ("stable_decay", stable_decay)):
-            require(
-                0 <= decay < 1,
-                "complementary_memories",
-                f"got {name}={decay}. Give a number from 0 up to, but below, 1.",
-            )
-        for name, rate in (("plastic_rate", plastic_rate), ("stable_rate", stable_rate)):
-            require(0 < rate <= 1, "complementary_memories", f"got {name}={rate}. Give a probability above 0.")
         self.weight = weight
         self.plastic_decay = plastic_decay
         self.plastic_rate = plastic_rate

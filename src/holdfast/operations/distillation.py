@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.ranges import NonNegative, Positive
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
@@ -46,20 +47,18 @@ class Distillation(Operation):
 
     def __init__(
         self,
-        temperature: float = 2.0,
-        weight: float = 1.0,
+        temperature: Positive = 2.0,
+        weight: NonNegative = 1.0,
         average: Average = "none",
         scaled: bool = True,
         over: Literal["old", "all"] = "old",
     ) -> None:
         super().__init__()
-        require(temperature > 0, "distillation", f"got temperature={temperature}. Give a positive number, usually 2.")
         require(
             average != "rows",
             "distillation",
             "got average='rows', but it has no rows of its own. Use none or experiences.",
         )
-        require(over in ("old", "all"), "distillation", f"got over={over!r}. Choose old or all.")
         self.temperature = temperature
         self.weight = weight
         self.average = average

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.decide import decide
-from holdfast.core.operation import require
+from holdfast.core.ranges import NonNegative, Size
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.own_criterion import OwnCriterion, inside
@@ -55,15 +55,10 @@ class Evidential(OwnCriterion):
         self,
         form: Form = "mse",
         evidence: Evidence = "softplus",
-        annealing: int = 1000,
-        divergence: float = 1.0,
+        annealing: Size = 1000,
+        divergence: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        forms, kinds = Form.__args__, Evidence.__args__  # type: ignore[attr-defined]
-        require(form in forms, "evidential", f"got form={form!r}. Choose one of {', '.join(forms)}.")
-        require(evidence in kinds, "evidential", f"got evidence={evidence!r}. Choose one of {', '.join(kinds)}.")
-        require(annealing >= 0, "evidential", f"got annealing={annealing}. Give a number of steps, 0 or more.")
-        require(divergence >= 0, "evidential", f"got divergence={divergence}. Give a number of 0 or more.")
         self.form = form
         self.evidence = evidence
         self.annealing = annealing

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import Count, Share, Strength
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
@@ -48,20 +47,13 @@ class FisherPenalty(Operation):
 
     def __init__(
         self,
-        strength: float = 100.0,
+        strength: Strength = 100.0,
         fisher: Kind = "true",
         online: bool = False,
-        decay: float = 1.0,
-        samples: int | None = None,
+        decay: Share = 1.0,
+        samples: Count | None = None,
     ) -> None:
         super().__init__()
-        require(strength >= 0, "fisher_penalty", f"got strength={strength}. Give a number of 0 or more.")
-        require(0 <= decay <= 1, "fisher_penalty", f"got decay={decay}. Give a number from 0 to 1.")
-        require(
-            fisher in get_args(Kind),
-            "fisher_penalty",
-            f"got fisher={fisher!r}. Choose one of {', '.join(get_args(Kind))}.",
-        )
         self.strength = strength
         self.fisher = fisher
         self.online = online

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Size
 from holdfast.core.services import Services
 from holdfast.operations.cut import Cut, StayInEval
 
@@ -36,11 +37,8 @@ class FreezeBelow(Operation):
     once = "freeze what lies below a cut"
     state: ClassVar[tuple[str, ...]] = ("begun",)
 
-    def __init__(self, cut: int | str | None = None, after: int = 1) -> None:
+    def __init__(self, cut: int | str | None = None, after: Size = 1) -> None:
         super().__init__()
-        require(
-            after >= 0, "freeze_below", f"got after={after}. Give the number of experiences to learn from, from 0 up."
-        )
         self.cut = cut
         self.after = after
         self.begun = 0

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import Count, Positive
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
@@ -60,23 +61,16 @@ class GenerativeReplay(Operation):
 
     def __init__(
         self,
-        size: int = 128,
-        units: int = 400,
-        layers: int = 2,
-        latent: int = 100,
-        rate: float = 1e-3,
+        size: Count = 128,
+        units: Count = 400,
+        layers: Count = 2,
+        latent: Count = 100,
+        rate: Positive = 1e-3,
         likelihood: Choice = "auto",
         kind: Kind = "auto",
         average: Literal["experiences", "rows"] = "experiences",
     ) -> None:
         super().__init__()
-        for name, value in (("size", size), ("latent", latent), ("rate", rate), ("units", units), ("layers", layers)):
-            require(value > 0, "generative_replay", f"got {name}={value}. Give a positive number.")
-        require(
-            average in ("experiences", "rows"),
-            "generative_replay",
-            f"got average={average!r}. Choose experiences or rows.",
-        )
         self.size = size
         self.units = units
         self.layers = layers

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import keep_in
@@ -51,17 +52,12 @@ class GradientConstraints(Operation):
         GradientConstraints(per_experience=256, margin=0.5)
     """
 
+    fills = True
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
 
-    def __init__(self, per_experience: int = 256, margin: float = 0.5) -> None:
+    def __init__(self, per_experience: Count = 256, margin: NonNegative = 0.5) -> None:
         super().__init__()
-        require(
-            per_experience > 0,
-            "gradient_constraints",
-            f"got per_experience={per_experience}. Give the number of samples to keep of each.",
-        )
-        require(margin >= 0, "gradient_constraints", f"got margin={margin}. Give a number of 0 or more.")
         self.per_experience = per_experience
         self.margin = margin
 

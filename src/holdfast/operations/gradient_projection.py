@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import Draws
@@ -28,7 +29,7 @@ class GradientProjection(Draws):
 
     role = "knowledge retention"
 
-    def __init__(self, size: int = 64, per_layer: bool = False) -> None:
+    def __init__(self, size: Count = 64, per_layer: bool = False) -> None:
         super().__init__(size)
         self.per_layer = per_layer
 

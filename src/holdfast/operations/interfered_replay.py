@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.operation import Term, require
+from holdfast.core.ranges import Count, NonNegative, Positive
 from holdfast.core.ranks import average_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
@@ -52,10 +53,10 @@ class InterferedReplay(Draws):
 
     def __init__(
         self,
-        size: int = 10,
-        candidates: int = 50,
-        rate: float | None = None,
-        weight: float = 1.0,
+        size: Count = 10,
+        candidates: Count = 50,
+        rate: Positive | None = None,
+        weight: NonNegative = 1.0,
         average: Average = "none",
     ) -> None:
         super().__init__(size)
@@ -63,11 +64,6 @@ class InterferedReplay(Draws):
             candidates >= size,
             "interfered_replay",
             f"got candidates={candidates} and size={size}. Draw at least as many candidates as are replayed.",
-        )
-        require(
-            rate is None or rate > 0,
-            "interfered_replay",
-            f"got rate={rate}. Give the learning rate of the virtual step, above 0.",
         )
         self.candidates = candidates
         self.rate = rate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from holdfast.core.experience import Batch
 from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import Draws
@@ -31,7 +32,7 @@ class JoinedReplay(Draws):
     role = "knowledge retention"
     needs = frozenset({"batch"})
 
-    def __init__(self, size: int = 32, weight: float = 1.0, average: Average = "rows") -> None:
+    def __init__(self, size: Count = 32, weight: NonNegative = 1.0, average: Average = "rows") -> None:
         super().__init__(size)
         self.weight = weight
         self.average = average

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience, task_column, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.operation import Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.core.task import forward_task
@@ -78,30 +79,22 @@ class LatentReplay(FreezeBelow):
         1.0
     """
 
+    fills = True
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("begun", "retrieval")
 
     def __init__(
         self,
-        capacity: int = 200,
+        capacity: Count = 200,
         cut: int | str | None = None,
-        size: int = 64,
-        weight: float = 1.0,
+        size: Count = 64,
+        weight: NonNegative = 1.0,
         policy: Policy = "reservoir",
-        after: int = 1,
+        after: Literal[0, 1] = 1,
     ) -> None:
         super().__init__(cut, after)
-        require(capacity > 0, "latent_replay", f"got capacity={capacity}. Give how many latents to keep.")
-        require(size > 0, "latent_replay", f"got size={size}. Give the number of latents to draw per step.")
-        require(
-            policy in get_args(Policy),
-            "latent_replay",
-            f"got policy={policy!r}. Choose one of {', '.join(get_args(Policy))}.",
-        )
-        require(
-            after <= 1, "latent_replay", f"got after={after}, and latents of stages that move grow stale. Write 0 or 1."
-        )
         self.capacity = capacity
         self.size = size
         self.weight = weight

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.task import forward_task
 from holdfast.operations.layers import backbone_layers, chain_of
@@ -47,10 +48,8 @@ class LateralConnections(Operation):
         "_running",
     )
 
-    def __init__(self, columns: int = 10, into: Literal["layers", "head"] = "layers") -> None:
+    def __init__(self, columns: Count = 10, into: Literal["layers", "head"] = "layers") -> None:
         super().__init__()
-        require(columns >= 1, "lateral_connections", f"got columns={columns}. Give the number of tasks, at least 1.")
-        require(into in ("layers", "head"), "lateral_connections", f"got into={into!r}. Choose layers or head.")
         self.columns = columns
         self.into = into
         self.order: list[int] = []

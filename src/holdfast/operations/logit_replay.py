@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import Draws
@@ -30,7 +31,7 @@ class LogitReplay(Draws):
     role = "knowledge retention"
     remembers = ("logits",)
 
-    def __init__(self, size: int = 32, weight: float = 0.5) -> None:
+    def __init__(self, size: Count = 32, weight: NonNegative = 0.5) -> None:
         super().__init__(size)
         self.weight = weight
 

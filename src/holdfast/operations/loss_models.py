@@ -7,7 +7,8 @@ from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, tree_map
 from holdfast.core.inspect import eval_mode
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count, NonNegative, Positive
 from holdfast.core.ranks import mean_over_ranks, total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
@@ -39,22 +40,16 @@ class LossModels(Operation):
 
     def __init__(
         self,
-        dimensions: int = 2,
-        points: int = 100,
-        samples: int = 256,
-        radius: float = 1.0,
-        units: int = 64,
-        steps: int = 200,
-        rate: float = 0.01,
-        outside: float = 0.03,
+        dimensions: Count = 2,
+        points: Count = 100,
+        samples: Count = 256,
+        radius: Positive = 1.0,
+        units: Count = 64,
+        steps: Count = 200,
+        rate: Positive = 0.01,
+        outside: NonNegative = 0.03,
     ) -> None:
         super().__init__()
-        whole = {"dimensions": dimensions, "points": points, "samples": samples, "units": units, "steps": steps}
-        for key, number in whole.items():
-            require(number >= 1, self.name, f"got {key}={number}. Give a whole number from 1 up.")
-        for key, factor in {"radius": radius, "rate": rate}.items():
-            require(factor > 0, self.name, f"got {key}={factor}. Give a number above 0.")
-        require(outside >= 0, self.name, f"got outside={outside}. Give a number of 0 or more.")
         self.dimensions = dimensions
         self.points = points
         self.samples = samples

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.operation import require
+from holdfast.core.ranges import NonNegative, Positive, Size
 from holdfast.operations.class_scores import Space
 from holdfast.operations.closed_form import ClosedFormClassifier
 
@@ -47,17 +47,14 @@ class Mahalanobis(ClosedFormClassifier):
 
     def __init__(
         self,
-        power: float = 0.5,
-        diagonal: float = 1.0,
-        off_diagonal: float = 1.0,
+        power: Positive = 0.5,
+        diagonal: NonNegative = 1.0,
+        off_diagonal: NonNegative = 1.0,
         common: bool = False,
         space: Space = "features",
-        adapt: int = 0,
+        adapt: Size = 0,
     ) -> None:
         super().__init__(space, adapt)
-        require(power > 0, self.name, f"got power={power}. Give a positive number, 1 for none.")
-        require(diagonal >= 0, self.name, f"got diagonal={diagonal}. Give a number of 0 or more.")
-        require(off_diagonal >= 0, self.name, f"got off_diagonal={off_diagonal}. Give a number of 0 or more.")
         self.power = power
         self.diagonal = diagonal
         self.off_diagonal = off_diagonal

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience, tree_map
 from holdfast.core.operation import require
+from holdfast.core.ranges import Size
 from holdfast.core.services import Services
 from holdfast.operations._parts.draws import memory_of
 from holdfast.operations.class_scores import Space, vectors
@@ -52,11 +53,9 @@ class NearestClassMean(ClosedFormClassifier):
         metric: Metric = "euclidean",
         source: Source = "data",
         space: Space = "features",
-        adapt: int | None = None,
+        adapt: Size | None = None,
     ) -> None:
         super().__init__(space, adapt)
-        require(metric in ("euclidean", "cosine"), self.name, f"got metric={metric!r}. Choose euclidean or cosine.")
-        require(source in ("data", "memory"), self.name, f"got source={source!r}. Choose data or memory.")
         advice = "takes means of a memory only while the network is trained. Leave adapt out, or write source='data'."
         require(source == "data" or adapt is None, self.name, advice)
         self.metric = metric
@@ -65,6 +64,7 @@ class NearestClassMean(ClosedFormClassifier):
         self.counts: Tensor | None = None
         if source == "memory":
             self.needs = frozenset({"boundaries", "classes"})
+            self.draws = True
 
     def absorb(self, x: Tensor, targets: Tensor, classes: int) -> None:
         """Add rows to the sums of their classes."""

@@ -36,6 +36,7 @@ class NearestExemplarMean(Operation):
         'bias mitigation'
     """
 
+    draws = True
     role = "bias mitigation"
     needs = frozenset({"classes"})
     scratch = ("_means",)

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.ranges import Count, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.models import Hypernetwork, hypernetwork
@@ -81,8 +82,8 @@ class OutputRegularisation(Operation):
 
     def __init__(
         self,
-        strength: float = 0.01,
-        tasks: int | None = None,
+        strength: Strength = 0.01,
+        tasks: Count | None = None,
         lookahead: Lookahead = "none",
         second_order: bool = False,
         targets: Targets = "recomputed",
@@ -93,8 +94,6 @@ class OutputRegularisation(Operation):
     ) -> None:
         super().__init__()
         name = "output_regularisation"
-        require(strength >= 0, name, f"got strength={strength}. Give a number of 0 or more.")
-        require(tasks is None or tasks > 0, name, f"got tasks={tasks}. Give how many earlier tasks, or null for all.")
         for key, value, kind in (
             ("lookahead", lookahead, Lookahead),
             ("targets", targets, Targets),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import require
+from holdfast.core.ranges import Inside, UpToOne
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.blocking import Blocking
@@ -40,10 +40,8 @@ class PrunedWeights(Blocking):
     state = (*Blocking.state, "owners", "pruned")
     scratch = ("_due",)
 
-    def __init__(self, fraction: float = 0.75, at: float = 0.5) -> None:
+    def __init__(self, fraction: Inside = 0.75, at: UpToOne = 0.5) -> None:
         super().__init__()
-        require(0 < fraction < 1, "pruned_weights", f"got fraction={fraction}. Give a number between 0 and 1.")
-        require(0 < at <= 1, "pruned_weights", f"got at={at}. Give a number above 0, up to 1.")
         self.fraction = fraction
         self.at = at
         self.owners: dict[str, Tensor] = {}

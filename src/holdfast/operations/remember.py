@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import BalancedReservoir, First, FrequencyAware, Insertion, Memory, Reservoir, Ring
@@ -37,22 +38,17 @@ class Remember(Operation):
         Remember(capacity=200, bytes=None, policy='reservoir')
     """
 
+    fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"
     state = ()
 
-    def __init__(self, capacity: int | None = None, bytes: int | None = None, policy: Policy = "reservoir") -> None:
+    def __init__(self, capacity: Count | None = None, bytes: Count | None = None, policy: Policy = "reservoir") -> None:
         super().__init__()
         require(
             (capacity is None) != (bytes is None),
             "remember",
             f"got capacity={capacity}, bytes={bytes}. Give one of the two.",
-        )
-        require((capacity or bytes or 0) > 0, "remember", f"got a size of {capacity or bytes}. Give a positive number.")
-        require(
-            policy in get_args(Policy),
-            "remember",
-            f"got policy={policy!r}. Choose one of {', '.join(get_args(Policy))}.",
         )
         self.capacity = capacity
         self.bytes = bytes

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from holdfast.core.experience import task_column, tree_cat
 from holdfast.core.inspect import eval_mode
 from holdfast.core.memory import Rows
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement, Uniform
@@ -138,15 +139,14 @@ class RememberDiverse(Operation):
         RememberDiverse(capacity=200, compare=10)
     """
 
+    fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"
     state = ("retrieval",)
     scratch = ("_per_sample",)
 
-    def __init__(self, capacity: int, compare: int = 10) -> None:
+    def __init__(self, capacity: Count, compare: Count = 10) -> None:
         super().__init__()
-        require(capacity > 0, "remember_diverse", f"got capacity={capacity}. Give the number of samples to keep.")
-        require(compare > 0, "remember_diverse", f"got compare={compare}. Give the number of samples to compare with.")
         self.capacity = capacity
         self.compare = compare
         self.retrieval: Uniform | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from holdfast.core.experience import Data, Experience, Tree, tree_cat
 from holdfast.core.inspect import eval_mode
 from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.operations._parts.draws import keep_in
 from holdfast.operations.exemplar_memory import ExemplarMemory, Selection
@@ -50,13 +51,14 @@ class RememberExemplars(Operation):
         RememberExemplars(capacity=None, per_class=100, selection='random')
     """
 
+    fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("arrived",)
 
     def __init__(
-        self, capacity: int | None = None, per_class: int | None = None, selection: Selection = "herding"
+        self, capacity: Count | None = None, per_class: Count | None = None, selection: Selection = "herding"
     ) -> None:
         super().__init__()
         ExemplarMemory(capacity, per_class, selection, torch.Generator())  # refuses what is wrong, early

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import Draws
@@ -29,7 +30,7 @@ class Replay(Draws):
 
     role = "knowledge retention"
 
-    def __init__(self, size: int = 32, weight: float = 1.0, average: Average = "none") -> None:
+    def __init__(self, size: Count = 32, weight: NonNegative = 1.0, average: Average = "none") -> None:
         super().__init__(size)
         self.weight = weight
         self.average = average

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import Count, Share, Strength
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
@@ -43,13 +44,9 @@ class SensitivityPenalty(Operation):
     state = ("importance", "anchor")
 
     def __init__(
-        self, strength: float = 1.0, over: Over = "sample", decay: float = 1.0, samples: int | None = None
+        self, strength: Strength = 1.0, over: Over = "sample", decay: Share = 1.0, samples: Count | None = None
     ) -> None:
         super().__init__()
-        require(strength >= 0, "sensitivity_penalty", f"got strength={strength}. Give a number of 0 or more.")
-        require(over in ("sample", "batch"), "sensitivity_penalty", f"got over={over!r}. Choose sample or batch.")
-        require(0 <= decay <= 1, "sensitivity_penalty", f"got decay={decay}. Give a number from 0 to 1.")
-        require(samples is None or samples > 0, "sensitivity_penalty", f"got samples={samples}. Give 1 or more.")
         self.strength = strength
         self.over = over
         self.decay = decay

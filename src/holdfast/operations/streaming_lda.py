@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience, Tree
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Share
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.class_scores import Space, as_outputs, vectors
@@ -53,10 +54,8 @@ class StreamingLDA(Operation):
     state = ("counts", "means", "scatter", "shrunk")
     scratch = ("_map",)
 
-    def __init__(self, space: Space = "inputs", shrinkage: float = 1e-4) -> None:
+    def __init__(self, space: Space = "inputs", shrinkage: Share = 1e-4) -> None:
         super().__init__()
-        require(space in ("features", "inputs"), "streaming_lda", f"got space={space!r}. Choose features or inputs.")
-        require(0 <= shrinkage <= 1, "streaming_lda", f"got shrinkage={shrinkage}. Give a number from 0 to 1.")
         self.space = space
         self.shrinkage = shrinkage
         self.counts: Tensor | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.decide import recording
-from holdfast.core.operation import require
+from holdfast.core.ranges import UpToOne
 from holdfast.core.services import Services
 from holdfast.operations.score_masks import ScoreMasks
 
@@ -35,9 +35,8 @@ class Subnetworks(ScoreMasks):
         Subnetworks(fraction=0.3)
     """
 
-    def __init__(self, fraction: float = 0.5) -> None:
+    def __init__(self, fraction: UpToOne = 0.5) -> None:
         super().__init__()
-        require(0 < fraction <= 1, "subnetworks", f"got fraction={fraction}. Give a number above 0, up to 1.")
         self.fraction = fraction
 
     def setup(self, learner: Services) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import BelowOne, Count, NonNegative, Positive
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement
@@ -103,6 +104,7 @@ class TrainOnMemory(Operation):
         31
     """
 
+    fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "data", "classes"})
@@ -110,19 +112,16 @@ class TrainOnMemory(Operation):
 
     def __init__(
         self,
-        capacity: int,
-        epochs: int = 31,
-        batch_size: int = 16,
-        rate: float = 0.05,
-        least_rate: float = 0.0005,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-6,
-        clip_norm: float = 10.0,
+        capacity: Count,
+        epochs: Count = 31,
+        batch_size: Count = 16,
+        rate: Positive = 0.05,
+        least_rate: NonNegative = 0.0005,
+        momentum: BelowOne = 0.9,
+        weight_decay: NonNegative = 1e-6,
+        clip_norm: Positive = 10.0,
     ) -> None:
         super().__init__()
-        sizes = {"capacity": capacity, "epochs": epochs, "batch_size": batch_size, "rate": rate, "clip_norm": clip_norm}
-        for name, value in sizes.items():
-            require(value > 0, "train_on_memory", f"got {name}={value}. Give a positive number.")
         self.capacity = capacity
         self.epochs = epochs
         self.batch_size = batch_size

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import Positive, Range, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.blocking import Blocking
@@ -64,21 +65,13 @@ class UnitAttention(Blocking):
 
     def __init__(
         self,
-        strength: float = 0.75,
-        s_max: float = 400.0,
+        strength: Strength = 0.75,
+        s_max: Annotated[float, Range(1, low_open=True)] = 400.0,
         mode: Literal["block", "adapt"] = "block",
-        intensity: float = 1e-6,
-        epsilon: float = 0.1,
+        intensity: Positive = 1e-6,
+        epsilon: Positive = 0.1,
     ) -> None:
         super().__init__()
-        require(strength >= 0, "unit_attention", f"got strength={strength}. Give a number of 0 or more.")
-        require(s_max > 1, "unit_attention", f"got s_max={s_max}. Give a number above 1.")
-        require(mode in ("block", "adapt"), "unit_attention", f"got mode={mode!r}. Choose block or adapt.")
-        require(
-            intensity > 0 and epsilon > 0,
-            "unit_attention",
-            "got an intensity or epsilon of 0 or less. Give positive numbers.",
-        )
         self.strength = strength
         self.s_max = s_max
         self.mode = mode

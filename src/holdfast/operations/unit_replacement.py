@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import BelowOne, NonNegative, Size
 from holdfast.core.ranks import average_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
@@ -48,12 +49,10 @@ class UnitReplacement(Operation):
     state = ("utility", "age", "quota")
     scratch = ("_activity",)
 
-    def __init__(self, rate: float = 1e-4, maturity: int = 100, decay: float = 0.99, dormant: float = 0.025) -> None:
+    def __init__(
+        self, rate: NonNegative = 1e-4, maturity: Size = 100, decay: BelowOne = 0.99, dormant: NonNegative = 0.025
+    ) -> None:
         super().__init__()
-        require(rate >= 0, "unit_replacement", f"got rate={rate}. Give a number of 0 or more.")
-        require(maturity >= 0, "unit_replacement", f"got maturity={maturity}. Give a number of steps of 0 or more.")
-        require(0 <= decay < 1, "unit_replacement", f"got decay={decay}. Give a number from 0 up to, but below, 1.")
-        require(dormant >= 0, "unit_replacement", f"got dormant={dormant}. Give a number of 0 or more.")
         self.rate = rate
         self.maturity = maturity
         self.decay = decay

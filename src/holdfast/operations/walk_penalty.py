@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import BelowOne, Count, Positive, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.quadratic import quadratic
@@ -48,12 +49,10 @@ class WalkPenalty(Operation):
     state = ("fisher", "fall", "start", "path", "score", "importance", "anchor", "count")
     scratch = ("_before",)
 
-    def __init__(self, strength: float = 1.0, decay: float = 0.9, interval: int = 10, damping: float = 1e-8) -> None:
+    def __init__(
+        self, strength: Strength = 1.0, decay: BelowOne = 0.9, interval: Count = 10, damping: Positive = 1e-8
+    ) -> None:
         super().__init__()
-        require(strength >= 0, "walk_penalty", f"got strength={strength}. Give a number of 0 or more.")
-        require(0 <= decay < 1, "walk_penalty", f"got decay={decay}. Give a number from 0 to, but below, 1.")
-        require(interval > 0, "walk_penalty", f"got interval={interval}. Give a number of steps, 1 or more.")
-        require(damping > 0, "walk_penalty", f"got damping={damping}. Give a positive number.")
         self.strength = strength
         self.decay = decay
         self.interval = interval

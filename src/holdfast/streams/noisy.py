@@ -7,21 +7,23 @@ from typing import Any, Literal
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.experience import Stream
+from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.corruptions import CORRUPTIONS
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.scenario import Paradigm, Scenario, check_experiences, check_paradigm, make_stream
 from holdfast.streams.tables import labels_of_first_appearance, ordered_classes, whole_classes
 
 
+@ranged
 def noisy(
     dataset: Dataset,
-    experiences: int = 4,
-    classes_per_experience: int = 5,
+    experiences: Count = 4,
+    classes_per_experience: Count = 5,
     corruptions: Sequence[str | dict[str, Any]] = ("clean", "solarized", "blurred", "grey"),
     corrupt: bool = True,
     class_order: Literal["natural", "random"] | list[int] = "random",
     paradigm: Paradigm = "task",
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:

@@ -12,11 +12,13 @@ from typing import Any
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.scenario import Scenario, cut, make_stream
 
 
+@declares(paradigm="domain")
 @ranged
 def data_incremental(
     dataset: Dataset,
@@ -52,6 +54,7 @@ def data_incremental(
     )
 
 
+@declares(paradigm="domain")
 @ranged
 def online(
     dataset: Dataset,
@@ -145,8 +148,8 @@ def saved(dataset: Dataset, scenario: dict[str, Any] | None = None, path: str | 
 
 
 saved.check_arguments = {  # type: ignore[attr-defined]
-    "scenario": {"name": "saved", "paradigm": "domain", "experiences": 3, "classes": 6, "draw": "shuffled"}
-    | {"labels": [0, 1, 2, 3, 4, 5]}
+    "scenario": {"name": "saved", "paradigm": "domain", "experiences": 3, "classes": 20, "draw": "shuffled"}
+    | {"labels": list(range(20))}
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
+from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.occurrence import first_distribution, recurrence_distribution
 from holdfast.streams.scenario import Scenario, check_experiences, make_stream
@@ -19,14 +20,15 @@ from holdfast.streams.tables import Table, class_counts, labels_of_first_appeara
 Paradigm = Literal["class", "domain"]
 
 
+@ranged
 def repetition_slots(
     dataset: Dataset,
-    experiences: int = 10,
-    slots: int = 10,
+    experiences: Count = 10,
+    slots: Count = 10,
     paradigm: Paradigm = "class",
     relabel: bool = True,
     test: Literal["shared", "whole"] = "shared",
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:
@@ -89,16 +91,17 @@ def repetition_slots(
     )
 
 
+@ranged
 def repetition_sampling(
     dataset: Dataset,
-    experiences: int = 500,
-    samples: int = 500,
+    experiences: Count = 500,
+    samples: Count = 500,
     first: str | dict[str, Any] = "uniform",
     recurrence: str | dict[str, Any] = "random",
     paradigm: Paradigm = "class",
     relabel: bool = True,
     test: Literal["shared", "whole"] = "whole",
-    validation: float = 0.0,
+    validation: BelowOne = 0.0,
     validation_seed: int = 0,
     seed: int = 0,
 ) -> Stream:

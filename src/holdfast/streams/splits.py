@@ -114,7 +114,7 @@ def proportions(
     return by_table(dataset, "proportions", table, paradigm, relabel, validation, validation_seed, seed, {})
 
 
-proportions.check_arguments = {"table": [[0.5, 0.5]] * 6}  # type: ignore[attr-defined]
+proportions.check_arguments = {"table": [[0.5, 0.5]] * 20}  # type: ignore[attr-defined]
 
 
 @ranged

@@ -40,8 +40,9 @@ def evaluations(matrix: list[list[float]]) -> list[dict[str, Any]]:
 def trained(of: Stream, **settings: Any) -> list[dict[str, Any]]:
     """The log of a run of replay."""
     net = toys.model(of, "task" if of.paradigm == "task" else "fixed", classes=of.outputs)
-    events = toys.train(er(capacity=20, size=4), net, of, evaluate="test", **settings).events
-    return [{**START, "stream": {"paradigm": of.paradigm}}, *events, END]
+    events = toys.train(er(capacity=20, size=4), net, of, evaluate="test", log_every=1, **settings).events
+    stream = {"paradigm": of.paradigm, "experience_classes": [list(experience.classes) for experience in of]}
+    return [{**START, "stream": stream}, *events, END]
 
 
 @functools.cache

@@ -46,26 +46,30 @@ class StreamSubject:
         """A new one; data sets are supplied where it takes them: of vectors, or of images if it refuses those."""
         first = next(iter(inspect.signature(self.factory).parameters), "")
         if first == "datasets" and first not in self.arguments:
-            pair = [synthetic(classes=6, features=5, samples=9, test_samples=5, seed=seed) for seed in (1, 2)]
-            return self.factory(pair, **self.arguments)
+            return self.factory([vectors(1), vectors(2)], **self.arguments)
         if first != "dataset" or first in self.arguments:
             return self.factory(**self.arguments)
         try:
-            return self.factory(synthetic(classes=6, features=5, samples=9, test_samples=5, seed=1), **self.arguments)
+            return self.factory(vectors(1), **self.arguments)
         except ConfigError:
             return self.factory(square_images(), **self.arguments)
 
 
+def vectors(seed: int) -> Dataset:
+    """Twenty classes of vectors of five numbers."""
+    return synthetic(classes=20, features=5, samples=5, test_samples=3, seed=seed)
+
+
 def square_images() -> Dataset:
-    """Six classes of grey images `[1, 8, 8]`."""
+    """Twenty classes of grey images `[1, 8, 8]`."""
     generator = torch.Generator().manual_seed(1)
     train, test = (
         TensorData(
-            torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator), torch.arange(count) % 6
+            torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator), torch.arange(count) % 20
         )
-        for count in (54, 30)
+        for count in (100, 60)
     )
-    return Dataset("images", train, test, 6, (1, 8, 8), prepare=Prepare())
+    return Dataset("images", train, test, 20, (1, 8, 8), prepare=Prepare())
 
 
 def stream_documented(subject: StreamSubject) -> None:

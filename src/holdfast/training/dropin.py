@@ -259,10 +259,6 @@ class DropIn:
         with self._forwards.ignored():
             self.phases.end(data)
 
-    def hand_over(self, data: Data) -> None:
-        """Hand over the data of the open experience, after `load_state_dict` in its middle."""
-        self.phases.hand_over(data)
-
     def resume(self, experience: Experience) -> Data:
         """Hand the current experience over again after `load_state_dict` in its middle.
 
@@ -294,10 +290,6 @@ class DropIn:
     def scaler(self) -> torch.amp.GradScaler | None:
         """Of float16 gradients."""
         return self.update.scaler
-
-    @scaler.setter
-    def scaler(self, scaler: torch.amp.GradScaler | None) -> None:
-        self.update.scaler = scaler
 
     # State -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from holdfast.core.boundary import Boundary
 from holdfast.core.errors import UsageError
-from holdfast.core.experience import Batch, Tree, tree_map, tree_rows
+from holdfast.core.experience import Batch, Tree
 from holdfast.core.learner import Criterion
 from holdfast.core.method import Method
 from holdfast.core.needs import ENDLESS, ENDLESS_WITH_BOUNDARY
@@ -24,14 +24,14 @@ from holdfast.training.bound import Bound
 from holdfast.training.checks import check_head, check_targets, check_values
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.export import exported, hooks_of
-from holdfast.training.loop import Loop
+from holdfast.training.loop import Loop, arriving
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory
 from holdfast.training.phases import Phases
 from holdfast.training.precision import Precision, recompilable
 from holdfast.training.progress import NoProgress, make_bar
-from holdfast.training.session import Checkpoints, Position, Session
+from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import Settings
-from holdfast.training.state import Saver, around, random_state, restore, set_random, state_of
+from holdfast.training.state import Saver, around, from_continual, random_state, restore, set_random, state_of
 
 CLOSELY = 3
 """Batches whose values are looked at in the beginning; that waits for the device."""
@@ -218,7 +218,7 @@ class StreamTrainer(Bound):
         session, loop = self.session, self._loop
         session.model.train()
         with self._around():
-            batches = self._arriving(source, goal)
+            batches = arriving(session, source, goal)
             step = loop.steps(itertools.islice(batches, self._closely), None, self._learn)
             if not session.late:
                 # A method that asks for nothing between loss and update costs nothing between them.
@@ -227,25 +227,6 @@ class StreamTrainer(Bound):
             if close and session.update.parts:
                 session.update.finish()
         return step
-
-    def _arriving(self, source: Source, goal: int | None) -> Iterator[tuple[Batch, float]]:
-        """The batches of `source`, on the device, each with the weight of the only process."""
-        position, device = self.session.position, self.session.device
-        arriving = source.batches()
-        while goal is None or position.step < goal:
-            batch = next(arriving, None)
-            if batch is None:
-                return
-            rows = batch.targets.shape[0] if batch.targets.dim() else 0
-            if rows != tree_rows(batch.inputs):
-                raise UsageError(
-                    f"a source gave targets of shape {tuple(batch.targets.shape)} for {tree_rows(batch.inputs)} inputs."
-                    " Give a target for each input."
-                )
-            batch.inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
-            batch.targets = batch.targets.to(device)
-            position.samples += rows
-            yield batch, 1.0
 
     def _learn(self, step: Step, weight: float, last: bool) -> None:
         """What happens between the loss of a batch and its update: it is looked at, and may open an experience."""
@@ -365,21 +346,6 @@ class StreamTrainer(Bound):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         if "continual" in state:  # as it was until 0.1
-            state = self._from_continual(state)
+            state = from_continual(state, self.learner)
         restore(self.session, state)
         self._random = state["random"]
-
-    def _from_continual(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        position = Position(phase="training", step=state["steps"], samples=state["samples"])
-        position.right = None if state["right"] is None else int(state["right"])
-        names = iter(self.learner.every_parameter())
-        groups = [[next(names) for _ in group["params"]] for group in state["optimizer"]["param_groups"]]
-        continual = dict(state["continual"])
-        return {
-            "position": position.state(),
-            "engine": continual.pop("engine"),
-            "optimization": {"groups": groups, "optimizer": state["optimizer"], "scheduler": None},
-            "scaler": None,
-            "phases": continual,
-            "random": None,
-        }

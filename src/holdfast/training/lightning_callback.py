@@ -135,7 +135,7 @@ class CallbackLogic:
             data = self.data(trainer) if self.data is not None else data_of(trainer, self.batch)
         if self.resumed and cl.experience is not None:
             if data is not None:
-                cl.hand_over(data)
+                cl.phases.hand_over(data)
         else:
             steps = trainer.num_training_batches if trainer.num_training_batches != float("inf") else None
             steps = None if steps is None else -(-int(steps) // trainer.accumulate_grad_batches)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
-from holdfast.core.experience import Batch, Experience
+from holdfast.core.errors import UsageError
+from holdfast.core.experience import Batch, Experience, tree_map, tree_rows
+from holdfast.core.source import Source
 from holdfast.core.step import Now, Step
 from holdfast.training.evaluation import limited, patience_ends
 from holdfast.training.session import Session
@@ -140,3 +142,35 @@ class Loop:
         if limit is not None and moment > session.started + limit:
             return LATE
         return SAVE if self.saver.due(moment, coming) else 0
+
+
+def arriving(session: Session, source: Source, goal: int | None) -> Iterator[tuple[Batch, float]]:
+    """The batches of `source`, on the device, each with the weight of the only process.
+
+    Args:
+        session: whose position goes on with each batch.
+        source: of batches.
+        goal: batches of the whole training; None for all there are.
+
+    Raises:
+        UsageError: for a batch whose targets do not go with its inputs.
+    """
+    position, device = session.position, session.device
+    batches = source.batches()
+    while goal is None or position.step < goal:
+        batch = next(batches, None)
+        if batch is None:
+            return
+        rows = batch.targets.shape[0] if batch.targets.dim() else 0
+        if rows != tree_rows(batch.inputs):
+            raise UsageError(
+                f"a source gave targets of shape {tuple(batch.targets.shape)} for {tree_rows(batch.inputs)} inputs."
+                " Give a target for each input."
+            )
+        kind = batch.targets.dtype
+        if kind != torch.int64 and not kind.is_floating_point and session.settings.criterion is None:
+            raise UsageError(f"a source gave targets of {kind}, and class indices are int64. Give targets.long().")
+        batch.inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
+        batch.targets = batch.targets.to(device)
+        position.samples += rows
+        yield batch, 1.0

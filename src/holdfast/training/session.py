@@ -277,7 +277,10 @@ class Session:
         """Record means over the steps since the last window, and their learning rate; nothing without a step."""
         if not self.records.window.steps:
             return
-        position = self.position
+        position, window = self.position, self.records.window
+        means = mean_window(self.ranks.gather(window.read()))
+        if self.ranks.count > 1:  # all must find that training diverged, or none
+            window.first = max((loss for loss in self.ranks.gather(window.first) if loss is not None), default=None)
         self.records.write(
             event="train",
             experience=position.experience,
@@ -285,7 +288,7 @@ class Session:
             step=self.engine.index,
             samples=position.samples if self.stream is None else position.step * self.current.batch_size,
             lr=self.optimization.lr,
-            **mean_window(self.ranks.gather(self.records.window.read())),
+            **means,
         )
 
     def write_experience(self, index: int, seconds: float, evaluation_seconds: float) -> None:

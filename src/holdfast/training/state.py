@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, Interrupted
-from holdfast.core.learner import derive_seed
+from holdfast.core.learner import Learner, derive_seed
 from holdfast.training.precision import torch_checks
 from holdfast.training.ranks import Ranks
 from holdfast.training.session import Position, Session
@@ -179,3 +179,20 @@ def on_cpu(state: Any) -> Any:
     if isinstance(state, list):
         return [on_cpu(value) for value in state]
     return state
+
+
+def from_continual(state: Mapping[str, Any], learner: Learner) -> dict[str, Any]:
+    """The state of an endless training as it is now, from one saved by 0.1, which was that of a drop-in."""
+    position = Position(phase="training", step=state["steps"], samples=state["samples"])
+    position.right = None if state["right"] is None else int(state["right"])
+    names = iter(learner.every_parameter())
+    groups = [[next(names) for _ in group["params"]] for group in state["optimizer"]["param_groups"]]
+    continual = dict(state["continual"])
+    return {
+        "position": position.state(),
+        "engine": continual.pop("engine"),
+        "optimization": {"groups": groups, "optimizer": state["optimizer"], "scheduler": None},
+        "scaler": None,
+        "phases": continual,
+        "random": None,
+    }

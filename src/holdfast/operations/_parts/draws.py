@@ -6,7 +6,8 @@ from typing import ClassVar, TypeVar
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.memory import Memory, Rows
-from holdfast.core.operation import Operation, require, snake_case
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.memory import Uniform
 
@@ -28,10 +29,8 @@ class Draws(Operation):
     draws = True
     state: ClassVar[tuple[str, ...]] = ("retrieval",)
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Count) -> None:
         super().__init__()
-        word = f"got size={size}. Give the number of samples to draw per step."
-        require(size > 0, snake_case(type(self).__name__), word)
         self.size = size
         self.retrieval: Uniform | None = None
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, NonNegative, Size, ranged
 from holdfast.streams.data import LoaderData
 from holdfast.streams.dataset import Dataset
@@ -137,6 +138,7 @@ def digits(test_fraction: BelowOne = 0.2, split_seed: int = 0, normalise: bool =
     )
 
 
+@declares(inputs="vectors")
 @ranged
 def synthetic(
     classes: Count = 10,
