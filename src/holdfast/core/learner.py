@@ -213,7 +213,7 @@ class Learner:
         """
         self.experience += 1
         self.members.append(tuple(experience.classes))
-        self._add_tasks(experience.task)
+        self._add_tasks(max(tasks) if tasks else experience.task)
         self.grow(experience.classes)
         if self.multi_head and experience.task is not None:
             for task, classes in (tasks or {experience.task: experience.classes}).items():
