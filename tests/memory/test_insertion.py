@@ -8,8 +8,8 @@ import torch
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.memory import BalancedReservoir, First, FrequencyAware, Memory, Placement, Reservoir, Ring
-from holdfast.memory.frequency import frequency_quotas
-from holdfast.memory.reservoir import BLOCK
+from holdfast.memory.balanced import frequency_quotas
+from holdfast.memory.insertion import BLOCK
 
 
 def seeded(seed=0):

@@ -12,10 +12,9 @@ from holdfast.core.decide import decide
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
 from holdfast.core.ranks import Share
-from holdfast.memory.columns import flatten, restore, row_count
 from holdfast.memory.insertion import Insertion, Placement
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import Storage
+from holdfast.memory.storage import Storage, flatten, restore, row_count
 
 ARRIVAL_BYTES = 8
 """Bytes a slot takes beside its row: the number its row had in the stream."""

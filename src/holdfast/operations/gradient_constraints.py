@@ -9,8 +9,8 @@ from holdfast.core.operation import Operation
 from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
+from holdfast.memory.memories import ExperienceMemories
 from holdfast.operations._parts.draws import keep_in
-from holdfast.operations.experience_memories import ExperienceMemories
 from holdfast.operations.quadratic_program import nonnegative_minimum
 from holdfast.operations.rows import rows_of
 

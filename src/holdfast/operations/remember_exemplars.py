@@ -12,8 +12,8 @@ from holdfast.core.inspect import eval_mode
 from holdfast.core.operation import Operation
 from holdfast.core.ranges import Count
 from holdfast.core.services import Services
+from holdfast.memory.memories import ExemplarMemory, Selection
 from holdfast.operations._parts.draws import keep_in
-from holdfast.operations.exemplar_memory import ExemplarMemory, Selection
 from holdfast.operations.rows import rows_of_batch
 
 ROWS = 256
