@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.core.body import Body
 from holdfast.core.errors import NeedError
-from holdfast.core.experience import Experience, Tree
+from holdfast.core.experience import Experience
 from holdfast.core.forward import Forward
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import derive_seed
@@ -20,6 +20,7 @@ from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Now
 from holdfast.core.task import Task
 from holdfast.core.trainable import Listener, Trainable
+from holdfast.core.tree import Tree
 
 T = TypeVar("T")
 
