@@ -110,11 +110,9 @@ def told(error: Exception) -> str:
 
 def where(trace: TracebackType | None, theirs: bool = False) -> str:
     """The last line of a traceback that is the user's code; else, unless only theirs will do, the last one."""
-    frames = traceback.extract_tb(trace)
-    theirs = [
-        frame for frame in frames if not frame.filename.startswith(OURS) and "site-packages" not in frame.filename
-    ]
-    last = (known or ([] if theirs else list(frames)))[-1:]
+    frames = list(traceback.extract_tb(trace))
+    users = [one for one in frames if not one.filename.startswith(OURS) and "site-packages" not in one.filename]
+    last = (users or ([] if theirs else frames))[-1:]
     if not last:
         return ""
     line = linecache.getline(last[0].filename, last[0].lineno or 0).strip()
