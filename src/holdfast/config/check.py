@@ -17,6 +17,7 @@ from holdfast.config.words import nearest, pattern_problem, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method
+from holdfast.core.operation import acts_at
 from holdfast.training.fabric import launched
 from holdfast.training.ranks import check_shared
 from holdfast.training.settings import indices
@@ -92,7 +93,7 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
     except HoldfastError as error:
         return [str(error)]
     problems = _check_labels("method", method, stream)
-    strangers = any(not type(one).__module__.startswith("holdfast.") and one.overrides("setup") for one in method)
+    strangers = any(not type(one).__module__.startswith("holdfast.") and acts_at(one, "setup") for one in method)
     if method.unfilled and not strangers:  # a stranger's operation may make a memory without saying so
         problems.append(
             f"method: `{method.unfilled}` draws from a memory, and no operation fills one. "
@@ -119,7 +120,7 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
 def _check_criterion(method: Method, criterion: str) -> list[str]:
     """Whether `method` works with the loss of the job."""
     problems = []
-    owners = [operation.name for operation in method if operation.overrides("criterion")]
+    owners = [operation.name for operation in method if acts_at(operation, "criterion")]
     if owners and criterion != "cross_entropy":
         problems.append(
             f"criterion: got {shown(criterion)}, but `{owners[0]}` brings its own loss, so it would never be used. "

@@ -19,7 +19,7 @@ from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
-from holdfast.core.operation import ENTRY_POINTS, Stateful
+from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import note_unmasked
 from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
@@ -70,10 +70,10 @@ class Engine:
             learner.fields = (*learner.fields, "task")
         self.evaluating = functools.partial(eval_mode, learner.model)
         for entry_point in ENTRY_POINTS:
-            acting = tuple(getattr(operation, entry_point) for operation in method if operation.overrides(entry_point))
+            acting = tuple(getattr(operation, entry_point) for operation in method if acts_at(operation, entry_point))
             setattr(self, f"_{entry_point}", acting)
         self._named_losses = tuple(
-            (operation.name, operation.loss) for operation in method if operation.overrides("loss")
+            (operation.name, operation.loss) for operation in method if acts_at(operation, "loss")
         )
         for operation in method:
             operation.bound = True  # type: ignore[assignment]

@@ -171,10 +171,6 @@ class Operation(nn.Module):
 
     # What every operation can do ---------------------------------------------------------------------
 
-    def overrides(self, entry_point: str) -> bool:
-        """Whether this operation acts at `entry_point`."""
-        return getattr(type(self), entry_point) is not getattr(Operation, entry_point)
-
     def config(self) -> dict[str, Any]:
         """Name and arguments: what JSON writes down and what builds an equal operation."""
         parameters = inspect.signature(type(self).__init__).parameters
@@ -222,6 +218,11 @@ class Operation(nn.Module):
         config = self.config()
         del config["name"]
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in config.items())})"
+
+
+def acts_at(operation: Operation, entry_point: str) -> bool:
+    """Whether an operation acts at `entry_point`: whether its class overrides the function of that name."""
+    return getattr(type(operation), entry_point) is not getattr(Operation, entry_point)
 
 
 def require(condition: bool, operation: str, message: str) -> None:
