@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from holdfast.config import kinds, schema
 from holdfast.config.job import PROTOCOLS, Job, called
-from holdfast.config.messages import sentences
+from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
 from holdfast.config.words import nearest, pattern_problem, shown
 from holdfast.core.criteria import without_classes
@@ -47,40 +46,6 @@ def validated(config: Any, source: str = "") -> Job:
     job = Job(schema.dump(block), block)
     refuse(cross_checks(job), source)
     return job
-
-
-def refuse(problems: Sequence[str], source: str = "") -> None:
-    """Raise one `ConfigError` with all `problems`, if there are any."""
-    if not problems:
-        return
-    where = f"{source}: " if source else ""
-    if len(problems) == 1:
-        raise ConfigError(f"{where}{problems[0]}")
-    listing = "\n".join(f"  {problem}" for problem in problems)
-    raise ConfigError(f"{where}{len(problems)} things are wrong in this configuration:\n{listing}")
-
-
-def check_block(kind: str, spec: Any, path: tuple[str, ...]) -> Any:
-    """The validated pydantic block of one thing of `kind`.
-
-    Raises:
-        ConfigError: with everything that is wrong, under `path`.
-    """
-    value, problems = try_block(kind, spec, path)
-    refuse(problems)
-    return value
-
-
-def try_block(kind: str, spec: Any, path: tuple[str, ...]) -> tuple[Any, list[str]]:
-    """The validated pydantic block of one thing of `kind`, or None and what is wrong with it."""
-    problems = check_plain(spec, path)
-    if problems:
-        return None, problems
-    spec = as_plain(spec)
-    try:
-        return TypeAdapter(schema.block(kind)).validate_python(spec), []
-    except ValidationError as error:
-        return None, sentences(error.errors(include_url=False), spec, path)
 
 
 def cross_checks(job: Job) -> list[str]:
