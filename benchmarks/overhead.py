@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from holdfast import Continual, Experience, Learner, Stream, Trainer
 from holdfast.methods import er
 from holdfast.models import cnn, mlp
-from holdfast.operations.fisher import fisher_diagonal
+from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 from holdfast.streams.prepare import Prepare
 from holdfast.training.evaluation import evaluate_all

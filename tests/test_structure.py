@@ -24,17 +24,10 @@ TEXTS = [
 
 MOST_FILES, MOST_LINES, MOST_METHODS = 240, 350, 15
 
-FILES_TODAY = 345
-LONG_TODAY = {
-    "cli.py",
-    "config/check.py",
-    "core/body.py",
-    "core/engine.py",
-    "training/dropin.py",
-    "training/endless.py",
-}
-WIDE_TODAY = {"Engine": 21, "Operation": 16, "Services": 21}
-PRIVATE_TODAY = 11
+FILES_TODAY = 329
+LONG_TODAY = {"cli.py", "training/endless.py"}
+WIDE_TODAY: dict[str, int] = {}
+PRIVATE_TODAY = 10
 WORDS_TODAY = {"weighed": 0, "Errors:": 14, "ids": 42}
 """What is above its limit today; an entry goes when it is no longer needed."""
 

@@ -17,7 +17,7 @@ from holdfast.core.needs import NEEDS
 from holdfast.metrics import compute
 from holdfast.models import mlp
 from holdfast.operations import FisherPenalty, Remember, Replay
-from holdfast.operations.fisher import fisher_diagonal
+from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 from holdfast.training import Continual, Trainer
 

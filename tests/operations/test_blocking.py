@@ -290,7 +290,7 @@ def test_a_compiled_model_is_refused_instead_of_ignoring_the_hooks() -> None:
 
 
 def test_a_layer_whose_inputs_mix_units_is_not_taken_for_part_of_a_chain() -> None:
-    from holdfast.operations.layers import backbone_layers
+    from holdfast.operations._parts.layers import backbone_layers
 
     chain = Classifier(
         nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), TaskHead(3)

@@ -32,11 +32,11 @@ from holdfast.operations import (
     WeightAlign,
     WeightedCrossEntropy,
 )
+from holdfast.operations._parts.sensitivity import sensitivity
 from holdfast.operations.balanced_finetune import balanced
 from holdfast.operations.bias_correction import fit_two
 from holdfast.operations.evidential import divergence_from_uniform
 from holdfast.operations.random_projection import RIDGES, best_ridge
-from holdfast.operations.sensitivity import sensitivity
 from holdfast.operations.streaming_lda import oas
 from holdfast.streams.data import TensorData
 

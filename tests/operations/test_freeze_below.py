@@ -12,7 +12,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method
 from holdfast.models import cnn, mlp
 from holdfast.models.hypernetwork import hypernetwork
-from holdfast.operations.cut import Cut
+from holdfast.operations._parts.cut import Cut
 from holdfast.operations.freeze_below import FreezeBelow
 from holdfast.streams import split
 from holdfast.streams.datasets import synthetic

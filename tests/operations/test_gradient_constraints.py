@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from holdfast.core.errors import ConfigError
 from holdfast.operations import GradientConstraints, Remember
+from holdfast.operations._parts.quadratic import nonnegative_minimum
 from holdfast.operations.gradient_constraints import constrain
-from holdfast.operations.quadratic_program import nonnegative_minimum
 
 
 def _random(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,10 +16,10 @@ from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.models import CosineTaskHead, TaskHead
-from holdfast.operations.fisher import fisher_diagonal
-from holdfast.operations.per_sample import PerSample
-from holdfast.operations.rows import sum_of_rows
-from holdfast.operations.sensitivity import sensitivity
+from holdfast.operations._parts.fisher import fisher_diagonal
+from holdfast.operations._parts.per_sample import PerSample
+from holdfast.operations._parts.rows import sum_of_rows
+from holdfast.operations._parts.sensitivity import sensitivity
 from holdfast.streams.data import TensorData
 
 ROWS = 6

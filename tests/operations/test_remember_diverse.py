@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from holdfast.core.errors import ConfigError
 from holdfast.operations import Remember, RememberDiverse
-from holdfast.operations.per_sample import PerSample
+from holdfast.operations._parts.per_sample import PerSample
 from holdfast.operations.remember_diverse import DiverseInsertion
 
 

@@ -24,7 +24,7 @@ from holdfast.compat.components import (
 from holdfast.core.method import Method
 from holdfast.core.operation import acts_at
 from holdfast.operations import AsymmetricCrossEntropy, GenerativeClassifier, StreamingLDA, TrainOnMemory
-from holdfast.operations.closed_form import ClosedFormClassifier
+from holdfast.operations._parts.scores import ClosedFormClassifier
 from holdfast.streams.data import TensorData
 from holdfast.training.wrapper import Continual
 

@@ -180,6 +180,12 @@ class Body:
         how = "guessed: the last linear layer" if self.guessed else "declared"
         return f"Body({type(self.model).__name__}, head={self.path!r} ({how}))"
 
+    @property
+    def taken(self) -> nn.Module | None:
+        """The head, for something that relies on it: a guess is then shown and tried."""
+        self.asked = True
+        return self.head
+
     # Features ------------------------------------------------------------------------------------------
 
     def features(self, inputs: Tree) -> Tensor:

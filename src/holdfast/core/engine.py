@@ -14,13 +14,13 @@ from holdfast.core.backward import backward, constant
 from holdfast.core.batch import Batch
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.experience import Experience
+from holdfast.core.experience import Data, Experience
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
 from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
-from holdfast.core.services import note_unmasked
+from holdfast.core.services import Services, note_unmasked
 from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
 from holdfast.core.tree import Tree, tree_rows
@@ -85,17 +85,15 @@ class Engine:
         body.show()
         self._head_untried = body.guessed and body.asked
 
-    _setup: tuple[Any, ...]
-    _begin: tuple[Any, ...]
-    _batch: tuple[Any, ...]
-    _criterion: tuple[Any, ...]
-    _loss: tuple[Any, ...]
-    _gradient: tuple[Any, ...]
-    _observe: tuple[Any, ...]
-    _update: tuple[Any, ...]
-    _end: tuple[Any, ...]
-    _predict: tuple[Any, ...]
-    _take_step: tuple[Any, ...]
+    _begin: tuple[Callable[[Experience, Services], Data | None], ...]
+    _batch: tuple[Callable[[Batch, Services], Batch], ...]
+    _criterion: tuple[Callable[[Tensor, Tensor, Tree, Services], Tensor], ...]
+    _gradient: tuple[Callable[[Step, Services], None], ...]
+    _observe: tuple[Callable[[Step, Services], None], ...]
+    _update: tuple[Callable[[Step, Services], None], ...]
+    _end: tuple[Callable[[Experience, Services], None], ...]
+    _predict: tuple[Callable[[Tensor, Tree, Services], Tensor], ...]
+    _take_step: tuple[Callable[[Step, Services, torch.optim.Optimizer], None], ...]
 
     def _check_memory(self) -> None:
         if self.learner.memory is not None:

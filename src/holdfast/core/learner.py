@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.attributes import Of
 from holdfast.core.body import Body
 from holdfast.core.errors import NeedError
 from holdfast.core.experience import Experience
@@ -22,40 +23,7 @@ from holdfast.core.task import Task
 from holdfast.core.trainable import Listener, Trainable
 from holdfast.core.tree import Tree
 
-T = TypeVar("T")
-
 __all__ = ["Criterion", "Learner", "Services", "Snapshot", "derive_seed"]
-
-
-class Of(Generic[T]):
-    """An attribute that the learner shows, and a part of it holds.
-
-    Args:
-        part: dotted path from the learner.
-        name: of the attribute there, where it is another.
-    """
-
-    def __init__(self, part: str, name: str = "") -> None:
-        self.parts = part.split(".")
-        self.name = name
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = self.name or name
-
-    def _part(self, learner: object) -> Any:
-        for name in self.parts:
-            learner = getattr(learner, name)
-        return learner
-
-    @overload
-    def __get__(self, learner: None, owner: type) -> Of[T]: ...
-    @overload
-    def __get__(self, learner: object, owner: type) -> T: ...
-    def __get__(self, learner: object | None, owner: type) -> Any:
-        return self if learner is None else getattr(self._part(learner), self.name)
-
-    def __set__(self, learner: object, value: T) -> None:
-        setattr(self._part(learner), self.name, value)
 
 
 class Learner:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.core.attributes import Of
 from holdfast.core.body import Body, Cut
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
@@ -75,10 +76,16 @@ class Services:
         model: the model that learns.
         body: how it is described: its head, its stages and where it can be cut.
         multi_head: whether it has one head per task, and so needs task labels.
+        head: its output layer; None if it has none.
         device: where it lives.
+        prepare: turns raw inputs into the model's; None keeps them.
         criterion: the loss of the current data, unless an operation brings its own.
         now: where training is: `now.index`, `now.progress`, `now.epoch_progress`; read it within `decide`.
+        task: the current task label; None in unlabelled streams.
+        forward_task: the task of the forward that is running, for hooks on inner layers; outside of one, the current.
+        autocast: `(device type, dtype)` of the main forward's autocast, entered again by every other forward.
         experience: index of the current experience; -1 before the first.
+        classes: which classes were seen, `[outputs]` bool on the device; read it without waiting for the device.
         members: the classes of each finished or current experience, in order.
         memory: what is remembered, once an operation made one (see `operations.Remember`).
         fields: the extra fields that the method's operations want remembered.
@@ -90,6 +97,13 @@ class Services:
         generators: the generators behind `rng`.
         logged: scalars and their factors, logged since the loop read them last, by name; tensors stay on the device.
     """
+
+    head: Of[nn.Module | None] = Of("body", "taken")
+    task: Of[int | None] = Of("forward")
+    forward_task: Of[int | Tensor | None] = Of("forward", "running")
+    prepare: Of[Callable[..., Any] | None] = Of("forward")
+    autocast: Of[tuple[str, torch.dtype] | None] = Of("forward")
+    classes: Of[Tensor] = Of("seen", "mask")
 
     def __init__(
         self,
@@ -132,32 +146,6 @@ class Services:
                 of every task; default: the current one.
         """
         return self.forward(inputs, task)
-
-    @property
-    def head(self) -> nn.Module | None:
-        """The model's output layer; None if it has none."""
-        self.body.asked = True
-        return self.body.head
-
-    @property
-    def task(self) -> int | None:
-        """The current task label; None in unlabelled streams."""
-        return self.forward.task
-
-    @property
-    def forward_task(self) -> int | Tensor | None:
-        """The task of the forward that is running, for hooks on inner layers; outside of one, the current task."""
-        return self.forward.running
-
-    @property
-    def prepare(self) -> Callable[..., Any] | None:
-        """What turns raw inputs into model inputs."""
-        return self.forward.prepare
-
-    @property
-    def autocast(self) -> tuple[str, torch.dtype] | None:
-        """`(device type, dtype)` of the main forward's autocast, entered again by every other forward."""
-        return self.forward.autocast
 
     def loss_on(self, inputs: Tree, targets: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The criterion's mean loss on raw `inputs` and `targets`, a scalar with its graph."""
@@ -267,11 +255,6 @@ class Services:
         return teacher
 
     # Classes, randomness, logging ----------------------------------------------------------------------
-
-    @property
-    def classes(self) -> Tensor:
-        """Which classes were seen, `[outputs]` bool on the device; read it without waiting for the device."""
-        return self.seen.mask
 
     def rng(self, name: str) -> torch.Generator:
         """The generator (on the CPU) of the random choices called `name`; the only source of randomness."""

@@ -12,7 +12,7 @@ from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.rows import require_outputs
+from holdfast.operations._parts.rows import require_outputs
 
 Among = Literal["batch", "experience"]
 

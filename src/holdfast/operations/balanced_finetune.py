@@ -10,7 +10,7 @@ from holdfast.core.operation import Operation, require
 from holdfast.core.ranges import BelowOne, Count, Positive
 from holdfast.core.services import Services
 from holdfast.operations._parts.draws import memory_of
-from holdfast.operations.class_scores import vectors
+from holdfast.operations._parts.scores import vectors
 
 
 class BalancedFinetune(Operation):

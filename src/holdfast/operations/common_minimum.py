@@ -7,7 +7,7 @@ import torch
 from holdfast.core.experience import Experience
 from holdfast.core.ranges import Count, NonNegative, Positive
 from holdfast.core.services import Services
-from holdfast.operations.loss_models import LossModels
+from holdfast.operations._parts.loss_models import LossModels
 
 
 class CommonMinimum(LossModels):

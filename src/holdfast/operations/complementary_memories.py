@@ -13,9 +13,8 @@ from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
 from holdfast.core.task import running_task
-from holdfast.operations._parts.draws import Draws
-from holdfast.operations.mixing import mix
-from holdfast.operations.rows import row_losses
+from holdfast.operations._parts.draws import Draws, mix
+from holdfast.operations._parts.rows import row_losses
 
 
 class ComplementaryMemories(Draws):

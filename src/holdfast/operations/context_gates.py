@@ -10,8 +10,7 @@ from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation
 from holdfast.core.ranges import BelowOne
 from holdfast.core.services import Services
-from holdfast.operations.layer_hooks import GateHook, rows_of
-from holdfast.operations.layers import backbone_layers
+from holdfast.operations._parts.layers import GateHook, backbone_layers, rows_of
 
 
 class ContextGates(Operation):

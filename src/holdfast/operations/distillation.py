@@ -14,7 +14,7 @@ from holdfast.core.ranges import NonNegative, Positive
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.operations.mixing import Average, mix
+from holdfast.operations._parts.draws import Average, mix
 
 
 class Distillation(Operation):

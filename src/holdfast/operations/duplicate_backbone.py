@@ -11,8 +11,8 @@ from holdfast.core.operation import Operation
 from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.models.expanding import ExpandingBackbone
+from holdfast.operations._parts.layers import ExchangeHook, GateHook
 from holdfast.operations.lateral_connections import Shared
-from holdfast.operations.layer_hooks import ExchangeHook, GateHook
 
 
 class DuplicateBackbone(Operation):

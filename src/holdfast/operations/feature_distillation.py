@@ -13,8 +13,8 @@ from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.operations.mixing import mix
-from holdfast.operations.taps import Taps
+from holdfast.operations._parts.draws import mix
+from holdfast.operations._parts.taps import Taps
 
 Metric = Literal["euclidean", "cosine"]
 

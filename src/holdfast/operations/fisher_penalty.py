@@ -11,9 +11,9 @@ from holdfast.core.ranges import Count, Share, Strength
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.fisher import Kind, distribution, fisher_diagonal
-from holdfast.operations.layer_gradients import square
-from holdfast.operations.quadratic import quadratic
+from holdfast.operations._parts.fisher import Kind, distribution, fisher_diagonal
+from holdfast.operations._parts.layer_gradients import square
+from holdfast.operations._parts.quadratic import quadratic
 
 
 class FisherPenalty(Operation):
@@ -28,7 +28,7 @@ class FisherPenalty(Operation):
     The offline sum is kept as one quadratic around the precision-weighted mean of the anchors plus a constant,
     which is the same function: cost and memory do not grow with the number of experiences. Works for class indices,
     and for numbers and several labels a row under mean squared error and binary cross-entropy of logits; under any
-    other criterion take `fisher="empirical"` (see `operations.fisher`).
+    other criterion take `fisher="empirical"` (see `operations._parts.fisher`).
 
     Args:
         strength: the paper's lambda.

@@ -8,7 +8,7 @@ from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation
 from holdfast.core.ranges import Size
 from holdfast.core.services import Services
-from holdfast.operations.cut import Cut, StayInEval
+from holdfast.operations._parts.cut import Cut, StayInEval
 
 
 class FreezeBelow(Operation):

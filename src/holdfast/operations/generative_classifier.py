@@ -14,7 +14,7 @@ from holdfast.core.ranges import Count, Positive
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
-from holdfast.operations.generative_model import Choice, GenerativeModel, Kind, unit
+from holdfast.operations._parts.generative_model import Choice, GenerativeModel, Kind, unit
 
 
 class ClassModels:

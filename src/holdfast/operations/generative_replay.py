@@ -14,8 +14,8 @@ from holdfast.core.ranges import Count, Positive
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.operations.generative_model import Choice, GenerativeModel, Kind, unit
-from holdfast.operations.mixing import mix
+from holdfast.operations._parts.draws import mix
+from holdfast.operations._parts.generative_model import Choice, GenerativeModel, Kind, unit
 
 
 class GenerativeReplay(Operation):

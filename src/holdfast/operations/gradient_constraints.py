@@ -11,8 +11,8 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory.memories import ExperienceMemories
 from holdfast.operations._parts.draws import keep_in
-from holdfast.operations.quadratic_program import nonnegative_minimum
-from holdfast.operations.rows import rows_of
+from holdfast.operations._parts.quadratic import nonnegative_minimum
+from holdfast.operations._parts.rows import rows_of
 
 DAMPING = 1e-3
 """Added to the diagonal of the dual, as the authors do: parallel gradients would make it singular."""

@@ -11,9 +11,8 @@ from holdfast.core.ranks import average_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
-from holdfast.operations._parts.draws import Draws
-from holdfast.operations.mixing import Average, mix
-from holdfast.operations.rows import row_losses, take
+from holdfast.operations._parts.draws import Average, Draws, mix
+from holdfast.operations._parts.rows import row_losses, take
 
 
 class InterferedReplay(Draws):

@@ -14,7 +14,7 @@ from holdfast.core.operation import Operation
 from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.task import forward_task
-from holdfast.operations.layers import backbone_layers, chain_of
+from holdfast.operations._parts.layers import backbone_layers, chain_of
 
 
 class LateralConnections(Operation):

@@ -8,8 +8,8 @@ from holdfast.core.operation import Term
 from holdfast.core.ranges import Count, NonNegative, Positive
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.loss_models import LossModels
-from holdfast.operations.mixing import mix
+from holdfast.operations._parts.draws import mix
+from holdfast.operations._parts.loss_models import LossModels
 
 
 class LossSurrogate(LossModels):

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.ranges import NonNegative, Positive, Size
-from holdfast.operations.class_scores import Space
-from holdfast.operations.closed_form import ClosedFormClassifier
+from holdfast.operations._parts.scores import ClosedFormClassifier, Space
 
 
 class Mahalanobis(ClosedFormClassifier):

@@ -13,8 +13,7 @@ from holdfast.core.operation import require
 from holdfast.core.ranges import Size
 from holdfast.core.services import Services
 from holdfast.operations._parts.draws import memory_of
-from holdfast.operations.class_scores import Space, vectors
-from holdfast.operations.closed_form import ClosedFormClassifier
+from holdfast.operations._parts.scores import ClosedFormClassifier, Space, vectors
 
 Metric = Literal["euclidean", "cosine"]
 Source = Literal["data", "memory"]

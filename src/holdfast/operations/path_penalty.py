@@ -10,7 +10,7 @@ from holdfast.core.operation import Operation, Term
 from holdfast.core.ranges import Positive, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.quadratic import quadratic
+from holdfast.operations._parts.quadratic import quadratic
 
 
 class PathPenalty(Operation):

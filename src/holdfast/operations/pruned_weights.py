@@ -9,8 +9,8 @@ from holdfast.core.experience import Experience
 from holdfast.core.ranges import Inside, UpToOne
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.blocking import Blocking
-from holdfast.operations.layers import Layer
+from holdfast.operations._parts.blocking import Blocking
+from holdfast.operations._parts.layers import Layer
 
 
 class PrunedWeights(Blocking):

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from holdfast.core.ranges import Inside, Positive, Size
 from holdfast.core.services import Services
-from holdfast.operations.class_scores import Space
-from holdfast.operations.closed_form import ClosedFormClassifier
+from holdfast.operations._parts.scores import ClosedFormClassifier, Space
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
 """The ridges that are tried, as in the paper."""

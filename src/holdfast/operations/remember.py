@@ -11,7 +11,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import BalancedReservoir, First, FrequencyAware, Insertion, Memory, Reservoir, Ring
 from holdfast.operations._parts.draws import keep_in
-from holdfast.operations.rows import rows_of
+from holdfast.operations._parts.rows import rows_of
 
 Policy = Literal["reservoir", "balanced_reservoir", "frequency_aware", "ring", "first"]
 

@@ -20,15 +20,15 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement, Uniform
 from holdfast.operations._parts.draws import keep_in
-from holdfast.operations.layer_gradients import (
+from holdfast.operations._parts.layer_gradients import (
     inner_products,
     layer_outputs,
     one_call_a_row,
     recorded,
     supported_layers,
 )
-from holdfast.operations.per_sample import PerSample
-from holdfast.operations.rows import row_losses, rows_of, sum_of_rows
+from holdfast.operations._parts.per_sample import PerSample
+from holdfast.operations._parts.rows import row_losses, rows_of, sum_of_rows
 
 LEAST = 1e-8
 """The lowest score: with a score of exactly zero a row could never be replaced."""
@@ -130,7 +130,7 @@ class RememberDiverse(Operation):
     Differences: one subset per batch, not per sample, and a sample's score is 1 while there is nothing to compare
     with; gradients of single samples on both sides, where the authors' code takes those of memory batches; they are
     measured in eval mode. For linear layers no gradient of a sample is made: one forward and one backward over the rows
-    and those compared with give all inner products (`operations.layer_gradients`), convolutions make those of 16
+    and those compared with give all inner products (`operations._parts.layer_gradients`), convolutions make those of 16
     samples at a time; other models hold them for one batch, (rows + compare) times the parameters, made by `vmap` or,
     where that does not take the model, by one backward a sample.
 

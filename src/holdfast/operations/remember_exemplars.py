@@ -14,7 +14,7 @@ from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.memory.memories import ExemplarMemory, Selection
 from holdfast.operations._parts.draws import keep_in
-from holdfast.operations.rows import rows_of_batch
+from holdfast.operations._parts.rows import rows_of_batch
 
 ROWS = 256
 """Samples per forward."""

@@ -6,8 +6,7 @@ from holdfast.core.operation import Term
 from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.draws import Draws
-from holdfast.operations.mixing import Average, mix
+from holdfast.operations._parts.draws import Average, Draws, mix
 
 
 class Replay(Draws):

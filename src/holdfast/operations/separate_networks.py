@@ -9,8 +9,8 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience
 from holdfast.core.services import Services
-from holdfast.operations.blocking import Blocking
-from holdfast.operations.layers import Layer
+from holdfast.operations._parts.blocking import Blocking
+from holdfast.operations._parts.layers import Layer
 
 
 class SeparateNetworks(Blocking):

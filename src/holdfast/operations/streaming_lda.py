@@ -11,8 +11,8 @@ from holdfast.core.operation import Operation
 from holdfast.core.ranges import Share
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.class_scores import Space, as_outputs, vectors
-from holdfast.operations.rows import require_outputs
+from holdfast.operations._parts.rows import require_outputs
+from holdfast.operations._parts.scores import Space, as_outputs, vectors
 
 
 class StreamingLDA(Operation):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.core.decide import recording
 from holdfast.core.ranges import UpToOne
 from holdfast.core.services import Services
-from holdfast.operations.score_masks import ScoreMasks
+from holdfast.operations._parts.blocking import ScoreMasks
 
 
 class Subnetworks(ScoreMasks):

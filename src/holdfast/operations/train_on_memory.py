@@ -16,7 +16,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement
 from holdfast.operations._parts.draws import keep_in
-from holdfast.operations.rows import rows_of_batch, take
+from holdfast.operations._parts.rows import rows_of_batch, take
 
 
 class GreedyBalance(Insertion):

@@ -13,9 +13,8 @@ from holdfast.core.operation import Term
 from holdfast.core.ranges import Positive, Range, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.blocking import Blocking
-from holdfast.operations.layer_hooks import GateHook, rows_of
-from holdfast.operations.layers import Layer, spread
+from holdfast.operations._parts.blocking import Blocking
+from holdfast.operations._parts.layers import GateHook, Layer, rows_of, spread
 
 Join = Callable[[Tensor, Tensor], Tensor]
 COSH_LIMIT = 50.0

@@ -13,7 +13,7 @@ from holdfast.core.ranges import BelowOne, NonNegative, Size
 from holdfast.core.ranks import average_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.layers import Layer, backbone_layers
+from holdfast.operations._parts.layers import Layer, backbone_layers
 
 
 class UnitReplacement(Operation):

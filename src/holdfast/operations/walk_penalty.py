@@ -10,8 +10,8 @@ from holdfast.core.operation import Operation, Term
 from holdfast.core.ranges import BelowOne, Count, Positive, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.quadratic import quadratic
-from holdfast.operations.rows import row_count
+from holdfast.operations._parts.quadratic import quadratic
+from holdfast.operations._parts.rows import row_count
 
 
 class WalkPenalty(Operation):

@@ -15,10 +15,10 @@ from holdfast.core.experience import Data, Tree, tree_map
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import mean_over_ranks
 from holdfast.core.services import Services
-from holdfast.operations.functional_model import gradients_of
-from holdfast.operations.layer_gradients import Diagonal, square
-from holdfast.operations.per_sample import Labels, PerSample
-from holdfast.operations.rows import class_dim, counted, ignored_label, sum_of_rows
+from holdfast.operations._parts.functional_model import gradients_of
+from holdfast.operations._parts.layer_gradients import Diagonal, square
+from holdfast.operations._parts.per_sample import Labels, PerSample
+from holdfast.operations._parts.rows import class_dim, counted, ignored_label, sum_of_rows
 
 Kind = Literal["exact", "true", "predicted", "empirical", "batch"]
 

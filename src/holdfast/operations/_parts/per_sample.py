@@ -12,8 +12,8 @@ from torch import Tensor
 from holdfast.core.errors import ConfigError, HoldfastError, UsageError
 from holdfast.core.experience import Tree, tree_cat, tree_map, tree_rows
 from holdfast.core.services import Services
-from holdfast.operations.functional_model import TOGETHER, FunctionalModel, RowLoss, gradients_of
-from holdfast.operations.layer_gradients import (
+from holdfast.operations._parts.functional_model import TOGETHER, FunctionalModel, RowLoss, gradients_of
+from holdfast.operations._parts.layer_gradients import (
     Diagonal,
     Magnitude,
     layer_outputs,

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 from holdfast.core.experience import Tree, tree_map
 from holdfast.core.services import Services
 from holdfast.core.task import forward_task
-from holdfast.operations.layer_gradients import Diagonal
+from holdfast.operations._parts.layer_gradients import Diagonal
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 """The sum over rows of each row's own loss, a scalar, of outputs `[rows, ...]` and labels `[rows, ...]`."""

@@ -12,9 +12,9 @@ from holdfast.core.experience import Data, tree_map
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import mean_over_ranks
 from holdfast.core.services import Services
-from holdfast.operations.functional_model import gradients_of
-from holdfast.operations.layer_gradients import Diagonal
-from holdfast.operations.per_sample import PerSample
+from holdfast.operations._parts.functional_model import gradients_of
+from holdfast.operations._parts.layer_gradients import Diagonal
+from holdfast.operations._parts.per_sample import PerSample
 
 Over = Literal["sample", "batch"]
 
