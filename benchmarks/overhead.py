@@ -47,7 +47,7 @@ def by_hand(model: nn.Module, inputs: Tensor, targets: Tensor, batch: int, losse
     """Experience replay written by hand: float tensors in memory, a vectorised reservoir, one joined forward.
 
     With two `losses` it does the same arithmetic as the wrapper, where the loop computes the current data's loss by
-    itself: one mean over the current rows and one over the old ones, weighed by their numbers.
+    itself: one mean over the current rows and one over the old ones, weighted by their numbers.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     kept_inputs = torch.empty(CAPACITY, *inputs.shape[1:])

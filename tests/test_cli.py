@@ -214,7 +214,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_resume(stand_in, tmp_path):
 
 
 def test_an_interrupted_training_ends_with_130(stand_in):
-    from holdfast.training.trainer import Interrupted
+    from holdfast.core.errors import Interrupted
 
     stand_in(Interrupted("stopped; go on with: holdfast resume runs/x"))
     result = call("run")

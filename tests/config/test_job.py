@@ -168,3 +168,30 @@ def test_the_optimizer_of_a_job_is_made_over_the_parameters_it_is_given():
     assert type(made) is torch.optim.Adam
     assert made.defaults["lr"] == 0.5
     assert all(isinstance(operation, Operation) for operation in arguments["method"])
+
+
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        ({"method": {"operations": ["remember_exemplars", "gradient_constraints"]}}, "fill the memory"),
+        ({"method": {"operations": ["replay"]}}, "`replay` draws from a memory, and no operation fills one"),
+        ({"method": {"operations": [{"name": "nearest_class_mean", "source": "memory"}]}}, "draws from a memory"),
+        ({"method": "packnet", "stream": "data_incremental"}, "domain-incremental, which has none. Write stream=split"),
+        ({"method": "hat", "stream": {"name": "online", "of": "split"}}, "the stream is class-incremental"),
+        ({"model": "hypernetwork"}, "`hypernetwork` works by task labels"),
+        ({"model": {"name": "mlp", "head": "task"}, "stream": "data_incremental"}, "model.head"),
+        (
+            {"stream": {"name": "split", "dataset": "synthetic"}, "model": "cnn"},
+            "`cnn` takes images, and data set `syn",
+        ),
+        ({"stream": {"name": "rotated", "dataset": "synthetic"}}, "`rotated` takes images"),
+        ({"method": "wa", "model": {"name": "mlp", "head": "cosine"}}, "`weight_align` works with fixed, growing"),
+    ],
+)
+def test_validate_refuses_what_a_run_would(job, says):
+    operations = job.get("method", {}) if isinstance(job.get("method"), dict) else {}
+    for index, one in enumerate(operations.get("operations", [])):
+        if one == "remember_exemplars":
+            operations["operations"][index] = {"name": one, "per_class": 3}
+    with pytest.raises(ConfigError, match=says):
+        resolve(job)

@@ -27,7 +27,7 @@ def validator():
         {"$schema": "holdfast.json", "method": "er"},
         {"method": {"capacity": 3}},
         {"method": {"operations": ["replay", {"name": "remember", "capacity": 3}]}},
-        {"method": {"operations": {"replay": {"size": 3}, "replay_2": None}}},
+        {"method": {"operations": {"replay": {"size": 3}, "replay_2": None, "remember": {"capacity": 3}}}},
         {"stream": {"name": "domains", "datasets": ["digits", {"name": "synthetic"}]}},
         {"optimizer": {"name": "Adam", "betas": [0.9, 0.99]}, "scheduler": {"name": "StepLR", "step_size": 1}},
         {"trainer": {"per_experience": {"0": {"epochs": 2, "optimizer": "Adam"}, "1-": {"scheduler": None}}}},

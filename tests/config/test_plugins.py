@@ -192,7 +192,7 @@ def test_a_sweep_hands_plug_ins_to_its_workers(file, tmp_path):
 
 
 def test_a_run_with_another_version_of_a_plug_in_has_another_key(file):
-    from holdfast.runs.keys import job_key
+    from holdfast.runs.assemble import job_key
 
     config = resolve({})
     keys = {job_key(config)}

@@ -163,7 +163,7 @@ def test_measures_of_numbers_are_those_written_out() -> None:
 
 
 def _by_loops(net: torch.nn.Module, data: TensorData, kind: str) -> dict[str, torch.Tensor]:
-    """The Gauss-Newton diagonal: for each sample and output the squared gradient of that output, weighed."""
+    """The Gauss-Newton diagonal: for each sample and output the squared gradient of that output, weighted."""
     total = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     inputs = data.gather(torch.arange(len(data))).inputs
     for row in inputs:

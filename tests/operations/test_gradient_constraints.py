@@ -127,7 +127,7 @@ def test_the_step_uses_the_whole_memory_of_each_past_experience_and_none_of_the_
 
 
 def test_a_second_memory_and_senseless_numbers_are_refused(few: Any) -> None:
-    with pytest.raises(ConfigError, match="One memory serves all"):
+    with pytest.raises(ConfigError, match="both fill the memory"):
         few.bind(Remember(capacity=3), GradientConstraints())
     with pytest.raises(ConfigError, match="margin=-1"):
         GradientConstraints(margin=-1)

@@ -451,3 +451,27 @@ def test_the_likelihoods_are_means_over_rows() -> None:
         targets = labels if likelihood(criterion) == "softmax" else numbers
         by_row = sum(criterion(outputs[i : i + 1], targets[i : i + 1]) for i in range(5))
         torch.testing.assert_close(sum_of_rows(criterion, outputs, targets), by_row)
+
+
+def test_a_module_under_two_names_keeps_its_parameters() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.widen = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
+            self.whole = nn.Sequential(nn.Conv1d(1, 1, 3, padding=1), self.widen, nn.Linear(4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.whole(x.unsqueeze(1)).squeeze(1)
+
+    torch.manual_seed(0)
+    model = Named()
+    before = dict(model.named_parameters())
+    data = TensorData(torch.randn(5, 4), torch.tensor([0, 1, 2, 1, 0]))
+    measured = fisher_diagonal(Learner(model).services, data, "empirical")
+    assert all(p is before[name] for name, p in model.named_parameters())
+    truth = {name: torch.zeros_like(p) for name, p in before.items()}
+    for x, y in zip(data.gather(torch.arange(5)).inputs, data.targets):
+        gradients = torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), list(before.values()))
+        for value, gradient in zip(truth.values(), gradients):
+            value += gradient**2 / 5
+    assert all(torch.allclose(measured[name], value, rtol=1e-4, atol=1e-7) for name, value in truth.items())

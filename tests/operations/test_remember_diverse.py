@@ -86,7 +86,7 @@ def test_the_memory_fills_first_and_then_stays_at_its_size(few: Any) -> None:
 
 
 def test_a_second_memory_and_senseless_numbers_are_refused(few: Any) -> None:
-    with pytest.raises(ConfigError, match="One memory serves all"):
+    with pytest.raises(ConfigError, match="both fill the memory"):
         few.bind(Remember(capacity=3), RememberDiverse(capacity=3))
     with pytest.raises(ConfigError, match="capacity=0"):
         RememberDiverse(capacity=0)

@@ -250,3 +250,26 @@ def test_star_imports_leave_open_alone() -> None:
     exec("from holdfast import *", names)
     assert "open" not in names
     assert "open" in dir(holdfast)
+
+
+def test_processes_that_train_together_leave_one_folder(tmp_path: Path) -> None:
+    trainer(devices=2).fit(*parts(), out=tmp_path / "x")
+    run = holdfast.open(tmp_path / "x")
+    assert (run.state, run.config["trainer"]["devices"]) == ("finished", 2)
+    assert len(run.log.of("evaluate")) == 6
+
+
+def test_a_run_of_the_command_line_gives_its_model_and_predictions(tmp_path: Path) -> None:
+    words = ["trainer.epochs=1", "stream.experiences=2", "model.hidden=[8]", "references=[]", "-q"]
+    assert CliRunner().invoke(cli.app, ["run", *words, "--out", str(tmp_path / "x")]).exit_code == 0
+    run = holdfast.open(tmp_path / "x")
+    assert isinstance(run, Run)
+    weights = torch.load(tmp_path / "x" / "checkpoints" / "model.pt", weights_only=True)
+    model = run.model()
+    assert not model.training
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    inputs = split(digits(), experiences=2)[0].test.gather(torch.arange(3)).inputs
+    assert run.predict(inputs).shape == (3, 10)
+    (tmp_path / "x" / "report.html").unlink()
+    assert run.report() == tmp_path / "x" / "report.html"
+    assert (tmp_path / "x" / "report.html").is_file()

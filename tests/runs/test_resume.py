@@ -27,7 +27,7 @@ from holdfast.runs import checkpoints
 from holdfast.runs import folder as folders
 from holdfast.runs import run as runs
 from holdfast.runs.checkpoints import CheckpointFolder, load_tensors, save_tensors
-from holdfast.runs.journal import Journal
+from holdfast.runs.recording import Journal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are sent as on Linux and macOS")
 

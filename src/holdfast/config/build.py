@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from holdfast.config import job as parts
 from holdfast.config import schema
-from holdfast.config.check import check_block, check_device_name, refuse, validated
+from holdfast.config.check import check_device_name, validated
 from holdfast.config.compose import compose
 from holdfast.config.job import (
     OptimizerFactory,
@@ -26,6 +26,7 @@ from holdfast.config.job import (
     make_stream,
     with_features,
 )
+from holdfast.config.messages import check_block, refuse
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from holdfast.config import kinds, schema
 from holdfast.config.job import PROTOCOLS, Job, called
-from holdfast.config.messages import sentences
+from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
 from holdfast.config.words import nearest, pattern_problem, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method
+from holdfast.core.operation import acts_at
 from holdfast.training.fabric import launched
 from holdfast.training.ranks import check_shared
 from holdfast.training.settings import indices
@@ -46,40 +46,6 @@ def validated(config: Any, source: str = "") -> Job:
     job = Job(schema.dump(block), block)
     refuse(cross_checks(job), source)
     return job
-
-
-def refuse(problems: Sequence[str], source: str = "") -> None:
-    """Raise one `ConfigError` with all `problems`, if there are any."""
-    if not problems:
-        return
-    where = f"{source}: " if source else ""
-    if len(problems) == 1:
-        raise ConfigError(f"{where}{problems[0]}")
-    listing = "\n".join(f"  {problem}" for problem in problems)
-    raise ConfigError(f"{where}{len(problems)} things are wrong in this configuration:\n{listing}")
-
-
-def check_block(kind: str, spec: Any, path: tuple[str, ...]) -> Any:
-    """The validated pydantic block of one thing of `kind`.
-
-    Raises:
-        ConfigError: with everything that is wrong, under `path`.
-    """
-    value, problems = try_block(kind, spec, path)
-    refuse(problems)
-    return value
-
-
-def try_block(kind: str, spec: Any, path: tuple[str, ...]) -> tuple[Any, list[str]]:
-    """The validated pydantic block of one thing of `kind`, or None and what is wrong with it."""
-    problems = check_plain(spec, path)
-    if problems:
-        return None, problems
-    spec = as_plain(spec)
-    try:
-        return TypeAdapter(schema.block(kind)).validate_python(spec), []
-    except ValidationError as error:
-        return None, sentences(error.errors(include_url=False), spec, path)
 
 
 def cross_checks(job: Job) -> list[str]:
@@ -127,26 +93,34 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
     except HoldfastError as error:
         return [str(error)]
     problems = _check_labels("method", method, stream)
-    strangers = any(not type(one).__module__.startswith("holdfast.") and one.overrides("setup") for one in method)
+    strangers = any(not type(one).__module__.startswith("holdfast.") and acts_at(one, "setup") for one in method)
     if method.unfilled and not strangers:  # a stranger's operation may make a memory without saying so
         problems.append(
             f"method: `{method.unfilled}` draws from a memory, and no operation fills one. "
             "Add one that does: remember, remember_exemplars or remember_diverse."
         )
-    paradigm = stream.get("paradigm")
     head, criterion = job.config["model"].get("head"), job.config["criterion"]
-    if head in ("task", "cosine_task") and isinstance(paradigm, str) and paradigm != "task":
+    model = job.config["model"]["name"]
+    unlabelled = _unlabelled(stream)
+    if head in ("task", "cosine_task") and unlabelled:
         problems.append(
-            f'model.head: got "{head}", which has a set of outputs for each task label, and the stream is '
-            f"{paradigm}-incremental, which has none. Write stream.paradigm=task, or model.head=growing."
+            f'model.head: got "{head}", which has a set of outputs for each task label, and {unlabelled} '
+            "Or write model.head=growing."
         )
+    elif "task" in getattr(kinds.find("models", model), "needs", ()) and unlabelled:
+        problems.append(f"model: `{model}` works by task labels, and {unlabelled}")
+    for operation in method:
+        if operation.heads and isinstance(head, str) and head not in operation.heads:
+            known = ", ".join(sorted(operation.heads))
+            problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
+    problems += _check_inputs(model, stream)
     return problems + _check_criterion(method, criterion) + _check_targets(criterion, stream)
 
 
 def _check_criterion(method: Method, criterion: str) -> list[str]:
     """Whether `method` works with the loss of the job."""
     problems = []
-    owners = [operation.name for operation in method if operation.overrides("criterion")]
+    owners = [operation.name for operation in method if acts_at(operation, "criterion")]
     if owners and criterion != "cross_entropy":
         problems.append(
             f"criterion: got {shown(criterion)}, but `{owners[0]}` brings its own loss, so it would never be used. "
@@ -168,7 +142,8 @@ def _check_targets(criterion: str, stream: dict[str, Any]) -> list[str]:
     given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
     loss = kinds.find("criteria", criterion)
     for dataset in map(schema.expand, given):
-        numbers = dataset.get("kind", "classification") == "regression"
+        made = getattr(kinds.find("datasets", dataset["name"]), "kind", "classification")  # always numbers, or as told
+        numbers = dataset.get("kind", made) == "regression"
         if numbers and not without_classes(loss):
             return [
                 f"criterion: got {shown(criterion)}, which takes class indices, and data set `{dataset['name']}` has "
@@ -184,13 +159,35 @@ def _check_targets(criterion: str, stream: dict[str, Any]) -> list[str]:
 
 def _check_labels(path: str, method: Method, stream: dict[str, Any]) -> list[str]:
     """Whether `method` gets the task labels that it needs."""
-    paradigm = stream.get("paradigm")
-    if "task" not in method.needs or not isinstance(paradigm, str) or paradigm == "task":
+    unlabelled = _unlabelled(stream)
+    if "task" not in method.needs or not unlabelled:
         return []
     return [
-        f"{path}: `{method.name}` uses task labels (its operation `{method.needs['task']}`), and the stream is "
-        f"{paradigm}-incremental, which has none. "
-        "Write stream.paradigm=task, or choose a method that does without: er, der, agem."
+        f"{path}: `{method.name}` uses task labels (its operation `{method.needs['task']}`), and {unlabelled} "
+        "Or choose a method that does without: er, der, agem."
+    ]
+
+
+def _unlabelled(stream: dict[str, Any]) -> str:
+    """That a stream has no task labels, and what to write for one that has; empty where it has, or nobody can tell."""
+    declared = getattr(kinds.find("streams", stream["name"]), "paradigm", None)
+    paradigm = stream.get("paradigm", declared)
+    if not isinstance(paradigm, str) or paradigm == "task":
+        return ""
+    advice = "stream.paradigm=task" if "paradigm" in stream else "stream=split stream.paradigm=task"
+    return f"the stream is {paradigm}-incremental, which has none. Write {advice}."
+
+
+def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
+    """Whether stream and model take the inputs that the data sets are known to have."""
+    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    vectors = [one["name"] for one in given if getattr(kinds.find("datasets", one["name"]), "inputs", "") == "vectors"]
+    takers = {"stream": ("streams", stream["name"]), "model": ("models", model)}
+    return [
+        f"{path}: `{name}` takes images, and data set `{vectors[0]}` has vectors. "
+        f"Choose a data set of images, or another {path}."
+        for path, (kind, name) in takers.items()
+        if vectors and getattr(kinds.find(kind, name), "inputs", "") == "images"
     ]
 
 

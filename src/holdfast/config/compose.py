@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from holdfast.config.groups import GroupFile, Library, nested
 from holdfast.config.overrides import Override, apply, element_names, is_block, parse
-from holdfast.config.read import CHOSEN, Dialect, completed, default, read, settle_length
+from holdfast.config.read import CHOSEN, Dialect, completed, default, merged, read, settle_length
 from holdfast.config.search import Search, made, split_off
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
@@ -30,20 +29,6 @@ class Layer:
 
     content: dict[str, Any]
     source: str
-
-
-def merged(base: Any, given: Any) -> Any:
-    """`base` with `given` on top; a block that says its `name` replaces the one below, others change single keys.
-
-    Example:
-        >>> merged({"model": {"name": "mlp", "hidden": [9]}}, {"model": {"head": "task"}})
-        {'model': {'name': 'mlp', 'hidden': [9], 'head': 'task'}}
-        >>> merged({"model": {"name": "mlp", "hidden": [9]}}, {"model": {"name": "linear"}})
-        {'model': {'name': 'linear'}}
-    """
-    if not isinstance(base, Mapping) or not isinstance(given, Mapping) or any(key in given for key in CHOSEN):
-        return copy.deepcopy(given)
-    return {**base, **{key: merged(base.get(key), value) for key, value in given.items()}}
 
 
 def leaves(value: Any, path: Key = ()) -> Iterator[Key]:

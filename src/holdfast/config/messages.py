@@ -1,15 +1,18 @@
-"""Pydantic's errors as sentences: the path, the value seen, and the nearest right name or what is expected."""
+"""What is wrong with blocks, as sentences: the path, the value seen, and the nearest right name or what is expected."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from holdfast.config import kinds, schema
-from holdfast.config.read import default
+from holdfast.config.read import as_plain, check_plain, default
 from holdfast.config.words import dotted, nearest, shown
+from holdfast.core.errors import ConfigError
 
 EXPECTED = {
     "int_type": "an integer",
@@ -259,3 +262,37 @@ def _unknown_name(where: Place) -> str:
     if re.search(r"[./:]|__", name):
         text += " A configuration names things, it never imports them by path."
     return text
+
+
+def refuse(problems: Sequence[str], source: str = "") -> None:
+    """Raise one `ConfigError` with all `problems`, if there are any."""
+    if not problems:
+        return
+    where = f"{source}: " if source else ""
+    if len(problems) == 1:
+        raise ConfigError(f"{where}{problems[0]}")
+    listing = "\n".join(f"  {problem}" for problem in problems)
+    raise ConfigError(f"{where}{len(problems)} things are wrong in this configuration:\n{listing}")
+
+
+def check_block(kind: str, spec: Any, path: tuple[str, ...]) -> Any:
+    """The validated pydantic block of one thing of `kind`.
+
+    Raises:
+        ConfigError: with everything that is wrong, under `path`.
+    """
+    value, problems = try_block(kind, spec, path)
+    refuse(problems)
+    return value
+
+
+def try_block(kind: str, spec: Any, path: tuple[str, ...]) -> tuple[Any, list[str]]:
+    """The validated pydantic block of one thing of `kind`, or None and what is wrong with it."""
+    problems = check_plain(spec, path)
+    if problems:
+        return None, problems
+    spec = as_plain(spec)
+    try:
+        return TypeAdapter(schema.block(kind)).validate_python(spec), []
+    except ValidationError as error:
+        return None, sentences(error.errors(include_url=False), spec, path)

@@ -204,7 +204,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, base in default().items():
         if key in config:
-            result[key] = _merged(base, copy.deepcopy(config[key]))
+            result[key] = merged(base, config[key])
         else:
             result[key] = [] if key == "references" else base
     result.update(
@@ -221,10 +221,18 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _merged(base: Any, given: Any) -> Any:
-    if not isinstance(base, dict) or not isinstance(given, dict) or any(key in given for key in CHOSEN):
-        return given
-    return {**base, **given}
+def merged(base: Any, given: Any) -> Any:
+    """`base` with `given` on top; a block that says its `name` replaces the one below, others change single keys.
+
+    Example:
+        >>> merged({"model": {"name": "mlp", "hidden": [9]}}, {"model": {"head": "task"}})
+        {'model': {'name': 'mlp', 'hidden': [9], 'head': 'task'}}
+        >>> merged({"model": {"name": "mlp", "hidden": [9]}}, {"model": {"name": "linear"}})
+        {'model': {'name': 'linear'}}
+    """
+    if not isinstance(base, Mapping) or not isinstance(given, Mapping) or any(key in given for key in CHOSEN):
+        return copy.deepcopy(given)
+    return {**base, **{key: merged(base.get(key), value) for key, value in given.items()}}
 
 
 def takes_dataset(name: object) -> bool:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError, unknown
-from holdfast.core.experience import Tree
 from holdfast.core.forward import call
-from holdfast.core.inspect import eval_mode, features_of, find_head
+from holdfast.core.inspect import features_of, find_head, makers_of_outputs
+from holdfast.core.tree import Tree
 
 PAPER = re.compile(r"(?:HyperResNet18)?(?:SPv([1-9])(?:SH)?|SH)", re.IGNORECASE)
 """The names of Hemati et al. 2023: SH has everything above the cut, SPv1 to SPv4 leave one to four stages below it."""
@@ -290,80 +289,3 @@ class Body:
 def _output_of(model: nn.Sequential) -> nn.Module | None:
     """The last child that has parameters."""
     return next((child for _, child in reversed(children_of(model)) if _has_parameters(child)), None)
-
-
-def makers_of_outputs(model: nn.Module, inputs: Tree, head: nn.Module | None = None) -> list[str] | None:
-    """The names of the linear layers (and of `head`) that a model's outputs are made of, with no other in between.
-
-    The model runs once, in eval mode and on at most two rows; what each of these layers gives is marked, and the marks
-    are looked for behind the outputs.
-
-    Args:
-        model: any module.
-        inputs: prepared.
-        head: a layer of another kind that counts, too.
-
-    Returns:
-        Names, or None where outputs are not one tensor of numbers, so that this cannot be told.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.LogSoftmax(1))
-        >>> makers_of_outputs(model, torch.ones(1, 4))
-        ['2']
-    """
-    marks: list[tuple[str, Tensor]] = []
-
-    def marked(name: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, __: Any, outputs: Any) -> Any:
-            if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
-                return None
-            marks.append((name, outputs.detach().requires_grad_()))
-            return marks[-1][1]
-
-        return hook
-
-    layers = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear) or part is head]
-    handles = [part.register_forward_hook(marked(name)) for name, part in layers]  # type: ignore[union-attr]
-    few = _few(inputs)
-    devices = {value.device for value in model.parameters() if value.device.type == "cuda"}
-    try:
-        with (
-            torch.random.fork_rng(devices=devices),  # a forward that draws in eval mode too changes no run
-            torch.inference_mode(False),
-            eval_mode(model),
-            torch.enable_grad(),
-        ):
-            outputs = call(model, few)
-    except Exception:  # it takes more than these inputs, or more rows: what is wrong shows where it is used
-        return None
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
-        return None
-    behind = _leaves(outputs)
-    return list(dict.fromkeys(name for name, mark in marks if id(mark) in behind))
-
-
-def _few(inputs: Tree) -> Tree:
-    """Two rows of prepared inputs."""
-    if isinstance(inputs, Tensor):
-        return inputs[:2].clone()
-    if isinstance(inputs, Mapping):
-        return {name: value[:2].clone() for name, value in inputs.items()}
-    return tuple(value[:2].clone() for value in inputs)
-
-
-def _leaves(outputs: Tensor) -> set[int]:
-    """The ids of all leaves of a graph, the tensor itself included."""
-    found, seen, waiting = {id(outputs)}, set(), [outputs.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found.add(id(variable))
-        waiting += [following for following, _ in node.next_functions]
-    return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.backward import backward, constant
+from holdfast.core.batch import Batch
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.experience import Batch, Experience, Tree, task_column, tree_cat, tree_rows
+from holdfast.core.experience import Experience
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
-from holdfast.core.operation import ENTRY_POINTS
+from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
+from holdfast.core.services import note_unmasked
 from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
+from holdfast.core.tree import Tree, tree_rows
 from holdfast.core.undeclared import Undeclared
-
-FULL_PRECISION = contextlib.nullcontext()
 
 OLD_SNAPSHOTS = ("teacher", "solver")
 """Where operations of ours kept snapshots when checkpoints did not say so yet."""
@@ -41,6 +42,11 @@ class Engine:
     Raises:
         NeedError: if the loop cannot offer what the method needs.
         ConfigError: if the method is bound already.
+
+    Attributes:
+        index: how many steps were made.
+        services: what operations get.
+        evaluating: `with engine.evaluating():` is in eval mode, and in the mode from before afterwards.
     """
 
     def __init__(
@@ -57,14 +63,17 @@ class Engine:
         self.learner = learner
         self.services = learner.services
         self.index = 0
+        if method.wrap is not None:
+            learner.change_model(method.wrap, method.name)
         learner.fields = method.remembers
         if learner.multi_head:
             learner.fields = (*learner.fields, "task")
+        self.evaluating = functools.partial(eval_mode, learner.model)
         for entry_point in ENTRY_POINTS:
-            acting = tuple(getattr(operation, entry_point) for operation in method if operation.overrides(entry_point))
+            acting = tuple(getattr(operation, entry_point) for operation in method if acts_at(operation, entry_point))
             setattr(self, f"_{entry_point}", acting)
         self._named_losses = tuple(
-            (operation.name, operation.loss) for operation in method if operation.overrides("loss")
+            (operation.name, operation.loss) for operation in method if acts_at(operation, "loss")
         )
         for operation in method:
             operation.bound = True  # type: ignore[assignment]
@@ -134,20 +143,8 @@ class Engine:
                     classes = tuple(torch.unique(data.targets).tolist())
                 experience = dataclasses.replace(experience, train=data, classes=classes)
         replaced = experience is not given
-        self.learner.enter(experience, self._tasks(experience) if replaced else None)
+        self.learner.enter(experience, experience.tasks() if replaced else None)
         return experience, replaced
-
-    @staticmethod
-    def _tasks(experience: Experience) -> dict[int, tuple[int, ...]] | None:
-        """The classes of each task in data that mixes tasks."""
-        if experience.task is None or experience.stream is None:
-            return None
-        held = set(experience.classes)
-        return {
-            other.task: other.classes
-            for other in experience.stream
-            if other.task is not None and held >= set(other.classes)
-        }
 
     def end(self, experience: Experience) -> None:
         """Close `experience`; what is measured on its data is measured in full precision."""
@@ -181,48 +178,26 @@ class Engine:
         Returns:
             What was seen and computed; its outputs are those from before the weights moved.
         """
-        step = self.look(batch, now)
+        step = self._look(batch, now)
         update(step, weight, last)
         return step
 
-    def look(self, batch: Batch, now: Now) -> Step:
+    def _look(self, batch: Batch, now: Now) -> Step:
         """The first half of a step: what operations make of the batch, its forward and its loss."""
         self.services.now = now
         if batch.task is None:
             batch.task = self.services.forward.task
         batch = self.batch(batch)
-        with self.autocast():
+        with self.services.forward.autocasting():
             outputs, extras = self.forward(batch)
             loss = self.criterion(outputs, batch.targets, batch.inputs)
         return Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The autocast of the main forward; nothing in full precision."""
-        kind = self.services.forward.autocast
-        return FULL_PRECISION if kind is None else torch.autocast(kind[0], dtype=kind[1])
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
         for change in self._batch:
             batch = change(batch, self.services)
         return batch
-
-    def join(self, batch: Batch) -> tuple[Tree, int | Tensor | None]:
-        """Inputs and tasks of the current and the appended rows, for one forward."""
-        appended = batch.appended or {}
-        inputs = tree_cat([batch.inputs, *(rows["inputs"] for rows in appended.values())])
-        if batch.task is None or not all("task" in rows for rows in appended.values()):
-            return inputs, batch.task
-        current = task_column(batch.task, tree_rows(batch.inputs), self.learner.device)
-        return inputs, torch.cat([current, *(rows["task"] for rows in appended.values())])
-
-    def split(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Outputs of the current rows, and each operation's appended rows with their `outputs`."""
-        appended = batch.appended or {}
-        sizes = [tree_rows(batch.inputs), *(tree_rows(rows["inputs"]) for rows in appended.values())]
-        parts = torch.split_with_sizes(outputs, sizes)
-        extras = {name: {**rows, "outputs": part} for (name, rows), part in zip(appended.items(), parts[1:])}
-        return parts[0], extras
 
     def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, dict[str, Any]]:
         """The main forward: outputs of the current rows, and extras by operation.
@@ -233,24 +208,12 @@ class Engine:
         """
         extras: dict[str, Any]
         if not batch.appended:
-            outputs, extras = self._outputs(batch.inputs, batch.task, through), {}
+            outputs, extras = self.services.forward(batch.inputs, batch.task, through), {}
         else:
-            inputs, task = self.join(batch)
-            outputs, extras = self.split(self._outputs(inputs, task, through), batch)
-        self.note_unmasked(outputs, extras)
+            inputs, task = batch.joined(self.services.device)
+            outputs, extras = batch.parted(self.services.forward(inputs, task, through))
+        note_unmasked(self.services, outputs, extras)
         return outputs, extras
-
-    def _outputs(self, inputs: Tree, task: int | Tensor | None, through: nn.Module | None) -> Tensor:
-        return self.services.forward(inputs, task, through)
-
-    def note_unmasked(self, outputs: Tensor, extras: dict[str, Any]) -> None:
-        """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`.
-
-        Where each task has more than a head of its own, these are not a by-product, and there are none.
-        """
-        unmasked = getattr(self.services.body.head, "unmasked", None) if self.services.multi_head else None
-        if unmasked is not None:
-            extras["unmasked"] = unmasked[: outputs.shape[0]]
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
         """The current data's loss: the method's own criterion, else the learner's."""
@@ -274,7 +237,7 @@ class Engine:
             self._check_targets(step.targets)
         if self._head_untried:
             self._try_head(step)
-        with self.autocast():
+        with self.services.forward.autocasting():
             roots, factors = self._terms(step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
@@ -338,12 +301,6 @@ class Engine:
                     outputs = change(outputs, inputs, self.services)
         return outputs
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Any:
-        """Eval mode inside, the mode from before afterwards."""
-        with eval_mode(self.learner.model):
-            yield self
-
     # State ---------------------------------------------------------------------------------------------
 
     def state(self, check: bool = True) -> dict[str, Any]:
@@ -358,15 +315,20 @@ class Engine:
         """
         if check:
             self._undeclared.check()
-        return {
+        state = {
             "index": self.index,
             "learner": self.learner.state(),
             "operations": {operation.name: operation.save() for operation in self.method},
         }
+        if isinstance(self.method.wrap, Stateful):
+            state["wrap"] = self.method.wrap.state()
+        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self.index = state["index"]
+        if "wrap" in state and isinstance(self.method.wrap, Stateful):
+            self.method.wrap.load(state["wrap"])
         self.learner.load(state["learner"])
         for operation in self.method:
             values = state["operations"][operation.name]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.experience import Experience, Tree
+from holdfast.core.body import Body
+from holdfast.core.errors import NeedError
+from holdfast.core.experience import Experience
 from holdfast.core.forward import Forward
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import derive_seed
@@ -18,6 +20,7 @@ from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Now
 from holdfast.core.task import Task
 from holdfast.core.trainable import Listener, Trainable
+from holdfast.core.tree import Tree
 
 T = TypeVar("T")
 
@@ -80,6 +83,7 @@ class Learner:
         on_growth: called with the new parameters whenever outputs are added; whoever owns the optimiser listens.
         optimizer: returns the optimiser, or None where there is none; whoever owns it sets this.
         added: parameters that operations brought along, by name.
+        replaceable: whether the loop calls whatever `model` is now, so that a method can put another in its place.
         logged: scalars and their factors, logged since the loop read them last, by name; tensors stay on the device.
     """
 
@@ -143,6 +147,7 @@ class Learner:
             head=head,
             share=Share(rank, ranks),
         )
+        self.replaceable = True
 
     def __call__(self, inputs: Tree, task: Task = None) -> Tensor:
         """The model's outputs on raw `inputs`, as `Services` gives them."""
@@ -166,6 +171,37 @@ class Learner:
     def epoch_progress(self, value: float | None) -> None:
         self.now = Now(self.now.index, self.now.progress, value)
 
+    def change_model(self, wrap: Callable[[nn.Module, Services], nn.Module | None], method: str) -> None:
+        """Let a method change the model (see `Method`); parameters that it brings along are trained, too.
+
+        Args:
+            wrap: of the method.
+            method: its name.
+
+        Raises:
+            NeedError: if it returns another model, and the loop goes on calling the one it was given.
+        """
+        before = {id(parameter) for parameter in self.model.parameters()}
+        model = wrap(self.model, self.services)
+        if model is not None and model is not self.model:
+            if not self.replaceable:
+                raise NeedError(
+                    f"`{method}` puts another model in the place of yours, and this loop goes on calling yours.\n"
+                    "  Use the Trainer, or a wrap that changes the model itself and returns None."
+                )
+            self._adopt(model)
+        self.trainable.changed()
+        self.trainable.brought = [p for p in self.trainable.parameters() if id(p) not in before]
+
+    def _adopt(self, model: nn.Module) -> None:
+        """Train `model` in the place of the one before, whose head it has, or one of its own."""
+        services, head = self.services, self.head
+        path = next((name for name, part in model.named_modules() if part is head and name), None)
+        declared = getattr(model, "stages", None) is not None
+        services.model = services.forward.model = services.trainable.model = model.to(self.device)
+        services.body = Body(model, None if declared else path)
+        services.multi_head = bool(getattr(services.body.head, "needs_task", False))
+
     # Boundaries ----------------------------------------------------------------------------------------
 
     def enter(self, experience: Experience, tasks: Mapping[int, Sequence[int]] | None = None) -> None:
@@ -177,7 +213,7 @@ class Learner:
         """
         self.experience += 1
         self.members.append(tuple(experience.classes))
-        self._add_tasks(experience.task)
+        self._add_tasks(max(tasks) if tasks else experience.task)
         self.grow(experience.classes)
         if self.multi_head and experience.task is not None:
             for task, classes in (tasks or {experience.task: experience.classes}).items():

@@ -7,11 +7,16 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec
 
+from torch import nn
+
 from holdfast.core.errors import ConfigError
 from holdfast.core.operation import ROLES, Operation
 from holdfast.core.ranges import ranged
+from holdfast.core.services import Services
 
 P = ParamSpec("P")
+Wrap = Callable[[nn.Module, Services], nn.Module | None]
+"""A change of the model: returns another one to train, or None where it changed the model itself."""
 
 
 class Method:
@@ -21,14 +26,20 @@ class Method:
         *operations: in the order in which they act within an entry point.
         name: of the method, for logs and reports.
         paper: where it was published.
+        wrap: a change of the model that the method brings: masks, prompts, generated weights. `wrap(model, services)`
+            is called once, when the method is bound and before its operations are set up. It returns another module,
+            which is trained in the place of the one given (its parameters and buffers are saved with it), or changes
+            the model or attaches hooks to it and returns None. One that keeps more has `state()` and `load()`; one
+            that keeps anything of the model it changed has `clone()`, for `Method.clone`.
 
     Raises:
         ConfigError: where two operations own the criterion or the step, or do what one alone can do, or one is used
             twice.
     """
 
-    def __init__(self, *operations: Operation, name: str = "custom", paper: str = "") -> None:
+    def __init__(self, *operations: Operation, name: str = "custom", paper: str = "", wrap: Wrap | None = None) -> None:
         self.operations = operations
+        self.wrap = wrap
         self.name = name
         self.paper = paper
         self._config: dict[str, Any] | None = None
@@ -75,11 +86,15 @@ class Method:
         """What JSON writes down: the published name and its arguments, or the list of operations."""
         if self._config is not None:
             return dict(self._config)
-        return {"operations": [operation.config() for operation in self.operations]}
+        operations: dict[str, Any] = {"operations": [operation.config() for operation in self.operations]}
+        return operations if self.wrap is None else {**operations, "wrap": called(self.wrap)}
 
     def clone(self) -> Method:
         """A method of the same operations, without their state."""
-        twin = Method(*(operation.clone() for operation in self.operations), name=self.name, paper=self.paper)
+        clone = getattr(self.wrap, "clone", None)
+        wrap = clone() if callable(clone) else self.wrap
+        copies = (operation.clone() for operation in self.operations)
+        twin = Method(*copies, name=self.name, paper=self.paper, wrap=wrap)
         twin._config = self._config
         return twin
 
@@ -93,7 +108,13 @@ class Method:
         if self._config is not None:
             arguments = ", ".join(f"{key}={value!r}" for key, value in self._config.items() if key != "name")
             return f"{self.name}({arguments})"
-        return f"Method({', '.join(map(repr, self.operations))})"
+        wrap = [] if self.wrap is None else [f"wrap={called(self.wrap)}"]
+        return f"Method({', '.join([*map(repr, self.operations), *wrap])})"
+
+
+def called(wrap: Wrap) -> str:
+    """The name of a function, or of an object's class."""
+    return getattr(wrap, "__name__", type(wrap).__name__)
 
 
 def conflicts(operations: Iterable[Operation | type[Operation]]) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from holdfast.core.errors import NeedError
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 NEEDS: dict[str, str] = {
     "boundaries": "does something when an experience begins or ends, and this loop never says when that is",
@@ -98,3 +101,21 @@ def check_needs(
             who = f"`{method}`" if method == operation else f"`{method}` (its operation `{operation}`)"
             help_ = (advice or {}).get(need, "Choose a method that does without: er, der, der_plus_plus, agem.")
             raise NeedError(f"{who} {NEEDS[need]}.\n  {help_}")
+
+
+def declares(*, paradigm: str = "", inputs: str = "", needs: Iterable[str] = ()) -> Callable[[Made], Made]:
+    """Write on a factory what is known of all that it makes, so that a configuration can be checked without making it.
+
+    Args:
+        paradigm: of a stream that has always the same.
+        inputs: `"images"` or `"vectors"`: what a data set has, or a stream or model takes.
+        needs: what a model cannot do without, names from `NEEDS`.
+    """
+
+    def mark(factory: Made) -> Made:
+        for name, value in {"paradigm": paradigm, "inputs": inputs, "needs": frozenset(needs)}.items():
+            if value:
+                setattr(factory, name, value)
+        return factory
+
+    return mark

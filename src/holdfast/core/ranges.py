@@ -131,7 +131,8 @@ class Rule:
         """Whether the parameter may be `value`."""
         if value is None:
             return self.optional or self.others
-        if any(value is choice or (type(value) is type(choice) and value == choice) for choice in self.choices):
+        alike = [one for one in self.choices if isinstance(one, bool) == isinstance(value, bool)]  # True is 1 otherwise
+        if any(isinstance(value, type(choice)) and value == choice for choice in alike):
             return True
         if isinstance(value, Real) and not isinstance(value, bool):
             whole = isinstance(value, Integral)
@@ -276,6 +277,26 @@ def guard(cls: type, name: Callable[[type], str] = lambda cls: cls.__name__) -> 
 
     setattr(wrapped, GUARDED, True)
     cls.__init__ = wrapped  # type: ignore[misc]
+
+
+def check_fields(made: Any, owner: str) -> None:
+    """Check the fields of a dataclass, from its `__post_init__`, against the ranges and choices of their annotations.
+
+    Args:
+        made: the dataclass.
+        owner: what it is called in messages.
+
+    Raises:
+        ConfigError: for a value, or a default, outside of its range.
+    """
+    kind: Any = type(made)
+    found = _field_rules(kind, owner)
+    check(owner, found, ((name, getattr(made, name)) for name in found))
+
+
+@functools.cache
+def _field_rules(cls: Any, owner: str) -> dict[str, Rule]:
+    return _defined(cls.__init__, owner)[0]
 
 
 def _defined(function: Callable[..., Any], owner: str) -> tuple[dict[str, Rule], inspect.Signature]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from holdfast.core.body import Body, Cut
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
-from holdfast.core.experience import Tree
 from holdfast.core.forward import Forward
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import Generators
@@ -21,6 +20,7 @@ from holdfast.core.snapshot import Snapshot, Twin, copy_of
 from holdfast.core.step import Now
 from holdfast.core.task import Task, forward_task
 from holdfast.core.trainable import Trainable
+from holdfast.core.tree import Tree
 
 T = TypeVar("T")
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -161,11 +161,8 @@ class Services:
 
     def loss_on(self, inputs: Tree, targets: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The criterion's mean loss on raw `inputs` and `targets`, a scalar with its graph."""
-        autocast = self.forward.autocast
-        if autocast is not None and not torch.is_autocast_enabled(autocast[0]):
-            with torch.autocast(autocast[0], dtype=autocast[1]):
-                return self.criterion(self.forward(inputs, task), targets)
-        return self.criterion(self.forward(inputs, task), targets)
+        with self.forward.autocasting():
+            return self.criterion(self.forward(inputs, task), targets)
 
     def features(self, inputs: Tree, task: Task = None) -> Tensor:
         """What enters the head, `[rows, features]`.
@@ -331,3 +328,13 @@ def place_of(model: nn.Module) -> torch.device:
     """Where the first parameter of `model` is; the CPU if it has none."""
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def note_unmasked(services: Services, outputs: Tensor, extras: dict[str, Any]) -> None:
+    """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`.
+
+    Where each task has more than a head of its own, these are not a by-product, and there are none.
+    """
+    unmasked = getattr(services.body.head, "unmasked", None) if services.multi_head else None
+    if unmasked is not None:
+        extras["unmasked"] = unmasked[: outputs.shape[0]]

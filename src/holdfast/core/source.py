@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, DataError, UsageError
-from holdfast.core.experience import Batch, Stream, Tree, tree_map, tree_rows
+from holdfast.core.experience import Stream
 from holdfast.core.learner import derive_seed
+from holdfast.core.tree import Tree, tree_map, tree_rows
 
 __all__ = ["Arrays", "Experiences", "Iterated", "Source", "as_source"]
 

@@ -15,6 +15,7 @@ def hypernetwork_regularised(
     tasks: Count | None = None,
     used_outputs: bool = True,
     likelihood: Literal["mean", "sum"] = "mean",
+    targets: Literal["recomputed", "cached"] = "recomputed",
     infer_task: bool = False,
 ) -> Method:
     r"""The weights that a hypernetwork generates for earlier tasks are kept, so that their networks stay.
@@ -28,11 +29,17 @@ def hypernetwork_regularised(
         tasks: how many earlier tasks at each step, drawn at random; None takes all.
         used_outputs: leave out the weights of output units that a task does not use.
         likelihood: "sum" counts the task's loss as a sum over its training samples.
+        targets: "cached" keeps the weights of earlier tasks instead of generating them again at each step.
         infer_task: whether evaluation finds each sample's task by itself (`operations.InferTask`).
 
     The model is a `hypernetwork`. Differences: see `operations.OutputRegularisation`.
     """
     term = OutputRegularisation(
-        strength=strength, tasks=tasks, lookahead=lookahead, used_outputs=used_outputs, likelihood=likelihood
+        strength=strength,
+        tasks=tasks,
+        lookahead=lookahead,
+        used_outputs=used_outputs,
+        likelihood=likelihood,
+        targets=targets,
     )
     return Method(term, *inference(infer_task))

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from holdfast.core.errors import ConfigError, UsageError, unknown
 from holdfast.core.inspect import eval_mode
+from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, NonNegative, ranged
 from holdfast.core.task import forward_task, running_task
 from holdfast.models.build import Activation, check_sizes, seeded
@@ -171,6 +172,7 @@ class Hypernetwork(nn.Module):
         return result
 
 
+@declares(needs={"task"})
 @ranged
 def hypernetwork(
     *,

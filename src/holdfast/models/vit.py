@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
+from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, ranged
 from holdfast.models.build import HeadName, check_image, check_sizes, make_head, seeded
 from holdfast.models.classifier import Classifier
@@ -72,6 +73,7 @@ class Mean(nn.Module):
         return tokens.mean(1)
 
 
+@declares(inputs="images")
 @ranged
 def vit(
     *,

@@ -39,6 +39,7 @@ class BiasCorrection(Operation):
         True
     """
 
+    heads = frozenset({"fixed", "growing", "cosine", "cosine_learnable"})
     role = "bias mitigation"
     needs = frozenset({"boundaries", "replacement", "classes"})
     state = ("inputs", "targets", "scale", "shift")

@@ -41,6 +41,7 @@ class CopyWeights(Operation):
         CopyWeights(start='zero', centred=True)
     """
 
+    heads = frozenset({"fixed", "growing"})
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes"})
     once = "start the head anew"

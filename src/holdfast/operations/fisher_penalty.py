@@ -17,7 +17,7 @@ from holdfast.operations.quadratic import quadratic
 
 
 class FisherPenalty(Operation):
-    r"""A quadratic penalty around the parameters after each experience, weighed by the Fisher diagonal.
+    r"""A quadratic penalty around the parameters after each experience, weighted by the Fisher diagonal.
 
     Offline (one penalty per experience) and online (one running penalty):
 
@@ -69,7 +69,7 @@ class FisherPenalty(Operation):
             distribution(learner.criterion, experience.train.targets, self.fisher)
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Half the strength times the weighed squared distance."""
+        """Half the strength times the weighted squared distance."""
         if not self.anchor:
             return None
         return quadratic(learner, self.importance, self.anchor) + self.constant, 0.5 * self.strength

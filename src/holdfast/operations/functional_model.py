@@ -38,10 +38,17 @@ class FunctionalModel:
         self.parameters = {name: p.detach() for name, p in named.items()}
         trained = {id(p) for p in named.values()}  # also under a second name
         state = self.model.state_dict(keep_vars=True)
-        self.rest = {name: value for name, value in state.items() if id(value) not in trained}
+        # A module under two names must be exchanged by one of them: torch would put back what it had put there itself.
+        names = {
+            f"{prefix}.{name}".lstrip(".")
+            for prefix, part in self.model.named_modules()
+            for values in (part.named_parameters, part.named_buffers)
+            for name, _ in values(recurse=False, remove_duplicate=False)
+        }
+        self.rest = {name: value for name, value in state.items() if id(value) not in trained and name in names}
         first = {id(p): name for name, p in named.items()}
         every = self.model.named_parameters(remove_duplicate=False)
-        self.aliases = {name: first[id(p)] for name, p in every if first.get(id(p), name) != name}
+        self.aliases = {name: first[id(p)] for name, p in every if name in names and first.get(id(p), name) != name}
 
     def outputs(self) -> Tensor:
         """Outputs `[rows, ...]` of all samples, without graph."""
@@ -83,7 +90,7 @@ class FunctionalModel:
         one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
         args: tuple[Tensor, ...] = (one,) if isinstance(one, Tensor) else one if isinstance(one, tuple) else ()
         named = dict(one) if isinstance(one, Mapping) else {}
-        # Tied by hand: torch exchanges a module that has two names twice, and puts the wrong values back.
+        # Weights of two modules are tied by hand: torch's way exchanges a module that has two names twice.
         every = {**weights, **{name: weights[own] for name, own in self.aliases.items()}}
         with forward_task(task.unsqueeze(0) if isinstance(task, Tensor) else task):
             outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)

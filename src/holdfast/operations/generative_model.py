@@ -54,7 +54,7 @@ class GenerativeModel:
         self._optimizer: torch.optim.Optimizer | None = None
 
     def fit(self, parts: Sequence[tuple[Tensor, float]], generator: torch.Generator) -> None:
-        """One step on the weighed sum of the mean losses of `parts`, each divided by the number of values of an input.
+        """One step on the weighted sum of the mean losses of `parts`, each divided by the number of values of an input.
 
         Args:
             parts: inputs `[rows, ...]`, as `unit` gives them, with the factor of their loss.

@@ -101,7 +101,7 @@ class GenerativeReplay(Operation):
         self.tasks = [list(members) for members in learner.members]
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """The loss on generated samples, weighed."""
+        """The loss on generated samples, weighted."""
         self._generated = None
         if self.solver is None or self.previous.vae is None:
             return None

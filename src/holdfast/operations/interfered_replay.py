@@ -77,7 +77,7 @@ class InterferedReplay(Draws):
         super().setup(learner)
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Mean loss on the candidates that the step would hurt most, weighed."""
+        """Mean loss on the candidates that the step would hurt most, weighted."""
         rows = self.drawn(learner, self.candidates)
         if rows is None:
             return None

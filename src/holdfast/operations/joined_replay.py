@@ -43,7 +43,7 @@ class JoinedReplay(Draws):
         return batch if rows is None else batch.append(self.name, rows)
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Mean loss on the appended samples, weighed."""
+        """Mean loss on the appended samples, weighted."""
         rows = step.extras.get(self.name)
         if rows is None:
             return None

@@ -36,7 +36,7 @@ class LogitReplay(Draws):
         self.weight = weight
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Mean squared distance to the stored logits, weighed."""
+        """Mean squared distance to the stored logits, weighted."""
         rows = self.drawn(learner)
         if rows is None:
             return None

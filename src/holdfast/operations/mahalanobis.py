@@ -26,7 +26,7 @@ class Mahalanobis(ClosedFormClassifier):
         power: p; 1 leaves features as they are. Negative features keep their sign.
         diagonal: gamma_1.
         off_diagonal: gamma_2.
-        common: one covariance for all classes, the mean of theirs weighed by samples, instead of one each.
+        common: one covariance for all classes, the mean of theirs weighted by samples, instead of one each.
         space: `features`, what enters the head, or the prepared `inputs`.
         adapt: experiences that the network is trained in, then it is frozen (the paper trains in the first).
 

@@ -1,4 +1,4 @@
-"""How the loss on old data is weighed against the loss on current data."""
+"""How the loss on old data is weighted against the loss on current data."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from holdfast.operations.quadratic import quadratic
 
 
 class PathPenalty(Operation):
-    r"""A quadratic penalty weighed by each parameter's contribution to the fall of the loss along its path.
+    r"""A quadratic penalty weighted by each parameter's contribution to the fall of the loss along its path.
 
     $$ \omega_i \leftarrow \omega_i - g_i \, \Delta\theta_i \;\text{(every step)}, \qquad
        \Omega_i \leftarrow \Omega_i + \frac{\omega_i}{(\theta_i - \theta_i^{\text{start}})^2 + \xi}, \qquad
@@ -50,7 +50,7 @@ class PathPenalty(Operation):
         self.before: dict[str, Tensor] = {}
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Strength times the weighed squared distance, once something was consolidated."""
+        """Strength times the weighted squared distance, once something was consolidated."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength

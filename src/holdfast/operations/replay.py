@@ -36,7 +36,7 @@ class Replay(Draws):
         self.average = average
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Mean loss on the drawn samples, weighed."""
+        """Mean loss on the drawn samples, weighted."""
         rows = self.drawn(learner)
         if rows is None:
             return None

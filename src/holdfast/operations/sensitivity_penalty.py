@@ -16,7 +16,7 @@ from holdfast.operations.sensitivity import Over, sensitivity
 
 
 class SensitivityPenalty(Operation):
-    r"""A quadratic penalty around the latest parameters, weighed by how much each one moves the outputs.
+    r"""A quadratic penalty around the latest parameters, weighted by how much each one moves the outputs.
 
     $$ L = L(x, y) + \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
        \Omega_i \leftarrow \gamma \Omega_i + \frac{1}{N} \sum_{n=1}^{N}
@@ -55,7 +55,7 @@ class SensitivityPenalty(Operation):
         self.anchor: dict[str, Tensor] = {}
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Strength times the weighed squared distance, once something was measured."""
+        """Strength times the weighted squared distance, once something was measured."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength

@@ -40,7 +40,7 @@ class StreamingLDA(Operation):
     Source: Hayes and Kanan 2020, "Lifelong machine learning with deep streaming linear discriminant analysis", eq. 2
     to 4; on raw pixels: van de Ven, Li and Tolias 2021, "Class-incremental learning with generative classifiers";
     the first covariance: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23.
-    Differences: a sample's distance to its class's mean is weighed exactly, by c / (c + 1); the paper weighs by
+    Differences: a sample's distance to its class's mean is weighted exactly, by c / (c + 1); the paper weighs by
     N / (N + 1) over all classes, so that a class's first sample enters with its distance to zero.
 
     Example:

@@ -15,7 +15,7 @@ from holdfast.operations.rows import row_count
 
 
 class WalkPenalty(Operation):
-    r"""A quadratic penalty weighed by a running Fisher diagonal and a score along the path of training.
+    r"""A quadratic penalty weighted by a running Fisher diagonal and a score along the path of training.
 
     $$ L = L(x, y) + \lambda \sum_i (\bar F_i + \bar s_i) (\theta_i - \theta^*_i)^2, \qquad
        F_i \leftarrow \gamma F_i + (1 - \gamma) \, n \, g_i^2, $$
@@ -68,7 +68,7 @@ class WalkPenalty(Operation):
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Strength times the weighed squared distance, once something was consolidated."""
+        """Strength times the weighted squared distance, once something was consolidated."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,11 @@ from holdfast.runs.checkpoints import LAST, load_tensors
 from holdfast.runs.folder import CONFIG, read_config, read_info, refuse_objects
 from holdfast.training import Trainer
 from holdfast.training.ranks import Ranks
+
+WITHOUT_EFFECT = (
+    *("references", "checkpoint", "folders", "tags", "loggers", "experiment_name", "profiler", "threads", "$schema"),
+)
+"""Keys of a job that change nothing about what is learned."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,24 @@ class Restored:
     trainer: Trainer
     engine: Engine
     path: Path
+
+
+def job_key(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits for a resolved configuration, without what has no effect on its results.
+
+    The plug-in files in use are part of it.
+
+    Args:
+        config: resolved, so that a default left out and one written down give the same key.
+
+    Example:
+        >>> job_key({"seed": 1, "tags": ["a"]}) == job_key({"tags": [], "seed": 1})
+        True
+    """
+    kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    if plugins.used():
+        kept["plugins"] = plugins.digests()
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def make_trainer(job: Job, **services: Any) -> Trainer:

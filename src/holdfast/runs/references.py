@@ -15,7 +15,7 @@ from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import read_log
 from holdfast.runs.folder import INFO, read_info, versions, write_info
-from holdfast.runs.journal import Journal
+from holdfast.runs.recording import Journal
 from holdfast.training import Trainer
 
 DEPTH = 6

@@ -20,7 +20,7 @@ from holdfast.core.experience import Stream
 from holdfast.metrics.files import write_json
 from holdfast.metrics.log import LOG_NAME, read_log
 from holdfast.runs.answers import evaluated
-from holdfast.runs.assemble import make_trainer, restore
+from holdfast.runs.assemble import job_key, make_trainer, restore
 from holdfast.runs.diagnostics import profiled, write_summary
 from holdfast.runs.folder import (
     CONFIG,
@@ -33,7 +33,6 @@ from holdfast.runs.folder import (
     versions,
     write_info,
 )
-from holdfast.runs.keys import job_key
 from holdfast.runs.loggers import specified
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart

@@ -66,7 +66,7 @@ class TensorData(View):
         target_shift: added to every label.
         label_map: new label of each label (`label_map[old]`), before the shift.
 
-    Errors:
+    Raises:
         DataError: the numbers of inputs and targets differ, or a target has no entry in the label map.
 
     Example:

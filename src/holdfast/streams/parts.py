@@ -12,11 +12,13 @@ from typing import Any
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.scenario import Scenario, cut, make_stream
 
 
+@declares(paradigm="domain")
 @ranged
 def data_incremental(
     dataset: Dataset,
@@ -39,7 +41,7 @@ def data_incremental(
         validation_seed: of the held-out choice.
         seed: of the shuffle.
 
-    Errors:
+    Raises:
         ConfigError: more experiences than samples.
 
     Example:
@@ -52,6 +54,7 @@ def data_incremental(
     )
 
 
+@declares(paradigm="domain")
 @ranged
 def online(
     dataset: Dataset,
@@ -69,7 +72,7 @@ def online(
         of: the stream to cut, or its name and arguments (`{"name": "split", "experiences": 5}`); None takes all data.
         seed: of the shuffle within each experience of the stream that is cut.
 
-    Errors:
+    Raises:
         ConfigError: fewer than one sample, an unknown stream.
 
     Example:
@@ -113,7 +116,7 @@ def saved(dataset: Dataset, scenario: dict[str, Any] | None = None, path: str | 
         scenario: the plain values.
         path: a JSON file with them, instead.
 
-    Errors:
+    Raises:
         ConfigError: neither or both given, or values that are no scenario.
         DataError: the file is no JSON.
 

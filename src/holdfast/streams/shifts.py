@@ -8,6 +8,7 @@ import torch
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Experience, Stream
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.data import TensorData, materialise
 from holdfast.streams.dataset import Dataset
@@ -62,6 +63,7 @@ def permuted(
     return _transformed(dataset, "permuted", paradigm, transforms, validation, validation_seed, seed)
 
 
+@declares(inputs="images")
 @ranged
 def rotated(
     dataset: Dataset,

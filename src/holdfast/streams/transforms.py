@@ -144,7 +144,7 @@ def from_description(description: Mapping[str, Any]) -> Callable[[Tensor], Tenso
 
     `{"kind": "none"}` is no transform, `{"kind": "chain", "of": [...]}` several, one after the other.
 
-    Errors:
+    Raises:
         ConfigError: an unknown kind or key.
     """
     kinds: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {

@@ -74,7 +74,7 @@ def concat(parts: Sequence[Data]) -> Data:
     Args:
         parts: at least one.
 
-    Errors:
+    Raises:
         ConfigError: no part.
 
     Example:

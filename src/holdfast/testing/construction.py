@@ -16,7 +16,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS
-from holdfast.core.operation import ENTRY_POINTS, ROLES, Operation, snake_case
+from holdfast.core.operation import ENTRY_POINTS, ROLES, Operation, acts_at, snake_case
 from holdfast.testing import toys
 from holdfast.testing.checking import DoesNotApply, expect
 
@@ -170,7 +170,7 @@ def declarations(subject: OperationSubject) -> None:
     expect(operation.role in ROLES, f"`{name}` has role {operation.role!r}. Choose one of {', '.join(ROLES)}.")
     strange = sorted(set(operation.needs) - set(NEEDS))
     expect(not strange, f"`{name}` needs {', '.join(strange)}. What can be needed is {', '.join(NEEDS)}.")
-    acts = any(operation.overrides(point) for point in ENTRY_POINTS) or any(True for _ in operation.children())
+    acts = any(acts_at(operation, point) for point in ENTRY_POINTS) or any(True for _ in operation.children())
     expect(acts, f"`{name}` overrides none of its entry points, so it does nothing: {', '.join(ENTRY_POINTS)}.")
 
 

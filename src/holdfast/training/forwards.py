@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_rows
+from holdfast.core.services import note_unmasked
 from holdfast.core.task import Task, enter_task, leave_task, running_task
 
 
@@ -173,9 +174,9 @@ class Forwards:
         if joined:
             assert batch is not None
             rows = outputs.shape[0]
-            outputs, extras = self.engine.split(outputs, batch)
+            outputs, extras = batch.parted(outputs)
             returned = outputs if isinstance(returned, Tensor) else cut(returned, rows, outputs.shape[0])
-        self.engine.note_unmasked(outputs, extras)
+        note_unmasked(self.engine.services, outputs, extras)
         leaf = args[0] if args else next(iter(kwargs.values()), None)
         self._keep(outputs, extras, leaf, None if batch is None or self._changed else batch.inputs, batch)
         return returned if joined else None

@@ -216,7 +216,8 @@ class Followed:
         if self._before_move is not None:
             self._hooks.append(optimizer.register_step_pre_hook(self._before))
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        missing = [p for p in self.engine.learner.added.values() if id(p) not in moved]
+        trainable = self.engine.learner.trainable
+        missing = [p for p in (*trainable.added.values(), *trainable.brought) if id(p) not in moved]
         if missing:
             optimizer.add_param_group({"params": missing})
 

@@ -204,6 +204,7 @@ class Session:
         kind = PRECISIONS[settings.precision]
         learner.autocast = None if kind is None else (device.type, kind)
         engine = Engine(method, learner, way.offers - without, way.advice)
+        model = learner.model  # a method may have put another in its place
         if engine.acts_at("take_step"):
             _check_own_step(method, [settings, *several])
         if settings.compile:

@@ -5,12 +5,13 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import torch
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.learner import Criterion
+from holdfast.core.ranges import Count, Positive, Range, check_fields
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory, optimizer_factory
 from holdfast.training.precision import Precision, check_precision
@@ -20,6 +21,9 @@ PerExperience = Mapping[str | int, Changes] | Sequence[Changes | None]
 """Changes by experience (`{0: ..., "2-4": ..., "5-": ...}`), or a list with one entry for each, None for none."""
 
 Strategy = Literal["auto", "ddp", "ddp_fork", "ddp_spawn"]
+
+Limit = Annotated[int | float, Range(0, low_open=True)]
+"""A number of batches, or a fraction of them up to 1.0."""
 
 AUGMENTATIONS = ("crop", "flip")
 """Arguments of `streams.prepare.Prepare` that act in training only."""
@@ -55,34 +59,24 @@ class ExperienceSettings:
 
     optimizer: str | Mapping[str, Any] | OptimizerFactory = "SGD"
     scheduler: SchedulerFactory | None = None
-    epochs: int = 1
-    iterations: int | None = None
-    batch_size: int = 32
+    epochs: Count = 1
+    iterations: Count | None = None
+    batch_size: Count = 32
     drop_last: bool = False
     reset_optimizer: bool = False
     scheduler_every: Literal["step", "epoch"] = "epoch"
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     clip_by: Literal["norm", "value"] = "norm"
-    accumulate: int = 1
-    limit_train_batches: int | float | None = None
-    patience: int | None = None
+    accumulate: Count = 1
+    limit_train_batches: Limit | None = None
+    patience: Count | None = None
     restore_best: bool = False
     augment: Mapping[str, Any] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        check_fields(self, "Trainer")
         self.optimizer = optimizer_factory(self.optimizer)
-        self._check_counts("epochs", "batch_size", "accumulate", "patience", "iterations")
-        if self.clip_by not in ("norm", "value"):
-            raise ConfigError(f"the trainer got clip_by={self.clip_by!r}. Choose norm or value.")
-        if self.scheduler_every not in ("step", "epoch"):
-            raise ConfigError(f"a scheduler got every={self.scheduler_every!r}. Choose step or epoch.")
         check_limit("limit_train_batches", self.limit_train_batches)
-
-    def _check_counts(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"the trainer got {name}={value}. Give a number of at least 1.")
 
     @property
     def make_optimizer(self) -> OptimizerFactory:
@@ -145,37 +139,30 @@ class Settings(ExperienceSettings):
 
     per_experience: PerExperience | None = None
     criterion: Criterion | None = None
-    eval_batch_size: int = 512
+    eval_batch_size: Count = 512
     precision: Precision = "32-true"
     evaluate: Literal["test", "validation", "both", "none"] = "test"
     evaluate_before: bool = True
-    limit_val_batches: int | float | None = None
-    limit_test_batches: int | float | None = None
-    max_seconds: float | None = None
+    limit_val_batches: Limit | None = None
+    limit_test_batches: Limit | None = None
+    max_seconds: Positive | None = None
     deterministic: bool = False
     detect_anomaly: bool = False
     compile: bool = False
-    log_every: int = 50
+    log_every: Count = 50
     on_divergence: OnDivergence = "stop"
     seed: int = 0
     device: str | torch.device = "cpu"
-    devices: int = 1
-    num_nodes: int = 1
+    devices: Count = 1
+    num_nodes: Count = 1
     strategy: Strategy = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_counts("eval_batch_size", "log_every", "devices", "num_nodes")
         self.device = torch.device(self.device)
         check_precision(self.precision, self.device)
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise ConfigError(f"the trainer got max_seconds={self.max_seconds}. Give a positive number, or None.")
         for name in ("limit_val_batches", "limit_test_batches"):
             check_limit(name, getattr(self, name))
-        if self.strategy not in get_args(Strategy):
-            raise ConfigError(
-                f"the trainer got strategy={self.strategy!r}. Choose one of {', '.join(get_args(Strategy))}."
-            )
 
     def limit_of(self, split: str) -> int | float | None:
         """The limit on the batches of `validation` or `test` data."""
@@ -195,7 +182,7 @@ def described(*parts: type) -> str:
 
 def check_limit(name: str, limit: int | float | None) -> None:
     """Refuse a limit on batches that is neither a number of them nor a fraction."""
-    if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
+    if isinstance(limit, float) and limit > 1:
         raise ConfigError(f"the trainer got {name}={limit}. Give a number of batches, or a fraction up to 1.0.")
 
 

@@ -153,6 +153,7 @@ def bound(
     plain = unwrapped(model)
     learner = Learner(plain, criterion=criterion, prepare=prepare, seed=seed, head=head)
     learner.output = output
+    learner.replaceable = False
     own_hooks, before = hooks_of(plain), hook_count(plain)
     engine = Engine(method, learner, way.offers - without, way.advice)
     check_compiled(model, method, acts_inside=hook_count(plain) > before)

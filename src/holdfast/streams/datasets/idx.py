@@ -27,7 +27,7 @@ def read_idx(path: str | Path) -> Tensor:
     Args:
         path: plain, or gzipped with the ending .gz.
 
-    Errors:
+    Raises:
         DataError: no such file, a wrong magic number, or more or fewer values than its header announces.
     """
     path = Path(path)
@@ -77,7 +77,7 @@ def idx(
         flip: whether training images are mirrored at random.
         pad: black pixels added on every side, for instance 2 from 28 x 28 to 32 x 32.
 
-    Errors:
+    Raises:
         ConfigError: a negative pad.
         DataError: a file is missing, truncated or no IDX file, or images and labels differ in number.
     """
@@ -109,7 +109,7 @@ def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad:
         crop: padding of the random crop in training.
         pad: black pixels added on every side; 2 makes 32 x 32.
 
-    Errors:
+    Raises:
         DataError: the files are not there.
     """
     return idx(str(data_folder("mnist", path)), "mnist", None, normalise, crop, pad=pad)
@@ -128,7 +128,7 @@ def fashion_mnist(
         flip: whether training images are mirrored at random.
         pad: black pixels added on every side, for instance 2 from 28 x 28 to 32 x 32.
 
-    Errors:
+    Raises:
         DataError: the files are not there.
     """
     names = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]

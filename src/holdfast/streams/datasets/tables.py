@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import Kind, of_tensors
 
 
+@declares(inputs="vectors")
 @ranged
 def csv(
     path: str,

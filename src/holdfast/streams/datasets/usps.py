@@ -20,7 +20,7 @@ def usps(path: str | None = None, normalise: bool = False) -> Dataset:
         path: folder of the file; None takes `usps` in the folder that the variable HOLDFAST_DATA says.
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
 
-    Errors:
+    Raises:
         DataError: the file is not there, or lacks `train/data`, `train/target`, `test/data` or `test/target`.
         ImportError: h5py is not installed.
     """
