@@ -54,7 +54,7 @@ class Job:
 
     def make_stream(self) -> Stream:
         """The stream. Loads data."""
-        return make_stream(self.block.stream, self.config["seed"])
+        return make_stream(self.block.stream, self.config["seed"]).first(self.config["trainer"]["limit_experiences"])
 
     def make_model(self, stream: Stream) -> nn.Module:
         """A new model for the inputs and classes of `stream`."""

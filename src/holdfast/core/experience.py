@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -120,6 +120,13 @@ class Stream(Sequence[Experience]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.experiences[index]
+
+    def first(self, count: int | None) -> Stream:
+        """The stream of the first `count` experiences, its classes as before; itself where it has no more."""
+        if count is None or count >= len(self):
+            return self
+        kept = [replace(experience) for experience in self.experiences[:count]]
+        return replace(self, experiences=kept)
 
     @property
     def outputs(self) -> int:

@@ -258,7 +258,7 @@ class Watch:
     """
 
     def __init__(self, engine: Engine, forwards: Forwards, criterion: bool) -> None:
-        self._learner = engine.learner
+        self._services = engine.services
         self._name = engine.method.name
         self._forwards = forwards
         self._criterion = criterion
@@ -290,8 +290,7 @@ class Watch:
             outputs: the model's, if they are known.
             capture: the forward that they come from, if one was seen.
         """
-        learner = self._learner
-        check_values(loss, targets, inputs, self._criterion, learner.memory is not None)
+        check_values(loss, targets, inputs, self._criterion, self._services.memory is not None)
         rows = tree_rows(inputs)
         if capture is not None and capture.rows != rows:
             raise UsageError(
@@ -311,7 +310,7 @@ class Watch:
         if self._closely or count % 256 == 0:
             self._parameters.check()
         if self._closely:
-            criterion = learner.criterion
+            criterion = self._services.criterion
             ignored = getattr(criterion, "ignore_index", -100) if self._criterion else None
             check_targets(targets, outputs, criterion, ignored)
 
@@ -324,7 +323,7 @@ class Watch:
         if not self._closely:
             return
         self._closely -= 1
-        if not any(p.grad is not None for p in self._learner.parameters()):
+        if not any(p.grad is not None for p in self._services.parameters()):
             raise UsageError(
                 "backward() gave no gradient to any parameter of the model that was given to Continual. "
                 "Compute the loss by that model, and make a new Continual for a new one."

@@ -32,6 +32,7 @@ class Forwards:
     Attributes:
         heard: whether a forward was heard at all.
         joins: whether operations act on the batch.
+        ignoring: whether forwards are the method's own now, and not watched; see `ignored`.
     """
 
     always = False
@@ -45,33 +46,29 @@ class Forwards:
         direct: bool = False,
     ) -> None:
         self.engine = engine
+        self.services = engine.services
         self.model = model
         self.heard = False
         self.joins = engine.acts_at("batch")
         self._output = output
-        self._direct = direct or engine.learner.prepare is None
-        self._ignoring = False
+        self._direct = direct or engine.services.forward.prepare is None
+        self.ignoring = False
         self._captures: deque[Capture] = deque(maxlen=4)
         self._batch: Batch | None = None
         self._changed = False
         self._entered: Token[Task] | None = None
         self._hooks = [model.register_forward_hook(self.after, with_kwargs=True, always_call=True)]
-        if self.always or self.joins or engine.learner.multi_head:
+        if self.always or self.joins or engine.services.multi_head:
             self._hooks.append(model.register_forward_pre_hook(self.before, with_kwargs=True))
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
         """Inside, forwards are the method's own and are not watched."""
-        before, self._ignoring = self._ignoring, True
+        before, self.ignoring = self.ignoring, True
         try:
             yield
         finally:
-            self._ignoring = before
-
-    @property
-    def ignoring(self) -> bool:
-        """Whether forwards are the method's own now."""
-        return self._ignoring
+            self.ignoring = before
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -83,16 +80,16 @@ class Forwards:
 
     def __call__(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
         """The model's outputs on raw `inputs`; kept for `backward` in training mode."""
-        learner = self.engine.learner
+        forward = self.services.forward
         if not self._listening():
-            return learner(inputs, task)
-        batch = self._made_of(inputs, learner.task if task is None else task)
-        through = None if self.model is learner.model else self.model
-        self._ignoring = True
+            return forward(inputs, task)
+        batch = self._made_of(inputs, forward.task if task is None else task)
+        through = None if self.model is forward.model else self.model
+        self.ignoring = True
         try:
             outputs, extras = self.engine.forward(batch, through)
         finally:
-            self._ignoring = False
+            self.ignoring = False
         self._keep(outputs, extras, first_leaf(inputs), inputs, batch)
         return outputs
 
@@ -101,11 +98,11 @@ class Forwards:
         batch = Batch(inputs, None, task)  # type: ignore[arg-type]
         if not self.joins:
             return batch
-        self._ignoring = True  # without a context manager, which would cost a microsecond a step
+        self.ignoring = True  # without a context manager, which would cost a microsecond a step
         try:
             batch = self.engine.batch(batch)
         finally:
-            self._ignoring = False
+            self.ignoring = False
         if batch.targets is not None or tree_rows(batch.inputs) != tree_rows(inputs):
             raise UsageError(
                 f"an operation of `{self.engine.method.name}` changed the targets or the number of rows of a batch, and"
@@ -117,18 +114,20 @@ class Forwards:
     # Forwards that the user's loop makes -----------------------------------------------------------------
 
     def _listening(self) -> bool:
-        return self.model.training and not self._ignoring and torch.is_grad_enabled()
+        return self.model.training and not self.ignoring and torch.is_grad_enabled()
 
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hook before the model's forward: the arguments with what operations changed and appended, or None."""
         if not self._listening():
             return None
-        self._check_direct()
-        plain, learner = self.engine.learner.model, self.engine.learner
+        if not self._direct:
+            self._refuse_direct()
+        forward = self.services.forward
+        plain = forward.model
         tree = called_with(plain, args, kwargs)
-        self._batch = batch = self._made_of(tree, learner.task)
+        self._batch = batch = self._made_of(tree, forward.task)
         self._changed = batch.inputs is not tree
-        self._enter(self._tasks(batch, tree_rows(tree)))
+        self._enter(batch.task if not batch.appended else self._tasks(batch, tree_rows(tree)))
         if self._changed:
             args, kwargs = put_into_call(plain, args, kwargs, batch.inputs)
         if batch.appended:
@@ -138,9 +137,9 @@ class Forwards:
     def _tasks(self, batch: Batch, rows: int) -> Task:
         """The task of each current and each appended row."""
         task, appended = batch.task, (batch.appended or {}).values()
-        if not appended or task is None or not all("task" in other for other in appended):
+        if task is None or not all("task" in other for other in appended):
             return task
-        column = task_column(task, rows, self.engine.learner.device)
+        column = task_column(task, rows, self.services.device)
         return torch.cat([column, *(other["task"] for other in appended)])
 
     def _enter(self, task: Task) -> None:
@@ -159,14 +158,15 @@ class Forwards:
         self._leave()
         if not self._listening() or returned is None:
             return None
-        self._check_direct()
-        learner = self.engine.learner
+        if not self._direct:
+            self._refuse_direct()
+        forward = self.services.forward
         batch, self._batch = self._batch, None
         outputs = returned
         if self._output is None and not isinstance(outputs, Tensor):
-            learner.output = logits_of
-        if learner.output is not None:
-            outputs = learner.output(outputs)
+            forward.output = logits_of
+        if forward.output is not None:
+            outputs = forward.output(outputs)
         if not isinstance(outputs, Tensor):
             return None
         extras: dict[str, Any] = {}
@@ -181,11 +181,10 @@ class Forwards:
         self._keep(outputs, extras, leaf, None if batch is None or self._changed else batch.inputs, batch)
         return returned if joined else None
 
-    def _check_direct(self) -> None:
-        if not self._direct:
-            raise UsageError(
-                "the model was called directly, but `prepare` was given. Call cl(inputs) with raw inputs instead."
-            )
+    def _refuse_direct(self) -> None:
+        raise UsageError(
+            "the model was called directly, but `prepare` was given. Call cl(inputs) with raw inputs instead."
+        )
 
     # What is kept of a forward ---------------------------------------------------------------------------
 
@@ -195,12 +194,12 @@ class Forwards:
                 "the model has no outputs yet, because its head grows with the classes. Call begin(data) before its"
                 " first forward."
             )
-        kind, learner = outputs.device.type, self.engine.learner
-        learner.autocast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+        kind, forward = outputs.device.type, self.services.forward
+        forward.autocast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
         self.heard = True
         rows = outputs.shape[0] if outputs.dim() else 1
         inputs = None if batch is None or batch.inputs is raw else batch.inputs
-        task = learner.task if batch is None else batch.task
+        task = forward.task if batch is None else batch.task
         self._captures.append(Capture(outputs, extras, rows, leaf, inputs, task))
 
     def of(self, inputs: Tree) -> Capture | None:

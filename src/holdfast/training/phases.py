@@ -191,8 +191,8 @@ class Phases:
             return
         width = outputs.shape[1]
         if self.current is None:
-            self.learner.see_width(width)
-            self.learner.see_targets(targets)
+            self.engine.services.seen.widen(width)
+            self.engine.services.seen.add_targets(targets)
         elif not self.current.classes:
             if self._seen is None or len(self._seen) < width:
                 seen = torch.zeros(width, dtype=torch.bool, device=targets.device)
@@ -224,9 +224,9 @@ class Phases:
         index, done, per_epoch = self.engine.index, self._done, self._per_epoch
         if per_epoch:
             progress = min(1.0, done / (per_epoch * self._epochs))
-            self.learner.now = Now(index, progress, done % per_epoch / max(1, per_epoch - 1))
+            self.engine.services.now = Now(index, progress, done % per_epoch / max(1, per_epoch - 1))
         else:
-            self.learner.now = Now(index)
+            self.engine.services.now = Now(index)
 
     # State -----------------------------------------------------------------------------------------------
 

@@ -117,6 +117,7 @@ class Settings(ExperienceSettings):
         precision: `32-true`; `bf16-mixed` or `16-mixed` (GPUs only) for autocast; `64-true` for doubles.
         evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
         evaluate_before: also evaluate before any training (forward transfer needs it).
+        limit_experiences: learn and evaluate only so many experiences, the first ones, for a quick look.
         limit_val_batches: batches of each experience's validation data that are used, a number or a fraction.
         limit_test_batches: the same of test data.
         max_seconds: training time after which no further step is made; what was learned is evaluated.
@@ -143,6 +144,7 @@ class Settings(ExperienceSettings):
     precision: Precision = "32-true"
     evaluate: Literal["test", "validation", "both", "none"] = "test"
     evaluate_before: bool = True
+    limit_experiences: Count | None = None
     limit_val_batches: Limit | None = None
     limit_test_batches: Limit | None = None
     max_seconds: Positive | None = None

@@ -113,6 +113,8 @@ class Trainer(Settings, Bound):
         """`fit` in this process, as one of `ranks`; rank 0 alone records, draws and saves."""
         self.bind(model, stream, ranks)
         session = self.session
+        assert session.stream is not None
+        stream = session.stream
         ranks.same(model.state_dict().values())
         state = None if resume is None else of_rank(resume, ranks)
         if state is not None:
@@ -131,6 +133,7 @@ class Trainer(Settings, Bound):
 
     def bind(self, model: nn.Module, stream: Stream, ranks: Ranks = ALONE) -> Engine:
         """Bind method, model and stream to one another without training; `fit` calls it."""
+        stream = stream.first(self.limit_experiences)
         lacking = {"task"} if all(experience.task is None for experience in stream) else set()
         if stream.classes == 0:
             lacking.add("classes")

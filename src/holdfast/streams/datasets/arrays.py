@@ -217,8 +217,8 @@ def polynomial(
     x = random.uniform(low, high, size=(samples, 1))
     y = function(x) + random.normal(0.0, noise, size=(samples, 1)) if noise else function(x)
     test = np.linspace(low, high, test_samples).reshape(-1, 1)
-    a, b, c, d = (torch.from_numpy(values).float() for values in (x, y, test, function(test)))
-    return of_tensors(f"polynomial_{degree}", a, b, c, d, kind="regression")
+    inputs, targets, test_inputs, test_targets = (torch.from_numpy(v).float() for v in (x, y, test, function(test)))
+    return of_tensors(f"polynomial_{degree}", inputs, targets, test_inputs, test_targets, kind="regression")
 
 
 polynomial.kind = "regression"  # type: ignore[attr-defined]  # for the check of a job's criterion
