@@ -475,3 +475,23 @@ def test_a_module_under_two_names_keeps_its_parameters() -> None:
         for value, gradient in zip(truth.values(), gradients):
             value += gradient**2 / 5
     assert all(torch.allclose(measured[name], value, rtol=1e-4, atol=1e-7) for name, value in truth.items())
+
+
+def test_masked_outputs_of_other_tasks_weigh_nothing_in_the_sensitivity() -> None:
+    """What fills the places of other tasks' outputs once counted as an output of thousands."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), TaskHead(6, seed=0))
+    model[2].assign(0, [0, 1])
+    model[2].assign(1, [2, 3])
+    learner = Learner(model)
+    learner.task = 1
+    x = torch.randn(5, 4)
+    measured = sensitivity(learner.services, TensorData(x, torch.tensor([2, 3, 2, 3, 2])))
+    truth = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for row in x:
+        outputs = learner(row[None], 1)[:, 2:4]
+        gradients = torch.autograd.grad((outputs**2).sum(), list(model.parameters()), allow_unused=True)
+        for value, gradient in zip(truth.values(), gradients):
+            value += 0 if gradient is None else gradient.abs() / 5
+    for name, value in truth.items():
+        assert torch.allclose(measured[name], value, rtol=1e-4, atol=1e-6), name
