@@ -481,6 +481,7 @@ def test_masked_outputs_of_other_tasks_weigh_nothing_in_the_sensitivity() -> Non
     """What fills the places of other tasks' outputs once counted as an output of thousands."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), TaskHead(6, seed=0))
+    model[2].grow(4)
     model[2].assign(0, [0, 1])
     model[2].assign(1, [2, 3])
     learner = Learner(model)
