@@ -114,7 +114,7 @@ def ignored_label(criterion: Callable[..., Tensor]) -> int:
     """The label that counts for nothing under `criterion`: its `ignore_index`, else cross-entropy's own, -100.
 
     Example:
-        >>> ignored_label(nn.CrossEntropyLoss(ignore_index=255)), ignored_label(F.cross_entropy)
+        >>> ignored_label(torch.nn.CrossEntropyLoss(ignore_index=255)), ignored_label(F.cross_entropy)
         (255, -100)
     """
     keywords = getattr(criterion, "keywords", {})  # of a functools.partial
@@ -170,7 +170,7 @@ def sum_of_rows(criterion: Callable[..., Tensor], outputs: Tensor, labels: Tenso
     A mean over rows is called once; one that is none (a sum, class weights, ignored labels) once for each row.
 
     Example:
-        >>> sum_of_rows(nn.MSELoss(reduction="sum"), torch.ones(3, 2), torch.zeros(3, 2))
+        >>> sum_of_rows(torch.nn.MSELoss(reduction="sum"), torch.ones(3, 2), torch.zeros(3, 2))
         tensor(6.)
     """
     rows = len(labels)
