@@ -1,4 +1,4 @@
-"""Checks of what others write: operations, methods, streams, metrics and boundaries keep the promises of ours.
+"""Checks of what others write: operations, methods, streams, metrics, boundaries and sources keep the promises of ours.
 
 One call checks one thing, on a stream that is learnt in a blink, in some seconds and without pytest:
 
@@ -18,11 +18,13 @@ from holdfast.testing.subjects import (
     METHOD_CHECKS,
     METRIC_CHECKS,
     OPERATION_CHECKS,
+    SOURCE_CHECKS,
     STREAM_CHECKS,
     check_boundary,
     check_method,
     check_metric,
     check_operation,
+    check_source,
     check_stream,
 )
 
@@ -31,11 +33,13 @@ __all__ = [
     "METHOD_CHECKS",
     "METRIC_CHECKS",
     "OPERATION_CHECKS",
+    "SOURCE_CHECKS",
     "STREAM_CHECKS",
     "CheckError",
     "check_boundary",
     "check_method",
     "check_metric",
     "check_operation",
+    "check_source",
     "check_stream",
 ]

@@ -12,6 +12,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
+from holdfast.core.source import Source
 from holdfast.metrics import Metric
 from holdfast.operations import Remember
 from holdfast.testing import construction, toys
@@ -21,11 +22,12 @@ from holdfast.testing.checking import arguments_of, run_checks
 from holdfast.testing.construction import MethodSubject, OperationSubject
 from holdfast.testing.kinds import KIND_CHECKS
 from holdfast.testing.metrics import METRIC_CHECKS
+from holdfast.testing.sources import SOURCE_CHECKS, SourceSubject
 from holdfast.testing.streams import STREAM_CHECKS, StreamSubject
 from holdfast.testing.training import TRAINING_CHECKS
 from holdfast.testing.ways import WAYS_CHECKS
 
-__all__ = ["BOUNDARY_CHECKS", "METHOD_CHECKS", "METRIC_CHECKS", "OPERATION_CHECKS", "STREAM_CHECKS"]
+__all__ = ["BOUNDARY_CHECKS", "METHOD_CHECKS", "METRIC_CHECKS", "OPERATION_CHECKS", "SOURCE_CHECKS", "STREAM_CHECKS"]
 
 TRAINED: dict[str, Callable[[MethodSubject], None]] = {**TRAINING_CHECKS, **WAYS_CHECKS, **KIND_CHECKS}
 """The checks that train with a method, or with a method of an operation alone."""
@@ -223,3 +225,30 @@ def check_boundary(
     """
     subject = BoundarySubject(kind, arguments_of(kind, arguments))
     return run_checks(f"`{subject.name}`", subject, BOUNDARY_CHECKS, only, skip)
+
+
+def check_source(
+    kind: Callable[..., Source], *, only: Iterable[str] | None = None, skip: Iterable[str] = (), **arguments: Any
+) -> dict[str, str]:
+    """Check that a source keeps the promises of a source: `SOURCE_CHECKS` says which.
+
+    Args:
+        kind: the class, or a function that makes one; it is made again for each check.
+        only: names of checks; default: all.
+        skip: names of checks to leave out.
+        **arguments: to make it with, beside those in its `check_arguments`.
+
+    Returns:
+        For each check `passed`, or why it does not apply.
+
+    Raises:
+        CheckError: with every check that failed, what it saw, and where to look.
+
+    Example:
+        >>> import torch
+        >>> from holdfast.core.source import Arrays
+        >>> check_source(Arrays, inputs=torch.zeros(9, 2), targets=torch.arange(9), batch_size=2, only=["seeks"])
+        {'seeks': 'passed'}
+    """
+    subject = SourceSubject(kind, arguments_of(kind, arguments))
+    return run_checks(f"`{subject.name}`", subject, SOURCE_CHECKS, only, skip)
