@@ -32,7 +32,7 @@ from holdfast.core.needs import TRAINER
 from holdfast.core.step import Now
 from holdfast.models import hypernetwork, parameter_bytes, resnet18
 from holdfast.operations import LatentReplay, OutputRegularisation
-from holdfast.operations.cut import Cut
+from holdfast.operations._parts.cut import Cut
 from holdfast.streams.data import TensorData
 from holdfast.training.update import Update
 
