@@ -31,6 +31,7 @@ from holdfast.core.needs import NEEDS, WAYS
 from holdfast.core.operation import ENTRY_POINTS, Operation
 from holdfast.core.services import Services
 from holdfast.metrics import METRICS
+from holdfast.testing import OPERATION_CHECKS, checking
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by docs/generate.py from the code. Change the docstring, then run `python docs/generate.py`. -->"
@@ -299,9 +300,17 @@ def services_table() -> str:
     return table(["of the learner", "what it is"], rows)
 
 
+def checks_table() -> str:
+    """What an operation is checked for, by the name of the check."""
+    return table(
+        ["check", "what must hold"], [[code(name), checking.about(check)] for name, check in OPERATION_CHECKS.items()]
+    )
+
+
 BLOCKS = {
     "docs/command_line.md": {"commands": commands},
     "docs/entry_points.md": {"services": services_table},
+    "docs/extending.md": {"checks": checks_table},
     "README.md": {"methods": lambda: methods_table("docs/methods/")},
     "docs/run_folder.md": {"metrics": metrics_table},
     "docs/configuration.md": {"job": job_table, "trainer": lambda: argument_table(trainer_parameters())},

@@ -1,8 +1,8 @@
 """The documentation: generated pages are current, and what the pages show really runs."""
 
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from holdfast import cli
+from holdfast.config import plugins
 from holdfast.core.operation import ENTRY_POINTS
 from holdfast.metrics import METRICS, compute
 
@@ -31,18 +32,51 @@ def with_blocks(pages, language):
     return [page for page in pages if blocks(page, language)]
 
 
-def test_the_generated_pages_follow_from_the_code():
-    script = [sys.executable, str(ROOT / "docs/generate.py"), "--check"]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+def files_of(page):
+    """The files that a page tells the reader to write: blocks of Python that begin with `# name.py`."""
+    found = {block: re.match(r"# (\w+\.py)\n", block) for block in blocks(page, "python")}
+    return {match[1]: block for block, match in found.items() if match}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Writes the files of a page into an empty folder, and afterwards forgets what they defined."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = dict(METRICS)
+    names = set()
+
+    def write(page):
+        for name, text in files_of(page).items():
+            (tmp_path / name).write_text(text)
+            names.add(name.removesuffix(".py"))
+        return tmp_path
+
+    yield write
+    for one in plugins.used():
+        plugins.drop(one.path.stem)
+    for name in names:
+        sys.modules.pop(name, None)
+    METRICS.clear()
+    METRICS.update(before)
+
+
+def test_the_generated_pages_follow_from_the_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    try:
+        runpy.run_path(str(ROOT / "docs/generate.py"), run_name="__main__")
+    except SystemExit as stopped:
+        pytest.fail(f"{capsys.readouterr().out}\n{stopped}")
 
 
 @pytest.mark.parametrize("page", with_blocks(WRITTEN, "python"), ids=name_of)
-def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, written, capsys):
+    written(page)
     namespace = {"__name__": "page"}
     for number, block in enumerate(blocks(page, "python")):
-        exec(compile("from __future__ import annotations\n" + block, f"{page.name}, block {number}", "exec"), namespace)
+        if block not in files_of(page).values():
+            code = compile("from __future__ import annotations\n" + block, f"{page.name}, block {number}", "exec")
+            exec(code, namespace)
     capsys.readouterr()
 
 
@@ -53,12 +87,18 @@ def test_the_json_of_a_page_is_a_valid_job(page, tmp_path):
         assert cli.validated_job([str(tmp_path / "job.json")]).config["method"]
 
 
+def first_of(word):
+    """The first value of a word of a sweep; a list is one value."""
+    value = word.partition("=")[2]
+    return word if value.startswith(("[", "{")) else word.split(",")[0].replace("range(", "").rstrip(")")
+
+
 @pytest.mark.parametrize("page", with_blocks(PAGES, "console"), ids=name_of)
-def test_the_commands_of_a_page_are_accepted(page, tmp_path, monkeypatch):
+def test_the_commands_of_a_page_are_accepted(page, tmp_path, written):
+    written(page)
     jobs = blocks(page, "json")
     (tmp_path / "job.json").write_text(jobs[0] if jobs else "{}")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
     for line in "".join(blocks(page, "console")).splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["holdfast"]:
@@ -66,7 +106,7 @@ def test_the_commands_of_a_page_are_accepted(page, tmp_path, monkeypatch):
         command, given = words[1], words[2:]
         assert f"## `holdfast {command}" in COMMANDS, line
         if command == "run" and "-m" in given:  # the first of its runs
-            given = [word.split(",")[0].replace("range(", "").rstrip(")") for word in given if word != "-m"]
+            given = [first_of(word) for word in given if word != "-m"]
         for option in ("--out", "--jobs"):
             if command == "run" and option in given:
                 at = given.index(option)
