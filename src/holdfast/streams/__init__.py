@@ -1,8 +1,9 @@
 """Streams: functions that share a data set out over experiences. Every public name can be used in a configuration."""
 
+from holdfast.streams.domains import domains, grouped
 from holdfast.streams.industrial import cil, indus, indus_cil
 from holdfast.streams.parts import data_incremental, online, saved
-from holdfast.streams.shifts import domains, permuted, rotated
+from holdfast.streams.shifts import permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "cil",
     "data_incremental",
     "domains",
+    "grouped",
     "indus",
     "indus_cil",
     "online",

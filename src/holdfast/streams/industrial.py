@@ -40,7 +40,7 @@ def cil(
         validation_seed: of the held-out choice.
         seed: of the table.
 
-    Errors:
+    Raises:
         ConfigError: more experiences than classes.
 
     Example:
@@ -119,7 +119,7 @@ def indus_cil(
         validation_seed: of the held-out choice.
         seed: of the table and of which samples go where.
 
-    Errors:
+    Raises:
         ConfigError: no table without an empty experience was found.
 
     Example:

@@ -39,7 +39,7 @@ def data_incremental(
         validation_seed: of the held-out choice.
         seed: of the shuffle.
 
-    Errors:
+    Raises:
         ConfigError: more experiences than samples.
 
     Example:
@@ -69,7 +69,7 @@ def online(
         of: the stream to cut, as its name and arguments (`{"name": "split", "experiences": 5}`); None takes all data.
         seed: of the shuffle within each experience of the stream that is cut.
 
-    Errors:
+    Raises:
         ConfigError: fewer than one sample, an unknown stream.
 
     Example:
@@ -105,7 +105,7 @@ def saved(dataset: Dataset, scenario: dict[str, Any] | None = None, path: str | 
         scenario: the plain values.
         path: a JSON file with them, instead.
 
-    Errors:
+    Raises:
         ConfigError: neither or both given, or values that are no scenario.
         DataError: the file is no JSON.
 

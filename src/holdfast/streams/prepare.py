@@ -26,7 +26,7 @@ class Prepare:
         crop: black pixels added on each side before a random crop to the old size; 0 is no crop.
         flip: whether half of the training images are mirrored.
 
-    Errors:
+    Raises:
         ConfigError: a negative crop, a scale that is not positive, a negative std.
         UsageError: an augmentation without a generator.
 

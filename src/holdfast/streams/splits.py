@@ -44,7 +44,7 @@ def split(
         validation_seed: of the held-out choice.
         seed: of a random class order.
 
-    Errors:
+    Raises:
         ConfigError: more experiences than classes, sizes that do not sum, an order that is no permutation.
 
     Example:
@@ -102,7 +102,7 @@ def proportions(
         validation_seed: of the held-out choice.
         seed: of which samples go where.
 
-    Errors:
+    Raises:
         ConfigError: a wrong shape, a negative share, a row that sums to neither 1 nor 0, an experience without classes.
 
     Example:
@@ -148,7 +148,7 @@ def blurry(
         validation_seed: of the held-out choice.
         seed: of a random class order, the disjoint classes, and which samples go where.
 
-    Errors:
+    Raises:
         ConfigError: a share outside 0..1, an overlap with a single experience, more experiences than classes.
 
     Example:
@@ -213,7 +213,7 @@ def by_table(
 def even_sizes(dataset: Dataset, experiences: int | None) -> list[int]:
     """Classes per experience as even as can be, larger ones first.
 
-    Errors:
+    Raises:
         ConfigError: more experiences than classes.
     """
     experiences = 5 if experiences is None else experiences

@@ -23,7 +23,7 @@ def rng(seed: int, *names: object) -> torch.Generator:
 def check_table(table: Sequence[Sequence[float]], classes: int) -> Table:
     """The table as plain floats.
 
-    Errors:
+    Raises:
         ConfigError: not one row per class, rows of unequal length, a negative number, a row that sums to neither 1
             nor 0, or an experience that gets nothing.
     """
@@ -124,7 +124,7 @@ def ordered_classes(class_order: str | Sequence[int], classes: int, seed: int) -
         classes: how many there are.
         seed: of the random order.
 
-    Errors:
+    Raises:
         ConfigError: another word, or a list that is no permutation of the classes.
     """
     if isinstance(class_order, str):

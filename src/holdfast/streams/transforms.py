@@ -143,7 +143,7 @@ def from_description(description: Mapping[str, Any]) -> Callable[[Tensor], Tenso
 
     `{"kind": "none"}` is no transform.
 
-    Errors:
+    Raises:
         ConfigError: an unknown kind or key.
     """
     kinds: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {"permute": Permute, "rotate": Rotate}

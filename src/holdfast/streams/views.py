@@ -212,7 +212,7 @@ def tree_split(tree: Tree, rows: int) -> Iterator[Tree]:
 def as_targets(targets: Any) -> Tensor:
     """Targets as a tensor on the CPU: int64 for whole numbers and booleans, float32 for others.
 
-    Errors:
+    Raises:
         DataError: they are no numbers.
     """
     if isinstance(targets, list) and targets and isinstance(targets[0], Tensor):

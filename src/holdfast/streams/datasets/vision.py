@@ -43,7 +43,7 @@ def torchvision(
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
 
-    Errors:
+    Raises:
         ConfigError: an unknown name, or a data set without a training and a test part.
         DataError: the files are not there.
         ImportError: torchvision is not installed.
