@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from holdfast import Continual, Experience, Learner, Stream, Trainer
 from holdfast.methods import er
 from holdfast.models import cnn, mlp
-from holdfast.operations.fisher import fisher_diagonal
+from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 from holdfast.streams.prepare import Prepare
+from holdfast.training.evaluation import evaluate_all
 
 CAPACITY, LR = 500, 0.01
 
@@ -46,7 +47,7 @@ def by_hand(model: nn.Module, inputs: Tensor, targets: Tensor, batch: int, losse
     """Experience replay written by hand: float tensors in memory, a vectorised reservoir, one joined forward.
 
     With two `losses` it does the same arithmetic as the wrapper, where the loop computes the current data's loss by
-    itself: one mean over the current rows and one over the old ones, weighed by their numbers.
+    itself: one mean over the current rows and one over the old ones, weighted by their numbers.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     kept_inputs = torch.empty(CAPACITY, *inputs.shape[1:])
@@ -202,7 +203,7 @@ def main() -> None:
         seconds = interleave(
             {
                 "by hand": lambda m=model: evaluation_by_hand(m, floats, targets),  # type: ignore[misc]
-                "trainer": lambda t=trainer: t._evaluate_all(0),  # type: ignore[misc]
+                "trainer": lambda t=trainer: evaluate_all(t.session, 0),  # type: ignore[misc]
             },
             arguments.rounds,
         )

@@ -25,11 +25,13 @@ from holdfast import Experience, Stream, methods
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Batch
 from holdfast.core.learner import Learner
-from holdfast.core.needs import OFFERS
-from holdfast.core.step import Step
-from holdfast.models import mlp
+from holdfast.core.needs import TRAINER
+from holdfast.core.step import Now
+from holdfast.models import hypernetwork, mlp
+from holdfast.operations import OutputRegularisation
 from holdfast.streams.data import TensorData
 from holdfast.streams.prepare import Prepare
+from holdfast.training.update import Update
 
 KEPT = Path(__file__).parent / "results" / "step_cost.json"
 BATCH, TASKS, BETWEEN = 128, 11, 6
@@ -56,28 +58,32 @@ FORMULA: dict[str, tuple[str, float | None]] = {
     "er": ("128 old rows in the batch", 2.1),
     "er_ace": ("a forward and backward on 128 old rows", 2.2),
     "er_exemplars": ("128 old rows in the batch", 2.2),
-    "ewc": ("a weighed difference of every parameter", 1.3),
-    "ewc_online": ("a weighed difference of every parameter", 1.3),
+    "ewc": ("a weighted difference of every parameter", 1.3),
+    "ewc_online": ("a weighted difference of every parameter", 1.3),
     "exemplar_replay": ("fine-tuning's step, over more data", 1.1),
     "fecam": ("no step after the first task: statistics of one pass over the features", None),
     "fg_adahat": ("gates, rates and importances of every unit and weight", None),
     "finetune": ("the measure of all others", 1.1),
     "fix": ("no step after the first task", None),
     "freeze_backbone": ("the backbone's backward falls away", 1.1),
+    "freeze_below": ("the backward of the stages below the cut falls away", 1.1),
     "gdumb": ("fine-tuning's step; the method trains at boundaries", 1.1),
     "gem": ("a forward and backward on 256 rows of every past task, and a small quadratic program", None),
     "generative_classifier": ("a step of one small generative model per class in the batch", None),
     "gss": ("128 old rows in the batch; a forward and a backward to the layers' outputs on 138 rows", 3.3),
     "hat": ("gates and rates of every unit and weight", None),
+    "hypernetwork_regularised": ("generated weights: now, and of every earlier task as they were and will be", None),
     "icarl": ("one forward of the old model; old rows are part of the data", 1.6),
     "joint": ("no step after the first task, which has all data", None),
     "l2": ("a difference of every parameter", 1.3),
     "labels_trick": ("a mask of the outputs", 1.1),
+    "latent_replay": ("a forward and backward of the stages above the cut on 128 old rows; none below it", 1.1),
     "lwf": ("one forward of the old model", 1.6),
-    "mas": ("a weighed difference of every parameter", 1.3),
+    "mas": ("a weighted difference of every parameter", 1.3),
     "mir": ("the current gradient a second time, two forwards of 256 candidates, a step on 128 of them", 4.5),
     "ncm": ("128 old rows in the batch", 2.2),
     "packnet": ("weights of earlier tasks stay where they are", None),
+    "partial_hypernetwork": ("as `hypernetwork_regularised`, for the weights above a frozen first stage", None),
     "piggyback": ("a mask of every weight", None),
     "progressive": ("forwards of the earlier columns, one more each task", None),
     "random": ("no step", None),
@@ -119,12 +125,19 @@ class Timed:
         self.tasks = "task" in method.needs if tasks is None else tasks
         self.stream = stream(steps, self.tasks)
         head = "task" if self.tasks else "fixed"
-        self.model = mlp(input_shape=(1, 28, 28), classes=2 * TASKS, hidden=[400, 400], head=head, seed=0)
+        layers = {"input_shape": (1, 28, 28), "classes": 2 * TASKS, "seed": 0}
+        if any(isinstance(operation, OutputRegularisation) for operation in method):
+            cut, sizes = int(name == "partial_hypernetwork"), {"chunk": 4500, "hidden": [100, 100], "norm": "none"}
+            backbone = {"name": "mlp", "hidden": [400, 400]}
+            self.model = hypernetwork(backbone=backbone, cut=cut, generator="chunks", **sizes, **layers)
+        else:
+            self.model = mlp(hidden=[400, 400], head=head, **layers)
         learner = self.learner = Learner(self.model, prepare=self.stream.prepare)
-        self.engine = Engine(method, learner, OFFERS["trainer"])
+        self.engine = Engine(method, learner, TRAINER.offers)
         self.optimizer = torch.optim.Adam(learner.optimized() or [torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
         learner.on_growth.append(lambda new: self.optimizer.add_param_group({"params": new}))
         learner.optimizer = lambda: self.optimizer
+        self.update = Update(self.engine, self)
         self.done = 0
         self.batches: list[Batch] = []
 
@@ -147,25 +160,18 @@ class Timed:
 
     def run(self) -> float:
         """CPU seconds of one pass over the batches."""
-        engine, learner, optimizer = self.engine, self.learner, self.optimizer
+        engine, learner = self.engine, self.learner
         last = max(1, len(self.batches) - 1)
         start = time.process_time()
         for number, batch in enumerate(self.batches):
-            learner.progress = learner.epoch_progress = number / last
-            if batch.task is None:
-                batch.task = learner.task
-            batch = engine.batch(batch)
-            outputs, extras = engine.forward(batch)
-            loss = engine.criterion(outputs, batch.targets, batch.inputs)
-            step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, engine.index, learner.progress, extras)
-            optimizer.zero_grad()
-            if not engine.take_step(step, optimizer):
-                engine.backward(step)
-                optimizer.step()
-            engine.update(step)
+            engine.step(batch, Now(engine.index, number / last, number / last), self.update)
         seconds = time.process_time() - start
         learner.logged.clear()
         return seconds
+
+    def move(self) -> None:
+        """Move the weights."""
+        self.optimizer.step()
 
     def held(self) -> int:
         """Bytes that the method keeps beside the model: operations' state, and the memory."""

@@ -20,17 +20,16 @@ from typer.main import get_command
 from holdfast.cli import app
 from holdfast.config import kinds
 from holdfast.config.build import resolve
-from holdfast.config.describe import Description, describe
-from holdfast.config.json_types import type_name
-from holdfast.config.load import load
+from holdfast.config.compose import load
 from holdfast.config.schema import job_model, trainer_parameters
-from holdfast.config.signatures import Parameter, docs
+from holdfast.config.show import Description, describe
+from holdfast.config.signatures import Parameter, docs, type_name
 from holdfast.config.words import shown
 from holdfast.core.errors import HoldfastError
-from holdfast.core.learner import Learner
 from holdfast.core.method import Method
-from holdfast.core.needs import NEEDS, OFFERS
+from holdfast.core.needs import NEEDS, WAYS
 from holdfast.core.operation import ENTRY_POINTS, Operation
+from holdfast.core.services import Services
 from holdfast.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,9 +87,9 @@ def example_of(value: Any) -> Any:
 def can_i_use(name: str, needs: dict[str, str]) -> str:
     """Each way to train: yes, or no with the sentence that says why."""
     rows = []
-    for way, offers in OFFERS.items():
-        missing = [f"`{operation}` {NEEDS[need]}" for need, operation in needs.items() if need not in offers]
-        rows.append([way, f"no: {'; '.join(missing)}" if missing else "yes"])
+    for way in WAYS:
+        missing = [f"`{operation}` {NEEDS[need]}" for need, operation in needs.items() if need not in way.offers]
+        rows.append([way.name, f"no: {'; '.join(missing)}" if missing else "yes"])
     return table(["way to train", f"can I use `{name}`?"], rows)
 
 
@@ -198,10 +197,10 @@ def methods_table(folder: str) -> str:
 
 def methods_index() -> str:
     """The list of methods, what needs mean, and which method works where."""
-    ways, rows = list(OFFERS), []
+    rows = []
     for about in all_of("methods"):
         held = set(about.needs)
-        rows.append([f"[`{about.name}`]({about.name}.md)", *("yes" if held <= OFFERS[way] else "no" for way in ways)])
+        rows.append([f"[`{about.name}`]({about.name}.md)", *("yes" if held <= way.offers else "no" for way in WAYS)])
     words = [[code(need), sentence] for need, sentence in NEEDS.items()]
     parts = [
         "# Methods",
@@ -210,7 +209,7 @@ def methods_index() -> str:
         methods_table(""),
         "## Can I use?",
         "With its defaults; the page of a method says why not.",
-        table(["method", *ways], rows),
+        table(["method", *(way.name for way in WAYS)], rows),
         "## What the needs mean",
         "A method that has one of these needs ...",
         table(["need", "a method with it"], words),
@@ -285,11 +284,11 @@ def metavar(parameter: Any) -> str:
 
 
 def services_table() -> str:
-    """What operations may ask of the learner: its attributes, then its methods, each with its first sentence."""
-    attributes = docs((Learner.__doc__ or "").partition("Attributes:")[2].join(["Summary.\n\nArgs:", ""]))[1]
-    rows = [[code(name), text.rstrip(".")] for name, text in attributes.items() if name not in LOOP]
-    for name, value in vars(Learner).items():
-        if (name.startswith("_") and name != "__call__") or name in LOOP:
+    """What operations may ask: the services' attributes, then their methods, each with its first sentence."""
+    attributes = docs((Services.__doc__ or "").partition("Attributes:")[2].join(["Summary.\n\nArgs:", ""]))[1]
+    rows = [[code(name), text.rstrip(".")] for name, text in attributes.items()]
+    for name, value in vars(Services).items():
+        if name.startswith("_") and name != "__call__":
             continue
         if isinstance(value, property):
             rows.append([code(f"{name}"), docs(value.__doc__)[0].rstrip(".")])
@@ -299,20 +298,6 @@ def services_table() -> str:
             rows.append([code(called), docs(value.__doc__)[0].rstrip(".")])
     return table(["of the learner", "what it is"], rows)
 
-
-LOOP = {
-    "enter",
-    "load",
-    "logged",
-    "on_growth",
-    "optimizer",
-    "output",
-    "see_classes",
-    "see_targets",
-    "see_width",
-    "state",
-}
-"""Parts of the learner that are for loops, not for operations."""
 
 BLOCKS = {
     "docs/command_line.md": {"commands": commands},

@@ -8,7 +8,7 @@ from holdfast import Trainer, datasets, methods, metrics, models, streams
 stream = streams.split(datasets.digits(), experiences=5)
 contestants = [
     methods.finetune(),
-    methods.ewc(strength=100.0),
+    methods.ewc(strength=5.0),
     methods.lwf(),
     methods.agem(capacity=200),
     methods.er(capacity=200),

@@ -3,7 +3,7 @@
 python examples/own_operation.py
 """
 
-from holdfast import Experience, Learner, Method, Operation, Step, Trainer, datasets, metrics, models, streams
+from holdfast import Experience, Method, Operation, Services, Step, Trainer, datasets, metrics, models, streams
 from holdfast.operations import Remember, Replay
 
 
@@ -23,12 +23,12 @@ class FreezeOldOutputs(Operation):
         self.after = after
         self.old: list[int] = []
 
-    def begin(self, experience: Experience, learner: Learner) -> None:
+    def begin(self, experience: Experience, learner: Services) -> None:
         """Note the old classes; `learner` has not entered the new experience yet."""
         if experience.index >= self.after:
             self.old = sorted({label for members in learner.members for label in members})
 
-    def gradient(self, step: Step, learner: Learner) -> None:
+    def gradient(self, step: Step, learner: Services) -> None:
         """Take the old rows out of the gradient."""
         if self.old:
             for parameter in (learner.head.weight, learner.head.bias):

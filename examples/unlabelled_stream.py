@@ -20,8 +20,8 @@ def train(method: Method, boundary: Boundary | None) -> Continual:
     generator = Generator().manual_seed(0)
     model.train()
     for experience in stream:
-        for _ in range(10):
-            for batch in experience.train.batches(randperm(len(experience.train), generator=generator), 16):
+        for _ in range(5):
+            for batch in experience.train.batches(randperm(len(experience.train), generator=generator), 32):
                 loss = nn.functional.cross_entropy(cl(batch.inputs), batch.targets)
                 optimizer.zero_grad()
                 cl.backward(loss, batch.targets, inputs=batch.inputs)
@@ -43,7 +43,7 @@ except NeedError as error:
 
 for method, boundary in (
     (methods.finetune(), None),
-    (methods.ewc_online(strength=50.0), Every(steps=300, window=512)),
+    (methods.ewc_online(strength=50.0), Every(steps=75, window=512)),
     (methods.er(capacity=200), None),
 ):
     cl = train(method, boundary)

@@ -166,22 +166,22 @@ def test_run_hands_the_resolved_job_over_and_prints_the_folder_last(stand_in, tm
     result = call("run", "seed=4", "method=ewc", "--out", str(tmp_path / "new"), "--quiet")
     assert result.exit_code == 0
     assert result.stdout == "runs/x\n"
-    name, (config, out), options = calls[0]
-    assert (name, config["seed"], config["method"]["name"], out) == ("run", 4, "ewc", tmp_path / "new")
+    name, (job, out), options = calls[0]
+    assert (name, job.config["seed"], job.config["method"]["name"], out) == ("run", 4, "ewc", tmp_path / "new")
     assert options["quiet"] is True
 
 
 def test_run_without_arguments_is_the_default_job(stand_in):
     from holdfast.config.build import resolve
-    from holdfast.config.load import load
+    from holdfast.config.compose import load
 
     calls = stand_in()
     result = call("run")
     assert result.exit_code == 0
     assert result.stdout == "runs/x\n"
     assert "report: runs/x/report.html" in result.stderr
-    _, (config, out), options = calls[0]
-    assert (config, out, options["quiet"]) == (resolve(load()), None, False)
+    _, (job, out), options = calls[0]
+    assert (job.config, out, options["quiet"]) == (resolve(load()), None, False)
 
 
 def test_resume_eval_and_show_hand_their_folders_over(stand_in):
@@ -214,7 +214,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_resume(stand_in, tmp_path):
 
 
 def test_an_interrupted_training_ends_with_130(stand_in):
-    from holdfast.training.trainer import Interrupted
+    from holdfast.core.errors import Interrupted
 
     stand_in(Interrupted("stopped; go on with: holdfast resume runs/x"))
     result = call("run")

@@ -50,7 +50,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
 def test_the_json_of_a_page_is_a_valid_job(page, tmp_path):
     for block in blocks(page, "json"):
         (tmp_path / "job.json").write_text(block)
-        assert cli.resolved_job([str(tmp_path / "job.json")])["method"]
+        assert cli.validated_job([str(tmp_path / "job.json")]).config["method"]
 
 
 @pytest.mark.parametrize("page", with_blocks(PAGES, "console"), ids=name_of)

@@ -3,19 +3,23 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import holdfast
+from holdfast import cli
 
 SOURCE = Path(holdfast.__file__).parents[1]
 FOLDER = Path(__file__).parents[1] / "examples"
 
 
 def run(*words, cwd):
+    """In a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
     done = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=240, cwd=cwd, env=environment
@@ -24,12 +28,32 @@ def run(*words, cwd):
     return done.stdout
 
 
+@pytest.fixture
+def example(tmp_path, monkeypatch, capsys):
+    """Runs an example as `python examples/NAME` would, but in this process, which has imported torch already."""
+
+    def run_here(name):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name])
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_here
+
+
+def command(*words):
+    """What `holdfast` answers."""
+    done = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def percentages(text):
     return [float(number) for number in re.findall(r"(\d+\.\d)%", text)]
 
 
-def test_the_trainer_keeps_most_of_the_digits(tmp_path):
-    output = run(FOLDER / "train_with_trainer.py", cwd=tmp_path)
+def test_the_trainer_keeps_most_of_the_digits(example):
+    output = example("train_with_trainer.py")
     rows = [line.split() for line in output.splitlines() if re.match(r"^[ \d.]+$", line)]
     assert [len(row) for row in rows] == [5] * 5
     kept, forgot = percentages(output.splitlines()[-1])
@@ -41,30 +65,30 @@ def test_one_changed_line_keeps_what_the_plain_loop_forgets(tmp_path):
     assert changed > plain + 30
 
 
-def test_an_operation_of_ones_own_composes_with_replay(tmp_path):
-    output = run(FOLDER / "own_operation.py", cwd=tmp_path)
+def test_an_operation_of_ones_own_composes_with_replay(example):
+    output = example("own_operation.py")
     nothing, _, composed = percentages(output)
     assert "freeze_old_outputs + replay + remember" in output
     assert composed > nothing + 30
 
 
-def test_methods_are_compared_in_a_table(tmp_path):
-    output = run(FOLDER / "compare_methods.py", cwd=tmp_path)
+def test_methods_are_compared_in_a_table(example):
+    output = example("compare_methods.py")
     table = {line.split()[0]: percentages(line) for line in output.splitlines()[1:]}
     assert len(table) == 7
     assert table["finetune"][0] < table["er"][0]
     assert table["finetune"][0] < table["der_plus_plus"][0]
 
 
-def test_arrays_of_ones_own_become_a_stream(tmp_path):
-    output = run(FOLDER / "own_data.py", cwd=tmp_path)
+def test_arrays_of_ones_own_become_a_stream(example):
+    output = example("own_data.py")
     assert "classes ant, bee, cat, dog" in output
     assert len(re.findall(r"^experience \d: ", output, re.MULTILINE)) == 3
     assert min(percentages(output)) > 30
 
 
-def test_a_stream_without_labels_is_learned_with_a_boundary(tmp_path):
-    output = run(FOLDER / "unlabelled_stream.py", cwd=tmp_path)
+def test_a_stream_without_labels_is_learned_with_a_boundary(example):
+    output = example("unlabelled_stream.py")
     assert "refused: `joint`" in output
     finetune, ewc, er = percentages(output)
     assert ewc > finetune
@@ -72,8 +96,8 @@ def test_a_stream_without_labels_is_learned_with_a_boundary(tmp_path):
 
 
 def test_the_job_runs_and_leaves_its_folder(tmp_path):
-    output = run("-m", "holdfast", "run", FOLDER / "job.json", "--out", "out", "--quiet", cwd=tmp_path)
-    folder = tmp_path / output.splitlines()[-1]
+    output = command("run", FOLDER / "job.json", "trainer.epochs=2", "--out", tmp_path / "out", "--quiet")
+    folder = Path(output.splitlines()[-1])
     assert (folder / "report.html").is_file()
     for seed in (0, 1):
         found = json.loads((folder / f"seed-{seed}" / "metrics.json").read_text())
@@ -82,8 +106,8 @@ def test_the_job_runs_and_leaves_its_folder(tmp_path):
 
 
 def test_every_file_of_a_run_is_described(tmp_path):
-    words = ("trainer.epochs=1", "references=[finetune]")
-    folder = tmp_path / run("-m", "holdfast", "run", *words, "--out", "out", "--quiet", cwd=tmp_path).splitlines()[-1]
+    words = ("trainer.epochs=1", "references=[finetune]", "stream.experiences=2")
+    folder = Path(command("run", *words, "--out", tmp_path / "out", "--quiet").splitlines()[-1])
     page = (FOLDER.parent / "docs/run_folder.md").read_text(encoding="utf-8")
     found = {path.name for path in folder.iterdir()} | {path.name for path in (folder / "checkpoints").iterdir()}
     assert sorted(name for name in found if name not in page) == []

@@ -85,8 +85,8 @@ def test_every_public_callable_says_what_it_is_and_what_each_argument_means(valu
 
 @pytest.mark.parametrize("kind", ["methods", "operations", "streams", "datasets", "models"])
 def test_every_argument_that_a_configuration_can_give_is_explained_in_one_line(kind: str) -> None:
-    from holdfast.config.describe import describe
     from holdfast.config.kinds import names
+    from holdfast.config.show import describe
 
     for name in names(kind):
         about = describe(kind, name)

@@ -51,6 +51,7 @@ from holdfast.operations.gradient_projection import project
 from holdfast.streams import permuted, split
 from holdfast.streams.data import TensorData
 from holdfast.streams.datasets import synthetic
+from holdfast.testing.toys import model_for
 from holdfast.training import Continual, Trainer
 from holdfast.training.evaluation import evaluate
 
@@ -315,15 +316,14 @@ def test_a_scheduler_given_by_the_user_steps_in_every_method(name: str, toy: Any
     method = getattr(holdfast.methods, name)()
     stream = toy.stream_for(method, experiences=2, classes=4, samples=4)
     head = "task" if "task" in method.needs else "fixed"
+    model = model_for(method)(stream, head)
     made: list[Any] = []
 
     def schedule(optimizer: torch.optim.Optimizer) -> Any:
         made.append(torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5))
         return made[-1]
 
-    trainer = toy.train(
-        method, toy.model(stream, head), stream, scheduler=schedule, scheduler_every="step", log_every=1
-    )
+    trainer = toy.train(method, model, stream, scheduler=schedule, scheduler_every="step", log_every=1)
     rates: dict[int, list[float]] = {}
     for event in trainer.events:
         if event["event"] == "train":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.config.build import resolve
-from holdfast.config.load import load
+from holdfast.config.compose import load
 
 ROOT = Path(__file__).parent.parent
 ACCURACY = ROOT / "benchmarks" / "accuracy.py"

@@ -103,7 +103,7 @@ def one_forward(hidden: int, rows: int) -> Callable[[], None]:
 
 
 def roots(how: str) -> Callable[[int, int], Callable[[], None]]:
-    """Backward from three weighed losses: through the engine, through `torch.autograd`, or summed first."""
+    """Backward from three weighted losses: through the engine, through `torch.autograd`, or summed first."""
 
     def make(hidden: int, rows: int) -> Callable[[], None]:
         model, (x, y) = net(hidden), batch(rows)
@@ -130,8 +130,8 @@ QUESTIONS = {
     "update: one call over the list, against views of one flat tensor": (foreach_step, flat_step),
     "update: one call over the list, against torch.optim.SGD": (foreach_step, optimizer_step),
     "replay: one joined forward, against two": (one_forward, two_forwards),
-    "three weighed losses: the engine, against torch.autograd.backward": (roots("engine"), roots("autograd")),
-    "three weighed losses: the engine, against their weighed sum": (roots("engine"), roots("sum")),
+    "three weighted losses: the engine, against torch.autograd.backward": (roots("engine"), roots("autograd")),
+    "three weighted losses: the engine, against their weighted sum": (roots("engine"), roots("sum")),
 }
 
 

@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from holdfast.compat.streamedml import ContinualLearner, EpisodicMemory
     from holdfast.compat.synapse import TaskDict, masked_accuracy, masked_cross_entropy
     from holdfast.config.plugins import plugin
+    from holdfast.core import boundary as boundaries
+    from holdfast.core import source as sources
     from holdfast.core.boundary import Every, OnNewClass
     from holdfast.core.experience import Batch, Data, Experience, Stream
     from holdfast.core.learner import Learner
     from holdfast.core.method import Method
     from holdfast.core.operation import Operation
+    from holdfast.core.services import Services
     from holdfast.core.step import Step
     from holdfast.runs.opened import open as open
+    from holdfast.runs.trainer import Trainer
     from holdfast.streams import datasets
-    from holdfast.training import Continual, Trainer
-    from holdfast.training.streaming import StreamTrainer
+    from holdfast.training import Continual
+    from holdfast.training.endless import StreamTrainer
 
 _WHERE = {
     "Batch": "holdfast.core.experience",
@@ -38,22 +42,25 @@ _WHERE = {
     "Method": "holdfast.core.method",
     "OnNewClass": "holdfast.core.boundary",
     "Operation": "holdfast.core.operation",
+    "Services": "holdfast.core.services",
     "Step": "holdfast.core.step",
     "Stream": "holdfast.core.experience",
-    "StreamTrainer": "holdfast.training.streaming",
+    "StreamTrainer": "holdfast.training.endless",
     "TaskDict": "holdfast.compat.synapse",
-    "Trainer": "holdfast.training",
+    "Trainer": "holdfast.runs.trainer",
     "masked_accuracy": "holdfast.compat.synapse",
     "masked_cross_entropy": "holdfast.compat.synapse",
     "open": "holdfast.runs.opened",
     "plugin": "holdfast.config.plugins",
 }
 _MODULES = {
+    "boundaries": "holdfast.core.boundary",
     "datasets": "holdfast.streams.datasets",
     "methods": "holdfast.methods",
     "metrics": "holdfast.metrics",
     "models": "holdfast.models",
     "operations": "holdfast.operations",
+    "sources": "holdfast.core.source",
     "streams": "holdfast.streams",
 }
 
@@ -71,11 +78,13 @@ __all__ = [
     "Method",
     "OnNewClass",
     "Operation",
+    "Services",
     "Step",
     "Stream",
     "StreamTrainer",
     "TaskDict",
     "Trainer",
+    "boundaries",
     "datasets",
     "masked_accuracy",
     "masked_cross_entropy",
@@ -84,6 +93,7 @@ __all__ = [
     "models",
     "operations",
     "plugin",
+    "sources",
     "streams",
 ]
 # Not `open`: `from holdfast import *` must not hide Python's own.

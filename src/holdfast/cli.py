@@ -15,6 +15,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from holdfast.config.job import Job as ValidatedJob
+
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
 from holdfast.core.errors import ConfigError, HoldfastError
@@ -145,10 +147,10 @@ def run(
         for option, given in (("--jobs", jobs is not None), ("--launcher", launcher != "processes")):
             if given:
                 raise ConfigError(f"{option} is for several runs. Write -m, and give a key several values: seed=0,1,2.")
-        config = resolved_job(words, config_dir, single=True)
+        todo = validated_job(words, config_dir, single=True)
         from holdfast.runs.run import run as run_job
 
-        told(run_job(config, out, quiet=quiet, command=command), quiet)
+        told(run_job(todo, out, quiet=quiet, command=command), quiet)
 
 
 @app.command()
@@ -260,7 +262,7 @@ def show_config(
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
         from holdfast.config.groups import Library
-        from holdfast.config.tree import tree
+        from holdfast.config.show import tree
 
         if groups:
             library = Library(config_dir or [])
@@ -296,7 +298,7 @@ def convert(
         from holdfast.compat.dialects import DIALECTS
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
-        from holdfast.config.files import read
+        from holdfast.config.read import read
 
         if not clmixer.recognised(read(file)):
             raise ConfigError(f"{file} is no CLMixer file: it has none of {', '.join(clmixer.OURS)}. Run it as it is.")
@@ -322,7 +324,7 @@ def list_names(
     with reported():
         plugged(plugin)
         from holdfast.config import kinds
-        from holdfast.config.describe import describe
+        from holdfast.config.show import describe
 
         if name is not None:
             _details(kind, name)
@@ -371,11 +373,11 @@ def validate(job: Job = None, config_dir: Folders = None, plugin: Plugins = None
     """Check a configuration without loading anything, and show what it stands for."""
     with reported():
         plugged(plugin)
-        from holdfast.config.summary import summary
+        from holdfast.config.show import summary
 
-        config = resolved_job(job, config_dir)
+        todo = validated_job(job, config_dir)
         table = _table()
-        for key, text in summary(config).items():
+        for key, text in summary(todo.config).items():
             table.add_row(key, text)
         _console().print(table)
         typer.echo("valid")
@@ -427,27 +429,27 @@ def launched(changes: list[str], launcher: str) -> tuple[str, list[str]]:
     return (names.get(named[-1], named[-1]) if named else launcher), rest
 
 
-def resolved_job(job: list[str] | None, folders: list[Path] | None = None, single: bool = False) -> dict[str, Any]:
-    """The checked configuration of a command's arguments: a file first, if the first argument is no `key=value`.
+def validated_job(words: list[str] | None, folders: list[Path] | None = None, single: bool = False) -> ValidatedJob:
+    """The job of a command's arguments: a file first, if the first argument is no `key=value`.
 
     Args:
-        job: the arguments.
+        words: the arguments.
         folders: of config groups.
         single: whether it is to be one run, so that files that describe a sweep are refused.
     """
-    path, words = split_words(list(job or []))
+    path, changes = split_words(list(words or []))
     from holdfast.compat.dialects import DIALECTS
-    from holdfast.config.build import resolve
+    from holdfast.config.check import validated
     from holdfast.config.compose import compose
 
-    composition = compose(path, words, folders or [], DIALECTS)
+    composition = compose(path, changes, folders or [], DIALECTS)
     if single and composition.search is not None:
         keys = ", ".join(composition.search.params)
         raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
-    config = resolve(composition.config, path or "")
+    job = validated(composition.config, path or "")
     for note in composition.notes:
         typer.echo(note, err=True)
-    return config
+    return job
 
 
 def told(folder: Path, quiet: bool) -> None:
@@ -502,8 +504,8 @@ def _plugin_flags() -> str:
 
 def _details(kind: str, name: str) -> None:
     """Everything about one name, and its parameters one to a line."""
-    from holdfast.config.describe import describe
-    from holdfast.config.json_types import type_name
+    from holdfast.config.show import describe
+    from holdfast.config.signatures import type_name
     from holdfast.config.words import shown
 
     about = describe(kind, name)

@@ -7,9 +7,9 @@ import pytest
 from holdfast.compat.dialects import DIALECTS
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
-from holdfast.config.files import read
 from holdfast.config.groups import Library
-from holdfast.config.tree import lines, tree
+from holdfast.config.read import read
+from holdfast.config.show import lines, tree
 from holdfast.core.errors import ConfigError
 
 

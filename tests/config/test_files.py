@@ -5,8 +5,8 @@ import json
 import pytest
 
 from holdfast.config.build import resolve
-from holdfast.config.files import read
-from holdfast.config.load import load
+from holdfast.config.compose import load
+from holdfast.config.read import read
 from holdfast.core.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from holdfast.config import kinds
 from holdfast.config.build import resolve
-from holdfast.config.defaults import default
 from holdfast.config.json_schema import json_schema
+from holdfast.config.read import default
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def validator():
         {"$schema": "holdfast.json", "method": "er"},
         {"method": {"capacity": 3}},
         {"method": {"operations": ["replay", {"name": "remember", "capacity": 3}]}},
-        {"method": {"operations": {"replay": {"size": 3}, "replay_2": None}}},
+        {"method": {"operations": {"replay": {"size": 3}, "replay_2": None, "remember": {"capacity": 3}}}},
         {"stream": {"name": "domains", "datasets": ["digits", {"name": "synthetic"}]}},
         {"optimizer": {"name": "Adam", "betas": [0.9, 0.99]}, "scheduler": {"name": "StepLR", "step_size": 1}},
         {"trainer": {"per_experience": {"0": {"epochs": 2, "optimizer": "Adam"}, "1-": {"scheduler": None}}}},

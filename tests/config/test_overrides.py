@@ -6,7 +6,7 @@ import json
 import pytest
 
 from holdfast.config.build import resolve
-from holdfast.config.load import load
+from holdfast.config.compose import load
 from holdfast.core.errors import ConfigError
 
 LIST = {
@@ -100,7 +100,9 @@ def test_an_operation_can_be_added_to_a_mapping(job):
 def test_a_renamed_operation_drops_the_old_parameters(job, config):
     second = job(config, "method.operations.replay_2.name=logit_replay")["method"]["operations"][1]
     assert second["name"] == "logit_replay"
-    assert second["size"] == resolve({"method": {"operations": ["logit_replay"]}})["method"]["operations"][0]["size"]
+    memory = {"name": "remember", "capacity": 1}
+    alone = resolve({"method": {"operations": ["logit_replay", memory]}})["method"]["operations"][0]
+    assert second["size"] == alone["size"]
 
 
 @pytest.mark.parametrize("form", ["method.name=ewc", "method=ewc", "method={name: ewc}"])

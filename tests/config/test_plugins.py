@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from holdfast import cli
 from holdfast.config import kinds, plugins
 from holdfast.config.build import build_criterion, build_method, resolve
-from holdfast.config.describe import describe
 from holdfast.config.json_schema import json_schema
+from holdfast.config.show import describe
 from holdfast.core.errors import ConfigError
 from holdfast.runs.run import evaluate, resume, run
 
@@ -192,7 +192,7 @@ def test_a_sweep_hands_plug_ins_to_its_workers(file, tmp_path):
 
 
 def test_a_run_with_another_version_of_a_plug_in_has_another_key(file):
-    from holdfast.runs.keys import job_key
+    from holdfast.runs.assemble import job_key
 
     config = resolve({})
     keys = {job_key(config)}

@@ -6,9 +6,9 @@ import pytest
 
 from holdfast.config import kinds, schema
 from holdfast.config.build import resolve, trainer_arguments
-from holdfast.config.defaults import default
-from holdfast.config.load import load
-from holdfast.config.summary import summary
+from holdfast.config.compose import load
+from holdfast.config.read import default
+from holdfast.config.show import summary
 from holdfast.training.trainer import Trainer
 
 JOBS = [
@@ -48,8 +48,10 @@ def test_everything_with_defaults_can_be_named_alone(kind):
             continue
         key = "stream" if kind == "datasets" else kinds.KINDS[kind].word
         given_job = {key: {"name": "split", "dataset": name} if kind == "datasets" else name}
-        if kind == "methods" and "task" in function().needs:
+        if "task" in (function().needs if kind == "methods" else getattr(function, "needs", ())):
             given_job["stream"] = {"paradigm": "task"}
+        if getattr(function, "kind", "") == "regression":
+            given_job |= {"criterion": "mse", "method": "finetune"}
         resolved = resolve(given_job)
         block = resolved["stream"]["dataset"] if kind == "datasets" else resolved[key]
         assert set(block) >= {"name", *(parameter.name for parameter in given)}

@@ -6,8 +6,8 @@ import pytest
 
 from holdfast.config import kinds
 from holdfast.config.build import resolve
-from holdfast.config.files import read
-from holdfast.config.load import load
+from holdfast.config.compose import load
+from holdfast.config.read import read
 from holdfast.core.errors import ConfigError
 
 TARGET = {"_target_": "pathlib.Path.write_text", "_args_": ["evil"]}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.config.sweeps import expand
+from holdfast.config.search import expand
 from holdfast.core.errors import ConfigError
 
 

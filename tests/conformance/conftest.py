@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,20 +14,25 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
 from holdfast.operations import Remember
+from holdfast.testing import METHOD_CHECKS, OPERATION_CHECKS
+from holdfast.testing.subjects import TRAINED
+from holdfast.testing.toys import model as any_model
+from holdfast.testing.toys import model_for
 
-REQUIRED = {"capacity": 20, "size": 6, "max_task": 8, "path": "backbone.0"}
-"""Values for arguments that have no default, or whose default says that something must be given."""
+SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph"}
+"""Checks that are left to the slow tests: the digests train in the same ways, and the last two train for long."""
+
+BASIC = ("der_plus_plus", "ewc_online", "si", "lwf", "agem")
+"""One method of each kind, which every check is run on."""
 
 
 def made_operation(name: str) -> Operation:
     """An operation with as few arguments given as it takes."""
     kind = getattr(holdfast.operations, name)
-    parameters = inspect.signature(kind).parameters
-    missing = {key: REQUIRED[key] for key, p in parameters.items() if p.default is p.empty}
     try:
-        return kind(**missing)
-    except ConfigError:
-        return kind(**missing, **{key: value for key, value in REQUIRED.items() if key in parameters})
+        return kind()
+    except (ConfigError, TypeError):
+        return kind(**kind.check_arguments)
 
 
 def made_alone(name: str) -> Method:
@@ -45,6 +50,12 @@ def methods() -> list[str]:
     return list(holdfast.methods.__all__)
 
 
+def alone() -> list[str]:
+    """The operations that are part of no method."""
+    within = {type(operation) for name in methods() for operation in getattr(holdfast.methods, name)()}
+    return [name for name in operations() if getattr(holdfast.operations, name) not in within]
+
+
 def subjects() -> list[Any]:
     """Every method, and every operation that is part of none, on its own; as factories."""
 
@@ -54,22 +65,52 @@ def subjects() -> list[Any]:
     def of_operation(name: str) -> Callable[[], Method]:
         return lambda: made_alone(name)
 
-    within = {type(operation) for name in methods() for operation in getattr(holdfast.methods, name)()}
-    alone = [name for name in operations() if getattr(holdfast.operations, name) not in within]
     return [pytest.param(of_method(name), id=name) for name in methods()] + [
-        pytest.param(of_operation(name), id=name) for name in alone
+        pytest.param(of_operation(name), id=name) for name in alone()
+    ]
+
+
+def checks(names: list[str], of: dict[str, Any], slow: bool = False) -> list[Any]:
+    """Each thing with each check; marked slow where that is."""
+    marks = pytest.mark.slow
+    return [
+        pytest.param(
+            name, check, id=f"{name}-{check}", marks=marks if slow or (check in SLOW and name not in BASIC) else ()
+        )
+        for name in names
+        for check in of
     ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "operation_name" in metafunc.fixturenames:
         metafunc.parametrize("operation_name", operations())
-    if "method_name" in metafunc.fixturenames:
+    if {"method", "check"} <= set(metafunc.fixturenames):
+        metafunc.parametrize(("method", "check"), checks(methods(), METHOD_CHECKS))
+    elif "method_name" in metafunc.fixturenames:
         metafunc.parametrize("method_name", methods())
+    if {"operation", "check"} <= set(metafunc.fixturenames):
+        untrained = {name: check for name, check in OPERATION_CHECKS.items() if name not in TRAINED}
+        within = [name for name in operations() if name not in alone()]
+        metafunc.parametrize(
+            ("operation", "check"),
+            # An operation of a method is trained with as part of it; by itself it is in the slow tests.
+            checks(operations(), untrained) + checks(alone(), TRAINED) + checks(within, TRAINED, slow=True),
+        )
     if "make" in metafunc.fixturenames:
         metafunc.parametrize("make", subjects())
 
 
 @pytest.fixture
-def make_operation() -> Callable[[str], Operation]:
-    return made_operation
+def toy(toy: Any, request: pytest.FixtureRequest) -> Any:
+    """The toys, with the model that the subject's operations ask for, where they do not work with just any."""
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    made: Any = ()
+    if "make" in params:
+        made = params["make"]()
+    elif "method_name" in params:
+        made = getattr(holdfast.methods, params["method_name"])()
+    elif "operation_name" in params:
+        made = [getattr(holdfast.operations, params["operation_name"])]
+    chosen = model_for(made)
+    return toy if chosen is any_model else SimpleNamespace(**{**vars(toy), "model": chosen})

@@ -19,9 +19,9 @@ from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS
 from holdfast.core.operation import Operation
 from holdfast.core.step import Step
-from holdfast.models import mlp
 from holdfast.streams import split
 from holdfast.streams.datasets import synthetic
+from holdfast.testing.toys import model_for
 
 NAMES = [
     name
@@ -52,11 +52,17 @@ def small(name: str) -> Operation:
         return kind(**counts, **{key: needed[key] for key in needed if key in parameters and key not in counts})
 
 
+def small_model(operations: Any, stream: Any, head: str) -> torch.nn.Module:
+    """A perceptron of two hidden layers, or what an operation asks for that does not work with just any."""
+    return model_for(operations)(stream, head, hidden=[6, 6], seed=0)
+
+
 @functools.cache
 def makes_memory(name: str) -> bool:
     """Whether an operation makes the memory of its method."""
-    learner = Learner(mlp(input_shape=(5,), classes=4, hidden=[6, 6], seed=0))
-    small(name).setup(learner)
+    operation = small(name)
+    learner = Learner(small_model([operation], STREAMS["class"], "fixed"))
+    operation.setup(learner)
     return learner.memory is not None
 
 
@@ -71,7 +77,7 @@ def combined(first: str, second: str) -> Method:
 def train(method: Method, head: str) -> None:
     """Two experiences of three steps, and a prediction after each."""
     stream = STREAMS["task" if head == "task" or "task" in method.needs else "class"]
-    model = mlp(input_shape=(5,), classes=4, hidden=[6, 6], head=head, seed=0)
+    model = small_model(method, stream, head)
     learner = Learner(model, prepare=stream.prepare, seed=1)
     engine = Engine(method, learner, NEEDS)
     optimizer = torch.optim.SGD(learner.optimized() or [torch.nn.Parameter(torch.zeros(1))], lr=0.05, momentum=0.9)

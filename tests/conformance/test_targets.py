@@ -17,7 +17,7 @@ from holdfast.core.needs import NEEDS
 from holdfast.metrics import compute
 from holdfast.models import mlp
 from holdfast.operations import FisherPenalty, Remember, Replay
-from holdfast.operations.fisher import fisher_diagonal
+from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 from holdfast.training import Continual, Trainer
 
@@ -80,7 +80,8 @@ def test_every_method_learns_such_targets_in_every_loop_or_says_that_it_needs_cl
             with pytest.raises(NeedError, match=f"`{method_name}`.*{NEEDS['classes']}"):
                 run(factory(), of, kind, model())
         return
-    nets = [model(), model()]
+    asked = next((one.check_model for one in factory() if hasattr(one, "check_model")), None)
+    nets = [model() if asked is None else asked(of, classes=2, hidden=[16]) for _ in range(2)]
     trainer = trained(factory(), of, kind, nets[0])
     looped(factory(), of, kind, nets[1])
     events = [event for event in trainer.events if event["event"] == "evaluate"]
@@ -162,7 +163,7 @@ def test_measures_of_numbers_are_those_written_out() -> None:
 
 
 def _by_loops(net: torch.nn.Module, data: TensorData, kind: str) -> dict[str, torch.Tensor]:
-    """The Gauss-Newton diagonal: for each sample and output the squared gradient of that output, weighed."""
+    """The Gauss-Newton diagonal: for each sample and output the squared gradient of that output, weighted."""
     total = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     inputs = data.gather(torch.arange(len(data))).inputs
     for row in inputs:

@@ -18,14 +18,14 @@ from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, NeedError
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
-from holdfast.core.needs import NEEDS, OFFERS
+from holdfast.core.needs import LOOP, LOOP_WITH_BOUNDARY, NEEDS, TRAINER
 from holdfast.core.operation import Operation
 from holdfast.core.step import Step
 from holdfast.training import Continual, Trainer
 from holdfast.training.wrapper import ADVICE
 
 Make = Callable[[], Method]
-IN_A_LOOP = next(offers for way, offers in OFFERS.items() if "begin" in way)
+IN_A_LOOP = LOOP.offers
 """What a loop of one's own offers."""
 
 OPTIMIZERS = {
@@ -36,7 +36,9 @@ OPTIMIZERS = {
 
 
 def _bound(method: Method, model: nn.Module, stream: Any) -> Engine:
-    return Engine(method, Learner(model, prepare=stream.prepare, seed=5), OFFERS["trainer"])
+    engine = Engine(method, Learner(model, prepare=stream.prepare, seed=5), TRAINER.offers)
+    engine.learner.optimizer = lambda: torch.optim.SGD(engine.learner.parameters(), lr=0.05)  # see `_step`
+    return engine
 
 
 def _step(engine: Engine, batch: Any, progress: float = 0.5, lr: float = 0.05) -> None:
@@ -282,8 +284,7 @@ def test_the_drop_in_refuses_what_it_cannot_offer_before_the_first_step(
     method_name: str, boundary: Any, toy: Any
 ) -> None:
     factory = getattr(holdfast.methods, method_name)
-    ways = [way for way in OFFERS if way.startswith("wrapper")]
-    offered = OFFERS[ways[0] if boundary is None else ways[1]]
+    offered = (LOOP if boundary is None else LOOP_WITH_BOUNDARY).offers
     stream = toy.stream_for(factory())
     model = toy.model(stream, "task" if "task" in factory().needs else "fixed")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -136,12 +136,18 @@ def _stream(make: Make, head: str) -> Any:
     return toys.stream("task" if head == "task" or "task" in make().needs else "class")
 
 
+def _model(make: Make, stream: Any, head: str = "fixed") -> nn.Module:
+    """A small model, of the kind that the subject's operations ask for, where they do not work with just any."""
+    asked = next((operation.check_model for operation in make() if hasattr(operation, "check_model")), toys.model)
+    return asked(stream, head)
+
+
 def trainer(make: Make, head: str, optimizer: dict[str, Any], resumed: bool = False, **settings: Any) -> Outcome:
     """Our own loop; with `resumed`, saved in the middle and gone on with by another trainer."""
     stream = _stream(make, head)
 
     def fitted(resume: Any = None, **more: Any) -> tuple[nn.Module, list[dict[str, Any]]]:
-        model = toys.model(stream, head)
+        model = _model(make, stream, head)
         options = {"epochs": EPOCHS, "batch_size": BATCH, "log_every": 3, "seed": SEED, **settings, **more}
         return model, Trainer(make(), optimizer=dict(optimizer), **options).fit(model, stream, resume=resume)
 
@@ -183,7 +189,7 @@ def loop(
 ) -> Outcome:
     """A loop of one's own: with `begin` and `end`, or with a boundary that somebody else finds."""
     stream = _stream(make, head)
-    model = toys.model(stream, head)
+    model = _model(make, stream, head)
     optimizer = _optimizer(spec, model)
     between = None if boundary is None else boundary()
     cl = Continual(model, make(), optimizer, boundary=between, prepare=stream.prepare, accumulate=accumulate, seed=SEED)
@@ -220,13 +226,14 @@ def loop(
 def endless(make: Make, spec: dict[str, Any], boundary: Callable[[], Any] | None = None) -> Outcome:
     """Batches as they arrive, each once."""
     stream = _stream(make, "fixed")
-    model = toys.model(stream)
+    model = _model(make, stream)
     log: list[Any] = []
     between = None if boundary is None else boundary()
     options = {"boundary": between, "prepare": stream.prepare, "log_every": 3, "record": log.append, "seed": SEED}
     way = StreamTrainer(model, make(), optimizer=dict(spec), **options)
     way.train((batch.inputs, batch.targets) for batch in _arriving(stream))
-    kept = [{key: event[key] for key in LOGGED if key in event} for event in log]
+    later = ("experience", "epoch", "lr")  # which this loop did not log when the digests were taken
+    kept = [{key: event[key] for key in LOGGED if key in event and key not in later} for event in log]
     return _outcome(model, [*kept, way.accuracy], stream, lambda inputs, task: way.predict(inputs))
 
 
@@ -238,7 +245,7 @@ def in_lightning(make: Make, head: str, spec: dict[str, Any]) -> Outcome:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     stream = _stream(make, head)
-    model, log = toys.model(stream, head), []
+    model, log = _model(make, stream, head), []
     callback = callback_class(make(), seed=SEED)
 
     class Module(lightning.LightningModule):

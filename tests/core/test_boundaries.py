@@ -114,7 +114,7 @@ def test_ewc_at_a_boundary_consolidates_on_the_recent_window(toy: Any) -> None:
     (penalty,) = method.operations
     assert penalty.anchor.keys() == cl.learner.named_parameters().keys()
     assert any(float(value.abs().sum()) > 0 for value in penalty.importance.values())
-    assert len(cl._recent) == 8  # of the 16 rows of the current experience
+    assert cl.phases.recent == 8  # of the 16 rows of the current experience
 
 
 @pytest.mark.parametrize("boundary", [Every(steps=4), OnNewClass()])

@@ -181,7 +181,7 @@ def test_replay_without_anything_that_remembers_is_refused_at_once() -> None:
 
 
 def test_one_memory_serves_a_method_and_a_second_is_refused() -> None:
-    with pytest.raises(ConfigError, match="One memory"):
+    with pytest.raises(ConfigError, match="both fill the memory"):
         _engine(Remember(capacity=3), Remember(capacity=4))
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from holdfast import Learner, Method
 from holdfast.core.engine import Engine
-from holdfast.operations.fisher import fisher_diagonal
+from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 
 

@@ -83,7 +83,7 @@ def test_a_function_is_checked_when_it_is_called():
     for arguments, says in (
         ({"rate": 0}, "`function` got rate=0. Give a number above 0."),
         ({"rate": 1, "size": 0}, "`function` got size=0. Give a whole number of 1 or more."),
-        ({"rate": 1, "mode": "fats"}, "`function`: unknown mode 'fats'; did you mean 'fast'?"),
+        ({"rate": 1, "mode": "fats"}, "`function` got mode='fats'; did you mean 'fast'?"),
         ({"rate": 1, "mode": 3}, "`function` got mode=3. Choose fast or slow."),
     ):
         with pytest.raises(ConfigError) as error:

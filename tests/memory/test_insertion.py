@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.memory import BalancedReservoir, First, Memory, Placement, Reservoir, Ring
-from holdfast.memory.reservoir import BLOCK
+from holdfast.memory import BalancedReservoir, First, FrequencyAware, Memory, Placement, Reservoir, Ring
+from holdfast.memory.balanced import frequency_quotas
+from holdfast.memory.insertion import BLOCK
 
 
 def seeded(seed=0):
@@ -221,3 +222,75 @@ def test_the_global_random_state_is_neither_used_nor_changed(policy):
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert held(fill(Memory(10, insertion=policy(seeded())), 300, 10, torch.arange(300) % 3)) == first
+
+
+def frequency_memory(capacity, experiences, seed=0):
+    """A memory after experiences, each a list of labels with 200 rows of each in random order."""
+    policy = FrequencyAware(seeded(seed))
+    memory = Memory(capacity, insertion=policy)
+    for place, labels in enumerate(experiences):
+        policy.next_experience()
+        targets = torch.tensor(labels).repeat(200)
+        targets = targets[torch.randperm(len(targets), generator=seeded(seed + place))]
+        for part in targets.split(37):
+            memory.add({"inputs": torch.arange(len(part)), "targets": part})
+    return memory
+
+
+def test_frequency_quotas_are_in_proportion_to_one_over_the_experiences_rounded_up_then_trimmed():
+    # shares 3/7, 3/7, 1/7 of 20 slots: 8.57, 8.57, 2.86 up to 9, 9, 3; the one too many from the class seen most often
+    assert frequency_quotas({5: 1, 2: 1, 7: 3}, 20) == {5: 9, 2: 9, 7: 2}
+    assert frequency_quotas({0: 4}, 5) == {0: 5}
+    for capacity in (1, 3, 10, 57):
+        quotas = frequency_quotas({label: 1 + label for label in range(12)}, capacity)
+        assert sum(quotas.values()) == capacity
+        assert all(quota >= 0 for quota in quotas.values())
+
+
+def test_a_frequency_aware_memory_holds_the_quotas_of_what_was_seen():
+    memory = frequency_memory(60, [[0, 1], [0, 2], [0, 3]])
+    assert frequency_quotas({0: 3, 1: 1, 2: 1, 3: 1}, 60) == {0: 6, 1: 18, 2: 18, 3: 18}
+    assert torch.bincount(memory.column("targets")).tolist() == [6, 18, 18, 18]
+    # class 1 comes back: its quota falls, but classes that do not come cannot take what it would give
+    memory = frequency_memory(60, [[0, 1], [0, 2], [0, 3], [0, 1]])
+    assert torch.bincount(memory.column("targets")).tolist() == [6, 18, 18, 18]
+
+
+def test_a_class_that_always_comes_would_fill_a_balanced_memory_more_than_a_frequency_aware_one():
+    experiences = [[0, label] for label in range(1, 9)]
+    aware = frequency_memory(40, experiences)
+    counts = torch.bincount(aware.column("targets"))
+    assert counts[0] <= 1
+    assert counts[1:].min() >= 4
+
+
+def test_a_frequency_aware_memory_keeps_rows_of_a_class_with_equal_probability():
+    total, runs = 30, 3000
+    counts = torch.zeros(total)
+    for seed in range(runs):
+        policy = FrequencyAware(seeded(seed))
+        memory = Memory(6, insertion=policy)
+        policy.next_experience()
+        fill(memory, total, 7, labels=torch.zeros(total, dtype=torch.int64))
+        counts[torch.tensor(held(memory))] += 1
+    expected = runs * 6 / total
+    assert float(((counts - expected) ** 2 / expected).sum()) < 62  # 29 degrees of freedom, 0.0003
+
+
+def test_a_frequency_aware_memory_resumes_exactly():
+    policy, twin = FrequencyAware(seeded(1)), FrequencyAware(seeded(2))
+    one, other = Memory(9, insertion=policy), Memory(9, insertion=twin)
+    targets = torch.randint(4, (300,), generator=seeded(5))
+    policy.next_experience()
+    one.add({"inputs": torch.arange(150), "targets": targets[:150]})
+    other.load(one.state())
+    for memory, insertion in ((one, policy), (other, twin)):
+        memory.add({"inputs": torch.arange(150, 160), "targets": targets[150:160]})
+        insertion.next_experience()
+        memory.add({"inputs": torch.arange(160, 300), "targets": targets[160:]})
+    assert held(one) == held(other)
+
+
+def test_a_frequency_aware_memory_refuses_targets_that_are_no_classes():
+    with pytest.raises(DataError, match="frequency-aware"):
+        Memory(3, insertion=FrequencyAware(seeded())).add({"inputs": torch.rand(2), "targets": torch.rand(2)})

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.memory import BalancedUniform, Memory, Recent, Reservoir, Ring, Uniform
-from holdfast.memory.uniform import distinct
+from holdfast.memory.retrieval import distinct
 
 
 def seeded(seed=0):

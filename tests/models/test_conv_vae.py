@@ -11,7 +11,7 @@ from holdfast.methods import dgr, finetune, generative_classifier
 from holdfast.models import cnn
 from holdfast.models.conv_vae import ConvVAE, suits
 from holdfast.models.vae import VAE
-from holdfast.operations.generative_model import GenerativeModel
+from holdfast.operations._parts.generative_model import GenerativeModel
 from holdfast.streams import split
 from holdfast.streams.datasets import arrays
 from holdfast.training import Trainer

@@ -20,6 +20,9 @@ KINDS = {
     "generated vectors": lambda tasks=2, **more: HeadsGenerator(
         TARGETS, tasks=tasks, seed=3, vectors="generated", **more
     ),
+    "whole": lambda tasks=2, **more: HeadsGenerator(
+        TARGETS, tasks=tasks, seed=3, vectors="generated", head_embedding=0, **more
+    ),
     "chunks": lambda tasks=2, **more: ChunksGenerator(TARGETS, tasks=tasks, chunk=17, seed=3, **more),
     "chunks of each task": lambda tasks=2, **more: ChunksGenerator(
         TARGETS, tasks=tasks, chunk=17, seed=3, per_task=True, **more
@@ -40,6 +43,17 @@ def test_a_tensor_is_made_row_by_row_from_the_hidden_layer_and_the_row_s_embeddi
         for row in range(5):
             joined = np.concatenate([numbers(hidden)[task], rows[row]])
             assert np.allclose(made[task, row].ravel(), weight @ joined + bias, atol=1e-6)
+
+
+def test_without_row_embeddings_every_tensor_is_one_linear_map_of_the_hidden_layer():
+    generator = KINDS["whole"](hidden=(5,))
+    assert all(isinstance(head, nn.Linear) for head in generator.heads.values())
+    counted = sum(p.numel() for p in generator.parameters())
+    assert counted == 2 * 32 + (32 * 5 + 5) + generator.generated * (5 + 1)
+    hidden = np.maximum(numbers(generator.trunk[0](generator.embeddings[1])), 0)
+    head = generator.head("conv.weight")
+    wanted = numbers(head.weight) @ hidden + numbers(head.bias)
+    assert np.allclose(numbers(generator([1])["conv.weight"][0]).ravel(), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("per_task", [False, True])
@@ -108,6 +122,17 @@ def test_a_saved_state_with_more_tasks_is_loaded_and_growth_goes_on_the_same(kin
     loaded.grow(4)
     for name, value in source([0, 2, 3]).items():
         assert torch.equal(value, loaded([0, 2, 3])[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_becomes_what_it_was_when_a_state_with_fewer_tasks_was_saved(kind):
+    generator = KINDS[kind](tasks=2)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    generator.grow(4)
+    generator.shrink_to({f"model.{name}": value for name, value in before.items()}, "model.")
+    assert generator.tasks == 2
+    assert generator.state_dict().keys() == before.keys()
+    generator.load_state_dict(before)
 
 
 def test_a_new_task_can_start_from_the_embedding_of_another_but_keeps_vectors_of_its_own():

@@ -34,7 +34,7 @@ def test_it_can_be_cut_after_the_patches_and_after_every_block():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"patch": 5}, "patches of 5"), ({"width": 10, "heads": 4}, "4 heads"), ({"depth": 0}, "below 1")],
+    [({"patch": 5}, "patches of 5"), ({"width": 10, "heads": 4}, "4 heads"), ({"depth": 0}, "1 or more")],
 )
 def test_sizes_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):

@@ -76,12 +76,18 @@ def network(image: bool) -> nn.Module:
 class Watched(Trainer):
     """Keeps every task's outputs after each experience."""
 
-    outputs: list[list[Tensor]]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.outputs: list[list[Tensor]] = []
+        self.record = self.look
 
-    def _evaluate_all(self, after: int) -> None:
+    def look(self, event: dict[str, Any]) -> None:
+        if event["event"] != "experience":
+            return
+        stream = self.session.stream
         with self.engine.evaluating(), torch.no_grad():
-            found = [self.engine.predict(e.train.gather(torch.arange(ROWS)).inputs, e.task) for e in self.stream]
-        self.outputs = [*getattr(self, "outputs", []), found]
+            outputs = [self.engine.predict(e.train.gather(torch.arange(ROWS)).inputs, e.task) for e in stream]
+        self.outputs.append(outputs)
 
 
 def trained(method: Method, net: nn.Module, stream: Stream, optimizer: dict[str, Any], **other: Any) -> Watched:
@@ -225,12 +231,14 @@ def test_nothing_is_forgotten_where_blocks_have_shortcuts(make: Any, optimizer: 
     net = resnet18(input_shape=(3, 8, 8), classes=4, width=2, head="task", seed=0)
     trainer = Watched(Method(make()), optimizer=OPTIMIZERS[optimizer], batch_size=4, evaluate_before=False)
 
-    def look(after: int) -> None:
+    def look(event: dict[str, Any]) -> None:
+        if event["event"] != "experience":
+            return
         with trainer.engine.evaluating(), torch.no_grad():
             seen.append(trainer.engine.predict(stream[0].train.gather(torch.arange(8)).inputs, 0)[:, :2])
 
     seen: list[Tensor] = []
-    trainer._evaluate_all = look  # type: ignore[method-assign]
+    trainer.record = look
     trainer.fit(net, stream)
     assert torch.equal(seen[0], seen[1])
 
@@ -282,7 +290,7 @@ def test_a_compiled_model_is_refused_instead_of_ignoring_the_hooks() -> None:
 
 
 def test_a_layer_whose_inputs_mix_units_is_not_taken_for_part_of_a_chain() -> None:
-    from holdfast.operations.layers import backbone_layers
+    from holdfast.operations._parts.layers import backbone_layers
 
     chain = Classifier(
         nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), TaskHead(3)

@@ -73,7 +73,7 @@ def test_mahalanobis_scores_are_the_distances_under_each_classs_own_correlation(
 
     groups = [[ladder(row) for row, label in zip(x.tolist(), y.tolist()) if label == k] for k in range(3)]
     covariances = [covariance_of(group) for group in groups]
-    if common:  # weighed by samples: the scatter of all classes over all rows but one a class
+    if common:  # weighted by samples: the scatter of all classes over all rows but one a class
         scatter = [
             [sum(covariances[k][i][j] * (len(groups[k]) - 1) for k in range(3)) / (12 - 3) for j in range(3)]
             for i in range(3)
@@ -173,12 +173,8 @@ def test_means_of_a_memory_follow_the_network(few: Any) -> None:
 
 
 def test_means_of_a_memory_need_one(few: Any) -> None:
-    engine = few.bind(NearestClassMean(source="memory"))
-    x, y = few.points(6)
-    experience = few.experience(x, y)
-    engine.begin(experience)
     with pytest.raises(ConfigError, match=r"Remember\(capacity"):
-        engine.end(experience)
+        few.bind(NearestClassMean(source="memory"))
     with pytest.raises(ConfigError, match="adapt"):
         NearestClassMean(source="memory", adapt=1)
 

@@ -32,11 +32,11 @@ from holdfast.operations import (
     WeightAlign,
     WeightedCrossEntropy,
 )
+from holdfast.operations._parts.sensitivity import sensitivity
 from holdfast.operations.balanced_finetune import balanced
 from holdfast.operations.bias_correction import fit_two
 from holdfast.operations.evidential import divergence_from_uniform
 from holdfast.operations.random_projection import RIDGES, best_ridge
-from holdfast.operations.sensitivity import sensitivity
 from holdfast.operations.streaming_lda import oas
 from holdfast.streams.data import TensorData
 
@@ -119,12 +119,12 @@ def _score(names: Any, fisher: Any, fall: Any, path: Any, start: Any) -> None:
 def _two_experiences(toy: Any, operation: Any, head: str = "fixed", **model: Any) -> Any:
     """Bound, trained on one experience, with the second begun and one step of it at hand."""
     from holdfast.core.engine import Engine
-    from holdfast.core.needs import OFFERS
+    from holdfast.core.needs import TRAINER
     from holdfast.core.step import Step
 
     stream = toy.stream()
     net = toy.model(stream, head, **model)
-    engine = Engine(Method(operation), Learner(net, prepare=stream.prepare), OFFERS["trainer"])
+    engine = Engine(Method(operation), Learner(net, prepare=stream.prepare), TRAINER.offers)
     engine.end(engine.begin(stream[0])[0])
     engine.begin(stream[1])
     old = {name: value.clone() for name, value in net.state_dict().items()}

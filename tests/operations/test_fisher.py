@@ -12,7 +12,7 @@ from torch import nn
 from holdfast.core.errors import ConfigError
 from holdfast.core.learner import Learner
 from holdfast.models import cnn
-from holdfast.operations.fisher import fisher_diagonal
+from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 
 

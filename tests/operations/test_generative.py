@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.models.vae import VAE
 from holdfast.operations import GenerativeClassifier, GenerativeReplay
-from holdfast.operations.generative_model import GenerativeModel, unit
+from holdfast.operations._parts.generative_model import GenerativeModel, unit
 
 SMALL = {"units": 8, "layers": 1, "latent": 2}
 

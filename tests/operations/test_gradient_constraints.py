@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from holdfast.core.errors import ConfigError
 from holdfast.operations import GradientConstraints, Remember
+from holdfast.operations._parts.quadratic import nonnegative_minimum
 from holdfast.operations.gradient_constraints import constrain
-from holdfast.operations.quadratic_program import nonnegative_minimum
 
 
 def _random(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +127,7 @@ def test_the_step_uses_the_whole_memory_of_each_past_experience_and_none_of_the_
 
 
 def test_a_second_memory_and_senseless_numbers_are_refused(few: Any) -> None:
-    with pytest.raises(ConfigError, match="Leave out Remember"):
+    with pytest.raises(ConfigError, match="both fill the memory"):
         few.bind(Remember(capacity=3), GradientConstraints())
     with pytest.raises(ConfigError, match="margin=-1"):
         GradientConstraints(margin=-1)

@@ -11,7 +11,7 @@ from torch import nn
 
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
-from holdfast.operations.layer_gradients import inner_products, layer_outputs, recorded, supported_layers
+from holdfast.operations._parts.layer_gradients import inner_products, layer_outputs, recorded, supported_layers
 
 MODELS: dict[str, Any] = {
     "perceptron": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.Linear(4, 3)),

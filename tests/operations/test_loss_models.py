@@ -10,7 +10,7 @@ import torch
 
 from holdfast.core.errors import ConfigError
 from holdfast.operations import CommonMinimum, LossSurrogate
-from holdfast.operations.loss_model import ball, directions, fit, network, value
+from holdfast.operations._parts.loss_models import ball, directions, fit, network, value
 
 SMALL: dict[str, Any] = {"points": 12, "steps": 20, "units": 5, "samples": 6}
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError
 from holdfast.operations import Distillation, FisherPenalty, PathPenalty
-from holdfast.operations.fisher import fisher_diagonal
-from holdfast.operations.quadratic import quadratic
+from holdfast.operations._parts.fisher import fisher_diagonal
+from holdfast.operations._parts.quadratic import quadratic
 from holdfast.streams.data import TensorData
 
 

@@ -16,10 +16,10 @@ from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.models import CosineTaskHead, TaskHead
-from holdfast.operations.fisher import fisher_diagonal
-from holdfast.operations.per_sample import PerSample
-from holdfast.operations.rows import sum_of_rows
-from holdfast.operations.sensitivity import sensitivity
+from holdfast.operations._parts.fisher import fisher_diagonal
+from holdfast.operations._parts.per_sample import PerSample
+from holdfast.operations._parts.rows import sum_of_rows
+from holdfast.operations._parts.sensitivity import sensitivity
 from holdfast.streams.data import TensorData
 
 ROWS = 6
@@ -451,3 +451,48 @@ def test_the_likelihoods_are_means_over_rows() -> None:
         targets = labels if likelihood(criterion) == "softmax" else numbers
         by_row = sum(criterion(outputs[i : i + 1], targets[i : i + 1]) for i in range(5))
         torch.testing.assert_close(sum_of_rows(criterion, outputs, targets), by_row)
+
+
+def test_a_module_under_two_names_keeps_its_parameters() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.widen = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
+            self.whole = nn.Sequential(nn.Conv1d(1, 1, 3, padding=1), self.widen, nn.Linear(4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.whole(x.unsqueeze(1)).squeeze(1)
+
+    torch.manual_seed(0)
+    model = Named()
+    before = dict(model.named_parameters())
+    data = TensorData(torch.randn(5, 4), torch.tensor([0, 1, 2, 1, 0]))
+    measured = fisher_diagonal(Learner(model).services, data, "empirical")
+    assert all(p is before[name] for name, p in model.named_parameters())
+    truth = {name: torch.zeros_like(p) for name, p in before.items()}
+    for x, y in zip(data.gather(torch.arange(5)).inputs, data.targets):
+        gradients = torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), list(before.values()))
+        for value, gradient in zip(truth.values(), gradients):
+            value += gradient**2 / 5
+    assert all(torch.allclose(measured[name], value, rtol=1e-4, atol=1e-7) for name, value in truth.items())
+
+
+def test_masked_outputs_of_other_tasks_weigh_nothing_in_the_sensitivity() -> None:
+    """What fills the places of other tasks' outputs once counted as an output of thousands."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), TaskHead(6, seed=0))
+    model[2].grow(4)
+    model[2].assign(0, [0, 1])
+    model[2].assign(1, [2, 3])
+    learner = Learner(model)
+    learner.task = 1
+    x = torch.randn(5, 4)
+    measured = sensitivity(learner.services, TensorData(x, torch.tensor([2, 3, 2, 3, 2])))
+    truth = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for row in x:
+        outputs = learner(row[None], 1)[:, 2:4]
+        gradients = torch.autograd.grad((outputs**2).sum(), list(model.parameters()), allow_unused=True)
+        for value, gradient in zip(truth.values(), gradients):
+            value += 0 if gradient is None else gradient.abs() / 5
+    for name, value in truth.items():
+        assert torch.allclose(measured[name], value, rtol=1e-4, atol=1e-6), name

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from holdfast.core.errors import ConfigError
 from holdfast.operations import Remember, RememberDiverse
-from holdfast.operations.per_sample import PerSample
+from holdfast.operations._parts.per_sample import PerSample
 from holdfast.operations.remember_diverse import DiverseInsertion
 
 
@@ -86,7 +86,7 @@ def test_the_memory_fills_first_and_then_stays_at_its_size(few: Any) -> None:
 
 
 def test_a_second_memory_and_senseless_numbers_are_refused(few: Any) -> None:
-    with pytest.raises(ConfigError, match="Leave out Remember"):
+    with pytest.raises(ConfigError, match="both fill the memory"):
         few.bind(Remember(capacity=3), RememberDiverse(capacity=3))
     with pytest.raises(ConfigError, match="capacity=0"):
         RememberDiverse(capacity=0)

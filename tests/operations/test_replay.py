@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from holdfast.core.errors import ConfigError
 from holdfast.core.step import Step
 from holdfast.operations import JoinedReplay, LogitReplay, Remember, Replay
-from holdfast.operations.mixing import mix
+from holdfast.operations._parts.draws import mix
 
 
 def _one_by_one(model: Any, inputs: Any, targets: Any) -> list[torch.Tensor]:

@@ -91,7 +91,7 @@ def test_the_learning_rate_falls_along_a_cosine_and_restarts_after_1_2_4_8_epoch
 
 
 def test_a_second_memory_and_senseless_numbers_are_refused(few: Any) -> None:
-    with pytest.raises(ConfigError, match="Leave out Remember"):
+    with pytest.raises(ConfigError, match="both fill the memory"):
         few.bind(Remember(capacity=3), TrainOnMemory(capacity=3))
     with pytest.raises(ConfigError, match="epochs=0"):
         TrainOnMemory(capacity=3, epochs=0)

@@ -4,7 +4,7 @@ import json
 import re
 
 from holdfast.config.build import resolve
-from holdfast.config.load import load
+from holdfast.config.compose import load
 from holdfast.runs.run import run
 from holdfast.runs.words import closing
 

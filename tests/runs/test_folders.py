@@ -12,9 +12,9 @@ from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.metrics import read_log
+from holdfast.runs.assemble import job_key
 from holdfast.runs.checkpoints import keep_experience
 from holdfast.runs.folder import drop_leftovers, new_folder
-from holdfast.runs.keys import job_key
 from holdfast.runs.run import evaluate, resume, run
 from holdfast.runs.sweep import _folder, planned
 

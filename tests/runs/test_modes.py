@@ -123,6 +123,7 @@ def test_an_experience_ends_with_the_best_weights():
             optimizer={"name": "SGD", "lr": 0.1},
             scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, [1.0, 1e9, 1e9, 1e9].__getitem__),
             epochs=epochs,
+            on_divergence="go_on",  # so that the last weights are far from the best
             **arguments,
         )
         trainer.fit(model, stream)

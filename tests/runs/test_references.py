@@ -80,6 +80,13 @@ def test_finished_references_of_the_same_job_are_not_run_again(folder):
     assert "reused" not in read_info(third / "references" / "random")
 
 
+def test_a_damaged_folder_beside_a_run_does_not_stop_it(folder, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text("{no json")
+    new = run(job("trainer.epochs=1", "references=[random]"), tmp_path / "new", quiet=True)
+    assert read_info(new)["state"] == "finished"
+
+
 def test_independent_training_goes_on_with_the_experience_that_was_interrupted(folder, tmp_path):
     whole = folder / "references" / "independent"
     half = tmp_path / "half"

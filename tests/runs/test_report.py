@@ -13,11 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "metrics"))
 from fake_run import MATRIX, evaluation, events, write_log, write_run
 
 from holdfast.core.errors import DataError
+from holdfast.metrics.classes import confusion
 from holdfast.metrics.cost import curves
 from holdfast.metrics.log import Log
 from holdfast.metrics.statistics import spread
 from holdfast.runs.drawing import series, to_svg
-from holdfast.runs.plots import heat_map, learning_rate, loss_terms, over_time
+from holdfast.runs.plots import confusion_map, heat_map, learning_rate, loss_terms, over_time
 from holdfast.runs.report import number, percent, points, write_report
 from holdfast.runs.result import Results
 
@@ -83,6 +84,7 @@ def test_plots_are_made_beside_the_page(tmp_path):
     write_report(write_run(tmp_path))
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     expected = {"accuracy_matrix", "accuracy_matrix_task_aware", "accuracy_over_time", "loss_terms", "classes"}
+    expected |= {"classes_over_time"}
     assert names == {f"{name}.png" for name in expected}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
 
@@ -290,3 +292,50 @@ def test_numbers_are_said_with_one_decimal_and_their_error():
     assert number(1234.0) == "1,234"
     assert (percent(None), points(None), number(None), percent(float("nan"))) == ("–",) * 4
     assert spread([None, float("nan")]) is None
+
+
+def with_confusions(log):
+    """The log with what each class was taken for: every wrong answer is class 0, or 1 for class 0 itself."""
+    for line in log:
+        for label, count in (line.get("class_samples") or {}).items():
+            right = line["class_correct"][label]
+            row = {label: right, "1" if label == "0" else "0": count - right}
+            line.setdefault("confusion", {})[label] = {answer: n for answer, n in row.items() if n}
+    return log
+
+
+def test_the_confusions_of_the_log_are_shown(tmp_path):
+    write_run(tmp_path)
+    write_log(tmp_path / "log.jsonl", with_confusions(events()))
+    text = page(tmp_path).text
+    assert "Confusions" in text
+    assert "how many samples of each class (rows) were answered with each class" in text
+    assert (tmp_path / "plots" / "confusion.png").is_file()
+    classes, counts = confusion(Log.read(tmp_path))
+    assert classes == [0, 1, 2, 3, 4, 5]
+    assert counts.sum() == 30
+    assert counts[3, 0] + counts[3, 3] == 5
+    svg = to_svg(confusion_map(counts, [str(label) for label in classes]), "name")
+    words = [item.text for item in ElementTree.fromstring(svg).iter("text")]
+    assert str(counts[3, 0]) in words
+
+
+def test_the_report_says_in_a_sentence_what_was_done_and_what_came_of_it(tmp_path):
+    write_run(tmp_path)
+    write_run(tmp_path / "references" / "joint", method="joint", matrix=[[0.9, 0.9, 0.9]] * 3)
+    found = page(tmp_path)
+    assert "er(lr=0.1) learned 3 experiences of toy and keeps 73.3 %; joint 90.0 %." in found.text
+    assert "references/joint/report.html" in [value for name, value in found.attributes if name == "href"]
+    assert (tmp_path / "plots" / "references_over_time.png").is_file()
+
+
+def test_experiences_of_the_same_name_are_numbered(tmp_path):
+    text = page(write_run(tmp_path, names=["cats", "cats", "dogs"])).text
+    assert "0: cats" in text
+    assert "1: cats" in text
+    assert "2: dogs" not in text
+
+
+def test_the_stream_is_shown_with_its_sizes_and_classes(tmp_path):
+    text = page(write_run(tmp_path)).text
+    assert "The stream experience to train on to test on classes 0-1 100 10 class 0, class 1" in text

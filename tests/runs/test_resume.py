@@ -27,7 +27,7 @@ from holdfast.runs import checkpoints
 from holdfast.runs import folder as folders
 from holdfast.runs import run as runs
 from holdfast.runs.checkpoints import CheckpointFolder, load_tensors, save_tensors
-from holdfast.runs.journal import Journal
+from holdfast.runs.recording import Journal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are sent as on Linux and macOS")
 
@@ -351,7 +351,7 @@ def test_a_disk_that_is_full_when_results_are_written_is_reported_like_any_other
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write_matrix", _no_space)
+        patched.setattr("holdfast.runs.recording.write_matrix", _no_space)
         with pytest.raises(HoldfastError, match=r"(?s)could not write.*space.*resume"):
             runs.run(config(), folder, quiet=True)
     assert runs.resume(folder, quiet=True) == folder

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from holdfast.config.build import resolve
-from holdfast.config.load import load
+from holdfast.config.compose import load
 from holdfast.core.errors import ConfigError
 from holdfast.runs.run import run
 from holdfast.runs.sweep import sweep

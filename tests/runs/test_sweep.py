@@ -16,8 +16,8 @@ import holdfast
 from holdfast.core.errors import ConfigError
 from holdfast.metrics.statistics import holm, paired, side_by_side, spread
 from holdfast.runs import pool as pools
+from holdfast.runs.assemble import job_key
 from holdfast.runs.folder import read_info
-from holdfast.runs.keys import job_key
 from holdfast.runs.pool import Job, Pool
 from holdfast.runs.sweep import planned, sweep
 

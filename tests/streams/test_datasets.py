@@ -23,6 +23,7 @@ from holdfast.streams.datasets import (
     image_folder,
     mnist,
     npz,
+    polynomial,
     synthetic,
     torch_dataset,
     torchvision,
@@ -572,3 +573,23 @@ def test_the_electricity_stream_loads_in_order(real):
     assert (len(data.train) + len(data.test), data.input_shape, data.classes) == (45312, (6,), 2)
     period = data.train.gather(torch.arange(3)).inputs[:, 0]
     assert period.tolist() == pytest.approx([0.0, 0.021277, 0.042553])
+
+
+@pytest.mark.parametrize(
+    ("degree", "low", "function"),
+    [
+        (1, -4, lambda x: x + 3),
+        (2, -1, lambda x: 2 * x * x - 1),
+        (3, 2, lambda x: (x - 3) ** 3),
+    ],
+)
+def test_the_three_polynomials_are_the_published_ones(degree, low, function):
+    random = np.random.RandomState(42)
+    x = random.uniform(low, low + 2, size=(100, 1))
+    noise = random.normal(0, 0.05, size=(100, 1))
+    data = polynomial(degree=degree)
+    train, test = (part.gather(torch.arange(len(part))) for part in (data.train, data.test))
+    assert np.allclose(train.inputs.numpy(), x, atol=1e-6)
+    assert np.allclose(train.targets.numpy(), function(x) + noise, atol=1e-5)
+    assert np.allclose(test.inputs.numpy().ravel(), np.linspace(low, low + 2, 50), atol=1e-6)
+    assert np.allclose(test.targets.numpy(), function(test.inputs.numpy()), atol=1e-5)

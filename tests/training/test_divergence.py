@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,13 @@ def test_it_goes_on_where_that_is_asked_for() -> None:
     assert events[-1]["event"] == "experience"
     with pytest.raises(ConfigError, match="Choose stop or go_on"):
         make(on_divergence="carry on")[0].fit(model, stream)
+
+
+def test_processes_that_train_together_stop_together() -> None:
+    trainer, model, stream = make(devices=2)
+    with pytest.raises(Diverged, match="at step"):
+        trainer.fit(model, stream)
+    assert not multiprocessing.active_children()
 
 
 def call(*words: str):

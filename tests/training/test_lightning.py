@@ -363,7 +363,7 @@ def test_early_stopping_checkpoints_and_loggers_work_alongside(tmp_path: Path, t
     assert fitting.current_epoch == 2
     assert Path(keep.best_model_path).exists()
     assert "train_loss" in (Path(logger.log_dir) / "metrics.csv").read_text()
-    assert callback.cl._experience is None
+    assert callback.cl.experience is None
 
 
 def test_without_the_callback_the_data_module_prepares_the_batches(toy: Any) -> None:
@@ -403,7 +403,7 @@ def test_float16_with_a_scaler_learns_what_the_wrapper_learns_with_it() -> None:
             scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**8) for _ in range(2)]
             trainer(callback, plugins=[plugin("16-mixed", "cpu", scaler=scalers[0])]).fit(Module(model), loader)
             optimizer = cl.optimizer = torch.optim.SGD(own.parameters(), lr=0.05)
-            cl.scaler, cl._scaled = scalers[1], True
+            cl.update.scaler = scalers[1]
             cl.begin(TensorData(*loader.dataset.tensors))
             for x, y in loader:
                 with torch.autocast("cpu", dtype=torch.float16):

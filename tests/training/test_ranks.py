@@ -24,7 +24,7 @@ from holdfast.core.errors import ConfigError, HoldfastError, Interrupted, NeedEr
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
-from holdfast.operations.fisher import fisher_diagonal
+from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
 from holdfast.training import Trainer
 from holdfast.training.launch import start_method

@@ -15,7 +15,10 @@ from holdfast.models import mlp
 from holdfast.streams import split
 from holdfast.streams.datasets import digits
 from holdfast.training import Trainer
+from holdfast.training.loop import Loop
 from holdfast.training.settings import by_experience
+from holdfast.training.state import Saver
+from holdfast.training.trainer import open_experience
 
 SGD = {"name": "SGD", "lr": 0.1, "momentum": 0.5}
 ADAM = {"name": "Adam", "lr": 0.02}
@@ -76,8 +79,9 @@ def test_where_the_optimiser_stays_the_same_so_does_its_momentum(toy: Any) -> No
         stream, kept = toy.stream(), []
         trainer = Trainer(finetune(), optimizer=SGD, per_experience=changes, evaluate="none", **other)
         trainer.bind(toy.model(stream), stream)
+        loop = Loop(trainer.session, Saver(trainer.session))
         for index in range(2):
-            trainer.loop.train(trainer.open(index))
+            loop.train(open_experience(trainer.session, index))
             kept.append(trainer.optimization.optimizer)
         return kept[0] is kept[1]
 
@@ -102,7 +106,7 @@ def test_images_are_flipped_only_in_the_experience_that_says_so() -> None:
     trainer = Trainer(finetune(), per_experience=changes, iterations=1, evaluate="none")
     trainer.bind(model, stream)
     for index in range(3):
-        experience = trainer.open(index)
+        experience = open_experience(trainer.session, index)
         images = experience.train.gather(torch.arange(20)).inputs
         prepare, generator = trainer.learner.prepare, torch.Generator().manual_seed(0)
         assert prepare is not None

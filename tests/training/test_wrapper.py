@@ -15,6 +15,7 @@ from holdfast import Continual, Every, Method, OnNewClass, methods
 from holdfast.core.boundary import Boundary
 from holdfast.operations import GradientProjection, LogitReplay, Remember, Replay
 from holdfast.streams.data import TensorData
+from holdfast.testing.toys import model_for
 
 
 def batches(
@@ -436,7 +437,7 @@ def test_the_exported_model_is_a_plain_copy_without_hooks(name: str) -> None:
 def test_the_exported_model_predicts_as_the_wrapper_does(name: str, toy: Any) -> None:
     method = getattr(methods, name)()
     stream = toy.stream_for(method)
-    model = toy.model(stream, "task" if "task" in method.needs else "fixed")
+    model = model_for(method)(stream, "task" if "task" in method.needs else "fixed")
     cl = toy.wrap(method, model, stream, lambda p: torch.optim.SGD(p, lr=0.05))
     plain = cl.export()
     for experience in stream:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.compat import clmixer, flags
-from holdfast.config.layers import Dialect
+from holdfast.config.read import Dialect
 
 
 class CLMixer(Dialect):

@@ -22,8 +22,9 @@ from holdfast.compat.components import (
     optimizer_of,
 )
 from holdfast.core.method import Method
+from holdfast.core.operation import acts_at
 from holdfast.operations import AsymmetricCrossEntropy, GenerativeClassifier, StreamingLDA, TrainOnMemory
-from holdfast.operations.closed_form import ClosedFormClassifier
+from holdfast.operations._parts.scores import ClosedFormClassifier
 from holdfast.streams.data import TensorData
 from holdfast.training.wrapper import Continual
 
@@ -180,7 +181,7 @@ class EstimatorLogic:
         if (weight == weight[0]).all():
             return None
         method = method_of(self.method, self.lacking)
-        brings_loss = any(op.overrides("criterion") or isinstance(op, UNWEIGHTED) for op in method)
+        brings_loss = any(acts_at(op, "criterion") or isinstance(op, UNWEIGHTED) for op in method)
         if brings_loss or {"criterion", "replacement"} & set(method.needs):
             raise ParameterError(
                 f"the method {method.name!r} brings its own loss or data, and takes no sample_weight."

@@ -19,8 +19,8 @@ from holdfast.compat.dialects import DIALECTS
 from holdfast.config import plugins
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
-from holdfast.config.defaults import default
 from holdfast.config.groups import PACKAGE_DIR, Library
+from holdfast.config.read import default
 from holdfast.core.errors import ConfigError
 
 JOB = "holdfast_job"

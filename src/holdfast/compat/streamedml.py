@@ -12,9 +12,9 @@ from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import tree_rows
 from holdfast.core.services import Services
 from holdfast.memory import BalancedReservoir, First, Insertion, Memory, Reservoir, Ring, Uniform
-from holdfast.operations.fisher import Kind, fisher_diagonal
+from holdfast.operations._parts.fisher import Kind, fisher_diagonal
+from holdfast.operations._parts.quadratic import quadratic
 from holdfast.operations.gradient_projection import project
-from holdfast.operations.quadratic import quadratic
 from holdfast.streams.data import Pairs, as_data
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -75,7 +75,7 @@ class ContinualLearner(nn.Module):
         Args:
             data: of the task, with targets.
             loss_func: `loss_func(outputs, targets)` -> mean loss.
-            kind: how targets are chosen, see `operations.fisher`; `empirical` takes the data's own.
+            kind: how targets are chosen, see `operations._parts.fisher`; `empirical` takes the data's own.
             samples: use this many; default: all.
             seed: of the choice of samples and labels.
         """

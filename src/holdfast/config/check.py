@@ -1,27 +1,340 @@
-"""Checking a whole job before anything is loaded: every fault at once, each in a sentence with its path."""
+"""Validating a configuration: every fault at once, each in a sentence with its path; nothing is loaded to find out."""
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
-from holdfast.config import schema
-from holdfast.config.blocks import refuse
-from holdfast.config.cross import cross_checks
-from holdfast.config.messages import sentences
+from holdfast.config import kinds, schema
+from holdfast.config.job import PROTOCOLS, Job, called
+from holdfast.config.messages import refuse, sentences
+from holdfast.config.read import as_plain, check_plain, completed
+from holdfast.config.words import nearest, pattern_problem, shown
+from holdfast.core.criteria import without_classes
+from holdfast.core.errors import ConfigError, HoldfastError, NeedError
+from holdfast.core.method import Method
+from holdfast.core.operation import acts_at
+from holdfast.training.fabric import launched
+from holdfast.training.ranks import check_shared
+from holdfast.training.settings import indices
 
 
-def check_job(config: dict[str, Any], source: str = "") -> Any:
-    """The validated pydantic job of a completed configuration.
+def validated(config: Any, source: str = "") -> Job:
+    """The job that a configuration describes.
+
+    Args:
+        config: what a file says; every key may be left out.
+        source: the file's name, for error messages.
 
     Raises:
-        ConfigError: with everything that is wrong.
+        ConfigError: with everything that is wrong, each in a sentence with its path.
     """
+    if not isinstance(config, dict):
+        raise ConfigError(f'a configuration is an object, not a {type(config).__name__}. Write {{"method": "er"}}.')
+    refuse(check_plain(config), source)
+    values = completed(as_plain(config))
+    kinds.names("metrics")  # those of other packages are in the table when the run is measured
     try:
-        job = schema.job_model().model_validate(config)
+        block = schema.job_model().model_validate(values)
     except ValidationError as error:
-        refuse(sentences(error.errors(include_url=False), config), source)
+        refuse(sentences(error.errors(include_url=False), values), source)
         raise
+    job = Job(schema.dump(block), block)
     refuse(cross_checks(job), source)
     return job
+
+
+def cross_checks(job: Job) -> list[str]:
+    """What is wrong between the parts of a job that are right each for itself."""
+    problems: list[str] = []
+    block, config, trainer, stream = job.block, job.config, job.config["trainer"], job.config["stream"]
+    if trainer.get("epochs") is not None and trainer.get("iterations") is not None:
+        problems.append(
+            f"trainer: both epochs ({trainer['epochs']}) and iterations ({trainer['iterations']}) are given. "
+            "Keep one, and write null for the other."
+        )
+    elif "iterations" in trainer and trainer.get("epochs") is None and trainer["iterations"] is None:
+        problems.append("trainer: neither epochs nor iterations is given. Write trainer.epochs=1.")
+    if stream.get("of") is not None:
+        stream = {**stream["of"], "dataset": stream["dataset"]}
+    if trainer.get("evaluate") in ("validation", "both") and stream.get("validation", 1) in (0, None):
+        problems.append(
+            f"trainer.evaluate: got {shown(trainer['evaluate'])}, but the stream holds no validation data out. "
+            "Write stream.validation=0.1, or trainer.evaluate=test."
+        )
+    problems += _check_held_out(stream, "trainer", trainer)
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        if isinstance(trainer.get(key), float) and trainer[key] > 1:
+            problems.append(
+                f"trainer.{key}: got {shown(trainer[key])}, expected a whole number, or a fraction up to 1.0."
+            )
+    for key in ("run", "multirun"):
+        pattern = config["folders"][key]
+        fault = "" if pattern is None else pattern_problem(pattern)
+        problems += [f"folders.{key}: {fault}"] if fault else []
+    problems += _check_method(job, stream)
+    problems += _check_optimizer(block.optimizer) or _check_scheduler(block.optimizer, block.scheduler)
+    problems += check_changes(block, stream)
+    problems += check_processes(job)
+    problems += _check_references(job, stream)
+    problems += check_device_name(config["device"])
+    if config["seeds"] is not None and len(set(config["seeds"])) < len(config["seeds"]):
+        problems.append(f"seeds: got {shown(config['seeds'])}, in which a seed stands twice. Keep each once.")
+    return problems
+
+
+def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
+    try:
+        method = job.method
+    except HoldfastError as error:
+        return [str(error)]
+    problems = _check_labels("method", method, stream)
+    strangers = any(not type(one).__module__.startswith("holdfast.") and acts_at(one, "setup") for one in method)
+    if method.unfilled and not strangers:  # a stranger's operation may make a memory without saying so
+        problems.append(
+            f"method: `{method.unfilled}` draws from a memory, and no operation fills one. "
+            "Add one that does: remember, remember_exemplars or remember_diverse."
+        )
+    head, criterion = job.config["model"].get("head"), job.config["criterion"]
+    model = job.config["model"]["name"]
+    unlabelled = _unlabelled(stream)
+    if head in ("task", "cosine_task") and unlabelled:
+        problems.append(
+            f'model.head: got "{head}", which has a set of outputs for each task label, and {unlabelled} '
+            "Or write model.head=growing."
+        )
+    elif "task" in getattr(kinds.find("models", model), "needs", ()) and unlabelled:
+        problems.append(f"model: `{model}` works by task labels, and {unlabelled}")
+    for operation in method:
+        if operation.heads and isinstance(head, str) and head not in operation.heads:
+            known = ", ".join(sorted(operation.heads))
+            problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
+    problems += _check_inputs(model, stream)
+    return problems + _check_criterion(method, criterion) + _check_targets(criterion, stream)
+
+
+def _check_criterion(method: Method, criterion: str) -> list[str]:
+    """Whether `method` works with the loss of the job."""
+    problems = []
+    owners = [operation.name for operation in method if acts_at(operation, "criterion")]
+    if owners and criterion != "cross_entropy":
+        problems.append(
+            f"criterion: got {shown(criterion)}, but `{owners[0]}` brings its own loss, so it would never be used. "
+            "Leave the criterion out, or choose another method."
+        )
+    known = kinds.CRITERIA.get(criterion, "cross_entropy")  # what a plug-in takes, it has to know itself
+    if "classes" in method.needs and known not in ("cross_entropy", "nll_loss", "multi_margin_loss"):
+        problems.append(
+            f"criterion: got {shown(criterion)}, a loss without class labels, but `{method.needs['classes']}` "
+            "works with them. Write criterion=cross_entropy, or choose another method."
+        )
+    return problems
+
+
+def _check_targets(criterion: str, stream: dict[str, Any]) -> list[str]:
+    """Whether the loss takes targets of the kind that the data sets have."""
+    if criterion not in kinds.CRITERIA:
+        return []
+    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    loss = kinds.find("criteria", criterion)
+    for dataset in map(schema.expand, given):
+        made = getattr(kinds.find("datasets", dataset["name"]), "kind", "classification")  # always numbers, or as told
+        numbers = dataset.get("kind", made) == "regression"
+        if numbers and not without_classes(loss):
+            return [
+                f"criterion: got {shown(criterion)}, which takes class indices, and data set `{dataset['name']}` has "
+                "numbers as targets. Write criterion=mse, or binary_cross_entropy_with_logits for several labels a row."
+            ]
+        if without_classes(loss) and not numbers:
+            return [
+                f"criterion: got {shown(criterion)}, which takes numbers as targets, and data set `{dataset['name']}` "
+                "has classes. Write criterion=cross_entropy."
+            ]
+    return []
+
+
+def _check_labels(path: str, method: Method, stream: dict[str, Any]) -> list[str]:
+    """Whether `method` gets the task labels that it needs."""
+    unlabelled = _unlabelled(stream)
+    if "task" not in method.needs or not unlabelled:
+        return []
+    return [
+        f"{path}: `{method.name}` uses task labels (its operation `{method.needs['task']}`), and {unlabelled} "
+        "Or choose a method that does without: er, der, agem."
+    ]
+
+
+def _unlabelled(stream: dict[str, Any]) -> str:
+    """That a stream has no task labels, and what to write for one that has; empty where it has, or nobody can tell."""
+    declared = getattr(kinds.find("streams", stream["name"]), "paradigm", None)
+    paradigm = stream.get("paradigm", declared)
+    if not isinstance(paradigm, str) or paradigm == "task":
+        return ""
+    advice = "stream.paradigm=task" if "paradigm" in stream else "stream=split stream.paradigm=task"
+    return f"the stream is {paradigm}-incremental, which has none. Write {advice}."
+
+
+def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
+    """Whether stream and model take the inputs that the data sets are known to have."""
+    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    vectors = [one["name"] for one in given if getattr(kinds.find("datasets", one["name"]), "inputs", "") == "vectors"]
+    takers = {"stream": ("streams", stream["name"]), "model": ("models", model)}
+    return [
+        f"{path}: `{name}` takes images, and data set `{vectors[0]}` has vectors. "
+        f"Choose a data set of images, or another {path}."
+        for path, (kind, name) in takers.items()
+        if vectors and getattr(kinds.find(kind, name), "inputs", "") == "images"
+    ]
+
+
+def _check_optimizer(optimizer: Any, path: str = "optimizer") -> list[str]:
+    """Ask torch itself: without parameters it checks the values, then stops before it imports its compiler."""
+    function = kinds.find("optimizers", optimizer.name)
+    try:
+        called(path, function, {"params": [], **schema.arguments(optimizer)})
+    except ConfigError as error:
+        return [] if "empty parameter list" in str(error) else [str(error)]
+    return []
+
+
+def _check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") -> list[str]:
+    """Make the scheduler over one number and move it once. Its optimiser imports torch's compiler, for a second."""
+    if scheduler is None:
+        return []
+    function = kinds.find("schedulers", scheduler.name)
+    size = getattr(scheduler, "given_step_size", 1)
+    if isinstance(size, int) and size < 0:
+        return [f"{path}.step_size: got {size}, expected a number of at least 1."]
+
+    def moved(**arguments: Any) -> None:
+        make = kinds.find("optimizers", optimizer.name)
+        made = function(make([torch.nn.Parameter(torch.zeros(1, 1))], **schema.arguments(optimizer)), **arguments)
+        made.step()
+
+    moved.__name__, moved.__wrapped__ = scheduler.name, function  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            called(path, moved, schema.arguments(scheduler, "every"))
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def check_changes(block: Any, stream: dict[str, Any]) -> list[str]:
+    """What is wrong with `trainer.per_experience`: experiences that the stream lacks, and combinations in an entry."""
+    given = block.trainer.per_experience
+    if given is None:
+        return []
+    experiences = stream.get("experiences")
+    known = experiences if isinstance(experiences, int) else None
+    entries = given.items() if isinstance(given, dict) else enumerate(given)
+    problems = []
+    if isinstance(given, dict):
+        for key in given:
+            try:
+                indices(key, known)
+            except ConfigError as error:
+                problems.append(f"trainer.{error}")
+    elif known is not None and len(given) != known:
+        problems.append(
+            f"trainer.per_experience: lists {len(given)} experiences, and the stream has {known}. "
+            'Give one entry for each (null where nothing changes), or name them: {"0": ..., "3-": ...}.'
+        )
+    for key, entry in entries:
+        path = f"trainer.per_experience.{key}"
+        if entry is None:
+            continue
+        said = schema.dump(entry)
+        if said.get("epochs") is not None and said.get("iterations") is not None:
+            problems.append(f"{path}: both epochs and iterations are given. Keep one.")
+        optimizer = entry.optimizer or block.optimizer
+        scheduler = entry.scheduler if "scheduler" in said else None
+        wrong = _check_optimizer(optimizer, f"{path}.optimizer") if entry.optimizer else []
+        problems += wrong or _check_scheduler(optimizer, scheduler, f"{path}.scheduler")
+        if said.get("patience") or said.get("restore_best"):
+            problems += _check_held_out(stream, path, said)
+    return problems
+
+
+def _check_held_out(stream: dict[str, Any], path: str, trainer: dict[str, Any]) -> list[str]:
+    if stream.get("validation", 1) not in (0, None):
+        return []
+    return [
+        f"{path}.{key}: got {shown(trainer[key])}, but the stream holds no validation data out. "
+        "Write stream.validation=0.1."
+        for key in ("patience", "restore_best")
+        if trainer.get(key)
+    ]
+
+
+def check_processes(job: Job) -> list[str]:
+    """What several processes cannot share, and number formats that the device does not have."""
+    trainer = job.config["trainer"]
+    problems = []
+    if trainer["precision"] == "16-mixed" and job.config["device"] == "cpu":
+        problems.append(
+            "trainer.precision: 16-mixed is for GPUs, and the device is the CPU. Write trainer.precision=bf16-mixed."
+        )
+    if trainer["num_nodes"] > 1 and not launched():
+        problems.append(
+            f"trainer.num_nodes: got {trainer['num_nodes']}, and a run starts the processes of one machine. Write"
+            " trainer.num_nodes=1, or start the command on every machine by torchrun or SLURM."
+        )
+    return problems + check_shares(job)
+
+
+def check_shares(job: Job) -> list[str]:
+    """Why the job's method cannot be trained in as many processes as it asks for."""
+    trainer = job.config["trainer"]
+    count = trainer["devices"] * trainer["num_nodes"]
+    if count == 1:
+        return []
+    with contextlib.suppress(HoldfastError):  # what is wrong with the method alone is told elsewhere
+        try:
+            check_shared(job.method, trainer["batch_size"], count)
+        except NeedError as error:
+            return [f"trainer.devices: {' '.join(str(error).split())}"]
+        except ConfigError as error:
+            if "batch_size" in str(error):
+                return [f"trainer.{error}"]
+    return []
+
+
+def _check_references(job: Job, stream: dict[str, Any]) -> list[str]:
+    problems = []
+    known, references = kinds.names("methods"), job.config["references"]
+    for index, name in enumerate(references):
+        if name in references[:index]:
+            problems.append(f"references.{index}: {name!r} stands twice. Keep it once.")
+        elif name in PROTOCOLS:
+            continue
+        elif name not in known:
+            problems.append(f"references.{index}: {kinds.unknown_name('methods', name)}")
+        elif any(parameter.required for parameter in kinds.configurable("methods", known[name])):
+            problems.append(
+                f"references.{index}: `{name}` has parameters without a default. Run it as a method of its own."
+            )
+        else:
+            against = job.references[name]
+            problems += _check_labels(f"references.{index}", against.method, stream)
+            for problem in [*_check_criterion(against.method, job.config["criterion"]), *check_shares(against)]:
+                problems.append(f"references.{index}: `{name}` does not fit this job. {problem}")
+    return problems
+
+
+def check_device_name(device: str) -> list[str]:
+    """Whether torch knows a device of this name; whether it is there is asked when it is used."""
+    if device == "auto":
+        return []
+    try:
+        torch.device(device)
+    except RuntimeError:
+        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
+        advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
+        return [f"device: unknown device {device!r}; {advice}"]
+    return []

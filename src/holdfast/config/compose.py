@@ -2,18 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.defaults import completed, default
-from holdfast.config.files import read
-from holdfast.config.groups import GroupFile, Library
-from holdfast.config.layers import Dialect, Origins, Reader, note, put
+from holdfast.config.groups import GroupFile, Library, nested
 from holdfast.config.overrides import Override, apply, element_names, is_block, parse
-from holdfast.config.search import Search, made
+from holdfast.config.read import CHOSEN, Dialect, completed, default, merged, read, settle_length
+from holdfast.config.search import Search, made, split_off
+from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
+
+Key = tuple[str, ...]
+Origins = dict[Key, str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one source says of a job.
+
+    Attributes:
+        content: part of a job.
+        source: a file, a group's choice, or the command line.
+    """
+
+    content: dict[str, Any]
+    source: str
+
+
+def leaves(value: Any, path: Key = ()) -> Iterator[Key]:
+    """The path of everything in `value` that has no parts."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    found = [leaf for key, part in items for leaf in leaves(part, (*path, str(key)))]
+    yield from found or [path]
+
+
+def note(origins: Origins, path: Key, value: Any, source: str) -> None:
+    """Write down that `value` at `path` came from `source`."""
+    replaces = not isinstance(value, Mapping) or any(key in value for key in CHOSEN)
+    if replaces:
+        for old in [old for old in origins if old[: len(path)] == path]:
+            del origins[old]
+    if isinstance(value, Mapping) and value:
+        for key, part in value.items():
+            note(origins, (*path, str(key)), part, source)
+    else:
+        for leaf in leaves(value, path):
+            origins[leaf] = source
+
+
+def put(config: dict[str, Any], layer: Layer, origins: Origins) -> dict[str, Any]:
+    """`config` with a layer on top of it."""
+    result: dict[str, Any] = merged(config, layer.content)
+    note(origins, (), layer.content, layer.source)
+    given, trainer = layer.content.get("trainer"), result.get("trainer")
+    if isinstance(given, dict) and isinstance(trainer, dict) and "epochs" in trainer and "iterations" in trainer:
+        settle_length(trainer, set(given))
+    if "seed" in layer.content and "seeds" not in layer.content and "seeds" in result:
+        result["seeds"] = None
+    return result
+
+
+class Reader:
+    """Reads files and what their defaults lists name.
+
+    Args:
+        library: of groups.
+        chosen: group -> choice typed on the command line, which goes before what a defaults list says.
+        dialects: of other projects, whose keys are understood too.
+    """
+
+    def __init__(self, library: Library, chosen: Mapping[str, str], dialects: Sequence[Dialect] = ()) -> None:
+        self.library = library
+        self.dialects = tuple(dialects)
+        self.chosen = dict(chosen)
+        self.used: set[str] = set()
+        self.search: dict[str, Any] = {}
+        self._open: list[str] = []
+
+    def choice(self, file: GroupFile) -> list[Layer]:
+        """The layers of one choice of a group: those of its defaults list, and its own."""
+        return self.layers(read(file.path), file.source, file.group, file.package)
+
+    def layers(self, content: dict[str, Any], source: str, group: str = "", package: Key = ()) -> list[Layer]:
+        """The layers of one file's content, in the order of its defaults list; the file itself comes last.
+
+        Raises:
+            ConfigError: for a defaults list that names something unknown, or itself.
+        """
+        if source in self._open:
+            raise ConfigError(f"defaults: {' -> '.join([*self._open, source])} goes in a circle. Take one out.")
+        self._open.append(source)
+        content, search = split_off(content, source) if not package else (content, {})
+        said = {key: value for key, value in content.items() if key not in ("defaults", "$schema")}
+        try:
+            body = said
+            for dialect in self.dialects:
+                body = dialect.translated(body, package)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        own = Layer(nested(package, body), source)
+        entries = content.get("defaults", [])
+        if not isinstance(entries, list):
+            raise ConfigError(f"{source}: defaults is {shown(entries)}. Write a list: [{{trainer: cpu}}, _self_].")
+        found: list[Layer] = []
+        for entry in entries:
+            found += [own] if entry == "_self_" else self._entry(entry, source, group)
+        if "_self_" not in entries and body:
+            found.append(own)
+        self.search |= (
+            {**search, "params": {**self.search.get("params", {}), **search["params"]}}
+            if "params" in search
+            else search
+        )
+        self._open.pop()
+        return found
+
+    def _entry(self, entry: Any, source: str, group: str) -> list[Layer]:
+        optional = False
+        if isinstance(entry, str):
+            return self.choice(self.library.need(group, entry))
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise ConfigError(
+                f"{source}: the defaults list holds {shown(entry)}. Write `group: name`, a name or _self_."
+            )
+        (key, name), *_ = entry.items()
+        words = str(key).split()
+        while words and words[0] in ("optional", "override"):
+            optional |= words.pop(0) == "optional"
+        wanted = words[0].lstrip("/").split("@")[0] if words else ""
+        self.used.add(wanted)
+        name = self.chosen.get(wanted, name)
+        names = name if isinstance(name, list) else [name]
+        layers: list[Layer] = []
+        for one in names:
+            if one is None or (optional and self.library.find(wanted, str(one)) is None):
+                continue
+            layers += self.choice(self.library.need(wanted, one))
+        return layers
+
 
 WHOLE = "experiment"
 """The group whose choices are jobs: they take the place of the default job."""
@@ -112,6 +240,26 @@ def compose(
     return Composition(config, origins, notes, made(reader.search))
 
 
+def load(
+    path: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    folders: Sequence[Path | str] = (),
+    dialects: Sequence[Dialect] = (),
+) -> dict[str, Any]:
+    """What `compose` puts together, without where it came from: completed by the default job, not yet checked.
+
+    Args:
+        path: a JSON or YAML file; None for the default job with its references.
+        overrides: `key=value`, `group=choice`, `~key`, as on the command line.
+        folders: the user's own folders of config groups.
+        dialects: other projects' ways to write a job that are understood too.
+
+    Raises:
+        ConfigError: where the file or an override cannot be read.
+    """
+    return compose(path, overrides, folders, dialects).config
+
+
 def _files(library: Library, override: Override) -> list[GroupFile]:
     """The files that an override chooses, if it chooses from a group and not a name."""
     group = "/".join(override.path)
@@ -149,26 +297,3 @@ def _numbered(config: dict[str, Any], path: tuple[str, ...]) -> tuple[str, ...]:
         if path[2] in names:
             return (*path[:2], str(names.index(path[2])), *path[3:])
     return path
-
-
-def origin(composition: Composition, resolved: Mapping[str, Any], path: tuple[str, ...]) -> str:
-    """Where the value at `path` of a resolved configuration came from.
-
-    Args:
-        composition: what was resolved.
-        resolved: of `resolve`.
-        path: of a value without parts.
-    """
-    for length in range(len(path), 0, -1):
-        if path[:length] in composition.origins:
-            return composition.origins[path[:length]]
-    block: Any = resolved
-    owner = ""
-    for part in path[:-1]:
-        block = block[int(part)] if isinstance(block, list) else block[part]
-        if isinstance(block, Mapping) and isinstance(block.get("name"), str):
-            owner = block["name"]
-    if path[-1] == "name" and len(path) > 1:
-        above = [known for known in composition.origins if known[: len(path) - 1] == path[:-1]]
-        return composition.origins[above[0]] if above else DEFAULT
-    return f"default of {owner}" if owner else "default"

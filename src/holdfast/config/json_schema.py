@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from holdfast.config import kinds, schema
-from holdfast.config.defaults import default
+from holdfast.config.read import default
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -92,6 +93,7 @@ def _add(definitions: dict[str, Any], kind: str, name: str) -> None:
     for key, other in (
         ("dataset", _block("datasets")),
         ("datasets", {"type": "array", "minItems": 1, "items": _block("datasets")}),
+        ("of", _block("streams", schema.inner_streams(), {"type": "null"})),
     ):
         if kind == "streams" and key in shape["properties"]:
             shape["properties"][key] = {"description": shape["properties"][key].get("description", ""), **other}
@@ -104,10 +106,11 @@ def _key(kind: str, name: str) -> str:
     return f"{kinds.KINDS[kind].word}_{name}"
 
 
-def _block(kind: str) -> dict[str, Any]:
-    """A bare name, or an object with that name."""
-    references = [{"$ref": f"#/$defs/{_key(kind, name)}"} for name in kinds.names(kind)]
-    return {"oneOf": [{"enum": list(kinds.names(kind))}, *references]}
+def _block(kind: str, names: Sequence[str] | None = None, *more: dict[str, Any]) -> dict[str, Any]:
+    """A bare name, or an object with that name, or one of `more`."""
+    chosen = list(kinds.names(kind)) if names is None else list(names)
+    references = [{"$ref": f"#/$defs/{_key(kind, name)}"} for name in chosen]
+    return {"oneOf": [{"enum": chosen}, *references, *more]}
 
 
 def _nameless(shape: dict[str, Any]) -> dict[str, Any]:

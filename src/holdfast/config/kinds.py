@@ -134,7 +134,8 @@ KINDS = {
             leading=2,
             made=False,
         ),
-        Kind("boundaries", "boundary", "holdfast.core.boundary", _subclasses("Boundary", False, True)),
+        Kind("sources", "source", "holdfast.core.source", _subclasses("Source", True, True)),
+        Kind("boundaries", "boundary", "holdfast.core.boundary", _subclasses("Boundary", True, True)),
         Kind("metrics", "metric", "holdfast.metrics", lambda module: dict(module.METRICS), made=False),
     )
 }

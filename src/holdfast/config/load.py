@@ -1,30 +1,19 @@
-"""A job from a file and overrides."""
+"""The former place of `load`, which is in `holdfast.config.compose` now; kept for one release."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import warnings
 from typing import Any
 
-from holdfast.config.compose import compose
-from holdfast.config.layers import Dialect
+from holdfast.config import compose
 
 
-def load(
-    path: Path | str | None = None,
-    overrides: Sequence[str] = (),
-    folders: Sequence[Path | str] = (),
-    dialects: Sequence[Dialect] = (),
-) -> dict[str, Any]:
-    """The job that a file and overrides describe, completed by the default job, not yet checked.
+def load(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The job that a file and overrides describe; write `from holdfast.config.compose import load`.
 
     Args:
-        path: a JSON or YAML file; None for the default job with its references.
-        overrides: `key=value`, `group=choice`, `~key`, as on the command line.
-        folders: the user's own folders of config groups.
-        dialects: other projects' ways to write a job that are understood too.
-
-    Raises:
-        ConfigError: where the file or an override cannot be read.
+        *args: of `holdfast.config.compose.load`.
+        **kwargs: of the same.
     """
-    return compose(path, overrides, folders, dialects).config
+    warnings.warn("write `from holdfast.config.compose import load`.", DeprecationWarning, stacklevel=2)
+    return compose.load(*args, **kwargs)

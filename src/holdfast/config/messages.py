@@ -1,16 +1,85 @@
-"""Pydantic's errors as sentences: the path, the value seen, and the nearest right name or what is expected."""
+"""What is wrong with blocks, as sentences: the path, the value seen, and the nearest right name or what is expected."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from holdfast.config import kinds, schema
-from holdfast.config.defaults import default
-from holdfast.config.hints import EXPECTED, SPECIAL, expected, hint
+from holdfast.config.read import as_plain, check_plain, default
 from holdfast.config.words import dotted, nearest, shown
+from holdfast.core.errors import ConfigError
+
+EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "none_required": "null",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+SPECIAL = {("seeds",): "a number of seeds of at least 1, a list of them, or null"}
+"""What is expected at paths that pydantic cannot describe."""
+
+
+def expected(error: Any) -> str:
+    """What one error of pydantic wanted to see."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in EXPECTED:
+        return EXPECTED[kind]
+    if kind == "literal_error":
+        return f"one of {context['expected']}"
+    bounds = {"greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "more than")}
+    bounds |= {"less_than_equal": ("le", "at most"), "less_than": ("lt", "less than")}
+    if kind in bounds:
+        key, word = bounds[kind]
+        return f"a number of {word} {context[key]:g}"
+    if kind in ("too_short", "too_long"):
+        number = context.get("min_length", context.get("max_length"))
+        return f"a list of at {'least' if kind == 'too_short' else 'most'} {number}"
+    return str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+def hint(value: Any, kinds: set[str], wanted: str) -> str:
+    """What to write instead, where the value shows what was meant."""
+    numeric = kinds & {"int_type", "int_from_float", "float_type"}
+    if isinstance(value, bool) and numeric:
+        return "true and false are no numbers"
+    if isinstance(value, str) and numeric and re.fullmatch(r"\s*[-+]?[\d_]*\.?\d+([eE][-+]?\d+)?\s*", value):
+        return f"write {value.strip()} without quotes"
+    if isinstance(value, str) and "bool_type" in kinds:
+        meant = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
+        if value.lower() in meant:
+            return f"write {meant[value.lower()]} without quotes"
+    if (
+        isinstance(value, float)
+        and kinds & {"int_type", "int_from_float"}
+        and value == value // 1
+        and abs(value) < 1e15
+    ):
+        return f"write {int(value)}"
+    if value in (0, 1) and isinstance(value, int) and "bool_type" in kinds:
+        return f"write {'true' if value else 'false'}"
+    if isinstance(value, (int, float)) and "string_type" in kinds:
+        return f'write "{value}" in quotes'
+    if kinds & {"list_type", "tuple_type"} and not isinstance(value, (list, dict)) and value is not None:
+        return f"write [{shown(value)}]"
+    if "literal_error" in kinds:
+        near = nearest(value, re.findall(r"'([^']*)'", wanted))
+        return f"did you mean {near!r}?" if near else ""
+    return ""
+
 
 KIND_AT = {key: kind.plural for key, kind in kinds.KEYS.items()}
 """Key -> what kind of thing its block is."""
@@ -95,7 +164,8 @@ def known_keys(where: Place) -> tuple[str, list[str]]:
             return "a method made of operations", ["operations"]
         keys = ["name"] + [p.name for p in kinds.configurable(where.kind, kinds.find(where.kind, where.name))]
         if where.kind in ("streams", "schedulers"):
-            keys = [field.alias or key for key, field in schema.model_of(where.kind, where.name).model_fields.items()]
+            inside = "of" in where.path
+            keys = [f.alias or key for key, f in schema.model_of(where.kind, where.name, inside).model_fields.items()]
         return f"{kinds.KINDS[where.kind].word} `{where.name}`", keys
     fields = schema.job_model().model_fields
     if not parent:
@@ -116,6 +186,8 @@ def _unknown_key(where: Place) -> str:
         )
     if where.name == "operations" and key == "name":
         return "a method has either a `name` or `operations`; both are given. Delete one of the two."
+    if key == "dataset" and "of" in where.path:
+        return "the data set is given once, outside. Write stream.dataset=..."
     elsewhere = _elsewhere(key, where.path)
     near = elsewhere or nearest(key, known)
     if near:
@@ -184,7 +256,43 @@ def _unknown_name(where: Place) -> str:
     if not isinstance(name, str):
         meant = f'the name of a {word}, or an object with a "name"'
         return f"got {shown(name)}, expected {meant}; `holdfast list {kind}` shows all."
+    if name in kinds.names(kind):
+        return f"`{name}` cannot be cut: it is made of several data sets, or cuts a stream itself. Choose another."
     text = kinds.unknown_name(kind, name)
     if re.search(r"[./:]|__", name):
         text += " A configuration names things, it never imports them by path."
     return text
+
+
+def refuse(problems: Sequence[str], source: str = "") -> None:
+    """Raise one `ConfigError` with all `problems`, if there are any."""
+    if not problems:
+        return
+    where = f"{source}: " if source else ""
+    if len(problems) == 1:
+        raise ConfigError(f"{where}{problems[0]}")
+    listing = "\n".join(f"  {problem}" for problem in problems)
+    raise ConfigError(f"{where}{len(problems)} things are wrong in this configuration:\n{listing}")
+
+
+def check_block(kind: str, spec: Any, path: tuple[str, ...]) -> Any:
+    """The validated pydantic block of one thing of `kind`.
+
+    Raises:
+        ConfigError: with everything that is wrong, under `path`.
+    """
+    value, problems = try_block(kind, spec, path)
+    refuse(problems)
+    return value
+
+
+def try_block(kind: str, spec: Any, path: tuple[str, ...]) -> tuple[Any, list[str]]:
+    """The validated pydantic block of one thing of `kind`, or None and what is wrong with it."""
+    problems = check_plain(spec, path)
+    if problems:
+        return None, problems
+    spec = as_plain(spec)
+    try:
+        return TypeAdapter(schema.block(kind)).validate_python(spec), []
+    except ValidationError as error:
+        return None, sentences(error.errors(include_url=False), spec, path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.config import kinds
-from holdfast.config.defaults import default, settle_length, takes_dataset
+from holdfast.config.read import default, settle_length, takes_dataset
 from holdfast.config.schema import operation_name
 from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError

@@ -26,6 +26,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation, snake_case
+from holdfast.core.source import Source
 
 FOLDER = "plugins"
 """Where a run folder keeps copies of the files that it was made with."""
@@ -34,6 +35,9 @@ MARK = "holdfast_kind"
 Value = TypeVar("Value", bound=Callable[..., Any])
 
 OUTPUTS = ("input", "inputs", "output", "outputs", "logits", "prediction", "predictions")
+SNAKE = ("operations", "boundaries", "sources")
+"""Kinds whose classes are named in snake case."""
+
 TARGETS = ("target", "targets", "label", "labels")
 """Names of the first two parameters of a criterion."""
 
@@ -84,14 +88,15 @@ def use(path: Path | str) -> Plugin:
     Everything public that the file itself defines is looked at (with `__all__`: what that lists):
 
     * marked by `@plugin("criterion")`: what the mark says;
-    * a class: an operation, boundary, optimizer or scheduler by the class it inherits from; a module whose constructor
-      takes `input_shape` and `classes`: a model;
-    * a function, by what it is annotated to return: `Method`, `Stream`, `Dataset`, `nn.Module`; a `Tensor` of
+    * a class: an operation, boundary, source, optimizer or scheduler by the class it inherits from; a module whose
+      constructor takes `input_shape` and `classes`: a model;
+    * a function, by what it is annotated to return: `Method`, `Stream`, `Dataset`, `Source`, `nn.Module`; a `Tensor` of
       `(outputs, targets)` makes it a criterion;
     * what the decorator `metric` of `holdfast.metrics` has entered: metrics.
 
-    Operations and boundaries are named in snake case (`WeightAverage` is `weight_average`), the rest as in Python. The
-    file is imported under its own name and can import its neighbours. Used again after a change, it is read again.
+    Operations, boundaries and sources are named in snake case (`WeightAverage` is `weight_average`), the rest as in
+    Python. The file is imported under its own name and can import its neighbours. Used again after a change, it is read
+    again.
 
     Args:
         path: of the file.
@@ -224,6 +229,7 @@ def kind_of(value: Any) -> str | None:
         bases = {
             Operation: "operations",
             Boundary: "boundaries",
+            Source: "sources",
             torch.optim.Optimizer: "optimizers",
             torch.optim.lr_scheduler.LRScheduler: "schedulers",
         }
@@ -237,7 +243,7 @@ def kind_of(value: Any) -> str | None:
         return None
     from holdfast.streams.dataset import Dataset
 
-    results = {Method: "methods", Stream: "streams", Dataset: "datasets", nn.Module: "models"}
+    results = {Method: "methods", Stream: "streams", Dataset: "datasets", Source: "sources", nn.Module: "models"}
     if returned is Tensor:
         first = list(inspect.signature(value).parameters)[:2]
         return "criteria" if len(first) == 2 and first[0] in OUTPUTS and first[1] in TARGETS else None
@@ -254,7 +260,7 @@ def _returned(function: Callable[..., Any]) -> Any:
 
 
 def _named(kind: str, name: str) -> str:
-    return snake_case(name) if kind in ("operations", "boundaries") else name
+    return snake_case(name) if kind in SNAKE else name
 
 
 def _public(module: ModuleType) -> dict[str, Any]:

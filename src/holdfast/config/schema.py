@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
@@ -34,24 +34,6 @@ TRAINER_SUPPLIED = {
 }
 """Parameters of the trainer that are not configured, or have a key of their own."""
 
-BOUNDS: dict[str, dict[str, float]] = {
-    "epochs": {"ge": 1},
-    "iterations": {"ge": 1},
-    "batch_size": {"ge": 1},
-    "eval_batch_size": {"ge": 1},
-    "log_every": {"ge": 1},
-    "clip_norm": {"gt": 0},
-    "accumulate": {"ge": 1},
-    "devices": {"ge": 1},
-    "num_nodes": {"ge": 1},
-    "patience": {"ge": 1},
-    "max_seconds": {"gt": 0},
-    "limit_train_batches": {"gt": 0},
-    "limit_val_batches": {"gt": 0},
-    "limit_test_batches": {"gt": 0},
-}
-"""Settings of the trainer, with the values that make sense."""
-
 Fields = dict[str, Any]
 
 
@@ -61,39 +43,45 @@ def trainer_parameters() -> list[Parameter]:
     return [p for p in parameters(trainer) if p.configurable and p.name not in TRAINER_SUPPLIED]
 
 
-def model_of(kind: str, name: str) -> type[BaseModel]:
+def model_of(kind: str, name: str, inside: bool = False) -> type[BaseModel]:
     """The pydantic model of one block: `name` and the parameters of the callable of that name.
+
+    Args:
+        kind: of the block.
+        name: of the callable.
+        inside: whether it is a stream inside another one, which gives it its data set.
 
     Raises:
         ConfigError: where there is nothing of that name.
     """
-    return _model_of(kind, name)
+    return _model_of(kind, name, inside)  # type: ignore[no-any-return]
 
 
 @kinds.cached
-def _model_of(kind: str, name: str) -> type[BaseModel]:
+def _model_of(kind: str, name: str, inside: bool) -> type[BaseModel]:
     function = kinds.find(kind, name)
     summary, _ = docs(function.__doc__)
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
-    if kind == "streams":
+    if kind == "streams" and not inside:
         fields |= _dataset_fields(parameters(function))
     for parameter in kinds.configurable(kind, function):
-        fields |= _field(parameter, kind)
+        if kind == "streams" and parameter.name == "of":
+            fields["of"] = (_inner_stream() | None, Field(None, description=parameter.doc))
+        else:
+            fields |= _field(parameter)
     if kind == "schedulers":
         every = "move the learning rate after every epoch or after every step"
         fields["every"] = (Literal["epoch", "step"], Field("epoch", description=every))
     return create_model(f"{kinds.KINDS[kind].word}_{name}", __config__=STRICT, __doc__=summary, **fields)
 
 
-def _field(parameter: Parameter, kind: str) -> Fields:
+def _field(parameter: Parameter) -> Fields:
     """One parameter as a field; under another name inside, since `copy` or `schema` would hide pydantic's own."""
-    numbers = set(get_args(parameter.type) or (parameter.type,)) <= {int, float, type(None)}
-    constraint: dict[str, Any] = BOUNDS.get(parameter.name, {}) if kind == "trainer" and numbers else {}
     default = ... if parameter.default is REQUIRED else parameter.default
     return {
         f"given_{parameter.name}": (
             parameter.type,
-            Field(default, alias=parameter.name, description=parameter.doc or None, **constraint),
+            Field(default, alias=parameter.name, description=parameter.doc or None),
         )
     }
 
@@ -146,9 +134,22 @@ def block(kind: str) -> Any:
 
 @kinds.cached
 def _block(kind: str) -> Any:
-    choices = [Annotated[_model_of(kind, name), Tag(TAG + name)] for name in kinds.names(kind)]
+    choices = [Annotated[_model_of(kind, name, False), Tag(TAG + name)] for name in kinds.names(kind)]
     if kind == "methods":
         choices.append(Annotated[_composition(), Tag(TAG + "operations")])
+    return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
+
+
+def inner_streams() -> list[str]:
+    """The streams that another one can cut: those of one data set that cut none themselves."""
+    given = {name: {p.name for p in parameters(value)} for name, value in kinds.names("streams").items()}
+    return [name for name, taken in given.items() if "dataset" in taken and "of" not in taken]
+
+
+@kinds.cached
+def _inner_stream() -> Any:
+    """The type of a stream inside another one."""
+    choices = [Annotated[_model_of("streams", name, True), Tag(TAG + name)] for name in inner_streams()]
     return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
 
 
@@ -174,7 +175,7 @@ def job_model() -> type[BaseModel]:
     for parameter in trainer_parameters():
         if parameter.name == "epochs":  # null where `iterations` is given
             parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])  # noqa: UP007
-        trainer |= _field(parameter, "trainer")
+        trainer |= _field(parameter)
     trainer["per_experience"] = (changes_type() | None, Field(None, description=CHANGES))
     checkpoint: Fields = {
         "every_seconds": (float | None, Field(30.0, gt=0, description="seconds between checkpoints; null for none")),
@@ -257,12 +258,13 @@ class Given(BaseModel):
 @kinds.cached
 def changes_model() -> type[BaseModel]:
     """The pydantic model of what may be different in an experience."""
-    names = {field.name for field in dataclasses.fields(importlib.import_module("holdfast.training.settings").Settings)}
+    settings = importlib.import_module("holdfast.training.settings").ExperienceSettings
+    names = {field.name for field in dataclasses.fields(settings)}
     fields: Fields = {}
     for parameter in trainer_parameters():
         if parameter.name in names:
             kind: Any = Union[parameter.type, None]  # noqa: UP007
-            fields |= _field(dataclasses.replace(parameter, type=kind, default=None), "trainer")
+            fields |= _field(dataclasses.replace(parameter, type=kind, default=None))
     fields["optimizer"] = (block("optimizers") | None, Field(None, description="a new one, for this experience"))
     fields["scheduler"] = (block("schedulers") | None, Field(None, description="of its learning rate; null for none"))
     augmentations: Fields = {

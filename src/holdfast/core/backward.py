@@ -1,4 +1,4 @@
-"""One backward pass from several weighed losses, without an operation on scalars for each weight."""
+"""One backward pass from several weighted losses, without an operation on scalars for each weight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def constant(value: float, like: Tensor) -> Tensor:
 
 
 def backward(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Accumulate the gradient of the weighed sum of `losses` into the leaves.
+    """Accumulate the gradient of the weighted sum of `losses` into the leaves.
 
     The same as `torch.autograd.backward(losses, weights)`, which spends 16 us a call on comparing shapes symbolically
     (torch 2.13 to 2.15); the engine beneath it is called directly where it is there.

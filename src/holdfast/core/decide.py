@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,18 +13,28 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+class Recorder(Protocol):
+    """Whoever records a step, and makes its decisions again before each replay."""
+
+    def decide(self, make: Callable[[], T], device: torch.device | None) -> T:
+        """The value of `make()` now, or what stands for it in the recorded step."""
+
+
+_recorder: ContextVar[Recorder | None] = ContextVar("holdfast_recorder", default=None)
+
+
 def decide(make: Callable[[], T], device: torch.device | None = None) -> T:
     """The value of `make()`, through which goes everything the host decides anew at a step.
 
-    Draws, counters, schedules and branches are such decisions.
-    A step that is run as written calls `make` and returns its value. A step that was recorded once and is run again
-    can do so only with decisions that are made again before it, which is why they must be found: what `make` does is
-    done at every step, and what stands outside of it may be done once for all.
+    Draws, counters, schedules and branches are such decisions. A step that is run as written calls `make` and returns
+    its value. A step that was recorded once and is run again can do so only with decisions that are made again before
+    it, which is why they must be found: what `make` does is done at every step, and what the host does outside of it
+    may be done once for all.
 
     Args:
-        make: draws from a generator, counts, or reads `learner.now`; it must not read what the step computes. A tensor
-            that it returns keeps its shape from step to step; anything else (a bool, a number) is a branch of the
-            step.
+        make: draws from a generator, counts, or reads `learner.now`; it must not read what the step computes. It
+            returns a tensor, of the same shape at every step; a float, which may come back as a scalar tensor; or
+            anything else (a bool, an int, a tuple of these), which is a branch of the step.
         device: where a tensor that `make` returns is wanted.
 
     Example:
@@ -30,7 +42,25 @@ def decide(make: Callable[[], T], device: torch.device | None = None) -> T:
         >>> decide(lambda: torch.randint(9, (2,), generator=generator)).shape
         torch.Size([2])
     """
+    recorder = _recorder.get()
+    if recorder is not None:
+        return recorder.decide(make, device)
     value = make()
     if device is not None and isinstance(value, Tensor):
         return value.to(device)  # type: ignore[return-value]
     return value
+
+
+@contextmanager
+def recorded_by(recorder: Recorder) -> Iterator[None]:
+    """Decisions inside are asked of `recorder`."""
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+def recording() -> bool:
+    """Whether a step is being recorded, for shortcuts over the host that a recorded step cannot take."""
+    return _recorder.get() is not None

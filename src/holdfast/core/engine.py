@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.backward import backward, constant
+from holdfast.core.batch import Batch
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.experience import Batch, Experience, Tree, task_column, tree_cat, tree_rows
+from holdfast.core.experience import Data, Experience
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
-from holdfast.core.operation import ENTRY_POINTS
-from holdfast.core.step import Step
+from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
+from holdfast.core.services import Services, note_unmasked
+from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
+from holdfast.core.tree import Tree, tree_rows
+from holdfast.core.undeclared import Undeclared
 
 OLD_SNAPSHOTS = ("teacher", "solver")
 """Where operations of ours kept snapshots when checkpoints did not say so yet."""
@@ -38,6 +42,11 @@ class Engine:
     Raises:
         NeedError: if the loop cannot offer what the method needs.
         ConfigError: if the method is bound already.
+
+    Attributes:
+        index: how many steps were made.
+        services: what operations get.
+        evaluating: `with engine.evaluating():` is in eval mode, and in the mode from before afterwards.
     """
 
     def __init__(
@@ -54,32 +63,37 @@ class Engine:
         self.learner = learner
         self.services = learner.services
         self.index = 0
+        if method.wrap is not None:
+            learner.change_model(method.wrap, method.name)
         learner.fields = method.remembers
         if learner.multi_head:
             learner.fields = (*learner.fields, "task")
+        self.evaluating = functools.partial(eval_mode, learner.model)
         for entry_point in ENTRY_POINTS:
-            acting = tuple(getattr(operation, entry_point) for operation in method if operation.overrides(entry_point))
+            acting = tuple(getattr(operation, entry_point) for operation in method if acts_at(operation, entry_point))
             setattr(self, f"_{entry_point}", acting)
         self._named_losses = tuple(
-            (operation.name, operation.loss) for operation in method if operation.overrides("loss")
+            (operation.name, operation.loss) for operation in method if acts_at(operation, "loss")
         )
         for operation in method:
             operation.bound = True  # type: ignore[assignment]
             operation.to(learner.device)
             operation.setup(learner.services)
         self._check_memory()
+        self._undeclared = Undeclared(method, self.services)
+        body = self.services.body
+        body.show()
+        self._head_untried = body.guessed and body.asked
 
-    _setup: tuple[Any, ...]
-    _begin: tuple[Any, ...]
-    _batch: tuple[Any, ...]
-    _criterion: tuple[Any, ...]
-    _loss: tuple[Any, ...]
-    _gradient: tuple[Any, ...]
-    _observe: tuple[Any, ...]
-    _update: tuple[Any, ...]
-    _end: tuple[Any, ...]
-    _predict: tuple[Any, ...]
-    _take_step: tuple[Any, ...]
+    _begin: tuple[Callable[[Experience, Services], Data | None], ...]
+    _batch: tuple[Callable[[Batch, Services], Batch], ...]
+    _criterion: tuple[Callable[[Tensor, Tensor, Tree, Services], Tensor], ...]
+    _gradient: tuple[Callable[[Step, Services], None], ...]
+    _observe: tuple[Callable[[Step, Services], None], ...]
+    _update: tuple[Callable[[Step, Services], None], ...]
+    _end: tuple[Callable[[Experience, Services], None], ...]
+    _predict: tuple[Callable[[Tensor, Tree, Services], Tensor], ...]
+    _take_step: tuple[Callable[[Step, Services, torch.optim.Optimizer], None], ...]
 
     def _check_memory(self) -> None:
         if self.learner.memory is not None:
@@ -107,6 +121,9 @@ class Engine:
 
         Returns:
             The experience to train on (a copy if an operation replaced its data), and whether one did.
+
+        Raises:
+            UsageError: if an operation replaced the data that did not declare it.
         """
         given = experience
         if self._labelled and not experience.classes and len(experience.train):
@@ -114,25 +131,18 @@ class Engine:
         for begin in self._begin:
             data = begin(experience, self.services)
             if data is not None:
+                if "replacement" not in self.method.needs:  # loops keep what a resumed run needs for that only then
+                    raise UsageError(
+                        f"an operation of `{self.method.name}` returned other data from begin(). Declare that: needs ="
+                        ' frozenset({"replacement"}).'
+                    )
                 classes = experience.classes
                 if len(data) and not data.targets.is_floating_point():
                     classes = tuple(torch.unique(data.targets).tolist())
                 experience = dataclasses.replace(experience, train=data, classes=classes)
         replaced = experience is not given
-        self.learner.enter(experience, self._tasks(experience) if replaced else None)
+        self.learner.enter(experience, experience.tasks() if replaced else None)
         return experience, replaced
-
-    @staticmethod
-    def _tasks(experience: Experience) -> dict[int, tuple[int, ...]] | None:
-        """The classes of each task in data that mixes tasks."""
-        if experience.task is None or experience.stream is None:
-            return None
-        held = set(experience.classes)
-        return {
-            other.task: other.classes
-            for other in experience.stream
-            if other.task is not None and held >= set(other.classes)
-        }
 
     def end(self, experience: Experience) -> None:
         """Close `experience`; what is measured on its data is measured in full precision."""
@@ -145,28 +155,47 @@ class Engine:
 
     # One step ------------------------------------------------------------------------------------------
 
+    def step(
+        self,
+        batch: Batch,
+        now: Now,
+        update: Callable[[Step, float, bool], Any],
+        weight: float = 1.0,
+        last: bool = False,
+    ) -> Step:
+        """Train on one batch: the order of a step, in every loop that is ours.
+
+        Args:
+            batch: current samples.
+            now: where this step stands.
+            update: makes the optimiser's step of the loss (see `training.update.Update`), or a part of one where
+                batches add up to it: `update(step, weight, last)`.
+            weight: of this batch in the mean over processes.
+            last: whether no other batch adds up to the same step of the optimiser.
+
+        Returns:
+            What was seen and computed; its outputs are those from before the weights moved.
+        """
+        step = self._look(batch, now)
+        update(step, weight, last)
+        return step
+
+    def _look(self, batch: Batch, now: Now) -> Step:
+        """The first half of a step: what operations make of the batch, its forward and its loss."""
+        self.services.now = now
+        if batch.task is None:
+            batch.task = self.services.forward.task
+        batch = self.batch(batch)
+        with self.services.forward.autocasting():
+            outputs, extras = self.forward(batch)
+            loss = self.criterion(outputs, batch.targets, batch.inputs)
+        return Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
+
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
         for change in self._batch:
             batch = change(batch, self.services)
         return batch
-
-    def join(self, batch: Batch) -> tuple[Tree, int | Tensor | None]:
-        """Inputs and tasks of the current and the appended rows, for one forward."""
-        appended = batch.appended or {}
-        inputs = tree_cat([batch.inputs, *(rows["inputs"] for rows in appended.values())])
-        if batch.task is None or not all("task" in rows for rows in appended.values()):
-            return inputs, batch.task
-        current = task_column(batch.task, tree_rows(batch.inputs), self.learner.device)
-        return inputs, torch.cat([current, *(rows["task"] for rows in appended.values())])
-
-    def split(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Outputs of the current rows, and each operation's appended rows with their `outputs`."""
-        appended = batch.appended or {}
-        sizes = [tree_rows(batch.inputs), *(tree_rows(rows["inputs"]) for rows in appended.values())]
-        parts = torch.split_with_sizes(outputs, sizes)
-        extras = {name: {**rows, "outputs": part} for (name, rows), part in zip(appended.items(), parts[1:])}
-        return parts[0], extras
 
     def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, dict[str, Any]]:
         """The main forward: outputs of the current rows, and extras by operation.
@@ -177,27 +206,18 @@ class Engine:
         """
         extras: dict[str, Any]
         if not batch.appended:
-            outputs, extras = self._outputs(batch.inputs, batch.task, through), {}
+            outputs, extras = self.services.forward(batch.inputs, batch.task, through), {}
         else:
-            inputs, task = self.join(batch)
-            outputs, extras = self.split(self._outputs(inputs, task, through), batch)
-        self.note_unmasked(outputs, extras)
+            inputs, task = batch.joined(self.services.device)
+            outputs, extras = batch.parted(self.services.forward(inputs, task, through))
+        note_unmasked(self.services, outputs, extras)
         return outputs, extras
-
-    def _outputs(self, inputs: Tree, task: int | Tensor | None, through: nn.Module | None) -> Tensor:
-        learner = self.learner
-        return learner(inputs, task) if through is None else learner.forward(inputs, task, through)
-
-    def note_unmasked(self, outputs: Tensor, extras: dict[str, Any]) -> None:
-        """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`."""
-        if self.learner.multi_head:
-            extras["unmasked"] = self.learner.head.unmasked[: outputs.shape[0]]  # type: ignore[union-attr, index]
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
         """The current data's loss: the method's own criterion, else the learner's."""
         if self._criterion:
             return self._criterion[0](outputs, targets, inputs, self.services)
-        return self.learner.criterion(outputs, targets)
+        return self.services.criterion(outputs, targets)
 
     def backward(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss, backward, gradient edits, observers.
@@ -213,15 +233,21 @@ class Engine:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
         if self._labelled:
             self._check_targets(step.targets)
-        if self.learner.autocast is None:
+        if self._head_untried:
+            self._try_head(step)
+        with self.services.forward.autocasting():
             roots, factors = self._terms(step)
-        else:
-            with torch.autocast(self.learner.autocast[0], dtype=self.learner.autocast[1]):
-                roots, factors = self._terms(step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
             weights = [weight * scale for weight in weights]
         backward(roots, weights)
+
+    def _try_head(self, step: Step) -> None:
+        """Before the first backward: whether the layer that was taken for the head makes the model's outputs."""
+        self._head_untried = False
+        if tree_rows(step.inputs):
+            with forward_task("all"):
+                self.services.body.try_head(self.services.forward.prepared(step.inputs, False))
 
     def finish(self, step: Step) -> None:
         """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
@@ -273,25 +299,34 @@ class Engine:
                     outputs = change(outputs, inputs, self.services)
         return outputs
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Any:
-        """Eval mode inside, the mode from before afterwards."""
-        with eval_mode(self.learner.model):
-            yield self
-
     # State ---------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Learner, operations and step count, as tensors and plain values."""
-        return {
+    def state(self, check: bool = True) -> dict[str, Any]:
+        """Learner, operations and step count, as tensors and plain values.
+
+        Args:
+            check: whether an operation that keeps something without declaring it is refused: for a checkpoint, since
+                that would not have it.
+
+        Raises:
+            UsageError: if one does.
+        """
+        if check:
+            self._undeclared.check()
+        state = {
             "index": self.index,
             "learner": self.learner.state(),
             "operations": {operation.name: operation.save() for operation in self.method},
         }
+        if isinstance(self.method.wrap, Stateful):
+            state["wrap"] = self.method.wrap.state()
+        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self.index = state["index"]
+        if "wrap" in state and isinstance(self.method.wrap, Stateful):
+            self.method.wrap.load(state["wrap"])
         self.learner.load(state["learner"])
         for operation in self.method:
             values = state["operations"][operation.name]

@@ -1,71 +1,19 @@
-"""What arrives: batches, the data of one experience, experiences, and the stream that holds them in order."""
+"""What arrives: the data of one experience, experiences, and the stream that holds them in order."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Union
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Tree = Union[Tensor, tuple[Tensor, ...], Mapping[str, Tensor]]  # noqa: UP007
-"""Model inputs: one tensor, a tuple passed as positional arguments, or a mapping passed as keyword arguments."""
+from holdfast.core.batch import Batch, task_column
+from holdfast.core.tree import Tree, tree_cat, tree_map, tree_rows
 
-
-def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """Apply `function` to every tensor of `tree`, keeping its shape of containers."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        return {key: function(value) for key, value in tree.items()}
-    return tuple(function(value) for value in tree)
-
-
-def tree_rows(tree: Tree) -> int:
-    """The number of samples (first dimension) in `tree`."""
-    if isinstance(tree, Tensor):
-        return tree.shape[0]
-    first = next(iter(tree.values())) if isinstance(tree, Mapping) else tree[0]
-    return first.shape[0]
-
-
-def tree_cat(trees: Sequence[Tree]) -> Tree:
-    """Join trees of equal structure along the sample dimension."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return torch.cat(trees)  # type: ignore[arg-type]
-    if isinstance(first, Mapping):
-        return {key: torch.cat([tree[key] for tree in trees]) for key in first}  # type: ignore[index, misc, call-overload]
-    return tuple(torch.cat([tree[i] for tree in trees]) for i in range(len(first)))  # type: ignore[index, misc]
-
-
-def task_column(task: int | Tensor, rows: int, device: torch.device) -> Tensor:
-    """The task label of each of `rows` samples, `[rows]` int64."""
-    return task if isinstance(task, Tensor) else torch.full((rows,), task, dtype=torch.int64, device=device)
-
-
-@dataclass(slots=True)
-class Batch:
-    """Samples that go through the model together.
-
-    Attributes:
-        inputs: raw inputs, `[rows, ...]`; images are usually uint8 and become floats in `Learner.prepare`.
-        targets: `[rows]` class indices (int64), or `[rows, ...]` floats for regression and multi-label targets.
-        task: the task label of all rows, `[rows]` labels where tasks are mixed, or None where there are none.
-        appended: rows that operations want to go through the *same* forward, by operation name; each a
-            mapping with at least `inputs` and `targets`. Their outputs reach the operation in `step.extras`.
-    """
-
-    inputs: Tree
-    targets: Tensor
-    task: int | Tensor | None = None
-    appended: dict[str, dict[str, Any]] | None = None
-
-    def append(self, name: str, rows: dict[str, Any]) -> Batch:
-        """This batch with `rows` (at least `inputs` and `targets`) joined to its forward, under `name`."""
-        return Batch(self.inputs, self.targets, self.task, {**(self.appended or {}), name: rows})
+__all__ = ["Batch", "Data", "Experience", "Stream", "Tree", "task_column", "tree_cat", "tree_map", "tree_rows"]
 
 
 class Data(ABC):
@@ -129,6 +77,15 @@ class Experience:
     name: str = ""
     stream: Stream | None = None
 
+    def tasks(self) -> dict[int, tuple[int, ...]] | None:
+        """The classes of each task whose classes are all among this experience's, where data mixes several."""
+        if self.task is None or self.stream is None:
+            return None
+        mine = set(self.classes)
+        return {
+            other.task: other.classes for other in self.stream if other.task is not None and mine >= set(other.classes)
+        }
+
 
 @dataclass
 class Stream(Sequence[Experience]):
@@ -163,6 +120,13 @@ class Stream(Sequence[Experience]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.experiences[index]
+
+    def first(self, count: int | None) -> Stream:
+        """The stream of the first `count` experiences, its classes as before; itself where it has no more."""
+        if count is None or count >= len(self):
+            return self
+        kept = [replace(experience) for experience in self.experiences[:count]]
+        return replace(self, experiences=kept)
 
     @property
     def outputs(self) -> int:

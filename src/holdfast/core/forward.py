@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.experience import Tree
 from holdfast.core.task import Task, enter_task, leave_task, running_task
+from holdfast.core.tree import Tree
+
+FULL_PRECISION: AbstractContextManager[Any] = nullcontext()
 
 
 class Forward:
@@ -42,10 +45,17 @@ class Forward:
             task: the task of all rows, `[rows]` tasks, or "all" for the outputs of every task; None: the current one.
             through: a wrapper around the model, or a copy of it, to call instead.
         """
-        if self.autocast is not None and not torch.is_autocast_enabled(self.autocast[0]):
-            with torch.autocast(self.autocast[0], dtype=self.autocast[1]):
-                return self._run(inputs, task, through)
-        return self._run(inputs, task, through)
+        if self.autocast is None:
+            return self._run(inputs, task, through)
+        with self.autocasting():
+            return self._run(inputs, task, through)
+
+    def autocasting(self) -> AbstractContextManager[Any]:
+        """The autocast of the main forward; nothing in full precision, or inside of it."""
+        kind = self.autocast
+        if kind is None or torch.is_autocast_enabled(kind[0]):
+            return FULL_PRECISION
+        return torch.autocast(kind[0], dtype=kind[1])
 
     def _run(self, inputs: Tree, task: Task, through: nn.Module | None) -> Tensor:
         module = self.model if through is None else through

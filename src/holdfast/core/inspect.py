@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError, unknown
-from holdfast.core.experience import Tree
+from holdfast.core.forward import call
+from holdfast.core.tree import Tree
 
 
 def find_head(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module]:
     """The layer that makes outputs of features, in any model.
 
-    In this order: the module at `path`; `model.head`, or the last linear layer inside it; the last linear layer
-    or module that can `grow` in the order of `model.named_modules()`.
+    In this order: the module at `path`; what `model.head` names, if that is a path (`model.head = "classifier.6"`
+    describes a model of another library once for all); `model.head`, or the last linear layer inside it; the last
+    linear layer or module that can `grow` in the order of `model.named_modules()`.
 
     Args:
         model: any module.
@@ -38,6 +41,8 @@ def find_head(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module
             raise ConfigError(unknown("module", path, modules, "Give the head as a name of `model.named_modules()`."))
         return path, modules[path]
     head = getattr(model, "head", None)
+    if isinstance(head, str):
+        return find_head(model, head)
     if isinstance(head, nn.Module) and not isinstance(head, nn.Identity):
         name, inner = _last(head)
         return ("head", head) if inner is None else (f"head.{name}".rstrip("."), inner)
@@ -85,12 +90,7 @@ def features_of(model: nn.Module, head: nn.Module, inputs: Tree) -> Tensor:
 
     handle = head.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        if isinstance(inputs, Tensor):
-            model(inputs)
-        elif isinstance(inputs, Mapping):
-            model(**inputs)
-        else:
-            model(*inputs)
+        call(model, inputs)
     finally:
         handle.remove()
     if not seen:
@@ -99,6 +99,83 @@ def features_of(model: nn.Module, head: nn.Module, inputs: Tree) -> Tensor:
             "Give the right head with `find_head(model, path)`, and the model as it was before `torch.compile`."
         )
     return seen[-1]
+
+
+def makers_of_outputs(model: nn.Module, inputs: Tree, head: nn.Module | None = None) -> list[str] | None:
+    """The names of the linear layers (and of `head`) that a model's outputs are made of, with no other in between.
+
+    The model runs once, in eval mode and on at most two rows; what each of these layers gives is marked, and the marks
+    are looked for behind the outputs.
+
+    Args:
+        model: any module.
+        inputs: prepared.
+        head: a layer of another kind that counts, too.
+
+    Returns:
+        Names, or None where outputs are not one tensor of numbers, so that this cannot be told.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.LogSoftmax(1))
+        >>> makers_of_outputs(model, torch.ones(1, 4))
+        ['2']
+    """
+    marks: list[tuple[str, Tensor]] = []
+
+    def marked(name: str) -> Callable[..., Any]:
+        def hook(_: nn.Module, __: Any, outputs: Any) -> Any:
+            if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+                return None
+            marks.append((name, outputs.detach().requires_grad_()))
+            return marks[-1][1]
+
+        return hook
+
+    layers = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear) or part is head]
+    handles = [part.register_forward_hook(marked(name)) for name, part in layers]  # type: ignore[union-attr]
+    few = _few(inputs)
+    devices = {value.device for value in model.parameters() if value.device.type == "cuda"}
+    try:
+        with (
+            torch.random.fork_rng(devices=devices),  # a forward that draws in eval mode too changes no run
+            torch.inference_mode(False),
+            eval_mode(model),
+            torch.enable_grad(),
+        ):
+            outputs = call(model, few)
+    except Exception:  # it takes more than these inputs, or more rows: what is wrong shows where it is used
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        return None
+    behind = _leaves(outputs)
+    return list(dict.fromkeys(name for name, mark in marks if id(mark) in behind))
+
+
+def _few(inputs: Tree) -> Tree:
+    """Two rows of prepared inputs."""
+    if isinstance(inputs, Tensor):
+        return inputs[:2].clone()
+    if isinstance(inputs, Mapping):
+        return {name: value[:2].clone() for name, value in inputs.items()}
+    return tuple(value[:2].clone() for value in inputs)
+
+
+def _leaves(outputs: Tensor) -> set[int]:
+    """The ids of all leaves of a graph, the tensor itself included."""
+    found, seen, waiting = {id(outputs)}, set(), [outputs.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        waiting += [following for following, _ in node.next_functions]
+    return found
 
 
 @contextmanager

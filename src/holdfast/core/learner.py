@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.experience import Experience, Tree
+from holdfast.core.attributes import Of
+from holdfast.core.body import Body
+from holdfast.core.errors import NeedError
+from holdfast.core.experience import Experience
 from holdfast.core.forward import Forward
+from holdfast.core.memory import Memory
 from holdfast.core.randomness import derive_seed
 from holdfast.core.ranks import Share
 from holdfast.core.services import Criterion, Services
@@ -17,41 +21,9 @@ from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Now
 from holdfast.core.task import Task
 from holdfast.core.trainable import Listener, Trainable
-
-T = TypeVar("T")
+from holdfast.core.tree import Tree
 
 __all__ = ["Criterion", "Learner", "Services", "Snapshot", "derive_seed"]
-
-
-class Of(Generic[T]):
-    """An attribute that the learner shows, and a part of it holds.
-
-    Args:
-        part: dotted path from the learner.
-        name: of the attribute there, where it is another.
-    """
-
-    def __init__(self, part: str, name: str = "") -> None:
-        self.parts = part.split(".")
-        self.name = name
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = self.name or name
-
-    def _part(self, learner: object) -> Any:
-        for name in self.parts:
-            learner = getattr(learner, name)
-        return learner
-
-    @overload
-    def __get__(self, learner: None, owner: type) -> Of[T]: ...
-    @overload
-    def __get__(self, learner: object, owner: type) -> T: ...
-    def __get__(self, learner: object | None, owner: type) -> Any:
-        return self if learner is None else getattr(self._part(learner), self.name)
-
-    def __set__(self, learner: object, value: T) -> None:
-        setattr(self._part(learner), self.name, value)
 
 
 class Learner:
@@ -79,15 +51,16 @@ class Learner:
         on_growth: called with the new parameters whenever outputs are added; whoever owns the optimiser listens.
         optimizer: returns the optimiser, or None where there is none; whoever owns it sets this.
         added: parameters that operations brought along, by name.
+        replaceable: whether the loop calls whatever `model` is now, so that a method can put another in its place.
         logged: scalars and their factors, logged since the loop read them last, by name; tensors stay on the device.
     """
 
     services: Services
     model: Of[nn.Module] = Of("services")
-    head: Of[nn.Module | None] = Of("services")
+    head: Of[nn.Module | None] = Of("services.body")
     device: Of[torch.device] = Of("services")
     criterion: Of[Criterion] = Of("services")
-    memory: Of[Any] = Of("services")
+    memory: Of[Memory | None] = Of("services")
     fields: Of[tuple[str, ...]] = Of("services")
     experience: Of[int] = Of("services")
     members: Of[list[tuple[int, ...]]] = Of("services")
@@ -142,6 +115,7 @@ class Learner:
             head=head,
             share=Share(rank, ranks),
         )
+        self.replaceable = True
 
     def __call__(self, inputs: Tree, task: Task = None) -> Tensor:
         """The model's outputs on raw `inputs`, as `Services` gives them."""
@@ -165,6 +139,37 @@ class Learner:
     def epoch_progress(self, value: float | None) -> None:
         self.now = Now(self.now.index, self.now.progress, value)
 
+    def change_model(self, wrap: Callable[[nn.Module, Services], nn.Module | None], method: str) -> None:
+        """Let a method change the model (see `Method`); parameters that it brings along are trained, too.
+
+        Args:
+            wrap: of the method.
+            method: its name.
+
+        Raises:
+            NeedError: if it returns another model, and the loop goes on calling the one it was given.
+        """
+        before = {id(parameter) for parameter in self.model.parameters()}
+        model = wrap(self.model, self.services)
+        if model is not None and model is not self.model:
+            if not self.replaceable:
+                raise NeedError(
+                    f"`{method}` puts another model in the place of yours, and this loop goes on calling yours.\n"
+                    "  Use the Trainer, or a wrap that changes the model itself and returns None."
+                )
+            self._adopt(model)
+        self.trainable.changed()
+        self.trainable.brought = [p for p in self.trainable.parameters() if id(p) not in before]
+
+    def _adopt(self, model: nn.Module) -> None:
+        """Train `model` in the place of the one before, whose head it has, or one of its own."""
+        services, head = self.services, self.head
+        path = next((name for name, part in model.named_modules() if part is head and name), None)
+        declared = getattr(model, "stages", None) is not None
+        services.model = services.forward.model = services.trainable.model = model.to(self.device)
+        services.body = Body(model, None if declared else path)
+        services.multi_head = bool(getattr(services.body.head, "needs_task", False))
+
     # Boundaries ----------------------------------------------------------------------------------------
 
     def enter(self, experience: Experience, tasks: Mapping[int, Sequence[int]] | None = None) -> None:
@@ -176,6 +181,7 @@ class Learner:
         """
         self.experience += 1
         self.members.append(tuple(experience.classes))
+        self._add_tasks(max(tasks) if tasks else experience.task)
         self.grow(experience.classes)
         if self.multi_head and experience.task is not None:
             for task, classes in (tasks or {experience.task: experience.classes}).items():
@@ -193,6 +199,17 @@ class Learner:
                 self.trainable.changed()
                 self.trainable.announce(new)
         self.services.seen.add(classes)
+
+    def _add_tasks(self, task: int | None) -> None:
+        """Let a model that has a part of its own for each task make the part of this one."""
+        if task is None:
+            return
+        for module in self.model.modules():
+            add = getattr(module, "add_tasks", None)
+            new = add(task + 1) if callable(add) else []
+            if new:
+                self.trainable.changed()
+                self.trainable.announce(new)
 
     def _set_task(self, task: int | None) -> None:
         """The current task; forwards that nobody gave a task (the user's own) are of this one, too."""
@@ -221,14 +238,19 @@ class Learner:
         self.members = [tuple(classes) for classes in state["members"]]
         for self.experience, classes in enumerate(self.members):  # noqa: B020
             self.grow(classes)
+        before = {id(parameter) for parameter in self.model.parameters()}
         self.model.load_state_dict(state["model"])
+        grown = [parameter for parameter in self.model.parameters() if id(parameter) not in before]
+        if grown:  # parts of tasks, which nobody but the state counts
+            self.trainable.changed()
+            self.trainable.announce(grown)
         self.model.train(state["training"])
         self.experience = state["experience"]
         self._set_task(state["task"])
         self.grown = state.get("grown", self.grown)  # a model that was loaded before has grown already
         self.classes = state["classes"].to(self.device, copy=True)
         self.services.generators.load(state["generators"])
-        if state["memory"] is not None:
+        if state["memory"] is not None and self.memory is not None:
             self.memory.load(state["memory"])
 
     if not TYPE_CHECKING:  # tests and loops of one's own hand a learner to an operation, which asks for services

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec
+
+from torch import nn
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.operation import ROLES, Operation
 from holdfast.core.ranges import ranged
+from holdfast.core.services import Services
 
 P = ParamSpec("P")
+Wrap = Callable[[nn.Module, Services], nn.Module | None]
+"""A change of the model: returns another one to train, or None where it changed the model itself."""
 
 
 class Method:
@@ -21,14 +26,20 @@ class Method:
         *operations: in the order in which they act within an entry point.
         name: of the method, for logs and reports.
         paper: where it was published.
+        wrap: a change of the model that the method brings: masks, prompts, generated weights. `wrap(model, services)`
+            is called once, when the method is bound and before its operations are set up. It returns another module,
+            which is trained in the place of the one given (its parameters and buffers are saved with it), or changes
+            the model or attaches hooks to it and returns None. One that keeps more has `state()` and `load()`; one
+            that keeps anything of the model it changed has `clone()`, for `Method.clone`.
 
     Raises:
         ConfigError: where two operations own the criterion or the step, or do what one alone can do, or one is used
             twice.
     """
 
-    def __init__(self, *operations: Operation, name: str = "custom", paper: str = "") -> None:
+    def __init__(self, *operations: Operation, name: str = "custom", paper: str = "", wrap: Wrap | None = None) -> None:
         self.operations = operations
+        self.wrap = wrap
         self.name = name
         self.paper = paper
         self._config: dict[str, Any] | None = None
@@ -42,16 +53,8 @@ class Method:
                 raise ConfigError(f"{operation!r} has role {operation.role!r}. Choose one of {', '.join(ROLES)}.")
         if len({id(operation) for operation in operations}) < len(operations):
             raise ConfigError("the same operation object stands twice in a method. Write a second one, or use clone().")
-        for entry_point in ("criterion", "take_step"):
-            owners = [operation for operation in operations if operation.overrides(entry_point)]
-            if len(owners) > 1:
-                raise ConfigError(
-                    f"{' and '.join(repr(o) for o in owners)} both own the {entry_point!r} of a step. Keep one of them."
-                )
-        for what in sorted({operation.once for operation in operations} - {""}):
-            owners = [operation for operation in operations if operation.once == what]
-            if len(owners) > 1:
-                raise ConfigError(f"{' and '.join(repr(o) for o in owners)} both {what}. Keep one of them.")
+        for problem in conflicts(operations):
+            raise ConfigError(problem)
         counts: dict[str, int] = {}
         for operation in operations:
             base = operation.config()["name"]
@@ -68,6 +71,13 @@ class Method:
         return needs
 
     @property
+    def unfilled(self) -> str:
+        """The first operation that draws from a memory where none is declared to fill one; empty where all is well."""
+        if any(operation.fills for operation in self.operations):
+            return ""
+        return next((one.name for one in self.operations if one.remembers or one.draws), "")
+
+    @property
     def remembers(self) -> tuple[str, ...]:
         """The extra fields that the memory must keep for these operations, each once."""
         return tuple(dict.fromkeys(field for operation in self.operations for field in operation.remembers))
@@ -76,11 +86,15 @@ class Method:
         """What JSON writes down: the published name and its arguments, or the list of operations."""
         if self._config is not None:
             return dict(self._config)
-        return {"operations": [operation.config() for operation in self.operations]}
+        operations: dict[str, Any] = {"operations": [operation.config() for operation in self.operations]}
+        return operations if self.wrap is None else {**operations, "wrap": called(self.wrap)}
 
     def clone(self) -> Method:
         """A method of the same operations, without their state."""
-        twin = Method(*(operation.clone() for operation in self.operations), name=self.name, paper=self.paper)
+        clone = getattr(self.wrap, "clone", None)
+        wrap = clone() if callable(clone) else self.wrap
+        copies = (operation.clone() for operation in self.operations)
+        twin = Method(*copies, name=self.name, paper=self.paper, wrap=wrap)
         twin._config = self._config
         return twin
 
@@ -94,7 +108,47 @@ class Method:
         if self._config is not None:
             arguments = ", ".join(f"{key}={value!r}" for key, value in self._config.items() if key != "name")
             return f"{self.name}({arguments})"
-        return f"Method({', '.join(map(repr, self.operations))})"
+        wrap = [] if self.wrap is None else [f"wrap={called(self.wrap)}"]
+        return f"Method({', '.join([*map(repr, self.operations), *wrap])})"
+
+
+def called(wrap: Wrap) -> str:
+    """The name of a function, or of an object's class."""
+    return getattr(wrap, "__name__", type(wrap).__name__)
+
+
+def conflicts(operations: Iterable[Operation | type[Operation]]) -> list[str]:
+    """Why operations cannot stand in one method, read off what they declare: nothing is bound, and nothing made.
+
+    Args:
+        operations: themselves, or their classes.
+
+    Returns:
+        A sentence for each thing that one operation alone can do and several of them do.
+
+    Example:
+        >>> class First(Operation):
+        ...     once = "sort the samples"
+        >>> class Second(Operation):
+        ...     once = "sort the samples"
+        >>> conflicts([First, Second])
+        ['First and Second both sort the samples. Keep one of them.']
+    """
+    listed = list(operations)
+    kinds = {id(one): one if isinstance(one, type) else type(one) for one in listed}
+    acts = {point: f"own the {point!r} of a step" for point in ("criterion", "take_step")}
+    owners: dict[str, list[Operation | type[Operation]]] = {}
+    for one in listed:
+        kind = kinds[id(one)]
+        does = [what for point, what in acts.items() if getattr(kind, point) is not getattr(Operation, point)]
+        does += [kind.once] if kind.once else []
+        does += ["fill the memory that others draw from"] if kind.fills else []
+        for what in does:
+            owners.setdefault(what, []).append(one)
+    names = {
+        what: [one.__name__ if isinstance(one, type) else repr(one) for one in ones] for what, ones in owners.items()
+    }
+    return [f"{' and '.join(named)} both {what}. Keep one of them." for what, named in names.items() if len(named) > 1]
 
 
 def published(paper: str) -> Callable[[Callable[P, Method]], Callable[P, Method]]:

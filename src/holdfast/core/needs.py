@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from holdfast.core.errors import NeedError
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 NEEDS: dict[str, str] = {
     "boundaries": "does something when an experience begins or ends, and this loop never says when that is",
@@ -15,19 +19,66 @@ NEEDS: dict[str, str] = {
     "progress": "follows how far the experience has come, and this loop has no end to measure against",
     "update": "acts after the optimiser moved, and this loop does not say when that was",
     "batch": "adds rows to the batch before the forward, and this loop's model takes no more rows",
+    "targets": "reads or changes a batch's targets before the forward, and this loop has them only after it",
     "criterion": "brings its own loss instead of the default one, and this loop computes its own",
     "classes": "works with class labels, and these targets are not integers",
 }
 """Every need, with the sentence that says why a loop without it will not do."""
 
-OFFERS: dict[str, frozenset[str]] = {
-    "trainer": frozenset(NEEDS),
-    "wrapper, `begin` and `end` called": frozenset(NEEDS),
-    "wrapper, `boundary=Every(...)` or `OnNewClass()`": frozenset({"boundaries", "data", "update", "batch", "classes"}),
-    "Lightning": frozenset(NEEDS),
-    "unlabelled stream": frozenset({"update", "batch", "classes", "criterion"}),
+ADVICE: dict[str, str] = {
+    "boundaries": "Pass boundary=Every(steps=1000) or boundary=OnNewClass(), or call begin() and end() yourself.",
+    "data": (
+        "Call begin(data) and end(data) around each experience, or choose a method that needs none: er, der_plus_plus,"
+        " agem."
+    ),
+    "replacement": "Leave boundary out and loop over the data that `begin` returns, or use the Trainer.",
+    "stream": "Leave boundary out and call begin(experience) with the experiences of a stream, or use the Trainer.",
+    "task": "Leave boundary out and call begin(data, task=...), or choose a method that needs no task labels.",
+    "update": "Pass optimizer=..., so that the method sees when the parameters moved.",
+    "progress": "Leave boundary out and call begin(data, epochs=..., batch_size=...), or use the Trainer.",
+    "criterion": "Leave boundary out (the loss is made before one is found); write loss = cl.loss(outputs, targets).",
+    "targets": "Use the Trainer or the StreamTrainer, which have inputs and targets before the forward.",
 }
-"""What each way to train offers; the "Can I use?" table of every method page is this, against its needs."""
+"""What to write where a loop that is not ours lacks a need; `StreamTrainer` says the same."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train: what it offers to a method, and what to write where that is not enough.
+
+    Attributes:
+        name: for pages.
+        offers: the needs that it meets.
+        advice: need -> what to write instead.
+    """
+
+    name: str
+    offers: frozenset[str]
+    advice: Mapping[str, str] = field(default_factory=dict)
+
+
+TRAINER = Way(
+    "trainer",
+    frozenset(NEEDS),
+    {"task": "Make the stream with paradigm='task', or choose a method that needs no task labels."},
+)
+LOOP = Way("wrapper, `begin` and `end` called", frozenset(NEEDS) - {"targets"}, ADVICE)
+LOOP_WITH_BOUNDARY = Way(
+    "wrapper, `boundary=Every(...)` or `OnNewClass()`",
+    frozenset({"boundaries", "data", "update", "batch", "classes"}),
+    ADVICE,
+)
+LIGHTNING = Way("Lightning", frozenset(NEEDS) - {"targets"}, ADVICE)
+ENDLESS = Way("unlabelled stream", frozenset({"update", "batch", "targets", "classes", "criterion"}), ADVICE)
+ENDLESS_WITH_BOUNDARY = Way(
+    "unlabelled stream, `boundary=Every(...)` or `OnNewClass()`",
+    frozenset({"boundaries", "data", "update", "batch", "targets", "classes"}),
+    ADVICE,
+)
+
+
+WAYS = (TRAINER, LOOP, LOOP_WITH_BOUNDARY, LIGHTNING, ENDLESS, ENDLESS_WITH_BOUNDARY)
+"""Every way to train; the "Can I use?" table of a method's page is this, against its needs."""
 
 
 def check_needs(
@@ -50,3 +101,21 @@ def check_needs(
             who = f"`{method}`" if method == operation else f"`{method}` (its operation `{operation}`)"
             help_ = (advice or {}).get(need, "Choose a method that does without: er, der, der_plus_plus, agem.")
             raise NeedError(f"{who} {NEEDS[need]}.\n  {help_}")
+
+
+def declares(*, paradigm: str = "", inputs: str = "", needs: Iterable[str] = ()) -> Callable[[Made], Made]:
+    """Write on a factory what is known of all that it makes, so that a configuration can be checked without making it.
+
+    Args:
+        paradigm: of a stream that has always the same.
+        inputs: `"images"` or `"vectors"`: what a data set has, or a stream or model takes.
+        needs: what a model cannot do without, names from `NEEDS`.
+    """
+
+    def mark(factory: Made) -> Made:
+        for name, value in {"paradigm": paradigm, "inputs": inputs, "needs": frozenset(needs)}.items():
+            if value:
+                setattr(factory, name, value)
+        return factory
+
+    return mark

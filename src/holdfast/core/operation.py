@@ -5,21 +5,24 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
+from holdfast.core.ranges import guard
 from holdfast.core.snapshot import Snapshot, Twin
 
 Term = Tensor | tuple[Tensor, float]
 """A term of the loss: a scalar with its graph, alone or with the factor it enters the total with."""
 
 if TYPE_CHECKING:
-    from holdfast.core.experience import Batch, Data, Experience, Tree
+    from holdfast.core.batch import Batch
+    from holdfast.core.experience import Data, Experience
     from holdfast.core.services import Services
     from holdfast.core.step import Step
+    from holdfast.core.tree import Tree
 
 ROLES = (
     "knowledge incorporation",
@@ -56,6 +59,17 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """Something that can be saved by itself: declared in an operation's `state`, it is saved with it."""
+
+    def state(self) -> Any:
+        """All that `load` needs, as tensors and plain values."""
+
+    def load(self, state: Any) -> None:
+        """Go on where `state` was taken."""
+
+
 def _apply_to(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
@@ -80,9 +94,14 @@ class Operation(nn.Module):
         alone: why it cannot share its batches with other processes; empty where it can.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
+        fills: whether it makes the memory of its method and fills it; two that do are refused.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
+        heads: the heads of our models that it works with, by name; empty where it works with all.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
+        scratch: names of attributes that change while it learns and are worked out anew whenever they are needed, so
+            that no checkpoint must have them. What changes and is in neither is refused at the first checkpoint.
+        check_arguments: what `holdfast.testing` makes one with, where defaults are missing or take long.
         name: the name in logs; unique within a method (a second instance is called `replay_2`).
     """
 
@@ -92,8 +111,17 @@ class Operation(nn.Module):
     alone: ClassVar[str] = ""
     remembers: tuple[str, ...] = ()
     state: ClassVar[tuple[str, ...]] = ()
+    scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
-    draws: ClassVar[bool] = False
+    check_arguments: ClassVar[Mapping[str, Any]] = {}
+    fills: ClassVar[bool] = False
+    draws: bool = False
+    heads: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the constructor check its arguments against the ranges and choices of its signature."""
+        super().__init_subclass__(**kwargs)
+        guard(cls, lambda kind: snake_case(kind.__name__))
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,10 +171,6 @@ class Operation(nn.Module):
 
     # What every operation can do ---------------------------------------------------------------------
 
-    def overrides(self, entry_point: str) -> bool:
-        """Whether this operation acts at `entry_point`."""
-        return getattr(type(self), entry_point) is not getattr(Operation, entry_point)
-
     def config(self) -> dict[str, Any]:
         """Name and arguments: what JSON writes down and what builds an equal operation."""
         parameters = inspect.signature(type(self).__init__).parameters
@@ -164,7 +188,7 @@ class Operation(nn.Module):
         values: dict[str, Any] = {}
         for key in self.state:
             value = getattr(self, key)
-            values[key] = value.state() if hasattr(value, "state") and hasattr(value, "load") else value
+            values[key] = value.state() if isinstance(value, Stateful) else value
         snapshots = [key for key in self.state if isinstance(getattr(self, key), Snapshot)]
         if snapshots:
             values["snapshots"] = snapshots
@@ -177,7 +201,7 @@ class Operation(nn.Module):
         """Restore what `save` returned."""
         for key in self.state:
             held = getattr(self, key)
-            if hasattr(held, "state") and hasattr(held, "load") and values[key] is not None:
+            if isinstance(held, Stateful) and values[key] is not None:
                 held.load(values[key])
             else:
                 setattr(self, key, _apply_to(values[key], Tensor.clone))  # the state stays its owner's
@@ -194,6 +218,11 @@ class Operation(nn.Module):
         config = self.config()
         del config["name"]
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in config.items())})"
+
+
+def acts_at(operation: Operation, entry_point: str) -> bool:
+    """Whether an operation acts at `entry_point`: whether its class overrides the function of that name."""
+    return getattr(type(operation), entry_point) is not getattr(Operation, entry_point)
 
 
 def require(condition: bool, operation: str, message: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from holdfast.core.errors import ConfigError
+
 EACH_RANK = ("augment", "draw", "remember", "replace")
 """Beginnings of the names of random choices that every rank makes for itself; all others are alike on every rank."""
 
@@ -66,3 +68,22 @@ class Generators:
         for name, generator in self._made.items():
             if name in self._loaded:
                 generator.set_state(self._loaded.pop(name))
+
+
+def on_cpu(generator: torch.Generator) -> torch.Generator:
+    """`generator`, if it is a CPU generator: decisions are made on the host, equal on every device.
+
+    Raises:
+        ConfigError: it is none, or lies on another device.
+    """
+    if not isinstance(generator, torch.Generator):
+        raise ConfigError(
+            f"generator is {generator!r}, and randomness only comes from an explicit generator. "
+            "Pass torch.Generator().manual_seed(0)."
+        )
+    if generator.device.type != "cpu":
+        raise ConfigError(
+            f"the generator lies on {generator.device}, and the memory decides on the host. "
+            "Pass torch.Generator().manual_seed(0), which lies on the CPU."
+        )
+    return generator

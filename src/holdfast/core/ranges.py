@@ -7,6 +7,7 @@ configurations, by the pages, by `holdfast list NAME` and by a search. `Literal[
 from __future__ import annotations
 
 import collections.abc
+import difflib
 import functools
 import inspect
 import math
@@ -17,7 +18,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.errors import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -130,7 +131,8 @@ class Rule:
         """Whether the parameter may be `value`."""
         if value is None:
             return self.optional or self.others
-        if any(value is choice or (type(value) is type(choice) and value == choice) for choice in self.choices):
+        alike = [one for one in self.choices if isinstance(one, bool) == isinstance(value, bool)]  # True is 1 otherwise
+        if any(isinstance(value, type(choice)) and value == choice for choice in alike):
             return True
         if isinstance(value, Real) and not isinstance(value, bool):
             whole = isinstance(value, Integral)
@@ -217,8 +219,10 @@ def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, 
         one = found.get(name)
         if one is None or one.allows(value):
             continue
-        if isinstance(value, str) and one.choices:
-            raise ConfigError(f"`{owner}`: {unknown(name, value, map(str, one.choices))}")
+        words = [choice for choice in one.choices if isinstance(choice, str)]
+        near = difflib.get_close_matches(value, words, n=1, cutoff=0.5) if isinstance(value, str) else []
+        if near:
+            raise ConfigError(f"`{owner}` got {name}={value!r}; did you mean {near[0]!r}?")
         raise ConfigError(f"`{owner}` got {name}={value!r}. {one.words()}")
 
 
@@ -273,6 +277,26 @@ def guard(cls: type, name: Callable[[type], str] = lambda cls: cls.__name__) -> 
 
     setattr(wrapped, GUARDED, True)
     cls.__init__ = wrapped  # type: ignore[misc]
+
+
+def check_fields(made: Any, owner: str) -> None:
+    """Check the fields of a dataclass, from its `__post_init__`, against the ranges and choices of their annotations.
+
+    Args:
+        made: the dataclass.
+        owner: what it is called in messages.
+
+    Raises:
+        ConfigError: for a value, or a default, outside of its range.
+    """
+    kind: Any = type(made)
+    found = _field_rules(kind, owner)
+    check(owner, found, ((name, getattr(made, name)) for name in found))
+
+
+@functools.cache
+def _field_rules(cls: Any, owner: str) -> dict[str, Rule]:
+    return _defined(cls.__init__, owner)[0]
 
 
 def _defined(function: Callable[..., Any], owner: str) -> tuple[dict[str, Rule], inspect.Signature]:

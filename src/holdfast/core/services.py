@@ -9,17 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.core.attributes import Of
+from holdfast.core.body import Body, Cut
 from holdfast.core.decide import decide
-from holdfast.core.errors import ConfigError, UsageError, renamed
-from holdfast.core.experience import Tree
+from holdfast.core.errors import renamed
 from holdfast.core.forward import Forward
-from holdfast.core.inspect import features_of, find_head
+from holdfast.core.memory import Memory
 from holdfast.core.randomness import Generators
 from holdfast.core.ranks import Share, average_over_ranks
 from holdfast.core.snapshot import Snapshot, Twin, copy_of
 from holdfast.core.step import Now
 from holdfast.core.task import Task, forward_task
 from holdfast.core.trainable import Trainable
+from holdfast.core.tree import Tree
 
 T = TypeVar("T")
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -72,11 +74,18 @@ class Services:
 
     Attributes:
         model: the model that learns.
+        body: how it is described: its head, its stages and where it can be cut.
+        multi_head: whether it has one head per task, and so needs task labels.
         head: its output layer; None if it has none.
         device: where it lives.
+        prepare: turns raw inputs into the model's; None keeps them.
         criterion: the loss of the current data, unless an operation brings its own.
         now: where training is: `now.index`, `now.progress`, `now.epoch_progress`; read it within `decide`.
+        task: the current task label; None in unlabelled streams.
+        forward_task: the task of the forward that is running, for hooks on inner layers; outside of one, the current.
+        autocast: `(device type, dtype)` of the main forward's autocast, entered again by every other forward.
         experience: index of the current experience; -1 before the first.
+        classes: which classes were seen, `[outputs]` bool on the device; read it without waiting for the device.
         members: the classes of each finished or current experience, in order.
         memory: what is remembered, once an operation made one (see `operations.Remember`).
         fields: the extra fields that the method's operations want remembered.
@@ -88,6 +97,13 @@ class Services:
         generators: the generators behind `rng`.
         logged: scalars and their factors, logged since the loop read them last, by name; tensors stay on the device.
     """
+
+    head: Of[nn.Module | None] = Of("body", "taken")
+    task: Of[int | None] = Of("forward")
+    forward_task: Of[int | Tensor | None] = Of("forward", "running")
+    prepare: Of[Callable[..., Any] | None] = Of("forward")
+    autocast: Of[tuple[str, torch.dtype] | None] = Of("forward")
+    classes: Of[Tensor] = Of("seen", "mask")
 
     def __init__(
         self,
@@ -107,12 +123,12 @@ class Services:
         self.generators = Generators(seed, self.share.rank)
         self.forward = Forward(model, prepare, self.generators("augment"))
         self.trainable = Trainable(model)
-        self.head, self.head_path = _find_head(model, head)
-        self.multi_head = bool(getattr(self.head, "needs_task", False))
+        self.body = Body(model, head)
+        self.multi_head = bool(getattr(self.body.head, "needs_task", False))
         self.now = Now()
         self.experience = -1
         self.members: list[tuple[int, ...]] = []
-        self.memory: Any = None
+        self.memory: Memory | None = None
         self.fields: tuple[str, ...] = ()
         self.grown = False
         self.seen = SeenClasses(self.device)
@@ -131,33 +147,10 @@ class Services:
         """
         return self.forward(inputs, task)
 
-    @property
-    def task(self) -> int | None:
-        """The current task label; None in unlabelled streams."""
-        return self.forward.task
-
-    @property
-    def forward_task(self) -> int | Tensor | None:
-        """The task of the forward that is running, for hooks on inner layers; outside of one, the current task."""
-        return self.forward.running
-
-    @property
-    def prepare(self) -> Callable[..., Any] | None:
-        """What turns raw inputs into model inputs."""
-        return self.forward.prepare
-
-    @property
-    def autocast(self) -> tuple[str, torch.dtype] | None:
-        """`(device type, dtype)` of the main forward's autocast, entered again by every other forward."""
-        return self.forward.autocast
-
     def loss_on(self, inputs: Tree, targets: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The criterion's mean loss on raw `inputs` and `targets`, a scalar with its graph."""
-        autocast = self.forward.autocast
-        if autocast is not None and not torch.is_autocast_enabled(autocast[0]):
-            with torch.autocast(autocast[0], dtype=autocast[1]):
-                return self.criterion(self.forward(inputs, task), targets)
-        return self.criterion(self.forward(inputs, task), targets)
+        with self.forward.autocasting():
+            return self.criterion(self.forward(inputs, task), targets)
 
     def features(self, inputs: Tree, task: Task = None) -> Tensor:
         """What enters the head, `[rows, features]`.
@@ -166,12 +159,24 @@ class Services:
             inputs: raw inputs, `[rows, ...]`.
             task: for inner layers that depend on it; default: the current one.
         """
-        if self.head is None:
-            raise UsageError(
-                "features were asked for, but the model has no linear layer. Name its output layer with head='path'."
-            )
         with forward_task("all" if task is None else task):  # a head per task would ask for one
-            return features_of(self.model, self.head, self.forward.prepared(inputs, self.model.training))
+            return self.body.features(self.forward.prepared(inputs, self.model.training))
+
+    def below(self, inputs: Tree, cut: Cut = None, task: Task = None) -> Tensor:
+        """Latents of raw `inputs` at a cut of the model, `[rows, ...]`: what a memory can hold instead of inputs.
+
+        Args:
+            inputs: raw inputs, `[rows, ...]`.
+            cut: a number, the name of the last stage below, or None: the model's own cut, or before the head.
+            task: as for `learner(inputs, task)`.
+        """
+        with forward_task(self.task if task is None else task):
+            return self.body.below(self.forward.prepared(inputs, self.model.training), cut)
+
+    def above(self, latents: Tensor, cut: Cut = None, task: Task = None) -> Tensor:
+        """The model's outputs on latents: `above(below(inputs, cut), cut)` is `learner(inputs)`."""
+        with forward_task(self.task if task is None else task):
+            return self.body.above(latents, cut)
 
     # Gradients -----------------------------------------------------------------------------------------
 
@@ -251,11 +256,6 @@ class Services:
 
     # Classes, randomness, logging ----------------------------------------------------------------------
 
-    @property
-    def classes(self) -> Tensor:
-        """Which classes were seen, `[outputs]` bool on the device; read it without waiting for the device."""
-        return self.seen.mask
-
     def rng(self, name: str) -> torch.Generator:
         """The generator (on the CPU) of the random choices called `name`; the only source of randomness."""
         return self.generators(name)
@@ -313,11 +313,11 @@ def place_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _find_head(model: nn.Module, path: str | None) -> tuple[nn.Module | None, str]:
-    try:
-        name, head = find_head(model, path)
-    except ConfigError:
-        if path is not None:
-            raise
-        return None, ""
-    return head, name
+def note_unmasked(services: Services, outputs: Tensor, extras: dict[str, Any]) -> None:
+    """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`.
+
+    Where each task has more than a head of its own, these are not a by-product, and there are none.
+    """
+    unmasked = getattr(services.body.head, "unmasked", None) if services.multi_head else None
+    if unmasked is not None:
+        extras["unmasked"] = unmasked[: outputs.shape[0]]

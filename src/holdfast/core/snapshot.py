@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import UsageError, renamed
-from holdfast.core.experience import Tree
 from holdfast.core.forward import Forward
 from holdfast.core.task import Task
+from holdfast.core.tree import Tree
 
 
 def copy_of(model: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from holdfast.core.experience import Tree
+from holdfast.core.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ class Trainable:
 
     Attributes:
         added: parameters that operations brought along, by name.
+        brought: parameters of the model that the method's `wrap` put there: an optimiser of before lacks them.
         on_growth: called with new parameters; whoever owns the optimiser listens.
         optimizer: returns the optimiser, or None where there is none; whoever owns it sets this.
     """
@@ -25,6 +26,7 @@ class Trainable:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.added: dict[str, nn.Parameter] = {}
+        self.brought: list[nn.Parameter] = []
         self.on_growth: list[Listener] = []
         self.optimizer: Callable[[], torch.optim.Optimizer | None] = lambda: None
         self._parameters: list[nn.Parameter] | None = None

@@ -1,23 +1,21 @@
 """What is remembered: preallocated tensor columns, policies of insertion and retrieval, exemplar sets."""
 
-from holdfast.memory.balanced import BalancedReservoir
-from holdfast.memory.by_class import BalancedUniform
-from holdfast.memory.exemplars import ExemplarSets
-from holdfast.memory.insertion import Insertion, Placement
+from holdfast.memory.balanced import BalancedReservoir, FrequencyAware
+from holdfast.memory.exemplars import ExemplarSets, select_closest, select_herding, select_random
+from holdfast.memory.insertion import First, Insertion, Placement, Reservoir, Ring
+from holdfast.memory.memories import ExemplarMemory, ExperienceMemories
 from holdfast.memory.memory import Memory
-from holdfast.memory.recent import Recent
-from holdfast.memory.reservoir import Reservoir
-from holdfast.memory.retrieval import Held, Retrieval
-from holdfast.memory.ring import First, Ring
-from holdfast.memory.selection import select_closest, select_herding, select_random
+from holdfast.memory.retrieval import BalancedUniform, Held, Recent, Retrieval, Uniform
 from holdfast.memory.storage import Storage
-from holdfast.memory.uniform import Uniform
 
 __all__ = [
     "BalancedReservoir",
     "BalancedUniform",
+    "ExemplarMemory",
     "ExemplarSets",
+    "ExperienceMemories",
     "First",
+    "FrequencyAware",
     "Held",
     "Insertion",
     "Memory",

@@ -1,4 +1,4 @@
-"""Exemplar sets: a few chosen samples per class or experience, built at boundaries and shrunk to a common size."""
+"""Exemplar sets: a few chosen samples for each class, and the ways to choose them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,109 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Tree
-from holdfast.memory.columns import Structure, flatten, join, restore, row_count
-from holdfast.memory.generators import on_cpu
-from holdfast.memory.selection import select_closest, select_herding, select_random
+from holdfast.core.randomness import on_cpu
+from holdfast.memory.storage import Structure, flatten, join, restore, row_count
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """`[n, d]` features scaled to L2 norm 1, as float32 or wider; a zero row stays zero.
+
+    Raises:
+        DataError: not a matrix, or not finite.
+    """
+    if features.ndim != 2:
+        raise DataError(
+            f"features of shape {tuple(features.shape)} are no matrix. Flatten them to [samples, features]."
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise DataError("some features are not finite, so no sample is nearest. Check the model for NaN or overflow.")
+    features = features.detach()
+    return normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
+
+
+def select_random(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Any `count` different samples, with equal probability.
+
+    Args:
+        features: `[n, ...]`; only the number of rows is looked at.
+        count: how many; all, in random order, if there are fewer.
+        generator: CPU generator the draw comes from.
+
+    Returns:
+        `[min(count, n)]` int64 on the features' device.
+
+    Example:
+        >>> sorted(select_random(torch.zeros(4, 2), 9, torch.Generator().manual_seed(0)).tolist())
+        [0, 1, 2, 3]
+    """
+    return torch.randperm(len(features), generator=on_cpu(generator))[: max(0, count)].to(features.device)
+
+
+def select_herding(features: Tensor, count: int) -> Tensor:
+    """Samples whose running mean stays nearest to the mean of all (Welling 2009; iCaRL, Rebuffi et al. 2017, eq. 4).
+
+    With features f of norm 1, their mean m, and the sum s of the k-1 picks so far, pick number k is
+
+        argmin |m - (f + s) / k|^2  =  argmax f . (k m - s) - |f|^2 / 2
+
+    over the samples not yet picked: one matrix-vector product a pick. Any prefix is a herding of its own, so a set
+    shrinks by dropping its last exemplars.
+
+    Difference from the paper: it scales means to norm 1 again ("not written explicitly"); eq. 4 as written does not,
+    and no sample is picked twice.
+
+    Args:
+        features: `[n, d]` of samples of one class; normalised here.
+        count: how many; all if there are fewer.
+
+    Returns:
+        `[min(count, n)]` int64 in order of picking, on the features' device.
+
+    Raises:
+        DataError: features are no matrix, or not finite.
+
+    Example:
+        >>> select_herding(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), 2).tolist()
+        [1, 0]
+    """
+    features = unit_rows(features)
+    count = max(0, min(count, len(features)))
+    picks = torch.empty(count, dtype=torch.int64, device=features.device)
+    mean = features.mean(0)
+    total = torch.zeros_like(mean)
+    half_norm = features.square().sum(1) / 2  # infinite once picked
+    for k in range(1, count + 1):
+        pick = torch.mv(features, k * mean - total).sub_(half_norm).argmax().view(1)
+        picks[k - 1 : k] = pick
+        total += features.index_select(0, pick)[0]
+        half_norm.index_fill_(0, pick, torch.inf)
+    return picks
+
+
+def select_closest(features: Tensor, count: int) -> Tensor:
+    """The samples nearest to the mean of all, the nearest first; features are scaled to norm 1 before.
+
+    Args:
+        features: `[n, d]` of samples of one class; normalised here.
+        count: how many; all if there are fewer.
+
+    Returns:
+        `[min(count, n)]` int64 on the features' device; among equals the first sample comes first.
+
+    Raises:
+        DataError: features are no matrix, or not finite.
+
+    Example:
+        >>> select_closest(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), 1).tolist()
+        [1]
+    """
+    features = unit_rows(features)
+    distance = (features - features.mean(0)).square().sum(1)
+    return distance.argsort(stable=True)[: max(0, count)]
 
 
 def quotas(capacity: int, available: Sequence[int]) -> list[int]:
@@ -94,7 +191,7 @@ class ExemplarSets:
         self.by = by
         self.generator = None if generator is None else on_cpu(generator)
         self._sets: dict[int, dict[str, Tensor]] = {}
-        self._structure: Structure = {}
+        self.structure: Structure = {}
 
     def update(self, key: int, rows: Mapping[str, Tree], features: Tensor) -> None:
         """Choose the exemplars of `key` and shrink the other sets; a set that `key` had is replaced.
@@ -113,15 +210,15 @@ class ExemplarSets:
             raise DataError(
                 f"{count} rows with {len(features)} features. Give one or more samples, each with its features."
             )
-        if self._sets and structure != self._structure:
+        if self._sets and structure != self.structure:
             raise DataError(
-                f"rows with fields {structure} cannot join sets with fields {self._structure}. Pass the same."
+                f"rows with fields {structure} cannot join sets with fields {self.structure}. Pass the same."
             )
         if self.by == "class" and ("targets" not in columns or bool((columns["targets"] != key).any())):
             raise DataError(
                 f"rows given as class {key} have other targets, or none. Pass rows['targets'] of that class only."
             )
-        self._structure = structure
+        self.structure = structure
         others = [other for other in self._sets if other != key]
         keys = sorted([*others, key])
         if self.per_class is not None:
@@ -139,12 +236,12 @@ class ExemplarSets:
         if not self._sets:
             return {}
         sets = list(self._sets.values())
-        return restore({name: join([held[name] for held in sets]) for name in sets[0]}, self._structure)
+        return restore({name: join([held[name] for held in sets]) for name in sets[0]}, self.structure)
 
     def rows(self, key: int) -> dict[str, Tree]:
         """A copy of the exemplars of one key, the most important first; empty if there are none."""
         held = self._sets.get(key)
-        return {} if held is None else restore({name: value.clone() for name, value in held.items()}, self._structure)
+        return {} if held is None else restore({name: value.clone() for name, value in held.items()}, self.structure)
 
     def count(self, key: int) -> int:
         """How many exemplars a key has."""
@@ -166,7 +263,7 @@ class ExemplarSets:
     def clear(self) -> None:
         """Release all exemplars."""
         self._sets = {}
-        self._structure = {}
+        self.structure = {}
 
     def to(self, device: torch.device | str) -> ExemplarSets:
         """Move all exemplars to `device`, in place; returns itself."""
@@ -176,7 +273,7 @@ class ExemplarSets:
     def state(self) -> dict[str, Any]:
         """A copy of all that `load` needs to go on exactly here, as tensors and plain values."""
         return {
-            "structure": dict(self._structure),
+            "structure": dict(self.structure),
             "sets": {key: {name: value.clone() for name, value in held.items()} for key, held in self._sets.items()},
             "generator": None if self.generator is None else self.generator.get_state(),
         }
@@ -187,7 +284,7 @@ class ExemplarSets:
         Args:
             state: what `state` returned.
         """
-        self._structure = dict(state["structure"])
+        self.structure = dict(state["structure"])
         self._sets = {key: {name: value.clone() for name, value in held.items()} for key, held in state["sets"].items()}
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())

@@ -1,14 +1,16 @@
-"""What a policy of insertion is: it says which incoming rows go to which slots."""
+"""Policies of insertion: which incoming rows go to which slots of a memory."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from holdfast.core.randomness import on_cpu
 from holdfast.memory.storage import Slots
 
 
@@ -61,3 +63,141 @@ class Insertion(ABC):
         Args:
             state: what `state` returned.
         """
+
+
+BLOCK = 4096
+"""Items decided at once."""
+
+
+class Reservoir(Insertion):
+    """Algorithm R (Vitter 1985, "Random sampling with a reservoir", section 2).
+
+    Item number t (from 0) goes to slot t while t < capacity. After that a number j is drawn uniformly from 0..t, and
+    the item replaces slot j if j < capacity. Each of the t+1 items seen is then held with probability
+    capacity / (t+1), and slot 0 is replaced as often as any other.
+
+    Draws are made for 4096 items at once, `j = min(floor(u * (t+1)), t)` with u a float64 uniform: what is kept
+    depends on the generator and an item's number, never on how items were batched, and a batch of which nothing is
+    kept costs one comparison.
+
+    Args:
+        generator: CPU generator the draws come from.
+
+    Example:
+        >>> reservoir = Reservoir(torch.Generator().manual_seed(0))
+        >>> reservoir.plan(rows=3, seen=0, capacity=5)
+        Placement(incoming=slice(0, 3, None), slots=slice(0, 3, None))
+    """
+
+    __slots__ = ("_block", "_capacity", "_end", "_items", "_next", "_position", "_slots", "_start", "generator")
+
+    _block: int | None  # number of the block's first item
+    _start: Tensor | None  # the generator's state before the block was drawn
+    _capacity: int
+    _items: list[int]  # numbers of the items in the block that are kept ...
+    _slots: list[int]  # ... and their slots
+    _position: int  # how many of those are placed
+    _end: int  # number of the first item after the block
+    _next: int  # no item before this number is kept
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = on_cpu(generator)
+        self.reset()
+
+    def plan(self, rows: int, seen: int, capacity: int, targets: Tensor | None = None) -> Placement | None:
+        """See `Insertion.plan`; `targets` are not looked at."""
+        stop = seen + rows
+        if stop <= self._next:
+            return None
+        if stop <= capacity:
+            return Placement(slice(0, rows), slice(seen, stop))
+        places = dict(zip(range(seen, capacity), range(rows)))  # empty once the memory is full
+        if self._block is None:
+            self._draw(capacity, capacity)
+        while True:  # once, unless the batch reaches into another block
+            first, last = self._position, bisect_left(self._items, stop, self._position)
+            # Items come in order, so of several for one slot the last wins.
+            places.update(zip(self._slots[first:last], (item - seen for item in self._items[first:last])))
+            self._position = last
+            if stop <= self._end:
+                break
+            self._draw(self._end, capacity)
+        self._next = self._items[last] if last < len(self._items) else self._end
+        return Placement.of(places) if places else None
+
+    def reset(self) -> None:
+        """Forget all items; the rest of the block is not used."""
+        self._block = self._start = None
+        self._items, self._slots = [], []
+        self._capacity = self._position = self._end = self._next = 0
+
+    def state(self) -> dict[str, Any]:
+        """The generator's state at the start of the block and now, and the position in the block."""
+        return {
+            "block": self._block,
+            "capacity": self._capacity,
+            "position": self._position,
+            "next": self._next,
+            "start": self._start,
+            "generator": self.generator.get_state(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Draw the block again and go on inside it.
+
+        Args:
+            state: what `state` returned.
+        """
+        self.reset()
+        if state["block"] is not None:
+            self.generator.set_state(state["start"].cpu())
+            self._draw(state["block"], state["capacity"])
+        self._position, self._next = state["position"], state["next"]
+        self.generator.set_state(state["generator"].cpu())
+
+    def _draw(self, block: int, capacity: int) -> None:
+        self._start = self.generator.get_state()
+        number = torch.arange(block, block + BLOCK)
+        uniform = torch.rand(BLOCK, generator=self.generator, dtype=torch.float64)
+        slot = torch.minimum((uniform * (number + 1)).long(), number)
+        kept = slot < capacity
+        self._items, self._slots = number[kept].tolist(), slot[kept].tolist()
+        self._block, self._end, self._capacity, self._position = block, block + BLOCK, capacity, 0
+
+
+class Ring(Insertion):
+    """First in, first out: item number t goes to slot t mod capacity, so the latest `capacity` items are held.
+
+    Example:
+        >>> Ring().plan(rows=2, seen=3, capacity=4)
+        Placement(incoming=tensor([0, 1]), slots=tensor([3, 0]))
+    """
+
+    __slots__ = ()
+
+    def plan(self, rows: int, seen: int, capacity: int, targets: Tensor | None = None) -> Placement | None:
+        """See `Insertion.plan`; `targets` are not looked at."""
+        if rows == 0:
+            return None
+        skipped = max(0, rows - capacity)  # rows that later ones of this batch would overwrite
+        first = (seen + skipped) % capacity
+        count = rows - skipped
+        if first + count <= capacity:
+            return Placement(slice(skipped, rows), slice(first, first + count))
+        return Placement(torch.arange(skipped, rows), torch.arange(first, first + count) % capacity)
+
+
+class First(Insertion):
+    """Fill, then stop: the first `capacity` items are held for ever.
+
+    Example:
+        >>> First().plan(rows=3, seen=3, capacity=4)
+        Placement(incoming=slice(0, 1, None), slots=slice(3, 4, None))
+    """
+
+    __slots__ = ()
+
+    def plan(self, rows: int, seen: int, capacity: int, targets: Tensor | None = None) -> Placement | None:
+        """See `Insertion.plan`; `targets` are not looked at."""
+        stop = min(seen + rows, capacity)
+        return Placement(slice(0, stop - seen), slice(seen, stop)) if stop > seen else None

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.decide import decide
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
-from holdfast.memory.columns import flatten, restore, row_count
+from holdfast.core.ranks import Share
 from holdfast.memory.insertion import Insertion, Placement
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import Storage
+from holdfast.memory.storage import Storage, flatten, restore, row_count
 
 ARRIVAL_BYTES = 8
 """Bytes a slot takes beside its row: the number its row had in the stream."""
@@ -28,6 +29,7 @@ class Memory:
             widens later takes more).
         insertion: decides what is kept.
         device: where rows are kept; None takes the device of the first rows.
+        share: this process's part of the room, where several ranks keep a memory between them.
 
     Raises:
         ConfigError: not exactly one of `capacity` and `bytes`, or one too small to hold a row.
@@ -51,6 +53,7 @@ class Memory:
         bytes: int | None = None,
         insertion: Insertion,
         device: torch.device | str | None = None,
+        share: Share | None = None,
     ) -> None:
         if (capacity is None) == (bytes is None):
             raise ConfigError(
@@ -58,8 +61,9 @@ class Memory:
             )
         if (capacity or bytes or 0) < 1:
             raise ConfigError(f"a memory of size {capacity or bytes or 0} can hold nothing. Give a size of 1 or more.")
-        self.capacity = self._size = capacity
-        self.bytes = bytes
+        part = Share() if share is None else share
+        self.capacity = self._size = None if capacity is None else part(capacity)
+        self.bytes = None if bytes is None else part(bytes)
         self.insertion = insertion
         self._device = None if device is None else torch.device(device)
         self._storage: Storage | None = None
@@ -104,7 +108,8 @@ class Memory:
         storage, count = self._storage, self._count
         if storage is None or not count:
             return None
-        return storage.read(retrieval.indices(count, size if size < count else count, self))
+        wanted = size if size < count else count
+        return storage.read(decide(lambda: retrieval.indices(count, wanted, self)))
 
     def all(self) -> dict[str, Tree]:
         """A copy of all held rows in slot order; empty if nothing was ever kept."""

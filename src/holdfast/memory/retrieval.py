@@ -1,4 +1,4 @@
-"""What a policy of retrieval is: it says which held rows are replayed."""
+"""Policies of retrieval: which held rows are replayed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.randomness import on_cpu
 
 CPU = torch.device("cpu")
 
@@ -81,3 +82,177 @@ def needs_held(policy: Retrieval, held: Held | None) -> Held:
             "Call memory.draw(size, retrieval), or pass the memory as `held`."
         )
     return held
+
+
+BLOCK = 64
+"""Calls drawn for at once, at most."""
+
+
+def distinct(rows: int, size: int, n: int, generator: torch.Generator) -> Tensor:
+    """Draw `rows` times `size` distinct numbers below `n`, each ordered tuple with equal probability.
+
+    All are drawn with replacement; in each row the first occurrence of a number stays and later ones are drawn again,
+    until none repeats. This treats all numbers alike, so renaming them by any permutation leaves the distribution of
+    the result unchanged; some permutation takes any tuple of distinct numbers to any other, so all are equally likely.
+
+    Args:
+        rows: independent draws.
+        size: numbers in each.
+        n: they lie in 0..n-1; the expected number of rounds is small while `4 * size <= n`.
+        generator: CPU generator.
+
+    Returns:
+        `[rows, size]` int64.
+    """
+    drawn = torch.randint(n, (rows, size), generator=generator)
+    while True:
+        ordered, origin = drawn.sort(dim=1, stable=True)
+        row, place = (ordered[:, 1:] == ordered[:, :-1]).nonzero(as_tuple=True)
+        if not len(row):
+            return drawn
+        drawn[row, origin[row, place + 1]] = torch.randint(n, (len(row),), generator=generator)
+
+
+class Uniform(Retrieval):
+    """Every set of `size` held rows with equal probability, in random order.
+
+    While more than a quarter of the rows is wanted, a call draws a random permutation (n < 4 * size entries).
+    Otherwise indices are drawn for a block of calls that ask for the same size out of the same number of rows: for 1,
+    then 2, 4 ... 64 calls at once, and for 1 again when either changes (a memory that is still filling). Use one
+    object for each size that is drawn in turn.
+
+    Args:
+        generator: CPU generator the draws come from.
+
+    Example:
+        >>> uniform = Uniform(torch.Generator().manual_seed(0))
+        >>> len(set(uniform.indices(n=1000, size=10).tolist()))
+        10
+    """
+
+    __slots__ = ("_block", "_device", "_n", "_rows", "_size", "_start", "generator")
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = on_cpu(generator)
+        self._n = self._size = self._rows = 0  # what the block was drawn for, and how many rows it had
+        self._block: list[Tensor] = []  # what is left of it, next last
+        self._device: torch.device | None = CPU
+        self._start: Tensor | None = None  # the generator's state before the block was drawn
+
+    def indices(self, n: int, size: int, held: Held | None = None) -> Tensor:
+        """See `Retrieval.indices`; of `held` only the device is looked at."""
+        device = CPU if held is None else held.device
+        if n != self._n or size != self._size or not self._block:
+            check_size(n, size)
+            again = n == self._n and size == self._size and 4 * size <= n
+            self._draw(n, size, min(BLOCK, 2 * self._rows) if again else 1, device)
+        elif device != self._device:
+            self._block = [row.to(device) for row in self._block]
+            self._device = device
+        return self._block.pop()
+
+    def state(self) -> dict[str, Any]:
+        """The generator's state at the start of the block and now, and the position in the block."""
+        return {
+            "n": self._n,
+            "size": self._size,
+            "rows": self._rows,
+            "left": len(self._block),
+            "start": self._start,
+            "generator": self.generator.get_state(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Draw the block again and go on inside it.
+
+        Args:
+            state: what `state` returned.
+        """
+        self._n, self._size, self._rows, self._start = state["n"], state["size"], state["rows"], state["start"]
+        self._block = []
+        if state["left"]:
+            self.generator.set_state(state["start"].cpu())
+            self._draw(self._n, self._size, self._rows, CPU)
+            del self._block[state["left"] :]
+        self.generator.set_state(state["generator"].cpu())
+
+    def _draw(self, n: int, size: int, rows: int, device: torch.device | None) -> None:
+        self._start = self.generator.get_state()
+        if 4 * size > n:
+            block = torch.randperm(n, generator=self.generator)[:size].unsqueeze(0)
+        else:
+            block = distinct(rows, size, n, self.generator)
+        self._block = list(block.to(device).unbind(0))[::-1]
+        self._n, self._size, self._rows, self._device = n, size, rows, device
+
+
+class BalancedUniform(Retrieval):
+    """As equal a number of rows of each class as is held, uniform without replacement within a class.
+
+    Rows are dealt in rounds, one random row per class and round, until `size` are chosen; the classes of the last,
+    incomplete round are chosen at random. A class of which fewer rows are held leaves its share to the others.
+    Every call sorts the held targets: O(n log n), without a host synchronisation.
+
+    Args:
+        generator: CPU generator the draws come from.
+        column: the integer column to balance by.
+    """
+
+    __slots__ = ("column", "generator")
+
+    def __init__(self, generator: torch.Generator, column: str = "targets") -> None:
+        self.generator = on_cpu(generator)
+        self.column = column
+
+    def indices(self, n: int, size: int, held: Held | None = None) -> Tensor:
+        """See `Retrieval.indices`.
+
+        Raises:
+            DataError: the column is not one integer per row.
+        """
+        check_size(n, size)
+        labels = needs_held(self, held).column(self.column)
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise DataError(
+                f"column {self.column!r} has shape {tuple(labels.shape)} and dtype {labels.dtype}, not one class per "
+                "row. Use Uniform where targets are not classes."
+            )
+        shuffled, tie = (torch.randperm(n, generator=self.generator).to(labels.device) for _ in range(2))
+        ordered, origin = labels[shuffled].sort(stable=True)
+        place = torch.arange(n, device=labels.device)
+        begins = torch.ones_like(place, dtype=torch.bool)
+        begins[1:] = ordered[1:] != ordered[:-1]
+        turn = place - torch.where(begins, place, 0).cummax(0).values  # the round in which a row is dealt
+        return shuffled[origin[(turn * n + tie).argsort()[:size]]]
+
+    def state(self) -> dict[str, Any]:
+        """The generator's state."""
+        return {"generator": self.generator.get_state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken.
+
+        Args:
+            state: what `state` returned.
+        """
+        self.generator.set_state(state["generator"].cpu())
+
+
+class Recent(Retrieval):
+    """The `size` held rows that arrived last, the latest first; nothing is random. Every call looks at all n rows.
+
+    Example:
+        >>> import torch
+        >>> from holdfast.memory import Memory, Ring
+        >>> memory = Memory(capacity=3, insertion=Ring())
+        >>> memory.add({"targets": torch.arange(5)})
+        >>> memory.draw(2, Recent())["targets"]
+        tensor([4, 3])
+    """
+
+    __slots__ = ()
+
+    def indices(self, n: int, size: int, held: Held | None = None) -> Tensor:
+        """See `Retrieval.indices`."""
+        check_size(n, size)
+        return needs_held(self, held).arrivals.topk(size).indices

@@ -24,20 +24,24 @@ from holdfast.methods.fg_adahat import fg_adahat
 from holdfast.methods.finetune import finetune
 from holdfast.methods.fix import fix
 from holdfast.methods.freeze_backbone import freeze_backbone
+from holdfast.methods.freeze_below import freeze_below
 from holdfast.methods.gdumb import gdumb
 from holdfast.methods.gem import gem
 from holdfast.methods.generative_classifier import generative_classifier
 from holdfast.methods.gss import gss
 from holdfast.methods.hat import hat
+from holdfast.methods.hypernetwork_regularised import hypernetwork_regularised
 from holdfast.methods.icarl import icarl
 from holdfast.methods.joint import joint
 from holdfast.methods.l2 import l2
 from holdfast.methods.labels_trick import labels_trick
+from holdfast.methods.latent_replay import latent_replay
 from holdfast.methods.lwf import lwf
 from holdfast.methods.mas import mas
 from holdfast.methods.mir import mir
 from holdfast.methods.ncm import ncm
 from holdfast.methods.packnet import packnet
+from holdfast.methods.partial_hypernetwork import partial_hypernetwork
 from holdfast.methods.piggyback import piggyback
 from holdfast.methods.progressive import progressive
 from holdfast.methods.random import random
@@ -76,20 +80,24 @@ __all__ = [
     "finetune",
     "fix",
     "freeze_backbone",
+    "freeze_below",
     "gdumb",
     "gem",
     "generative_classifier",
     "gss",
     "hat",
+    "hypernetwork_regularised",
     "icarl",
     "joint",
     "l2",
     "labels_trick",
+    "latent_replay",
     "lwf",
     "mas",
     "mir",
     "ncm",
     "packnet",
+    "partial_hypernetwork",
     "piggyback",
     "progressive",
     "random",

@@ -1,16 +1,20 @@
 """Adaptive hard attention to the task (AdaHAT)."""
 
+from typing import Annotated
+
 from holdfast.core.method import Method, published
-from holdfast.core.ranges import Positive, Strength
+from holdfast.core.ranges import Positive, Range, Strength
 from holdfast.operations import UnitAttention
+from holdfast.operations.infer_task import inference
 
 
 @published(paper="Wang et al., AdaHAT: adaptive hard attention to the task in task-incremental learning, 2025")
 def adahat(
     strength: Strength = 0.75,
-    s_max: float = 400.0,
+    s_max: Annotated[float, Range(1, low_open=True)] = 400.0,
     intensity: Positive = 1e-6,
     epsilon: Positive = 0.1,
+    infer_task: bool = False,
 ) -> Method:
     r"""HAT that lets used weights move a little: less the more tasks use them, more once the network is full.
 
@@ -24,7 +28,9 @@ def adahat(
         s_max: the largest s of the annealing within each epoch.
         intensity: alpha.
         epsilon: above 0.
+        infer_task: whether evaluation finds each sample's task by itself (`operations.InferTask`).
 
     Differences: the rate scales the optimiser's step and not only the gradient, which Adam would undo.
     """
-    return Method(UnitAttention(strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=epsilon))
+    gates = UnitAttention(strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=epsilon)
+    return Method(gates, *inference(infer_task))

@@ -16,7 +16,7 @@ def er_exemplars(
     size: Count = 128,
     selection: Literal["random", "herding", "closest"] = "random",
 ) -> Method:
-    r"""Replay of past experiences only, weighed against the current one by how many there are.
+    r"""Replay of past experiences only, weighted against the current one by how many there are.
 
     $$ L = \frac{1}{c} \ell(x, y) + \Big( 1 - \frac{1}{c} \Big) \ell(x', y'), \qquad
        (x', y') \sim M_1 \cup \dots \cup M_{c-1} $$

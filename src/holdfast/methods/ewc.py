@@ -13,7 +13,7 @@ def ewc(
     fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
     samples: Count | None = None,
 ) -> Method:
-    r"""One quadratic penalty per past experience, weighed by the Fisher diagonal.
+    r"""One quadratic penalty per past experience, weighted by the Fisher diagonal.
 
     $$ L = \ell(x, y) + \frac{\lambda}{2} \sum_k \sum_i F_{k,i} (\theta_i - \theta^*_{k,i})^2 $$
 

@@ -1,16 +1,17 @@
 """Fine-grained adaptive hard attention to the task (FG-AdaHAT)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from holdfast.core.method import Method, published
-from holdfast.core.ranges import Positive, Strength
+from holdfast.core.ranges import Positive, Range, Strength
 from holdfast.operations import UnitImportance
+from holdfast.operations.infer_task import inference
 
 
 @published(paper="Wang et al., FG-AdaHAT: fine-grained AdaHAT, in Continual Learning Arena, 2025")
 def fg_adahat(
     strength: Strength = 0.75,
-    s_max: float = 400.0,
+    s_max: Annotated[float, Range(1, low_open=True)] = 400.0,
     importance: Literal[
         "input_gradient",
         "output_gradient",
@@ -22,6 +23,7 @@ def fg_adahat(
         "activation_fisher",
     ] = "input_gradient",
     intensity: Positive = 1.5e-7,
+    infer_task: bool = False,
 ) -> Method:
     r"""AdaHAT that lets a used weight move the less, the more its two units mattered to earlier tasks.
 
@@ -35,7 +37,9 @@ def fg_adahat(
         s_max: the largest s of the annealing within each epoch.
         importance: what a unit is worth in a step; all but the first and `input_weight` need a chain of layers.
         intensity: alpha.
+        infer_task: whether evaluation finds each sample's task by itself (`operations.InferTask`).
 
     Differences: the rate scales the optimiser's step and not only the gradient; importances of Captum are left out.
     """
-    return Method(UnitImportance(strength=strength, s_max=s_max, importance=importance, intensity=intensity))
+    gates = UnitImportance(strength=strength, s_max=s_max, importance=importance, intensity=intensity)
+    return Method(gates, *inference(infer_task))

@@ -7,7 +7,7 @@ from holdfast.operations import SensitivityPenalty
 
 @published(paper="Aljundi et al., Memory aware synapses: learning what (not) to forget, ECCV 2018")
 def mas(strength: Strength = 1.0, samples: Count | None = None) -> Method:
-    r"""A quadratic penalty weighed by how much each parameter moves the outputs; it needs no labels.
+    r"""A quadratic penalty weighted by how much each parameter moves the outputs; it needs no labels.
 
     $$ L = \ell(x, y) + \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
        \Omega_i \leftarrow \Omega_i + \frac{1}{N} \sum_n \Big| \partial_{\theta_i} \lVert f_\theta(x_n) \rVert_2^2

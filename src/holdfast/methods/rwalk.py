@@ -7,7 +7,7 @@ from holdfast.operations import WalkPenalty
 
 @published(paper="Chaudhry et al., Riemannian walk for incremental learning, ECCV 2018")
 def rwalk(strength: Strength = 1.0, decay: BelowOne = 0.9, interval: Count = 10, damping: Positive = 1e-8) -> Method:
-    r"""A quadratic penalty weighed by a running Fisher diagonal and a score along the path of training.
+    r"""A quadratic penalty weighted by a running Fisher diagonal and a score along the path of training.
 
     $$ L = \ell(x, y) + \lambda \sum_i (\bar F_i + \bar s_i) (\theta_i - \theta^*_i)^2 $$
 

@@ -7,7 +7,7 @@ from holdfast.operations import PathPenalty
 
 @published(paper="Zenke, Poole and Ganguli, Continual learning through synaptic intelligence, ICML 2017")
 def si(strength: Strength = 1.0, damping: Positive = 0.1) -> Method:
-    r"""A quadratic penalty weighed by what each parameter did for the fall of the loss.
+    r"""A quadratic penalty weighted by what each parameter did for the fall of the loss.
 
     $$ L = \ell(x, y) + c \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
        \Omega_i = \sum_k \frac{\omega_{k,i}}{(\Delta_{k,i})^2 + \xi}, \qquad

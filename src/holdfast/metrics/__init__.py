@@ -27,6 +27,7 @@ from holdfast.metrics.losses import (
 )
 from holdfast.metrics.matrix import accuracy_matrix, before, loss_matrix, read_matrix, sample_counts, write_matrix
 from holdfast.metrics.references import share_of_gap
+from holdfast.metrics.repetition import class_group_accuracy, missing_class_accuracy, seen_class_accuracy
 from holdfast.metrics.stream import anytime_accuracy, prequential_accuracy, windowed_accuracy
 from holdfast.metrics.summary import compute, record
 from holdfast.metrics.table import METRICS, Metric, Record, metric
@@ -47,6 +48,7 @@ __all__ = [
     "average_loss",
     "backward_transfer",
     "before",
+    "class_group_accuracy",
     "compute",
     "confusion",
     "costs",
@@ -57,6 +59,7 @@ __all__ = [
     "loss_increase",
     "loss_matrix",
     "metric",
+    "missing_class_accuracy",
     "per_class",
     "plasticity",
     "prequential_accuracy",
@@ -68,6 +71,7 @@ __all__ = [
     "sample_accuracy",
     "sample_counts",
     "sample_incremental_accuracy",
+    "seen_class_accuracy",
     "share_of_gap",
     "stability_weighted",
     "waacc",

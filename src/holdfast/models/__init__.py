@@ -16,6 +16,7 @@ from holdfast.models.heads import (
     Part,
     TaskHead,
 )
+from holdfast.models.hypernetwork import Hypernetwork, hypernetwork
 from holdfast.models.library import timm, torchvision, transformers
 from holdfast.models.reduced import LowRankLinear, MixedLinear, low_rank_mlp, subspace_mlp
 from holdfast.models.resnet import resnet18
@@ -24,6 +25,7 @@ from holdfast.models.vit import vit
 FACTORIES = (
     "cnn",
     "frozen",
+    "hypernetwork",
     "linear",
     "low_rank_mlp",
     "mlp",
@@ -48,6 +50,7 @@ __all__ = [
     "FrozenBackbone",
     "GrowingHead",
     "Head",
+    "Hypernetwork",
     "LowRankLinear",
     "MixedLinear",
     "Part",
@@ -56,6 +59,7 @@ __all__ = [
     "features_of",
     "find_head",
     "frozen",
+    "hypernetwork",
     "linear",
     "low_rank_mlp",
     "mlp",

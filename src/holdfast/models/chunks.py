@@ -112,6 +112,11 @@ class ChunksGenerator(Generator):
         drawn = torch.randn(self.chunks, self.chunk_embedding, generator=generator)
         return drawn * (self.chunk_embedding_std if self.chunk_stds is None else self.chunk_stds[:, None])
 
+    def _keep_tasks(self, tasks: int) -> None:
+        super()._keep_tasks(tasks)
+        if self.per_task:
+            self.chunk_embeddings = nn.ParameterList(self.chunk_embeddings[:tasks])
+
     def _new_task(self, generator: torch.Generator | None) -> list[nn.Parameter]:
         if not self.per_task:
             return []

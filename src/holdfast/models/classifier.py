@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
+
+from holdfast.core.body import children_of
 
 
 class Classifier(nn.Module):
@@ -13,7 +17,7 @@ class Classifier(nn.Module):
         head: gives outputs `[rows, width]` of them; a `Head`, or any module.
 
     Attributes:
-        cuts: the children of the backbone after which its numbered cuts lie (`models.chain`); None counts those with
+        cuts: the children of the backbone after which its numbered cuts lie (`core.body`); None counts those with
             parameters.
 
     Example:
@@ -29,6 +33,15 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
         self.cuts: tuple[str, ...] | None = None
+
+    @property
+    def stages(self) -> Mapping[str, nn.Module]:
+        """What runs in front of the head, in order: the children of a `Sequential`, else the backbone as one."""
+        return (
+            dict(children_of(self.backbone))
+            if isinstance(self.backbone, nn.Sequential)
+            else {"backbone": self.backbone}
+        )
 
     def features(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """What the head sees of these inputs, `[rows, features]`."""

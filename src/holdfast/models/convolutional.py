@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from holdfast.core.errors import ConfigError
+from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, ranged
 from holdfast.models.build import Activation, HeadName, check_image, make_activation, make_head, seeded
 from holdfast.models.classifier import Classifier
 
 
+@declares(inputs="images")
 @ranged
 def cnn(
     *,

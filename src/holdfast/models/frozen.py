@@ -52,7 +52,11 @@ class CachedBackbone(nn.Module):
     their digest instead, and loads only where the network is the same.
 
     Args:
-        network: gives `[rows, features]` of images `[rows, channels, height, width]`.
+        network: gives `[rows, features]` of raw inputs `[rows, ...]`.
+        dims: dimensions of one raw input, 3 for images; whatever has others is features already.
+
+    Raises:
+        ConfigError: for raw inputs that are vectors, which nothing tells from features.
 
     Example:
         >>> cached = CachedBackbone(nn.Flatten())
@@ -62,8 +66,11 @@ class CachedBackbone(nn.Module):
 
     digest: Tensor
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, dims: int = 3) -> None:
         super().__init__()
+        if dims < 2:
+            raise ConfigError("features of vectors cannot be told from vectors. Put the network into the model.")
+        self.dims = dims
         self._beside = Beside(FrozenBackbone(network))
         value = torch.frombuffer(bytearray.fromhex(module_digest(self.frozen)), dtype=torch.uint8)
         self.register_buffer("digest", value.clone())
@@ -75,7 +82,7 @@ class CachedBackbone(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features `[rows, features]`, without a graph."""
-        return inputs if inputs.dim() == 2 else self.frozen(inputs)
+        return self.frozen(inputs) if inputs.dim() == self.dims + 1 else inputs
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CachedBackbone:
         self.frozen._apply(fn, recurse)
@@ -180,7 +187,7 @@ def frozen(
         make = timm if library == "timm" else torchvision
         whole = make(input_shape=input_shape, classes=1, architecture=architecture, weights=weights, **given)
     assert isinstance(whole.backbone, nn.Module)
-    backbone = CachedBackbone(whole.backbone) if cache else FrozenBackbone(whole.backbone)
+    backbone = CachedBackbone(whole.backbone, len(input_shape)) if cache else FrozenBackbone(whole.backbone)
     width = int(backbone(torch.zeros(1, *input_shape)).shape[1])
     with seeded(seed):
         layers: list[nn.Module] = [backbone]

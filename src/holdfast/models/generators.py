@@ -104,7 +104,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tasks: Sequence[int]) -> dict[str, Tensor]:
-        """Every tensor for each of `tasks`, `[T, *shape]`, by name."""
+        """Every tensor for each of `tasks`, `[T, *shape]`, by name and in the order of `targets`."""
 
     @abstractmethod
     def _new_task(self, generator: torch.Generator | None) -> list[nn.Parameter]:
@@ -140,6 +140,18 @@ class Generator(nn.Module, ABC):
     def of_task(self, task: int) -> list[nn.Parameter]:
         """What belongs to this task alone."""
         return [self.embeddings[task]]
+
+    def shrink_to(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Drop the tasks that `state` does not have: a copy becomes what it was when that was saved.
+
+        Args:
+            state: a state dict of the model, from before tasks were added.
+            prefix: of this generator's names in it.
+        """
+        self._keep_tasks(sum(f"{prefix}embeddings.{task}" in state for task in range(self.tasks)))
+
+    def _keep_tasks(self, tasks: int) -> None:
+        self.embeddings = nn.ParameterList(self.embeddings[:tasks])
 
     def check(self, tasks: Sequence[int]) -> None:
         """Refuse tasks that it cannot generate for.
@@ -206,7 +218,7 @@ class HeadsGenerator(Generator):
         tasks: how many to start with.
         embedding: values of a task's embedding.
         hidden: units of the hidden layers.
-        head_embedding: values of a row's embedding.
+        head_embedding: values of a row's embedding; 0 makes every tensor whole, by one linear map.
         activation: after each hidden layer.
         init: "default" is torch's; "xavier" is uniform with zero biases; "hyperfan_in" and "hyperfan_out" give the
             generated weights the variance that He et al. 2015 give a network's own (`hyperfan`).
@@ -235,7 +247,7 @@ class HeadsGenerator(Generator):
     ) -> None:
         super().__init__(targets, tasks, embedding, embedding_std, seed)
         check_sizes("hidden", hidden)
-        check_sizes("head_embedding", [head_embedding])
+        check_sizes("head_embedding", [head_embedding + 1])
         if vectors not in ("own", "generated"):
             raise ConfigError(unknown("kind of vectors", vectors, ["own", "generated"]))
         self.trunk = nn.Sequential()
@@ -247,7 +259,7 @@ class HeadsGenerator(Generator):
         self.heads = nn.ModuleDict()
         for name, target in self.targets.items():
             if name not in self.kept:
-                whole = target.output or target.vector
+                whole = target.output or target.vector or head_embedding == 0
                 head = nn.Linear(width, target.size) if whole else RowsHead(target, width, head_embedding)
                 self.heads[_key(name)] = head
         self.vectors = nn.ParameterList()
@@ -279,6 +291,10 @@ class HeadsGenerator(Generator):
     def of_task(self, task: int) -> list[nn.Parameter]:
         """Its embedding, and its vectors where tasks keep them."""
         return [self.embeddings[task], *([self.vectors[task]] if self.kept else [])]
+
+    def _keep_tasks(self, tasks: int) -> None:
+        super()._keep_tasks(tasks)
+        self.vectors = nn.ParameterList(self.vectors[:tasks])
 
     def _new_task(self, generator: torch.Generator | None) -> list[nn.Parameter]:
         if not self.kept:

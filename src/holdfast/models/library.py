@@ -11,12 +11,14 @@ from torch import nn
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
 from holdfast.core.inspect import find_head
+from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, ranged
 from holdfast.models.build import HeadName, check_image, seeded
 from holdfast.models.graft import NO_LINEAR, load_weights, with_head
 from holdfast.models.pretrained import Cut, Pool, Preprocess, folder_preprocess
 
 
+@declares(inputs="images")
 @ranged
 def torchvision(
     *,
@@ -86,6 +88,7 @@ def torchvision(
         return with_head(model, architecture, input_shape, classes, head, weights, seed)
 
 
+@declares(inputs="images")
 @ranged
 def timm(
     *,
@@ -155,6 +158,7 @@ def timm(
         return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)
 
 
+@declares(inputs="images")
 @ranged
 def transformers(
     *,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, ranged
 from holdfast.models.build import HeadName, check_image, make_head, seeded
 from holdfast.models.classifier import Classifier
@@ -39,6 +40,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(hidden)) + skipped)
 
 
+@declares(inputs="images")
 @ranged
 def resnet18(
     *, input_shape: Sequence[int], classes: int, width: Count = 20, head: HeadName = "fixed", seed: int | None = None

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.core.decide import decide
 from holdfast.core.errors import ConfigError
 from holdfast.models.build import check_sizes, seeded
 
@@ -131,7 +132,8 @@ class VAE(nn.Module):
         return _log_normal(flat, decoded)
 
     def _noise(self, generator: torch.Generator, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(self.output.weight)
+        weight = self.output.weight
+        return decide(lambda: torch.randn(*shape, generator=generator), weight.device).to(weight.dtype)
 
 
 def _log_normal(flat: Tensor, mean: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
+from holdfast.core.needs import declares
+from holdfast.core.ranges import Count, ranged
 from holdfast.models.build import HeadName, check_image, check_sizes, make_head, seeded
 from holdfast.models.classifier import Classifier
 
@@ -71,14 +73,16 @@ class Mean(nn.Module):
         return tokens.mean(1)
 
 
+@declares(inputs="images")
+@ranged
 def vit(
     *,
     input_shape: Sequence[int],
     classes: int,
-    patch: int = 4,
-    width: int = 64,
-    depth: int = 4,
-    heads: int = 4,
+    patch: Count = 4,
+    width: Count = 64,
+    depth: Count = 4,
+    heads: Count = 4,
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:

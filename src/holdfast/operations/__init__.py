@@ -1,5 +1,6 @@
 """Operations: one idea per file. Methods are lists of these."""
 
+from holdfast.operations._parts.draws import Draws as Draws  # a base class, not an operation to list
 from holdfast.operations.anchor_penalty import AnchorPenalty
 from holdfast.operations.asymmetric_cross_entropy import AsymmetricCrossEntropy
 from holdfast.operations.balanced_finetune import BalancedFinetune
@@ -18,12 +19,15 @@ from holdfast.operations.evidential import Evidential
 from holdfast.operations.feature_distillation import FeatureDistillation
 from holdfast.operations.fisher_penalty import FisherPenalty
 from holdfast.operations.freeze_backbone import FreezeBackbone
+from holdfast.operations.freeze_below import FreezeBelow
 from holdfast.operations.generative_classifier import GenerativeClassifier
 from holdfast.operations.generative_replay import GenerativeReplay
 from holdfast.operations.gradient_constraints import GradientConstraints
 from holdfast.operations.gradient_projection import GradientProjection
+from holdfast.operations.infer_task import InferTask
 from holdfast.operations.interfered_replay import InterferedReplay
 from holdfast.operations.joined_replay import JoinedReplay
+from holdfast.operations.latent_replay import LatentReplay
 from holdfast.operations.lateral_connections import LateralConnections
 from holdfast.operations.logit_replay import LogitReplay
 from holdfast.operations.loss_surrogate import LossSurrogate
@@ -33,6 +37,7 @@ from holdfast.operations.merged_replay import MergedReplay
 from holdfast.operations.nearest_class_mean import NearestClassMean
 from holdfast.operations.nearest_exemplar_mean import NearestExemplarMean
 from holdfast.operations.one_hot_error import OneHotError
+from holdfast.operations.output_regularisation import OutputRegularisation
 from holdfast.operations.path_penalty import PathPenalty
 from holdfast.operations.pooled_distillation import PooledDistillation
 from holdfast.operations.pruned_weights import PrunedWeights
@@ -73,13 +78,16 @@ __all__ = [
     "FeatureDistillation",
     "FisherPenalty",
     "FreezeBackbone",
+    "FreezeBelow",
     "GenerativeClassifier",
     "GenerativeReplay",
     "GradientConstraints",
     "GradientProjection",
+    "InferTask",
     "InterferedReplay",
     "JoinedReplay",
     "JointData",
+    "LatentReplay",
     "LateralConnections",
     "LogitReplay",
     "LossSurrogate",
@@ -89,6 +97,7 @@ __all__ = [
     "NearestClassMean",
     "NearestExemplarMean",
     "OneHotError",
+    "OutputRegularisation",
     "PathPenalty",
     "PooledDistillation",
     "PrunedWeights",

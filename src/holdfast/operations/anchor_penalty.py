@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.quadratic import quadratic
+from holdfast.operations._parts.quadratic import quadratic
 
 
 class AnchorPenalty(Operation):
@@ -37,9 +38,8 @@ class AnchorPenalty(Operation):
     needs = frozenset({"boundaries"})
     state = ("weight", "anchor")
 
-    def __init__(self, strength: float = 0.01) -> None:
+    def __init__(self, strength: Strength = 0.01) -> None:
         super().__init__()
-        require(strength >= 0, "anchor_penalty", f"got strength={strength}. Give a number of 0 or more.")
         self.strength = strength
         self.weight: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, Term, require
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.rows import require_outputs
+from holdfast.operations._parts.rows import require_outputs
 
 Among = Literal["batch", "experience"]
 
@@ -47,14 +47,10 @@ class AsymmetricCrossEntropy(Operation):
     role = "knowledge retention"
     needs = frozenset({"classes"})
     state = ("current",)
+    scratch = ("_mask",)
 
     def __init__(self, among: Among = "batch") -> None:
         super().__init__()
-        require(
-            among in ("batch", "experience"),
-            "asymmetric_cross_entropy",
-            f"got among={among!r}. Choose batch or experience.",
-        )
         self.among = among
         if among == "experience":
             self.needs = self.needs | {"boundaries"}

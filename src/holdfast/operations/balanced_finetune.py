@@ -7,8 +7,10 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience, tree_map
 from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import BelowOne, Count, Positive
 from holdfast.core.services import Services
-from holdfast.operations.class_scores import vectors
+from holdfast.operations._parts.draws import memory_of
+from holdfast.operations._parts.scores import vectors
 
 
 class BalancedFinetune(Operation):
@@ -39,23 +41,19 @@ class BalancedFinetune(Operation):
         BalancedFinetune(epochs=10, batch_size=32, lr=0.1, momentum=0.9, per_class=None)
     """
 
+    draws = True
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes"})
 
     def __init__(
         self,
-        epochs: int = 30,
-        batch_size: int = 32,
-        lr: float = 0.01,
-        momentum: float = 0.9,
-        per_class: int | None = None,
+        epochs: Count = 30,
+        batch_size: Count = 32,
+        lr: Positive = 0.01,
+        momentum: BelowOne = 0.9,
+        per_class: Count | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"epochs": epochs, "batch_size": batch_size, "per_class": 1 if per_class is None else per_class}
-        for name, value in sizes.items():
-            require(value > 0, "balanced_finetune", f"got {name}={value}. Give a number of 1 or more.")
-        require(lr > 0, "balanced_finetune", f"got lr={lr}. Give a positive number.")
-        require(0 <= momentum < 1, "balanced_finetune", f"got momentum={momentum}. Give a number from 0 to below 1.")
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr
@@ -75,8 +73,7 @@ class BalancedFinetune(Operation):
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Draw, compute features, and train the head."""
-        require(learner.memory is not None, self.name, "draws from a memory. Add Remember(capacity=...).")
-        rows = learner.memory.all()
+        rows = memory_of(learner, self.name).all()
         if not rows:
             return
         generator = learner.rng(f"finetune/{self.name}")
@@ -95,6 +92,7 @@ class BalancedFinetune(Operation):
         assert head is not None
         parameters = [p for p in head.parameters() if p.requires_grad]
         bare = [p.detach() for p in parameters]
+        features = features.to(next(iter(bare), features).dtype)  # a head of doubles takes doubles
         speed = [torch.zeros_like(p) for p in bare]
         for _ in range(self.epochs):
             for rows in torch.randperm(len(targets), generator=generator).to(targets.device).split(self.batch_size):

@@ -9,6 +9,7 @@ from torch import Tensor
 from holdfast.core.experience import Data, Experience, Tree, tree_cat, tree_map
 from holdfast.core.inspect import eval_mode
 from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.models.heads import MASKED
 
@@ -38,15 +39,13 @@ class BiasCorrection(Operation):
         True
     """
 
+    heads = frozenset({"fixed", "growing", "cosine", "cosine_learnable"})
     role = "bias mitigation"
     needs = frozenset({"boundaries", "replacement", "classes"})
     state = ("inputs", "targets", "scale", "shift")
 
-    def __init__(self, held_out: int = 20) -> None:
+    def __init__(self, held_out: Count = 20) -> None:
         super().__init__()
-        require(
-            held_out > 0, "bias_correction", f"got held_out={held_out}. Give the samples per class to keep, from 1 up."
-        )
         self.held_out = held_out
         self.inputs: Tree | None = None
         self.targets: Tensor | None = None

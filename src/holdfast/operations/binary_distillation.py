@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience, Tree
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Positive
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 
@@ -42,10 +43,10 @@ class BinaryDistillation(Operation):
     role = "knowledge retention"
     needs = frozenset({"criterion", "boundaries", "classes"})
     state = ("teacher", "old", "active")
+    scratch = ("_columns",)
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: Positive = 1.0) -> None:
         super().__init__()
-        require(temperature > 0, "binary_distillation", f"got temperature={temperature}. Give a positive number.")
         self.temperature = temperature
         self.teacher: Snapshot | None = None
         self.old: list[int] = []
@@ -68,7 +69,7 @@ class BinaryDistillation(Operation):
         old, active = self._columns
         wanted = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)
         if self.teacher is not None and len(old):
-            taught = (learner.forward_as(self.teacher, inputs) / self.temperature).sigmoid()
+            taught = (self.teacher(inputs) / self.temperature).sigmoid()
             wanted = wanted.index_copy(1, old, taught.index_select(1, old).to(wanted.dtype))
         outputs, wanted = outputs.index_select(1, active), wanted.index_select(1, active)
         return F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none").sum(1).mean()

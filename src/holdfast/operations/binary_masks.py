@@ -8,8 +8,8 @@ from torch import Tensor
 from holdfast.core.experience import Experience
 from holdfast.core.operation import require
 from holdfast.core.services import Services
-from holdfast.operations.layers import Layer
-from holdfast.operations.score_masks import ScoreMasks
+from holdfast.operations._parts.blocking import ScoreMasks
+from holdfast.operations._parts.layers import Layer
 
 
 class BinaryMasks(ScoreMasks):

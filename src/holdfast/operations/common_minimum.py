@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import require
+from holdfast.core.ranges import Count, NonNegative, Positive
 from holdfast.core.services import Services
-from holdfast.operations.loss_models import LossModels
+from holdfast.operations._parts.loss_models import LossModels
 
 
 class CommonMinimum(LossModels):
@@ -42,24 +42,23 @@ class CommonMinimum(LossModels):
         50
     """
 
+    check_arguments = {"points": 5, "samples": 8, "units": 4, "steps": 5, "moves": 5}
     role = "knowledge retention"
 
     def __init__(
         self,
-        dimensions: int = 2,
-        points: int = 100,
-        samples: int = 256,
-        radius: float = 1.0,
-        units: int = 64,
-        steps: int = 200,
-        rate: float = 0.01,
-        outside: float = 0.03,
-        moves: int = 200,
-        move_rate: float = 0.001,
+        dimensions: Count = 2,
+        points: Count = 100,
+        samples: Count = 256,
+        radius: Positive = 1.0,
+        units: Count = 64,
+        steps: Count = 200,
+        rate: Positive = 0.01,
+        outside: NonNegative = 0.03,
+        moves: Count = 200,
+        move_rate: Positive = 0.001,
     ) -> None:
         super().__init__(dimensions, points, samples, radius, units, steps, rate, outside)
-        require(moves >= 1, self.name, f"got moves={moves}. Give a whole number from 1 up.")
-        require(move_rate > 0, self.name, f"got move_rate={move_rate}. Give a number above 0.")
         self.moves = moves
         self.move_rate = move_rate
 

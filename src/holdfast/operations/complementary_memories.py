@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Tree
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import BelowOne, Count, NonNegative, UpToOne
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
 from holdfast.core.task import running_task
-from holdfast.memory import Uniform
-from holdfast.operations.mixing import mix
-from holdfast.operations.rows import row_losses
+from holdfast.operations._parts.draws import Draws, mix
+from holdfast.operations._parts.rows import row_losses
 
 
-class ComplementaryMemories(Operation):
+class ComplementaryMemories(Draws):
     r"""Replay with a consistency loss to the better of two averaged models; the slow one answers in evaluation.
 
     $$ L = \frac{1}{n + m} \Big( \sum_i \ell(x_i, y_i) + \sum_j \ell(x'_j, y'_j) \Big)
@@ -57,37 +57,25 @@ class ComplementaryMemories(Operation):
 
     role = "knowledge retention"
     needs = frozenset({"update"})
-    draws = True
-    state = ("retrieval", "plastic", "stable", "steps")
+    state = (*Draws.state, "plastic", "stable", "steps")
 
     def __init__(
         self,
-        size: int = 32,
-        weight: float = 0.15,
-        plastic_decay: float = 0.999,
-        plastic_rate: float = 0.9,
-        stable_decay: float = 0.999,
-        stable_rate: float = 0.7,
+        size: Count = 32,
+        weight: NonNegative = 0.15,
+        plastic_decay: BelowOne = 0.999,
+        plastic_rate: UpToOne = 0.9,
+        stable_decay: BelowOne = 0.999,
+        stable_rate: UpToOne = 0.7,
         predict_stable: bool = True,
     ) -> None:
-        super().__init__()
-        require(size > 0, "complementary_memories", f"got size={size}. Give the number of samples to draw per step.")
-        for name, decay in (("plastic_decay", plastic_decay), ("stable_decay", stable_decay)):
-            require(
-                0 <= decay < 1,
-                "complementary_memories",
-                f"got {name}={decay}. Give a number from 0 up to, but below, 1.",
-            )
-        for name, rate in (("plastic_rate", plastic_rate), ("stable_rate", stable_rate)):
-            require(0 < rate <= 1, "complementary_memories", f"got {name}={rate}. Give a probability above 0.")
-        self.size = size
+        super().__init__(size)
         self.weight = weight
         self.plastic_decay = plastic_decay
         self.plastic_rate = plastic_rate
         self.stable_decay = stable_decay
         self.stable_rate = stable_rate
         self.predict_stable = predict_stable
-        self.retrieval: Uniform | None = None
         self.plastic: Twin | None = None
         self.stable: Twin | None = None
         self.steps = 0
@@ -95,12 +83,12 @@ class ComplementaryMemories(Operation):
     def setup(self, learner: Services) -> None:
         """Take generators for the draws and for the choice of updates, and make the averages."""
         self.plastic, self.stable = learner.twin(), learner.twin()
-        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
+        super().setup(learner)
         learner.rng(f"update/{self.name}")
 
     def loss(self, step: Step, learner: Services) -> Term | None:
         """Replay and consistency on one draw from the memory, in one forward."""
-        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
+        rows = self.drawn(learner)
         if rows is None:
             return None
         outputs = learner(rows["inputs"], rows.get("task"))
@@ -125,7 +113,7 @@ class ComplementaryMemories(Operation):
         due = learner.decide(lambda: self._due(learner))
         for twin, limit, now in ((self.plastic, self.plastic_decay, due[0]), (self.stable, self.stable_decay, due[1])):
             if now:
-                twin.average(1 - min(1 - 1 / self.steps, limit))
+                twin.average(learner.decide(lambda limit=limit: 1 - min(1 - 1 / self.steps, limit), learner.device))  # type: ignore[misc]
 
     def _due(self, learner: Services) -> tuple[bool, bool]:
         """Which of the two averages moves at this step; counts the step."""

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import BelowOne
 from holdfast.core.services import Services
-from holdfast.operations.layer_hooks import GateHook, rows_of
-from holdfast.operations.layers import backbone_layers
+from holdfast.operations._parts.layers import GateHook, backbone_layers, rows_of
 
 
 class ContextGates(Operation):
@@ -39,11 +39,8 @@ class ContextGates(Operation):
     needs = frozenset({"boundaries", "task"})
     state = ("gates",)
 
-    def __init__(self, fraction: float = 0.8) -> None:
+    def __init__(self, fraction: BelowOne = 0.8) -> None:
         super().__init__()
-        require(
-            0 <= fraction < 1, "context_gates", f"got fraction={fraction}. Give a number from 0 up to, but below, 1."
-        )
         self.fraction = fraction
         self.gates: dict[str, dict[int, Tensor]] = {}
 

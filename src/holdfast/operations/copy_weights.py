@@ -41,6 +41,7 @@ class CopyWeights(Operation):
         CopyWeights(start='zero', centred=True)
     """
 
+    heads = frozenset({"fixed", "growing"})
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes"})
     once = "start the head anew"
@@ -48,7 +49,6 @@ class CopyWeights(Operation):
 
     def __init__(self, start: Literal["zero", "random"] = "zero", centred: bool = True) -> None:
         super().__init__()
-        require(start in ("zero", "random"), "copy_weights", f"got start={start!r}. Choose zero or random.")
         self.start = start
         self.centred = centred
         self.weight: Tensor | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.operation import require
-from holdfast.operations.own_criterion import OwnCriterion
+from holdfast.core.ranges import Share
+from holdfast.operations._parts.own_criterion import OwnCriterion
 
 
 class CrossEntropy(OwnCriterion):
@@ -33,10 +33,8 @@ class CrossEntropy(OwnCriterion):
 
     needs = OwnCriterion.needs | {"classes"}
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: Share = 0.0) -> None:
         super().__init__()
-        inside = 0 <= label_smoothing <= 1
-        require(inside, "cross_entropy", f"got label_smoothing={label_smoothing}. Give a number from 0 to 1.")
         self.label_smoothing = label_smoothing
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:

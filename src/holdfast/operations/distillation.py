@@ -10,10 +10,11 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.ranges import NonNegative, Positive
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.operations.mixing import Average, mix
+from holdfast.operations._parts.draws import Average, mix
 
 
 class Distillation(Operation):
@@ -46,20 +47,18 @@ class Distillation(Operation):
 
     def __init__(
         self,
-        temperature: float = 2.0,
-        weight: float = 1.0,
+        temperature: Positive = 2.0,
+        weight: NonNegative = 1.0,
         average: Average = "none",
         scaled: bool = True,
         over: Literal["old", "all"] = "old",
     ) -> None:
         super().__init__()
-        require(temperature > 0, "distillation", f"got temperature={temperature}. Give a positive number, usually 2.")
         require(
             average != "rows",
             "distillation",
             "got average='rows', but it has no rows of its own. Use none or experiences.",
         )
-        require(over in ("old", "all"), "distillation", f"got over={over!r}. Choose old or all.")
         self.temperature = temperature
         self.weight = weight
         self.average = average
@@ -80,12 +79,15 @@ class Distillation(Operation):
         """The distillation loss, once there is a teacher."""
         if self.teacher is None or step.outputs is None:
             return None
-        if "unmasked" in step.extras:
-            taught = learner.forward_as(self.teacher, step.inputs, "all")
-            terms = [self._between(taught[:, members], step.extras["unmasked"][:, members]) for members in self.tasks]
+        if learner.multi_head:
+            taught = self.teacher(step.inputs, "all")
+            every = step.extras.get("unmasked")
+            if every is None:  # each task has more than a head of its own, so another forward
+                every = learner(step.inputs, "all")
+            terms = [self._between(taught[:, members], every[:, members]) for members in self.tasks]
             term = torch.stack(terms).mean()
         else:
-            taught, student = learner.forward_as(self.teacher, step.inputs), step.outputs
+            taught, student = self.teacher(step.inputs), step.outputs
             if self.over == "old" and not len(self.old) == taught.shape[1] == student.shape[1]:
                 taught, student = taught[:, self.old], student[:, self.old]
             term = self._between(taught, student)

@@ -7,11 +7,12 @@ from torch import nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.models.expanding import ExpandingBackbone
+from holdfast.operations._parts.layers import ExchangeHook, GateHook
 from holdfast.operations.lateral_connections import Shared
-from holdfast.operations.layer_hooks import ExchangeHook, GateHook
 
 
 class DuplicateBackbone(Operation):
@@ -43,9 +44,8 @@ class DuplicateBackbone(Operation):
     needs = frozenset({"boundaries"})
     state = ("begun",)
 
-    def __init__(self, copies: int = 10) -> None:
+    def __init__(self, copies: Count = 10) -> None:
         super().__init__()
-        require(copies >= 1, "duplicate_backbone", f"got copies={copies}. Give the number of experiences, at least 1.")
         self.copies = copies
         self.begun = 0
         self.mix = nn.Parameter(torch.empty(0))

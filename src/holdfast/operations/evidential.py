@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.operation import require
+from holdfast.core.decide import decide
+from holdfast.core.ranges import NonNegative, Size
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.own_criterion import OwnCriterion, inside
+from holdfast.operations._parts.own_criterion import OwnCriterion, inside
 
 Form = Literal["mse", "log", "digamma"]
 Evidence = Literal["softplus", "relu", "exp"]
@@ -54,15 +55,10 @@ class Evidential(OwnCriterion):
         self,
         form: Form = "mse",
         evidence: Evidence = "softplus",
-        annealing: int = 1000,
-        divergence: float = 1.0,
+        annealing: Size = 1000,
+        divergence: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        forms, kinds = Form.__args__, Evidence.__args__  # type: ignore[attr-defined]
-        require(form in forms, "evidential", f"got form={form!r}. Choose one of {', '.join(forms)}.")
-        require(evidence in kinds, "evidential", f"got evidence={evidence!r}. Choose one of {', '.join(kinds)}.")
-        require(annealing >= 0, "evidential", f"got annealing={annealing}. Give a number of steps, 0 or more.")
-        require(divergence >= 0, "evidential", f"got divergence={divergence}. Give a number of 0 or more.")
         self.form = form
         self.evidence = evidence
         self.annealing = annealing
@@ -71,7 +67,14 @@ class Evidential(OwnCriterion):
 
     def observe(self, step: Step, learner: Services) -> None:
         """Count the steps of the annealing."""
+        learner.decide(self._count)
+
+    def _count(self) -> None:
         self.steps += 1
+
+    def _annealed(self) -> float:
+        """The factor of the divergence at this step."""
+        return self.divergence * (1.0 if self.annealing == 0 else min(1.0, self.steps / self.annealing))
 
     def alpha(self, outputs: Tensor) -> Tensor:
         """`[rows, classes]` parameters of the Dirichlet distribution, from 1 up; exactly 1 outside a row's task."""
@@ -91,7 +94,7 @@ class Evidential(OwnCriterion):
         """Mean loss of `outputs` `[rows, classes]` under class indices `[rows]`."""
         kept = inside(outputs)
         alpha = self.alpha(outputs)
-        wanted = F.one_hot(targets, outputs.shape[1]).to(alpha.dtype)
+        wanted = torch.zeros_like(alpha).scatter_(1, targets.unsqueeze(1), 1.0)  # `one_hot` waits for the device
         total = (alpha * kept).sum(1, keepdim=True)
         if self.form == "mse":
             p = alpha / total
@@ -101,10 +104,13 @@ class Evidential(OwnCriterion):
         else:
             terms = wanted * (total.digamma() - alpha.digamma())
         loss = (terms * kept).sum(1).mean()
-        annealed = self.divergence * (1.0 if self.annealing == 0 else min(1.0, self.steps / self.annealing))
-        if annealed == 0.0:
+        if self.divergence == 0.0:
             return loss
-        return loss + annealed * divergence_from_uniform(torch.where(wanted.bool(), 1.0, alpha), kept).mean()
+        return (
+            loss
+            + decide(self._annealed, outputs.device)
+            * divergence_from_uniform(torch.where(wanted.bool(), 1.0, alpha), kept).mean()
+        )
 
 
 def divergence_from_uniform(alpha: Tensor, kept: Tensor) -> Tensor:

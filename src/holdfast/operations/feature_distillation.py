@@ -9,11 +9,12 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.operations.mixing import mix
-from holdfast.operations.taps import Taps
+from holdfast.operations._parts.draws import mix
+from holdfast.operations._parts.taps import Taps
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -46,19 +47,15 @@ class FeatureDistillation(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     state = ("teacher",)
+    scratch = ("_taps",)
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: NonNegative = 1.0,
         metric: Metric = "euclidean",
         average: Literal["none", "experiences"] = "none",
     ) -> None:
         super().__init__()
-        known = Metric.__args__  # type: ignore[attr-defined]
-        require(weight >= 0, "feature_distillation", f"got weight={weight}. Give a number of 0 or more.")
-        require(metric in known, "feature_distillation", f"got metric={metric!r}. Choose one of {', '.join(known)}.")
-        ways = ("none", "experiences")
-        require(average in ways, "feature_distillation", f"got average={average!r}. Choose none or experiences.")
         self.weight = weight
         self.metric = metric
         self.average = average

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import Count, Share, Strength
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.fisher import Kind, distribution, fisher_diagonal
-from holdfast.operations.layer_gradients import square
-from holdfast.operations.quadratic import quadratic
+from holdfast.operations._parts.fisher import Kind, distribution, fisher_diagonal
+from holdfast.operations._parts.layer_gradients import square
+from holdfast.operations._parts.quadratic import quadratic
 
 
 class FisherPenalty(Operation):
-    r"""A quadratic penalty around the parameters after each experience, weighed by the Fisher diagonal.
+    r"""A quadratic penalty around the parameters after each experience, weighted by the Fisher diagonal.
 
     Offline (one penalty per experience) and online (one running penalty):
 
@@ -29,7 +28,7 @@ class FisherPenalty(Operation):
     The offline sum is kept as one quadratic around the precision-weighted mean of the anchors plus a constant,
     which is the same function: cost and memory do not grow with the number of experiences. Works for class indices,
     and for numbers and several labels a row under mean squared error and binary cross-entropy of logits; under any
-    other criterion take `fisher="empirical"` (see `operations.fisher`).
+    other criterion take `fisher="empirical"` (see `operations._parts.fisher`).
 
     Args:
         strength: the paper's lambda.
@@ -48,20 +47,13 @@ class FisherPenalty(Operation):
 
     def __init__(
         self,
-        strength: float = 100.0,
+        strength: Strength = 100.0,
         fisher: Kind = "true",
         online: bool = False,
-        decay: float = 1.0,
-        samples: int | None = None,
+        decay: Share = 1.0,
+        samples: Count | None = None,
     ) -> None:
         super().__init__()
-        require(strength >= 0, "fisher_penalty", f"got strength={strength}. Give a number of 0 or more.")
-        require(0 <= decay <= 1, "fisher_penalty", f"got decay={decay}. Give a number from 0 to 1.")
-        require(
-            fisher in get_args(Kind),
-            "fisher_penalty",
-            f"got fisher={fisher!r}. Choose one of {', '.join(get_args(Kind))}.",
-        )
         self.strength = strength
         self.fisher = fisher
         self.online = online
@@ -77,7 +69,7 @@ class FisherPenalty(Operation):
             distribution(learner.criterion, experience.train.targets, self.fisher)
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Half the strength times the weighed squared distance."""
+        """Half the strength times the weighted squared distance."""
         if not self.anchor:
             return None
         return quadratic(learner, self.importance, self.anchor) + self.constant, 0.5 * self.strength

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Size
 from holdfast.core.services import Services
 
 
@@ -35,13 +36,8 @@ class FreezeBackbone(Operation):
     needs = frozenset({"boundaries"})
     state = ("begun", "fixed")
 
-    def __init__(self, after: int = 1) -> None:
+    def __init__(self, after: Size = 1) -> None:
         super().__init__()
-        require(
-            after >= 0,
-            "freeze_backbone",
-            f"got after={after}. Give the number of experiences to learn from, from 0 up.",
-        )
         self.after = after
         self.begun = 0
         self.fixed: list[str] = []

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Tree
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count, Positive
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
-from holdfast.operations.generative_model import Choice, GenerativeModel, Kind, unit
+from holdfast.operations._parts.generative_model import Choice, GenerativeModel, Kind, unit
 
 
 class ClassModels:
@@ -95,19 +96,16 @@ class GenerativeClassifier(Operation):
 
     def __init__(
         self,
-        units: int = 85,
-        layers: int = 2,
-        latent: int = 5,
-        rate: float = 1e-3,
-        samples: int = 50,
+        units: Count = 85,
+        layers: Count = 2,
+        latent: Count = 5,
+        rate: Positive = 1e-3,
+        samples: Count = 50,
         likelihood: Choice = "auto",
         gaussian: bool = False,
         kind: Kind = "auto",
     ) -> None:
         super().__init__()
-        sizes = (("latent", latent), ("rate", rate), ("samples", samples), ("units", units), ("layers", layers))
-        for name, value in sizes:
-            require(value > 0, "generative_classifier", f"got {name}={value}. Give a positive number.")
         self.units = units
         self.layers = layers
         self.latent = latent

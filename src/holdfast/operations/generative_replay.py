@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import Count, Positive
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.operations.generative_model import Choice, GenerativeModel, Kind, unit
-from holdfast.operations.mixing import mix
+from holdfast.operations._parts.draws import mix
+from holdfast.operations._parts.generative_model import Choice, GenerativeModel, Kind, unit
 
 
 class GenerativeReplay(Operation):
@@ -56,26 +57,20 @@ class GenerativeReplay(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "classes"})
     state = ("current", "previous", "solver", "old", "tasks")
+    scratch = ("_generated",)
 
     def __init__(
         self,
-        size: int = 128,
-        units: int = 400,
-        layers: int = 2,
-        latent: int = 100,
-        rate: float = 1e-3,
+        size: Count = 128,
+        units: Count = 400,
+        layers: Count = 2,
+        latent: Count = 100,
+        rate: Positive = 1e-3,
         likelihood: Choice = "auto",
         kind: Kind = "auto",
         average: Literal["experiences", "rows"] = "experiences",
     ) -> None:
         super().__init__()
-        for name, value in (("size", size), ("latent", latent), ("rate", rate), ("units", units), ("layers", layers)):
-            require(value > 0, "generative_replay", f"got {name}={value}. Give a positive number.")
-        require(
-            average in ("experiences", "rows"),
-            "generative_replay",
-            f"got average={average!r}. Choose experiences or rows.",
-        )
         self.size = size
         self.units = units
         self.layers = layers
@@ -106,12 +101,12 @@ class GenerativeReplay(Operation):
         self.tasks = [list(members) for members in learner.members]
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """The loss on generated samples, weighed."""
+        """The loss on generated samples, weighted."""
         self._generated = None
         if self.solver is None or self.previous.vae is None:
             return None
         with torch.autocast(learner.device.type, enabled=False):  # the generator learns in full precision too
-            inputs = self.previous.vae.sample(learner.share(self.size), learner.rng(f"draw/{self.name}"))
+            inputs = self.previous.sample(self.size, learner, f"draw/{self.name}")
         term = self._by_task(inputs, learner) if learner.multi_head else self._by_class(inputs, learner)
         mixed = mix(term, step, learner, self.average, 1.0, inputs.shape[0])
         if isinstance(mixed, tuple):
@@ -120,7 +115,7 @@ class GenerativeReplay(Operation):
 
     def _by_class(self, inputs: Tensor, learner: Services) -> Tensor:
         assert self.solver is not None
-        taught = learner.forward_as(self.solver, inputs)
+        taught = self.solver(inputs)
         if len(self.old) in (0, taught.shape[1]):
             return learner.loss_on(inputs, taught.argmax(1))
         seen = torch.zeros(taught.shape[1], dtype=torch.bool, device=taught.device)
@@ -129,7 +124,7 @@ class GenerativeReplay(Operation):
 
     def _by_task(self, inputs: Tensor, learner: Services) -> Tensor:
         assert self.solver is not None
-        taught, outputs = learner.forward_as(self.solver, inputs, "all"), learner(inputs, "all")
+        taught, outputs = self.solver(inputs, "all"), learner(inputs, "all")
         losses = [F.cross_entropy(outputs[:, own], taught[:, own].argmax(1)) for own in self.tasks]
         return torch.stack(losses).mean()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.experience_memories import ExperienceMemories
-from holdfast.operations.quadratic_program import nonnegative_minimum
-from holdfast.operations.rows import rows_of
+from holdfast.memory.memories import ExperienceMemories
+from holdfast.operations._parts.draws import keep_in
+from holdfast.operations._parts.quadratic import nonnegative_minimum
+from holdfast.operations._parts.rows import rows_of
 
 DAMPING = 1e-3
 """Added to the diagonal of the dual, as the authors do: parallel gradients would make it singular."""
@@ -50,41 +52,32 @@ class GradientConstraints(Operation):
         GradientConstraints(per_experience=256, margin=0.5)
     """
 
+    fills = True
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
 
-    def __init__(self, per_experience: int = 256, margin: float = 0.5) -> None:
+    def __init__(self, per_experience: Count = 256, margin: NonNegative = 0.5) -> None:
         super().__init__()
-        require(
-            per_experience > 0,
-            "gradient_constraints",
-            f"got per_experience={per_experience}. Give the number of samples to keep of each.",
-        )
-        require(margin >= 0, "gradient_constraints", f"got margin={margin}. Give a number of 0 or more.")
         self.per_experience = per_experience
         self.margin = margin
 
     def setup(self, learner: Services) -> None:
         """Make the memories."""
-        require(
-            learner.memory is None,
-            "gradient_constraints",
-            "keeps its own memory, and this method has one already. Leave out Remember.",
-        )
-        learner.memory = ExperienceMemories(learner.share(self.per_experience), learner.device)
+        memories = ExperienceMemories(learner.share(self.per_experience), learner.device)
+        self._memories = keep_in(learner, memories, self.name)
 
     def gradient(self, step: Step, learner: Services) -> None:
         """Replace the gradient by the nearest one that violates no constraint."""
-        past = [key for key in learner.memory.experiences if key < learner.experience]
+        past = [key for key in self._memories.experiences if key < learner.experience]
         if not past:
             return
-        rows = [learner.memory.of(key) for key in past]
+        rows = [self._memories.of(key) for key in past]
         references = [learner.grad(learner.loss_on(r["inputs"], r["targets"], r.get("task"))) for r in rows]
         constrain(learner.gradients(), references, self.margin)
 
     def observe(self, step: Step, learner: Services) -> None:
         """Put the step's rows into the current experience's memory."""
-        learner.memory.add(learner.experience, rows_of(step, learner))
+        self._memories.add(learner.experience, rows_of(step, learner))
 
 
 def constrain(gradients: list[Tensor], references: list[list[Tensor]], margin: float) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.memory import Uniform
+from holdfast.operations._parts.draws import Draws
 
 
-class GradientProjection(Operation):
+class GradientProjection(Draws):
     r"""The gradient's part that points against the reference gradient is taken out.
 
     $$ g \leftarrow g - \min\Big(0, \frac{g^\top g_{\text{ref}}}{g_{\text{ref}}^\top g_{\text{ref}}}\Big) \,
@@ -28,23 +28,14 @@ class GradientProjection(Operation):
     """
 
     role = "knowledge retention"
-    draws = True
-    state = ("retrieval",)
 
-    def __init__(self, size: int = 64, per_layer: bool = False) -> None:
-        super().__init__()
-        require(size > 0, "gradient_projection", f"got size={size}. Give the number of samples to draw per step.")
-        self.size = size
+    def __init__(self, size: Count = 64, per_layer: bool = False) -> None:
+        super().__init__(size)
         self.per_layer = per_layer
-        self.retrieval: Uniform | None = None
-
-    def setup(self, learner: Services) -> None:
-        """Take a generator for the draws."""
-        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
     def gradient(self, step: Step, learner: Services) -> None:
         """Project the gradients in place."""
-        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
+        rows = self.drawn(learner)
         if rows is None:
             return
         reference = learner.grad(learner.loss_on(rows["inputs"], rows["targets"], rows.get("task")))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Term, require
+from holdfast.core.ranges import Count, NonNegative, Positive
 from holdfast.core.ranks import average_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
-from holdfast.memory import Uniform
-from holdfast.operations.mixing import Average, mix
-from holdfast.operations.rows import row_losses, take
+from holdfast.operations._parts.draws import Average, Draws, mix
+from holdfast.operations._parts.rows import row_losses, take
 
 
-class InterferedReplay(Operation):
+class InterferedReplay(Draws):
     r"""Loss on those candidates from the memory whose loss a step on the current data alone would raise most.
 
     $$ \theta^v = \theta - \alpha \nabla_\theta L(x, y), \qquad
@@ -48,45 +48,36 @@ class InterferedReplay(Operation):
     """
 
     role = "knowledge retention"
-    draws = True
-    state = ("retrieval",)
+    scratch = ("_twin",)
 
     def __init__(
         self,
-        size: int = 10,
-        candidates: int = 50,
-        rate: float | None = None,
-        weight: float = 1.0,
+        size: Count = 10,
+        candidates: Count = 50,
+        rate: Positive | None = None,
+        weight: NonNegative = 1.0,
         average: Average = "none",
     ) -> None:
-        super().__init__()
-        require(size > 0, "interfered_replay", f"got size={size}. Give the number of samples to replay per step.")
+        super().__init__(size)
         require(
             candidates >= size,
             "interfered_replay",
             f"got candidates={candidates} and size={size}. Draw at least as many candidates as are replayed.",
         )
-        require(
-            rate is None or rate > 0,
-            "interfered_replay",
-            f"got rate={rate}. Give the learning rate of the virtual step, above 0.",
-        )
-        self.size = size
         self.candidates = candidates
         self.rate = rate
         self.weight = weight
         self.average = average
-        self.retrieval: Uniform | None = None
         self._twin: Twin | None = None
 
     def setup(self, learner: Services) -> None:
         """Take a generator for the draws, and a model for the virtual step."""
         self._twin = learner.twin()
-        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
+        super().setup(learner)
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Mean loss on the candidates that the step would hurt most, weighed."""
-        rows = learner.memory.draw(learner.share(self.candidates), self.retrieval)
+        """Mean loss on the candidates that the step would hurt most, weighted."""
+        rows = self.drawn(learner, self.candidates)
         if rows is None:
             return None
         size, drawn = learner.share(self.size), rows["targets"].shape[0]

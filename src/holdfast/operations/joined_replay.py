@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from holdfast.core.experience import Batch
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.memory import Uniform
-from holdfast.operations.mixing import Average, mix
+from holdfast.operations._parts.draws import Average, Draws, mix
 
 
-class JoinedReplay(Operation):
+class JoinedReplay(Draws):
     r"""Samples drawn from the memory are joined to the current batch before the forward.
 
     $$ L = \frac{1}{n + m} \Big( \sum_{i=1}^{n} \ell(x_i, y_i) + \sum_{j=1}^{m} \ell(x'_j, y'_j) \Big) $$
@@ -30,28 +30,19 @@ class JoinedReplay(Operation):
 
     role = "knowledge retention"
     needs = frozenset({"batch"})
-    draws = True
-    state = ("retrieval",)
 
-    def __init__(self, size: int = 32, weight: float = 1.0, average: Average = "rows") -> None:
-        super().__init__()
-        require(size > 0, "joined_replay", f"got size={size}. Give the number of samples to draw per step.")
-        self.size = size
+    def __init__(self, size: Count = 32, weight: NonNegative = 1.0, average: Average = "rows") -> None:
+        super().__init__(size)
         self.weight = weight
         self.average = average
-        self.retrieval: Uniform | None = None
-
-    def setup(self, learner: Services) -> None:
-        """Take a generator for the draws."""
-        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
     def batch(self, batch: Batch, learner: Services) -> Batch:
         """Append the drawn samples."""
-        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
+        rows = self.drawn(learner)
         return batch if rows is None else batch.append(self.name, rows)
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Mean loss on the appended samples, weighed."""
+        """Mean loss on the appended samples, weighted."""
         rows = step.extras.get(self.name)
         if rows is None:
             return None

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.task import forward_task
-from holdfast.operations.layers import backbone_layers, chain_of
+from holdfast.operations._parts.layers import backbone_layers, chain_of
 
 
 class LateralConnections(Operation):
@@ -42,11 +43,13 @@ class LateralConnections(Operation):
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "task"})
     state = ("order", "kept")
+    scratch = (
+        "_reads",
+        "_running",
+    )
 
-    def __init__(self, columns: int = 10, into: Literal["layers", "head"] = "layers") -> None:
+    def __init__(self, columns: Count = 10, into: Literal["layers", "head"] = "layers") -> None:
         super().__init__()
-        require(columns >= 1, "lateral_connections", f"got columns={columns}. Give the number of tasks, at least 1.")
-        require(into in ("layers", "head"), "lateral_connections", f"got into={into!r}. Choose layers or head.")
         self.columns = columns
         self.into = into
         self.order: list[int] = []
@@ -144,7 +147,8 @@ class LateralConnections(Operation):
             return values
         task, key = self._learner.forward_task, _key(name)
         count = len(self._reads)
-        assert task is None or isinstance(task, int)
+        if isinstance(task, Tensor):  # replayed rows of several tasks, which entered behind the first layer
+            return values
         connections = self.kept[task][key] if task in self.kept else self.connections[key][:count]
         place = self._live(name, module)
         return values + torch.einsum(

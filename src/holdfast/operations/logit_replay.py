@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.memory import Uniform
+from holdfast.operations._parts.draws import Draws
 
 
-class LogitReplay(Operation):
+class LogitReplay(Draws):
     r"""Squared distance between today's outputs on remembered samples and those stored with them.
 
     $$ L = L(x, y) + \alpha \, \lVert h_\theta(x') - z' \rVert_2^2 / C, \qquad (x', z') \sim M $$
@@ -29,23 +30,14 @@ class LogitReplay(Operation):
 
     role = "knowledge retention"
     remembers = ("logits",)
-    draws = True
-    state = ("retrieval",)
 
-    def __init__(self, size: int = 32, weight: float = 0.5) -> None:
-        super().__init__()
-        require(size > 0, "logit_replay", f"got size={size}. Give the number of samples to draw per step.")
-        self.size = size
+    def __init__(self, size: Count = 32, weight: NonNegative = 0.5) -> None:
+        super().__init__(size)
         self.weight = weight
-        self.retrieval: Uniform | None = None
-
-    def setup(self, learner: Services) -> None:
-        """Take a generator for the draws."""
-        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Mean squared distance to the stored logits, weighed."""
-        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
+        """Mean squared distance to the stored logits, weighted."""
+        rows = self.drawn(learner)
         if rows is None:
             return None
         outputs, stored = learner(rows["inputs"], rows.get("task")), rows["logits"]

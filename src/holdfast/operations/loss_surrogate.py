@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from holdfast.core.operation import Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative, Positive
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.loss_models import LossModels
-from holdfast.operations.mixing import mix
+from holdfast.operations._parts.draws import mix
+from holdfast.operations._parts.loss_models import LossModels
 
 
 class LossSurrogate(LossModels):
@@ -48,24 +49,23 @@ class LossSurrogate(LossModels):
         3
     """
 
+    check_arguments = {"points": 5, "samples": 8, "units": 4, "steps": 5}
     role = "knowledge retention"
 
     def __init__(
         self,
-        dimensions: int = 2,
-        points: int = 100,
-        samples: int = 256,
-        radius: float = 1.0,
-        units: int = 64,
-        steps: int = 200,
-        rate: float = 0.01,
-        outside: float = 0.03,
-        weight: float = 1.0,
+        dimensions: Count = 2,
+        points: Count = 100,
+        samples: Count = 256,
+        radius: Positive = 1.0,
+        units: Count = 64,
+        steps: Count = 200,
+        rate: Positive = 0.01,
+        outside: NonNegative = 0.03,
+        weight: NonNegative = 1.0,
         average: Literal["none", "experiences"] = "experiences",
     ) -> None:
         super().__init__(dimensions, points, samples, radius, units, steps, rate, outside)
-        require(weight >= 0, self.name, f"got weight={weight}. Give a number of 0 or more.")
-        require(average in ("none", "experiences"), self.name, f"got average={average!r}. Choose none or experiences.")
         self.weight = weight
         self.average = average
 

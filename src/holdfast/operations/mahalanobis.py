@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.operation import require
-from holdfast.operations.class_scores import Space
-from holdfast.operations.closed_form import ClosedFormClassifier
+from holdfast.core.ranges import NonNegative, Positive, Size
+from holdfast.operations._parts.scores import ClosedFormClassifier, Space
 
 
 class Mahalanobis(ClosedFormClassifier):
@@ -26,7 +25,7 @@ class Mahalanobis(ClosedFormClassifier):
         power: p; 1 leaves features as they are. Negative features keep their sign.
         diagonal: gamma_1.
         off_diagonal: gamma_2.
-        common: one covariance for all classes, the mean of theirs weighed by samples, instead of one each.
+        common: one covariance for all classes, the mean of theirs weighted by samples, instead of one each.
         space: `features`, what enters the head, or the prepared `inputs`.
         adapt: experiences that the network is trained in, then it is frozen (the paper trains in the first).
 
@@ -40,20 +39,21 @@ class Mahalanobis(ClosedFormClassifier):
     """
 
     state = ("counts", "means", "scatter")
+    scratch = (
+        "_inverses",
+        "_of",
+    )
 
     def __init__(
         self,
-        power: float = 0.5,
-        diagonal: float = 1.0,
-        off_diagonal: float = 1.0,
+        power: Positive = 0.5,
+        diagonal: NonNegative = 1.0,
+        off_diagonal: NonNegative = 1.0,
         common: bool = False,
         space: Space = "features",
-        adapt: int = 0,
+        adapt: Size = 0,
     ) -> None:
         super().__init__(space, adapt)
-        require(power > 0, self.name, f"got power={power}. Give a positive number, 1 for none.")
-        require(diagonal >= 0, self.name, f"got diagonal={diagonal}. Give a number of 0 or more.")
-        require(off_diagonal >= 0, self.name, f"got off_diagonal={off_diagonal}. Give a number of 0 or more.")
         self.power = power
         self.diagonal = diagonal
         self.off_diagonal = off_diagonal

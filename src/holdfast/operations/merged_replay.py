@@ -7,7 +7,8 @@ from typing import cast
 from torch import Tensor
 
 from holdfast.core.experience import Data, Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.streams.data import TensorData, concat
 
@@ -35,12 +36,12 @@ class MergedReplay(Operation):
         ['boundaries', 'replacement']
     """
 
+    draws = True
     role = "knowledge retention"
     needs = frozenset({"boundaries", "replacement"})
 
-    def __init__(self, repeat: int = 1) -> None:
+    def __init__(self, repeat: Count = 1) -> None:
         super().__init__()
-        require(repeat > 0, "merged_replay", f"got repeat={repeat}. Give the number of copies that join, at least 1.")
         self.repeat = repeat
 
     def begin(self, experience: Experience, learner: Services) -> Data | None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from holdfast.core.experience import Experience, tree_map
 from holdfast.core.operation import require
+from holdfast.core.ranges import Size
 from holdfast.core.services import Services
-from holdfast.operations.class_scores import Space, vectors
-from holdfast.operations.closed_form import ClosedFormClassifier
+from holdfast.operations._parts.draws import memory_of
+from holdfast.operations._parts.scores import ClosedFormClassifier, Space, vectors
 
 Metric = Literal["euclidean", "cosine"]
 Source = Literal["data", "memory"]
@@ -51,11 +52,9 @@ class NearestClassMean(ClosedFormClassifier):
         metric: Metric = "euclidean",
         source: Source = "data",
         space: Space = "features",
-        adapt: int | None = None,
+        adapt: Size | None = None,
     ) -> None:
         super().__init__(space, adapt)
-        require(metric in ("euclidean", "cosine"), self.name, f"got metric={metric!r}. Choose euclidean or cosine.")
-        require(source in ("data", "memory"), self.name, f"got source={source!r}. Choose data or memory.")
         advice = "takes means of a memory only while the network is trained. Leave adapt out, or write source='data'."
         require(source == "data" or adapt is None, self.name, advice)
         self.metric = metric
@@ -64,6 +63,7 @@ class NearestClassMean(ClosedFormClassifier):
         self.counts: Tensor | None = None
         if source == "memory":
             self.needs = frozenset({"boundaries", "classes"})
+            self.draws = True
 
     def absorb(self, x: Tensor, targets: Tensor, classes: int) -> None:
         """Add rows to the sums of their classes."""
@@ -83,8 +83,7 @@ class NearestClassMean(ClosedFormClassifier):
         if self.source == "data":
             super().end(experience, learner)
             return
-        require(learner.memory is not None, self.name, "takes its means from a memory. Add Remember(capacity=...).")
-        rows = learner.memory.all()
+        rows = memory_of(learner, self.name).all()
         if not rows:
             return
         self.total = self.counts = None

@@ -14,6 +14,7 @@ from holdfast.core.operation import Operation
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
+from holdfast.operations._parts.draws import memory_of
 from holdfast.operations.remember_exemplars import ROWS, features_of
 
 
@@ -35,8 +36,10 @@ class NearestExemplarMean(Operation):
         'bias mitigation'
     """
 
+    draws = True
     role = "bias mitigation"
     needs = frozenset({"classes"})
+    scratch = ("_means",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +66,7 @@ class NearestExemplarMean(Operation):
 
     def _measure(self, width: int, learner: Services) -> tuple[Tensor, Tensor]:
         """Class means of norm 1, `[outputs, features]`, and which classes have one."""
-        rows = learner.memory.all()
+        rows = memory_of(learner, self.name).all()
         labels = cast(Tensor, rows["targets"])
         index = torch.arange(tree_rows(rows["inputs"]), device=labels.device)
         features = torch.cat(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.operations.own_criterion import OwnCriterion, inside
+from holdfast.operations._parts.own_criterion import OwnCriterion, inside
 
 
 class OneHotError(OwnCriterion):
@@ -33,5 +34,5 @@ class OneHotError(OwnCriterion):
         if targets.is_floating_point():
             return F.mse_loss(outputs, targets.to(outputs.dtype).view_as(outputs))
         kept = inside(outputs)
-        wanted = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        wanted = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)  # `one_hot` waits for the device
         return ((outputs - wanted).square() * kept).sum() / kept.sum()

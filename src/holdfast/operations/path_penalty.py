@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import Positive, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.quadratic import quadratic
+from holdfast.operations._parts.quadratic import quadratic
 
 
 class PathPenalty(Operation):
-    r"""A quadratic penalty weighed by each parameter's contribution to the fall of the loss along its path.
+    r"""A quadratic penalty weighted by each parameter's contribution to the fall of the loss along its path.
 
     $$ \omega_i \leftarrow \omega_i - g_i \, \Delta\theta_i \;\text{(every step)}, \qquad
        \Omega_i \leftarrow \Omega_i + \frac{\omega_i}{(\theta_i - \theta_i^{\text{start}})^2 + \xi}, \qquad
@@ -36,12 +37,9 @@ class PathPenalty(Operation):
     state = ("contribution", "importance", "anchor", "before")
 
     def __init__(
-        self, strength: float = 1.0, damping: float = 0.1, limit: float | None = None, head: bool = True
+        self, strength: Strength = 1.0, damping: Positive = 0.1, limit: Positive | None = None, head: bool = True
     ) -> None:
         super().__init__()
-        require(strength >= 0, "path_penalty", f"got strength={strength}. Give a number of 0 or more.")
-        require(damping > 0, "path_penalty", f"got damping={damping}. Give a positive number.")
-        require(limit is None or limit > 0, "path_penalty", f"got limit={limit}. Give a positive number, or None.")
         self.strength = strength
         self.damping = damping
         self.limit = limit
@@ -52,7 +50,7 @@ class PathPenalty(Operation):
         self.before: dict[str, Tensor] = {}
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Strength times the weighed squared distance, once something was consolidated."""
+        """Strength times the weighted squared distance, once something was consolidated."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength

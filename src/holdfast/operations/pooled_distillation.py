@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, Term, require
+from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.operations.taps import Taps
+from holdfast.operations._parts.taps import Taps
 
 Pooling = Literal["pixel", "channel", "gap", "width", "height", "spatial"]
 
@@ -50,18 +51,16 @@ class PooledDistillation(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     state = ("teacher", "factor")
+    scratch = ("_taps",)
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: NonNegative = 1.0,
         pooling: Pooling = "spatial",
         adaptive: bool = True,
         layers: list[str] | None = None,
     ) -> None:
         super().__init__()
-        known = Pooling.__args__  # type: ignore[attr-defined]
-        require(weight >= 0, "pooled_distillation", f"got weight={weight}. Give a number of 0 or more.")
-        require(pooling in known, "pooled_distillation", f"got pooling={pooling!r}. Choose one of {', '.join(known)}.")
         self.weight = weight
         self.pooling = pooling
         self.adaptive = adaptive

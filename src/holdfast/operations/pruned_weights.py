@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import require
+from holdfast.core.ranges import Inside, UpToOne
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.blocking import Blocking
-from holdfast.operations.layers import Layer
+from holdfast.operations._parts.blocking import Blocking
+from holdfast.operations._parts.layers import Layer
 
 
 class PrunedWeights(Blocking):
@@ -38,15 +38,15 @@ class PrunedWeights(Blocking):
 
     needs = Blocking.needs | {"progress"}
     state = (*Blocking.state, "owners", "pruned")
+    scratch = ("_due",)
 
-    def __init__(self, fraction: float = 0.75, at: float = 0.5) -> None:
+    def __init__(self, fraction: Inside = 0.75, at: UpToOne = 0.5) -> None:
         super().__init__()
-        require(0 < fraction < 1, "pruned_weights", f"got fraction={fraction}. Give a number between 0 and 1.")
-        require(0 < at <= 1, "pruned_weights", f"got at={at}. Give a number above 0, up to 1.")
         self.fraction = fraction
         self.at = at
         self.owners: dict[str, Tensor] = {}
         self.pruned = False
+        self._due = False
 
     def setup(self, learner: Services) -> None:
         """Nobody owns a weight yet."""
@@ -70,10 +70,15 @@ class PrunedWeights(Blocking):
         super().begin(experience, learner)
         self.pruned = False
 
+    def observe(self, step: Step, learner: Services) -> None:
+        """Note where the values are, and whether the time to prune has come."""
+        super().observe(step, learner)
+        self._due = learner.decide(lambda: not self.pruned and (learner.now.progress or 0.0) >= self.at)
+
     def update(self, step: Step, learner: Services) -> None:
         """Hold what is fixed, and prune when the time has come."""
         super().update(step, learner)
-        if not self.pruned and (step.progress or 0.0) >= self.at:
+        if self._due:
             self.prune(learner)
 
     def end(self, experience: Experience, learner: Services) -> None:

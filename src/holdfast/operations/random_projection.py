@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.operation import require
+from holdfast.core.ranges import Inside, Positive, Size
 from holdfast.core.services import Services
-from holdfast.operations.class_scores import Space
-from holdfast.operations.closed_form import ClosedFormClassifier
+from holdfast.operations._parts.scores import ClosedFormClassifier, Space
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
 """The ridges that are tried, as in the paper."""
@@ -44,19 +43,17 @@ class RandomProjection(ClosedFormClassifier):
     """
 
     state = ("projection", "gram", "cross", "counts", "weight", "chosen")
+    scratch = ("_held",)
 
     def __init__(
         self,
-        width: int = 500,
-        held_out: float = 0.2,
-        ridge: float | None = None,
+        width: Size = 500,
+        held_out: Inside = 0.2,
+        ridge: Positive | None = None,
         space: Space = "features",
-        adapt: int = 0,
+        adapt: Size = 0,
     ) -> None:
         super().__init__(space, adapt)
-        require(width >= 0, self.name, f"got width={width}. Give the number of random features, or 0 for none.")
-        require(0 < held_out < 1, self.name, f"got held_out={held_out}. Give a share between 0 and 1.")
-        require(ridge is None or ridge > 0, self.name, f"got ridge={ridge}. Give a positive number, or none to choose.")
         self.width = width
         self.held_out = held_out
         self.ridge = ridge

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
+from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.memory import BalancedReservoir, First, Insertion, Memory, Reservoir, Ring
-from holdfast.operations.rows import rows_of
+from holdfast.memory import BalancedReservoir, First, FrequencyAware, Insertion, Memory, Reservoir, Ring
+from holdfast.operations._parts.draws import keep_in
+from holdfast.operations._parts.rows import rows_of
 
-Policy = Literal["reservoir", "balanced_reservoir", "ring", "first"]
+Policy = Literal["reservoir", "balanced_reservoir", "frequency_aware", "ring", "first"]
 
 
 class Remember(Operation):
@@ -24,8 +27,8 @@ class Remember(Operation):
         capacity: number of samples kept; give this or `bytes`.
         bytes: size in bytes instead.
         policy: which samples are kept: `reservoir` (each seen so far with equal probability, Vitter 1985,
-            Algorithm R), `balanced_reservoir` (classes held evenly, Chrysakis and Moens 2020), `ring` (the newest),
-            `first` (the oldest).
+            Algorithm R), `balanced_reservoir` (classes held evenly, Chrysakis and Moens 2020), `frequency_aware` (more
+            of classes that were in few experiences, Hemati et al. 2023), `ring` (the newest), `first` (the oldest).
 
     Raises:
         ConfigError: not exactly one of `capacity` and `bytes`, or not positive.
@@ -35,46 +38,49 @@ class Remember(Operation):
         Remember(capacity=200, bytes=None, policy='reservoir')
     """
 
+    fills = True
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     state = ()
 
-    def __init__(self, capacity: int | None = None, bytes: int | None = None, policy: Policy = "reservoir") -> None:
+    def __init__(self, capacity: Count | None = None, bytes: Count | None = None, policy: Policy = "reservoir") -> None:
         super().__init__()
         require(
             (capacity is None) != (bytes is None),
             "remember",
             f"got capacity={capacity}, bytes={bytes}. Give one of the two.",
         )
-        require((capacity or bytes or 0) > 0, "remember", f"got a size of {capacity or bytes}. Give a positive number.")
-        require(
-            policy in get_args(Policy),
-            "remember",
-            f"got policy={policy!r}. Choose one of {', '.join(get_args(Policy))}.",
-        )
         self.capacity = capacity
         self.bytes = bytes
         self.policy = policy
         if policy == "balanced_reservoir":
             self.needs = frozenset({"classes"})
+        if policy == "frequency_aware":
+            self.needs = frozenset({"classes", "boundaries"})
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(learner.memory is None, "remember", "stands twice in this method. One memory serves all operations.")
         generator = learner.rng("remember")
         insertion: Insertion
         if self.policy == "reservoir":
             insertion = Reservoir(generator)
         elif self.policy == "balanced_reservoir":
             insertion = BalancedReservoir(generator)
+        elif self.policy == "frequency_aware":
+            insertion = FrequencyAware(generator)
         else:
             insertion = Ring() if self.policy == "ring" else First()
-        learner.memory = Memory(
-            self.capacity and learner.share(self.capacity),
-            bytes=self.bytes and learner.share(self.bytes),
-            insertion=insertion,
-            device=learner.device,
+        memory = Memory(
+            self.capacity, bytes=self.bytes, insertion=insertion, device=learner.device, share=learner.share
         )
+        self._memory = keep_in(learner, memory, self.name)
+
+    def begin(self, experience: Experience, learner: Services) -> None:
+        """Tell a policy that counts experiences that another one begins."""
+        insertion = self._memory.insertion
+        if isinstance(insertion, FrequencyAware):
+            insertion.next_experience()
 
     def observe(self, step: Step, learner: Services) -> None:
         """Insert the step's current rows."""
-        learner.memory.add(rows_of(step, learner))
+        self._memory.add(rows_of(step, learner))

@@ -13,19 +13,22 @@ from torch import Tensor, nn
 
 from holdfast.core.experience import task_column, tree_cat
 from holdfast.core.inspect import eval_mode
-from holdfast.core.operation import Operation, require
+from holdfast.core.memory import Rows
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement, Uniform
-from holdfast.operations.layer_gradients import (
+from holdfast.operations._parts.draws import keep_in
+from holdfast.operations._parts.layer_gradients import (
     inner_products,
     layer_outputs,
     one_call_a_row,
     recorded,
     supported_layers,
 )
-from holdfast.operations.per_sample import PerSample
-from holdfast.operations.rows import row_losses, rows_of, sum_of_rows
+from holdfast.operations._parts.per_sample import PerSample
+from holdfast.operations._parts.rows import row_losses, rows_of, sum_of_rows
 
 LEAST = 1e-8
 """The lowest score: with a score of exactly zero a row could never be replaced."""
@@ -127,7 +130,7 @@ class RememberDiverse(Operation):
     Differences: one subset per batch, not per sample, and a sample's score is 1 while there is nothing to compare
     with; gradients of single samples on both sides, where the authors' code takes those of memory batches; they are
     measured in eval mode. For linear layers no gradient of a sample is made: one forward and one backward over the rows
-    and those compared with give all inner products (`operations.layer_gradients`), convolutions make those of 16
+    and those compared with give all inner products (`operations._parts.layer_gradients`), convolutions make those of 16
     samples at a time; other models hold them for one batch, (rows + compare) times the parameters, made by `vmap` or,
     where that does not take the model, by one backward a sample.
 
@@ -136,13 +139,14 @@ class RememberDiverse(Operation):
         RememberDiverse(capacity=200, compare=10)
     """
 
+    fills = True
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     state = ("retrieval",)
+    scratch = ("_per_sample",)
 
-    def __init__(self, capacity: int, compare: int = 10) -> None:
+    def __init__(self, capacity: Count, compare: Count = 10) -> None:
         super().__init__()
-        require(capacity > 0, "remember_diverse", f"got capacity={capacity}. Give the number of samples to keep.")
-        require(compare > 0, "remember_diverse", f"got compare={compare}. Give the number of samples to compare with.")
         self.capacity = capacity
         self.compare = compare
         self.retrieval: Uniform | None = None
@@ -151,20 +155,21 @@ class RememberDiverse(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(learner.memory is None, "remember_diverse", "found another memory in this method. Leave out Remember.")
         self._insertion = DiverseInsertion(learner.rng(f"replace/{self.name}"))
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
-        learner.memory = Memory(learner.share(self.capacity), insertion=self._insertion, device=learner.device)
+        memory = Memory(self.capacity, insertion=self._insertion, device=learner.device, share=learner.share)
+        self._memory = keep_in(learner, memory, self.name)
 
     def observe(self, step: Step, learner: Services) -> None:
         """Score the step's current rows and offer them to the memory."""
         assert self._insertion is not None
         rows = rows_of(step, learner)
         self._insertion.incoming = self._scores(rows, learner)
-        learner.memory.add(rows)
+        self._memory.add(rows)
 
-    def _scores(self, rows: dict[str, Any], learner: Services) -> Tensor:
-        held = learner.memory.draw(self.compare, self.retrieval)
+    def _scores(self, rows: Rows, learner: Services) -> Tensor:
+        assert self.retrieval is not None
+        held: Rows | None = self._memory.draw(self.compare, self.retrieval)
         count = rows["targets"].shape[0]
         if held is None:
             return torch.ones(count)

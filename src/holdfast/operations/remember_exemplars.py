@@ -9,10 +9,12 @@ from torch import Tensor
 
 from holdfast.core.experience import Data, Experience, Tree, tree_cat
 from holdfast.core.inspect import eval_mode
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Count
 from holdfast.core.services import Services
-from holdfast.operations.exemplar_memory import ExemplarMemory, Selection
-from holdfast.operations.rows import rows_of_batch
+from holdfast.memory.memories import ExemplarMemory, Selection
+from holdfast.operations._parts.draws import keep_in
+from holdfast.operations._parts.rows import rows_of_batch
 
 ROWS = 256
 """Samples per forward."""
@@ -49,12 +51,14 @@ class RememberExemplars(Operation):
         RememberExemplars(capacity=None, per_class=100, selection='random')
     """
 
+    fills = True
+    check_arguments = {"capacity": 20}
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("arrived",)
 
     def __init__(
-        self, capacity: int | None = None, per_class: int | None = None, selection: Selection = "herding"
+        self, capacity: Count | None = None, per_class: Count | None = None, selection: Selection = "herding"
     ) -> None:
         super().__init__()
         ExemplarMemory(capacity, per_class, selection, torch.Generator())  # refuses what is wrong, early
@@ -65,11 +69,9 @@ class RememberExemplars(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(
-            learner.memory is None, "remember_exemplars", "found another memory in this method. Leave out Remember."
-        )
         generator = learner.rng(f"select/{self.name}")
-        learner.memory = ExemplarMemory(self.capacity, self.per_class, self.selection, generator, learner.device)
+        memory = ExemplarMemory(self.capacity, self.per_class, self.selection, generator, learner.device)
+        self._memory = keep_in(learner, memory, self.name)
 
     def begin(self, experience: Experience, learner: Services) -> None:
         """Note how many samples arrived, before other operations add theirs."""
@@ -81,7 +83,7 @@ class RememberExemplars(Operation):
         arrived = targets[: self.arrived or len(targets)]
         for label in torch.unique(arrived).tolist():
             index = (arrived == label).nonzero().flatten()
-            learner.memory.choose(*self._rows(experience.train, index, learner))
+            self._memory.choose(*self._rows(experience.train, index, learner))
 
     def _rows(self, data: Data, index: Tensor, learner: Services) -> tuple[dict[str, Tree], Tensor]:
         """All samples at `index` with the fields that the method remembers, and their features."""

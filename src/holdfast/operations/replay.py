@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.memory import Uniform
-from holdfast.operations.mixing import Average, mix
+from holdfast.operations._parts.draws import Average, Draws, mix
 
 
-class Replay(Operation):
+class Replay(Draws):
     r"""Loss on samples drawn from the memory, without replacement within a step.
 
     $$ L = L(x, y) + w \, L(x', y'), \qquad (x', y') \sim M $$
@@ -28,24 +28,15 @@ class Replay(Operation):
     """
 
     role = "knowledge retention"
-    draws = True
-    state = ("retrieval",)
 
-    def __init__(self, size: int = 32, weight: float = 1.0, average: Average = "none") -> None:
-        super().__init__()
-        require(size > 0, "replay", f"got size={size}. Give the number of samples to draw per step.")
-        self.size = size
+    def __init__(self, size: Count = 32, weight: NonNegative = 1.0, average: Average = "none") -> None:
+        super().__init__(size)
         self.weight = weight
         self.average = average
-        self.retrieval: Uniform | None = None
-
-    def setup(self, learner: Services) -> None:
-        """Take a generator for the draws."""
-        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Mean loss on the drawn samples, weighed."""
-        rows = learner.memory.draw(learner.share(self.size), self.retrieval)
+        """Mean loss on the drawn samples, weighted."""
+        rows = self.drawn(learner)
         if rows is None:
             return None
         term = learner.loss_on(rows["inputs"], rows["targets"], rows.get("task"))

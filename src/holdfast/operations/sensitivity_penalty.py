@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import Count, Share, Strength
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.quadratic import quadratic
-from holdfast.operations.sensitivity import Over, sensitivity
+from holdfast.operations._parts.quadratic import quadratic
+from holdfast.operations._parts.sensitivity import Over, sensitivity
 
 
 class SensitivityPenalty(Operation):
-    r"""A quadratic penalty around the latest parameters, weighed by how much each one moves the outputs.
+    r"""A quadratic penalty around the latest parameters, weighted by how much each one moves the outputs.
 
     $$ L = L(x, y) + \lambda \sum_i \Omega_i (\theta_i - \theta^*_i)^2, \qquad
        \Omega_i \leftarrow \gamma \Omega_i + \frac{1}{N} \sum_{n=1}^{N}
@@ -43,13 +44,9 @@ class SensitivityPenalty(Operation):
     state = ("importance", "anchor")
 
     def __init__(
-        self, strength: float = 1.0, over: Over = "sample", decay: float = 1.0, samples: int | None = None
+        self, strength: Strength = 1.0, over: Over = "sample", decay: Share = 1.0, samples: Count | None = None
     ) -> None:
         super().__init__()
-        require(strength >= 0, "sensitivity_penalty", f"got strength={strength}. Give a number of 0 or more.")
-        require(over in ("sample", "batch"), "sensitivity_penalty", f"got over={over!r}. Choose sample or batch.")
-        require(0 <= decay <= 1, "sensitivity_penalty", f"got decay={decay}. Give a number from 0 to 1.")
-        require(samples is None or samples > 0, "sensitivity_penalty", f"got samples={samples}. Give 1 or more.")
         self.strength = strength
         self.over = over
         self.decay = decay
@@ -58,7 +55,7 @@ class SensitivityPenalty(Operation):
         self.anchor: dict[str, Tensor] = {}
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Strength times the weighed squared distance, once something was measured."""
+        """Strength times the weighted squared distance, once something was measured."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength

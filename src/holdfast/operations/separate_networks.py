@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import require
 from holdfast.core.services import Services
-from holdfast.operations.blocking import Blocking
-from holdfast.operations.layers import Layer
+from holdfast.operations._parts.blocking import Blocking
+from holdfast.operations._parts.layers import Layer
 
 
 class SeparateNetworks(Blocking):
@@ -40,7 +39,6 @@ class SeparateNetworks(Blocking):
 
     def __init__(self, start: Literal["initial", "last"] = "initial") -> None:
         super().__init__()
-        require(start in ("initial", "last"), "separate_networks", f"got start={start!r}. Choose initial or last.")
         self.start = start
         self.initial: dict[str, Tensor] = {}
 

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience, Tree
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Share
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.class_scores import Space, as_outputs, vectors
-from holdfast.operations.rows import require_outputs
+from holdfast.operations._parts.rows import require_outputs
+from holdfast.operations._parts.scores import Space, as_outputs, vectors
 
 
 class StreamingLDA(Operation):
@@ -39,7 +40,7 @@ class StreamingLDA(Operation):
     Source: Hayes and Kanan 2020, "Lifelong machine learning with deep streaming linear discriminant analysis", eq. 2
     to 4; on raw pixels: van de Ven, Li and Tolias 2021, "Class-incremental learning with generative classifiers";
     the first covariance: Chen et al. 2010, "Shrinkage algorithms for MMSE covariance estimation", eq. 23.
-    Differences: a sample's distance to its class's mean is weighed exactly, by c / (c + 1); the paper weighs by
+    Differences: a sample's distance to its class's mean is weighted exactly, by c / (c + 1); the paper weighs by
     N / (N + 1) over all classes, so that a class's first sample enters with its distance to zero.
 
     Example:
@@ -51,11 +52,10 @@ class StreamingLDA(Operation):
     role = "knowledge incorporation"
     needs = frozenset({"classes"})
     state = ("counts", "means", "scatter", "shrunk")
+    scratch = ("_map",)
 
-    def __init__(self, space: Space = "inputs", shrinkage: float = 1e-4) -> None:
+    def __init__(self, space: Space = "inputs", shrinkage: Share = 1e-4) -> None:
         super().__init__()
-        require(space in ("features", "inputs"), "streaming_lda", f"got space={space!r}. Choose features or inputs.")
-        require(0 <= shrinkage <= 1, "streaming_lda", f"got shrinkage={shrinkage}. Give a number from 0 to 1.")
         self.space = space
         self.shrinkage = shrinkage
         self.counts: Tensor | None = None

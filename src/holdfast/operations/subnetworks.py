@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.operation import require
+from holdfast.core.decide import recording
+from holdfast.core.ranges import UpToOne
 from holdfast.core.services import Services
-from holdfast.operations.score_masks import ScoreMasks
+from holdfast.operations._parts.blocking import ScoreMasks
 
 
 class Subnetworks(ScoreMasks):
@@ -34,9 +35,8 @@ class Subnetworks(ScoreMasks):
         Subnetworks(fraction=0.3)
     """
 
-    def __init__(self, fraction: float = 0.5) -> None:
+    def __init__(self, fraction: UpToOne = 0.5) -> None:
         super().__init__()
-        require(0 < fraction <= 1, "subnetworks", f"got fraction={fraction}. Give a number above 0, up to 1.")
         self.fraction = fraction
 
     def setup(self, learner: Services) -> None:
@@ -75,6 +75,6 @@ def smallest(values: Tensor, rank: int) -> Tensor:
         tensor(2.)
     """
     plain = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-    if not plain or torch.compiler.is_compiling():
+    if not plain or torch.compiler.is_compiling() or recording():
         return torch.kthvalue(values, rank).values
     return torch.as_tensor(np.partition(values.numpy(), rank - 1)[rank - 1])

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import BelowOne, Count, NonNegative, Positive
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import Insertion, Memory, Placement
-from holdfast.operations.rows import rows_of_batch, take
+from holdfast.operations._parts.draws import keep_in
+from holdfast.operations._parts.rows import rows_of_batch, take
 
 
 class GreedyBalance(Insertion):
@@ -102,25 +104,24 @@ class TrainOnMemory(Operation):
         31
     """
 
+    fills = True
+    check_arguments = {"capacity": 20}
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "data", "classes"})
     state = ("initial", "noted")
 
     def __init__(
         self,
-        capacity: int,
-        epochs: int = 31,
-        batch_size: int = 16,
-        rate: float = 0.05,
-        least_rate: float = 0.0005,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-6,
-        clip_norm: float = 10.0,
+        capacity: Count,
+        epochs: Count = 31,
+        batch_size: Count = 16,
+        rate: Positive = 0.05,
+        least_rate: NonNegative = 0.0005,
+        momentum: BelowOne = 0.9,
+        weight_decay: NonNegative = 1e-6,
+        clip_norm: Positive = 10.0,
     ) -> None:
         super().__init__()
-        sizes = {"capacity": capacity, "epochs": epochs, "batch_size": batch_size, "rate": rate, "clip_norm": clip_norm}
-        for name, value in sizes.items():
-            require(value > 0, "train_on_memory", f"got {name}={value}. Give a positive number.")
         self.capacity = capacity
         self.epochs = epochs
         self.batch_size = batch_size
@@ -134,10 +135,9 @@ class TrainOnMemory(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
-        require(learner.memory is None, "train_on_memory", "found another memory in this method. Leave out Remember.")
-        learner.memory = Memory(
-            self.capacity, insertion=GreedyBalance(learner.rng(f"replace/{self.name}")), device=learner.device
-        )
+        insertion = GreedyBalance(learner.rng(f"replace/{self.name}"))
+        memory = Memory(self.capacity, insertion=insertion, device=learner.device)
+        self._memory = keep_in(learner, memory, self.name)
         learner.rng(f"order/{self.name}")
 
     def begin(self, experience: Experience, learner: Services) -> None:
@@ -162,8 +162,8 @@ class TrainOnMemory(Operation):
         order = learner.rng(f"order/{self.name}")
         data = experience.train
         for batch in data.batches(torch.randperm(len(data), generator=order), 256):
-            learner.memory.add(rows_of_batch(batch, learner))
-        if not len(learner.memory):
+            self._memory.add(rows_of_batch(batch, learner))
+        if not len(self._memory):
             return
         with torch.no_grad():
             for name, value in learner.model.state_dict().items():
@@ -175,11 +175,11 @@ class TrainOnMemory(Operation):
         learner.model.train(training)
 
     def _fit(self, learner: Services, order: torch.Generator) -> None:
-        rows, parameters = learner.memory.all(), learner.parameters()
+        rows, parameters = self._memory.all(), learner.parameters()
         optimizer = torch.optim.SGD(parameters, lr=self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
         for epoch in range(self.epochs):
             optimizer.param_groups[0]["lr"] = self._rate(epoch)
-            for index in torch.randperm(len(learner.memory), generator=order).split(self.batch_size):
+            for index in torch.randperm(len(self._memory), generator=order).split(self.batch_size):
                 batch = take(rows, index.to(learner.device))
                 loss = learner.loss_on(batch["inputs"], batch["targets"], batch.get("task"))  # type: ignore[arg-type]
                 for parameter, gradient in zip(parameters, learner.grad(loss)):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from holdfast.core.experience import Data, Experience
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import Size
 from holdfast.core.services import Services
 
 
@@ -26,9 +27,8 @@ class TrainOnly(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "replacement"})
 
-    def __init__(self, experiences: int = 1) -> None:
+    def __init__(self, experiences: Size = 1) -> None:
         super().__init__()
-        require(experiences >= 0, "train_only", f"got experiences={experiences}. Give a number of 0 or more.")
         self.experiences = experiences
 
     def begin(self, experience: Experience, learner: Services) -> Data | None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import Term, require
+from holdfast.core.operation import Term
+from holdfast.core.ranges import Positive, Range, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.blocking import Blocking
-from holdfast.operations.layer_hooks import GateHook, rows_of
-from holdfast.operations.layers import Layer, spread
+from holdfast.operations._parts.blocking import Blocking
+from holdfast.operations._parts.layers import GateHook, Layer, rows_of, spread
 
 Join = Callable[[Tensor, Tensor], Tensor]
 COSH_LIMIT = 50.0
@@ -60,24 +60,17 @@ class UnitAttention(Blocking):
 
     needs = Blocking.needs | {"progress"}
     state = (*Blocking.state, "masks", "current")
+    scratch: ClassVar[tuple[str, ...]] = ("_uses",)
 
     def __init__(
         self,
-        strength: float = 0.75,
-        s_max: float = 400.0,
+        strength: Strength = 0.75,
+        s_max: Annotated[float, Range(1, low_open=True)] = 400.0,
         mode: Literal["block", "adapt"] = "block",
-        intensity: float = 1e-6,
-        epsilon: float = 0.1,
+        intensity: Positive = 1e-6,
+        epsilon: Positive = 0.1,
     ) -> None:
         super().__init__()
-        require(strength >= 0, "unit_attention", f"got strength={strength}. Give a number of 0 or more.")
-        require(s_max > 1, "unit_attention", f"got s_max={s_max}. Give a number above 1.")
-        require(mode in ("block", "adapt"), "unit_attention", f"got mode={mode!r}. Choose block or adapt.")
-        require(
-            intensity > 0 and epsilon > 0,
-            "unit_attention",
-            "got an intensity or epsilon of 0 or less. Give positive numbers.",
-        )
         self.strength = strength
         self.s_max = s_max
         self.mode = mode
@@ -109,8 +102,8 @@ class UnitAttention(Blocking):
         learner = self._learner
         if not learner.model.training:
             return self.s_max
-        position = learner.now.epoch_progress or 0.0
-        return 1 / self.s_max + (self.s_max - 1 / self.s_max) * position
+        low = 1 / self.s_max
+        return learner.decide(lambda: low + (self.s_max - low) * (learner.now.epoch_progress or 0.0), learner.device)
 
     def gates(self, name: str) -> Tensor | None:
         """The gates of a layer in the forward that is running: `[units]`, or `[rows, units]` where tasks are mixed."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Experience
-from holdfast.core.operation import require
+from holdfast.core.ranges import NonNegative, Positive, Range, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations.unit_attention import Join, UnitAttention
@@ -80,24 +80,23 @@ class UnitImportance(UnitAttention):
     """
 
     state = (*UnitAttention.state, "summed", "running", "steps")
+    scratch = (
+        "_joined",
+        "_activity",
+    )
 
     def __init__(
         self,
-        strength: float = 0.75,
-        s_max: float = 400.0,
+        strength: Strength = 0.75,
+        s_max: Annotated[float, Range(1, low_open=True)] = 400.0,
         importance: Importance = "input_gradient",
         aggregate: Literal["min", "max", "mean"] = "min",
-        intensity: float = 1.5e-7,
-        base_importance: float = 0.01,
-        base_sparsity: float = 0.1,
-        base_task: float = 10.0,
+        intensity: Positive = 1.5e-7,
+        base_importance: NonNegative = 0.01,
+        base_sparsity: Positive = 0.1,
+        base_task: NonNegative = 10.0,
     ) -> None:
         super().__init__(strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=base_sparsity)
-        kinds = ", ".join(IMPORTANCES)
-        require(importance in IMPORTANCES, self.name, f"got importance={importance!r}. Choose one of {kinds}.")
-        require(aggregate in JOINS, self.name, f"got aggregate={aggregate!r}. Choose min, max or mean.")
-        require(base_importance >= 0, self.name, f"got base_importance={base_importance}. Give a number of 0 or more.")
-        require(base_task >= 0, self.name, f"got base_task={base_task}. Give a number of 0 or more.")
         self.importance = importance
         self.aggregate = aggregate
         self.base_importance = base_importance
@@ -140,9 +139,12 @@ class UnitImportance(UnitAttention):
                 low, high = worth.aminmax()
                 scaled = (worth - low) / (high - low).clamp(min=torch.finfo(worth.dtype).tiny)
                 self.running[name] += (scaled * self._soft(name)).to(self.running[name].dtype)
-        self.steps += 1
+        learner.decide(self._count)
         self._activity = {}
         super().gradient(step, learner)
+
+    def _count(self) -> None:
+        self.steps += 1
 
     def worth(self, name: str) -> Tensor:
         """What each unit of a layer is worth in this step, `[units]`."""

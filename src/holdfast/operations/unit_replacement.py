@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError
-from holdfast.core.operation import Operation, require
+from holdfast.core.operation import Operation
+from holdfast.core.ranges import BelowOne, NonNegative, Size
 from holdfast.core.ranks import average_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.layers import Layer, backbone_layers
+from holdfast.operations._parts.layers import Layer, backbone_layers
 
 
 class UnitReplacement(Operation):
@@ -46,13 +47,12 @@ class UnitReplacement(Operation):
     role = "representation learning"
     needs = frozenset({"update"})
     state = ("utility", "age", "quota")
+    scratch = ("_activity",)
 
-    def __init__(self, rate: float = 1e-4, maturity: int = 100, decay: float = 0.99, dormant: float = 0.025) -> None:
+    def __init__(
+        self, rate: NonNegative = 1e-4, maturity: Size = 100, decay: BelowOne = 0.99, dormant: NonNegative = 0.025
+    ) -> None:
         super().__init__()
-        require(rate >= 0, "unit_replacement", f"got rate={rate}. Give a number of 0 or more.")
-        require(maturity >= 0, "unit_replacement", f"got maturity={maturity}. Give a number of steps of 0 or more.")
-        require(0 <= decay < 1, "unit_replacement", f"got decay={decay}. Give a number from 0 up to, but below, 1.")
-        require(dormant >= 0, "unit_replacement", f"got dormant={dormant}. Give a number of 0 or more.")
         self.rate = rate
         self.maturity = maturity
         self.decay = decay
@@ -102,9 +102,11 @@ class UnitReplacement(Operation):
         index = torch.where(mature, utility, torch.inf).argmin().view(1)
         due = (quota >= 1) & mature.any()
 
-        bound = layer.weight[0].numel() ** -0.5
-        generator = learner.rng(f"weights/{self.name}")
-        drawn = torch.empty(layer.weight[:1].shape).uniform_(-bound, bound, generator=generator).to(layer.weight)
+        weight, generator = layer.weight, learner.rng(f"weights/{self.name}")
+        shape, bound = weight[:1].shape, weight[0].numel() ** -0.5
+        drawn = learner.decide(
+            lambda: torch.empty(shape).uniform_(-bound, bound, generator=generator), weight.device
+        ).to(weight.dtype)
         inputs = [(layer.parameter, drawn)]
         bias = layer.module.bias
         if isinstance(bias, nn.Parameter):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.experience import Experience, tree_rows
-from holdfast.core.operation import Operation, Term, require
+from holdfast.core.experience import Experience
+from holdfast.core.operation import Operation, Term
+from holdfast.core.ranges import BelowOne, Count, Positive, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations.quadratic import quadratic
+from holdfast.operations._parts.quadratic import quadratic
+from holdfast.operations._parts.rows import row_count
 
 
 class WalkPenalty(Operation):
-    r"""A quadratic penalty weighed by a running Fisher diagonal and a score along the path of training.
+    r"""A quadratic penalty weighted by a running Fisher diagonal and a score along the path of training.
 
     $$ L = L(x, y) + \lambda \sum_i (\bar F_i + \bar s_i) (\theta_i - \theta^*_i)^2, \qquad
        F_i \leftarrow \gamma F_i + (1 - \gamma) \, n \, g_i^2, $$
@@ -45,13 +47,12 @@ class WalkPenalty(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "update"})
     state = ("fisher", "fall", "start", "path", "score", "importance", "anchor", "count")
+    scratch = ("_before",)
 
-    def __init__(self, strength: float = 1.0, decay: float = 0.9, interval: int = 10, damping: float = 1e-8) -> None:
+    def __init__(
+        self, strength: Strength = 1.0, decay: BelowOne = 0.9, interval: Count = 10, damping: Positive = 1e-8
+    ) -> None:
         super().__init__()
-        require(strength >= 0, "walk_penalty", f"got strength={strength}. Give a number of 0 or more.")
-        require(0 <= decay < 1, "walk_penalty", f"got decay={decay}. Give a number from 0 to, but below, 1.")
-        require(interval > 0, "walk_penalty", f"got interval={interval}. Give a number of steps, 1 or more.")
-        require(damping > 0, "walk_penalty", f"got damping={damping}. Give a positive number.")
         self.strength = strength
         self.decay = decay
         self.interval = interval
@@ -67,7 +68,7 @@ class WalkPenalty(Operation):
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
 
     def loss(self, step: Step, learner: Services) -> Term | None:
-        """Strength times the weighed squared distance, once something was consolidated."""
+        """Strength times the weighted squared distance, once something was consolidated."""
         if not self.importance:
             return None
         return quadratic(learner, self.importance, self.anchor), self.strength
@@ -75,7 +76,7 @@ class WalkPenalty(Operation):
     @torch.no_grad()
     def observe(self, step: Step, learner: Services) -> None:
         """Move the Fisher diagonal on, and note the gradient and where the parameters are."""
-        rows = tree_rows(step.inputs) * learner.share.ranks  # the gradient is the mean over the rows of all
+        rows = row_count(step, learner)
         self._before = {}
         for name, parameter in learner.named_parameters().items():
             if parameter.grad is None:
@@ -102,9 +103,13 @@ class WalkPenalty(Operation):
         for name, (gradient, before) in self._before.items():
             self.fall[name].addcmul_(gradient, parameters[name] - before, value=-1)
         self._before = {}
-        self.count += 1
-        if self.count % self.interval == 0:
+        if learner.decide(self._due):
             self._walk(parameters)
+
+    def _due(self) -> bool:
+        """Count the step; whether the score is brought up to date after it."""
+        self.count += 1
+        return self.count % self.interval == 0
 
     def _walk(self, parameters: dict[str, nn.Parameter]) -> None:
         for name, fall in self.fall.items():

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
-from holdfast.core.operation import require
 from holdfast.core.services import Services
-from holdfast.operations.own_criterion import OwnCriterion
+from holdfast.operations._parts.own_criterion import OwnCriterion
 
 Scheme = Literal["inverse", "complement"]
 
@@ -44,8 +43,6 @@ class WeightedCrossEntropy(OwnCriterion):
 
     def __init__(self, scheme: Scheme = "inverse") -> None:
         super().__init__()
-        known = ("inverse", "complement")
-        require(scheme in known, "weighted_cross_entropy", f"got scheme={scheme!r}. Choose inverse or complement.")
         self.scheme = scheme
         self.weights: Tensor | None = None
 

@@ -1,23 +1,33 @@
-"""From a resolved configuration to a trainer, and from a checkpoint back to a model that can be asked."""
+"""From a job to a trainer, and from a checkpoint back to a model that can be asked."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import build, plugins
+from holdfast.config import plugins
+from holdfast.config.check import validated
+from holdfast.config.job import Job
 from holdfast.core.engine import Engine
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
 from holdfast.runs.checkpoints import LAST, load_tensors
-from holdfast.runs.folder import CONFIG, read_config, read_info
+from holdfast.runs.folder import CONFIG, read_config, read_info, refuse_objects
 from holdfast.training import Trainer
 from holdfast.training.ranks import Ranks
+
+WITHOUT_EFFECT = (
+    *("references", "checkpoint", "folders", "tags", "loggers", "experiment_name", "profiler", "threads", "$schema"),
+)
+"""Keys of a job that change nothing about what is learned."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +49,32 @@ class Restored:
     path: Path
 
 
-def make_trainer(config: dict[str, Any], **services: Any) -> Trainer:
-    """The trainer of a resolved configuration.
+def job_key(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits for a resolved configuration, without what has no effect on its results.
+
+    The plug-in files in use are part of it.
 
     Args:
-        config: of a single run.
+        config: resolved, so that a default left out and one written down give the same key.
+
+    Example:
+        >>> job_key({"seed": 1, "tags": ["a"]}) == job_key({"tags": [], "seed": 1})
+        True
+    """
+    kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    if plugins.used():
+        kept["plugins"] = plugins.digests()
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def make_trainer(job: Job, **services: Any) -> Trainer:
+    """The trainer of a job, with a method that nobody else trains.
+
+    Args:
+        job: a single run.
         services: `record`, `progress` and `checkpoints` of the trainer.
     """
-    return Trainer(
-        build.build_method(config["method"]),
-        optimizer=build.build_optimizer(config["optimizer"]),
-        scheduler=build.build_scheduler(config["scheduler"]),
-        scheduler_every=(config["scheduler"] or {}).get("every", "epoch"),
-        criterion=build.build_criterion(config["criterion"]),
-        seed=config["seed"],
-        device=build.build_device(config["device"]),
-        compile=config.get("compile", False),
-        **build.trainer_arguments(config["trainer"]),
-        **services,
-    )
+    return Trainer(**job.trainer_arguments(), **services)
 
 
 def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restored:
@@ -89,15 +106,16 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
         )
     config = loaded.get("config") or _config_beside(checkpoint)
     folder = checkpoint.resolve().parent.parent
+    refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
-    config = build.resolve({**config, **(changes or {})})
-    stream = build.build_stream(config["stream"], config["seed"])
-    model = build.build_model(config["model"], stream, config["seed"])
-    trainer = make_trainer(config)
+    job = validated({**config, **(changes or {})})
+    stream = job.make_stream()
+    model = job.make_model(stream)
+    trainer = make_trainer(job)
     parts = 1 + len(loaded["state"].get("ranks") or [])  # a process's part of the memory has its size
     engine = trainer.bind(model, stream, Ranks(count=parts))
     engine.load(loaded["state"]["engine"])
-    return Restored(config, stream, trainer, engine, checkpoint)
+    return Restored(job.config, stream, trainer, engine, checkpoint)
 
 
 def is_address(where: str) -> bool:

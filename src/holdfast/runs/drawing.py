@@ -20,13 +20,16 @@ QUALITATIVE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9",
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 FONT, SMALL = 10.0, 8.5
 MOST_NUMBERS = 40
+LAYOUT: Any = "constrained"
+BOUNDS: Any = "tight"
+"""How figures make room for their text: most of what a figure costs. None leaves it out, where nobody will look."""
 
 
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG on its light paper, 160 dots per inch."""
     buffer = io.BytesIO()
     with _quietly():
-        figure.savefig(buffer, format="png", dpi=160, facecolor=PAPER, bbox_inches="tight", pad_inches=0.12)
+        figure.savefig(buffer, format="png", dpi=160, facecolor=PAPER, bbox_inches=BOUNDS, pad_inches=0.12)
     return buffer.getvalue()
 
 
@@ -43,7 +46,7 @@ def to_svg(figure: Figure, name: str, count: int = 0) -> str:
     """
     buffer = io.StringIO()
     with _quietly({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.06)
+        figure.savefig(buffer, format="svg", transparent=True, bbox_inches=BOUNDS, pad_inches=0.06)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
@@ -76,7 +79,7 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=LAYOUT)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_facecolor("none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,7 +11,16 @@ from holdfast.metrics.classes import recall_over_time
 from holdfast.metrics.cost import curves
 from holdfast.metrics.statistics import Spread, spread
 from holdfast.runs.drawing import to_svg
-from holdfast.runs.plots import class_bars, confusion_map, heat_map, learning_rate, loss_terms, over_time, recall_map
+from holdfast.runs.plots import (
+    class_bars,
+    confusion_map,
+    heat_map,
+    learning_rate,
+    loss_terms,
+    over_time,
+    recall_map,
+    so_far,
+)
 from holdfast.runs.result import Result
 from holdfast.runs.seeds import mean_matrix
 
@@ -58,6 +67,7 @@ def draw(
     prefix: str,
     table: np.ndarray | None,
     classes: Sequence[tuple[str, Spread]],
+    references: Mapping[str, Sequence[Result]],
 ) -> list[Plot]:
     """The plots of one configuration.
 
@@ -67,11 +77,17 @@ def draw(
         prefix: of the measures that count for the paradigm (`""` or `"task_aware_"`).
         table: the accuracy matrix that counts, `[T, T]`; None for a run without accuracies.
         classes: name and recall, at most `MOST_BARS`.
+        references: runs by the name of their method.
 
     Returns:
         The plots in the order of the page.
     """
     found = [] if table is None else _accuracy_plots(runs, names, prefix, table)
+    tables = {name: mean_matrix(others, prefix + "accuracy_matrix") for name, others in references.items()}
+    if table is not None and tables and len(names) > 1:
+        caption = "Mean accuracy on what was learned so far, beside the references (joint training only has an end)."
+        figure = so_far({"this method": table, **tables}, names)
+        found.insert(1, Plot("references_over_time", figure, "Beside the references", caption))
     lines = curves(runs[0].log)
     of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
     if lines["terms"]:

@@ -8,15 +8,18 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.folders import filled
+from holdfast.config.words import filled
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.metrics.files import read_json, write_json
 from holdfast.runs.result import CONFIG as CONFIG
 from holdfast.runs.result import INFO as INFO
+
+OBJECTS = "python"
+"""Key of a configuration that holds what was an object of Python's, and no entry of a file."""
 
 OLDER = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 """What runs of earlier versions call a precision."""
@@ -89,6 +92,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     if isinstance(trainer, dict) and "precision" in trainer:
         trainer["precision"] = OLDER.get(trainer["precision"], trainer["precision"])
     return config
+
+
+def refuse_objects(config: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Refuse a configuration that no file can be built from again, since parts of it were objects of Python's.
+
+    Raises:
+        ConfigError: with what these are and how to go on in Python.
+    """
+    objects = config.get(OBJECTS)
+    if objects:
+        told = ", ".join(f"the {part} ({one.get('name')!s})" for part, one in objects.items())
+        raise ConfigError(
+            f"{folder} was trained in Python, and no file holds {told}. Go on there, with the same ones: "
+            f'Trainer(...).fit(model, stream, out="{folder}", resume=True); then trainer.evaluate() and '
+            "trainer.predict(inputs). The weights alone are in checkpoints/model.pt."
+        )
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +56,40 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     _name_cells(axes, names, names, 12 * side)
     axes.set_xlabel("tested on experience")
     axes.set_ylabel("after learning experience")
+    return figure
+
+
+def so_far(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Mean accuracy on what was learned so far, the method's line beside those of its references.
+
+    Args:
+        tables: `[T, T]` accuracies by method, the method itself first.
+        names: of the experiences.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = new_axes(4.7, 3.75)
+    for index, (name, matrix) in enumerate(tables.items()):
+        values = accuracy_so_far(matrix)
+        moments = np.flatnonzero(np.isfinite(values))
+        style: dict[str, Any] = {"color": INK, "linewidth": 2.2}
+        if index:
+            dashes = DASHES[index % len(DASHES)]
+            style = {"color": QUALITATIVE[(index - 1) % len(QUALITATIVE)], "linewidth": 1.5, "linestyle": dashes}
+        marker = "o" if len(moments) < 2 else None  # joint training was measured once
+        axes.plot(moments, values[moments], label=legend_entry(name), marker=marker, clip_on=False, **style)
+    axes.set(xlim=(-0.15, max(len(names) - 1, 1) * 1.02), ylim=(0, 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=SMALL, labelcolor=INK,
+        borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
+    )  # fmt: skip
+    name_ticks(axes, names, 42)
+    axes.set_xlabel("after learning experience")
+    axes.set_ylabel("accuracy on what was learned")
     return figure
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.core.experience import Stream, tree_map
+from holdfast.core.experience import Stream
 from holdfast.metrics.files import replace_file
+from holdfast.runs.answers import outputs
 from holdfast.runs.assemble import Restored, restore
 from holdfast.streams.datasets.folders import read_image
 
@@ -95,19 +95,6 @@ def _one_batch(
         rows.append([name, label, word, probability, "" if target is None else target, "" if right is None else right])
         if place < SHOWN and len(stream.input_shape) == 3:
             samples.append((batch.inputs[place].reshape(stream.input_shape), f"{word} {100 * probability:.0f}%", right))
-
-
-def outputs(engine: Engine, inputs: Any, task: int | None = None) -> Tensor:
-    """The outputs for raw inputs as the method wants them, `[rows, ...]` on the CPU, in eval mode.
-
-    Args:
-        engine: of the trained model and its method.
-        inputs: a tensor, a tuple or a mapping of tensors, `[rows, ...]`, as the stream's data are.
-        task: the task label, for a model with a head for each task.
-    """
-    inputs = tree_map(lambda leaf: torch.as_tensor(leaf).to(engine.learner.device), inputs)
-    with engine.evaluating(), torch.inference_mode():
-        return engine.predict(inputs, task).float().cpu()
 
 
 def batches(restored: Restored, inputs: Sequence[str], task: int | None) -> Iterator[Batch]:

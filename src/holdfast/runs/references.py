@@ -6,19 +6,17 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import build
+from holdfast.config.job import Job
+from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import read_log
 from holdfast.runs.folder import INFO, read_info, versions, write_info
-from holdfast.runs.journal import Journal
+from holdfast.runs.recording import Journal
 from holdfast.training import Trainer
-
-PROTOCOLS = ("independent", "random")
-"""References that are no methods: a new model for each experience, and one that is never trained."""
 
 DEPTH = 6
 """How deep below the folder of runs a finished reference is looked for."""
@@ -29,18 +27,11 @@ MOST_FOLDERS = 20_000
 MakeTrainer = Callable[..., Trainer]
 
 
-def reference(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of a reference: `config` with another method, everything else alike."""
-    if name in PROTOCOLS:
-        return {**config, "method": {"name": "finetune"}, "protocol": name}
-    return {**config, "method": {"name": name}}
-
-
-def train_apart(config: Mapping[str, Any], stream: Stream, journal: Journal, trainer: MakeTrainer) -> Trainer | None:
+def train_apart(job: Job, stream: Stream, journal: Journal, trainer: MakeTrainer) -> Trainer | None:
     """Train a new model on each experience alone; an experience that was finished before is not trained again.
 
     Args:
-        config: of the run, `protocol="independent"`.
+        job: of the run, `protocol="independent"`.
         stream: of the run.
         journal: of the run; its events are as if one model had learned everything.
         trainer: makes one with these services.
@@ -63,17 +54,17 @@ def train_apart(config: Mapping[str, Any], stream: Stream, journal: Journal, tra
             journal.write({**event, **moved})
 
         alone = dataclasses.replace(stream, experiences=[dataclasses.replace(experience, index=0)])
-        model = build.build_model(config["model"], stream, config["seed"])
+        model = job.make_model(stream)
         last = trainer(record=record)
         last.fit(model, alone)
     return last
 
 
-def evaluate_untrained(config: Mapping[str, Any], stream: Stream, journal: Journal, trainer: MakeTrainer) -> None:
+def evaluate_untrained(job: Job, stream: Stream, journal: Journal, trainer: MakeTrainer) -> None:
     """Evaluate a model that went through the stream and was never trained."""
     from holdfast.training.evaluation import evaluate
 
-    model = build.build_model(config["model"], stream, config["seed"])
+    model = job.make_model(stream)
     made = trainer()
     engine = made.bind(model, stream)
     for experience in stream:
@@ -119,7 +110,10 @@ def reuse(place: Path, key: str, root: Path) -> bool:
         source = Path(parent)
         if INFO not in files or source == place:
             continue
-        info = read_info(source)
+        try:
+            info = read_info(source)
+        except DataError:  # somebody's damaged folder is no reason not to run
+            continue
         if info.get("key") != key or info.get("state") != "finished" or not (source / "log.jsonl").is_file():
             continue
         if _same(info.get("versions")):
@@ -133,6 +127,6 @@ def reuse(place: Path, key: str, root: Path) -> bool:
     return False
 
 
-def _same(known: Any) -> bool:
+def _same(recorded: Any) -> bool:
     now = versions()
-    return isinstance(known, dict) and all(known.get(name) == now[name] for name in ("holdfast", "torch"))
+    return isinstance(recorded, dict) and all(recorded.get(name) == now[name] for name in ("holdfast", "torch"))

@@ -76,7 +76,7 @@ def gather(everything: Results) -> dict[str, Any]:
         table = mean_matrix(runs, "loss_matrix")
     names = first.names
     classes = class_recalls(runs)
-    figures = draw(runs, names, prefix, None if loss_only else table, classes[:MOST_BARS])
+    figures = draw(runs, names, prefix, None if loss_only else table, classes[:MOST_BARS], references)
     unfinished = [run for run in everything if not run.finished]
     return {
         "title": first.title if len(runs) > 1 or first.metrics.get("method") else everything.path.name,
@@ -86,6 +86,8 @@ def gather(everything: Results) -> dict[str, Any]:
         "diverged": _diverged(everything),
         "seeds": [run.seed for run in runs],
         "statistic": named(len(runs)),
+        "sentence": _sentence(runs, references, prefix, loss_only),
+        "links": _links(everything),
         "experiences": len(names),
         "paradigm": first.metrics.get("paradigm"),
         "split": first.metrics.get("split", "test"),
@@ -109,6 +111,38 @@ def gather(everything: Results) -> dict[str, Any]:
         "config_json": json.dumps(everything.config, indent=2, ensure_ascii=False),
         **_origin(everything.info),
     }
+
+
+def _sentence(runs: Sequence[Result], references: Mapping[str, Sequence[Result]], prefix: str, loss_only: bool) -> str:
+    """What was done, and what came of it."""
+    first = runs[0]
+    method = first.config.get("method")
+    name = str(first.metrics.get("method") or "This method")
+    if isinstance(method, Mapping) and method.get("name") == name:
+        given = ", ".join(f"{key}={_said(key, value)}" for key, value in method.items() if key != "name")
+        name = f"{name}({given})" if given else name
+    count = int(first.metrics.get("experiences") or 0)
+    key, tell = ("average_loss", number) if loss_only else (prefix + "average_accuracy", percent)
+    kept = measure(runs, key)
+    done = (
+        f"{name} learned {count} experience{'' if count == 1 else 's'} of {first.metrics.get('stream') or 'a stream'}"
+    )
+    if kept is None:
+        return f"{done}; nothing was measured yet."
+    what = "ends with a loss of" if loss_only else "keeps"
+    others = [
+        f"{other} {tell(value)}" for other, them in references.items() if (value := measure(them, key)) is not None
+    ]
+    beside = f"; {', '.join(others)}" if others else ""
+    return f"{done} and {what} {tell(kept)}{beside}."
+
+
+def _links(runs: Results) -> list[tuple[str, str]]:
+    """The reports of seeds and references, as they lie in the folder."""
+    parts = [run.path for run in runs if run.path != runs.path]
+    parts += [run.path for others in runs.references.values() for run in others]
+    paths = [os.path.relpath(path, runs.path) for path in parts]
+    return [(path, f"{path}/report.html") for path in paths if not path.startswith("..")]
 
 
 def _compared(runs: Results) -> list[Result]:

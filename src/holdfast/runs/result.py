@@ -155,9 +155,10 @@ class Result:
 
     @property
     def names(self) -> list[str]:
-        """A name for each experience."""
+        """A name for each experience; those that repeat are numbered."""
         if len(self.log):
-            return self.log.experience_names
+            names = self.log.experience_names
+            return [f"{index}: {name}" if names.count(name) > 1 else name for index, name in enumerate(names)]
         return [str(index) for index in range(int(self.metrics.get("experiences") or 0))]
 
     @property

@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
-from holdfast.config import build, plugins
-from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
+from holdfast.config import plugins
+from holdfast.config.check import validated
+from holdfast.config.job import Job, with_features
+from holdfast.core.errors import Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.files import write_json
 from holdfast.metrics.log import LOG_NAME, read_log
-from holdfast.runs.assemble import make_trainer, restore
+from holdfast.runs.answers import evaluated
+from holdfast.runs.assemble import job_key, make_trainer, restore
 from holdfast.runs.diagnostics import profiled, write_summary
 from holdfast.runs.folder import (
     CONFIG,
@@ -26,24 +29,24 @@ from holdfast.runs.folder import (
     new_folder,
     read_config,
     read_info,
+    refuse_objects,
     versions,
     write_info,
 )
-from holdfast.runs.keys import job_key
+from holdfast.runs.loggers import specified
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
-from holdfast.runs.references import evaluate_untrained, reference, reuse, train_apart
+from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
 from holdfast.runs.seeds import write_against
 from holdfast.runs.several import learn_too, with_others
-from holdfast.training.evaluation import evaluate as evaluate_data
 
 
-def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
-    """Do what `config` says in a new folder.
+def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
+    """Do what a job says in a new folder.
 
     Args:
-        config: a configuration; checked whole before anything is made.
+        job: validated, or a configuration, which is checked whole before anything is made.
         out: the folder; default: a new one under `runs/`.
         quiet: draw and print nothing.
         command: what the user typed, kept in `run.json`.
@@ -55,19 +58,19 @@ def run(config: dict[str, Any], out: Path | None = None, *, quiet: bool = False,
         ConfigError: for a wrong configuration, or a folder that exists.
         Interrupted: if the user stopped it; `resume` goes on.
     """
-    config = build.resolve(config)
-    build.build_device(config["device"])
+    job = job if isinstance(job, Job) else validated(job)
+    config = job.config
+    job.make_device()
+    specified(config["loggers"])
 
     def work() -> Path:
-        folder = new_folder(
-            out, config["method"].get("name", "custom"), config["experiment_name"], config["folders"]["run"]
-        )
+        folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
         about = {"command": command, "versions": versions(), "started": time.time()}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-        return _work(folder, config, quiet)
+        return _work(folder, job, quiet)
 
-    return with_others(config, work)
+    return with_others(job, work)
 
 
 def resume(folder: Path, *, quiet: bool = False) -> Path:
@@ -81,9 +84,10 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
         The run folder.
     """
     config = read_config(folder)
+    refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
-    config = build.resolve(config)
-    return with_others(config, lambda: _work(folder, config, quiet))
+    job = validated(config)
+    return with_others(job, lambda: _work(folder, job, quiet))
 
 
 def _keyed(config: dict[str, Any]) -> dict[str, str]:
@@ -91,39 +95,23 @@ def _keyed(config: dict[str, Any]) -> dict[str, str]:
     return {} if config["seeds"] is not None else {"key": job_key(config)}
 
 
-def parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The single runs that a configuration stands for: by seed, and by reference method; folder -> configuration."""
-    seeds = config.get("seeds")
-    found: dict[str, dict[str, Any]] = {}
-    for prefix, method in [("", None), *((f"references/{name}", name) for name in config.get("references") or [])]:
-        for seed in [config["seed"]] if seeds is None else seeds:
-            part = {**config, "seeds": None, "seed": seed, "references": []}
-            if method is not None:
-                part = reference(part, method)
-            where = prefix if seeds is None else f"{prefix}/seed-{seed}".lstrip("/")
-            found[where] = part
-    return found
-
-
-def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
-    with locked(folder), _full_disk_reported(folder), _threads(config.get("threads")):
+def _work(folder: Path, job: Job, quiet: bool) -> Path:
+    with locked(folder), _full_disk_reported(folder), _threads(job.config["threads"]):
         info = read_info(folder)
         if info.get("state") in ENDED:
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
-        todo = parts(config)
-        for where, part in todo.items():
+        for where, part in job.parts().items():
             place = folder / where if where else folder
             if where and read_info(place).get("state") in ENDED:
                 continue
-            part = build.resolve(part)
             again = where.startswith("references/") and not place.exists()
-            if again and reuse(place, job_key(part), folder.resolve().parent):
+            if again and reuse(place, job_key(part.config), folder.resolve().parent):
                 continue
             if where and not (place / CONFIG).is_file():
                 place.mkdir(parents=True, exist_ok=True)
-                write_json(place / CONFIG, part)
+                write_json(place / CONFIG, part.config)
                 info = read_info(folder)
                 write_info(
                     place,
@@ -131,14 +119,14 @@ def _work(folder: Path, config: dict[str, Any], quiet: bool) -> Path:
                     command=info.get("command"),
                     versions=info.get("versions"),
                     started=time.time(),
-                    tags=part["tags"],
-                    **_keyed(part),
+                    tags=part.config["tags"],
+                    **_keyed(part.config),
                     **plugins.recorded(place),
                 )
             try:
                 if not _ended(place):
                     with suppress(Diverged):  # the log says why, and so do the report and the state of the run
-                        _train(place, part, quiet)
+                        _train(place, where, part, quiet)
                 state = derive(place)
             except BaseException as error:
                 state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
@@ -179,32 +167,33 @@ def _ended(place: Path) -> bool:
     return (place / LOG_NAME).is_file() and read_log(place).finished
 
 
-def _train(folder: Path, config: dict[str, Any], quiet: bool) -> None:
+def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     """One method, one seed: train from the start or from the newest checkpoint, to the end."""
-    stream = build.build_stream(config["stream"], config["seed"])
-    model = build.build_model(config["model"], stream, config["seed"])
-    stream = build.with_features(stream, model, config["device"])
+    config = job.config
+    stream = job.make_stream()
+    model = job.make_model(stream)
+    stream = with_features(stream, model, config["device"])
     with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):
-            seconds = _learn(config, stream, model, recording, quiet)
+            seconds = _learn(part, job, stream, model, recording, quiet)
         recording.end(seconds)
 
 
-def _learn(config: dict[str, Any], stream: Stream, model: torch.nn.Module, recording: Recording, quiet: bool) -> float:
-    """Train by the protocol of the configuration; returns the seconds."""
-    begun, protocol = time.perf_counter(), config["protocol"]
-    method = config["method"].get("name", "custom") if protocol == "continual" else protocol
-    start = functools.partial(start_event, config["seed"], method, stream, model)
+def _learn(part: str, job: Job, stream: Stream, model: torch.nn.Module, recording: Recording, quiet: bool) -> float:
+    """Train by the protocol of the job; returns the seconds."""
+    begun, protocol = time.perf_counter(), job.config["protocol"]
+    method = job.method_name if protocol == "continual" else protocol
+    start = functools.partial(start_event, job.config["seed"], method, stream, model)
     if protocol != "continual":
         if not recording.journal.lines:
             recording.journal.write(start())
         learn = train_apart if protocol == "independent" else evaluate_untrained
-        learn(config, stream, recording.journal, functools.partial(make_trainer, config))
+        learn(job, stream, recording.journal, functools.partial(make_trainer, job))
         return time.perf_counter() - begun
     state = recording.open(start)
-    trainer = make_trainer(config, record=recording.record, progress=not quiet, checkpoints=recording.checkpoints)
-    learn_too(config, state)
+    trainer = make_trainer(job, record=recording.record, progress=not quiet, checkpoints=recording.checkpoints)
+    learn_too(job, part, state)
     with stop_on_signals(trainer):
         trainer.fit(model, stream, resume=state)
     recording.keep(model)
@@ -223,17 +212,7 @@ def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
         `{"experiences": [evaluate events], "average_accuracy": ..}`.
     """
     restored = restore(where)
-    size = restored.trainer.eval_batch_size
-    found = []
-    for experience in restored.stream:
-        data = getattr(experience, split)
-        if data is not None and len(data):
-            counts = evaluate_data(restored.engine, data, experience.classes, experience.task, size)
-            found.append({"experience": experience.index, "name": experience.name, "split": split, **counts})
-    if not found:
-        raise DataError(f"{where} has no {split} data. Give --split test, or make the stream with validation=0.1.")
-    accuracies = [one["correct"] / one["samples"] for one in found if one["correct"] is not None]
-    return {"experiences": found, "average_accuracy": sum(accuracies) / len(accuracies) if accuracies else None}
+    return evaluated(restored.engine, restored.stream, split, restored.trainer.eval_batch_size)
 
 
 @contextmanager

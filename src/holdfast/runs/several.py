@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from holdfast.config import build
+from holdfast.config.job import Job, with_features
 from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
 from holdfast.runs.assemble import make_trainer
 from holdfast.training.fabric import launched
 from holdfast.training.launch import together
 
 
-def shared(config: dict[str, Any]) -> bool:
+def shared(config: Mapping[str, Any]) -> bool:
     """Whether a run of `config` is the work of processes that somebody else started."""
     return launched() and config["trainer"]["devices"] * config["trainer"]["num_nodes"] > 1
 
 
-def with_others(config: dict[str, Any], work: Callable[[], Path]) -> Path:
+def with_others(job: Job, work: Callable[[], Path]) -> Path:
     """Do `work` where this process is on its own, or rank 0 of several; in the others learn what it learns.
 
     Args:
-        config: of the run, the same in every process.
+        job: of the run, the same in every process.
         work: makes the run, and returns its folder.
 
     Returns:
@@ -35,6 +35,7 @@ def with_others(config: dict[str, Any], work: Callable[[], Path]) -> Path:
     Raises:
         HoldfastError: in the others, if rank 0 failed.
     """
+    config = job.config
     if not shared(config):
         return work()
     if config["protocol"] == "independent" or "independent" in config["references"]:
@@ -43,19 +44,20 @@ def with_others(config: dict[str, Any], work: Callable[[], Path]) -> Path:
             " (torchrun, SLURM) cannot share. Leave it out, or run it alone."
         )
     trainer = config["trainer"]
-    with together(build.build_device(config["device"]).type, trainer["devices"], trainer["num_nodes"]) as ranks:
-        return _lead(work) if ranks.rank == 0 else _follow()
+    with together(job.make_device().type, trainer["devices"], trainer["num_nodes"]) as ranks:
+        return _lead(work) if ranks.rank == 0 else _follow(job)
 
 
-def learn_too(config: dict[str, Any], resume: dict[str, Any] | None) -> None:
+def learn_too(job: Job, part: str, resume: dict[str, Any] | None) -> None:
     """On rank 0, before it trains: let the others do the same. Nothing where there are none.
 
     Args:
-        config: of the single run that is to be trained.
+        job: of the single run that is to be trained.
+        part: its folder in the run, a key of `Job.parts`.
         resume: the state it goes on from.
     """
-    if shared(config):
-        _tell({"config": config, "resume": resume})
+    if shared(job.config):
+        _tell({"part": part, "resume": resume})
 
 
 def _lead(work: Callable[[], Path]) -> Path:
@@ -68,13 +70,14 @@ def _lead(work: Callable[[], Path]) -> Path:
     return folder
 
 
-def _follow() -> Path:
+def _follow(job: Job) -> Path:
     """Learn until rank 0 has nothing more to learn; only that one is asked to stop, and tells the others."""
+    parts = job.parts()
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while "folder" not in (message := _hear()):
             with contextlib.suppress(Interrupted):
-                _learn(message["config"], message["resume"])
+                _learn(parts[message["part"]], message["resume"])
         return Path(message["folder"])
     except RuntimeError as error:
         if "peer" not in str(error):
@@ -85,11 +88,11 @@ def _follow() -> Path:
             signal.signal(number, handler)
 
 
-def _learn(config: dict[str, Any], resume: dict[str, Any] | None) -> None:
-    stream = build.build_stream(config["stream"], config["seed"])
-    model = build.build_model(config["model"], stream, config["seed"])
-    stream = build.with_features(stream, model, config["device"])
-    make_trainer(config).fit(model, stream, resume=resume)
+def _learn(job: Job, resume: dict[str, Any] | None) -> None:
+    stream = job.make_stream()
+    model = job.make_model(stream)
+    stream = with_features(stream, model, job.config["device"])
+    make_trainer(job).fit(model, stream, resume=resume)
 
 
 def _tell(message: dict[str, Any]) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 from holdfast.config import plugins
 from holdfast.config.build import resolve
 from holdfast.config.compose import DEFAULT, compose
-from holdfast.config.folders import filled
-from holdfast.config.layers import Dialect
-from holdfast.config.search import Search
-from holdfast.config.sweeps import expand
+from holdfast.config.read import Dialect
+from holdfast.config.search import Search, expand
+from holdfast.config.words import filled
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.metrics.files import read_json, write_json
+from holdfast.runs.assemble import job_key
 from holdfast.runs.folder import locked, numbered, read_info
-from holdfast.runs.keys import job_key
 from holdfast.runs.pool import Job, Pool, RayPool
 from holdfast.runs.result import ENDED
 from holdfast.runs.several import shared

@@ -2,7 +2,9 @@
 
 from holdfast.streams.domains import domains, grouped
 from holdfast.streams.industrial import cil, indus, indus_cil
+from holdfast.streams.noisy import noisy
 from holdfast.streams.parts import data_incremental, online, saved
+from holdfast.streams.repetition import repetition_sampling, repetition_slots
 from holdfast.streams.shifts import permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
 
@@ -14,9 +16,12 @@ __all__ = [
     "grouped",
     "indus",
     "indus_cil",
+    "noisy",
     "online",
     "permuted",
     "proportions",
+    "repetition_sampling",
+    "repetition_slots",
     "rotated",
     "saved",
     "split",

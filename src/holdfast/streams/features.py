@@ -103,7 +103,7 @@ class PassFeatures:
 
     def __call__(self, inputs: Tree, training: bool = False, generator: torch.Generator | None = None) -> Any:
         """Features as float32; raw inputs as the stream prepared them."""
-        if isinstance(inputs, Tensor) and inputs.dim() == 2:
+        if isinstance(inputs, Tensor) and (inputs.dim() != self.dims or self.dims == 2):
             return inputs.to(torch.float32)
         return inputs if self.prepare is None else self.prepare(inputs, training, generator)
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.industrial import cil, indus, indus_cil
-from holdfast.streams.scenario import Scenario, make_stream
-from holdfast.streams.shifts import permuted, rotated
-from holdfast.streams.splits import blurry, proportions, split
+from holdfast.streams.scenario import Scenario, cut, make_stream
 
 
+@declares(paradigm="domain")
 @ranged
 def data_incremental(
     dataset: Dataset,
@@ -52,21 +54,22 @@ def data_incremental(
     )
 
 
+@declares(paradigm="domain")
 @ranged
 def online(
     dataset: Dataset,
     samples: Count = 10,
-    of: dict[str, Any] | str | None = None,
+    of: Stream | dict[str, Any] | str | None = None,
     seed: int = 0,
 ) -> Stream:
-    """Any stream of this package cut into online batches: every experience is a few samples.
+    """Any stream cut into online batches: every experience is a few samples.
 
     Each chunk keeps the test data and task label of the experience it was cut from.
 
     Args:
         dataset: what the stream is made from.
         samples: training samples per experience.
-        of: the stream to cut, as its name and arguments (`{"name": "split", "experiences": 5}`); None takes all data.
+        of: the stream to cut, or its name and arguments (`{"name": "split", "experiences": 5}`); None takes all data.
         seed: of the shuffle within each experience of the stream that is cut.
 
     Raises:
@@ -79,22 +82,30 @@ def online(
         [(0, 1), (0, 1), (2, 3), (2, 3)]
     """
     if of is None:
-        base = _chunked(dataset, "online", 1, True, 0.0, 0, seed)
-    else:
-        arguments = {"name": of} if isinstance(of, str) else dict(of)
-        name = arguments.pop("name", None)
-        known = (split, permuted, rotated, data_incremental, blurry, cil, indus, indus_cil, proportions)
-        generators = {generator.__name__: generator for generator in known}
-        if name not in generators:
-            raise ConfigError(unknown("stream", name, generators))
-        try:
-            stream = generators[name](dataset, **arguments)
-        except TypeError as error:
-            raise ConfigError(
-                f"the stream {name!r} cannot take {sorted(arguments)}. Its error says: {error}."
-            ) from error
-        base = Scenario.from_json(stream.description)
-    return make_stream(replace(base, name="online", chunk=samples, chunk_seed=seed), dataset)
+        whole = _chunked(dataset, "online", 1, True, 0.0, 0, seed)
+        return make_stream(replace(whole, chunk=samples, chunk_seed=seed), dataset)
+    stream = of if isinstance(of, Stream) else _named(of, dataset)
+    described = {"name": "online", "of": stream.description, "chunk": samples, "chunk_seed": seed}
+    with contextlib.suppress(ConfigError):  # what another package makes need not be a scenario
+        scenario = Scenario.from_json(stream.description)
+        if not scenario.chunk:
+            described = replace(scenario, name="online", chunk=samples, chunk_seed=seed).to_json()
+    made = cut(stream, samples, seed)
+    return replace(made, name=f"online_{dataset.name}", description=described)
+
+
+def _named(of: Mapping[str, Any] | str, dataset: Dataset) -> Stream:
+    """The stream of this package that a name and arguments stand for."""
+    arguments = {"name": of} if isinstance(of, str) else dict(of)
+    name = arguments.pop("name", None)
+    package = importlib.import_module("holdfast.streams")
+    if not isinstance(name, str) or name not in package.__all__:
+        raise ConfigError(unknown("stream", name, package.__all__))
+    try:
+        stream: Stream = getattr(package, name)(dataset, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"the stream {name!r} cannot take {sorted(arguments)}. Its error says: {error}.") from error
+    return stream
 
 
 def saved(dataset: Dataset, scenario: dict[str, Any] | None = None, path: str | None = None) -> Stream:
@@ -134,6 +145,12 @@ def saved(dataset: Dataset, scenario: dict[str, Any] | None = None, path: str | 
     if scenario.get("name") == "domains":
         raise ConfigError("a stream of several data sets cannot be made from one. Use domains with the data sets.")
     return make_stream(Scenario.from_json(scenario), dataset)
+
+
+saved.check_arguments = {  # type: ignore[attr-defined]
+    "scenario": {"name": "saved", "paradigm": "domain", "experiences": 3, "classes": 20, "draw": "shuffled"}
+    | {"labels": list(range(20))}
+}
 
 
 def _chunked(

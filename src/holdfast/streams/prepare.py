@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.core.decide import decide
 from holdfast.core.errors import ConfigError, UsageError
 
 
@@ -95,10 +96,11 @@ class Prepare:
         rows = torch.arange(height, device=device).expand(count, -1)
         columns = torch.arange(width, device=device).expand(count, -1)
         if self.flip:
-            mirrored = torch.randint(2, (count, 1), generator=generator, device=source).to(device).bool()
+            mirrored = decide(lambda: torch.randint(2, (count, 1), generator=generator, device=source), device).bool()
             columns = torch.where(mirrored, columns.flip(1), columns)
         if self.crop:
-            offset = torch.randint(2 * self.crop + 1, (2, count, 1), generator=generator, device=source).to(device)
+            offsets = 2 * self.crop + 1
+            offset = decide(lambda: torch.randint(offsets, (2, count, 1), generator=generator, device=source), device)
             rows, columns = rows + offset[0], columns + offset[1]
             inputs = F.pad(inputs, (self.crop,) * 4)
         place = (rows[:, :, None] * inputs.shape[3] + columns[:, None, :]).view(count, 1, -1)

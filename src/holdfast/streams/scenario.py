@@ -13,13 +13,22 @@ from torch import Tensor
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.experience import Data, Experience, Stream
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.tables import allocation, check_table, class_counts, deal, hold_out, rng
+from holdfast.streams.tables import (
+    allocation,
+    check_counts,
+    check_table,
+    class_counts,
+    deal,
+    draw_counts,
+    hold_out,
+    rng,
+)
 from holdfast.streams.transforms import from_description
 from holdfast.streams.views import View
 
 Paradigm = Literal["class", "task", "domain"]
 PARADIGMS = ("class", "task", "domain")
-DRAWS = ("table", "all", "shuffled", "ordered", "groups")
+DRAWS = ("table", "sampled", "all", "shuffled", "ordered", "groups")
 
 
 @dataclass
@@ -31,10 +40,12 @@ class Scenario:
         paradigm: "class", "task" or "domain" incremental.
         experiences: how many.
         classes: of the data set it was made for; 0 for regression.
-        draw: how samples are shared out: "table" by proportions, "all" everything to every experience, "shuffled" in
-            equal chunks at random (tests whole), "ordered" in equal consecutive chunks, "groups" as the data set says.
+        draw: how samples are shared out: "table" by proportions, "sampled" by numbers of samples drawn anew for each
+            experience, "all" everything to every experience, "shuffled" in equal chunks at random (tests whole),
+            "ordered" in equal consecutive chunks, "groups" as the data set says.
         table: proportions P, one row per class and one column per experience; rows sum to 1, or to 0 to leave a class
-            out. The same table serves training and test data.
+            out. The same table serves training and test data. For "sampled" numbers of training samples; a class's
+            test samples are dealt out evenly to the experiences it is in.
         labels: the new label of each class; -1 for a class that is left out.
         shift: added to the labels once per experience: experience t has `labels + t * shift`.
         class_order: the classes in the order in which they appear.
@@ -44,6 +55,7 @@ class Scenario:
         transforms: one description per experience (`streams.transforms`), or none.
         chunk: cut every experience into shuffled chunks of this many training samples; 0 does not.
         chunk_seed: of those shuffles alone.
+        test: "shared" as `draw` says; "whole" makes all test data those of the first experience, the only ones.
         extra: what else the generator was told, for the record.
     """
 
@@ -51,7 +63,7 @@ class Scenario:
     paradigm: Paradigm
     experiences: int
     classes: int
-    draw: Literal["table", "all", "shuffled", "ordered", "groups"] = "table"
+    draw: Literal["table", "sampled", "all", "shuffled", "ordered", "groups"] = "table"
     table: list[list[float]] | None = None
     labels: list[int] = field(default_factory=list)
     shift: int = 0
@@ -62,6 +74,7 @@ class Scenario:
     transforms: list[dict[str, Any]] = field(default_factory=list)
     chunk: int = 0
     chunk_seed: int = 0
+    test: Literal["shared", "whole"] = "shared"
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,8 +88,11 @@ class Scenario:
             raise ConfigError(f"chunk is {self.chunk}. Give the number of samples, or 0 to leave experiences whole.")
         if len(self.labels) != self.classes:
             raise ConfigError(f"there are {len(self.labels)} labels for {self.classes} classes. Give one for each.")
-        if self.draw == "table":
-            self.table = check_table(self.table or [], self.classes)
+        if self.test not in ("shared", "whole"):
+            raise ConfigError(unknown("kind of test data", self.test, ("shared", "whole")))
+        if self.draw in ("table", "sampled"):
+            check = check_table if self.draw == "table" else check_counts
+            self.table = check(self.table or [], self.classes)
             if len(self.table[0]) != self.experiences:
                 raise ConfigError(
                     f"the table has {len(self.table[0])} columns for {self.experiences} experiences. Give one for each."
@@ -258,8 +274,16 @@ def _shares(scenario: Scenario, data: Data, part: str, groups: Tensor | None = N
     count, number = len(data), scenario.experiences
     if scenario.draw == "groups" and groups is not None:
         return [(groups == group).nonzero().flatten() for group in range(number)]
-    if scenario.table is not None and scenario.draw == "table":
-        return list(deal(data.targets, scenario.table, rng(scenario.seed, "samples", part)))
+    if part == "test" and scenario.test == "whole":
+        return [None, *[torch.zeros(0, dtype=torch.int64)] * (number - 1)]
+    if scenario.table is not None and scenario.draw in ("table", "sampled"):
+        generator = rng(scenario.seed, "samples", part)
+        if scenario.draw == "table":
+            return list(deal(data.targets, scenario.table, generator))
+        if part == "train":
+            return list(draw_counts(data.targets, scenario.table, generator))
+        evenly = [[float(value > 0) / max(1, sum(map(bool, row))) for value in row] for row in scenario.table]
+        return list(deal(data.targets, evenly, generator))
     if scenario.draw == "all" or (scenario.draw == "shuffled" and part == "test"):
         return [None] * number
     order = torch.arange(count)
@@ -302,6 +326,8 @@ def _names(scenario: Scenario, names: Sequence[str]) -> tuple[str, ...]:
 def _experience_name(scenario: Scenario, experience: Experience, names: Sequence[str]) -> str:
     number = experience.index
     if scenario.transforms:
+        if "names" in scenario.extra:
+            return str(scenario.extra["names"][number])
         described = dict(scenario.transforms[number])
         if described["kind"] == "rotate":
             return f"{described['degrees']:g} degrees"

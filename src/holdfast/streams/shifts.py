@@ -8,6 +8,7 @@ import torch
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.scenario import (
@@ -57,6 +58,7 @@ def permuted(
     return _transformed(dataset, "permuted", paradigm, transforms, validation, validation_seed, seed)
 
 
+@declares(inputs="images")
 @ranged
 def rotated(
     dataset: Dataset,

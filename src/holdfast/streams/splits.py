@@ -114,6 +114,9 @@ def proportions(
     return by_table(dataset, "proportions", table, paradigm, relabel, validation, validation_seed, seed, {})
 
 
+proportions.check_arguments = {"table": [[0.5, 0.5]] * 20}  # type: ignore[attr-defined]
+
+
 @ranged
 def blurry(
     dataset: Dataset,

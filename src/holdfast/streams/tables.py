@@ -74,6 +74,52 @@ def allocate(count: int, proportions: Sequence[float], turn: int = 0) -> list[in
     return counts
 
 
+def check_counts(table: Sequence[Sequence[float]], classes: int) -> Table:
+    """A table of whole numbers of samples rather than proportions, as floats.
+
+    Raises:
+        ConfigError: not one row per class, rows of unequal length, a number that is no count, or an experience that
+            gets nothing.
+    """
+    rows = [[float(value) for value in row] for row in table]
+    if any(not math.isfinite(value) or value < 0 or value != int(value) for row in rows for value in row):
+        raise ConfigError("the table of samples holds a number that is no count. Give whole numbers from 0 up.")
+    check_table([[value / (math.fsum(row) or 1) for value in row] for row in rows], classes)
+    return rows
+
+
+def labels_of_first_appearance(table: Sequence[Sequence[float]], order: Sequence[int]) -> list[int]:
+    """Labels in order of first appearance in a table: of classes that appear together, first in `order` comes first.
+
+    Classes that never appear get -1.
+    """
+    labels = [-1] * len(table)
+    following = 0
+    for column in range(len(table[0])):
+        for label in order:
+            if labels[label] < 0 and table[label][column]:
+                labels[label] = following
+                following += 1
+    return labels
+
+
+def draw_counts(targets: Tensor, table: Table, generator: torch.Generator) -> list[Tensor]:
+    """Row indices of each experience, ascending: as many of each class as the table says, anew for each experience.
+
+    Within an experience no row comes twice; a class with fewer rows than are asked for gives all it has.
+    """
+    members = [(targets == label).nonzero().flatten() for label in range(len(table))]
+    hands = []
+    for column in range(len(table[0])):
+        hand = []
+        for label, row in enumerate(table):
+            if row[column]:
+                order = torch.randperm(len(members[label]), generator=generator)
+                hand.append(members[label][order[: int(row[column])]])
+        hands.append(torch.cat(hand).sort().values)
+    return hands
+
+
 def class_counts(targets: Tensor, classes: int) -> list[int]:
     """Number of samples of each class."""
     return torch.bincount(targets, minlength=classes).tolist()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, unknown
+from holdfast.streams.corruptions import Autocontrast, Blur, Greyscale, Solarize
 
 PIECE = 2**20
 
@@ -141,18 +142,36 @@ class Resize:
 def from_description(description: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     """The transform that plain values describe, for instance `{"kind": "rotate", "degrees": 30.0}`.
 
-    `{"kind": "none"}` is no transform.
+    `{"kind": "none"}` is no transform, `{"kind": "chain", "of": [...]}` several, one after the other.
 
     Raises:
         ConfigError: an unknown kind or key.
     """
-    kinds: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {"permute": Permute, "rotate": Rotate}
+    kinds: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
+        "permute": Permute,
+        "rotate": Rotate,
+        "solarize": Solarize,
+        "blur": Blur,
+        "autocontrast": Autocontrast,
+        "greyscale": Greyscale,
+    }
     values = dict(description)
     kind = values.pop("kind", None)
     if kind == "none":
         return None
+    if kind == "chain":
+        chained: Callable[[Tensor], Tensor] | None = None
+        if list(values) != ["of"] or not isinstance(values["of"], list):
+            raise ConfigError(
+                f"a chain of transforms cannot take {sorted(values)}. Give it a list, `of`, of transforms."
+            )
+        for inner in values["of"]:
+            following = from_description(inner)
+            if following is not None:
+                chained = following if chained is None else Chain(chained, following)
+        return chained
     if kind not in kinds:
-        raise ConfigError(unknown("transform", kind, [*kinds, "none"]))
+        raise ConfigError(unknown("transform", kind, [*kinds, "chain", "none"]))
     try:
         return kinds[kind](**values)
     except TypeError as error:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from holdfast.core.errors import ConfigError, NeedError, UsageError
 from holdfast.core.experience import Stream
-from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
-from holdfast.models import mlp
+from holdfast.core.services import Services
 from holdfast.operations import (
     CrossEntropy,
     Distillation,
@@ -38,8 +37,9 @@ def made(kind: type[Operation]) -> Operation:
 
 def makes_memory(make: Make) -> bool:
     """Whether an operation makes the memory of its method."""
-    learner = Learner(mlp(input_shape=(5,), classes=4, hidden=[6, 6], seed=0))
-    make().setup(learner)
+    operation = make()
+    learner = Services(toys.model_for([operation])(toys.stream(classes=4), hidden=[6, 6]))
+    operation.setup(learner)
     return learner.memory is not None
 
 
@@ -59,8 +59,8 @@ def short(stream: Stream) -> Stream:
 def train(method: Method, head: str, data: dict[str, Stream] | None = None) -> None:
     """Two experiences of a few steps, and a prediction of both after each."""
     paradigm = "task" if head == "task" else toys.paradigm_for(method)
-    of = short(toys.stream(paradigm, classes=6, samples=6)) if data is None else data[paradigm]
-    net = toys.model(of, head, hidden=[6, 6])
+    of = short(toys.stream(paradigm, samples=4)) if data is None else data[paradigm]
+    net = toys.model_for(method)(of, head, hidden=[6, 6])
     momentum = {"name": "SGD", "lr": 0.05, "momentum": 0.9}
     toys.train(method, net, of, optimizer=momentum, evaluate="test", evaluate_before=False)
     wrong = [name for name, value in net.state_dict().items() if not value.isfinite().all()]

@@ -20,7 +20,7 @@ from holdfast.testing import toys
 from holdfast.testing.checking import DoesNotApply, expect
 from holdfast.testing.construction import check_documentation, evaluated
 from holdfast.testing.training import refused
-from holdfast.training.streaming import StreamTrainer
+from holdfast.training.endless import StreamTrainer
 
 
 @dataclass(frozen=True)

@@ -103,16 +103,16 @@ def told(error: Exception) -> str:
     """What a check saw: its sentence, or the error that came up and the line of the user's code where it did."""
     if isinstance(error, CheckError):
         return str(error)
+    if isinstance(error, HoldfastError):
+        return f"{error}{where(error.__traceback__, theirs=True)}"
     return f"it raised {type(error).__name__}: {error}{where(error.__traceback__)}"
 
 
-def where(trace: TracebackType | None) -> str:
-    """The last line of a traceback that is the user's code, or else the last one."""
-    frames = traceback.extract_tb(trace)
-    theirs = [
-        frame for frame in frames if not frame.filename.startswith(OURS) and "site-packages" not in frame.filename
-    ]
-    last = (theirs or list(frames))[-1:]
+def where(trace: TracebackType | None, theirs: bool = False) -> str:
+    """The last line of a traceback that is the user's code; else, unless only theirs will do, the last one."""
+    frames = list(traceback.extract_tb(trace))
+    users = [one for one in frames if not one.filename.startswith(OURS) and "site-packages" not in one.filename]
+    last = (users or ([] if theirs else frames))[-1:]
     if not last:
         return ""
     line = linecache.getline(last[0].filename, last[0].lineno or 0).strip()

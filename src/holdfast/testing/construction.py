@@ -16,7 +16,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS
-from holdfast.core.operation import ENTRY_POINTS, ROLES, Operation, snake_case
+from holdfast.core.operation import ENTRY_POINTS, ROLES, Operation, acts_at, snake_case
 from holdfast.testing import toys
 from holdfast.testing.checking import DoesNotApply, expect
 
@@ -36,7 +36,7 @@ class OperationSubject:
     kind: type[Operation]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[Operation, ...] = ()
-    stream: Callable[..., Stream] = toys.stream
+    stream: Callable[..., Stream] = toys.small
     model: Callable[..., nn.Module] = toys.model
 
     def make(self) -> Operation:
@@ -59,7 +59,7 @@ class MethodSubject:
     name: str
     make: Callable[[], Method]
     factory: Callable[..., Method] | None = None
-    stream: Callable[..., Stream] = toys.stream
+    stream: Callable[..., Stream] = toys.small
     model: Callable[..., nn.Module] = toys.model
 
     def stream_for(self, method: Method) -> Stream:
@@ -170,7 +170,7 @@ def declarations(subject: OperationSubject) -> None:
     expect(operation.role in ROLES, f"`{name}` has role {operation.role!r}. Choose one of {', '.join(ROLES)}.")
     strange = sorted(set(operation.needs) - set(NEEDS))
     expect(not strange, f"`{name}` needs {', '.join(strange)}. What can be needed is {', '.join(NEEDS)}.")
-    acts = any(operation.overrides(point) for point in ENTRY_POINTS) or any(True for _ in operation.children())
+    acts = any(acts_at(operation, point) for point in ENTRY_POINTS) or any(True for _ in operation.children())
     expect(acts, f"`{name}` overrides none of its entry points, so it does nothing: {', '.join(ENTRY_POINTS)}.")
 
 
@@ -301,11 +301,11 @@ def evaluated(text: str, names: Mapping[str, Any]) -> Any:
 
 def named_in_json(kind: str, name: str, value: Any) -> Callable[[Any], Method] | None:
     """The function that builds a method from JSON, where `name` stands for `value` there."""
-    from holdfast.config import namespaces
+    from holdfast.config import kinds
     from holdfast.config.build import build_method
 
     try:
-        found = namespaces.find(kind, name)
+        found = kinds.find(kind, name)
     except ConfigError:
         return None  # nobody offered it to JSON
     return build_method if found is value else None

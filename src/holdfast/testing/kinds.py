@@ -14,7 +14,6 @@ from holdfast.core.errors import HoldfastError, NeedError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS
-from holdfast.models import cnn
 from holdfast.testing import toys
 from holdfast.testing.checking import expect
 from holdfast.testing.construction import MethodSubject
@@ -99,7 +98,7 @@ def channels_last(subject: MethodSubject) -> None:
         method = subject.make()
         of = toys.images(toys.paradigm_for(method), channels_last=last)
         head: Any = "task" if "task" in method.needs else "growing"
-        net: nn.Module = cnn(input_shape=(2, 8, 8), classes=6, channels=[4, 6], head=head, seed=0)
+        net = toys.cnn_for(of, head) if subject.model is toys.model else subject.model(of, head)
         net = net.to(memory_format=torch.channels_last) if last else net  # type: ignore[call-overload]
         try:
             toys.train(method, net, of)
@@ -118,10 +117,10 @@ def targets(subject: MethodSubject) -> None:
     """It learns numbers and several labels a row in every loop, or says that it needs class labels."""
     for kind, criterion in CRITERIA.items():
         method = subject.make()
-        of = toys.numbers(kind, tasks="task" in method.needs)
-        nets = [toys.model(of, classes=2, hidden=[16]) for _ in range(2)]
-        settings: dict[str, Any] = {"batch_size": 8, "epochs": 3}
-        adam = {"name": "Adam", "lr": 0.02}
+        of = toys.numbers(kind, tasks="task" in method.needs, rows=24, experiences=2)
+        nets = [subject.model(of, classes=2, hidden=[16]) for _ in range(2)]
+        settings: dict[str, Any] = {"batch_size": 8, "epochs": 4}
+        adam = {"name": "Adam", "lr": 0.05}
         if "classes" in method.needs:
             for run in ("trainer", "drop-in"):
                 check_refuses_numbers(subject.make(), nets[0], of, criterion, run)
@@ -131,7 +130,7 @@ def targets(subject: MethodSubject) -> None:
         except HoldfastError as error:
             expect(refused(error), f"`{subject.name}` is refused with {kind} as targets, but in no sentence: {error}")
             continue
-        toys.wrap(subject.make(), nets[1], of, lambda p: torch.optim.Adam(p, lr=0.02), criterion=criterion, **settings)
+        toys.wrap(subject.make(), nets[1], of, lambda p: torch.optim.Adam(p, lr=0.05), criterion=criterion, **settings)
         different = toys.differing(*nets)
         expect(not different, f"`{subject.name}` on {kind}: other {', '.join(different)} in the drop-in.")
         events = [event for event in trainer.events if event["event"] == "evaluate"]

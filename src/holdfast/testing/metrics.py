@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 
+from holdfast.core.experience import Stream
+from holdfast.methods import er
 from holdfast.metrics import Metric, record
+from holdfast.testing import toys
 from holdfast.testing.checking import expect
 
-
-def evaluations(matrix: list[list[float]], **more: Any) -> list[dict[str, Any]]:
-    """The log of a run with this accuracy matrix: a row after each experience, the first before any training."""
-    events: list[dict[str, Any]] = [{"event": "start", "seed": 0, "method": "er", "stream": {"paradigm": "class"}}]
-    for after, row in enumerate(matrix, start=-1):
-        for experience, accuracy in enumerate(row):
-            events.append(
-                {
-                    "event": "evaluate",
-                    "after": after,
-                    "experience": experience,
-                    "split": "test",
-                    "samples": 20,
-                    "correct": round(20 * accuracy),
-                    "loss": 1.5 - accuracy,
-                    **more,
-                }
-            )
-        if after >= 0:
-            events.append({"event": "experience", "experience": after, "seconds": 1.0, "steps": 5})
-    return events
-
-
+START = {"event": "start", "seed": 0, "method": "er", "parameters": 100, "stream": {"paradigm": "class"}}
 END = {"event": "end", "seconds": 3.0}
-LOGS: dict[str, list[dict[str, Any]]] = {
-    "an empty log": [],
-    "a log with nothing evaluated": [{"event": "start"}, {"event": "train", "step": 1, "loss": 0.5}],
-    "one experience": [*evaluations([[0.5], [0.9]]), END],
-    "three experiences": [*evaluations([[0.3, 0.3, 0.4], [0.9, 0.3, 0.3], [0.6, 0.8, 0.4], [0.5, 0.6, 0.9]]), END],
-    "a run that goes on": evaluations([[0.3, 0.3, 0.4], [0.9, 0.3, 0.3]]),
-    "joint training": [*evaluations([[0.3, 0.3, 0.4]]), *evaluations([[], [], [], [0.9, 0.8, 0.9]])[1:], END],
-    "targets that are no classes": [
-        {key: value for key, value in event.items() if key != "correct"}
-        for event in [*evaluations([[0.3, 0.3], [0.9, 0.3], [0.5, 0.6]]), END]
-    ],
-}
-"""Logs that every metric must take."""
+
+
+def evaluations(matrix: list[list[float]]) -> list[dict[str, Any]]:
+    """The log of a run with this accuracy matrix: a row after each experience, the first before any training."""
+    return [
+        {
+            "event": "evaluate",
+            "after": after,
+            "experience": experience,
+            "split": "test",
+            "samples": 20,
+            "correct": round(20 * accuracy),
+            "loss": 1.5 - accuracy,
+        }
+        for after, row in enumerate(matrix, start=-1)
+        for experience, accuracy in enumerate(row)
+    ]
+
+
+def trained(of: Stream, **settings: Any) -> list[dict[str, Any]]:
+    """The log of a run of replay."""
+    net = toys.model(of, "task" if of.paradigm == "task" else "fixed", classes=of.outputs)
+    events = toys.train(er(capacity=20, size=4), net, of, evaluate="test", log_every=1, **settings).events
+    stream = {"paradigm": of.paradigm, "experience_classes": [list(experience.classes) for experience in of]}
+    return [{**START, "stream": stream}, *events, END]
+
+
+@functools.cache
+def logs() -> dict[str, list[dict[str, Any]]]:
+    """Logs that every metric must take, by what they are of."""
+    runs = {
+        kind: trained(toys.numbers(kind), criterion=criterion)
+        for kind, criterion in (("numbers", F.mse_loss), ("labels", F.binary_cross_entropy_with_logits))
+    }
+    return {
+        "an empty log": [],
+        "a log with nothing evaluated": [START, {"event": "train", "step": 1, "loss": 0.5}],
+        "one experience": [START, *evaluations([[0.5], [0.9]]), END],
+        "a run that goes on": [START, *evaluations([[0.3, 0.3, 0.4], [0.9, 0.3, 0.3]])],
+        "joint training": [START, *evaluations([[0.3, 0.3, 0.4], [], [], [0.9, 0.8, 0.9]]), END],
+        "a class-incremental run": trained(toys.stream()),
+        "a task-incremental run": trained(toys.stream("task")),
+        "a run on numbers": runs["numbers"],
+        "a run on several labels a row": runs["labels"],
+    }
 
 
 def metric_documented(metric: Metric) -> None:
@@ -63,7 +78,7 @@ def metric_documented(metric: Metric) -> None:
 
 def metric_total(metric: Metric) -> None:
     """It takes every log, also one of a run that has just begun, and gives a number or nothing."""
-    for name, log in LOGS.items():
+    for name, log in logs().items():
         try:
             value = metric.function(record(log))
         except Exception as error:
@@ -72,7 +87,7 @@ def metric_total(metric: Metric) -> None:
             )
         plain = value is None or isinstance(value, float | int | np.floating | np.integer)
         expect(plain and not isinstance(value, bool), f"on {name} it gives {value!r:.60}. Return a number, or None.")
-    values = [metric.function(record(log)) for name, log in LOGS.items() if name != "an empty log"]
+    values = [metric.function(record(log)) for name, log in logs().items() if name != "an empty log"]
     expect(
         any(value is not None and value == value for value in values), "on none of the logs does it give any number."
     )
@@ -80,7 +95,7 @@ def metric_total(metric: Metric) -> None:
 
 def metric_pure(metric: Metric) -> None:
     """It changes nothing of what it reads, and gives the same again."""
-    for name, log in LOGS.items():
+    for name, log in logs().items():
         data = record(log)
         events = copy.deepcopy(data.events)
         arrays = {key: value.copy() for key, value in vars(data).items() if isinstance(value, np.ndarray)}

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Experience, Stream, Tree, tree_rows
 from holdfast.methods import finetune
 from holdfast.models import mlp
+from holdfast.streams.data import TensorData
+from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets import synthetic
+from holdfast.streams.prepare import Prepare
 from holdfast.testing import toys
 from holdfast.testing.checking import DoesNotApply, expect
 from holdfast.testing.construction import check_documentation
@@ -39,12 +43,33 @@ class StreamSubject:
         return getattr(self.factory, "__name__", "stream")
 
     def make(self) -> Stream:
-        """A new one; a data set is supplied where the first parameter asks for one."""
+        """A new one; data sets are supplied where it takes them: of vectors, or of images if it refuses those."""
         first = next(iter(inspect.signature(self.factory).parameters), "")
-        if first == "dataset" and "dataset" not in self.arguments:
-            data = synthetic(classes=6, features=5, samples=9, test_samples=5, seed=1)
-            return self.factory(data, **self.arguments)
-        return self.factory(**self.arguments)
+        if first == "datasets" and first not in self.arguments:
+            return self.factory([vectors(1), vectors(2)], **self.arguments)
+        if first != "dataset" or first in self.arguments:
+            return self.factory(**self.arguments)
+        try:
+            return self.factory(vectors(1), **self.arguments)
+        except ConfigError:
+            return self.factory(square_images(), **self.arguments)
+
+
+def vectors(seed: int) -> Dataset:
+    """Twenty classes of vectors of five numbers."""
+    return synthetic(classes=20, features=5, samples=5, test_samples=3, seed=seed)
+
+
+def square_images() -> Dataset:
+    """Twenty classes of grey images `[1, 8, 8]`."""
+    generator = torch.Generator().manual_seed(1)
+    train, test = (
+        TensorData(
+            torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator), torch.arange(count) % 20
+        )
+        for count in (100, 60)
+    )
+    return Dataset("images", train, test, 20, (1, 8, 8), prepare=Prepare())
 
 
 def stream_documented(subject: StreamSubject) -> None:

@@ -24,7 +24,6 @@ from holdfast.testing.metrics import METRIC_CHECKS
 from holdfast.testing.streams import STREAM_CHECKS, StreamSubject
 from holdfast.testing.training import TRAINING_CHECKS
 from holdfast.testing.ways import WAYS_CHECKS
-from holdfast.training import Trainer
 
 __all__ = ["BOUNDARY_CHECKS", "METHOD_CHECKS", "METRIC_CHECKS", "OPERATION_CHECKS", "STREAM_CHECKS"]
 
@@ -56,37 +55,37 @@ OPERATION_CHECKS: dict[str, Callable[[OperationSubject], None]] = {
 def alone(subject: OperationSubject) -> MethodSubject:
     """A method of an operation, of those it stands beside, and of a memory if it draws from one."""
 
-    def make(*more: Operation) -> Method:
-        return Method(subject.make(), *(operation.clone() for operation in subject.beside), *more)
+    def of(before: bool, after: bool) -> Callable[[], Method]:
+        def make() -> Method:
+            beside = [operation.clone() for operation in subject.beside]
+            first, last = ([Remember(capacity=20)] if wanted else [] for wanted in (before, after))
+            return Method(*first, subject.make(), *beside, *last)
 
-    def remembering() -> Method:
-        return make(Remember(capacity=20))
+        return make
 
-    chosen: Callable[[], Method] = make
-    try:
-        bind(make(), subject)
-    except ConfigError:
-        try:
-            bind(remembering(), subject)
-        except ConfigError:
-            pass  # the checks say why
-        else:
-            chosen = remembering
+    ways = [of(False, False), of(False, True), of(True, False)]
+    chosen = next((make for make in ways if works(make, subject)), ways[0])  # if there is none, the checks say why
     return MethodSubject(subject.kind.__name__, chosen, None, subject.stream, subject.model)
 
 
-def bind(method: Method, subject: OperationSubject) -> None:
-    """Bind a method to a model and a stream, without training."""
-    stream = subject.stream(toys.paradigm_for(method))
-    Trainer(method, evaluate="none").bind(
-        subject.model(stream, "task" if stream.paradigm == "task" else "fixed"), stream
-    )
+def works(make: Callable[[], Method], subject: OperationSubject) -> bool:
+    """Whether a method is not refused when it is trained with for a step an experience."""
+    try:
+        method = make()
+        stream = subject.stream(toys.paradigm_for(method))
+        head = "task" if stream.paradigm == "task" else "fixed"
+        toys.train(method, subject.model(stream, head), stream, iterations=1)
+    except ConfigError:
+        return False
+    except Exception:
+        return True  # it is broken, which the checks tell better
+    return True
 
 
 def check_operation(
     kind: type[Operation],
     *beside: Operation,
-    stream: Callable[..., Stream] = toys.stream,
+    stream: Callable[..., Stream] = toys.small,
     model: Callable[..., nn.Module] = toys.model,
     only: Iterable[str] | None = None,
     skip: Iterable[str] = (),
@@ -114,6 +113,7 @@ def check_operation(
         >>> check_operation(AnchorPenalty, strength=0.5, only=["clone", "json"])
         {'clone': 'passed', 'json': 'passed'}
     """
+    model = toys.model_for((kind, *beside)) if model is toys.model else model
     subject = OperationSubject(kind, arguments_of(kind, arguments), beside, stream, model)
     return run_checks(f"`{kind.__name__}`", subject, OPERATION_CHECKS, only, skip)
 
@@ -121,7 +121,7 @@ def check_operation(
 def check_method(
     method: Method | Callable[..., Method],
     *,
-    stream: Callable[..., Stream] = toys.stream,
+    stream: Callable[..., Stream] = toys.small,
     model: Callable[..., nn.Module] = toys.model,
     only: Iterable[str] | None = None,
     skip: Iterable[str] = (),
@@ -149,9 +149,11 @@ def check_method(
         {'resume': 'passed'}
     """
     if isinstance(method, Method):
+        model = toys.model_for(method) if model is toys.model else model
         subject = MethodSubject(method.name, method.clone, None, stream, model)
     else:
         given = arguments_of(method, arguments)
+        model = toys.model_for(method(**given)) if model is toys.model else model
         name = getattr(method, "__name__", "method")
         subject = MethodSubject(name, lambda: method(**given), method, stream, model)
     return run_checks(f"`{subject.name}`", subject, METHOD_CHECKS, only, skip)

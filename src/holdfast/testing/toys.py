@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from holdfast.core.experience import Batch, Experience, Stream
 from holdfast.core.method import Method
-from holdfast.models import mlp
+from holdfast.models import cnn, mlp
 from holdfast.streams import permuted, split
 from holdfast.streams.data import TensorData
 from holdfast.streams.datasets import synthetic
@@ -41,6 +41,11 @@ def stream(paradigm: Any = "class", experiences: int = 3, classes: int = 6, samp
     return split(data, experiences=experiences, paradigm=paradigm)
 
 
+def small(paradigm: Any = "class") -> Stream:
+    """What methods are checked on: three experiences of ten samples, the last batch of four smaller than the others."""
+    return stream(paradigm, samples=5)
+
+
 def images(paradigm: str = "class", channels_last: bool = False) -> Stream:
     """Three experiences of two classes of images `[2, 8, 8]`, eight samples a class."""
     generator = torch.Generator().manual_seed(0)
@@ -55,17 +60,18 @@ def images(paradigm: str = "class", channels_last: bool = False) -> Stream:
     return Stream(experiences, (2, 8, 8), 6, paradigm)
 
 
-def numbers(kind: str, tasks: bool = False, rows: int = 40) -> Stream:
-    """Three experiences, in each of which other weights make two targets of five numbers.
+def numbers(kind: str, tasks: bool = False, rows: int = 40, experiences: int = 3) -> Stream:
+    """Experiences in each of which other weights make two targets of five numbers.
 
     Args:
         kind: `numbers` for targets of any size, `labels` for several labels a row, each 0 or 1.
         tasks: whether experiences have a task label.
         rows: training samples of an experience.
+        experiences: how many.
     """
     generator = torch.Generator().manual_seed(0)
-    experiences = []
-    for index in range(3):
+    made = []
+    for index in range(experiences):
         weight = torch.randn(5, 2, generator=generator)
         parts = []
         for count in (rows, 20):
@@ -74,14 +80,28 @@ def numbers(kind: str, tasks: bool = False, rows: int = 40) -> Stream:
             targets = targets if kind == "numbers" else (targets > 0).float()
             parts.append(TensorData(inputs, targets, task=index if tasks else None))
         train, test = parts
-        experiences.append(Experience(index, train, test, task=index if tasks else None))
-    return Stream(experiences, (5,), 0, "task" if tasks else "domain")
+        made.append(Experience(index, train, test, task=index if tasks else None))
+    return Stream(made, (5,), 0, "task" if tasks else "domain")
 
 
 def model(of: Stream, head: str = "fixed", hidden: Sequence[int] = (7,), seed: int = 0, **other: Any) -> nn.Module:
     """A perceptron for a stream, with one hidden layer of seven units."""
     settings: dict[str, Any] = {"input_shape": of.input_shape, "classes": of.classes, "hidden": list(hidden), **other}
     return mlp(**{"head": head, "seed": seed, **settings})
+
+
+def cnn_for(of: Stream, head: Any = "fixed") -> nn.Module:
+    """A small convolutional network for a stream of images."""
+    return cnn(input_shape=of.input_shape, classes=of.classes, channels=[4, 6], head=head, seed=0)
+
+
+def model_for(operations: Iterable[Any]) -> Callable[..., nn.Module]:
+    """What makes the model to check these operations (or their classes) with: what one of them asks for, else `model`.
+
+    An operation that cannot work with just any model says which it is to be checked with in `check_model`, a function
+    like `model`.
+    """
+    return next((kind.check_model for kind in operations if hasattr(kind, "check_model")), model)
 
 
 def paradigm_for(method: Method) -> str:
@@ -144,7 +164,7 @@ def wrap(
     order_rng = cl.learner.rng("order")
     net.train()
     for experience in of:
-        data = cl.begin(experience, epochs=epochs, batch_size=batch_size)
+        data = cl.begin(experience, epochs=epochs, batch_size=batch_size * accumulate)
         assert data is not None
         total, done = epochs * -(-len(data) // batch_size), 0
         for _ in range(epochs if len(data) else 0):

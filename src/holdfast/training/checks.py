@@ -12,10 +12,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from holdfast.core.boundary import Boundary
 from holdfast.core.criteria import likelihood, without_classes
+from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Tree, tree_rows
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
+from holdfast.training.forwards import Capture, Forwards
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -244,3 +246,85 @@ class Parameters:
 
     def _flags(self) -> list[Any]:
         return [(id(p), p.requires_grad) for p in self._learner.model.parameters()]
+
+
+class Watch:
+    """Looks at what a loop that is not ours hands over: at shapes at every step, at values in an experience's first.
+
+    Args:
+        engine: of the method.
+        forwards: of the model.
+        criterion: whether the user gave one.
+    """
+
+    def __init__(self, engine: Engine, forwards: Forwards, criterion: bool) -> None:
+        self._services = engine.services
+        self._name = engine.method.name
+        self._forwards = forwards
+        self._criterion = criterion
+        self._needs_outputs = bool(engine.method.remembers) or forwards.joins
+        self._parameters = Parameters(engine.learner)
+        self._closely = 3
+        engine.learner.on_growth.append(self._parameters.add)
+
+    def renew(self) -> None:
+        """Look closely again: an experience begins."""
+        self._closely = 3
+
+    def check(
+        self,
+        count: int,
+        loss: Tensor,
+        targets: Tensor,
+        inputs: Tree,
+        outputs: Tensor | None,
+        capture: Capture | None,
+    ) -> None:
+        """Refuse what cannot be one batch of the model's.
+
+        Args:
+            count: calls of `backward` so far.
+            loss: the batch's.
+            targets: the batch's.
+            inputs: the batch's.
+            outputs: the model's, if they are known.
+            capture: the forward that they come from, if one was seen.
+        """
+        check_values(loss, targets, inputs, self._criterion, self._services.memory is not None)
+        rows = tree_rows(inputs)
+        if capture is not None and capture.rows != rows:
+            raise UsageError(
+                f"the model's last forward had {capture.rows} rows, backward() got {rows}. Pass the batch it was called"
+                " with."
+            )
+        if capture is None and ((outputs is None and self._forwards.heard) or self._forwards.joins):
+            raise UsageError(
+                "backward() was called without a forward, in training mode, of the model that was given to Continual. "
+                "Call that model once a step, and make a new Continual for a new model."
+            )
+        if outputs is None and self._needs_outputs:
+            raise UsageError(
+                f"`{self._name}` needs the model's outputs, and none were captured. Call the model that was given"
+                " to Continual in training mode before backward(), or pass outputs=..., or output=... to Continual."
+            )
+        if self._closely or count % 256 == 0:
+            self._parameters.check()
+        if self._closely:
+            criterion = self._services.criterion
+            ignored = getattr(criterion, "ignore_index", -100) if self._criterion else None
+            check_targets(targets, outputs, criterion, ignored)
+
+    def check_parameters(self) -> None:
+        """Refuse layers that were replaced or compiled since."""
+        self._parameters.check()
+
+    def check_gradients(self) -> None:
+        """Refuse a backward pass that reached none of the model's parameters; in an experience's first steps."""
+        if not self._closely:
+            return
+        self._closely -= 1
+        if not any(p.grad is not None for p in self._services.parameters()):
+            raise UsageError(
+                "backward() gave no gradient to any parameter of the model that was given to Continual. "
+                "Compute the loss by that model, and make a new Continual for a new one."
+            )

@@ -1,4 +1,4 @@
-"""Evaluation: counts on one experience's data, from which every metric is computed later."""
+"""Evaluation: counts on an experience's data, from which every metric is computed later; and early stopping by them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from holdfast.core.criteria import likelihood
 from holdfast.core.engine import Engine
-from holdfast.core.experience import Data, tree_map
+from holdfast.core.errors import ConfigError
+from holdfast.core.experience import Data, Experience, tree_map
+from holdfast.core.learner import derive_seed
 from holdfast.training.ranks import ALONE, Ranks
+from holdfast.training.session import Session
 
 
 def evaluate(
@@ -45,7 +48,7 @@ def evaluate(
     learner = engine.learner
     device = learner.device
     total = torch.zeros((), device=device, dtype=torch.float64)
-    weighed = 0
+    counted = 0
     guesses: list[tuple[Tensor, Tensor, Tensor]] = []
     numbers: list[tuple[Tensor, Tensor]] = []
     single_label = not data.targets.is_floating_point() and data.targets.dim() == 1
@@ -60,7 +63,7 @@ def evaluate(
             if single_label and outputs.dim() == 2:
                 width = outputs.shape[1]
                 guesses.append((targets, *_guess(outputs, labels[labels < width])))
-                if highest >= width:  # classes that have no output yet cannot be weighed
+                if highest >= width:  # classes that have no output yet have no loss
                     inside = targets < width
                     outputs, targets = outputs[inside], targets[inside]
             elif targets.is_floating_point() and outputs.shape == targets.shape:
@@ -68,11 +71,11 @@ def evaluate(
             rows = targets.shape[0]
             if rows:
                 total += learner.criterion(outputs, targets).double() * rows
-                weighed += rows
+                counted += rows
     if ranks.count > 1:
-        total, weighed, guesses, numbers = _joined(ranks, total, weighed, guesses, numbers)
+        total, counted, guesses, numbers = _joined(ranks, total, counted, guesses, numbers)
     result: dict[str, Any] = {"samples": len(data), "loss": None, "correct": None, "correct_task": None}
-    result["loss"] = float(total) / weighed if weighed else None
+    result["loss"] = float(total) / counted if counted else None
     if guesses:
         targets, guess, aware = (torch.cat(column) for column in zip(*guesses))
         hit = guess == targets
@@ -98,10 +101,10 @@ def _confusion(targets: Tensor, guess: Tensor) -> dict[str, dict[str, int]]:
     return rows
 
 
-def _joined(ranks: Ranks, total: Tensor, weighed: int, *rows: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+def _joined(ranks: Ranks, total: Tensor, counted: int, *rows: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
     """What every rank found on its part, on every rank, in order of rank."""
     held = [[tuple(column.cpu() for column in part) for part in parts] for parts in rows]
-    found = ranks.gather((float(total), weighed, held))
+    found = ranks.gather((float(total), counted, held))
     joined = [[part for *_, parts in found for part in parts[kind]] for kind in range(len(rows))]
     return (torch.tensor(sum(one for one, *_ in found)), sum(count for _, count, _ in found), *joined)
 
@@ -123,3 +126,86 @@ def _guess(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     nothing = torch.full((outputs.shape[0],), -1, device=outputs.device)
     best = outputs.argmax(1) if outputs.shape[1] else nothing
     return best, labels[outputs[:, labels].argmax(1)] if len(labels) else nothing
+
+
+# In a session ----------------------------------------------------------------------------------------------
+
+
+def evaluate_all(session: Session, after: int) -> None:
+    """Evaluate every experience on the data that the session is to evaluate on.
+
+    Args:
+        session: of a stream.
+        after: the experience that was learned last; -1 before any.
+    """
+    settings = session.settings
+    splits = {"both": ("test", "validation"), "none": ()}.get(settings.evaluate, (settings.evaluate,))
+    for split in splits:
+        for experience in session.stream or ():
+            data = getattr(experience, split)
+            if data is None or len(data) == 0:
+                continue
+            found = _evaluated(session, experience, data, split)
+            session.records.write(event="evaluate", after=after, experience=experience.index, split=split, **found)
+
+
+def _evaluated(session: Session, experience: Experience, data: Data, split: str) -> dict[str, Any]:
+    settings = session.settings
+    size = settings.eval_batch_size
+    data = limited(data, settings.limit_of(split), size, settings.seed, split)
+    return evaluate(session.engine, data, experience.classes, experience.task, size, session.ranks)
+
+
+def patience_ends(session: Session, experience: Experience) -> bool:
+    """Measure the epoch on validation data, and keep the best one's weights.
+
+    Args:
+        session: at the end of an epoch.
+        experience: with its validation data.
+
+    Returns:
+        Whether no further epoch is to come.
+
+    Raises:
+        ConfigError: where there is no validation data.
+    """
+    data, position, settings = experience.validation, session.position, session.current
+    if data is None or len(data) == 0:
+        raise ConfigError(
+            "patience and restore_best look at validation data, and this stream has none. "
+            "Make the stream with validation=0.1, or leave both out."
+        )
+    session.ranks.average_buffers(session.model)
+    found = _evaluated(session, experience, data, "validation")
+    right = found["correct"] if experience.task is None else found["correct_task"]
+    value = -float(found["loss"] or 0.0) if right is None else right / found["samples"]
+    best = position.best
+    if best is None or value > best["value"]:
+        weights = {key: tensor.clone() for key, tensor in session.model.state_dict().items()}
+        position.best = {
+            "value": value,
+            "epoch": position.epoch,
+            "model": weights if settings.restore_best else {},
+        }
+        return False
+    return settings.patience is not None and position.epoch - best["epoch"] >= settings.patience
+
+
+def limited(data: Data, limit: int | float | None, batch_size: int, seed: int, part: str) -> Data:
+    """The part of `data` that a limit leaves: the same random rows every time.
+
+    Args:
+        data: whole.
+        limit: a number of batches, a fraction of them, or None for all.
+        batch_size: samples per batch.
+        seed: of the run.
+        part: `train`, `validation` or `test`, each with a choice of its own.
+    """
+    if limit is None:
+        return data
+    batches = -(-len(data) // batch_size)
+    rows = (max(1, int(limit * batches)) if isinstance(limit, float) else limit) * batch_size
+    if rows >= len(data):
+        return data
+    generator = torch.Generator().manual_seed(derive_seed(seed, f"limit/{part}"))
+    return data.subset(torch.randperm(len(data), generator=generator)[:rows].sort().values)

@@ -89,10 +89,10 @@ def exported(engine: Engine, own: Hooks) -> nn.Module:
         criterion=learner.criterion,
         prepare=learner.prepare,
         seed=learner.seed,
-        head=learner.services.head_path or None,
+        head=learner.services.body.path or None,
     )
     twin.output = learner.output
-    state = copied(engine.state())
+    state = copied(engine.state(check=False))
     bound = Engine(method.clone(), twin, NEEDS)
     if not acts:
         state["learner"]["memory"] = None

@@ -7,7 +7,7 @@ imports the main module again: there, and on Windows and macOS, scripts need `if
 
 Where somebody else starts the processes (`torchrun`, SLURM, or by hand with `LOCAL_RANK`, `NODE_RANK`, `MASTER_ADDR`
 and `MASTER_PORT`), each of them runs the script, and `fit` only joins them; several machines work that way alone. The
-command `holdfast run` may be started so too: see `experiments.several`.
+command `holdfast run` may be started so too: see `runs.several`.
 
 A process that dies takes the others with it: its neighbours' next exchange fails (at once under gloo; under NCCL after
 its timeout of half an hour), and `fit` raises with the rank and the signal. `resume` goes on from the last checkpoint.
@@ -16,7 +16,6 @@ its timeout of half an hour), and `fit` raises with the rank and the signal. `re
 from __future__ import annotations
 
 import contextlib
-import copy
 import multiprocessing
 import os
 import pickle
@@ -24,23 +23,20 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
-from holdfast.core.experience import Stream
+from holdfast.core.method import Method
 from holdfast.training.fabric import connect, fabric_types, launched
 from holdfast.training.ranks import Ranks, check_shared
 
-if TYPE_CHECKING:
-    from holdfast.training.trainer import Trainer
-
-Strategy = Literal["auto", "ddp", "ddp_fork", "ddp_spawn"]
+Work = Callable[..., Any]
+"""What each process does, called with `ranks=`: a function that can be sent to another process."""
 
 _joined: list[Ranks] = []
 
@@ -48,52 +44,41 @@ GRACE = 60.0
 """Seconds that the other processes have to end by themselves."""
 
 
-def check_processes(devices: int, num_nodes: int, strategy: str) -> None:
-    """Refuse numbers below 1 and strategies that there are not.
-
-    Raises:
-        ConfigError: with what to write instead.
-    """
-    for name, value in {"devices": devices, "num_nodes": num_nodes}.items():
-        if value < 1:
-            raise ConfigError(f"the trainer got {name}={value}. Give a number of at least 1.")
-    if strategy not in get_args(Strategy):
-        raise ConfigError(f"the trainer got strategy={strategy!r}. Choose one of {', '.join(get_args(Strategy))}.")
+def check_devices(method: Method, batch_size: int, count: int) -> None:
+    """Refuse, before any process starts, what `count` processes cannot do together; see `Ranks.check`."""
+    fabric_types()
+    check_shared(method, batch_size, count)
 
 
-def train_together(
-    trainer: Trainer, model: nn.Module, stream: Stream, resume: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
-    """Train in `trainer.devices * trainer.num_nodes` processes, of which this is one.
+def train_together(here: Work, there: Work, kind: str, devices: int, num_nodes: int, strategy: str) -> Any:
+    """Work in `devices * num_nodes` processes, of which this is one.
 
     Args:
-        trainer: what to do.
-        model: trained in place.
-        stream: what to learn.
-        resume: a state of as many processes.
+        here: what this process does.
+        there: what the processes do that are started here; sent to them.
+        kind: of device: `cpu`, `cuda` ...
+        devices: processes on this machine, one device each.
+        num_nodes: machines.
+        strategy: how processes are started, see `start_method`.
 
     Returns:
-        The events, in every process.
+        What `here` returned.
 
     Raises:
         HoldfastError: if another process failed, with its rank and its error.
     """
-    fabric_types()
-    check_shared(trainer.method, trainer.settings.batch_size, trainer.devices * trainer.num_nodes)
     if _joined:
-        return trainer.fit_here(model, stream, resume, _joined[-1])
-    kind = trainer.device.type
+        return here(ranks=_joined[-1])
     if launched():
-        with join(kind, trainer.devices, trainer.num_nodes, own=False) as ranks:
-            return trainer.fit_here(model, stream, resume, ranks)
-    if trainer.num_nodes > 1:
+        with join(kind, devices, num_nodes, own=False) as ranks:
+            return here(ranks=ranks)
+    if num_nodes > 1:
         raise ConfigError(
-            f"num_nodes={trainer.num_nodes} machines cannot be reached from here. Start a script that calls Trainer on"
+            f"num_nodes={num_nodes} machines cannot be reached from here. Start a script that calls Trainer on"
             " each by torchrun or SLURM, which tell every process its rank."
         )
-    others = Others(trainer, model, stream, resume)
-    with others, join(kind, trainer.devices, 1, own=True) as ranks:
-        return trainer.fit_here(model, stream, resume, ranks)
+    with Others(there, kind, devices, strategy), join(kind, devices, 1, own=True) as ranks:
+        return here(ranks=ranks)
 
 
 @contextlib.contextmanager
@@ -128,19 +113,17 @@ class Others:
     """The processes of ranks 1, 2, ... on this machine: started on entry, ended on exit, one way or another.
 
     Args:
-        trainer: what every rank does.
-        model: as every rank begins with it.
-        stream: what to learn.
-        resume: a state of as many processes.
+        work: what every rank does.
+        kind: of device.
+        count: how many processes there are, with this one.
+        strategy: how they are started.
     """
 
-    def __init__(self, trainer: Trainer, model: nn.Module, stream: Stream, resume: Mapping[str, Any] | None) -> None:
-        self.count = trainer.devices
-        self.threads = max(1, torch.get_num_threads() // self.count)
-        self.start = start_method(trainer.strategy, self.threads)
-        worker = copy.copy(trainer)
-        worker.record, worker.progress, worker.checkpoints = None, False, None
-        self._job = (worker, model, stream, resume)
+    def __init__(self, work: Work, kind: str, count: int, strategy: str) -> None:
+        self.count = count
+        self.threads = max(1, torch.get_num_threads() // count)
+        self.start = start_method(strategy, self.threads)
+        self._job = (work, kind, count)
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._exit = contextlib.ExitStack()
@@ -259,9 +242,9 @@ def _work(rank: int, threads: int, pipe: Connection, job: Any) -> None:
     torch.set_num_threads(threads)
     pipe.send("ready")
     try:
-        trainer, model, stream, resume = pickle.loads(job) if isinstance(job, bytes) else job
-        with join(trainer.device.type, trainer.devices, trainer.num_nodes, own=True) as ranks:
-            trainer.fit_here(model, stream, resume, ranks)
+        work, kind, count = pickle.loads(job) if isinstance(job, bytes) else job
+        with join(kind, count, 1, own=True) as ranks:
+            work(ranks=ranks)
     except Interrupted:
         pass
     except BaseException as error:

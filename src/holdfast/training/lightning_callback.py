@@ -1,8 +1,7 @@
-"""A method in a Lightning trainer: what the callback does at each of Lightning's moments."""
+"""A method in a Lightning trainer: what the callback does at each of Lightning's moments, and how it reads batches."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,8 +13,13 @@ from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Tree
 from holdfast.core.learner import Criterion
 from holdfast.core.method import Method
-from holdfast.training.lightning_batches import data_of, split_batch
-from holdfast.training.lightning_inside import Inside
+from holdfast.core.needs import LIGHTNING, LOOP_WITH_BOUNDARY
+from holdfast.streams.data import LoaderData
+from holdfast.training.checks import check_arguments
+from holdfast.training.lightning_inside import Inside, InsideForwards, InsideUpdate, made_from
+from holdfast.training.optimization import Followed
+from holdfast.training.phases import Phases
+from holdfast.training.wrapper import bound
 
 
 class CallbackLogic:
@@ -73,26 +77,31 @@ class CallbackLogic:
         self.seed = seed
         self.head = head
         self.cl: Inside | None = None
+        self.resumed = False
         self._loaded: Mapping[str, Any] | None = None
-        self._resumed = False
         self._now: tuple[Tree, Tensor] | None = None
 
     # What a module and its user may call ---------------------------------------------------------------
 
     def loss(self, outputs: Tensor, targets: Tensor, inputs: Tree | None = None) -> Tensor:
         """The loss of a method that brings its own, for `training_step`; see `Continual.loss`."""
-        return self._bound.loss(outputs, targets, inputs)
+        return self.bound.loss(outputs, targets, inputs)
 
     def predict(self, inputs: Tree, task: int | None = None) -> Tensor:
         """Outputs in eval mode, as the method wants them; see `Continual.predict`."""
-        return self._bound.predict(inputs, task)
+        return self.bound.predict(inputs, task)
 
     def export(self) -> nn.Module:
         """The network for deployment; see `Continual.export`."""
-        return self._bound.export()
+        return self.bound.export()
 
     @property
-    def _bound(self) -> Inside:
+    def bound(self) -> Inside:
+        """The method bound to the network.
+
+        Raises:
+            UsageError: before the first fit.
+        """
         if self.cl is None:
             raise UsageError("the method is bound by the first `fit`. Call trainer.fit(...) before.")
         return self.cl
@@ -105,22 +114,12 @@ class CallbackLogic:
         network = self._network(pl_module)
         optimizer = self._optimizer(trainer, network)
         if self.cl is None:
-            self.cl = Inside(
-                network,
-                self.method,
-                optimizer,
-                criterion=self.criterion,
-                boundary=self.boundary,
-                prepare=None if stream is None else stream.prepare,
-                output=self.output,
-                seed=self.seed,
-                head=self.head,
-            )
+            self.cl = self._bind(network, None if stream is None else stream.prepare)
         elif self.cl.model is not network:
             raise UsageError(
                 "this callback serves another module already. Make one for each: ContinualCallback(method.clone())."
             )
-        self.cl.take(trainer, optimizer, self.accumulate)
+        self.cl.work_for(trainer, optimizer, self.accumulate)
         if self._loaded is not None:
             self._restore(trainer, optimizer)
         pl_module.backward = self._backward
@@ -129,24 +128,24 @@ class CallbackLogic:
         """Open this fit's experience, unless a stream or a boundary does."""
         if self.boundary is not None or getattr(trainer.datamodule, "stream", None) is not None:
             return
-        cl = self._bound
+        cl = self.bound
         wanted = {"boundaries", "data", "classes"} & set(self.method.needs) or hasattr(cl.learner.head, "grow")
         data = None
         if wanted:
             data = self.data(trainer) if self.data is not None else data_of(trainer, self.batch)
-        if self._resumed and cl._experience is not None:
+        if self.resumed and cl.experience is not None:
             if data is not None:
-                cl._experience = dataclasses.replace(cl._experience, train=data)
+                cl.phases.hand_over(data)
         else:
             steps = trainer.num_training_batches if trainer.num_training_batches != float("inf") else None
             steps = None if steps is None else -(-int(steps) // trainer.accumulate_grad_batches)
             cl.begin(data, task=self.task, epochs=max(1, trainer.max_epochs or 1), steps=steps)
-        self._resumed = False
+        self.resumed = False
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the experience."""
-        if self._bound._experience is not None and self.boundary is None:
-            self._bound.end()
+        if self.bound.experience is not None and self.boundary is None:
+            self.bound.end()
         pl_module.__dict__.pop("backward", None)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -155,7 +154,7 @@ class CallbackLogic:
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Edit the gradient."""
-        self._bound.before_optimizer()
+        self.bound.complete()
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state for Lightning's checkpoint; the network's weights are in it already."""
@@ -174,7 +173,7 @@ class CallbackLogic:
 
     def _restore(self, trainer: Any, optimizer: torch.optim.Optimizer) -> None:
         assert self._loaded is not None
-        cl, loaded = self._bound, self._loaded
+        cl, loaded = self.bound, self._loaded
         state = dict(loaded["continual"])
         engine = dict(state["engine"])
         engine["learner"] = {**engine["learner"], "model": dict(cl.learner.model.state_dict())}
@@ -183,19 +182,37 @@ class CallbackLogic:
         if len(groups) != len(optimizer.param_groups) and all(name in named for names in groups for name in names):
             options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
             optimizer.param_groups[:] = [{**options, "params": [named[name] for name in names]} for names in groups]
-        self._loaded, self._resumed = None, True
+        self._loaded, self.resumed = None, True
 
     # What they share -------------------------------------------------------------------------------------
 
     def _backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        cl = self._bound
+        cl = self.bound
         if self._now is None:
             raise UsageError("the training step's batch is not known. Train with batches, not with dataloader_iter.")
         inputs, targets = self._now
-        raw = cl.undone(loss)
-        if cl._owns_loss and cl._is_own(loss):
-            cl._own_loss = raw
+        raw = cl.update.undone(loss)
+        if cl.own_loss is not None and made_from(loss, cl.own_loss):
+            cl.own_loss = raw
         cl.backward(raw, targets, inputs=inputs)
+
+    def _bind(self, network: nn.Module, prepare: Callable[..., Any] | None) -> Inside:
+        check_arguments(self.method, None, 1, None)
+        engine, own_hooks = bound(
+            network,
+            self.method,
+            LIGHTNING if self.boundary is None else LOOP_WITH_BOUNDARY,
+            criterion=self.criterion,
+            prepare=prepare,
+            output=self.output,
+            seed=self.seed,
+            head=self.head,
+        )
+        followed = Followed(engine)
+        forwards = InsideForwards(engine, network, self.output, direct=True)
+        phases = Phases(engine, self.boundary)
+        update = InsideUpdate(engine, followed, accumulate=0, finished=phases.keeper)
+        return Inside(engine, forwards, phases, update, followed, own_hooks, self.criterion is not None)
 
     def _network(self, module: nn.Module) -> nn.Module:
         if self.model is not None:
@@ -215,3 +232,63 @@ class CallbackLogic:
                 "Name the network that the method is for: ContinualCallback(method, model='path')."
             )
         return found[0]  # type: ignore[no-any-return]
+
+
+# What other loaders give -------------------------------------------------------------------------------------
+
+Split = Callable[[Any], tuple[Tree, Tensor]]
+
+TARGETS = ("labels", "targets", "target", "label", "y")
+"""Where a batch that is a mapping has its targets."""
+
+
+def split_batch(batch: Any) -> tuple[Tree, Tensor]:
+    """Inputs and targets of a batch as most loaders make them."""
+    if isinstance(batch, Mapping):
+        found = next((name for name in TARGETS if name in batch), None)
+        if found is not None:
+            return {name: value for name, value in batch.items() if name != found}, batch[found]
+    elif isinstance(batch, list | tuple) and len(batch) >= 2:
+        inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
+        return (dict(inputs) if isinstance(inputs, Mapping) else inputs), batch[-1]
+    elif isinstance(batch, Tensor):
+        return batch, batch
+    raise UsageError(
+        f"a batch of type {type(batch).__name__} does not say which part is the targets. "
+        "Pass ContinualCallback(..., batch=lambda batch: (inputs, targets))."
+    )
+
+
+class Items:
+    """A data set whose items are `(inputs, target)`, whatever they were.
+
+    Args:
+        dataset: anything with `__len__` and `__getitem__`.
+        split: takes inputs and target out of an item, as it does of a batch.
+    """
+
+    def __init__(self, dataset: Any, split: Split) -> None:
+        self.dataset = dataset
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tree, Tensor]:
+        return self.split(self.dataset[index])
+
+
+def data_of(trainer: Any, split: Split) -> Data | None:
+    """The data set behind the training loader, if it can be gone over again.
+
+    Args:
+        trainer: that trains.
+        split: takes inputs and targets out of a batch.
+    """
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    if isinstance(dataset, Data) or dataset is None:
+        return dataset
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        return None
+    pairs = split is split_batch and len(dataset) and isinstance(dataset[0], list | tuple) and len(dataset[0]) == 2
+    return LoaderData(dataset if pairs else Items(dataset, split))

@@ -87,13 +87,13 @@ class StreamLogic:
         epochs = self.epochs if self.experience is None else max(1, self.trainer.max_epochs or 1)
         data, generator = experience.train, self.generator
         if callback is not None:
-            cl, generator = callback._bound, callback._bound.learner.rng("order")
-            if callback._resumed and cl._experience is not None:
+            cl, generator = callback.bound, callback.bound.learner.rng("order")
+            if callback.resumed and cl.experience is not None:
                 data = cl.resume(self.stream[cl.learner.experience])
-            callback._resumed = False
-            if cl._experience is not None and cl.learner.experience != index:
+            callback.resumed = False
+            if cl.experience is not None and cl.learner.experience != index:
                 cl.end()
-            if cl._experience is None:
+            if cl.experience is None:
                 data = cl.begin(experience, epochs=epochs, batch_size=self.batch_size * self.trainer.world_size)
         return Loader(data, self.batch_size, self.trainer, generator)
 

@@ -20,7 +20,7 @@ class NoProgress:
     ) -> None:
         return None
 
-    def show(self, done: int, total: int, text: str) -> None:
+    def show(self, done: int, total: int | None, text: str) -> None:
         """Ignore the news."""
 
 
@@ -70,8 +70,8 @@ class Bar(NoProgress):
     ) -> None:
         self._bar.stop()
 
-    def show(self, done: int, total: int, text: str) -> None:
-        """Draw `done` of `total` steps."""
+    def show(self, done: int, total: int | None, text: str) -> None:
+        """Draw `done` of `total` steps; None where nobody knows how many there are."""
         self._bar.update(self._task, completed=done, total=total, text=text)
         self._bar.refresh()
 

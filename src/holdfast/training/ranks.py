@@ -1,8 +1,8 @@
-"""The processes that train together: each on its part of every batch, all with the same weights."""
+"""The processes that train together: each on its part of every batch, all with the same weights; in any loop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import ConfigError, NeedError
 from holdfast.core.experience import Batch, Data
 from holdfast.core.method import Method
-from holdfast.core.ranks import average_over_ranks
+from holdfast.core.ranks import average_over_ranks, rank_count
 
 PACE = 16
 """On a GPU, what rank 0 wishes is read every so many steps, since reading waits for the device."""
@@ -154,3 +154,37 @@ def check_shared(method: Method, batch_size: int, count: int) -> None:
 
 ALONE = Ranks()
 """This process on its own."""
+
+
+# In a loop that is not ours, where DDP averages the gradients it knows of ------------------------------------
+
+
+def union_over_ranks(classes: Iterable[int]) -> tuple[int, ...]:
+    """The classes that any rank has, ascending, so that every head grows to the same width.
+
+    Example:
+        >>> union_over_ranks((3, 1))
+        (1, 3)
+    """
+    found = [tuple(classes)] * rank_count()
+    if len(found) > 1:
+        dist.all_gather_object(found, found[0])
+    return tuple(sorted({label for part in found for label in part}))
+
+
+def average_unknown(known: Iterable[nn.Parameter]) -> Callable[[Sequence[nn.Parameter]], None]:
+    """What averages over ranks the gradients that DDP does not know of; a rank without one counts as zero.
+
+    Args:
+        known: the parameters whose gradients DDP averages.
+    """
+    averaged = {id(p) for p in known if p.requires_grad}
+
+    def average(parameters: Sequence[nn.Parameter]) -> None:
+        own = [p for p in parameters if p.requires_grad and id(p) not in averaged]
+        for parameter in own:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        average_over_ranks([p.grad for p in own if p.grad is not None])
+
+    return average

@@ -1,97 +1,134 @@
-"""The events of a run: windows of training steps and evaluations, joined over all processes that train together."""
+"""The events of a run, and the window of training steps that the next one is about."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from holdfast.training.divergence import Watch
-from holdfast.training.evaluation import evaluate
-from holdfast.training.limits import limited
-from holdfast.training.window import Window
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from holdfast.training.trainer import Trainer
+from holdfast.core.learner import Learner
+from holdfast.training.divergence import OnDivergence, Watch
+
+
+class Window:
+    """Losses and accuracy of the steps since the last reading: kept as tensors on the device, read once a window.
+
+    Args:
+        learner: whose logged scalars are read.
+
+    Attributes:
+        steps: in the window.
+        first: the largest loss, or term of a loss, of the very first step; None before the first reading.
+        right: samples of all windows read so far that were predicted right; None before any had classes.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._outputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self.steps = 0
+        self.first: float | None = None
+        self.right: int | None = None
+
+    def add(self, outputs: Tensor | None, targets: Tensor) -> None:
+        """Keep one step's outputs and targets; nothing is computed yet."""
+        if outputs is not None and outputs.dim() == 2 and not targets.is_floating_point():
+            self._outputs.append(outputs.detach())
+            self._targets.append(targets)
+        self.steps += 1
+
+    def read(self) -> dict[str, Any]:
+        """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
+        terms = {name: _weighted_sum(values) / self.steps for name, values in self._learner.logged.items()}
+        if self.first is None and self.steps:
+            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps]
+            self.first = max((abs(float(value)) for value in logged), default=None)
+        hits, accuracy = self._hits(), None
+        if hits is not None:
+            accuracy = hits.float().mean().item()
+            self.right = (self.right or 0) + int(hits.sum())
+        self._learner.logged.clear()
+        self._outputs.clear()
+        self._targets.clear()
+        self.steps = 0
+        return {"loss": terms.get("loss"), "accuracy": accuracy, "terms": terms}
+
+    def load(self, right: int | None) -> None:
+        """Begin an empty window, after so many right predictions."""
+        self.right, self.steps = right, 0
+        self._learner.logged.clear()
+        self._outputs.clear()
+        self._targets.clear()
+
+    def right_so_far(self) -> int | None:
+        """`right`, with the steps that were not read yet."""
+        hits = self._hits()
+        return self.right if hits is None else (self.right or 0) + int(hits.sum())
+
+    def _hits(self) -> Tensor | None:
+        """`[samples]` bool: whether the class of the largest output is the target."""
+        if not self._outputs:
+            return None
+        if len({outputs.shape[1] for outputs in self._outputs}) > 1:  # outputs grew within the window
+            pairs = zip(self._outputs, self._targets)
+            return torch.cat([outputs.argmax(1) == targets for outputs, targets in pairs])
+        return torch.cat(self._outputs).argmax(1) == torch.cat(self._targets)
+
+
+def _weighted_sum(values: list[tuple[Tensor, float]]) -> float:
+    tensors = torch.stack([value for value, _ in values]).double()
+    return float(
+        tensors.dot(torch.tensor([factor for _, factor in values], dtype=torch.float64, device=tensors.device))
+    )
 
 
 class Records:
-    """Keeps every event, and passes it on to the trainer's `record`.
+    """Keeps every event, and passes it on.
 
     Args:
-        trainer: bound to its model and stream.
+        record: called with each event, a mapping of plain values.
+        learner: whose steps are in the window.
+        on_divergence: what happens where the losses or the weights show that the training diverged.
+        keep: whether events are kept in memory too; without end nobody could hold them all.
+
+    Attributes:
+        events: those that were kept.
+        window: the steps since the last `train` event.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(
+        self,
+        record: Callable[[dict[str, Any]], None] | None,
+        learner: Learner,
+        on_divergence: OnDivergence = "stop",
+        keep: bool = True,
+    ) -> None:
+        self.record = record
+        self.keep = keep
         self.events: list[dict[str, Any]] = []
-        self.window = Window(trainer.learner)
-        self.watch = Watch(trainer.model, trainer.on_divergence)
+        self.window = Window(learner)
+        self._watch = Watch(learner.model, on_divergence)
 
     def write(self, **event: Any) -> None:
-        """Keep one event."""
-        self.events.append(event)
-        if self.trainer.record is not None:
-            self.trainer.record(event)
-        noticed = self.watch.notice(event, self.window.first)
+        """Keep one event.
+
+        Raises:
+            Diverged: if it shows that the training diverged, and is to stop then.
+        """
+        if self.keep:
+            self.events.append(event)
+        if self.record is not None:
+            self.record(event)
+        noticed = self._watch.notice(event, self.window.first)
         if noticed is not None:
             self.write(**noticed)
-            self.watch.stop(noticed)
-
-    def write_window(self) -> None:
-        """Keep means over the steps since the last window, and their learning rate."""
-        trainer, position = self.trainer, self.trainer.position
-        self.write(
-            event="train",
-            experience=position["experience"],
-            epoch=position["epoch"],
-            step=trainer.engine.index,
-            samples=position["step"] * trainer.loop.settings.batch_size,
-            lr=trainer.optimization.lr,
-            **_mean(trainer.ranks.gather(self.window.read())),
-        )
-
-    def evaluate_all(self, after: int) -> None:
-        """Evaluate every experience on the data that the trainer is to evaluate on.
-
-        Args:
-            after: the experience that was learned last; -1 before any.
-        """
-        trainer = self.trainer
-        splits = {"both": ("test", "validation"), "none": ()}.get(trainer.evaluate, (trainer.evaluate,))
-        for split in splits:
-            for experience in trainer.stream:
-                data = getattr(experience, split)
-                if data is None or len(data) == 0:
-                    continue
-                data = limited(data, trainer.limits[split], trainer.eval_batch_size, trainer.seed, split)
-                found = evaluate(
-                    trainer.engine,
-                    data,
-                    experience.classes,
-                    experience.task,
-                    trainer.eval_batch_size,
-                    trainer.ranks,
-                )
-                self.write(event="evaluate", after=after, experience=experience.index, split=split, **found)
-
-    def write_experience(self, index: int, seconds: float, evaluation_seconds: float) -> None:
-        """Keep what learning an experience took; a memory counts with all its parts."""
-        trainer = self.trainer
-        memory = trainer.learner.memory
-        held = trainer.ranks.gather((0, 0) if memory is None else (len(memory), memory.nbytes))
-        self.write(
-            event="experience",
-            experience=index,
-            steps=trainer.position["step"],
-            seconds=seconds,
-            evaluation_seconds=evaluation_seconds,
-            parameters=sum(p.numel() for p in trainer.model.parameters()),
-            memory_items=sum(items for items, _ in held),
-            memory_bytes=sum(size for _, size in held),
-        )
+            self._watch.stop(noticed)
 
 
-def _mean(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The window of all ranks together; a term that a rank had not counts as zero there."""
+def mean_window(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One window of all processes together; a term that a process did not log counts as zero there."""
     if len(parts) == 1:
         return parts[0]
     names = list(dict.fromkeys(name for part in parts for name in part["terms"]))

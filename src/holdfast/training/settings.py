@@ -1,83 +1,190 @@
-"""How the training of an experience goes, and what is different in some experiences."""
+"""Every setting of a training in one dataclass: what is alike in the whole run, and what may differ by experience."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here: the configuration reads types and defaults off the dataclass, in other modules too.
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+import torch
 
 from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.learner import Criterion
+from holdfast.core.ranges import Count, Positive, Range, check_fields
+from holdfast.training.divergence import OnDivergence
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory, optimizer_factory
+from holdfast.training.precision import Precision, check_precision
 
 Changes = Mapping[str, Any]
 PerExperience = Mapping[str | int, Changes] | Sequence[Changes | None]
 """Changes by experience (`{0: ..., "2-4": ..., "5-": ...}`), or a list with one entry for each, None for none."""
 
+Strategy = Literal["auto", "ddp", "ddp_fork", "ddp_spawn"]
+
+Limit = Annotated[int | float, Range(0, low_open=True)]
+"""A number of batches, or a fraction of them up to 1.0."""
+
 AUGMENTATIONS = ("crop", "flip")
 """Arguments of `streams.prepare.Prepare` that act in training only."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What may differ from one experience to the next; the meanings are those of `Trainer`'s arguments.
+@dataclasses.dataclass(kw_only=True)
+class ExperienceSettings:
+    """What may differ from one experience to the next.
+
+    Args:
+        optimizer: a torch name, a mapping with `name` and arguments, or a function from parameters to an optimiser.
+        scheduler: a function from an optimiser to a scheduler; a new one for each experience.
+        epochs: passes over each experience's data.
+        iterations: steps per experience instead of epochs (the data is shuffled again whenever it runs out).
+        batch_size: current samples per step, of all processes together.
+        drop_last: leave out an epoch's last batch if it is smaller than the others.
+        reset_optimizer: start each experience with a new optimiser, without the momentum of the last.
+        scheduler_every: move the scheduler every `step` or every `epoch`.
+        clip_norm: largest norm of the whole gradient; larger ones are scaled down to it.
+        clip_by: what `clip_norm` bounds: the `norm` of the whole gradient, or each `value` of it.
+        accumulate: batches whose gradients are averaged before the optimiser moves.
+        limit_train_batches: batches of each experience's training data that are used, a number or a fraction; the same
+            every epoch.
+        patience: end an experience after so many epochs without a better validation accuracy.
+        restore_best: end an experience with the weights of the epoch that had the best validation accuracy.
+
+    Attributes:
+        augment: random changes of the training inputs, set by `changed` alone.
 
     Raises:
-        ConfigError: for a number that makes no sense, or two lengths at once.
+        ConfigError: for a number that makes no sense.
     """
 
-    optimizer: OptimizerFactory
+    optimizer: str | Mapping[str, Any] | OptimizerFactory = "SGD"
     scheduler: SchedulerFactory | None = None
-    scheduler_every: str = "epoch"
-    epochs: int = 1
-    iterations: int | None = None
-    batch_size: int = 32
+    epochs: Count = 1
+    iterations: Count | None = None
+    batch_size: Count = 32
     drop_last: bool = False
     reset_optimizer: bool = False
-    clip_norm: float | None = None
-    clip_by: str = "norm"
-    accumulate: int = 1
-    limit_train_batches: int | float | None = None
-    patience: int | None = None
+    scheduler_every: Literal["step", "epoch"] = "epoch"
+    clip_norm: Positive | None = None
+    clip_by: Literal["norm", "value"] = "norm"
+    accumulate: Count = 1
+    limit_train_batches: Limit | None = None
+    patience: Count | None = None
     restore_best: bool = False
-    augment: Mapping[str, Any] | None = None
+    augment: Mapping[str, Any] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "patience", "iterations"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"the trainer got {name}={value}. Give a number of at least 1.")
-        if self.clip_by not in ("norm", "value"):
-            raise ConfigError(f"the trainer got clip_by={self.clip_by!r}. Choose norm or value.")
-        if self.scheduler_every not in ("step", "epoch"):
-            raise ConfigError(f"a scheduler got every={self.scheduler_every!r}. Choose step or epoch.")
+        check_fields(self, "Trainer")
+        self.optimizer = optimizer_factory(self.optimizer)
         check_limit("limit_train_batches", self.limit_train_batches)
-        if self.augment is not None:
-            for name in self.augment:
-                if name not in AUGMENTATIONS:
-                    raise ConfigError(unknown("augmentation", name, AUGMENTATIONS))
 
-    def changed(self, changes: Changes) -> Settings:
+    @property
+    def make_optimizer(self) -> OptimizerFactory:
+        """From parameters to a new optimiser; the same object as long as nobody changed the optimiser."""
+        return optimizer_factory(self.optimizer)
+
+    def changed(self, changes: Changes) -> Self:
         """These settings with some others; `epochs` puts `iterations` out of force.
 
         Raises:
             ConfigError: for a name that is no setting of an experience.
         """
-        known = [field.name for field in dataclasses.fields(self)]
+        known = [field.name for field in dataclasses.fields(ExperienceSettings)]
         for name in changes:
             if name not in known:
                 raise ConfigError(unknown("setting of an experience", name, known))
         new = dict(changes)
-        if "optimizer" in new:
-            new["optimizer"] = optimizer_factory(new["optimizer"])
+        augment = new.pop("augment", self.augment)
+        for name in augment or ():
+            if name not in AUGMENTATIONS:
+                raise ConfigError(unknown("augmentation", name, AUGMENTATIONS))
         if new.get("epochs") is not None and "iterations" not in new:
             new["iterations"] = None
-        return dataclasses.replace(self, **new)
+        made = dataclasses.replace(self, **new)
+        made.augment = augment
+        return made
+
+
+@dataclasses.dataclass(kw_only=True)
+class Settings(ExperienceSettings):
+    """Every setting of a training.
+
+    Args:
+        per_experience: what is different in some experiences, by number: `{0: {"epochs": 5}, "1-": {"batch_size": 8}}`,
+            or a list with one entry for each experience; every setting of `ExperienceSettings` may differ.
+        criterion: `criterion(outputs, targets)` -> mean loss; default: cross-entropy.
+        eval_batch_size: samples per forward in evaluation.
+        precision: `32-true`; `bf16-mixed` or `16-mixed` (GPUs only) for autocast; `64-true` for doubles.
+        evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
+        evaluate_before: also evaluate before any training (forward transfer needs it).
+        limit_experiences: learn and evaluate only so many experiences, the first ones, for a quick look.
+        limit_val_batches: batches of each experience's validation data that are used, a number or a fraction.
+        limit_test_batches: the same of test data.
+        max_seconds: training time after which no further step is made; what was learned is evaluated.
+        deterministic: let torch refuse operations whose result is not reproducible.
+        detect_anomaly: let torch say where a gradient became NaN; slow.
+        compile: compile the model's forward with `torch.compile`.
+        log_every: steps between two records of loss and accuracy.
+        on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
+            `go_on`; looked at with each record.
+        seed: of every random choice.
+        device: where to train, for instance `cpu` or `cuda`.
+        devices: processes on this machine, one device each, that train one model together; see `training.launch`.
+        num_nodes: machines that do so.
+        strategy: how the processes start: `ddp` (by whichever of the others is safe), `ddp_fork` or `ddp_spawn`;
+            `auto` is one process for one device.
+
+    Raises:
+        ConfigError: for a value that makes no sense, or that this machine cannot do.
+    """
+
+    per_experience: PerExperience | None = None
+    criterion: Criterion | None = None
+    eval_batch_size: Count = 512
+    precision: Precision = "32-true"
+    evaluate: Literal["test", "validation", "both", "none"] = "test"
+    evaluate_before: bool = True
+    limit_experiences: Count | None = None
+    limit_val_batches: Limit | None = None
+    limit_test_batches: Limit | None = None
+    max_seconds: Positive | None = None
+    deterministic: bool = False
+    detect_anomaly: bool = False
+    compile: bool = False
+    log_every: Count = 50
+    on_divergence: OnDivergence = "stop"
+    seed: int = 0
+    device: str | torch.device = "cpu"
+    devices: Count = 1
+    num_nodes: Count = 1
+    strategy: Strategy = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.device = torch.device(self.device)
+        check_precision(self.precision, self.device)
+        for name in ("limit_val_batches", "limit_test_batches"):
+            check_limit(name, getattr(self, name))
+
+    def limit_of(self, split: str) -> int | float | None:
+        """The limit on the batches of `validation` or `test` data."""
+        return self.limit_val_batches if split == "validation" else self.limit_test_batches
+
+    def by_experience(self, experiences: int) -> list[Self]:
+        """The settings of each experience."""
+        changes = by_experience(self.per_experience, experiences)
+        return [self.changed(changes.get(index, {})) for index in range(experiences)]
+
+
+def described(*parts: type) -> str:
+    """What the docstrings of `parts` say of their arguments, as lines of another's `Args:`, the first not indented."""
+    sections = [inspect.cleandoc(part.__doc__ or "").split("Args:\n", 1)[1].split("\n\n", 1)[0] for part in parts]
+    return "\n".join(sections).lstrip()
 
 
 def check_limit(name: str, limit: int | float | None) -> None:
     """Refuse a limit on batches that is neither a number of them nor a fraction."""
-    if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
+    if isinstance(limit, float) and limit > 1:
         raise ConfigError(f"the trainer got {name}={limit}. Give a number of batches, or a fraction up to 1.0.")
 
 

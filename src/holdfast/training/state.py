@@ -1,38 +1,81 @@
-"""What a trainer needs to go on where it was: tensors and plain values only, with the part of every process."""
+"""What a training needs to go on where it was: tensors and plain values only, with the part of every process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import ConfigError
-from holdfast.core.learner import derive_seed
+from holdfast.core.errors import ConfigError, Interrupted
+from holdfast.core.learner import Learner, derive_seed
+from holdfast.training.precision import torch_checks
 from holdfast.training.ranks import Ranks
-
-if TYPE_CHECKING:
-    from holdfast.training.trainer import Trainer
+from holdfast.training.session import Position, Session
 
 
-def state_of(trainer: Trainer) -> dict[str, Any]:
+class Saver:
+    """Saves the state of a session now and then.
+
+    Args:
+        session: whose state is saved.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.wanted = session.ranks.gather(session.checkpoints is not None)[0]
+        self._at, self._step = time.perf_counter(), session.engine.index
+
+    def due(self, moment: float, coming: int = 0) -> bool:
+        """Whether it is time to save the state at `moment` of the process's clock, `coming` steps from here."""
+        checkpoints = self.session.checkpoints
+        step = self.session.engine.index + coming
+        return checkpoints is not None and checkpoints.due(moment - self._at, step - self._step)
+
+    def save(self) -> None:
+        """Save the state, if there is where to; then stop, if that was asked for.
+
+        Raises:
+            Interrupted: if the session was told to stop.
+        """
+        session = self.session
+        session.stop = session.ranks.gather(session.stop)[0]
+        if self.wanted:
+            session.write_window()
+            session.position.clock = session.seconds
+            state = state_of(session)
+            if session.checkpoints is not None:
+                session.checkpoints.save(state)
+            self._at, self._step = time.perf_counter(), session.engine.index
+        if session.stop:
+            raise Interrupted("training was stopped" + (", and its state saved." if self.wanted else "."))
+
+
+def state_of(session: Session) -> dict[str, Any]:
     """Everything needed to go on.
 
     What is alike on every rank is kept once, from rank 0; under `ranks` stands what the others have of their own:
     their parts of the memory, their random numbers, their buffers. Every rank must call this; the whole is rank 0's.
     """
-    names = {id(p): name for name, p in trainer.learner.every_parameter().items()}
+    names = {id(p): name for name, p in session.learner.every_parameter().items()}
+    if session.source is not None:
+        session.position.source = session.source.position()
+        session.position.right = session.records.window.right_so_far()
     state: dict[str, Any] = {
-        "position": dict(trainer.position),
-        "engine": trainer.engine.state(),
-        "optimization": trainer.optimization.state(names),
-        "random": random_state(trainer.device),
-        "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
+        "position": session.position.state(),
+        "engine": session.engine.state(),
+        "optimization": session.optimization.state(names),
+        "random": random_state(session.device),
+        "scaler": None if session.scaler is None else session.scaler.state_dict(),
     }
-    if trainer.ranks.count > 1:
-        own = {} if trainer.ranks.rank == 0 else _own(state, names.values())
-        state["ranks"] = trainer.ranks.collect(on_cpu(own))[1:]
+    if session.phases is not None:
+        state["phases"] = session.phases.state()
+    if session.ranks.count > 1:
+        own = {} if session.ranks.rank == 0 else _own(state, names.values())
+        state["ranks"] = session.ranks.collect(on_cpu(own))[1:]
     return state
 
 
@@ -76,21 +119,34 @@ def _heavier(own: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
     return {**own, "learner": {**own["learner"], "model": model}}
 
 
-def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Put a trainer that is bound back to where `state` was taken."""
-    position = dict(state["position"])
-    index = position["experience"]
-    if position["phase"] == "training":
-        trainer.experience = trainer.stream[index]
-        if "begin" in position:
-            trainer.engine.load(position["begin"])
-            trainer.experience, _ = trainer.engine.begin(trainer.stream[index])
-    trainer.engine.load(state["engine"])
-    trainer.take_settings(max(0, index if position["phase"] == "training" else index - 1))
-    trainer.optimization.load(state["optimization"], trainer.learner.every_parameter())
-    if trainer.scaler is not None and state.get("scaler"):
-        trainer.scaler.load_state_dict(dict(state["scaler"]))
-    trainer.position = position
+def restore(session: Session, state: Mapping[str, Any]) -> None:
+    """Put a session that was just bound back to where `state` was taken."""
+    position = Position.load(state["position"])
+    index, training = position.experience, position.phase == "training"
+    if session.stream is not None and training:
+        session.opened = session.stream[index]
+        if position.begin is not None:  # the method chooses the same data again, from the state it chose it in
+            session.engine.load(position.begin)
+            session.opened, _ = session.engine.begin(session.stream[index])
+    session.engine.load(state["engine"])
+    session.take_settings(max(0, index if training else index - 1))
+    session.optimization.load(state["optimization"], session.learner.every_parameter())
+    if session.scaler is not None and state.get("scaler"):
+        session.scaler.load_state_dict(dict(state["scaler"]))
+    if session.phases is not None:
+        session.phases.load(state["phases"])
+    session.records.window.load(position.right)
+    session.position = position
+
+
+@contextlib.contextmanager
+def around(session: Session) -> Iterator[None]:
+    """Torch's checks inside, and random numbers of the session's own; as before afterwards."""
+    settings, device = session.settings, session.device
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch_checks(settings.deterministic, settings.detect_anomaly), torch.random.fork_rng(devices=cuda):
+        seed_model(settings.seed, session.ranks.rank, device)
+        yield
 
 
 def seed_model(seed: int, rank: int, device: torch.device) -> None:
@@ -123,3 +179,20 @@ def on_cpu(state: Any) -> Any:
     if isinstance(state, list):
         return [on_cpu(value) for value in state]
     return state
+
+
+def from_continual(state: Mapping[str, Any], learner: Learner) -> dict[str, Any]:
+    """The state of an endless training as it is now, from one saved by 0.1, which was that of a drop-in."""
+    position = Position(phase="training", step=state["steps"], samples=state["samples"])
+    position.right = None if state["right"] is None else int(state["right"])
+    names = iter(learner.every_parameter())
+    groups = [[next(names) for _ in group["params"]] for group in state["optimizer"]["param_groups"]]
+    continual = dict(state["continual"])
+    return {
+        "position": position.state(),
+        "engine": continual.pop("engine"),
+        "optimization": {"groups": groups, "optimizer": state["optimizer"], "scheduler": None},
+        "scaler": None,
+        "phases": continual,
+        "random": None,
+    }

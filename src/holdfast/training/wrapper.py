@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from holdfast.core.boundary import Boundary
-from holdfast.core.errors import UsageError
-from holdfast.core.experience import Tree, tree_rows
-from holdfast.core.learner import Criterion
+from holdfast.core.engine import Engine
+from holdfast.core.errors import ConfigError
+from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
-from holdfast.core.needs import OFFERS
-from holdfast.core.step import Step
-from holdfast.training.advice import ADVICE
-from holdfast.training.capture import Capture
-from holdfast.training.checks import check_arguments, check_targets, check_tree, check_values
-from holdfast.training.export import exported
-from holdfast.training.steps import Steps
+from holdfast.core.needs import ADVICE, LOOP, LOOP_WITH_BOUNDARY, Way
+from holdfast.training.checks import check_arguments, check_compiled, hook_count, unwrapped
+from holdfast.training.dropin import DropIn
+from holdfast.training.export import Hooks, hooks_of
+from holdfast.training.forwards import Forwards
+from holdfast.training.optimization import Followed
+from holdfast.training.phases import Phases
+from holdfast.training.ranks import average_unknown
+from holdfast.training.update import Update
 
 __all__ = ["ADVICE", "Continual"]
 
 
-class Continual(Steps):
+class Continual(DropIn):
     """Puts a method into any PyTorch loop: `cl.backward(loss, targets, inputs=x)` stands where `loss.backward()` stood.
 
     The model's outputs are captured from its forward, so none is computed twice. Operations that join old samples
@@ -97,212 +100,61 @@ class Continual(Steps):
         head: str | None = None,
     ) -> None:
         check_arguments(method, optimizer, accumulate, scaler)
-        offers = self._offers(boundary) - ({"update"} if optimizer is None else set())
-        self._bind(model, method, offers, criterion=criterion, prepare=prepare, output=output, seed=seed, head=head)
-        self._watch_for(boundary)
-        self._move_with(optimizer, accumulate, scaler)
-        self._given_criterion = criterion is not None
-        self._own_loss: Tensor | None = None
-        self._count = 0
-        self._makes_steps, self._owns_loss = self.engine.acts_at("take_step"), self.engine.acts_at("criterion")
-        self._needs_capture = bool(method.remembers) or self._joins
-
-    def _offers(self, boundary: Boundary | None) -> frozenset[str]:
-        """What this loop offers to the method."""
-        ways = [name for name in OFFERS if name.startswith("wrapper")]
-        return OFFERS[ways[0] if boundary is None else ways[1]]
-
-    # The one changed line --------------------------------------------------------------------------------
-
-    def backward(
-        self,
-        loss: Tensor,
-        targets: Tensor,
-        *,
-        inputs: Tree | None = None,
-        outputs: Tensor | None = None,
-        task: int | Tensor | None = None,
-        **named: Tensor,
-    ) -> None:
-        """Compute gradients as `loss.backward()` would, with the method's part in them.
-
-        Args:
-            loss: the current data's mean loss, a scalar with its graph.
-            targets: the current data's targets, `[rows, ...]`.
-            inputs: what the model was called with: a tensor, a tuple of positional arguments or a mapping of
-                keyword arguments.
-            outputs: the model's outputs on `inputs`; default: those of its forward on them in training mode.
-            task: the task label, or one per row; default: that of the experience.
-            **named: instead of `inputs`, the model's arguments by name.
-
-        Raises:
-            UsageError: if the model was not called since the last step, rows do not match, or an experience is missing.
-        """
-        if named:
-            inputs = dict(named) if inputs is None else {"inputs": inputs, **named}  # type: ignore[dict-item]
-        if inputs is None:
-            raise UsageError(
-                "backward() got no inputs. Write cl.backward(loss, targets, inputs=x) with what the model was called"
-                " with."
-            )
-        if not isinstance(inputs, Tensor):
-            check_tree(inputs)
-        capture = self._capture_of(inputs)
-        extras: dict[str, Any] = {}
-        if capture is not None:
-            extras = capture.extras
-            outputs = capture.outputs if outputs is None else outputs
-        self._check(loss, targets, inputs, outputs, capture)
-        learner = self.learner
-        step = Step(
-            inputs,
-            targets,
-            loss,
-            outputs,
-            learner.task if task is None else task,
-            self.engine.index,
-            learner.progress,
-            extras,
+        way = LOOP if boundary is None else LOOP_WITH_BOUNDARY
+        without = frozenset({"update"} if optimizer is None else ())
+        engine, own_hooks = bound(
+            model, method, way, without, criterion=criterion, prepare=prepare, output=output, seed=seed, head=head
         )
-        self._busy = True
-        try:
-            if self.boundary is not None:
-                self._watch(step, between=not self._parts)
-            if self._needs_classes:
-                self._see(step)
-            if self._makes_steps:
-                self._take_step(step)
-            else:
-                self._add(step)
-        finally:
-            self._busy = False
-            self._captures.clear()
-            self._own_loss = None
-        if self._count % 1000 == 999:
-            learner.logged.clear()
-        self._count += 1
-
-    def _add(self, step: Step) -> None:
-        """Accumulate the gradient of one batch, and finish the step where it is the last."""
-        self.engine.accumulate(step, self._scale() if self._scaled else None)
-        if self._watchful:
-            self._check_gradients()
-        if self.accumulate > 1:
-            step.loss, step.outputs = step.loss.detach(), None if step.outputs is None else step.outputs.detach()
-        self._parts.append(step)
-        if len(self._parts) == self.accumulate:
-            self._finish(self.scaler is not None)
-
-    def loss(self, outputs: Tensor, targets: Tensor, inputs: Tree | None = None) -> Tensor:
-        """The current data's loss as the method wants it: its own criterion if it has one, else the one given.
-
-        Args:
-            outputs: of the model, `[rows, ...]`.
-            targets: `[rows, ...]`.
-            inputs: what the model was called with, for criteria that look at it.
-        """
-        tree = torch.empty(0) if inputs is None else inputs
-        self._own_loss = self.engine.criterion(outputs, targets, tree)
-        return self._own_loss
-
-    def losses(self) -> dict[str, float]:
-        """The current loss (`loss`) and each operation's term as they entered the total.
-
-        They are summed over the calls of `backward` since the last reading (at most 1000).
-        """
-        found = {
-            name: float(sum(value.double() * factor for value, factor in values))
-            for name, values in self.learner.logged.items()
-        }
-        self.learner.logged.clear()
-        return found
-
-    def export(self) -> nn.Module:
-        """The model for deployment: a copy in eval mode that shares nothing with the training.
-
-        Returns:
-            A module of the model's own class without any hook of ours; or, where the method replaces predictions or
-            acts inside layers, or where inputs are prepared, a module that does all this when it is called.
-        """
-        return exported(self.engine, self._own_hooks)
-
-    # State -----------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Model, memory, operations and random states, as tensors and plain values."""
-        if self._parts:
-            raise UsageError(
-                f"the state was asked for after {len(self._parts)} of {self.accumulate} accumulated batches. Save it"
-                " between steps."
+        if engine.acts_at("take_step") and (optimizer is None or accumulate > 1 or scaler is not None):
+            raise ConfigError(
+                f"`{method.name}` makes the whole step itself. Pass optimizer=..., and neither accumulate nor scaler."
             )
-        return {"engine": self.engine.state(), **self._experience_state()}
+        distributed = isinstance(model, DistributedDataParallel)
+        phases = Phases(engine, boundary, distributed)
+        followed = Followed(engine, self.complete if accumulate > 1 else None)
+        update = Update(
+            engine,
+            followed,
+            accumulate=accumulate,
+            scaler=scaler if scaler is not None and scaler.is_enabled() else None,
+            average=average_unknown(model.parameters()) if distributed else None,
+            finished=phases.keeper,
+        )
+        forwards = Forwards(engine, model, output)
+        super().__init__(engine, forwards, phases, update, followed, own_hooks, criterion is not None)
+        self.optimizer = optimizer
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; the optimiser is restored by its own, afterwards.
 
-        In the middle of an experience, pass its data to `end`, or for a method that chooses the data call
-        `resume(experience)` for it.
-        """
-        self.engine.load(state["engine"])
-        self._load_experience_state(state)
-        self._captures.clear()
-        self._parts, self._pending = [], None
+def bound(
+    model: nn.Module,
+    method: Method,
+    way: Way,
+    without: frozenset[str] = frozenset(),
+    *,
+    criterion: Criterion | None = None,
+    prepare: Callable[..., Any] | None = None,
+    output: Callable[[Any], Tensor] | None = None,
+    seed: int = 0,
+    head: str | None = None,
+) -> tuple[Engine, Hooks]:
+    """A method bound to the plain model inside `model`, and the hooks that the model had before.
 
-    def close(self) -> None:
-        """Take every hook off the model and the optimiser; the model is the user's alone again."""
-        for hook in (*self._hooks, *self._optimizer_hooks):
-            hook.remove()
-        self._hooks, self._optimizer_hooks = [], []
-
-    # Checks ----------------------------------------------------------------------------------------------
-
-    def _check(
-        self, loss: Tensor, targets: Tensor, inputs: Tree, outputs: Tensor | None, capture: Capture | None
-    ) -> None:
-        check_values(loss, targets, inputs, self._given_criterion, self.learner.memory is not None)
-        if self.boundary is None and self._experience is None and "boundaries" in self.method.needs:
-            raise UsageError(
-                f"`{self.method.name}` needs boundaries. Call begin() before an experience's first step, "
-                "or pass boundary=Every(steps=1000) or boundary=OnNewClass()."
-            )
-        rows = tree_rows(inputs)
-        if capture is not None and capture.rows != rows:
-            raise UsageError(
-                f"the model's last forward had {capture.rows} rows, backward() got {rows}. Pass the batch it was called"
-                " with."
-            )
-        if capture is None and ((outputs is None and self._heard) or self._joins):
-            raise UsageError(
-                "backward() was called without a forward, in training mode, of the model that was given to Continual. "
-                "Call that model once a step, and make a new Continual for a new model."
-            )
-        if outputs is None and self._needs_capture:
-            raise UsageError(
-                f"`{self.method.name}` needs the model's outputs, and none were captured. Call the model that was given"
-                " to Continual in training mode before backward(), or pass outputs=..., or output=... to Continual."
-            )
-        if self._owns_loss and loss is not self._own_loss:
-            raise UsageError(
-                f"`{self.method.name}` brings its own loss. Write loss = cl.loss(outputs, targets), and pass that to"
-                " backward()."
-            )
-        if self._pending is not None and self._optimizer is not None:
-            raise UsageError(
-                "backward() was called again, and the optimizer given to Continual did not move in between. Pass"
-                " accumulate=... for gradient accumulation, scaler=... if you use one, and assign cl.optimizer when you"
-                " make a new optimizer."
-            )
-        if self._watchful or self._count % 256 == 0:
-            self._parameters.check()
-        if self._watchful:
-            criterion = self.learner.criterion
-            ignored = getattr(criterion, "ignore_index", -100) if self._given_criterion else None
-            check_targets(targets, outputs, criterion, ignored)
-
-    def _check_gradients(self) -> None:
-        self._watchful -= 1
-        if not any(p.grad is not None for p in self.learner.parameters()):
-            raise UsageError(
-                "backward() gave no gradient to any parameter of the model that was given to Continual. "
-                "Compute the loss by that model, and make a new Continual for a new one."
-            )
+    Args:
+        model: wrapped or not.
+        method: to be bound.
+        way: what the loop offers.
+        without: what it lacks of that.
+        criterion: the loss on replayed samples.
+        prepare: turns raw inputs into the model's.
+        output: takes the tensor of outputs out of what the model returns.
+        seed: of every random choice.
+        head: dotted path of the output layer.
+    """
+    plain = unwrapped(model)
+    learner = Learner(plain, criterion=criterion, prepare=prepare, seed=seed, head=head)
+    learner.output = output
+    learner.replaceable = False
+    own_hooks, before = hooks_of(plain), hook_count(plain)
+    engine = Engine(method, learner, way.offers - without, way.advice)
+    check_compiled(model, method, acts_inside=hook_count(plain) > before)
+    return engine, own_hooks

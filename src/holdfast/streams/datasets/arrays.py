@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from holdfast.core.errors import DataError
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, NonNegative, Size, ranged
 from holdfast.streams.data import LoaderData
 from holdfast.streams.dataset import Dataset
@@ -163,6 +165,7 @@ def digits(test_fraction: BelowOne = 0.2, split_seed: int = 0, normalise: bool =
     )
 
 
+@declares(inputs="vectors")
 @ranged
 def synthetic(
     classes: Count = 10,
@@ -200,3 +203,49 @@ def synthetic(
     if test_samples == 0:
         return of_tensors("synthetic", inputs, labels, test_fraction=0.0)
     return of_tensors("synthetic", inputs, labels, *around(test_samples))
+
+
+POLYNOMIALS: tuple[tuple[float, float, Callable[[np.ndarray], np.ndarray]], ...] = (
+    (-4.0, -2.0, lambda x: x + 3),
+    (-1.0, 1.0, lambda x: 2 * x**2 - 1),
+    (2.0, 4.0, lambda x: (x - 3) ** 3),
+)
+"""Where each of the three polynomials is sampled, and the polynomial."""
+
+
+@ranged
+def polynomial(
+    degree: Literal[1, 2, 3] = 1,
+    samples: Count = 100,
+    test_samples: Count = 50,
+    noise: NonNegative = 0.05,
+    seed: int = 42,
+) -> Dataset:
+    """One of three polynomials, each on an interval of its own: the one-dimensional regression toy of hypernetworks.
+
+    `x + 3` on -4 to -2, `2 x^2 - 1` on -1 to 1, `(x - 3)^3` on 2 to 4; training inputs are uniform and their targets
+    noisy, test inputs equidistant and their targets exact. As a stream of three tasks
+    (`{"name": "domains", "paradigm": "task", "datasets": [...]}`) it is that of "Continual learning with hypernetworks"
+    (von Oswald et al., ICLR 2020), figure 2, with the very numbers of the published code.
+
+    Args:
+        degree: of the polynomial.
+        samples: training samples.
+        test_samples: test samples.
+        noise: standard deviation of the training targets.
+        seed: of the training samples.
+
+    Example:
+        >>> polynomial(degree=2, test_samples=3).test.targets.tolist()
+        [[1.0], [-1.0], [1.0]]
+    """
+    low, high, function = POLYNOMIALS[degree - 1]
+    random = np.random.RandomState(seed)  # the published numbers are this generator's
+    x = random.uniform(low, high, size=(samples, 1))
+    y = function(x) + random.normal(0.0, noise, size=(samples, 1)) if noise else function(x)
+    test = np.linspace(low, high, test_samples).reshape(-1, 1)
+    inputs, targets, test_inputs, test_targets = (torch.from_numpy(v).float() for v in (x, y, test, function(test)))
+    return of_tensors(f"polynomial_{degree}", inputs, targets, test_inputs, test_targets, kind="regression")
+
+
+polynomial.kind = "regression"  # type: ignore[attr-defined]  # for the check of a job's criterion

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from holdfast.core.errors import DataError, needs_extra
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import Kind
@@ -18,6 +19,7 @@ from holdfast.streams.datasets.missing import Missing
 from holdfast.streams.datasets.text import as_column, from_lists, read_table
 
 
+@declares(inputs="vectors")
 @ranged
 def csv(
     path: str,
@@ -83,6 +85,7 @@ def csv(
     )
 
 
+@declares(inputs="vectors")
 @ranged
 def parquet(
     path: str,

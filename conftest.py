@@ -1,0 +1,32 @@
+"""How the tests are run: on several processors at once, each process on one thread; one file alone in one process."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process for each processor: more threads would only be in the way
+
+MOST = 8
+"""Processes at most: each imports torch, which takes two seconds and some hundred megabytes."""
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Take the options that pyproject.toml gives to xdist also where it is not installed or switched off."""
+    if not pluginmanager.has_plugin("xdist"):
+        for name in ("--numprocesses", "--dist"):
+            parser.addoption(name, help="of pytest-xdist, which is not here; the tests run in one process")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No other process for a single file, which is over before two of them have started."""
+    paths = [argument.split("::")[0] for argument in config.args]
+    if all(path.endswith((".py", ".md")) for path in paths) and len(set(paths)) == 1:
+        return 0
+    said = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS", "")
+    if said.isdigit():
+        return int(said)
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST, here)

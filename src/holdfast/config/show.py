@@ -1,0 +1,177 @@
+"""What the command line shows: one name with its parameters, a job in a few lines, and a composed job as a tree."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from holdfast.config import kinds, schema
+from holdfast.config.compose import DEFAULT, Composition
+from holdfast.config.job import changed
+from holdfast.config.kinds import KINDS, configurable, find
+from holdfast.config.signatures import Parameter, docs
+from holdfast.config.words import shown
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a listing says about one name.
+
+    Attributes:
+        name: in JSON.
+        summary: first sentence of the docstring.
+        parameters: what a configuration may give.
+        paper: where it was published, if it was.
+        role: what it is for; of a method, the roles of its operations.
+        needs: what it cannot do without.
+    """
+
+    name: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+    paper: str = ""
+    role: str = ""
+    needs: tuple[str, ...] = ()
+
+
+def describe(kind: str, name: str) -> Description:
+    """Everything a listing shows about the `name` of `kind`.
+
+    Raises:
+        ConfigError: where there is none of that name.
+    """
+    value = find(kind, name)
+    if not KINDS[kind].made and hasattr(value, "direction"):
+        better = {"up": "more is better", "down": "less is better"}[value.direction]
+        return Description(name, value.description, (), role=better)
+    summary, _ = docs(inspect.unwrap(value).__doc__)
+    paper, role, needs = getattr(value, "paper", ""), getattr(value, "role", ""), getattr(value, "needs", ())
+    if kind in ("methods", "operations"):
+        try:
+            example = value()
+        except Exception:  # it has parameters without a default: the class says what it can
+            example = None
+        if example is not None:
+            needs = example.needs
+            if kind == "methods":
+                role = ", ".join(dict.fromkeys(operation.role for operation in example))
+    return Description(
+        name,
+        summary,
+        tuple(configurable(kind, value)),
+        str(paper or ""),
+        role if isinstance(role, str) else "",
+        tuple(sorted(needs)) if isinstance(needs, (dict, frozenset, set, tuple)) else (),
+    )
+
+
+def summary(config: dict[str, Any]) -> dict[str, str]:
+    """One line for each part of a resolved configuration.
+
+    Args:
+        config: from `resolve`.
+    """
+    lines = {}
+    for key, kind in kinds.BLOCKS.items():
+        if config[key] is not None:
+            lines[key] = one_line(kind.plural, config[key])
+    defaults = {parameter.name: parameter.default for parameter in schema.trainer_parameters()}
+    given = {key: value for key, value in config["trainer"].items() if value != defaults.get(key) and value is not None}
+    lines["trainer"] = ", ".join(f"{key}={shown(value)}" for key, value in given.items()) or "defaults"
+    for key in ("criterion", "device", "threads"):
+        if config[key] is not None:
+            lines[key] = str(config[key])
+    seeds = config["seeds"] or [config["seed"]]
+    lines["seeds" if len(seeds) > 1 else "seed"] = ", ".join(map(str, seeds))
+    if config["references"]:
+        lines["references"] = ", ".join(config["references"])
+    return lines
+
+
+def one_line(kind: str, spec: dict[str, Any]) -> str:
+    """A block as a call: `split(digits, experiences=5)`."""
+    if "operations" in spec:
+        return " + ".join(one_line("operations", operation) for operation in spec["operations"])
+    given = {key: value for key, value in spec.items() if key not in ("name", "dataset", "datasets", "every")}
+    words = [f"{key}={shown(value)}" for key, value in changed(kinds.find(kind, spec["name"]), given).items()]
+    data = [spec["dataset"]] if "dataset" in spec else spec.get("datasets", [])
+    words = [one_line("datasets", part) for part in data] + words
+    if "every" in spec:
+        words.append(f"every={spec['every']}")
+    return f"{spec['name']}({', '.join(words)})"
+
+
+def tree(composition: Composition, resolved: Mapping[str, Any], title: str = "job") -> Tree:
+    """The tree that `holdfast config` prints.
+
+    Args:
+        composition: what was composed.
+        resolved: the same, checked and with every default.
+        title: at its root.
+    """
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def grow(branch: Tree, value: Any, path: tuple[str, ...]) -> None:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in items:
+            here = (*path, str(key))
+            label = f"{key}"
+            if isinstance(part, Mapping) or (isinstance(part, list) and any(isinstance(one, Mapping) for one in part)):
+                grow(branch.add(Text(label, "bold")), part, here)
+            else:
+                source = _source(composition, resolved, here)
+                branch.add(Text.assemble((f"{label}: ", "bold"), shown(part, 200), (f"  {source}", "dim")))
+
+    root = Tree(Text(title, "bold"), guide_style="dim")
+    grow(root, resolved, ())
+    return root
+
+
+def lines(composition: Composition, resolved: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """The same flat: dotted path -> value and source."""
+    found: dict[str, tuple[Any, str]] = {}
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(one, Mapping) for one in value)):
+            for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+                walk(part, (*path, str(key)))
+        else:
+            found[".".join(path)] = (value, _source(composition, resolved, path))
+
+    walk(resolved, ())
+    return found
+
+
+def _source(composition: Composition, resolved: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    """The source of a value, of a list's elements the last that was said."""
+    below = [source for known, source in composition.origins.items() if known[: len(path)] == path]
+    return below[-1] if below else origin(composition, resolved, path)
+
+
+def origin(composition: Composition, resolved: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    """Where the value at `path` of a resolved configuration came from.
+
+    Args:
+        composition: what was resolved.
+        resolved: of `resolve`.
+        path: of a value without parts.
+    """
+    for length in range(len(path), 0, -1):
+        if path[:length] in composition.origins:
+            return composition.origins[path[:length]]
+    block: Any = resolved
+    owner = ""
+    for part in path[:-1]:
+        block = block[int(part)] if isinstance(block, list) else block[part]
+        if isinstance(block, Mapping) and isinstance(block.get("name"), str):
+            owner = block["name"]
+    if path[-1] == "name" and len(path) > 1:
+        above = [known for known in composition.origins if known[: len(path) - 1] == path[:-1]]
+        return composition.origins[above[0]] if above else DEFAULT
+    return f"default of {owner}" if owner else "default"

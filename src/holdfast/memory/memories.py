@@ -1,0 +1,194 @@
+"""Memories that hold chosen samples or the samples of each experience, behind the face of a `Memory`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from holdfast.core.decide import decide
+from holdfast.core.experience import Tree
+from holdfast.memory.exemplars import ExemplarSets
+from holdfast.memory.insertion import Ring
+from holdfast.memory.memory import Memory
+from holdfast.memory.retrieval import Retrieval
+from holdfast.memory.storage import flatten, join, restore
+
+Selection = Literal["herding", "random", "closest"]
+
+
+class ExemplarMemory:
+    """Exemplar sets behind the face of a `Memory`: it can be drawn from, listed, saved, but not added to row by row.
+
+    A set belongs to one class of one experience. Where a class comes again in a later experience it gets one more
+    set, so that `per_class` counts per class and experience, and `capacity` is shared by all sets.
+
+    Args:
+        capacity: samples in all; or
+        per_class: samples of each class of each experience.
+        selection: which samples are kept.
+        generator: CPU generator for the selection "random".
+        device: where samples are kept.
+    """
+
+    def __init__(
+        self,
+        capacity: int | None = None,
+        per_class: int | None = None,
+        selection: Selection = "herding",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._sets = ExemplarSets(capacity, per_class, selection, by="experience", generator=generator)
+        self._device = None if device is None else torch.device(device)
+        self._columns: dict[str, Tensor] | None = None
+
+    def choose(self, rows: Mapping[str, Tree], features: Tensor) -> None:
+        """Choose the exemplars of one more class, and shrink the other sets to make room.
+
+        Args:
+            rows: all samples of one class of one experience, fields by name.
+            features: `[samples, d]` of the same samples; for the selection "random" only their number counts.
+        """
+        self._sets.update(len(self._sets.keys), rows, features)
+        self._columns = None
+
+    def all(self) -> dict[str, Tree]:
+        """A copy of all exemplars, by experience and class, the most important of each set first."""
+        return self._sets.all()
+
+    def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
+        """`size` exemplars, or all if fewer are held, as `Memory.draw`; None if there are none."""
+        held = len(self)
+        if not held:
+            return None
+        chosen = decide(lambda: retrieval.indices(held, min(size, held), self), self._device)
+        return restore(
+            {name: value.index_select(0, chosen) for name, value in self._all().items()}, self._sets.structure
+        )
+
+    def column(self, name: str) -> Tensor:
+        """`[len(self), ...]` one column of all exemplars, to look at only."""
+        return self._all()[name]
+
+    @property
+    def arrivals(self) -> Tensor:
+        """`[len(self)]` the order in which exemplars were chosen."""
+        return torch.arange(len(self), device=self.device)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where exemplars are kept; None until known."""
+        return self._device
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all exemplars."""
+        return self._sets.nbytes
+
+    def state(self) -> dict[str, Any]:
+        """A copy of all that `load` needs, as tensors and plain values."""
+        return self._sets.state()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._sets.load(state)
+        if self._device is not None:
+            self._sets.to(self._device)
+        self._columns = None
+
+    def _all(self) -> dict[str, Tensor]:
+        if self._columns is None:
+            self._columns, _ = flatten(self._sets.all())
+        return self._columns
+
+
+class ExperienceMemories:
+    """The newest rows of each experience, the same number of each; draws are over all of them.
+
+    Args:
+        per_experience: rows kept of each.
+        device: where rows are kept.
+
+    Example:
+        >>> from holdfast.memory import Uniform
+        >>> memories = ExperienceMemories(per_experience=2)
+        >>> memories.add(0, {"inputs": torch.arange(5.0), "targets": torch.arange(5)})
+        >>> memories.add(1, {"inputs": torch.arange(9.0), "targets": torch.arange(9)})
+        >>> sorted(memories.all()["targets"].tolist()), memories.of(0)["targets"].tolist()
+        ([3, 4, 7, 8], [4, 3])
+    """
+
+    def __init__(self, per_experience: int, device: torch.device | str | None = None) -> None:
+        self.per_experience = per_experience
+        self._device = None if device is None else torch.device(device)
+        self._parts: dict[int, Memory] = {}
+
+    def add(self, experience: int, rows: Mapping[str, Tree | int]) -> None:
+        """Offer a batch to the memory of `experience`, which is made if need be."""
+        if experience not in self._parts:
+            self._parts[experience] = Memory(self.per_experience, insertion=Ring(), device=self._device)
+        self._parts[experience].add(rows)
+
+    def of(self, experience: int) -> dict[str, Any]:
+        """A copy of the rows of one experience; empty if there are none."""
+        return self._parts[experience].all() if experience in self._parts else {}
+
+    @property
+    def experiences(self) -> list[int]:
+        """The experiences that have a memory, ascending."""
+        return sorted(self._parts)
+
+    def all(self) -> dict[str, Tree]:
+        """A copy of all rows, by experience."""
+        parts = [flatten(self._parts[key].all()) for key in self.experiences]
+        if not parts:
+            return {}
+        columns, structure = parts[0]
+        return restore({name: join([part[name] for part, _ in parts]) for name in columns}, structure)
+
+    def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
+        """`size` rows of any experience, or all if fewer are held, as `Memory.draw`; None if there are none."""
+        if not len(self):
+            return None
+        chosen = decide(lambda: retrieval.indices(len(self), min(size, len(self)), self), self.device)
+        columns, structure = flatten(self.all())
+        return restore({name: value.index_select(0, chosen) for name, value in columns.items()}, structure)
+
+    def column(self, name: str) -> Tensor:
+        """`[len(self), ...]` one column of all rows, by experience."""
+        return join([self._parts[key].column(name) for key in self.experiences])
+
+    @property
+    def arrivals(self) -> Tensor:
+        """`[len(self)]` the number each row had within its experience."""
+        return torch.cat([self._parts[key].arrivals for key in self.experiences])
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where rows are kept; None until known."""
+        return next((part.device for part in self._parts.values()), self._device)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, empty slots included."""
+        return sum(part.nbytes for part in self._parts.values())
+
+    def state(self) -> dict[str, Any]:
+        """A copy of all that `load` needs, as tensors and plain values."""
+        return {"parts": {key: part.state() for key, part in self._parts.items()}}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._parts = {}
+        for key, part in state["parts"].items():
+            self._parts[key] = Memory(self.per_experience, insertion=Ring(), device=self._device)
+            self._parts[key].load(part)

@@ -1,0 +1,1 @@
+"""What several operations share; nothing here is an operation by itself."""

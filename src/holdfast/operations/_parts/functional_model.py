@@ -1,0 +1,126 @@
+"""The model as a function of its parameters and one sample, and gradients by its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from holdfast.core.experience import Tree, tree_map
+from holdfast.core.services import Services
+from holdfast.core.task import forward_task
+from holdfast.operations._parts.layer_gradients import Diagonal
+
+RowLoss = Callable[[Tensor, Tensor], Tensor]
+"""The sum over rows of each row's own loss, a scalar, of outputs `[rows, ...]` and labels `[rows, ...]`."""
+
+TOGETHER = 32
+"""Samples that go through the model together where gradients of each of them are made."""
+
+
+class FunctionalModel:
+    """The model as a function of its parameters and one sample, for `vmap`.
+
+    Args:
+        learner: whose model it is.
+        inputs: raw inputs `[rows, ...]`, prepared here.
+        task: the task of all rows, `[rows]` tasks, or None for the current one.
+    """
+
+    def __init__(self, learner: Services, inputs: Tree, task: Any) -> None:
+        self.model, self.output = learner.model, learner.forward.output
+        self.task = learner.task if task is None else task
+        self.inputs = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
+        named = learner.named_parameters()
+        self.parameters = {name: p.detach() for name, p in named.items()}
+        trained = {id(p) for p in named.values()}  # also under a second name
+        state = self.model.state_dict(keep_vars=True)
+        # A module under two names must be exchanged by one of them: torch would put back what it had put there itself.
+        names = {
+            f"{prefix}.{name}".lstrip(".")
+            for prefix, part in self.model.named_modules()
+            for values in (part.named_parameters, part.named_buffers)
+            for name, _ in values(recurse=False, remove_duplicate=False)
+        }
+        self.rest = {name: value for name, value in state.items() if id(value) not in trained and name in names}
+        first = {id(p): name for name, p in named.items()}
+        every = self.model.named_parameters(remove_duplicate=False)
+        self.aliases = {name: first[id(p)] for name, p in every if name in names and first.get(id(p), name) != name}
+
+    def outputs(self) -> Tensor:
+        """Outputs `[rows, ...]` of all samples, without graph."""
+        with torch.no_grad():
+            return self._mapped(lambda row, task: self._call(self.parameters, row, task).squeeze(0))
+
+    def gradients(self, loss: RowLoss, labels: Tensor, rows: slice | None = None) -> Diagonal:
+        """The gradients of each of `rows` by the trainable parameters, `[rows, ...]` each, all at once.
+
+        Args:
+            loss: a scalar, of outputs `[1, ...]` and labels `[1, ...]`.
+            labels: `[rows, ...]`.
+            rows: which of the inputs; None for all, which are then not taken in parts.
+        """
+
+        def one(weights: Diagonal, row: Tree, task: Any, label: Tensor) -> Tensor:
+            return loss(self._call(weights, row, task), label.unsqueeze(0))
+
+        return self._mapped(
+            lambda row, task, label: grad(one)(self.parameters, row, task, label),
+            labels,
+            rows=rows,
+            chunk=None if rows is None else TOGETHER,
+        )
+
+    def _mapped(
+        self, function: Callable[..., Any], *labels: Tensor, rows: slice | None = None, chunk: int | None = None
+    ) -> Any:
+        inputs, task = self.inputs, self.task
+        if rows is not None:
+            inputs = tree_map(lambda leaf: leaf[rows], inputs)
+            task = task[rows] if isinstance(task, Tensor) else task
+        if isinstance(task, Tensor):
+            return vmap(function, chunk_size=chunk)(inputs, task, *labels)
+        return vmap(lambda row, *label: function(row, task, *label), chunk_size=chunk)(inputs, *labels)
+
+    def _call(self, weights: Diagonal, row: Tree, task: Any) -> Tensor:
+        """Outputs `[1, ...]` of one sample under `weights`."""
+        one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
+        args: tuple[Tensor, ...] = (one,) if isinstance(one, Tensor) else one if isinstance(one, tuple) else ()
+        named = dict(one) if isinstance(one, Mapping) else {}
+        # Weights of two modules are tied by hand: torch's way exchanges a module that has two names twice.
+        every = {**weights, **{name: weights[own] for name, own in self.aliases.items()}}
+        with forward_task(task.unsqueeze(0) if isinstance(task, Tensor) else task):
+            outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
+        return outputs if self.output is None else self.output(outputs)
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of `loss` by each parameter, dense, zeros where there is none; `p.grad` stays as it was.
+
+    Reentrant checkpoints know no gradient by chosen tensors: there it is a backward, and `p.grad` is put back.
+
+    Args:
+        loss: a scalar; its graph stays.
+        parameters: leaves of the graph.
+    """
+    try:
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "checkpoint" not in str(error):
+            raise
+        before = [p.grad for p in parameters]
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            loss.backward(retain_graph=True)
+            found = [p.grad for p in parameters]
+        finally:
+            for parameter, kept in zip(parameters, before):
+                parameter.grad = kept
+    return [
+        torch.zeros_like(p) if value is None else value.to_dense() if value.is_sparse else value
+        for value, p in zip(found, parameters)
+    ]

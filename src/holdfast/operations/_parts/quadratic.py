@@ -1,0 +1,96 @@
+"""Quadratic penalties with a gradient of their own, and small quadratic programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.services import Services
+
+
+class _Quadratic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> Tensor:
+        parameters, importance, anchor = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        moved = torch._foreach_sub(parameters, anchor)
+        pull = torch._foreach_mul(moved, importance)
+        ctx.count, ctx.pull = count, pull
+        return torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(moved, pull)]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return (None, *torch._foreach_mul(ctx.pull, 2 * grad), *([None] * (2 * ctx.count)))
+
+
+def quadratic(learner: Services, importance: dict[str, Tensor], anchor: dict[str, Tensor]) -> Tensor:
+    """The sum over parameters of importance * |parameter - anchor|^2, a scalar with its graph.
+
+    Its gradient, 2 * importance * (parameter - anchor), is written down instead of derived step by step,
+    which spares four passes over the parameters. Parameters that have no importance yet (a head that grew) are left
+    out.
+
+    Args:
+        learner: whose trainable parameters are held.
+        importance: by parameter name, real, shaped like the parameter.
+        anchor: by parameter name, shaped like the parameter.
+    """
+    held = [(name, p) for name, p in learner.named_parameters().items() if name in importance]
+    if not held:  # everything that had an importance is frozen by now
+        return torch.zeros((), device=learner.device)
+    parameters = [_real(p) for _, p in held]
+    weights = [importance[n].unsqueeze(-1).expand(*p.shape, 2) if p.is_complex() else importance[n] for n, p in held]
+    anchors = [_real(anchor[name]) for name, _ in held]
+    return _Quadratic.apply(len(held), *parameters, *weights, *anchors)  # type: ignore[no-untyped-call]
+
+
+def _real(value: Tensor) -> Tensor:
+    """A complex tensor as pairs of numbers, whose squares add up to its squared magnitude."""
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
+def nonnegative_minimum(matrix: Tensor, vector: Tensor) -> Tensor:
+    r"""The minimum of a strictly convex quadratic function over the non-negative orthant.
+
+    $$ u^* = \arg\min_{u \ge 0} \tfrac{1}{2} u^\top P u + q^\top u $$
+
+    Coordinates enter the free set one at a time, where the gradient is steepest; after each, the function is
+    minimised over the free ones exactly, and those that would become negative leave again. This is the method of
+    Lawson and Hanson (1974, "Solving least squares problems", chapter 23) written for P = A'A, q = -A'b.
+
+    Args:
+        matrix: P, `[n, n]`, symmetric and positive definite, float64 on the CPU.
+        vector: q, `[n]`.
+
+    Returns:
+        `[n]`, exact up to rounding.
+
+    Example:
+        >>> P = torch.tensor([[2.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+        >>> nonnegative_minimum(P, torch.tensor([-2.0, 4.0], dtype=torch.float64))
+        tensor([1., 0.], dtype=torch.float64)
+    """
+    solution = torch.zeros_like(vector)
+    free = torch.zeros_like(vector, dtype=torch.bool)
+    tolerance = 1e-12 * float(vector.abs().max().clamp(min=1e-300)) if len(vector) else 0.0
+    for _ in range(3 * len(vector) + 10):
+        downhill = torch.where(free, 0.0, -(matrix @ solution + vector))
+        steepest = int(downhill.argmax())
+        if float(downhill[steepest]) <= tolerance:
+            break
+        free[steepest] = True
+        while True:
+            target = torch.zeros_like(solution)
+            target[free] = torch.linalg.solve(matrix[free][:, free], -vector[free])
+            leaving = free & (target <= 0)
+            if not bool(leaving.any()):
+                solution = target
+                break
+            share = (solution[leaving] / (solution[leaving] - target[leaving]).clamp(min=1e-300)).min()
+            solution = solution + share * (target - solution)
+            free &= solution > 1e-14 * solution.max()
+            solution[~free] = 0.0
+            if not bool(free.any()):
+                break
+    return solution

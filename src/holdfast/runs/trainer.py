@@ -1,0 +1,314 @@
+"""The public `Trainer`: the loop of `holdfast.training`, and what it leaves in a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.digests import add_tensor
+from holdfast.core.errors import ConfigError, Diverged, Interrupted
+from holdfast.core.experience import Stream, Tree
+from holdfast.metrics.files import write_json
+from holdfast.metrics.log import Log
+from holdfast.runs.answers import evaluated, outputs
+from holdfast.runs.checkpoints import LAST, load_tensors
+from holdfast.runs.diagnostics import write_summary
+from holdfast.runs.folder import (
+    CONFIG,
+    OBJECTS,
+    drop_leftovers,
+    locked,
+    new_folder,
+    read_config,
+    read_info,
+    versions,
+    write_info,
+)
+from holdfast.runs.loggers import specified
+from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
+from holdfast.runs.report import write_report
+from holdfast.runs.result import ENDED
+from holdfast.training import trainer as training
+from holdfast.training.fabric import first
+
+LONGEST = 1000
+"""Letters of a `repr` that are kept of an object that no file can hold."""
+
+SERVICES = ("record", "progress", "checkpoints", "loggers")
+"""Arguments that say nothing about what is learned."""
+
+NOT_WRITTEN = ("method", "seed", "device", "optimizer", "scheduler", "criterion")
+"""Arguments that are no keys of `trainer` in a configuration."""
+
+
+class Evaluate(str):
+    """The setting `evaluate` of a trainer, and a call: `trainer.evaluate == "test"`, `trainer.evaluate()`."""
+
+    trainer: Trainer
+
+    def __call__(self, stream: Stream | None = None, split: str = "test") -> dict[str, Any]:
+        """Evaluate the model as it is now on every experience.
+
+        Args:
+            stream: on its data; None for the stream that was trained on.
+            split: `test` or `validation`.
+
+        Returns:
+            `{"experiences": [what an evaluate event holds], "average_accuracy": ..}`.
+
+        Raises:
+            DataError: if the stream has no such data.
+            UsageError: before the first `fit`.
+        """
+        engine, chosen = self.trainer.engine, self.trainer.session.stream if stream is None else stream
+        assert chosen is not None  # a trainer's session is of a stream
+        return evaluated(engine, chosen, split, self.trainer.eval_batch_size)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Sent to another process it is the word alone."""
+        return str, (str(self),)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
+class Trainer(training.Trainer):
+    """What the documentation of `holdfast.training.Trainer` says, and a run folder."""
+
+    loggers: Sequence[Any] = ()
+
+    def __post_init__(self) -> None:
+        names = [field.name for field in dataclasses.fields(self) if field.init and field.name not in SERVICES]
+        self._written = {name: getattr(self, name) for name in names}
+        super().__post_init__()
+        self.loggers = specified(self.loggers)
+        word = Evaluate(self.evaluate)
+        word.trainer = self
+        self.evaluate = word  # type: ignore[assignment]
+
+    def fit(
+        self,
+        model: nn.Module,
+        stream: Stream,
+        resume: Mapping[str, Any] | bool | None = None,
+        out: str | os.PathLike[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Train `model` over `stream`, and leave a run folder where `out` names one.
+
+        The folder is that of `holdfast run`: configuration as far as it can be written, log, accuracy matrix, metrics,
+        plots, report and checkpoints; `holdfast show` and `holdfast.open` read it like any other. It is never written
+        over.
+
+        Args:
+            model: moved to the device and trained in place.
+            stream: the experiences, in order.
+            resume: a state that `checkpoints` was given, of the same method, model and stream; or, with `out`, True to
+                go on with what is there from its newest checkpoint, and to begin where there is nothing.
+            out: the run folder to make.
+
+        Returns:
+            The events that were recorded, the raw log from which every metric is computed; with `out` those of the
+            whole log.
+
+        Raises:
+            ConfigError: if `out` exists (and `resume` is not True), or holds the run of another stream or model.
+            NeedError: if the stream lacks what the method needs.
+            Diverged: if a loss or weight is not finite, or a loss a thousand times its start; see `on_divergence`.
+            Interrupted: if it was stopped (by `stop`, Ctrl-C or SIGTERM), after saving a checkpoint.
+
+        Example:
+            >>> import tempfile
+            >>> from holdfast import datasets, methods, models, streams
+            >>> stream = streams.split(datasets.synthetic(classes=4), experiences=2)
+            >>> model = models.mlp(input_shape=stream.input_shape, classes=4, hidden=[8], seed=0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     events = Trainer(methods.finetune()).fit(model, stream, out=f"{folder}/x")
+            ...     sorted(path.name for path in Path(folder, "x").iterdir() if path.suffix == ".json")
+            ['config.json', 'metrics.json', 'run.json']
+        """
+        if out is None:
+            if isinstance(resume, bool):
+                raise ConfigError("resume is True, and out is not given. Name the run folder to go on with: out=...")
+            if self.loggers:
+                raise ConfigError("loggers need a run folder. Give fit(..., out=...).")
+            return super().fit(model, stream, resume)
+        if resume is not None and not isinstance(resume, bool):
+            raise ConfigError("resume is a state, and out is given. With out write resume=True.")
+        for name in ("record", "checkpoints"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"{name} and out are both given, and the run folder has its own. Leave one out.")
+        folder, again = Path(out), bool(resume) and (Path(out) / CONFIG).is_file()
+        if not first():  # of several processes that somebody else started the first one has the folder
+            return self._follow(model, stream, folder, again)
+        config = self._config(model, stream)
+        if again:
+            _check_same(read_config(folder), config, folder)
+        else:
+            _make(folder, self.method.name, config)
+        with locked(folder):
+            drop_leftovers(folder)
+            if read_info(folder).get("state") in ENDED:
+                return self._ended(model, stream, folder)
+            write_info(folder, state="running")
+            try:
+                self._train(model, stream, folder, config)
+            except Diverged:
+                write_info(folder, state=_close(folder), finished=time.time())
+                raise
+            except BaseException as error:
+                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+                write_info(folder, state="interrupted" if stopped else "failed")
+                if isinstance(error, Interrupted):
+                    raise Interrupted(
+                        f'training was stopped, and its state saved. Go on with fit(..., out="{folder}", resume=True).'
+                    ) from None
+                raise
+            write_info(folder, state=_close(folder), finished=time.time())
+        return [dict(event) for event in Log.read(folder)]
+
+    def predict(self, inputs: Tree, task: int | None = None) -> Tensor:
+        """The outputs for raw inputs as the method wants them, `[rows, ...]` on the CPU, in eval mode.
+
+        Args:
+            inputs: a tensor, a tuple or a mapping of tensors, `[rows, ...]`, as the stream's data are.
+            task: the task label, for a model with a head for each task.
+
+        Raises:
+            UsageError: before the first `fit`.
+        """
+        return outputs(self.engine, inputs, task)
+
+    # The run folder ------------------------------------------------------------------------------------
+
+    def _train(self, model: nn.Module, stream: Stream, folder: Path, config: dict[str, Any]) -> None:
+        with Recording(folder, config, self.loggers) as recording:
+            write_summary(folder, model, stream, quiet=not self.progress)
+            state = recording.open(lambda: start_event(self.seed, self.method.name, stream, model))
+            self.record, self.checkpoints = recording.record, recording.checkpoints
+            try:
+                with stop_on_signals(self):
+                    super().fit(model, stream, state)
+            finally:
+                self.record = self.checkpoints = None
+            recording.keep(model)
+            recording.end(self.seconds)
+
+    def _follow(self, model: nn.Module, stream: Stream, folder: Path, again: bool) -> list[dict[str, Any]]:
+        """Train with the first process, which keeps the folder."""
+        return super().fit(model, stream, _newest(folder) if again else None)
+
+    def _ended(self, model: nn.Module, stream: Stream, folder: Path) -> list[dict[str, Any]]:
+        """Give `model` the weights of a run that has ended, and return its events."""
+        state = _newest(folder)
+        if state is not None:
+            self.bind(model, stream)
+            self.engine.load(state["engine"])
+        return [dict(event) for event in Log.read(folder)]
+
+    def _config(self, model: nn.Module, stream: Stream) -> dict[str, Any]:
+        """The configuration as far as JSON can say it; what was an object is told under `python`."""
+        objects = {
+            "model": {**_told(model), "digest": _digest_of_model(model)},
+            "stream": {**_told(stream), "digest": _digest_of_stream(stream), "description": stream.description},
+        }
+        config: dict[str, Any] = {"seed": self.seed, "device": str(self.device)}
+        parts = {name: self._written[name] for name in ("optimizer", "scheduler", "criterion")}
+        parts["method"] = self.method.config()
+        for name, value in parts.items():
+            config[name] = value if _is_plain(value) else None
+            if not _is_plain(value):
+                objects[name] = _told(self.method if name == "method" else value)
+        written = {name: value for name, value in self._written.items() if name not in NOT_WRITTEN}
+        config["trainer"] = {name: value if _is_plain(value) else _told(value) for name, value in written.items()}
+        config["loggers"] = [one if _is_plain(one) else _told(one) for one in self.loggers]
+        return {**config, "tags": [], OBJECTS: objects}
+
+
+_LOGGERS = """
+    loggers: where numbers go besides the run folder that `fit(..., out=...)` makes: names (tensorboard, wandb, mlflow,
+        comet), mappings with a name and settings, or objects with `write(values, step)` and `close()`.
+
+Example:"""
+Trainer.__doc__ = inspect.cleandoc(training.Trainer.__doc__ or "").replace("\n\nExample:", _LOGGERS, 1)
+
+
+def _make(folder: Path, method: str, config: dict[str, Any]) -> None:
+    """Make a new folder with its configuration."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder} exists already, and runs are never overwritten. Choose another out, or go on with resume=True."
+        )
+    new_folder(folder, method)
+    write_json(folder / CONFIG, config)
+    write_info(folder, state="running", command=_command(), versions=versions(), started=time.time(), tags=[])
+
+
+def _newest(folder: Path) -> Any:
+    """The state of the newest checkpoint, None where there is none."""
+    path = folder / "checkpoints" / LAST
+    return load_tensors(path)["state"] if path.is_file() else None
+
+
+def _command() -> str:
+    """The script that is running, as far as Python says it."""
+    return " ".join(["python", *sys.argv]) if sys.argv and sys.argv[0] else "python"
+
+
+def _close(folder: Path) -> str:
+    """Write what follows from the log, and the report; returns the state."""
+    state = derive(folder)
+    write_report(folder)
+    return state
+
+
+def _check_same(kept: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with a run of another method, model or stream."""
+    if OBJECTS not in kept:
+        raise ConfigError(f"{folder} was made by `holdfast run`. Go on with: holdfast resume {folder}")
+    for name in ("model", "stream"):
+        if kept[OBJECTS][name]["digest"] != config[OBJECTS][name]["digest"]:
+            raise ConfigError(
+                f"{folder} was trained with another {name} ({kept[OBJECTS][name]['name']}: "
+                f"{kept[OBJECTS][name]['repr'][:80]}). Give the same one, or another out."
+            )
+    for name in ("method", "seed"):
+        if kept[name] != config[name]:
+            raise ConfigError(f"{folder} was trained with {name} {kept[name]}, not {config[name]}. Give the same one.")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold it as it is."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _told(value: Any) -> dict[str, str]:
+    """What can be said of an object in a file: its name and its `repr`."""
+    kind = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
+    return {"name": f"{kind.__module__}.{kind.__qualname__}", "repr": repr(value)[:LONGEST]}
+
+
+def _digest_of_model(model: nn.Module) -> str:
+    """Of the names, shapes and types of its tensors: another seed gives the same."""
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+
+def _digest_of_stream(stream: Stream) -> str:
+    """Of its classes, sizes and targets, in order: data that take long to read are not read for it."""
+    digest = hashlib.sha256(repr((stream.name, stream.classes, stream.paradigm, tuple(stream.input_shape))).encode())
+    for experience in stream:
+        digest.update(repr((experience.classes, experience.task, len(experience.train))).encode())
+        add_tensor(digest, torch.as_tensor(experience.train.targets))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,281 @@
+"""Where an experience begins and ends in a loop that is not told: said by the user, or found by a boundary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.boundary import Boundary
+from holdfast.core.engine import Engine
+from holdfast.core.errors import UsageError
+from holdfast.core.experience import Data, Experience
+from holdfast.core.ranks import total_over_ranks
+from holdfast.core.step import Now, Step
+from holdfast.memory import Memory, Ring
+from holdfast.streams.data import TensorData
+from holdfast.training.checks import check_head
+from holdfast.training.export import copied
+from holdfast.training.ranks import union_over_ranks
+
+
+class Phases:
+    """Opens and closes the experiences of an engine.
+
+    Args:
+        engine: whose operations act at boundaries.
+        boundary: who finds them; None where the user says so.
+        distributed: whether other processes do the same.
+
+    Attributes:
+        current: the experience that is open, or None.
+        watches_classes: whether the classes of batches must be noted.
+    """
+
+    def __init__(self, engine: Engine, boundary: Boundary | None = None, distributed: bool = False) -> None:
+        if boundary is not None:
+            check_head(engine.learner.head, boundary)
+        needs = engine.method.needs
+        self.engine = engine
+        self.learner = engine.learner
+        self.boundary = boundary
+        self.distributed = distributed
+        self.current: Experience | None = None
+        self.watches_classes = bool({"boundaries", "classes"} & set(needs))
+        self._before: Any = None
+        self._seen: Tensor | None = None
+        self._per_epoch, self._epochs, self._done = 0, 1, 0
+        self._recent: Memory | None = None
+        if boundary is not None and "data" in needs:
+            self._recent = Memory(boundary.window, insertion=Ring(), device=engine.learner.device)
+
+    # Said by the user ------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        data: Experience | Data | None = None,
+        *,
+        task: int | None = None,
+        classes: tuple[int, ...] = (),
+        epochs: int = 1,
+        batch_size: int | None = None,
+        steps: int | None = None,
+    ) -> Data | None:
+        """Say that an experience begins; see `Continual.begin`."""
+        if self.boundary is not None:
+            raise UsageError(
+                f"begin() was called, but boundary={self.boundary!r} decides here. Leave one of the two out."
+            )
+        if self.current is not None:
+            raise UsageError("begin() was called twice. Call end() after each experience.")
+        experience = data if isinstance(data, Experience) else self._wrap(data, task, classes)
+        opened = self._open(experience)
+        if steps is None and batch_size is not None:
+            steps = -(-len(opened.train) // batch_size)
+        if steps is None and "progress" in self.engine.method.needs:
+            raise UsageError(
+                f"`{self.engine.method.name}` follows how far the experience has come. Call begin(data, epochs=1,"
+                " batch_size=32)."
+            )
+        self._per_epoch, self._epochs, self._done = steps or 0, epochs, 0
+        self._tell_progress()
+        return None if data is None else opened.train
+
+    def end(self, data: Experience | Data | None = None) -> None:
+        """Say that the experience ended; see `Continual.end`."""
+        if self.current is None:
+            raise UsageError("end() was called without begin(). Call begin() before an experience's first step.")
+        if data is not None:
+            self.hand_over(data.train if isinstance(data, Experience) else data)
+        needs = self.engine.method.needs
+        wanted = "data" in needs and "replacement" not in needs
+        if wanted and total_over_ranks(len(self.current.train), self.learner.device) == 0:
+            raise UsageError(
+                f"`{self.engine.method.name}` goes over an experience's data when it ends, and got none. Pass it:"
+                " begin(data) or end(data)."
+            )
+        self._close()
+
+    def hand_over(self, data: Data) -> None:
+        """Hand over the data of the open experience."""
+        assert self.current is not None
+        self.current = dataclasses.replace(self.current, train=checked_data(data))
+
+    def resume(self, experience: Experience) -> Data:
+        """Hand the open experience over again after `load` in its middle; see `Continual.resume`."""
+        if self.current is None:
+            raise UsageError("resume() was called outside of an experience. Call begin(experience) instead.")
+        if self._before is None:
+            self.current = experience
+            return experience.train
+        state, before = copied(self.engine.state(check=False)), self._before
+        progress = self._per_epoch, self._epochs, self._done
+        older = copied(before)
+        now = self.learner.model.state_dict()  # outputs that grew since stay, as they are in the optimiser
+        older["learner"]["model"] = {**now, **older["learner"]["model"]}
+        self.engine.load(older)
+        opened = self._open(experience)
+        self.engine.load(state)
+        self._before = before
+        self._per_epoch, self._epochs, self._done = progress
+        return opened.train
+
+    # Found by a boundary ---------------------------------------------------------------------------------
+
+    def cross(self, step: Step, between: bool = True) -> bool:
+        """Cross the boundary before `step` if there is one.
+
+        Args:
+            step: with its loss, before backward.
+            between: whether no other batch was added to the optimiser's step yet; within one nothing is crossed.
+
+        Returns:
+            Whether an experience was opened.
+
+        Raises:
+            UsageError: if the method changes weights at boundaries, after the forward that this one comes after.
+        """
+        assert self.boundary is not None
+        crossed = between and self.boundary.crossed(step)
+        if not crossed and self.current is not None:
+            return False
+        versions = [p._version for p in self.learner.model.parameters()]
+        if self.current is not None:
+            if self._recent is not None and len(self._recent):
+                rows = self._recent.all()
+                self.current.train = TensorData(rows["inputs"], rows["targets"])
+                self._recent.clear()
+            self._close()
+        self._open(self._wrap(None, None, ()))
+        if versions != [p._version for p in self.learner.model.parameters()]:
+            raise UsageError(
+                f"`{self.engine.method.name}` changes weights at a boundary, and {self.boundary!r} finds one only after"
+                " the forward. Leave boundary out and call begin() and end() yourself."
+            )
+        return True
+
+    # Either way ------------------------------------------------------------------------------------------
+
+    def _open(self, experience: Experience) -> Experience:
+        before = copied(self.engine.state(check=False)) if "replacement" in self.engine.method.needs else None
+        self.current, replaced = self.engine.begin(experience)
+        self._before = before if replaced else None
+        self._seen = None
+        return self.current
+
+    def _close(self) -> None:
+        assert self.current is not None
+        if self._seen is not None and not self.current.classes:
+            classes = tuple(self._seen.nonzero().flatten().tolist())
+            if self.distributed:
+                classes = union_over_ranks(classes)
+            self.current = dataclasses.replace(self.current, classes=classes)
+            self.learner.members[-1] = classes
+            self.learner.see_classes(classes)
+        self.engine.end(self.current)
+        self.current = self._before = None
+
+    def _wrap(self, data: Data | None, task: int | None, classes: tuple[int, ...]) -> Experience:
+        experience = as_experience(self.learner.experience + 1, data, task, classes)
+        if data is not None and self.distributed:
+            experience.classes = union_over_ranks(experience.classes)
+        return experience
+
+    def see(self, step: Step) -> None:
+        """Note the classes of a batch, where nobody announced them, without waiting for the device."""
+        outputs, targets = step.outputs, step.targets
+        if outputs is None or outputs.dim() != 2 or targets.dtype != torch.int64 or targets.dim() != 1:
+            return
+        width = outputs.shape[1]
+        if self.current is None:
+            self.engine.services.seen.widen(width)
+            self.engine.services.seen.add_targets(targets)
+        elif not self.current.classes:
+            if self._seen is None or len(self._seen) < width:
+                seen = torch.zeros(width, dtype=torch.bool, device=targets.device)
+                if self._seen is not None:
+                    seen[: len(self._seen)] = self._seen
+                self._seen = seen
+            self._seen.index_fill_(0, targets, True)
+
+    @property
+    def keeper(self) -> Callable[[Step], None] | None:
+        """Keeps the rows of each step whose gradient is complete, where the data at a boundary is made of them."""
+        return None if self._recent is None else self._keep
+
+    def _keep(self, step: Step) -> None:
+        assert self._recent is not None
+        self._recent.add({"inputs": step.inputs, "targets": step.targets})
+
+    @property
+    def recent(self) -> int:
+        """How many rows are kept for the next boundary."""
+        return 0 if self._recent is None else len(self._recent)
+
+    def advance(self) -> None:
+        """Count a step of the optimiser."""
+        self._done += 1
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        index, done, per_epoch = self.engine.index, self._done, self._per_epoch
+        if per_epoch:
+            progress = min(1.0, done / (per_epoch * self._epochs))
+            self.engine.services.now = Now(index, progress, done % per_epoch / max(1, per_epoch - 1))
+        else:
+            self.engine.services.now = Now(index)
+
+    # State -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What restores it, as tensors and plain values."""
+        return {
+            "boundary": {} if self.boundary is None else self.boundary.state(),
+            "recent": None if self._recent is None else self._recent.state(),
+            "inside": self.current is not None,
+            "classes": None if self.current is None else list(self.current.classes),
+            "seen": self._seen,
+            "before": self._before,
+            "progress": [self._per_epoch, self._epochs, self._done],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned, into an engine that was restored already."""
+        if self.boundary is not None:
+            self.boundary.load(state["boundary"])
+        if self._recent is not None:
+            self._recent.load(state["recent"])
+        self.current = None
+        if state["inside"]:
+            self.current = self._wrap(None, self.learner.task, tuple(state["classes"]))
+            self.current.index = self.learner.experience
+        self._seen, self._before = copied(state["seen"]), state["before"]
+        self._per_epoch, self._epochs, self._done = state["progress"]
+        if self.current is not None:
+            self._tell_progress()
+
+
+def checked_data(data: object) -> Data:
+    """`data`, if it is what `begin` and `end` take.
+
+    Raises:
+        UsageError: with how to wrap it, if it is not.
+    """
+    if not isinstance(data, Data):
+        raise UsageError(
+            f"an experience's data was given as {type(data).__name__}. Wrap it:"
+            " holdfast.streams.data.LoaderData(dataset), or TensorData(inputs, targets)."
+        )
+    return data
+
+
+def as_experience(index: int, data: Data | None, task: int | None, classes: tuple[int, ...]) -> Experience:
+    """An experience of `data`, whose classes are read off it unless they are given; of nothing without data."""
+    if data is None:
+        data = TensorData(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
+    elif not classes and not checked_data(data).targets.is_floating_point():
+        classes = tuple(torch.unique(data.targets).tolist())
+    return Experience(index, checked_data(data), classes=tuple(classes), task=task)
