@@ -3,12 +3,22 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import random
 import sys
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.streams import views
@@ -34,7 +44,8 @@ class Items:
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
         self.reads += 1
-        return torch.full((2, 2), row, dtype=torch.uint8), row % 3
+        change = getattr(self, "target_transform", int)
+        return torch.full((2, 2), row, dtype=torch.uint8), change(row % 3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10, 1000])
@@ -209,12 +220,13 @@ def test_loader_data_read_with_workers_in_the_same_order():
     assert [batch.inputs[:, 0, 0].tolist() for batch in data.batches(order, 2)] == [[9, 2], [5, 1], [3]]
 
 
-def test_targets_are_found_without_reading_items_where_the_data_set_has_them():
+def test_targets_are_found_with_a_look_at_two_items_where_the_data_set_has_them():
     items = Items(12)
     assert LoaderData(items).targets.tolist() == [row % 3 for row in range(12)]
+    assert items.reads == 2
     subset = Subset(items, [3, 4])
     assert LoaderData(ConcatDataset([subset, items])).targets.tolist()[:3] == [0, 1, 0]
-    assert items.reads == 0
+    assert items.reads == 6
     tensors = TensorDataset(torch.zeros(3, 2), torch.tensor([2, 0, 1]))
     assert LoaderData(tensors).targets.tolist() == [2, 0, 1]
     unknown = Items(5, known=False)
@@ -226,7 +238,6 @@ def test_a_target_transform_of_the_data_set_is_applied():
     items = Items(4)
     items.target_transform = lambda target: 10 + target
     assert LoaderData(items).targets.tolist() == [10, 11, 12, 10]
-    assert items.reads == 0
 
 
 def test_concat_of_loader_data_reads_the_right_items():
@@ -276,3 +287,103 @@ def test_an_epoch_over_many_images_takes_little_memory():
         for number, _ in enumerate(part.batches(torch.randperm(len(part)), 1000)):
             most = max(most, resident()) if number % 4 == 0 else most
     assert most - before < 60 * 2**20
+
+
+# Data sets of others ---------------------------------------------------------------------------------------
+
+
+X, Y = torch.arange(12.0).view(6, 2), torch.tensor([2, 0, 1, 2, 0, 1])
+
+
+class Mappings:
+    """Items as the `datasets` library gives them."""
+
+    def __init__(self, *keys: str, label: str = "label") -> None:
+        self.keys, self.label = keys, label
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, row: int) -> dict[str, object]:
+        return {**dict.fromkeys(self.keys, X[row]), self.label: int(Y[row])}
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield from zip(X, Y)
+
+
+class Coarse(Dataset):
+    """Says other targets than its items have, as a wrapper that forgot to change them."""
+
+    targets = [0, 1, 2, 3, 4, 5]
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        torch.rand(1), np.random.rand(), random.random()
+        return X[row], int(Y[row])
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        TensorDataset(X, Y, torch.arange(6)),
+        TensorDataset(X, Y, torch.rand(6), torch.arange(6)),
+        TensorDataset(X, Y.view(6, 1)[:, 0]),
+        [(x, y, row) for row, (x, y) in enumerate(zip(X, Y))],
+        Mappings("image"),
+        Mappings("pixel_values", label="labels"),
+        DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True),
+        DataLoader(TensorDataset(X, Y, torch.arange(6)), batch_size=4),
+        Coarse(),
+    ],
+    ids=lambda dataset: type(dataset).__name__,
+)
+def test_inputs_and_targets_are_found_in_the_usual_data_sets(dataset):
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    data = LoaderData(dataset)
+    assert data.targets.tolist() == Y.tolist()
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert random.getstate() == states[2]
+    assert torch.equal(data.gather(torch.tensor([4, 1])).inputs, X[[4, 1]])
+
+
+def test_several_inputs_of_mappings_stay_named_without_their_target():
+    found = LoaderData(Mappings("input_ids", "attention_mask")).gather(torch.tensor([3])).inputs
+    assert sorted(found) == ["attention_mask", "input_ids"]
+
+
+def test_a_loader_with_a_sampler_of_a_part_gives_that_part():
+    loader = DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([5, 0, 2]), num_workers=0)
+    data = LoaderData(loader)
+    assert data.targets.tolist() == [1, 2, 1]
+    assert torch.equal(data.gather(torch.tensor([0])).inputs, X[5:6])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        (TensorDataset(X, torch.ones(6, 2), Y), "3 tensors"),
+        (TensorDataset(X), "one tensor"),
+        (Endless(), "no length"),
+        (DataLoader(Endless()), "IterableDataset"),
+        (iter([(X[0], 1)]), "no length"),
+        (DataLoader(TensorDataset(X, Y), collate_fn=list), "collate function"),
+        (DataLoader(TensorDataset(X, Y), sampler=WeightedRandomSampler([1.0] * 6, 6)), "WeightedRandomSampler"),
+        ([(row, x, y) for row, (x, y) in enumerate(zip(X, Y))], "begins with the number"),
+        ([{"image": x} for x in X], "Give targets"),
+        (list(X), "no target"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
+)
+def test_data_sets_whose_targets_cannot_be_told_are_refused_with_a_sentence(dataset, said):
+    with pytest.raises(DataError, match=said):
+        LoaderData(dataset)
+
+
+def test_targets_that_are_given_are_taken_whatever_the_items_hold():
+    tensors = TensorDataset(X, torch.ones(6, 2), Y)
+    assert LoaderData(tensors, targets=Y).targets.tolist() == Y.tolist()

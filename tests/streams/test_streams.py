@@ -338,7 +338,7 @@ def test_domains_resize_images_to_one_shape_range_and_number_of_channels():
             assert inputs.dtype == torch.uint8
     assert stream[0].train.gather(torch.arange(100)).inputs.max() > 240
     assert torch.equal(stream[1].train.gather(torch.arange(3)).inputs, colour.train.gather(torch.arange(3)).inputs)
-    assert stream.prepare == Prepare()
+    assert stream.prepare == Prepare(grey.prepare.mean, grey.prepare.std)  # of the first, for all
     apart = domains([grey, colour], paradigm="task", size=16)
     assert [experience.classes for experience in apart] == [tuple(range(10)), (10, 11, 12)]
     assert apart.class_names[10:] == ("colour 0", "colour 1", "colour 2")

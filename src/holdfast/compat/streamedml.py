@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.experience import Data, tree_rows
+from holdfast.core.experience import tree_rows
 from holdfast.core.services import Services
 from holdfast.memory import BalancedReservoir, First, Insertion, Memory, Reservoir, Ring, Uniform
 from holdfast.operations._parts.fisher import Kind, fisher_diagonal
 from holdfast.operations._parts.quadratic import quadratic
 from holdfast.operations.gradient_projection import project
-from holdfast.streams.data import LoaderData, TensorData
-
-Pairs = Data | Dataset[Any] | DataLoader[Any] | Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor]
-"""Data in any usual form: ours, a torch data set or loader, a list of batches, or one batch `(inputs, targets)`."""
+from holdfast.streams.data import Pairs, as_data
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Overflow = Literal["first", "ring", "reservoir", "balanced"]
@@ -281,17 +277,3 @@ class EpisodicMemory:
             self._memories[task].load(held)
         self._choice.set_state(state["choice"])
         self._draw.load(state["draw"])
-
-
-def as_data(data: Pairs) -> Data:
-    """Any usual form of data as ours."""
-    if isinstance(data, Data):
-        return data
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return TensorData(data[0], data[1])
-    if isinstance(data, DataLoader) or not (hasattr(data, "__len__") and isinstance(data, Dataset)):
-        batches: Sequence[tuple[Tensor, Tensor]] = [(batch[0], batch[1]) for batch in data]  # type: ignore[union-attr]
-        if not batches:
-            raise UsageError("the data has no batch. Give at least one (inputs, targets).")
-        return TensorData(torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
-    return LoaderData(data)

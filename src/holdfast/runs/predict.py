@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import ConfigError, DataError, needs_extra
+from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.metrics.files import replace_file
 from holdfast.runs.answers import outputs
 from holdfast.runs.assemble import Restored, restore
+from holdfast.streams.datasets.folders import read_image
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SHOWN = 25
@@ -161,24 +162,16 @@ def _key(names: Sequence[str], path: Path) -> str:
 
 def _image(path: Path, stream: Stream) -> Tensor:
     """One image file in the colours and the size that the model takes."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise needs_extra("predicting images", "Pillow", "images") from error
     shape = tuple(stream.input_shape)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise DataError(f"the model takes inputs of shape {shape}, which are no images. Give .npy instead of {path}.")
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is no image that Pillow can read: {error}. Take it out.") from error
-    pixels = torch.from_numpy(np.array(image)).reshape(shape[1], shape[2], shape[0]).permute(2, 0, 1).contiguous()
+    pixels = read_image(path, (shape[1], shape[2]), shape[0] == 1)  # as the images it was trained on were read
     known = stream[0].train.gather(torch.tensor([0])).inputs
-    if isinstance(known, Tensor) and known.dtype == torch.uint8:
+    if isinstance(known, Tensor) and known.dtype == pixels.dtype:
         return pixels
+    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     top = max(1.0, float(stream[0].train.gather(torch.arange(min(64, len(stream[0].train)))).inputs.max()))
-    return pixels.float() / 255 * top  # the stream's own numbers run from 0 to `top`
+    return pixels * top  # the stream's own numbers run from 0 to `top`
 
 
 def picture(samples: Sequence[tuple[Tensor, str, bool | None]]) -> bytes:

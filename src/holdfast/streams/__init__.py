@@ -1,10 +1,11 @@
 """Streams: functions that share a data set out over experiences. Every public name can be used in a configuration."""
 
+from holdfast.streams.domains import domains, grouped
 from holdfast.streams.industrial import cil, indus, indus_cil
 from holdfast.streams.noisy import noisy
 from holdfast.streams.parts import data_incremental, online, saved
 from holdfast.streams.repetition import repetition_sampling, repetition_slots
-from holdfast.streams.shifts import domains, permuted, rotated
+from holdfast.streams.shifts import permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "cil",
     "data_incremental",
     "domains",
+    "grouped",
     "indus",
     "indus_cil",
     "noisy",

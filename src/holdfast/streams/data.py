@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.core.experience import Tree, tree_map
-from holdfast.streams.loader import LoaderData
-from holdfast.streams.union import UnionData, concat
-from holdfast.streams.views import View, as_targets, compact, relabel
+from holdfast.core.experience import Data, Tree, tree_cat, tree_map
+from holdfast.streams.loader import LoaderData, joined
+from holdfast.streams.views import View, as_targets, compact, joined_task, relabel
 
-__all__ = ["LoaderData", "TensorData", "UnionData", "View", "concat"]
+__all__ = ["LoaderData", "Pairs", "TensorData", "UnionData", "View", "as_data", "concat"]
+
+Pairs = Data | Dataset[Any] | DataLoader[Any] | Iterable[Any] | tuple[Tensor, Tensor]
+"""Data in any usual form: ours, a torch data set or loader, a list of batches, or one batch `(inputs, targets)`."""
 
 
 class Store:
@@ -50,7 +53,7 @@ class Store:
     def take(self, rows: Tensor) -> Tree:
         """A copy of these rows."""
         if isinstance(self.inputs, Tensor) and isinstance(self._flat, Tensor):
-            return self._flat.index_select(0, rows).view(-1, *self.inputs.shape[1:])
+            return self._flat.index_select(0, rows).view(len(rows), *self.inputs.shape[1:])
         return tree_map(lambda leaf: leaf.index_select(0, rows), self.inputs)
 
 
@@ -130,6 +133,50 @@ def materialise(data: View) -> TensorData:
     return TensorData(torch.cat(tensors), data.targets, task=data.task)
 
 
+def as_data(data: Pairs) -> Data:
+    """Data in any usual form as ours.
+
+    Args:
+        data: ours; a map-style torch data set, or a loader of one; an iterable of batches `(inputs, targets, ...)`,
+            such as a list or a loader with a collate function of its own, which is read into memory; or one batch.
+
+    Raises:
+        DataError: for batches that are none, or whose inputs cannot be joined.
+
+    Example:
+        >>> batches = [(torch.zeros(3, 2), torch.tensor([0, 1, 0])), (torch.ones(1, 2), torch.tensor([1]))]
+        >>> as_data(batches).targets.tolist(), as_data(batches[0]).targets.tolist()
+        ([0, 1, 0, 1], [0, 1, 0])
+    """
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        return TensorData(data[0], data[1])
+    if isinstance(data, DataLoader):
+        try:
+            return LoaderData(data)
+        except DataError:  # batches that are more than their items: read as they come
+            return _of_batches(data)
+    if isinstance(data, Dataset) and hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        return LoaderData(data)
+    return _of_batches(data)  # type: ignore[arg-type]
+
+
+def _of_batches(batches: Iterable[Any]) -> TensorData:
+    inputs, targets = [], []
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+            raise DataError(f"a batch is a {type(batch).__name__}. Give batches (inputs, targets) of tensors.")
+        inputs.append(batch[0])
+        targets.append(batch[1])
+    if not inputs:
+        raise DataError("the data has no batch. Give at least one (inputs, targets).")
+    try:
+        return TensorData(tree_cat(inputs), torch.cat(targets))
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise DataError(f"batches of different shapes cannot be joined: {error}. Pad them to one length.") from error
+
+
 def _leaves(tree: Tree) -> list[Tensor]:
     if isinstance(tree, Tensor):
         return [tree]
@@ -138,3 +185,97 @@ def _leaves(tree: Tree) -> list[Tensor]:
 
 def _flatten(leaf: Tensor) -> Tensor:
     return leaf.flatten(1) if leaf.dim() > 2 and leaf.is_contiguous() else leaf
+
+
+# Unions -------------------------------------------------------------------------------------------------
+
+
+class UnionData(View):
+    """Several data one after the other; a chunk of batches is gathered part by part and put in order.
+
+    Args:
+        parts: the data, of equal input shapes and on one device.
+    """
+
+    def __init__(self, parts: Sequence[Data]) -> None:
+        self._parts = list(parts)
+        self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        targets = torch.cat([part.targets for part in parts])
+        device = getattr(parts[0], "device", "cpu")
+        self._original = targets
+        super().__init__(range(len(targets)), targets, joined_task(parts), None, device)
+        self._original_task = self.task
+
+    @property
+    def store(self) -> Any:
+        """The parts."""
+        return self._parts
+
+    def to(self, device: torch.device | str) -> Self:
+        """This union with every part on `device`."""
+        new = super().to(device)
+        new._parts = [part.to(device) for part in self._parts]
+        return new
+
+    def _fetch(self, rows: Tensor) -> Tree:
+        ends = self._ends.to(rows.device)
+        owner = torch.bucketize(rows, ends, right=True)
+        pieces = []
+        places = []
+        for number, part in enumerate(self._parts):
+            place = (owner == number).nonzero().flatten()
+            if len(place) == 0 and (number or len(rows)):
+                continue
+            start = int(self._ends[number]) - len(part)
+            pieces.append(part.gather(rows[place] - start).inputs)
+            places.append(place)
+        if len(places) == 1:
+            return pieces[0]
+        back = torch.cat(places).argsort()
+        return tree_map(lambda leaf: leaf.index_select(0, back), tree_cat(pieces))
+
+    def _row_bytes(self) -> int:
+        return max((part._row_bytes() for part in self._parts if isinstance(part, View)), default=4096)
+
+    def __repr__(self) -> str:
+        return f"UnionData({len(self)} samples in {len(self._parts)} parts)"
+
+
+def concat(parts: Sequence[Data]) -> Data:
+    """The union of several data, in order, sharing what they hold.
+
+    Views of one store with the same transform become one view of it, which is as fast as any. Others are gathered
+    part by part. Where the parts have different task labels, batches have one label per row.
+
+    Args:
+        parts: at least one.
+
+    Raises:
+        ConfigError: no part.
+
+    Example:
+        >>> data = TensorData(torch.zeros(4, 2), torch.arange(4))
+        >>> concat([data.subset(torch.tensor([3, 1])), data]).targets
+        tensor([3, 1, 0, 1, 2, 3])
+    """
+    flat = [inner for part in parts for inner in _unpack(part)]
+    if not flat:
+        raise ConfigError("concat of no data. Give at least one.")
+    first = flat[0]
+    if len(flat) == 1:
+        return first
+    views = [part for part in flat if isinstance(part, View)]
+    if len(views) == len(flat) and all(view.transform == views[0].transform for view in views):
+        if all(type(view) is type(first) and view.store is views[0].store for view in views):
+            return views[0]._joined(views[1:])
+        loaders = [view for view in views if isinstance(view, LoaderData)]
+        if len(loaders) == len(flat):
+            return joined(loaders)
+    return UnionData(flat)
+
+
+def _unpack(part: Data) -> Sequence[Data]:
+    """The parts of a union that nothing was derived from, else the data itself."""
+    if isinstance(part, UnionData) and part._targets is part._original and part.transform is None:
+        return part._parts if part.task is part._original_task else [part]
+    return [part]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Data
 from holdfast.streams.prepare import Prepare
+
+if TYPE_CHECKING:
+    from holdfast.streams.datasets.encoding import Encoding
 
 
 @dataclass
@@ -25,8 +28,12 @@ class Dataset:
         class_names: one per class; None numbers them.
         prepare: from raw inputs to floats; None leaves them as they are.
         kind: "classification" or "regression".
+        groups: the group of each training sample, int64, where the data come in groups (`csv(by="month")`).
+        test_groups: the group of each test sample.
+        group_names: of the groups, in order.
+        table: how the columns of a table became the features, or None.
 
-    Errors:
+    Raises:
         DataError: a target outside 0..classes-1, or no training sample.
     """
 
@@ -38,6 +45,10 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     prepare: Prepare | None = None
     kind: Literal["classification", "regression"] = "classification"
+    groups: Tensor | None = None
+    test_groups: Tensor | None = None
+    group_names: tuple[str, ...] = ()
+    table: Encoding | None = None
 
     def __post_init__(self) -> None:
         if len(self.train) == 0:

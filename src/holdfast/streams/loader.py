@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Batch, Tree, tree_map
 from holdfast.streams.views import View, as_targets, check_batch_size, compact, joined_task, relabel
 
+TARGETS = ("label", "labels", "target", "targets")
+"""Keys of the target in items that are mappings."""
+
 
 class LoaderData(View):
     """Samples read from a map-style data set when they are needed.
 
-    Items are `(input, target, ...)` or the input alone. Inputs may be tensors, arrays, PIL images (which become uint8
-    `[channels, height, width]`), or tuples and mappings of these. Targets are taken from `targets`, or from the data
-    set's `targets` or `labels` where it has them, and only otherwise by reading every item once. The order is given
-    from outside, so the loader never touches the global random state; what workers draw depends on the order only.
+    Items are `(input, target, ...)`, mappings with a `label` (or `labels`, `target`, `targets`), or the input alone.
+    Inputs may be tensors, arrays, PIL images (which become uint8 `[channels, height, width]`), or tuples and mappings
+    of these. Targets are taken from `targets`, or from the data set's `targets` or `labels` where it has them and its
+    items agree, and only otherwise by reading every item once. The order is given from outside, so the loader never
+    touches the global random state; what workers draw depends on the order only.
 
     Args:
-        dataset: anything with `__len__` and `__getitem__`.
+        dataset: anything with `__len__` and `__getitem__`; or a `DataLoader` of such, whose batch size and order do not
+            matter here, and whose sampler may leave samples out.
         targets: one per item of `dataset`; None finds them.
         index: rows to take, int64; None takes all.
         workers: processes that read; 0 reads in this one.
         task: the task label of all rows, or None.
         transform: a function of raw inputs, applied to collated batches.
         label_map: new label of each label.
+
+    Raises:
+        DataError: for data without length or items, a loader with a collate function or sampler of its own, items
+            without a target, a `TensorDataset` of which the targets cannot be told, or another number of targets.
 
     Example:
         >>> items = [(torch.full((2,), float(i)), i % 2) for i in range(5)]
@@ -48,6 +69,14 @@ class LoaderData(View):
         transform: Callable[[Tensor], Tensor] | None = None,
         label_map: Tensor | None = None,
     ) -> None:
+        if isinstance(dataset, DataLoader):
+            workers = workers or dataset.num_workers
+            dataset = unloaded(dataset)
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise DataError(
+                f"data of type {type(dataset).__name__} has no length or no items to be asked for, so it cannot be gone"
+                " over in another order. Read what is needed into a list of (input, target) first."
+            )
         found = find_targets(dataset) if targets is None else as_targets(targets)
         if len(found) != len(dataset):
             raise DataError(f"there are {len(dataset)} items and {len(found)} targets. Give one target per item.")
@@ -112,26 +141,108 @@ class LoaderData(View):
         return f"LoaderData({len(self)} of {len(self._dataset)} items, workers={self.workers}, task={self.task})"
 
 
+def unloaded(loader: DataLoader[Any]) -> Any:
+    """The data set that a loader reads, without what its sampler leaves out.
+
+    Raises:
+        DataError: for a loader whose batches are not those items.
+    """
+    sampler = loader.sampler
+    if isinstance(loader.dataset, IterableDataset):
+        raise DataError(
+            "the loader reads an IterableDataset, which has no items to be asked for. Read what is needed into a list"
+            " of (input, target) first."
+        )
+    if loader.collate_fn is not default_collate:
+        raise DataError(
+            "the loader has a collate function of its own, which makes its batches something else than its items. Give"
+            " LoaderData a data set whose items are (input, target), of one shape."
+        )
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, [int(index) for index in sampler.indices])
+    if not isinstance(sampler, SequentialSampler | RandomSampler):
+        raise DataError(
+            f"the loader has a {type(sampler).__name__}, which chooses samples in a way that is not known here. Give"
+            " LoaderData the data set, with index= for a part of it."
+        )
+    return loader.dataset
+
+
 def find_targets(dataset: Any) -> Tensor:
-    """The targets of a map-style data set, without reading its inputs where it says them otherwise."""
+    """The targets of a map-style data set, without reading its inputs where it says them otherwise.
+
+    Raises:
+        DataError: for items without a target, or tensors of which the targets cannot be told.
+    """
     if isinstance(dataset, Subset):
         return find_targets(dataset.dataset)[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
         return torch.cat([find_targets(part) for part in dataset.datasets])
     if isinstance(dataset, TensorDataset):
-        return as_targets(dataset.tensors[-1])
+        return as_targets(_second(dataset))
     for name in ("targets", "labels", "_labels"):
         found = getattr(dataset, name, None)
         if found is not None and not callable(found) and len(found) == len(dataset):
             change = getattr(dataset, "target_transform", None)
-            return as_targets(found if change is None else [change(target) for target in found])
-    return as_targets([_target(dataset[row], row) for row in range(len(dataset))])
+            said = as_targets(found if change is None else [change(target) for target in found])
+            if _agree(dataset, said):
+                return said
+    with untouched():
+        return as_targets([_target(dataset[row], row) for row in range(len(dataset))])
+
+
+def _second(dataset: TensorDataset) -> Tensor:
+    """The targets among the tensors of a data set: the second, as items are `(input, target, ...)`."""
+    tensors = dataset.tensors
+    if len(tensors) < 2:
+        raise DataError("the TensorDataset has one tensor, and no targets. Give targets=, or TensorDataset(x, y).")
+    second = tensors[1]
+    if len(tensors) > 2 and second.dim() > 1 and second[:1].numel() > 1:
+        raise DataError(
+            f"the TensorDataset has {len(tensors)} tensors of the shapes {[tuple(t.shape) for t in tensors]}, and the"
+            " second is no target for each row. Give targets=, or items ((first input, second input), target)."
+        )
+    return second
+
+
+def _agree(dataset: Any, said: Tensor) -> bool:
+    """Whether the first and the last item have the targets that the data set says."""
+    with untouched():
+        for row in {0, len(said) - 1} if len(said) else ():
+            try:
+                target = _target(dataset[row], row)
+                if not bool((torch.as_tensor(target).cpu() == said[row]).all()):
+                    return False
+            except DataError:  # items are inputs alone
+                return True
+            except (TypeError, ValueError, RuntimeError):  # words, or another shape
+                return False
+    return True
+
+
+@contextlib.contextmanager
+def untouched() -> Iterator[None]:
+    """Leaves the global random states as they were, whatever a data set's own transforms draw."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def collate(items: Sequence[Any]) -> Tree:
     """The inputs of several items as one batch: `[rows, ...]`."""
-    inputs = [item[0] if isinstance(item, (tuple, list)) else item for item in items]
-    return _stack(inputs)
+    return _stack([_input(item) for item in items])
+
+
+def _input(item: Any) -> Any:
+    """The input of an item: its first entry, or what a mapping holds beside the target."""
+    if isinstance(item, Mapping):
+        rest = {key: value for key, value in item.items() if key not in TARGETS}
+        return next(iter(rest.values())) if len(rest) == 1 and len(item) > 1 else rest
+    return item[0] if isinstance(item, (tuple, list)) else item
 
 
 def _stack(values: Sequence[Any]) -> Any:
@@ -146,6 +257,12 @@ def _stack(values: Sequence[Any]) -> Any:
         raise DataError(
             f"samples of one batch have the shapes {sorted(shapes)[:4]}. Give all samples one shape, "
             "for images with the parameter size."
+        )
+    kinds = {str(tensor.dtype) for tensor in tensors}
+    if len(kinds) > 1:
+        raise DataError(
+            f"samples of one batch have the types {sorted(kinds)}. Convert them to one: bytes run to 255, floats mostly"
+            " to 1."
         )
     return torch.stack(tensors)
 
@@ -162,8 +279,18 @@ def to_tensor(value: Any) -> Tensor:
 
 
 def _target(item: Any, row: int) -> Any:
+    if isinstance(item, Mapping):
+        key = next((key for key in TARGETS if key in item), None)
+        if key is None:
+            raise DataError(f"item {row} has {sorted(item)}, and no {TARGETS[0]!r}. Give targets=.")
+        return item[key]
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise DataError(f"item {row} has no target. Give targets=, or items that are (input, target).")
+    if isinstance(item[0], int | np.integer) and not isinstance(item[1], int | float | np.number):
+        raise DataError(
+            f"item {row} begins with the number {item[0]}, and {type(item[1]).__name__} stands where its target should."
+            " Give targets=, or items that are (input, target)."
+        )
     return item[1]
 
 

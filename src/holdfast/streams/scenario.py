@@ -28,7 +28,7 @@ from holdfast.streams.views import View
 
 Paradigm = Literal["class", "task", "domain"]
 PARADIGMS = ("class", "task", "domain")
-DRAWS = ("table", "sampled", "all", "shuffled", "ordered")
+DRAWS = ("table", "sampled", "all", "shuffled", "ordered", "groups")
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Scenario:
         classes: of the data set it was made for; 0 for regression.
         draw: how samples are shared out: "table" by proportions, "sampled" by numbers of samples drawn anew for each
             experience, "all" everything to every experience, "shuffled" in equal chunks at random (tests whole),
-            "ordered" in equal consecutive chunks.
+            "ordered" in equal consecutive chunks, "groups" as the data set says.
         table: proportions P, one row per class and one column per experience; rows sum to 1, or to 0 to leave a class
             out. The same table serves training and test data. For "sampled" numbers of training samples; a class's
             test samples are dealt out evenly to the experiences it is in.
@@ -63,7 +63,7 @@ class Scenario:
     paradigm: Paradigm
     experiences: int
     classes: int
-    draw: Literal["table", "sampled", "all", "shuffled", "ordered"] = "table"
+    draw: Literal["table", "sampled", "all", "shuffled", "ordered", "groups"] = "table"
     table: list[list[float]] | None = None
     labels: list[int] = field(default_factory=list)
     shift: int = 0
@@ -115,7 +115,7 @@ class Scenario:
     def from_json(cls, values: Mapping[str, Any]) -> Scenario:
         """The scenario that plain values describe.
 
-        Errors:
+        Raises:
             ConfigError: an unknown or a missing key, or a wrong value.
         """
         known = [entry.name for entry in fields(cls)]
@@ -138,7 +138,7 @@ def make_stream(scenario: Scenario, dataset: Dataset) -> Stream:
     Returns:
         A stream whose `description` is the scenario as plain values.
 
-    Errors:
+    Raises:
         ConfigError: the data set has another number of classes than the scenario, or an experience gets no sample.
     """
     if scenario.classes != dataset.classes:
@@ -146,8 +146,13 @@ def make_stream(scenario: Scenario, dataset: Dataset) -> Stream:
             f"the scenario {scenario.name!r} is for {scenario.classes} classes, and {dataset.name} has "
             f"{dataset.classes}. Make one for this data set."
         )
-    train = _shares(scenario, dataset.train, "train")
-    test = None if dataset.test is None else _shares(scenario, dataset.test, "test")
+    if scenario.draw == "groups" and len(dataset.group_names) != scenario.experiences:
+        raise ConfigError(
+            f"the scenario {scenario.name!r} is for {scenario.experiences} groups, and {dataset.name} has "
+            f"{len(dataset.group_names)}. Name the column that makes them, for instance csv(by='month')."
+        )
+    train = _shares(scenario, dataset.train, "train", dataset.groups)
+    test = None if dataset.test is None else _shares(scenario, dataset.test, "test", dataset.test_groups)
     experiences = []
     for number in range(scenario.experiences):
         whole = _present(scenario, dataset.train, train[number], number)
@@ -194,7 +199,7 @@ def cut(stream: Stream, samples: int, seed: int = 0) -> Stream:
         samples: training samples per chunk; the last one of an experience may be smaller.
         seed: of the shuffles.
 
-    Errors:
+    Raises:
         ConfigError: fewer than one sample.
     """
     if samples < 1:
@@ -264,9 +269,11 @@ def viewed(data: Data) -> View:
     return data
 
 
-def _shares(scenario: Scenario, data: Data, part: str) -> list[Tensor | None]:
+def _shares(scenario: Scenario, data: Data, part: str, groups: Tensor | None = None) -> list[Tensor | None]:
     """Which samples each experience gets; None stands for all."""
     count, number = len(data), scenario.experiences
+    if scenario.draw == "groups" and groups is not None:
+        return [(groups == group).nonzero().flatten() for group in range(number)]
     if part == "test" and scenario.test == "whole":
         return [None, *[torch.zeros(0, dtype=torch.int64)] * (number - 1)]
     if scenario.table is not None and scenario.draw in ("table", "sampled"):
@@ -325,6 +332,8 @@ def _experience_name(scenario: Scenario, experience: Experience, names: Sequence
         if described["kind"] == "rotate":
             return f"{described['degrees']:g} degrees"
         return "as it is" if described["kind"] == "none" else f"permutation {described['seed']}"
+    if scenario.draw == "groups":
+        return str(scenario.extra["names"][number])
     if scenario.draw in ("shuffled", "ordered") or not scenario.classes:
         return f"part {number + 1} of {scenario.experiences}"
     if scenario.paradigm == "domain" and "names" in scenario.extra:

@@ -8,11 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from holdfast.core.errors import DataError
 from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, NonNegative, Size, ranged
 from holdfast.streams.data import LoaderData
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.datasets.build import Kind, encode, finish, held_out, images, of_tensors
+from holdfast.streams.datasets.build import Kind, Layout, encode, finish, held_out, images, of_tensors
+from holdfast.streams.datasets.missing import Missing
 from holdfast.streams.tables import rng
 
 
@@ -26,8 +28,9 @@ def arrays(
     test_fraction: float = 0.2,
     split_seed: int = 0,
     kind: Kind = "classification",
-    layout: Literal["auto", "hw", "chw", "hwc"] = "auto",
-    scale: float = 255.0,
+    layout: Layout = "auto",
+    missing: Missing = "refuse",
+    scale: float | None = None,
     normalise: bool = False,
     crop: int = 0,
     flip: bool = False,
@@ -44,8 +47,10 @@ def arrays(
         test_fraction: of each class, held out where there are no test inputs.
         split_seed: of that choice.
         kind: "classification" or "regression".
-        layout: of one image; "auto" guesses.
-        scale: what integer inputs are divided by.
+        layout: of one image; "auto" guesses. "tokens" keeps whole numbers as they are, for a model with an embedding.
+        missing: "refuse" values that are missing or infinite and labels that are missing, fill in the "mean" of the
+            feature over the training data, or "drop" those rows.
+        scale: what whole numbers are divided by; None takes 255 for bytes, 65535 for 16-bit images, and 1 for others.
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
@@ -55,9 +60,10 @@ def arrays(
         >>> data.class_names, len(data.train), len(data.test)
         (('a', 'b'), 2, 2)
     """
-    rows = images(inputs, layout)
-    tests = None if test_inputs is None else images(test_inputs, layout)
+    rows = images(inputs, layout, scale)
+    tests = None if test_inputs is None else images(test_inputs, layout, scale)
     look: dict[str, Any] = {"scale": scale, "normalise": normalise, "crop": crop, "flip": flip}
+    look |= {"missing": missing, "tokens": layout == "tokens"}
     return of_tensors(name, rows, targets, tests, test_targets, class_names, test_fraction, split_seed, kind, **look)
 
 
@@ -70,12 +76,14 @@ def torch_dataset(
     split_seed: int = 0,
     kind: Kind = "classification",
     workers: int = 0,
-    scale: float = 255.0,
+    scale: float | None = None,
     normalise: bool = False,
     crop: int = 0,
     flip: bool = False,
 ) -> Dataset:
     """A data set of map-style torch data sets, read through a `DataLoader` (Python only).
+
+    Where both say their `classes` (as torchvision's `ImageFolder` does), classes are matched by these names.
 
     Args:
         train: items `(input, target)`; anything with `__len__` and `__getitem__`.
@@ -86,7 +94,7 @@ def torch_dataset(
         split_seed: of that choice.
         kind: "classification" or "regression".
         workers: processes that read.
-        scale: what integer inputs are divided by.
+        scale: what whole numbers are divided by; None takes 255 for bytes and 1 for others.
         normalise: whether inputs are normalised; reads the training data once.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
@@ -100,14 +108,33 @@ def torch_dataset(
     other = None if test is None else LoaderData(test, workers=workers)
     names: Sequence[str] = ()
     if kind == "classification":
-        targets, test_targets, found = encode(whole.targets, None if other is None else other.targets)
-        names = found if class_names is None else class_names
+        said, other_said = (_said(data) for data in (train, test))
+        named, other_named = whole.targets, None if other is None else other.targets
+        if said and other_said and said != other_said and other_named is not None:
+            _check_names(said, other_said)
+            other_named = torch.tensor([said.index(name) for name in other_said])[other_named]
+        targets, test_targets, numbers = encode(named, other_named)
+        fitting = said and all(number.isdigit() and int(number) < len(said) for number in numbers)
+        names = [said[int(number)] for number in numbers] if fitting else numbers
+        names = names if class_names is None else class_names
         whole = LoaderData(train, targets, workers=workers)
         other = None if test is None else LoaderData(test, test_targets, workers=workers)
     if other is None:
         kept, tested = held_out(whole.targets, test_fraction, split_seed)
         whole, other = whole.subset(kept), whole.subset(tested) if len(tested) else None
     return finish(name, whole, other, names, kind, scale, normalise, crop, flip)
+
+
+def _said(dataset: Any) -> list[str]:
+    """The class names that a torch data set says, by the number of the class."""
+    found = getattr(dataset, "classes", None)
+    return [str(name) for name in found] if isinstance(found, list | tuple) else []
+
+
+def _check_names(train: Sequence[str], test: Sequence[str]) -> None:
+    strange = [name for name in test if name not in train]
+    if strange:
+        raise DataError(f"the test data have the classes {strange[:5]}, which the training data do not have. Add them.")
 
 
 @ranged
@@ -158,7 +185,7 @@ def synthetic(
         spread: standard deviation of a blob.
         seed: of everything.
 
-    Errors:
+    Raises:
         ConfigError: fewer than one class, feature or sample.
 
     Example:

@@ -16,17 +16,19 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Data
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset
+from holdfast.streams.datasets.missing import Completed, Missing, absent
 from holdfast.streams.prepare import Prepare
 from holdfast.streams.tables import rng
 
 Kind = Literal["classification", "regression"]
+Layout = Literal["auto", "hw", "chw", "hwc", "tokens"]
 VARIABLE = "HOLDFAST_DATA"
 
 
 def data_folder(name: str, path: str | None = None) -> Path:
     """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says.
 
-    Errors:
+    Raises:
         DataError: it is not there.
     """
     folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "../shared/data")) / name
@@ -47,8 +49,9 @@ def encode(labels: Any, others: Any = None) -> tuple[Tensor, Tensor | None, tupl
         labels: of the training data: numbers or strings.
         others: of the test data, or None.
 
-    Errors:
-        DataError: a test label that no training sample has, or labels of more than one dimension.
+    Raises:
+        DataError: a test label that no training sample has, labels that are missing (None, NaN, an empty word), or
+            labels of more than one dimension.
     """
     known = _plain(labels)
     values, indices = np.unique(known, return_inverse=True)
@@ -75,7 +78,7 @@ def held_out(
         ordered: "no" draws the fraction of each class; "spread" takes every k-th row, so that every stretch of time
             has its test rows; "end" takes the last rows.
 
-    Errors:
+    Raises:
         ConfigError: a fraction outside 0..1.
     """
     if not 0 <= fraction < 1:
@@ -103,18 +106,27 @@ def finish(
     test: Data | None,
     class_names: Sequence[str],
     kind: Kind = "classification",
-    scale: float = 255.0,
+    scale: float | None = None,
     normalise: bool = False,
     crop: int = 0,
     flip: bool = False,
+    tokens: bool = False,
+    known: Data | None = None,
 ) -> Dataset:
-    """The data set of these parts; statistics for the normalisation come from the training part alone."""
+    """The data set of these parts; statistics for the normalisation come from the training part alone, or from `known`.
+
+    Without a scale, bytes are divided by 255, and other whole numbers are left as they are.
+    """
     first = train.gather(torch.tensor([0])).inputs if len(train) else torch.empty(1, 0)
     shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else ()
     prepare: Prepare | None = None
-    if isinstance(first, Tensor):
-        mean, std = statistics(train, scale) if normalise else (None, None)
-        prepare = Prepare(mean, std, scale, crop, flip)
+    if tokens and (normalise or crop or flip):
+        raise ConfigError("normalise, crop and flip are for images, and these inputs are tokens. Leave them out.")
+    if isinstance(first, Tensor) and not tokens:
+        counts = not first.is_floating_point() and first.dtype != torch.uint8
+        divisor = (1.0 if counts else 255.0) if scale is None else scale
+        mean, std = statistics(known or train, divisor) if normalise else (None, None)
+        prepare = Prepare(mean, std, divisor, crop, flip)
     classes = 0 if kind == "regression" else len(class_names)
     return Dataset(name, train, test, classes, shape, tuple(class_names), prepare, kind)
 
@@ -137,17 +149,32 @@ def statistics(data: Data, scale: float) -> tuple[list[float], list[float]]:
     return (centre[0] + shift).tolist(), std.tolist()
 
 
-def images(array: Any, layout: Literal["auto", "hw", "chw", "hwc"] = "auto") -> Tensor:
-    """Images as a tensor `[rows, channels, height, width]`, of the type they have.
+def images(array: Any, layout: Layout = "auto", scale: float | None = None) -> Tensor:
+    """Images as a tensor `[rows, channels, height, width]`; other arrays stay as they are.
+
+    Numbers keep their type, but for those that torch can hardly work with: images of 16 bits become floats from 0 to 1,
+    other unsigned numbers of more than 8 bits become int64, truth values bytes 0 and 1.
 
     Args:
         array: `[rows, height, width]`, or four dimensions with the channels second or last.
-        layout: of one image; "auto" takes bytes of three dimensions for grey images, and a last dimension of 1, 3 or
-            4 for channels where the second is none. Other arrays are no images and stay as they are.
+        layout: of one image; "auto" takes bytes and 16-bit numbers of three dimensions for grey images, and a last
+            dimension of 1, 3 or 4 for channels where the second is none. "tokens" keeps whole numbers for an embedding.
+        scale: what 16-bit images are divided by; None for 65535.
+
+    Raises:
+        ConfigError: for a layout with another number of dimensions, or tokens that are no whole numbers.
+        DataError: for values that are no numbers.
     """
-    tensor = torch.as_tensor(array)
+    try:
+        tensor = torch.as_tensor(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the inputs are no numbers: {error}. Encode them first, or use csv or frame.") from error
+    if layout == "tokens":
+        if tensor.is_floating_point() or tensor.is_complex():
+            raise ConfigError(f"layout 'tokens' with inputs of {tensor.dtype}. Give whole numbers, or another layout.")
+        return tensor.to(torch.int64)
     if layout == "auto":
-        if tensor.dim() == 3 and tensor.dtype == torch.uint8:
+        if tensor.dim() == 3 and tensor.dtype in (torch.uint8, torch.uint16):
             layout = "hw"
         elif tensor.dim() == 4 and tensor.shape[3] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
             layout = "hwc"
@@ -155,8 +182,14 @@ def images(array: Any, layout: Literal["auto", "hw", "chw", "hwc"] = "auto") -> 
     if expected is not None and tensor.dim() != expected:
         raise ConfigError(f"layout {layout!r} with inputs of shape {tuple(tensor.shape)}. Give another layout.")
     if layout == "hw":
-        return tensor.unsqueeze(1)
-    return tensor.permute(0, 3, 1, 2).contiguous() if layout == "hwc" else tensor
+        tensor = tensor.unsqueeze(1)
+    elif layout == "hwc":
+        tensor = tensor.permute(0, 3, 1, 2).contiguous()
+    if tensor.dtype == torch.uint16 and tensor.dim() == 4:
+        return tensor.to(torch.float32) / (65535.0 if scale is None else scale)
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return tensor.to(torch.int64)
+    return tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
 def of_tensors(
@@ -171,20 +204,41 @@ def of_tensors(
     kind: Kind = "classification",
     ordered: Literal["no", "spread", "end"] = "no",
     encoded: Sequence[str] | None = None,
+    missing: Missing = "refuse",
     **prepare: Any,
 ) -> Dataset:
     """A data set of tensors; without test inputs a part of the training data is held out, sharing their memory.
 
     Labels are encoded here, unless `encoded` gives the names of labels that are class indices already.
+
+    Raises:
+        DataError: for missing values that are refused.
     """
     if (test_inputs is None) != (test_labels is None):
         raise ConfigError("test inputs without test targets, or the reverse. Give both or neither.")
     if kind not in ("classification", "regression"):
         raise ConfigError(f"kind is {kind!r}. Give 'classification' or 'regression'.")
+    if inputs.dim() == 0 or inputs.is_complex() or (len(inputs) and inputs[0].numel() == 0):
+        raise DataError(
+            f"{name} has inputs of shape {tuple(inputs.shape)} and type {inputs.dtype}. Give real numbers [rows, ...],"
+            " at least one for each row."
+        )
+    if len(inputs) == 0:
+        raise DataError(f"{name} has no training samples. Give at least one.")
+    if len(inputs) != len(labels):
+        raise DataError(f"{name}: there are {len(inputs)} inputs and {len(labels)} targets. Give one target per input.")
+    inputs = inputs.unsqueeze(1) if inputs.dim() == 1 else inputs
+    test_inputs = test_inputs.unsqueeze(1) if test_inputs is not None and test_inputs.dim() == 1 else test_inputs
+    whole = Completed(name, inputs, labels, missing)
+    inputs, labels = whole.inputs, whole.of(labels)
+    if test_inputs is not None:
+        rest = Completed(f"{name}, test data", test_inputs, test_labels, missing, means=whole.means)
+        test_inputs, test_labels = rest.inputs, rest.of(test_labels)
     names: tuple[str, ...] = ()
     targets, test_targets = labels, test_labels
     if kind == "classification" and encoded is not None:
         names = tuple(encoded)
+        targets, test_targets = _whole(labels), None if test_labels is None else _whole(test_labels)
     elif kind == "classification":
         targets, test_targets, names = encode(labels, test_labels)
     else:
@@ -199,6 +253,11 @@ def of_tensors(
         kept, tested = held_out(train.targets, test_fraction, split_seed, ordered)
         train, test = train.subset(kept), train.subset(tested) if len(tested) else None
     return finish(name, train, test, names, kind, **prepare)
+
+
+def _whole(codes: Any) -> Tensor:
+    """Class numbers, which were floats as long as some of them were missing."""
+    return torch.as_tensor(codes).to(torch.int64)
 
 
 def _numbers(values: Any) -> Tensor:
@@ -223,6 +282,12 @@ def _single(inputs: Tensor) -> Tensor:
 
 def _plain(labels: Any) -> np.ndarray:
     array = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    gone = absent(array)
+    if gone.any():
+        raise DataError(
+            f"{int(gone.sum())} of {len(gone)} class labels are missing, the first in row {int(gone.argmax())}. Give"
+            " them, or write missing='drop' to leave those rows out."
+        )
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -231,7 +296,9 @@ def _plain(labels: Any) -> np.ndarray:
         if not bool((array == array.round()).all()):
             raise DataError("class labels are fractions. For regression give kind='regression'.")
         array = array.astype(np.int64)
-    return array.astype(str) if array.dtype.kind == "O" else array
+    if array.dtype.kind == "O":  # numbers stay numbers, so that 10 comes after 9
+        array = np.array(array.tolist())
+    return np.array([str(value) for value in array]) if array.dtype.kind == "O" else array
 
 
 def _columns(data: Data, scale: float) -> Iterator[Tensor]:

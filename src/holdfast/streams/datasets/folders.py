@@ -1,7 +1,9 @@
-"""Folders of images, one sub-folder per class."""
+"""Folders of images, one sub-folder per class, however deep the images lie in it."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +19,19 @@ from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import encode, finish, held_out
 from holdfast.streams.views import View
 
+PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+"""Folders that say what their images are for."""
+
+VALIDATION = ("val", "valid", "validation")
+"""Folders of images for tests where there are none called `test`."""
+
+SPLITS = ("train", "test", *VALIDATION)
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 class ImageFiles:
-    """Image files as a map-style data set of uint8 tensors `[channels, height, width]`.
+    """Image files as a map-style data set of tensors `[channels, height, width]`, bytes or floats (`read_image`).
 
     Args:
         paths: of the files.
@@ -52,17 +62,41 @@ class ImageFiles:
 
     def read(self, index: int) -> Tensor:
         """The pixels of one image."""
-        image = _pillow()
-        path = self.paths[index]
-        try:
-            with image.open(path) as opened:
-                picture = opened.convert("L" if self.grayscale else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path} is no image that Pillow can read: {error}. Remove or replace it.") from error
-        if self.size is not None and picture.size != self.size[::-1]:
-            picture = picture.resize(self.size[::-1], image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(picture))
-        return pixels[None] if self.grayscale else pixels.permute(2, 0, 1).contiguous()
+        return read_image(self.paths[index], self.size, self.grayscale)
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None, grayscale: bool = False) -> Tensor:
+    """The pixels of an image file `[channels, height, width]`: bytes, or floats from 0 to 1 of 16-bit grey images.
+
+    Args:
+        path: of the file.
+        size: height and width to resize to, bilinearly; None leaves them.
+        grayscale: one channel instead of three.
+
+    Raises:
+        DataError: for a file that is no image, or one of 32-bit numbers, whose black and white nobody knows.
+    """
+    image = _pillow()
+    try:
+        with image.open(path) as opened:
+            deep = opened.mode.startswith("I")
+            if opened.mode == "F" or (opened.mode == "I" and opened.format != "PNG"):
+                raise DataError(
+                    f"{path} has pixels of 32 bits, and does not say which value is white. Save it with 8 or 16 bits,"
+                    " or as an array (npz)."
+                )
+            if deep:  # of 16 bits; Pillow's own conversion cuts everything off above 255
+                picture = image.fromarray(np.asarray(opened).astype(np.float32))
+            else:
+                picture = opened.convert("L" if grayscale else "RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} is no image that Pillow can read: {error}. Remove or replace it.") from error
+    if size is not None and picture.size != size[::-1]:
+        picture = picture.resize(size[::-1], image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(picture))
+    if deep:
+        return (pixels / 65535).expand(1 if grayscale else 3, -1, -1).contiguous()
+    return pixels[None] if grayscale else pixels.permute(2, 0, 1).contiguous()
 
 
 @ranged
@@ -82,9 +116,11 @@ def image_folder(
 ) -> Dataset:
     """A folder of images with one sub-folder per class; classes are numbered in sorted order of their names.
 
-    Test images are, in this order: what `test.txt` lists beside `train.txt` (one path per line, relative to the
-    folder, of which the last folder is the class); the folder `test` (or `val`) beside `train`; else a part of each
-    class, drawn by the seed. Needs Pillow, which the extra `vision` brings.
+    All images below the folder of a class are its own, however deep they lie. Test images are, in this order: what
+    `test.txt` lists beside `train.txt` (one path per line, relative to the folder); the folder `test` (or `val`) beside
+    `train`, or in the folder of each class (`cat/train`, `cat/test`); else a part of each class, drawn by the seed.
+    The class of a listed image is the first folder of its path that is not the same for all, leaving out `train` and
+    `test`. Bytes stay bytes; 16-bit grey images become floats from 0 to 1. Needs Pillow (extra `images`).
 
     Args:
         path: of the folder.
@@ -100,8 +136,9 @@ def image_folder(
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
 
-    Errors:
-        DataError: no folder, no images, images of different sizes without size, a listed file that is not there.
+    Raises:
+        DataError: no folder, no images, images of different sizes without size, a listed file that is not there, images
+            of 32 bits, or of 8 and 16 bits together.
         ImportError: Pillow is not installed.
     """
     folder = Path(path)
@@ -111,21 +148,22 @@ def image_folder(
         raise ConfigError(f"in_memory is {in_memory!r}. Give 'auto', true or false.")
     _pillow()
     shape = _shape(size)
-    train_files, test_files = _files(folder)
-    labels = [file.parent.name for file in train_files]
-    if test_files is None:
+    files, tests = _files(folder)
+    labels = [label for _, label in files]
+    if tests is None:
         targets, _, names = encode(labels)
         kept, tested = held_out(targets, test_fraction, split_seed)
-        test_files = [train_files[row] for row in tested.tolist()]
-        train_files = [train_files[row] for row in kept.tolist()]
+        tests, files = [files[row] for row in tested.tolist()], [files[row] for row in kept.tolist()]
         targets, test_targets = targets[kept], targets[tested]
     else:
-        targets, other, names = encode(labels, [file.parent.name for file in test_files])
+        targets, other, names = encode(labels, [label for _, label in tests])
         test_targets = targets[:0] if other is None else other
-    train = ImageFiles(train_files, targets, shape, grayscale)
-    test = ImageFiles(test_files, test_targets, shape, grayscale)
+    train = ImageFiles([file for file, _ in files], targets, shape, grayscale)
+    test = ImageFiles([file for file, _ in tests], test_targets, shape, grayscale)
+    if len(test) and test.read(0).dtype != train.read(0).dtype:
+        raise DataError(f"{folder}: training and test images have pixels of 8 and of 16 bits. Give all of one kind.")
     if in_memory == "auto":
-        in_memory = (len(train) + len(test)) * train.read(0).numel() <= memory_limit_mb * 2**20
+        in_memory = (len(train) + len(test)) * train.read(0).nbytes <= memory_limit_mb * 2**20
 
     def data(files: ImageFiles) -> View:
         return TensorData(_pixels(files), files.targets) if in_memory else LoaderData(files, workers=workers)
@@ -144,7 +182,7 @@ def image_folder(
 def _pixels(files: ImageFiles) -> Tensor:
     """All images in one tensor, filled image by image."""
     first = files.read(0)
-    pixels = torch.empty((len(files), *first.shape), dtype=torch.uint8)
+    pixels = torch.empty((len(files), *first.shape), dtype=first.dtype)
     for row in range(len(files)):
         image = files.read(row)
         if image.shape != first.shape:
@@ -153,43 +191,120 @@ def _pixels(files: ImageFiles) -> Tensor:
                 f"{files.paths[0]} {tuple(first.shape[1:])}. "
                 "Give size=, the height and width to resize to."
             )
+        if image.dtype != first.dtype:
+            raise DataError(
+                f"{files.paths[row]} and {files.paths[0]} have pixels of 8 and of 16 bits. Give all images one kind."
+            )
         pixels[row] = image
     return pixels
 
 
-def _files(folder: Path) -> tuple[list[Path], list[Path] | None]:
+Files = list[tuple[Path, str]]
+"""Image files, each with the name of its class."""
+
+
+def _files(folder: Path) -> tuple[Files, Files | None]:
+    """Training and test files; None for the latter where nothing tells them apart."""
     lists = folder / "train.txt", folder / "test.txt"
     if all(one.is_file() for one in lists):
-        return _listed(lists[0]), _listed(lists[1])
-    test = next((folder / part for part in ("test", "val", "valid") if (folder / part).is_dir()), None)
-    if (folder / "train").is_dir() and test is not None:
-        return _walk(folder / "train"), _walk(test)
-    return _walk(folder / "train" if (folder / "train").is_dir() else folder), None
+        return _listed(folder, *lists)
+    subs = _folders(folder)
+    train, test = _parts(subs)
+    if train is not None:
+        return _walk(train), None if test is None else _walk(test)
+    inside = {sub: _parts(_folders(sub)) for sub in subs}
+    parted = [sub for sub, (inner, _) in inside.items() if inner is not None]
+    if not parted:
+        return _walk(folder), None
+    whole = next((sub.name for sub in subs if sub not in parted and _images(sub)), None)
+    if whole is not None:
+        raise DataError(
+            f"{folder}: the class {parted[0].name!r} has a folder of training images, and {whole!r} has none. Sort all"
+            " classes in one way."
+        )
+    found: tuple[Files, Files] = ([], [])
+    for sub in parted:
+        for files, part in zip(found, inside[sub]):
+            files += [] if part is None else [(file, sub.name) for file in _images(part)]
+    return found[0], found[1] or None
 
 
-def _walk(folder: Path) -> list[Path]:
-    files = [
-        file
-        for sub in sorted(entry for entry in folder.iterdir() if entry.is_dir())
-        for file in sorted(sub.iterdir())
-        if file.suffix.lower() in ENDINGS
-    ]
+def _parts(folders: Sequence[Path]) -> tuple[Path | None, Path | None]:
+    """The folders of training and of test images among these."""
+    named = {PARTS.get(folder.name.lower(), folder.name.lower()): folder for folder in folders}
+    validation = [named[name] for name in VALIDATION if name in named]
+    train, test = named.get("train"), named.get("test", validation[0] if validation else None)
+    if train is not None and "test" in named and validation:
+        warnings.warn(f"{validation[0]} is left out: tests are made on {named['test']}.", stacklevel=4)
+    return train, test
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones."""
+    return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith((".", "__MACOSX")))
+
+
+def _walk(folder: Path) -> Files:
+    """The images of all classes of a folder."""
+    by_class = {sub: _images(sub) for sub in _folders(folder)}
+    files = [(file, sub.name) for sub, found in by_class.items() for file in found]
     if not files:
         raise DataError(
             f"{folder} has no sub-folders with images. Put the images of each class in a folder of its own."
         )
+    empty = [sub.name for sub, found in by_class.items() if not found]
+    if empty:
+        warnings.warn(f"{folder}: {', '.join(empty[:5])} without images are no classes.", stacklevel=5)
+    loose = sum(_is_image(file) for file in folder.iterdir())
+    if loose:
+        warnings.warn(f"{folder}: {loose} images lie in no folder of a class, and are left out.", stacklevel=5)
     return files
 
 
-def _listed(file: Path) -> list[Path]:
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    paths = [file.parent / line for line in lines if line]
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{file} lists {path}, which is not there. Mend the list.")
-    if not paths:
+def _images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted by their paths; a folder that is linked twice is read once."""
+    found, seen = [], set()
+    for path, inner, names in os.walk(folder, followlinks=True):
+        here = Path(path)
+        if here.resolve() in seen:
+            inner.clear()
+            continue
+        seen.add(here.resolve())
+        inner[:] = [name for name in inner if not name.startswith((".", "__MACOSX"))]
+        found += [here / name for name in names if _is_image(here / name)]
+    return sorted(found)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
+
+
+def _listed(folder: Path, *lists: Path) -> tuple[Files, Files]:
+    """The files of both lists; a class is the first folder of a path that differs, but for `train` and `test`."""
+    listed = [[folder / line.strip() for line in _lines(one)] for one in lists]
+    paths: dict[Path, list[str]] = {}
+    for name, files in zip(lists, listed):
+        for file in files:
+            if not file.is_file():
+                raise DataError(f"{name} lists {file}, which is not there. Mend the list.")
+            inside = file.relative_to(folder) if file.is_relative_to(folder) else file
+            paths[file] = [part for part in inside.parts[:-1] if PARTS.get(part.lower(), part.lower()) not in SPLITS]
+            if not paths[file]:
+                raise DataError(f"{name} lists {file}, which lies in no folder of a class. Mend the list.")
+    depth = 0
+    while all(len(parts) > depth + 1 for parts in paths.values()):
+        if len({parts[depth] for parts in paths.values()}) > 1:
+            break
+        depth += 1
+    train, test = ([(file, paths[file][depth]) for file in files] for files in listed)
+    return train, test
+
+
+def _lines(file: Path) -> list[str]:
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not lines:
         raise DataError(f"{file} lists no image. Give one path per line.")
-    return paths
+    return lines
 
 
 def _shape(size: int | Sequence[int] | None) -> tuple[int, int] | None:

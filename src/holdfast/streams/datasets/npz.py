@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.ranges import BelowOne, Positive, Size, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.datasets.build import Kind, encode, images, of_tensors
+from holdfast.streams.datasets.build import Kind, Layout, encode, images, of_tensors
+from holdfast.streams.datasets.missing import Missing, absent
 
 GUESSES = {
     "inputs": ("x_train", "X_train", "train_x", "train_images", "x", "X", "images", "inputs", "data"),
@@ -37,8 +38,9 @@ def npz(
     test_fraction: BelowOne = 0.2,
     split_seed: int = 0,
     kind: Kind = "classification",
-    layout: Literal["auto", "hw", "chw", "hwc"] = "auto",
-    scale: Positive = 255.0,
+    layout: Layout = "auto",
+    missing: Missing = "refuse",
+    scale: Positive | None = None,
     normalise: bool = False,
     crop: Size = 0,
     flip: bool = False,
@@ -63,30 +65,29 @@ def npz(
         test_fraction: of each class, held out where neither test inputs nor a split are there.
         split_seed: of that choice.
         kind: "classification" or "regression".
-        layout: of one image; "auto" guesses.
-        scale: what integer inputs are divided by.
+        layout: of one image; "auto" guesses. "tokens" keeps whole numbers as they are, for a model with an embedding.
+        missing: "refuse" values that are missing or infinite and labels that are missing, fill in the "mean" of the
+            feature over the training data, or "drop" those rows.
+        scale: what whole numbers are divided by; None takes 255 for bytes, 65535 for 16-bit images, and 1 for others.
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
 
-    Errors:
-        DataError: no such file or array, a file that is no archive or needs unpickling, or rows that differ in number.
+    Raises:
+        DataError: no such file or array, a file that is no archive or needs unpickling, rows that differ in number, or
+            missing values that are refused.
     """
     file = _Archive(Path(path))
     x, y = file.find("inputs", inputs), file.find("targets", targets)
     if x is None or y is None:
-        missing = "inputs" if x is None else "targets"
-        raise DataError(f"{path} holds {', '.join(file.names)}, and none is known for {missing}. Give {missing}=.")
+        lacking = "inputs" if x is None else "targets"
+        raise DataError(f"{path} holds {', '.join(file.names)}, and none is known for {lacking}. Give {lacking}=.")
     x_test, y_test = file.find("test_inputs", test_inputs), file.find("test_targets", test_targets)
     for part, rows, labels in (("training", x, y), ("test", x_test, y_test)):
         if rows is not None and labels is not None and len(rows) != len(labels):
             raise DataError(f"{path}: {len(rows)} {part} inputs and {len(labels)} targets. Give one target per input.")
     if where and x_test is not None:
         raise ConfigError(f"where={where} with test inputs apart. Leave where out, or put all rows into one array.")
-    encoded: tuple[str, ...] | None = None
-    if kind == "classification":  # before any row is left out, so that groups agree on the numbers
-        codes, test_codes, encoded = encode(y, y_test)
-        y, y_test = codes.numpy(), None if test_codes is None else test_codes.numpy()
     keep = np.ones(len(x), dtype=bool)
     for key, values in (where or {}).items():
         column = file.array(key)
@@ -96,6 +97,9 @@ def npz(
     if not keep.any():
         raise DataError(f"no row of {path} fits {where}. Choose other values.")
     parts = None if split == "" else file.find("split", split)
+    encoded: tuple[str, ...] | None = None
+    if kind == "classification":  # over the whole file, so that groups agree on the numbers
+        y, y_test, encoded = _codes(y, y_test)
     if x_test is None and parts is not None:
         if len(parts) != len(x):
             raise DataError(f"{path}: the split has {len(parts)} rows and the inputs {len(x)}. Give test_inputs=.")
@@ -107,20 +111,34 @@ def npz(
     every = bool(keep.all())
     return of_tensors(
         name or Path(path).stem,
-        images(x if every else x[keep], layout),
+        images(x if every else x[keep], layout, scale),
         y if every else y[keep],
-        None if x_test is None else images(x_test, layout),
+        None if x_test is None else images(x_test, layout, scale),
         y_test,
         None if names is None else [str(entry) for entry in names],
         test_fraction,
         split_seed,
         kind,
         encoded=encoded,
+        missing=missing,
+        tokens=layout == "tokens",
         scale=scale,
         normalise=normalise,
         crop=crop,
         flip=flip,
     )
+
+
+def _codes(labels: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Class numbers as floats, NaN where the label is missing, and the name of each class."""
+    whole, given = np.full(len(labels), np.nan), ~absent(labels)
+    rest = None if others is None else np.full(len(others), np.nan)
+    there = None if others is None else ~absent(others)
+    codes, other_codes, names = encode(labels[given], None if others is None else others[there])
+    whole[given] = codes.numpy()
+    if rest is not None and other_codes is not None:
+        rest[there] = other_codes.numpy()
+    return whole, rest, names
 
 
 class _Archive:

@@ -1,21 +1,22 @@
-"""Tables: comma-separated files and data frames."""
+"""Tables: text files, data frames and Parquet files, with numbers, dates and categories, in groups if wanted."""
 
 from __future__ import annotations
 
-import csv as reader
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.core.errors import DataError, needs_extra
 from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.datasets.build import Kind, of_tensors
+from holdfast.streams.datasets.build import Kind
+from holdfast.streams.datasets.columns import Decimal, Period, Raw
+from holdfast.streams.datasets.encoding import Columns, Sharing, dataset_of
+from holdfast.streams.datasets.missing import Missing
+from holdfast.streams.datasets.text import as_column, from_lists, read_table
 
 
 @declares(inputs="vectors")
@@ -24,194 +25,177 @@ def csv(
     path: str,
     target: str | int = -1,
     features: list[str] | None = None,
+    drop: list[str] | None = None,
+    by: str | None = None,
+    period: Period | None = None,
+    categories: list[str] | None = None,
+    missing: Missing = "refuse",
     test_fraction: BelowOne = 0.25,
     ordered: bool = True,
     test_at: Literal["spread", "end"] = "spread",
-    standardise: bool = True,
+    standardise: bool | Literal["first"] = True,
     kind: Kind = "classification",
     name: str | None = None,
-    delimiter: str = ",",
+    delimiter: str = "auto",
+    decimal: Decimal = "auto",
     header: bool = True,
     split_seed: int = 0,
 ) -> Dataset:
-    """A comma-separated file, plain or gzipped, with one sample per line.
+    """A text file with one sample per line, plain or gzipped, as spreadsheets and programs write it.
 
-    Features become float32 and are standardised by mean and standard deviation of the training part only. Class
-    labels may be whole numbers or words. Every value that is no number is an error with its line.
+    Numbers become float32 features, standardised by mean and standard deviation of training samples only. Dates become
+    the days since 1970. Columns of words become a feature for each word, which is 1 for the word that it is: words of
+    the training lines, with `by` those of the first group; words that come later are zeros in all of them, and are
+    named in a warning. Byte order marks, semicolons and decimal commas are found out. Class labels may be whole numbers
+    or words. Every value that is something else than its column is an error with its line.
 
     Args:
         path: of the file.
         target: name or position of the column to predict; -1 is the last.
         features: names of the columns to use; None takes all others.
-        test_fraction: of the lines that become test data.
+        drop: names of columns to leave out.
+        by: name of a column whose values cut the lines into groups, for the stream `grouped`: an experience for each
+            value, numbers and dates in their order, words in that of their first lines. It is no feature.
+        period: with dates in that column, the groups are years, quarters, months, weeks, days or hours.
+        categories: names of columns whose values are words, even if they look like numbers.
+        missing: "refuse" lines with a missing value, fill in the "mean" of the column over the training lines, or
+            "drop" those lines. A label that is missing is never filled in.
+        test_fraction: of the lines, of each group, that become test data.
         ordered: true keeps the order of the lines (time); false draws test lines at random from each class.
         test_at: for ordered data, "spread" takes every k-th line, "end" the last ones.
-        standardise: whether features are standardised.
+        standardise: whether features are standardised, by all training lines; "first" by those of the first group.
         kind: "classification" or "regression".
         name: for reports; None takes the file's name.
-        delimiter: between values.
+        delimiter: between values; "auto" finds it out.
+        decimal: the decimal mark; "auto" takes a comma where the file has numbers with one, and no commas between
+            values.
         header: whether the first line has the column names; else they are "0", "1", ...
         split_seed: of random test lines.
 
-    Errors:
-        DataError: no such file, a line of another length, a value that is no number.
-        ConfigError: an unknown column.
+    Raises:
+        DataError: no such file, a line of another length, a value that is missing or no number.
+        ConfigError: an unknown column, or periods without dates.
     """
     file = Path(path)
-    columns, rows = _read(file, delimiter, header)
-    place = _column(target, columns)
-    chosen = [number for number in range(len(columns)) if number != place]
-    if features is not None:
-        chosen = [_column(feature, columns) for feature in features]
-    matrix = np.empty((len(rows), len(chosen)), dtype=np.float32)
-    for position, number in enumerate(chosen):
-        matrix[:, position] = _numbers(rows, number, columns[number], file, header)
-    labels: Any = [row[place] for row in rows]
-    if kind == "regression":
-        labels = _numbers(rows, place, columns[place], file, header)
-    else:
-        labels = _labels(labels)
+    raw = read_table(file, delimiter, header)
     title = name or file.name.removesuffix(".gz").removesuffix(".csv")
-    return _table(title, matrix, labels, test_fraction, ordered, test_at, standardise, kind, split_seed)
+    columns = Columns(target, features, drop, by, period, categories, decimal)
+    return dataset_of(
+        raw, title, columns, Sharing(test_fraction, ordered, test_at, split_seed), missing, standardise, kind
+    )
+
+
+@declares(inputs="vectors")
+@ranged
+def parquet(
+    path: str,
+    target: str | int = -1,
+    features: list[str] | None = None,
+    drop: list[str] | None = None,
+    by: str | None = None,
+    period: Period | None = None,
+    categories: list[str] | None = None,
+    missing: Missing = "refuse",
+    test_fraction: BelowOne = 0.25,
+    ordered: bool = True,
+    test_at: Literal["spread", "end"] = "spread",
+    standardise: bool | Literal["first"] = True,
+    kind: Kind = "classification",
+    name: str | None = None,
+    split_seed: int = 0,
+) -> Dataset:
+    """A Parquet file, treated as `csv` treats a text file. Needs pyarrow, which the extra `parquet` brings.
+
+    Args:
+        path: of the file.
+        target: name or position of the column to predict; -1 is the last.
+        features: names of the columns to use; None takes all others.
+        drop: names of columns to leave out.
+        by: name of a column whose values cut the rows into groups, for the stream `grouped`.
+        period: with dates in that column, the groups are years, quarters, months, weeks, days or hours.
+        categories: names of columns whose values are words, even if they are numbers.
+        missing: "refuse" rows with a missing value, fill in the "mean" of the column, or "drop" those rows.
+        test_fraction: of the rows, of each group, that become test data.
+        ordered: true keeps the order of the rows (time); false draws test rows at random from each class.
+        test_at: for ordered data, "spread" takes every k-th row, "end" the last ones.
+        standardise: whether features are standardised, by all training rows; "first" by those of the first group.
+        kind: "classification" or "regression".
+        name: for reports; None takes the file's name.
+        split_seed: of random test rows.
+
+    Raises:
+        DataError: no such file, or a value that is missing or no number.
+        ConfigError: an unknown column, or periods without dates.
+        ImportError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet as reader  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise needs_extra("parquet", "pyarrow", "parquet") from error
+    if not Path(path).is_file():
+        raise DataError(f"there is no file {path}. Give the path of a Parquet file.")
+    try:
+        table = reader.read_table(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no Parquet file: {error}. Get it again.") from error
+    raw = from_lists(table.column_names, [column.to_pylist() for column in table.columns], path)
+    columns = Columns(target, features, drop, by, period, categories, ".")
+    sharing = Sharing(test_fraction, ordered, test_at, split_seed)
+    return dataset_of(raw, name or Path(path).stem, columns, sharing, missing, standardise, kind)
 
 
 def frame(
     dataframe: Any,
     target: str,
     features: Sequence[str] | None = None,
+    drop: Sequence[str] | None = None,
+    by: str | None = None,
+    period: Period | None = None,
+    categories: Sequence[str] | None = None,
+    missing: Missing = "refuse",
     test_fraction: float = 0.25,
     ordered: bool = True,
     test_at: Literal["spread", "end"] = "spread",
-    standardise: bool = True,
+    standardise: bool | Literal["first"] = True,
     kind: Kind = "classification",
     name: str = "frame",
     split_seed: int = 0,
 ) -> Dataset:
-    """A pandas data frame (Python only), treated as `csv` treats a file.
+    """A data frame of pandas or polars, or a mapping of lists (Python only), treated as `csv` treats a file.
 
     Args:
         dataframe: one sample per row.
         target: name of the column to predict.
         features: names of the columns to use; None takes all others.
-        test_fraction: of the rows that become test data.
+        drop: names of columns to leave out.
+        by: name of a column whose values cut the rows into groups, for the stream `grouped`.
+        period: with dates in that column, the groups are years, quarters, months, weeks, days or hours.
+        categories: names of columns whose values are words, even if they are numbers.
+        missing: "refuse" rows with a missing value, fill in the "mean" of the column, or "drop" those rows.
+        test_fraction: of the rows, of each group, that become test data.
         ordered: true keeps the order of the rows (time); false draws test rows at random from each class.
         test_at: for ordered data, "spread" takes every k-th row, "end" the last ones.
-        standardise: whether features are standardised.
+        standardise: whether features are standardised, by all training rows; "first" by those of the first group.
         kind: "classification" or "regression".
         name: for reports.
         split_seed: of random test rows.
 
-    Errors:
-        ConfigError: an unknown column.
-        DataError: a column with values that are missing or no numbers.
+    Raises:
+        ConfigError: an unknown column, or periods without dates.
+        DataError: a column with values that are missing, or words among numbers.
     """
-    columns = [str(column) for column in dataframe.columns]
-    place = _column(target, columns)
-    chosen = [column for column in columns if column != columns[place]] if features is None else list(features)
-    matrix = np.empty((len(dataframe), len(chosen)), dtype=np.float32)
-    for position, feature in enumerate(chosen):
-        values = dataframe.iloc[:, _column(feature, columns)]
-        try:
-            matrix[:, position] = np.asarray(values, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"column {feature!r} has values that are no numbers. Encode it, or leave it out."
-            ) from error
-        if not np.isfinite(matrix[:, position]).all():
-            raise DataError(f"column {feature!r} has missing or infinite values. Fill them, or leave it out.")
-    labels = dataframe.iloc[:, place]
-    if labels.isna().any():
-        raise DataError(f"column {target!r} has missing values. Remove those rows.")
-    found = labels.to_numpy()
-    return _table(name, matrix, found, test_fraction, ordered, test_at, standardise, kind, split_seed)
+    names = list(dataframe.keys()) if isinstance(dataframe, dict) else list(dataframe.columns)
+    raw = Raw([str(column) for column in names], [_series(dataframe[column]) for column in names], name)
+    columns = Columns(target, features, drop, by, period, categories, ".")
+    sharing = Sharing(test_fraction, ordered, test_at, split_seed)
+    return dataset_of(raw, name, columns, sharing, missing, standardise, kind)
 
 
-def _table(
-    name: str,
-    matrix: np.ndarray,
-    labels: Any,
-    test_fraction: float,
-    ordered: bool,
-    test_at: Literal["spread", "end"],
-    standardise: bool,
-    kind: Kind,
-    split_seed: int,
-) -> Dataset:
-    if test_at not in ("spread", "end"):
-        raise ConfigError(f"test_at is {test_at!r}. Give 'spread' or 'end'.")
-    return of_tensors(
-        name,
-        torch.from_numpy(matrix),
-        labels,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-        kind=kind,
-        ordered=test_at if ordered else "no",
-        normalise=standardise,
-    )
-
-
-def _read(path: Path, delimiter: str, header: bool) -> tuple[list[str], list[list[str]]]:
-    if not path.is_file():
-        raise DataError(f"there is no file {path}. Give the path of a table.")
-    try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
-            rows = [row for row in reader.reader(file, delimiter=delimiter) if row]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}. Give a text file, plain or gzipped.") from error
-    columns = [column.strip() for column in rows.pop(0)] if header and rows else []
-    if not rows:
-        raise DataError(f"{path} has no samples. Give a table with at least one line of values.")
-    columns = columns or [str(number) for number in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        if len(row) != len(columns):
-            raise DataError(
-                f"{path}, line {number + 1 + header}: {len(row)} values for {len(columns)} columns. Mend the line."
-            )
-    return columns, rows
-
-
-def _numbers(rows: list[list[str]], place: int, name: str, path: Path, header: bool) -> np.ndarray:
-    try:
-        values = np.array([float(row[place]) for row in rows], dtype=np.float32)
-    except ValueError:
-        values = np.full(len(rows), np.nan, dtype=np.float32)
-    if not np.isfinite(values).all():
-        for number, row in enumerate(rows):
-            if not _finite(row[place]):
-                raise DataError(
-                    f"{path}, line {number + 1 + header}: column {name!r} is {row[place]!r}, "
-                    "which is no finite number. "
-                    "Mend it, or leave the column out with features=."
-                )
-    return values
-
-
-def _finite(text: str) -> bool:
-    try:
-        return bool(np.isfinite(np.float32(text)))
-    except ValueError:
-        return False
-
-
-def _labels(values: list[str]) -> list[int] | list[str]:
-    """Labels as whole numbers where all of them are, so that 10 comes after 9."""
-    try:
-        numbers = [float(value) for value in values]
-    except ValueError:
-        return [value.strip() for value in values]
-    if all(number.is_integer() for number in numbers):
-        return [int(number) for number in numbers]
-    return [value.strip() for value in values]
-
-
-def _column(wanted: str | int, columns: Sequence[str]) -> int:
-    if isinstance(wanted, int):
-        if not -len(columns) <= wanted < len(columns):
-            raise ConfigError(
-                f"column {wanted} of a table with {len(columns)} columns. Give a smaller number or a name."
-            )
-        return wanted % len(columns)
-    if wanted not in columns:
-        raise ConfigError(unknown("column", wanted, columns))
-    return columns.index(wanted)
+def _series(values: Any) -> np.ndarray:
+    """One column of a data frame: floats, dates, or words with None."""
+    array = values.to_numpy() if hasattr(values, "to_numpy") else np.asarray(values)
+    if array.dtype.kind in "biuf":
+        return array.astype(np.float64)
+    if array.dtype.kind == "M":
+        return array.astype("datetime64[s]")
+    return as_column([None if value is None or value != value or str(value) == "<NA>" else value for value in array])
