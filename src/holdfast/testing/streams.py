@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,16 +43,20 @@ class StreamSubject:
         return getattr(self.factory, "__name__", "stream")
 
     def make(self) -> Stream:
-        """A new one; data sets are supplied where it takes them: of vectors, or of images if it refuses those."""
+        """A new one; data sets are supplied where it takes them: of vectors, or of those it does not refuse."""
         first = next(iter(inspect.signature(self.factory).parameters), "")
         if first == "datasets" and first not in self.arguments:
             return self.factory([vectors(1), vectors(2)], **self.arguments)
         if first != "dataset" or first in self.arguments:
             return self.factory(**self.arguments)
-        try:
-            return self.factory(vectors(1), **self.arguments)
-        except ConfigError:
-            return self.factory(square_images(), **self.arguments)
+        refused: ConfigError | None = None
+        for make in (lambda: vectors(1), square_images, in_groups):
+            try:
+                return self.factory(make(), **self.arguments)
+            except ConfigError as error:
+                refused = refused or error
+        assert refused is not None  # there are data sets above
+        raise refused
 
 
 def vectors(seed: int) -> Dataset:
@@ -70,6 +74,15 @@ def square_images() -> Dataset:
         for count in (100, 60)
     )
     return Dataset("images", train, test, 20, (1, 8, 8), prepare=Prepare())
+
+
+def in_groups() -> Dataset:
+    """The vectors in four groups, each with rows of every class."""
+    dataset = vectors(1)
+    groups, test_groups = (torch.arange(len(data)) % 4 for data in (dataset.train, dataset.test))
+    return replace(
+        dataset, groups=groups, test_groups=test_groups, group_names=("spring", "summer", "autumn", "winter")
+    )
 
 
 def stream_documented(subject: StreamSubject) -> None:
