@@ -232,8 +232,8 @@ def show(
     """
     with reported():
         from holdfast.runs import compare
+        from holdfast.runs.opened import show as show_runs
         from holdfast.runs.result import found_runs
-        from holdfast.runs.show import show as show_runs
 
         runs = found_runs(folders, tag or [])
         if as_csv or as_json:

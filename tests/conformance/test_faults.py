@@ -383,7 +383,10 @@ def test_a_fault_of_an_operation_is_found_in_a_method_of_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_without_a_fault_passes(name: str) -> None:
-    assert check_method(shrinking, only=[name])[name] in ("passed", "does not apply: it is not decorated with @published")
+    assert check_method(shrinking, only=[name])[name] in (
+        "passed",
+        "does not apply: it is not decorated with @published",
+    )
 
 
 # Streams ---------------------------------------------------------------------------------------------------
