@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from holdfast import cli
 from holdfast.core.errors import ConfigError, DataError
 
-SOURCE = Path(cli.__file__).parents[1]
+SOURCE = Path(cli.__file__).parents[2]
 
 
 def call(*words):
