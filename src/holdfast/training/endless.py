@@ -334,8 +334,7 @@ class StreamTrainer(Bound):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain values: what `checkpoints` are given."""
-        waiting = len(self.session.update.parts)
-        if waiting:
+        if waiting := len(self.session.update.parts):
             raise UsageError(
                 f"the state was asked for after {waiting} of {self.session.settings.accumulate} accumulated batches."
                 " Save it between steps."
