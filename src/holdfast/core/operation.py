@@ -95,6 +95,7 @@ class Operation(nn.Module):
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
         fills: whether it makes the memory of its method and fills it; two that do are refused.
+        lacks: fields that rows of the memory it fills do not have; whoever draws whole rows is refused beside it.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
         heads: the heads of our models that it works with, by name; empty where it works with all.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
@@ -115,6 +116,7 @@ class Operation(nn.Module):
     once: ClassVar[str] = ""
     check_arguments: ClassVar[Mapping[str, Any]] = {}
     fills: ClassVar[bool] = False
+    lacks: ClassVar[frozenset[str]] = frozenset()
     draws: bool = False
     heads: ClassVar[frozenset[str]] = frozenset()
 

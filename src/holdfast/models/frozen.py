@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.needs import declares
 from holdfast.core.randomness import module_digest
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.models.build import Activation, Classifier, HeadName, make_activation, make_head, seeded
@@ -111,6 +112,7 @@ class Beside:
         return self
 
 
+@declares(loads=True)
 @ranged
 def frozen(
     *,
