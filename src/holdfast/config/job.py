@@ -52,6 +52,11 @@ class Job:
         """What the method is called in a report."""
         return str(self.config["method"].get("name", "custom"))
 
+    @property
+    def learns_from_source(self) -> bool:
+        """Whether it learns from a source, and not from a stream of experiences."""
+        return self.config.get("source") is not None
+
     def make_stream(self) -> Stream:
         """The stream. Loads data."""
         return make_stream(self.block.stream, self.config["seed"]).first(self.config["trainer"]["limit_experiences"])

@@ -34,6 +34,9 @@ WITHOUT_EFFECT = (
 )
 """Keys of a job that change nothing about what is learned."""
 
+OF_SOURCES = ("source", "boundary", "arrival")
+"""Keys that a job of a stream did not have before 0.2; null, they change no key."""
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -67,6 +70,7 @@ def job_key(config: Mapping[str, Any]) -> str:
         True
     """
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    kept = {key: value for key, value in kept.items() if key not in OF_SOURCES or value is not None}
     if plugins.used():
         kept["plugins"] = plugins.digests()
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

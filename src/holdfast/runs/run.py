@@ -31,6 +31,7 @@ from holdfast.runs.folder import (
     write_info,
 )
 from holdfast.runs.loggers import specified
+from holdfast.runs.on_source import train_on_source
 from holdfast.runs.predict import evaluated
 from holdfast.runs.recording import Recording, derive, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
@@ -166,6 +167,9 @@ def _ended(place: Path) -> bool:
 
 def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     """One method, one seed: train from the start or from the newest checkpoint, to the end."""
+    if job.learns_from_source:
+        train_on_source(folder, job, quiet)
+        return
     config = job.config
     stream = job.make_stream()
     model = job.make_model(stream)
