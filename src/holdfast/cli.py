@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,7 +64,13 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_d
 
 def main() -> None:
     """Entry point of the `holdfast` command."""
+    warnings.showwarning = warned
     app()
+
+
+def warned(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Say a warning as a sentence, without the line of our code that it comes from."""
+    typer.echo(f"warning: {message}", err=True)
 
 
 def print_version(wanted: bool) -> None:
@@ -166,10 +173,21 @@ def resume(folder: Run, quiet: Quiet = False, plugin: Plugins = None) -> None:
 @app.command("eval")
 def evaluate(
     checkpoint: Checkpoint,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUTS...]",
+            help="Data with labels: a table, an .npz, a folder with a folder for each class.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
+    task: Annotated[
+        int | None, typer.Option("--task", help="The task of INPUTS, for a head per task.", show_default=False)
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Evaluate the last checkpoint of a run on every experience."""
+    """Evaluate the last checkpoint of a run on every experience, or on other data with labels."""
     with reported():
         plugged(plugin)
         if split not in ("test", "validation"):
@@ -177,6 +195,11 @@ def evaluate(
         from holdfast.runs.run import evaluate as evaluate_run
 
         where = checkpoint if "://" in checkpoint else Path(checkpoint)
+        if inputs:
+            from holdfast.runs.predict import measured
+
+            typer.echo(json.dumps(measured(where, inputs, task=task), indent=2))
+            return
         typer.echo(json.dumps(evaluate_run(where, split), indent=2))
 
 
@@ -187,24 +210,54 @@ def predict(
         list[str],
         typer.Argument(
             metavar="INPUTS...",
-            help="Images, folders of images, .npy or .npz files, or `test`: the stream's own test data.",
+            help="Tables, images, folders of images, .npy or .npz files, or `test`: the stream's own test data.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for predictions.csv and predictions.png.")] = Path(
-        "predictions"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the predictions, or the file; new.", show_default=False),
+    ] = None,
     task: Annotated[
         int | None, typer.Option("--task", help="The task, for a model with a head per task.", show_default=False)
     ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Predict the class of new inputs with the last checkpoint of a run: a CSV file, and a picture of some of them."""
+    """Predict new inputs with the last checkpoint of a run; the data that it was trained on are not needed.
+
+    A table comes back with the predicted label and the probability of each class as columns; images and arrays give a
+    CSV file with a line each, and a picture of some of them. Where labels are there, it is said how many are right.
+    """
     with reported():
         plugged(plugin)
         from holdfast.runs.predict import predict as predict_run
 
-        typer.echo(str(predict_run(checkpoint, inputs, out, task=task)))
+        made = predict_run(checkpoint, inputs, out, task=task)
+        for line in (*made.notes, made.scores.sentence(made.rows)):
+            if line:
+                typer.echo(line, err=True)
+        typer.echo(str(made.paths[0]))
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    to: Annotated[
+        str, typer.Option("--format", "-f", help="torch (a program that torch.export.load reads), onnx or safetensors.")
+    ] = "torch",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; new.", show_default=False)] = None,
+    task: Annotated[
+        int | None, typer.Option("--task", help="The task to answer for, with a head per task.", show_default=False)
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Write the model of a run to one file, to be used without Holdfast, and what its user must know beside it."""
+    with reported():
+        plugged(plugin)
+        from holdfast.runs.export import export as export_run
+
+        for path in export_run(checkpoint, to, out, task=task):
+            typer.echo(str(path))
 
 
 @app.command()
