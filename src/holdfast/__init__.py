@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from holdfast.compat import moved
+
+moved.install()
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

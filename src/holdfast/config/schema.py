@@ -205,7 +205,10 @@ def job_model() -> type[BaseModel]:
         "scheduler": (block("schedulers") | None, Field(None, description="of the learning rate; null for none")),
         "criterion": (criteria, Field("cross_entropy", description="the loss, a function of torch.nn.functional")),
         "trainer": (_part("trainer", "How the training goes.", trainer), Field(description="how the training goes")),
-        "seed": (seed, Field(0, description="of every random choice")),
+        "seed": (
+            seed,
+            Field(0, description="of every random choice, also those of a stream that has no `seed` of its own"),
+        ),
         "seeds": (
             seeds,
             Field(None, min_length=1, description="a run for each, or for 0 ... n-1; null for `seed` alone"),

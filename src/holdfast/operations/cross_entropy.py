@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.ranges import Share
-from holdfast.operations._parts.own_criterion import OwnCriterion
+from holdfast.operations._parts.rows import OwnCriterion
 
 
 class CrossEntropy(OwnCriterion):

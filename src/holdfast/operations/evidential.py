@@ -12,7 +12,7 @@ from holdfast.core.decide import decide
 from holdfast.core.ranges import NonNegative, Size
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.own_criterion import OwnCriterion, inside
+from holdfast.operations._parts.rows import OwnCriterion, inside
 
 Form = Literal["mse", "log", "digamma"]
 Evidence = Literal["softplus", "relu", "exp"]

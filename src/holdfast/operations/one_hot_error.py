@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.operations._parts.own_criterion import OwnCriterion, inside
+from holdfast.operations._parts.rows import OwnCriterion, inside
 
 
 class OneHotError(OwnCriterion):

@@ -22,7 +22,7 @@ from holdfast.runs.plots import (
     so_far,
 )
 from holdfast.runs.result import Result
-from holdfast.runs.seeds import mean_matrix
+from holdfast.runs.words import mean_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

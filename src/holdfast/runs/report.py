@@ -19,8 +19,17 @@ from holdfast.metrics.table import METRICS
 from holdfast.runs.drawing import series, to_png
 from holdfast.runs.figures import MOST_BARS, class_recalls, draw
 from holdfast.runs.result import Result, Results
-from holdfast.runs.seeds import distinct, mean_matrix, measure, measure_against, measures
-from holdfast.runs.words import headline, number, percent, points
+from holdfast.runs.words import (
+    distinct,
+    headline,
+    mean_matrix,
+    measure,
+    measure_against,
+    measures,
+    number,
+    percent,
+    points,
+)
 
 
 def write_report(run: str | os.PathLike[str] | Results) -> Path:

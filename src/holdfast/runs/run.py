@@ -18,9 +18,8 @@ from holdfast.config.job import Job, with_features
 from holdfast.core.errors import Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
-from holdfast.runs.assemble import job_key, make_trainer, restore
+from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
 from holdfast.runs.card import card_of
-from holdfast.runs.diagnostics import profiled, write_summary
 from holdfast.runs.folder import (
     CONFIG,
     drop_leftovers,
@@ -34,12 +33,11 @@ from holdfast.runs.folder import (
 )
 from holdfast.runs.loggers import specified
 from holdfast.runs.predict import evaluated
-from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
+from holdfast.runs.recording import Recording, derive, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
-from holdfast.runs.seeds import write_against
-from holdfast.runs.several import learn_too, with_others
+from holdfast.runs.words import write_against
 
 
 def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:

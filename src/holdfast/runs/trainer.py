@@ -21,7 +21,6 @@ from holdfast.core.experience import Stream, Tree
 from holdfast.core.randomness import add_tensor
 from holdfast.metrics.log import Log, write_json
 from holdfast.runs.card import card_of
-from holdfast.runs.diagnostics import write_summary
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
@@ -38,7 +37,7 @@ from holdfast.runs.folder import (
 from holdfast.runs.inputs import outputs
 from holdfast.runs.loggers import specified
 from holdfast.runs.predict import evaluated
-from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
+from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals, write_summary
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED
 from holdfast.training import trainer as training

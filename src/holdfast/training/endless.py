@@ -20,7 +20,6 @@ from holdfast.core.method import Method
 from holdfast.core.needs import ENDLESS, ENDLESS_WITH_BOUNDARY
 from holdfast.core.source import Iterated, Source, as_source
 from holdfast.core.step import Step
-from holdfast.training.bound import Bound
 from holdfast.training.checks import check_head, check_targets, check_values
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.export import exported, hooks_of
@@ -32,6 +31,7 @@ from holdfast.training.records import NoProgress, make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import Settings
 from holdfast.training.state import Saver, around, from_continual, random_state, restore, set_random, state_of
+from holdfast.training.trainer import Bound
 
 CLOSELY = 3
 """Batches whose values are looked at in the beginning; that waits for the device."""
@@ -334,8 +334,7 @@ class StreamTrainer(Bound):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain values: what `checkpoints` are given."""
-        waiting = len(self.session.update.parts)
-        if waiting:
+        if waiting := len(self.session.update.parts):
             raise UsageError(
                 f"the state was asked for after {waiting} of {self.session.settings.accumulate} accumulated batches."
                 " Save it between steps."
