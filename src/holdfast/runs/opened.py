@@ -233,16 +233,23 @@ class Run(Result):
         """Outputs of the newest checkpoint for raw inputs, as its method wants them, `[rows, ...]` on the CPU.
 
         Args:
-            inputs: a tensor `[rows, ...]` as the stream's data are.
+            inputs: a tensor `[rows, ...]` as the stream's data are, or a data frame with the columns of the table that
+                was learned.
             task: the task label, for a model with a head for each task.
 
         Raises:
+            ConfigError: for columns that are not there.
             DataError: without a checkpoint, or for a run whose model was an object of Python's.
         """
         from holdfast.runs.assemble import restore
-        from holdfast.runs.predict import outputs
+        from holdfast.runs.inputs import outputs
+        from holdfast.runs.predicted_tables import encoding_of, features_of
+        from holdfast.streams.datasets.tables import read_frame
 
-        return outputs(restore(self.path).engine, inputs, task)
+        restored = restore(self.path)
+        if hasattr(inputs, "columns"):
+            inputs = features_of(read_frame(inputs, "the table"), encoding_of(restored))
+        return outputs(restored.engine, inputs, task)
 
 
 class Runs(Results):
