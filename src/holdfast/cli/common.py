@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -128,6 +128,11 @@ def told(folder: Path, quiet: bool) -> None:
     typer.echo(str(folder))
     if read_json(folder / "run.json").get("state") == "diverged":
         raise typer.Exit(1)
+
+
+def warned(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Say a warning as a sentence, without the line of our code that it comes from."""
+    typer.echo(f"warning: {message}", err=True)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from holdfast.metrics.table import METRICS
 from holdfast.runs.compare import COLUMNS, Row, gathered, row_of
 from holdfast.runs.report import write_report
 from holdfast.runs.result import METRICS_FILE, Result, Results, found_runs
+from holdfast.runs.source_report import MEASURES, facts, of_source
+from holdfast.runs.source_report import SHARES as PER_CENT
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
 from holdfast.runs.words import mean_matrix, number, spread_of
 
@@ -83,6 +85,8 @@ def show(run_dirs: Iterable[str | os.PathLike[str]], by: str | None = None, refe
 def _headline(row: Row) -> Table:
     """The measures of one configuration, one per line, class-incremental and task-aware side by side."""
     table = _table("")
+    if of_source(row.runs[0]):
+        return _of_a_source(row, table)
     for title in ("class-incremental", "task-aware"):
         table.add_column(title, justify="right")
     for label, name in (
@@ -109,6 +113,18 @@ def _headline(row: Row) -> Table:
         ("memory, bytes", "memory_bytes"),
     ):
         table.add_row(label, number(row.values.get(name)))
+    return table
+
+
+def _of_a_source(row: Row, table: Table) -> Table:
+    """The measures of a run that learned from a source, and what arrived."""
+    table.add_column("value", justify="right")
+    for name in MEASURES:
+        value = row.values.get(name)
+        if value is not None:
+            table.add_row(name.replace("_", " "), _percent(value) if name in PER_CENT else number(value))
+    for label, text in facts(row.runs[0]):
+        table.add_row(label, text)
     return table
 
 
@@ -217,16 +233,23 @@ class Run(Result):
         """Outputs of the newest checkpoint for raw inputs, as its method wants them, `[rows, ...]` on the CPU.
 
         Args:
-            inputs: a tensor `[rows, ...]` as the stream's data are.
+            inputs: a tensor `[rows, ...]` as the stream's data are, or a data frame with the columns of the table that
+                was learned.
             task: the task label, for a model with a head for each task.
 
         Raises:
+            ConfigError: for columns that are not there.
             DataError: without a checkpoint, or for a run whose model was an object of Python's.
         """
         from holdfast.runs.assemble import restore
-        from holdfast.runs.predict import outputs
+        from holdfast.runs.inputs import outputs
+        from holdfast.runs.predicted_tables import encoding_of, features_of
+        from holdfast.streams.datasets.tables import read_frame
 
-        return outputs(restore(self.path).engine, inputs, task)
+        restored = restore(self.path)
+        if hasattr(inputs, "columns"):
+            inputs = features_of(read_frame(inputs, "the table"), encoding_of(restored))
+        return outputs(restored.engine, inputs, task)
 
 
 class Runs(Results):

@@ -59,7 +59,17 @@ def rows_of(step: Step, learner: Services) -> dict[str, Any]:
                 rows[field] = step.task
         else:
             rows[field] = step.extras[field]
-    return rows
+    return rows if step.fresh is None else _fresh(rows, step.fresh)
+
+
+def _fresh(rows: dict[str, Any], fresh: Tensor) -> dict[str, Any]:
+    """The rows that are trained on for the first time; the others were remembered then."""
+    keep, every = fresh.to(rows["targets"].device), len(fresh)
+
+    def chosen(leaf: Tensor) -> Tensor:
+        return leaf[keep] if leaf.dim() and len(leaf) == every else leaf
+
+    return {name: value if isinstance(value, int) else tree_map(chosen, value) for name, value in rows.items()}
 
 
 def rows_of_batch(batch: Batch, learner: Services) -> dict[str, Any]:
