@@ -93,7 +93,7 @@ def test_validate_and_run_agree_on_many_random_compositions():
     ("job", "says"),
     [
         ({"method": "adahat", "stream": {"paradigm": "task"}, "model": "linear"}, "method: `unit_attention` works on"),
-        ({"method": "fg_adahat", "stream": {"paradigm": "task"}, "model": "hypernetwork"}, "of this model are generated"),
+        ({"method": "fg_adahat", "stream": {"paradigm": "task"}, "model": "hypernetwork"}, "are generated"),
         ({"method": "hypernetwork_regularised", "stream": {"paradigm": "task"}}, "needs a model whose weights are gen"),
         ({"stream": "noisy"}, "stream: 4 experiences of 5 classes from the 10 classes of digits"),
         ({"stream": {"name": "noisy", "dataset": "synthetic"}}, "stream: synthetic has inputs of shape"),
