@@ -44,7 +44,7 @@ def torchvision(
         size: height and width that images are enlarged or shrunk to first; None leaves them, or takes the model's own.
         cut: name of an inner layer whose output, averaged over positions, are the features; None takes the last.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -118,7 +118,7 @@ def timm(
         cut: name of an inner layer whose output are the features; None takes the last.
         pool: of the tokens of a transformer: "cls", "mean" or "cls_mean"; None is the model's own way.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -186,7 +186,7 @@ def transformers(
         cut: name of an inner layer whose output are the features, for instance "encoder.layer.8"; None takes the last.
         pool: of the tokens: the class token ("cls"), the "mean" over the image's, or both side by side ("cls_mean").
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the head's initial weights; None draws them from torch's global generator.
 
     Raises:

@@ -34,8 +34,11 @@ class PooledDistillation(Operation):
         weight: w, the paper's lambda_c.
         pooling: `pixel` (none), `channel` (summed over channels), `gap` (over height and width), `width` (over width),
             `height` (over height), or `spatial` (both).
-        adaptive: whether to multiply by the root of seen classes over new ones.
+        adaptive: whether to multiply by the root of seen classes over new ones; `classes` multiplies by the number of
+            old classes over the number of classes in the current data, what is replayed with them included, as CLMixer
+            does.
         layers: dotted names of the layers; default: the backbone's activations and stages.
+        norm: of the difference: its length `row` by row, averaged; or of the whole `batch`, as CLMixer takes it.
 
     Source: Douillard et al. 2020, "PODNet: pooled outputs distillation for small-tasks incremental learning", eq. 1 to
     5
@@ -57,14 +60,16 @@ class PooledDistillation(Operation):
         self,
         weight: NonNegative = 1.0,
         pooling: Pooling = "spatial",
-        adaptive: bool = True,
+        adaptive: bool | Literal["classes"] = True,
         layers: list[str] | None = None,
+        norm: Literal["row", "batch"] = "row",
     ) -> None:
         super().__init__()
         self.weight = weight
         self.pooling = pooling
         self.adaptive = adaptive
         self.layers = layers
+        self.norm = norm
         self.teacher: Snapshot | None = None
         self.factor = 1.0
         self._taps: Taps | None = None
@@ -80,7 +85,10 @@ class PooledDistillation(Operation):
         self.teacher = learner.snapshot()
         old = {label for members in learner.members for label in members}
         new = set(experience.classes) - old
-        self.factor = (len(old | new) / len(new)) ** 0.5 if self.adaptive and new else 1.0
+        if self.adaptive == "classes":
+            self.factor = len(old) / max(1, len(set(experience.classes)))
+        else:
+            self.factor = (len(old | new) / len(new)) ** 0.5 if self.adaptive and new else 1.0
 
     def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean distance of the pooled maps over layers and rows, once there is a teacher."""
@@ -88,8 +96,12 @@ class PooledDistillation(Operation):
             return None
         today = self._taps.of_step(step, learner)
         before = self._taps.of_teacher(self.teacher, step, learner)
-        terms = [(self._pooled(before[name]) - self._pooled(today[name])).norm(dim=1).mean() for name in today]
+        terms = [self._distance(before[name], today[name]) for name in today]
         return torch.stack(terms).mean(), self.weight * self.factor
+
+    def _distance(self, before: Tensor, today: Tensor) -> Tensor:
+        difference = self._pooled(before) - self._pooled(today)
+        return difference.norm(dim=1).mean() if self.norm == "row" else difference.norm()
 
     def _pooled(self, maps: Tensor) -> Tensor:
         """`[rows, ...]` squared, pooled and normalised."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.criteria import likelihood
+from holdfast.core.criteria import Sum, by_row, likelihood
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
@@ -104,10 +104,12 @@ def row_losses(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor
         >>> row_losses(torch.nn.functional.mse_loss, torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
         tensor([1., 9.])
     """
+    if isinstance(criterion, Sum):
+        return criterion.by_row(outputs, targets)
     if criterion in _BY_ROW:
         losses: Tensor = criterion(outputs, targets, reduction="none")  # type: ignore[call-arg]
         return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
-    return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in range(outputs.shape[0])])
+    return by_row(criterion, outputs, targets)
 
 
 def ignored_label(criterion: Callable[..., Tensor]) -> int:
