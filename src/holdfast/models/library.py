@@ -39,7 +39,7 @@ def torchvision(
         input_shape: channels, height and width of one image; other than 3 channels get a first convolution to match.
         classes: number of classes of the whole stream.
         architecture: a name of `torchvision.models.list_models()`, for instance "resnet18".
-        weights: path of a file with the saved state of that architecture; None starts from random weights.
+        weights: path of a file with the saved state of that architecture; "random" or None starts from random weights.
         preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as for ImageNet.
         size: height and width that images are enlarged or shrunk to first; None leaves them, or takes the model's own.
         cut: name of an inner layer whose output, averaged over positions, are the features; None takes the last.
@@ -57,6 +57,7 @@ def torchvision(
     except ImportError as error:
         raise needs_extra("the model `torchvision`", "torchvision", "vision") from error
 
+    weights = None if weights == "random" else weights
     check_image("torchvision", input_shape)
     known = zoo.list_models(module=zoo)
     if architecture not in known:
@@ -111,7 +112,7 @@ def timm(
         input_shape: channels, height and width of one image; other than 3 channels get a first convolution to match.
         classes: number of classes of the whole stream.
         architecture: a name of `timm.list_models()`, for instance "convnext_atto".
-        weights: path of a file with the saved state of that architecture; None starts from random weights.
+        weights: path of a file with the saved state of that architecture; "random" or None starts from random weights.
         preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as the model's
             own settings say.
         size: height and width that images are enlarged or shrunk to first; None leaves them, or takes the model's own.
@@ -131,6 +132,7 @@ def timm(
     except ImportError as error:
         raise needs_extra("the model `timm`", "timm", "vision") from error
 
+    weights = None if weights == "random" else weights
     check_image("timm", input_shape)
     if not zoo.is_model(architecture):
         raise ConfigError(unknown("timm architecture", architecture, zoo.list_models()))

@@ -18,7 +18,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream, tree_map
 from holdfast.metrics.log import replace_file
 from holdfast.runs.assemble import Restored, restore
-from holdfast.streams.datasets.folders import read_image
+from holdfast.streams.datasets.images import Middle, middle_of, read_image
 from holdfast.training.evaluation import evaluate
 
 
@@ -149,7 +149,7 @@ def batches(restored: Restored, inputs: Sequence[str], task: int | None) -> Iter
         if one in ("test", "validation") and not Path(one).exists():
             yield from _own(stream, one, size)
             continue
-        names, values = _read(Path(one), stream)
+        names, values = _read(Path(one), stream, _as_read(restored))
         for start in range(0, len(values), size):
             yield Batch(names[start : start + size], values[start : start + size], None, task)
 
@@ -170,17 +170,24 @@ def _own(stream: Stream, split: str, size: int) -> Iterator[Batch]:
         raise DataError(f"the stream of this run has no {split} data. Give files instead.")
 
 
-def _read(path: Path, stream: Stream) -> tuple[list[str], Tensor]:
+def _as_read(restored: Restored) -> Middle | None:
+    """How the images of a folder were cropped; None where they were resized whole, or are of no folder."""
+    dataset = restored.config["stream"].get("dataset") or {}
+    shorter = dataset.get("shorter_side")
+    return None if shorter is None else middle_of(dataset.get("size"), shorter, dataset.get("filter", "bilinear"))
+
+
+def _read(path: Path, stream: Stream, crop: Middle | None = None) -> tuple[list[str], Tensor]:
     """The inputs of one file or folder, raw as in the stream, with their names."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
         if not files:
             raise DataError(f"{path} holds no images. Give a folder with some of {', '.join(IMAGES)}.")
-        return [str(file) for file in files], torch.stack([_image(file, stream) for file in files])
+        return [str(file) for file in files], torch.stack([_image(file, stream, crop) for file in files])
     if not path.is_file():
         raise DataError(f"there are no inputs at {path}. Give images, a folder, .npy, .npz, or `test`.")
     if path.suffix.lower() in IMAGES:
-        return [str(path)], _image(path, stream)[None]
+        return [str(path)], _image(path, stream, crop)[None]
     if path.suffix.lower() not in (".npy", ".npz"):
         raise DataError(f"{path} cannot be read as inputs. Give images, a folder, .npy, .npz, or `test`.")
     try:
@@ -205,12 +212,12 @@ def _key(names: Sequence[str], path: Path) -> str:
     return known[0] if known else names[0]
 
 
-def _image(path: Path, stream: Stream) -> Tensor:
+def _image(path: Path, stream: Stream, crop: Middle | None) -> Tensor:
     """One image file in the colours and the size that the model takes."""
     shape = tuple(stream.input_shape)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise DataError(f"the model takes inputs of shape {shape}, which are no images. Give .npy instead of {path}.")
-    pixels = read_image(path, (shape[1], shape[2]), shape[0] == 1)  # as the images it was trained on were read
+    pixels = read_image(path, crop or (shape[1], shape[2]), shape[0] == 1)  # as the images it was trained on were read
     known = stream[0].train.gather(torch.tensor([0])).inputs
     if isinstance(known, Tensor) and known.dtype == pixels.dtype:
         return pixels

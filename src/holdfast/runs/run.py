@@ -60,6 +60,7 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     job = job if isinstance(job, Job) else validated(job)
     config = job.config
     job.make_device()
+    job.check_weights()
     specified(config["loggers"])
 
     def work() -> Path:
@@ -171,7 +172,7 @@ def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     config = job.config
     stream = job.make_stream()
     model = job.make_model(stream)
-    stream = with_features(stream, model, config["device"])
+    stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
     with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):
