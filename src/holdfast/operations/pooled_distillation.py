@@ -38,7 +38,6 @@ class PooledDistillation(Operation):
             old classes over the number of classes in the current data, what is replayed with them included, as CLMixer
             does.
         layers: dotted names of the layers; default: the backbone's activations and stages.
-        norm: of the difference: its length `row` by row, averaged; or of the whole `batch`, as CLMixer takes it.
 
     Source: Douillard et al. 2020, "PODNet: pooled outputs distillation for small-tasks incremental learning", eq. 1 to
     5
@@ -62,14 +61,12 @@ class PooledDistillation(Operation):
         pooling: Pooling = "spatial",
         adaptive: bool | Literal["classes"] = True,
         layers: list[str] | None = None,
-        norm: Literal["row", "batch"] = "row",
     ) -> None:
         super().__init__()
         self.weight = weight
         self.pooling = pooling
         self.adaptive = adaptive
         self.layers = layers
-        self.norm = norm
         self.teacher: Snapshot | None = None
         self.factor = 1.0
         self._taps: Taps | None = None
@@ -96,12 +93,8 @@ class PooledDistillation(Operation):
             return None
         today = self._taps.of_step(step, learner)
         before = self._taps.of_teacher(self.teacher, step, learner)
-        terms = [self._distance(before[name], today[name]) for name in today]
+        terms = [(self._pooled(before[name]) - self._pooled(today[name])).norm(dim=1).mean() for name in today]
         return torch.stack(terms).mean(), self.weight * self.factor
-
-    def _distance(self, before: Tensor, today: Tensor) -> Tensor:
-        difference = self._pooled(before) - self._pooled(today)
-        return difference.norm(dim=1).mean() if self.norm == "row" else difference.norm()
 
     def _pooled(self, maps: Tensor) -> Tensor:
         """`[rows, ...]` squared, pooled and normalised."""
