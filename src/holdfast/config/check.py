@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from holdfast.config import kinds, schema
+from holdfast.config import arrivals, kinds, schema
 from holdfast.config.job import PROTOCOLS, Job, called
 from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
@@ -50,7 +50,11 @@ def validated(config: Any, source: str = "") -> Job:
 
 def cross_checks(job: Job) -> list[str]:
     """What is wrong between the parts of a job that are right each for itself."""
+    if job.learns_from_source:
+        return _checks_of_a_source(job)
     problems: list[str] = []
+    if job.config["stream"] is None:
+        return ["stream: neither a stream nor a source is given. Write stream=split, or source=toy8."]
     block, config, trainer, stream = job.block, job.config, job.config["trainer"], job.config["stream"]
     if trainer.get("epochs") is not None and trainer.get("iterations") is not None:
         problems.append(
@@ -59,6 +63,11 @@ def cross_checks(job: Job) -> list[str]:
         )
     elif "iterations" in trainer and trainer.get("epochs") is None and trainer["iterations"] is None:
         problems.append("trainer: neither epochs nor iterations is given. Write trainer.epochs=1.")
+    for key in ("boundary", "arrival"):
+        if config.get(key) is not None:
+            problems.append(
+                f"{key}: it is for a source, and a stream says by itself where experiences begin. Write source=."
+            )
     if stream.get("of") is not None:
         stream = {**stream["of"], "dataset": stream["dataset"]}
     if trainer.get("evaluate") in ("validation", "both") and stream.get("validation", 1) in (0, None):
@@ -85,6 +94,19 @@ def cross_checks(job: Job) -> list[str]:
     problems += check_processes(job)
     problems += _check_references(job, stream)
     problems += check_device_name(config["device"])
+    if config["seeds"] is not None and len(set(config["seeds"])) < len(config["seeds"]):
+        problems.append(f"seeds: got {shown(config['seeds'])}, in which a seed stands twice. Keep each once.")
+    return problems
+
+
+def _checks_of_a_source(job: Job) -> list[str]:
+    """What is wrong between the parts of a job that learns from a source."""
+    block, config = job.block, job.config
+    problems = arrivals.problems_of(job)
+    problems += _check_optimizer(block.optimizer) or _check_scheduler(block.optimizer, block.scheduler)
+    with contextlib.suppress(HoldfastError):
+        problems += _check_criterion(job.method, config["criterion"])
+    problems += check_processes(job) + check_device_name(config["device"])
     if config["seeds"] is not None and len(set(config["seeds"])) < len(config["seeds"]):
         problems.append(f"seeds: got {shown(config['seeds'])}, in which a seed stands twice. Keep each once.")
     return problems

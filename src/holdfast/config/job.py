@@ -53,6 +53,11 @@ class Job:
         """What the method is called in a report."""
         return str(self.config["method"].get("name", "custom"))
 
+    @property
+    def learns_from_source(self) -> bool:
+        """Whether it learns from a source, and not from a stream of experiences."""
+        return self.config.get("source") is not None
+
     def make_stream(self) -> Stream:
         """The stream. Loads data."""
         return make_stream(self.block.stream, self.config["seed"]).first(self.config["trainer"]["limit_experiences"])
@@ -137,9 +142,11 @@ def make_stream(block: Any, seed: int = 0) -> Stream:
 
     Args:
         block: of a stream.
-        seed: takes the place of a `seed` that is null.
+        seed: of the run: takes the place of every seed that is null. A stream whose own `seed` is given does not depend
+            on it: its other seeds, where they are null, are what Python takes by default.
     """
     arguments = schema.arguments(block, "dataset", "datasets", "of")
+    fixed = arguments.get("seed") is not None
     if hasattr(block, "dataset"):
         arguments["dataset"] = make_dataset(block.dataset, seed, "stream.dataset")
     elif hasattr(block, "datasets"):
@@ -149,11 +156,14 @@ def make_stream(block: Any, seed: int = 0) -> Stream:
     inner = getattr(block, "of", None)
     if inner is not None:
         within = {"dataset": arguments["dataset"], **schema.arguments(inner)}
-        arguments["of"] = _stream(inner.name, within, seed, "stream.of")
-    return _stream(block.name, arguments, seed, "stream")
+        arguments["of"] = _stream(inner.name, within, seed, "stream.of", fixed)
+    return _stream(block.name, arguments, seed, "stream", fixed)
 
 
-def _stream(name: str, arguments: dict[str, Any], seed: int, path: str) -> Stream:
+def _stream(name: str, arguments: dict[str, Any], seed: int, path: str, fixed: bool) -> Stream:
+    if fixed or arguments.get("seed") is not None:
+        seeds = [one for one in parameters(kinds.find("streams", name)) if kinds.is_seed(one)]
+        arguments |= {one.name: one.default for one in seeds if arguments[one.name] is None}
     stream = _made("streams", name, arguments, seed, path)
     if not isinstance(stream, Stream):
         raise ConfigError(f"{path}: {name!r} gave a {type(stream).__name__} instead of a Stream. Correct its source.")
@@ -206,9 +216,10 @@ def with_features(stream: Stream, model: nn.Module, device: str = "cpu", changes
 
 
 def _made(kind: str, name: str, arguments: dict[str, Any], seed: int, path: str) -> Any:
-    if "seed" in arguments and arguments["seed"] is None:
-        arguments["seed"] = seed
-    return called(path, kinds.find(kind, name), arguments)
+    function = kinds.find(kind, name)
+    null = [key for key, value in arguments.items() if value is None]
+    seeds = {p.name for p in parameters(function) if p.name in null and (p.name == "seed" or kinds.is_seed(p))}
+    return called(path, function, {**arguments, **dict.fromkeys(seeds, seed)})
 
 
 def make_method(block: Any) -> Method:

@@ -205,7 +205,9 @@ class Engine:
         with self.services.forward.autocasting():
             outputs, extras = self.forward(batch)
             loss = self.criterion(outputs, batch.targets, batch.inputs)
-        return Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
+        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
+        step.fresh = batch.fresh
+        return step
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""

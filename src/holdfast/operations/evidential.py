@@ -14,7 +14,7 @@ from holdfast.core.experience import Experience, Tree
 from holdfast.core.ranges import NonNegative, Size
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.own_criterion import OwnCriterion, inside
+from holdfast.operations._parts.rows import OwnCriterion, inside
 
 Form = Literal["mse", "log", "digamma", "none"]
 Evidence = Literal["softplus", "relu", "exp", "identity"]

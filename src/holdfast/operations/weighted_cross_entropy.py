@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.core.experience import Experience
 from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Services
-from holdfast.operations._parts.own_criterion import OwnCriterion
+from holdfast.operations._parts.rows import OwnCriterion
 
 Scheme = Literal["inverse", "complement"]
 

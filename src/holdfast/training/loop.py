@@ -136,7 +136,7 @@ class Loop:
                 ranks.wish = self._wish(clock(), coming=1)
             before = engine.index
             step = engine.step(batch, now, update, weight, done + 1 == total)
-            window.add(step.outputs, step.targets)
+            window.add(step.outputs, step.targets, batch.fresh)
             position.step = done + 1
             position.epoch_step += 1
             if scheduler is not None and engine.index > before:
@@ -179,10 +179,12 @@ def arriving(session: Session, source: Source, goal: int | None) -> Iterator[tup
     Raises:
         UsageError: for a batch whose targets do not go with its inputs.
     """
-    position, device = session.position, session.device
+    position, device, observations, clock = session.position, session.device, session.observations, time.perf_counter
     batches, before = source.batches(), 0
     while goal is None or position.step < goal:
+        asked = clock()
         batch = next(batches, None)
+        position.idle += clock() - asked
         if batch is None:
             return
         rows = batch.targets.shape[0] if batch.targets.dim() else 0
@@ -202,5 +204,9 @@ def arriving(session: Session, source: Source, goal: int | None) -> Iterator[tup
             raise UsageError(f"a source gave targets of {kind}, and class indices are int64. Give targets.long().")
         batch.inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
         batch.targets = batch.targets.to(device)
-        position.samples += rows
+        position.samples += rows if batch.fresh is None else int(batch.fresh.sum())
+        if observations is not None:
+            observations.take(batch)
         yield batch, 1.0
+        if observations is not None and observations.due(position.step):
+            observations.look()

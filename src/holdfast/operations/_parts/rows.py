@@ -1,7 +1,8 @@
-"""What operations share about rows: those of a step that are to be remembered, some of a draw, a loss for each."""
+"""What operations share about rows: those to be remembered, some of a draw, a loss for each, a loss of one's own."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,9 +14,10 @@ from holdfast.core.criteria import Sum, by_row, likelihood
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
-from holdfast.core.operation import require
+from holdfast.core.operation import Operation, require
 from holdfast.core.services import Criterion, Services
 from holdfast.core.step import Step
+from holdfast.models.heads import MASKED
 
 HALF = (torch.bfloat16, torch.float16)
 """What autocast makes of outputs; they are remembered in full precision, as the rest of the state is kept."""
@@ -57,7 +59,17 @@ def rows_of(step: Step, learner: Services) -> dict[str, Any]:
                 rows[field] = step.task
         else:
             rows[field] = step.extras[field]
-    return rows
+    return rows if step.fresh is None else _fresh(rows, step.fresh)
+
+
+def _fresh(rows: dict[str, Any], fresh: Tensor) -> dict[str, Any]:
+    """The rows that are trained on for the first time; the others were remembered then."""
+    keep, every = fresh.to(rows["targets"].device), len(fresh)
+
+    def chosen(leaf: Tensor) -> Tensor:
+        return leaf[keep] if leaf.dim() and len(leaf) == every else leaf
+
+    return {name: value if isinstance(value, int) else tree_map(chosen, value) for name, value in rows.items()}
 
 
 def rows_of_batch(batch: Batch, learner: Services) -> dict[str, Any]:
@@ -183,3 +195,27 @@ def sum_of_rows(criterion: Callable[..., Tensor], outputs: Tensor, labels: Tenso
         return whole
     total = torch.stack([criterion(outputs[row : row + 1], labels[row : row + 1]) for row in range(rows)]).sum()
     return whole if bool(torch.isclose(whole, total, rtol=1e-4)) else total
+
+
+class OwnCriterion(Operation):
+    """A loss in place of the learner's criterion: for current data, replayed data and evaluation alike."""
+
+    role = "knowledge incorporation"
+    needs = frozenset({"criterion"})
+
+    def setup(self, learner: Services) -> None:
+        """Put this loss in the learner's place, so that replay and evaluation take it too."""
+        learner.criterion = self.measure
+
+    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
+        """The mean loss of the current rows."""
+        return self.measure(outputs, targets)
+
+    @abstractmethod
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of `outputs` `[rows, ...]` under `targets` `[rows, ...]`, a scalar."""
+
+
+def inside(outputs: Tensor) -> Tensor:
+    """`[rows, width]` bool: which outputs belong to the row's task; all of them without a head per task."""
+    return outputs != MASKED

@@ -35,6 +35,8 @@ def arrays(
     normalise: bool = False,
     crop: int = 0,
     flip: bool = False,
+    by: Any = None,
+    test_by: Any = None,
 ) -> Dataset:
     """A data set of tensors or NumPy arrays (Python only); nothing is copied unless doubles must become floats.
 
@@ -55,6 +57,9 @@ def arrays(
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
+        by: one value per training row, which cuts them into groups for the stream `grouped`: numbers in their order,
+            words in that of their first rows.
+        test_by: the same for the test rows.
 
     Example:
         >>> data = arrays([[0.0], [1.0], [2.0], [3.0]], ["b", "a", "b", "a"], test_fraction=0.5)
@@ -64,7 +69,7 @@ def arrays(
     rows = images(inputs, layout, scale)
     tests = None if test_inputs is None else images(test_inputs, layout, scale)
     look: dict[str, Any] = {"scale": scale, "normalise": normalise, "crop": crop, "flip": flip}
-    look |= {"missing": missing, "tokens": layout == "tokens"}
+    look |= {"missing": missing, "tokens": layout == "tokens", "by": by, "test_by": test_by}
     return of_tensors(name, rows, targets, tests, test_targets, class_names, test_fraction, split_seed, kind, **look)
 
 
