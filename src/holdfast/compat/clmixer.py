@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,9 @@ def _optimisation(given: Mapping[str, Any] | None, made: Translation) -> None:
     )
     if given.get("device") is not None:
         device = made.word(f"{path}.device", given["device"])
-        made.put("device", "auto" if device.startswith("cuda") else device, f"{path}.device")
-        if device.startswith("cuda"):
+        cuda = re.fullmatch(r"cuda(:\d+)?", device) is not None
+        made.put("device", "auto" if cuda else device, f"{path}.device")
+        if cuda:
             made.tell(f"{path}.device", f"{device!r} became 'auto', so that the file runs without a GPU too.")
     elif "device" in given:
         made.tell(f"{path}.device", "is null; the CPU.")
@@ -235,6 +237,7 @@ def _data(given: Mapping[str, Any] | None, made: Translation) -> None:
     if "scenario" not in given:
         made.tell("data.scenario", "is missing; cil.", DATA)
     made.put("stream.name", scenario, "data.scenario")
+    made.put("stream.seed", None, "seed")  # it is the job's, which draws the scenario too
     seed = made.job.get("seed", 0)
     if name == "dummy":
         if given.get("data_path") is not None:

@@ -83,7 +83,7 @@ class Translation:
         """An error about our job, with the file's keys in the place of ours."""
         text = str(error)
         for ours in sorted(self.kept, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w.]){re.escape(ours)}(?![\w])", self.kept[ours], text)
+            text = re.sub(rf"(?<![\w.]){re.escape(ours)}(?=[:.=])", self.kept[ours], text)
         text = re.sub(r"(?<![\w.])method(?=(\.operations)?[.:])(\.operations)?", "plugins", text)
         return type(error)(text)
 

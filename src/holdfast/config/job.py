@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ class Job:
     Attributes:
         config: with every default, as plain JSON values: what `config.json` holds.
         block: the same, as validated blocks.
+        notes: what a file of another project means differently here, in sentences.
     """
 
     config: dict[str, Any]
     block: Any
+    notes: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def method(self) -> Method:

@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-<<<<<<< HEAD
 from holdfast.core.ranges import NonNegative, Share
-from holdfast.operations._parts.own_criterion import OwnCriterion
-=======
-from holdfast.core.ranges import Share
 from holdfast.operations._parts.rows import OwnCriterion
->>>>>>> main
 
 
 class CrossEntropy(OwnCriterion):

@@ -6,12 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-<<<<<<< HEAD
 from holdfast.core.ranges import NonNegative
-from holdfast.operations._parts.own_criterion import OwnCriterion, inside
-=======
 from holdfast.operations._parts.rows import OwnCriterion, inside
->>>>>>> main
 
 
 class OneHotError(OwnCriterion):

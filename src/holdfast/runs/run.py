@@ -66,7 +66,13 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     def work() -> Path:
         folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
-        about = {"command": command, "versions": versions(), "started": time.time(), "started_in": str(Path.cwd())}
+        about: dict[str, Any] = {
+            "command": command,
+            "versions": versions(),
+            "started": time.time(),
+            "started_in": str(Path.cwd()),
+        }
+        about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
         return _work(folder, job, quiet)
 
@@ -176,14 +182,9 @@ def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     config = job.config
     stream = job.make_stream()
     model = job.make_model(stream)
-<<<<<<< HEAD
-    stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
-    with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
-=======
     card = card_of(stream)
-    stream = with_features(stream, model, config["device"])
+    stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
     with Recording(folder, config, config["loggers"], config["checkpoint"], card) as recording:
->>>>>>> main
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):
             seconds = _learn(part, job, stream, model, recording, quiet)

@@ -15,6 +15,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
 from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Criterion, Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
@@ -198,22 +199,49 @@ def sum_of_rows(criterion: Callable[..., Tensor], outputs: Tensor, labels: Tenso
 
 
 class OwnCriterion(Operation):
-    """A loss in place of the learner's criterion: for current data, replayed data and evaluation alike."""
+    """A loss in place of the learner's criterion, for current data, replayed data and evaluation alike.
+
+    Several of them in one method add, each with its weight and a line of its own in the log; beside an operation that
+    owns the criterion, such as `MaskedCrossEntropy`, they add to that.
+
+    Args:
+        weight: factor of the loss.
+    """
 
     role = "knowledge incorporation"
     needs = frozenset({"criterion"})
+    adds = True
+
+    def __init__(self, weight: NonNegative = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
 
     def setup(self, learner: Services) -> None:
-        """Put this loss in the learner's place, so that replay and evaluation take it too."""
-        learner.criterion = self.measure
+        """Put this loss in the learner's place, or add it to those that are there, for replay and evaluation too."""
+        others = learner.criterion.terms if isinstance(learner.criterion, Sum) else ()
+        learner.criterion = Sum(*others, (self.weighted, self.weighted_rows))
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
-        """The mean loss of the current rows."""
-        return self.measure(outputs, targets)
+        """The mean loss of the current rows, with its weight."""
+        return self.weighted(outputs, targets)
+
+    def weighted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`measure` with its weight."""
+        loss = self.measure(outputs, targets)
+        return loss if self.weight == 1.0 else self.weight * loss
+
+    def weighted_rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`by_row` with its weight."""
+        losses = self.by_row(outputs, targets)
+        return losses if self.weight == 1.0 else self.weight * losses
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of `outputs` `[rows, ...]` under `targets` `[rows, ...]`, a scalar."""
+
+    def by_row(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, `[rows]`; a subclass without one of its own measures row by row."""
+        return by_row(self.measure, outputs, targets)
 
 
 def inside(outputs: Tensor) -> Tensor:
