@@ -105,6 +105,7 @@ def validated_job(words: list[str] | None, folders: list[Path] | None = None, si
         keys = ", ".join(composition.search.params)
         raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
     job = validated(composition.config, path or "")
+    job.notes = composition.notes
     for note in composition.notes:
         typer.echo(note, err=True)
     return job
