@@ -120,7 +120,7 @@ def told(folder: Path, quiet: bool) -> None:
     from holdfast.metrics.log import read_json
 
     if not quiet:
-        from holdfast.runs.words import closing
+        from holdfast.runs.opened import closing
 
         typer.echo(closing(folder), err=True)
     typer.echo(str(folder))
