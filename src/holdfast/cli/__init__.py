@@ -1,4 +1,4 @@
-"""The command line: `holdfast run`, `resume`, `eval`, `predict`, `export`, `show`, `list`, `validate` and their like."""
+"""The command line: `holdfast run`, `resume`, `eval`, `predict`, `export`, `show`, `list`, `validate` and the like."""
 
 from __future__ import annotations
 

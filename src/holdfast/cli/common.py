@@ -108,6 +108,7 @@ def validated_job(
         keys = ", ".join(composition.search.params)
         raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
     job = validated(composition.config, path or "", together)
+    job.notes = composition.notes
     for note in composition.notes:
         typer.echo(note, err=True)
     return job
@@ -122,7 +123,7 @@ def told(folder: Path, quiet: bool) -> None:
     from holdfast.metrics.log import read_json
 
     if not quiet:
-        from holdfast.runs.words import closing
+        from holdfast.runs.opened import closing
 
         typer.echo(closing(folder), err=True)
     typer.echo(str(folder))

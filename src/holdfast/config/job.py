@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from holdfast.config import kinds, schema
 from holdfast.config.read import as_plain
 from holdfast.config.signatures import parameters
 from holdfast.config.words import shown
-from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.core.errors import ConfigError, DataError, HoldfastError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
@@ -32,10 +33,12 @@ class Job:
     Attributes:
         config: with every default, as plain JSON values: what `config.json` holds.
         block: the same, as validated blocks.
+        notes: what a file of another project means differently here, in sentences.
     """
 
     config: dict[str, Any]
     block: Any
+    notes: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def method(self) -> Method:
@@ -65,6 +68,20 @@ class Job:
     def make_model(self, stream: Stream) -> nn.Module:
         """A new model for the inputs and classes of `stream`."""
         return make_model(self.block.model, stream, self.config["seed"])
+
+    def check_weights(self) -> None:
+        """Ask for the file of weights that the model is to start from, before any data are read.
+
+        Raises:
+            DataError: where it is not there.
+        """
+        model = self.config["model"]
+        weights = model.get("weights")
+        if isinstance(weights, str) and weights != "random" and not Path(weights).exists():
+            raise DataError(
+                f"model.weights: there is no {weights!r}, the weights of {model.get('architecture') or model['name']};"
+                " nothing is downloaded. Write model.weights=FILE, or model.weights=random for random ones."
+            )
 
     def make_device(self) -> torch.device:
         """The device, which may not be on this machine."""
@@ -186,19 +203,23 @@ def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
         return _made("models", block.name, arguments, seed, "model")  # type: ignore[no-any-return]
 
 
-def with_features(stream: Stream, model: nn.Module, device: str = "cpu") -> Stream:
+def with_features(stream: Stream, model: nn.Module, device: str = "cpu", changes: Any = None) -> Stream:
     """The stream that a model with a cache of features learns from: features, each computed once; else the same stream.
 
     Args:
         stream: raw inputs.
-        model: as `make_model` made it; `cache` in its configuration asks for a cache.
+        model: as `make_model` made it; `cache` in its configuration asks for a cache, or allows one.
         device: where the backbone runs over what is not in the cache yet.
+        changes: `trainer.per_experience`; where it augments, the inputs are others each time.
     """
     wanted = getattr(model, "features_cache", None)
     if wanted is None:
         return stream
-    from holdfast.streams.features import cache_features
+    from holdfast.streams.features import augments, cache_features
 
+    entries = (changes or {}).values() if isinstance(changes, dict) else changes or ()
+    if not model.features_needed and (augments(stream) or any((entry or {}).get("augment") for entry in entries)):
+        return stream
     model.to(make_device(device))
     return cache_features(stream, model.backbone[0].frozen, **wanted)  # type: ignore[index, union-attr]
 

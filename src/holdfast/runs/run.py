@@ -62,6 +62,7 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     job = job if isinstance(job, Job) else validated(job)
     config = job.config
     job.make_device()
+    job.check_weights()
     if len(job.parts()) > 1:  # the last would be refused when the others have been trained for hours
         refuse(disagreements(job))
     specified(config["loggers"])
@@ -69,7 +70,13 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     def work() -> Path:
         folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
-        about = {"command": command, "versions": versions(), "started": time.time(), "started_in": str(Path.cwd())}
+        about: dict[str, Any] = {
+            "command": command,
+            "versions": versions(),
+            "started": time.time(),
+            "started_in": str(Path.cwd()),
+        }
+        about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
         return _work(folder, job, quiet)
 
@@ -180,7 +187,7 @@ def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     stream = job.make_stream()
     model = job.make_model(stream)
     card = card_of(stream)
-    stream = with_features(stream, model, config["device"])
+    stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
     with Recording(folder, config, config["loggers"], config["checkpoint"], card) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +222,39 @@ def synthetic(
     if test_samples == 0:
         return of_tensors("synthetic", inputs, labels, test_fraction=0.0)
     return of_tensors("synthetic", inputs, labels, *around(test_samples))
+
+
+@declares(inputs="vectors")
+@ranged
+def spiral(
+    classes: Count = 5,
+    samples: Count = 100,
+    test_fraction: BelowOne = 0.2,
+    spread: NonNegative = 0.005,
+    seed: int = 0,
+) -> Dataset:
+    """Small clusters of points in the plane, whose centres lie on half a turn of a spiral: CLMixer's `dummy` data.
+
+    Centre i of K has the radius `1 - 0.99 a` and the angle `(1 - a) pi`, with a from 0 to 1 in equal steps.
+
+    Args:
+        classes: how many clusters.
+        samples: points of each, training and test together.
+        test_fraction: of each cluster.
+        spread: standard deviation of a cluster along each axis.
+        seed: of everything.
+
+    Example:
+        >>> data = spiral(samples=10)
+        >>> len(data.train), len(data.test), data.input_shape
+        (40, 10, (2,))
+    """
+    share = torch.linspace(0, 1, classes)
+    radius, angle = 1 - 0.99 * share, (1 - share) * math.pi
+    centres = radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    labels = torch.arange(classes).repeat_interleave(samples)
+    points = centres[labels] + spread * torch.randn(len(labels), 2, generator=rng(seed, "spiral"))
+    return of_tensors("spiral", points, labels, test_fraction=test_fraction, split_seed=seed)
 
 
 POLYNOMIALS: tuple[tuple[float, float, Callable[[np.ndarray], np.ndarray]], ...] = (
