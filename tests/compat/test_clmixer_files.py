@@ -108,7 +108,7 @@ def unsaid(content: dict[str, Any], made: Translation) -> list[str]:
     found = []
     for path, value in leaves(content):
         where = ".".join(path)
-        if any(where == one or where.startswith(f"{one}.") and "plugins" not in one for one in told):
+        if any(where == one or (where.startswith(f"{one}.") and "plugins" not in one) for one in told):
             continue
         ours = [key for key, theirs in made.kept.items() if theirs == where]
         if path[0] == "plugins":
@@ -203,7 +203,7 @@ def judged(number: int) -> str:
     return "; ".join(unsaid(content, made))
 
 
-@pytest.mark.parametrize("numbers", [range(0, 30), range(30, 60)])
+@pytest.mark.parametrize("numbers", [range(30), range(30, 60)])
 def test_some_mutated_files_are_refused_by_their_own_keys_or_change_nothing_unsaid(numbers: range) -> None:
     assert {number: fault for number in numbers if (fault := judged(number))} == {}
 
