@@ -96,6 +96,7 @@ class Operation(nn.Module):
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
         adds: whether the criterion it brings adds to that of others, instead of being the only one of its method.
         fills: whether it makes the memory of its method and fills it; two that do are refused.
+        lacks: fields that rows of the memory it fills do not have; whoever draws whole rows is refused beside it.
         joins: whether its memory can stand beside another one of its kind in one method; both are drawn from as one.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
         heads: the heads of our models that it works with, by name; empty where it works with all.
@@ -118,6 +119,7 @@ class Operation(nn.Module):
     check_arguments: ClassVar[Mapping[str, Any]] = {}
     adds: ClassVar[bool] = False
     fills: ClassVar[bool] = False
+    lacks: ClassVar[frozenset[str]] = frozenset()
     joins: ClassVar[bool] = False
     draws: bool = False
     heads: ClassVar[frozenset[str]] = frozenset()

@@ -40,6 +40,7 @@ class Draws(Operation):
 
     def setup(self, learner: Services) -> None:
         """Take a generator for the draws."""
+        super().setup(learner)
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
     def drawn(self, learner: Services, size: int | None = None) -> Rows | None:
