@@ -25,7 +25,7 @@ from holdfast.methods import er
 from holdfast.models import cnn, mlp
 from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.streams.data import TensorData
-from holdfast.streams.prepare import Prepare
+from holdfast.streams.dataset import Prepare
 from holdfast.training.evaluation import evaluate_all
 
 CAPACITY, LR = 500, 0.01

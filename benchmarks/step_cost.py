@@ -30,7 +30,7 @@ from holdfast.core.step import Now
 from holdfast.models import hypernetwork, mlp
 from holdfast.operations import OutputRegularisation
 from holdfast.streams.data import TensorData
-from holdfast.streams.prepare import Prepare
+from holdfast.streams.dataset import Prepare
 from holdfast.training.update import Update
 
 KEPT = Path(__file__).parent / "results" / "step_cost.json"

@@ -16,7 +16,7 @@ from holdfast import Method, Operation, Trainer, cli
 from holdfast.config import plugins
 from holdfast.core.errors import Interrupted
 from holdfast.metrics import METRICS
-from holdfast.runs.checkpoints import CheckpointFolder, load_tensors
+from holdfast.runs.folder import CheckpointFolder, load_tensors
 from holdfast.testing import check_operation
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")

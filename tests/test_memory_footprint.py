@@ -20,7 +20,7 @@ SCRIPT = """
     from holdfast.methods import er
     from holdfast.models import linear
     from holdfast.streams.data import LoaderData, TensorData
-    from holdfast.streams.prepare import Prepare
+    from holdfast.streams.dataset import Prepare
 
     def megabytes(key):
         return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1024

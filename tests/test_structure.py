@@ -24,7 +24,7 @@ TEXTS = [
 
 MOST_FILES, MOST_LINES, MOST_METHODS = 240, 350, 15
 
-FILES_TODAY = 333
+FILES_TODAY = 308
 LONG_TODAY = {"cli.py", "training/endless.py"}
 WIDE_TODAY: dict[str, int] = {}
 PRIVATE_TODAY = 10

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.core.backward import backward, constant
+from holdfast.core.forward import backward, constant
 
 STEPS, LR = 300, 0.01
 

@@ -261,7 +261,7 @@ def show_config(
         from holdfast.compat.dialects import DIALECTS
         from holdfast.config.build import resolve
         from holdfast.config.compose import compose
-        from holdfast.config.groups import Library
+        from holdfast.config.overrides import Library
         from holdfast.config.show import tree
 
         if groups:
@@ -388,7 +388,7 @@ def schema(plugin: Plugins = None) -> None:
     """Print the JSON Schema of configurations, for completion in editors."""
     with reported():
         plugged(plugin)
-        from holdfast.config.json_schema import json_schema
+        from holdfast.config.show import json_schema
 
         typer.echo(json.dumps(json_schema(), indent=2))
 
@@ -454,11 +454,11 @@ def validated_job(words: list[str] | None, folders: list[Path] | None = None, si
 
 def told(folder: Path, quiet: bool) -> None:
     """Say on standard error what came out, and print the folder; once, where several processes made it."""
-    from holdfast.training.fabric import first
+    from holdfast.training.precision import first
 
     if not first():
         return
-    from holdfast.metrics.files import read_json
+    from holdfast.metrics.log import read_json
 
     if not quiet:
         from holdfast.runs.words import closing

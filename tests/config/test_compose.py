@@ -7,7 +7,7 @@ import pytest
 from holdfast.compat.dialects import DIALECTS
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
-from holdfast.config.groups import Library
+from holdfast.config.overrides import Library
 from holdfast.config.read import read
 from holdfast.config.show import lines, tree
 from holdfast.core.errors import ConfigError

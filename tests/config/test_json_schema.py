@@ -7,8 +7,8 @@ import pytest
 
 from holdfast.config import kinds
 from holdfast.config.build import resolve
-from holdfast.config.json_schema import json_schema
 from holdfast.config.read import default
+from holdfast.config.show import json_schema
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 from holdfast import cli
 from holdfast.config import kinds, plugins
 from holdfast.config.build import build_criterion, build_method, resolve
-from holdfast.config.json_schema import json_schema
-from holdfast.config.show import describe
+from holdfast.config.show import describe, json_schema
 from holdfast.core.errors import ConfigError
 from holdfast.runs.run import evaluate, resume, run
 

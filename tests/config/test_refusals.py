@@ -143,7 +143,7 @@ def _no_data(monkeypatch):
         raise AssertionError("data was loaded")
 
     monkeypatch.setattr("sklearn.datasets.load_digits", load)
-    monkeypatch.setattr(sys.modules["holdfast.streams.datasets.idx"], "read_idx", load)
+    monkeypatch.setattr(sys.modules["holdfast.streams.datasets.vision"], "read_idx", load)
 
 
 @pytest.mark.parametrize(("config", "path", "help_"), WRONG, ids=[f"{i}-{case[1]}" for i, case in enumerate(WRONG)])

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.core.backward import backward, constant
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience, tree_cat, tree_map, tree_rows
+from holdfast.core.forward import backward, constant
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import NEEDS

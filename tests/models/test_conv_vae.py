@@ -9,8 +9,7 @@ from torch import nn
 from holdfast.core.errors import ConfigError
 from holdfast.methods import dgr, finetune, generative_classifier
 from holdfast.models import cnn
-from holdfast.models.conv_vae import ConvVAE, suits
-from holdfast.models.vae import VAE
+from holdfast.models.vae import VAE, ConvVAE, suits
 from holdfast.operations._parts.generative_model import GenerativeModel
 from holdfast.streams import split
 from holdfast.streams.datasets import arrays

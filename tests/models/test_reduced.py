@@ -6,7 +6,7 @@ import torch
 from holdfast import Method, Trainer
 from holdfast.core.errors import ConfigError
 from holdfast.models import low_rank_mlp, parameter_count, subspace_mlp
-from holdfast.models.reduced import LowRankLinear, MixedLinear
+from holdfast.models.dense import LowRankLinear, MixedLinear
 from holdfast.operations import FisherPenalty
 
 

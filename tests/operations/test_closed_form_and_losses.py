@@ -32,7 +32,7 @@ from holdfast.operations import (
     WeightAlign,
     WeightedCrossEntropy,
 )
-from holdfast.operations._parts.sensitivity import sensitivity
+from holdfast.operations._parts.quadratic import sensitivity
 from holdfast.operations.balanced_finetune import balanced
 from holdfast.operations.bias_correction import fit_two
 from holdfast.operations.evidential import divergence_from_uniform

@@ -171,7 +171,7 @@ def test_in_the_first_experience_nothing_is_replayed(few: Any) -> None:
 
 def test_images_are_learnt_between_zero_and_one_whatever_the_model_is_given(toy: Any) -> None:
     from holdfast.core.learner import Learner
-    from holdfast.streams.prepare import Prepare
+    from holdfast.streams.dataset import Prepare
 
     learner = Learner(toy.model(toy.stream()), prepare=Prepare(mean=0.5, std=0.1))
     raw = torch.tensor([[0, 51, 255]], dtype=torch.uint8)

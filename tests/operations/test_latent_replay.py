@@ -17,9 +17,8 @@ from holdfast.operations import Remember, Replay
 from holdfast.operations.latent_replay import LatentReplay
 from holdfast.streams import split
 from holdfast.streams.data import TensorData
-from holdfast.streams.dataset import Dataset
+from holdfast.streams.dataset import Dataset, Prepare
 from holdfast.streams.datasets import synthetic
-from holdfast.streams.prepare import Prepare
 from holdfast.training import Trainer
 
 

@@ -18,8 +18,8 @@ from holdfast.core.learner import Learner
 from holdfast.models import CosineTaskHead, TaskHead
 from holdfast.operations._parts.fisher import fisher_diagonal
 from holdfast.operations._parts.per_sample import PerSample
+from holdfast.operations._parts.quadratic import sensitivity
 from holdfast.operations._parts.rows import sum_of_rows
-from holdfast.operations._parts.sensitivity import sensitivity
 from holdfast.streams.data import TensorData
 
 ROWS = 6

@@ -13,8 +13,7 @@ from holdfast.config.compose import compose
 from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.metrics import read_log
 from holdfast.runs.assemble import job_key
-from holdfast.runs.checkpoints import keep_experience
-from holdfast.runs.folder import drop_leftovers, new_folder
+from holdfast.runs.folder import drop_leftovers, keep_experience, new_folder
 from holdfast.runs.run import evaluate, resume, run
 from holdfast.runs.sweep import _folder, planned
 
@@ -111,7 +110,7 @@ def test_a_folder_that_is_there_is_never_written_again(folder, tmp_path):
 
 
 def test_interrupted_and_resumed_it_has_the_same_folders(folder, tmp_path, monkeypatch):
-    from holdfast.runs import checkpoints
+    from holdfast.runs import folder as checkpoints
 
     saved, kept = [], checkpoints.CheckpointFolder.save
 

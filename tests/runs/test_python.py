@@ -17,7 +17,7 @@ from holdfast.core.errors import ConfigError, DataError, Interrupted, UsageError
 from holdfast.methods import er, finetune
 from holdfast.metrics import accuracy_matrix, per_class
 from holdfast.models import mlp
-from holdfast.runs.checkpoints import CheckpointFolder
+from holdfast.runs.folder import CheckpointFolder
 from holdfast.runs.opened import Run, Runs
 from holdfast.streams import split
 from holdfast.streams.datasets import digits

@@ -22,11 +22,12 @@ import torch
 
 from holdfast.config.build import resolve
 from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
-from holdfast.metrics import compute, files, read_log
-from holdfast.runs import checkpoints
+from holdfast.metrics import compute, read_log
+from holdfast.metrics import log as files
+from holdfast.runs import folder as checkpoints
 from holdfast.runs import folder as folders
 from holdfast.runs import run as runs
-from holdfast.runs.checkpoints import CheckpointFolder, load_tensors, save_tensors
+from holdfast.runs.folder import CheckpointFolder, load_tensors, save_tensors
 from holdfast.runs.recording import Journal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are sent as on Linux and macOS")

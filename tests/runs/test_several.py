@@ -14,7 +14,7 @@ from holdfast.config.compose import load
 from holdfast.core.errors import ConfigError
 from holdfast.runs.run import run
 from holdfast.runs.sweep import sweep
-from holdfast.training.fabric import first, launched
+from holdfast.training.precision import first, launched
 
 JOB = ["experiment=digits", "method=er", "trainer.epochs=2", "references=[finetune]"]
 

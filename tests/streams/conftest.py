@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from holdfast.streams.data import TensorData
-from holdfast.streams.dataset import Dataset
-from holdfast.streams.prepare import Prepare
+from holdfast.streams.dataset import Dataset, Prepare
 
 
 def traceable(counts: list[int], test_counts: list[int] | None = None, shape: tuple[int, ...] = (1,)) -> Dataset:

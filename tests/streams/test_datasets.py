@@ -30,7 +30,7 @@ from holdfast.streams.datasets import (
     usps,
 )
 from holdfast.streams.datasets.build import encode, held_out
-from holdfast.streams.datasets.idx import read_idx
+from holdfast.streams.datasets.vision import read_idx
 
 
 def idx_bytes(array: np.ndarray, kind: int = 8) -> bytes:

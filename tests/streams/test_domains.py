@@ -8,8 +8,8 @@ import torch
 
 from holdfast.core.errors import ConfigError
 from holdfast.streams import domains
+from holdfast.streams.dataset import Prepare
 from holdfast.streams.datasets import arrays, csv, synthetic
-from holdfast.streams.prepare import Prepare
 
 
 def gases(names: str, name: str, shift: float = 0.0, count: int = 12, **options):

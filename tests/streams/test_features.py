@@ -14,11 +14,10 @@ from holdfast.methods import er, ewc, fecam, lwf, ranpac, simple_cil, slda
 from holdfast.models import CachedBackbone, Classifier, FixedHead, FrozenBackbone
 from holdfast.streams import feature_files, permuted, split
 from holdfast.streams.data import LoaderData
-from holdfast.streams.dataset import Dataset
+from holdfast.streams.dataset import Dataset, Prepare
 from holdfast.streams.datasets import arrays
 from holdfast.streams.feature_files import Column, clear, default_folder, entries
 from holdfast.streams.features import PassFeatures, cache_features
-from holdfast.streams.prepare import Prepare
 from holdfast.training import Trainer
 
 

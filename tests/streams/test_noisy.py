@@ -8,10 +8,9 @@ import torch
 
 from holdfast.core.errors import ConfigError
 from holdfast.streams import noisy, saved
-from holdfast.streams.corruptions import Autocontrast, Blur, Greyscale, Solarize
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.transforms import from_description
+from holdfast.streams.transforms import Autocontrast, Blur, Greyscale, Solarize, from_description
 
 
 def image(*rows):

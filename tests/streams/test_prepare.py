@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import pad
 
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.streams.prepare import Prepare
+from holdfast.streams.dataset import Prepare
 
 
 def images(rows: int = 6) -> torch.Tensor:

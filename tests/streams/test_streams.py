@@ -24,9 +24,8 @@ from holdfast.streams import (
     split,
 )
 from holdfast.streams.data import LoaderData, TensorData, materialise
-from holdfast.streams.dataset import Dataset
+from holdfast.streams.dataset import Dataset, Prepare
 from holdfast.streams.datasets import arrays, digits, synthetic
-from holdfast.streams.prepare import Prepare
 from holdfast.streams.scenario import Scenario, cut, make_stream
 
 COUNTS = [31, 17, 50, 23, 41, 9, 13]

@@ -19,7 +19,7 @@ from holdfast.compat.dialects import DIALECTS
 from holdfast.config import plugins
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
-from holdfast.config.groups import PACKAGE_DIR, Library
+from holdfast.config.overrides import PACKAGE_DIR, Library
 from holdfast.config.read import default
 from holdfast.core.errors import ConfigError
 
@@ -43,7 +43,7 @@ def job(config: DictConfig) -> float | None:
     Returns:
         The average accuracy in the family that counts for the paradigm.
     """
-    from holdfast.metrics.files import read_json
+    from holdfast.metrics.log import read_json
     from holdfast.runs.run import run
 
     about = HydraConfig.get()

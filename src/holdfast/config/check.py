@@ -18,7 +18,7 @@ from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method
 from holdfast.core.operation import acts_at
-from holdfast.training.fabric import launched
+from holdfast.training.precision import launched
 from holdfast.training.ranks import check_shared
 from holdfast.training.settings import indices
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.groups import GroupFile, Library, nested
-from holdfast.config.overrides import Override, apply, element_names, is_block, parse
+from holdfast.config.overrides import GroupFile, Library, Override, apply, element_names, is_block, nested, parse
 from holdfast.config.read import CHOSEN, Dialect, completed, default, merged, read, settle_length
 from holdfast.config.search import Search, made, split_off
 from holdfast.config.words import shown

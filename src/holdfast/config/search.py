@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.groups import Library
+from holdfast.config.overrides import Library
 from holdfast.config.words import nearest, shown
 from holdfast.core.errors import ConfigError
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.backward import backward, constant
 from holdfast.core.batch import Batch
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Experience
+from holdfast.core.forward import backward, constant
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method

@@ -16,8 +16,7 @@ from holdfast.metrics.continual import (
     waacc,
 )
 from holdfast.metrics.cost import costs, curves
-from holdfast.metrics.files import replace_file
-from holdfast.metrics.log import Log, read_log
+from holdfast.metrics.log import Log, read_log, replace_file
 from holdfast.metrics.losses import (
     average_absolute_error,
     average_explained_variance,
@@ -27,8 +26,14 @@ from holdfast.metrics.losses import (
 )
 from holdfast.metrics.matrix import accuracy_matrix, before, loss_matrix, read_matrix, sample_counts, write_matrix
 from holdfast.metrics.references import share_of_gap
-from holdfast.metrics.repetition import class_group_accuracy, missing_class_accuracy, seen_class_accuracy
-from holdfast.metrics.stream import anytime_accuracy, prequential_accuracy, windowed_accuracy
+from holdfast.metrics.stream import (
+    anytime_accuracy,
+    class_group_accuracy,
+    missing_class_accuracy,
+    prequential_accuracy,
+    seen_class_accuracy,
+    windowed_accuracy,
+)
 from holdfast.metrics.summary import compute, record
 from holdfast.metrics.table import METRICS, Metric, Record, metric
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from holdfast.core.errors import DataError
-from holdfast.metrics.files import replace_file
-from holdfast.metrics.log import Event, Log, read_log
+from holdfast.metrics.log import Event, Log, read_log, replace_file
 
 
 def accuracy_matrix(events: Iterable[Event], aware: bool = False, split: str = "test") -> np.ndarray:

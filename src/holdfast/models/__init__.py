@@ -1,9 +1,9 @@
 """Models: backbones with a head that can grow, made by factories that a configuration can name."""
 
 from holdfast.core.inspect import features_of, find_head, parameter_bytes, parameter_count
-from holdfast.models.classifier import Classifier
-from holdfast.models.convolutional import cnn
-from holdfast.models.dense import linear, mlp
+from holdfast.models.build import Classifier
+from holdfast.models.convolutional import cnn, resnet18
+from holdfast.models.dense import LowRankLinear, MixedLinear, linear, low_rank_mlp, mlp, subspace_mlp
 from holdfast.models.frozen import CachedBackbone, FrozenBackbone, frozen
 from holdfast.models.heads import (
     MASKED,
@@ -18,8 +18,6 @@ from holdfast.models.heads import (
 )
 from holdfast.models.hypernetwork import Hypernetwork, hypernetwork
 from holdfast.models.library import timm, torchvision, transformers
-from holdfast.models.reduced import LowRankLinear, MixedLinear, low_rank_mlp, subspace_mlp
-from holdfast.models.resnet import resnet18
 from holdfast.models.vit import vit
 
 FACTORIES = (

@@ -8,11 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.digests import module_digest
 from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.randomness import module_digest
 from holdfast.core.ranges import BelowOne, Count, ranged
-from holdfast.models.build import Activation, HeadName, make_activation, make_head, seeded
-from holdfast.models.classifier import Classifier
+from holdfast.models.build import Activation, Classifier, HeadName, make_activation, make_head, seeded
 from holdfast.models.library import timm, torchvision, transformers
 from holdfast.models.pretrained import Pool
 

@@ -19,14 +19,13 @@ from holdfast.core.task import forward_task, running_task
 from holdfast.models.build import Activation, check_sizes, seeded
 from holdfast.models.chain import chain_of
 from holdfast.models.chunks import ChunksGenerator
-from holdfast.models.convolutional import cnn
+from holdfast.models.convolutional import cnn, resnet18
 from holdfast.models.dense import linear, mlp
 from holdfast.models.generators import Generator, HeadsGenerator, targets_of
 from holdfast.models.heads import MASKED, Head
 from holdfast.models.heads.generated import GeneratedOutputs
 from holdfast.models.hyperfan import Init
 from holdfast.models.norms import Norm, TaskBatchNorm, replace_batch_norm
-from holdfast.models.resnet import resnet18
 from holdfast.models.vit import vit
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import ConfigError
 from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, ranged
-from holdfast.models.build import HeadName, check_image, check_sizes, make_head, seeded
-from holdfast.models.classifier import Classifier
+from holdfast.models.build import Classifier, HeadName, check_image, check_sizes, make_head, seeded
 
 
 class Patches(nn.Module):

@@ -14,7 +14,7 @@ from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import mix
-from holdfast.operations._parts.taps import Taps
+from holdfast.operations._parts.functional_model import Taps
 
 Metric = Literal["euclidean", "cosine"]
 

@@ -15,7 +15,7 @@ from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.operations._parts.taps import Taps
+from holdfast.operations._parts.functional_model import Taps
 
 Pooling = Literal["pixel", "channel", "gap", "width", "height", "spatial"]
 

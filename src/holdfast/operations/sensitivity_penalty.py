@@ -11,8 +11,7 @@ from holdfast.core.ranges import Count, Share, Strength
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.quadratic import quadratic
-from holdfast.operations._parts.sensitivity import Over, sensitivity
+from holdfast.operations._parts.quadratic import Over, quadratic, sensitivity
 
 
 class SensitivityPenalty(Operation):

@@ -19,8 +19,7 @@ from holdfast.config.job import Job
 from holdfast.core.engine import Engine
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
-from holdfast.runs.checkpoints import LAST, load_tensors
-from holdfast.runs.folder import CONFIG, read_config, read_info, refuse_objects
+from holdfast.runs.folder import CONFIG, LAST, load_tensors, read_config, read_info, refuse_objects
 from holdfast.training import Trainer
 from holdfast.training.ranks import Ranks
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from holdfast.core.experience import Stream
-from holdfast.metrics.files import replace_file
+from holdfast.metrics.log import replace_file
 
 MODEL_FILE, PROFILE_FILE = "model.txt", "profile.txt"
 ROWS = 60

@@ -55,8 +55,8 @@ class Run(Result):
         Raises:
             DataError: without a checkpoint, or for a run whose model was an object of Python's.
         """
-        from holdfast.runs.answers import outputs
         from holdfast.runs.assemble import restore
+        from holdfast.runs.predict import outputs
 
         return outputs(restore(self.path).engine, inputs, task)
 

@@ -17,10 +17,9 @@ from torch import nn
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.experience import Stream
-from holdfast.metrics.files import write_json
-from holdfast.metrics.log import LOG_NAME
+from holdfast.metrics.log import LOG_NAME, write_json
 from holdfast.metrics.matrix import accuracy_matrix, write_matrix
-from holdfast.runs.checkpoints import MODEL, CheckpointFolder, save_tensors
+from holdfast.runs.folder import MODEL, CheckpointFolder, save_tensors
 from holdfast.runs.loggers import Loggers
 from holdfast.runs.result import METRICS_FILE, Result
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.metrics.files import replace_file
+from holdfast.metrics.log import replace_file
 from holdfast.metrics.references import DESCRIPTIONS, end_of_scale, share_of_gap
 from holdfast.metrics.statistics import named, spread
 from holdfast.metrics.table import METRICS

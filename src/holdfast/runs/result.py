@@ -12,8 +12,7 @@ import numpy as np
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.metrics.classes import confusion
-from holdfast.metrics.files import read_json
-from holdfast.metrics.log import LOG_NAME, Log
+from holdfast.metrics.log import LOG_NAME, Log, read_json
 from holdfast.metrics.references import scale_order
 from holdfast.metrics.summary import compute
 

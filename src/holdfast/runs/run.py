@@ -17,9 +17,7 @@ from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.core.errors import Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
-from holdfast.metrics.files import write_json
-from holdfast.metrics.log import LOG_NAME, read_log
-from holdfast.runs.answers import evaluated
+from holdfast.metrics.log import LOG_NAME, read_log, write_json
 from holdfast.runs.assemble import job_key, make_trainer, restore
 from holdfast.runs.diagnostics import profiled, write_summary
 from holdfast.runs.folder import (
@@ -34,6 +32,7 @@ from holdfast.runs.folder import (
     write_info,
 )
 from holdfast.runs.loggers import specified
+from holdfast.runs.predict import evaluated
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report

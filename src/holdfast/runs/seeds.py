@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.metrics.files import read_json, write_json
+from holdfast.metrics.log import read_json, write_json
 from holdfast.metrics.references import against
 from holdfast.metrics.statistics import Spread, spread
 from holdfast.metrics.table import METRICS

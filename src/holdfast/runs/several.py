@@ -13,8 +13,8 @@ import torch.distributed as dist
 from holdfast.config.job import Job, with_features
 from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
 from holdfast.runs.assemble import make_trainer
-from holdfast.training.fabric import launched
 from holdfast.training.launch import together
+from holdfast.training.precision import launched
 
 
 def shared(config: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from holdfast.config.read import Dialect
 from holdfast.config.search import Search, expand
 from holdfast.config.words import filled
 from holdfast.core.errors import ConfigError, unknown
-from holdfast.metrics.files import read_json, write_json
+from holdfast.metrics.log import read_json, write_json
 from holdfast.runs.assemble import job_key
 from holdfast.runs.folder import locked, numbered, read_info
 from holdfast.runs.pool import Job, Pool, RayPool

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.metrics.files import read_json, replace_file, write_json
+from holdfast.metrics.log import read_json, replace_file, write_json
 from holdfast.metrics.statistics import FEWEST, Paired, Spread, named, paired, side_by_side, spread
 from holdfast.metrics.summary import compute
 from holdfast.metrics.table import METRICS

@@ -16,18 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.digests import add_tensor
 from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
-from holdfast.metrics.files import write_json
-from holdfast.metrics.log import Log
-from holdfast.runs.answers import evaluated, outputs
-from holdfast.runs.checkpoints import LAST, load_tensors
+from holdfast.core.randomness import add_tensor
+from holdfast.metrics.log import Log, write_json
 from holdfast.runs.diagnostics import write_summary
 from holdfast.runs.folder import (
     CONFIG,
+    LAST,
     OBJECTS,
     drop_leftovers,
+    load_tensors,
     locked,
     new_folder,
     read_config,
@@ -36,11 +35,12 @@ from holdfast.runs.folder import (
     write_info,
 )
 from holdfast.runs.loggers import specified
+from holdfast.runs.predict import evaluated, outputs
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED
 from holdfast.training import trainer as training
-from holdfast.training.fabric import first
+from holdfast.training.precision import first
 
 LONGEST = 1000
 """Letters of a `repr` that are kept of an object that no file can hold."""

@@ -2,10 +2,9 @@
 
 from holdfast.streams.domains import domains, grouped
 from holdfast.streams.industrial import cil, indus, indus_cil
-from holdfast.streams.noisy import noisy
 from holdfast.streams.parts import data_incremental, online, saved
 from holdfast.streams.repetition import repetition_sampling, repetition_slots
-from holdfast.streams.shifts import permuted, rotated
+from holdfast.streams.shifts import noisy, permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
 
 __all__ = [

@@ -13,8 +13,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Experience, Stream
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.streams.data import TensorData, materialise
-from holdfast.streams.dataset import Dataset
-from holdfast.streams.prepare import Prepare
+from holdfast.streams.dataset import Dataset, Prepare
 from holdfast.streams.scenario import Paradigm, Scenario, check_paradigm, make_stream, present_classes, viewed
 from holdfast.streams.tables import hold_out, rng
 from holdfast.streams.transforms import Resize

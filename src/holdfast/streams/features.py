@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.digests import add_tensor, module_digest
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Stream, Tree
 from holdfast.core.inspect import eval_mode
+from holdfast.core.randomness import add_tensor, module_digest
 from holdfast.streams.data import TensorData
+from holdfast.streams.dataset import Prepare
 from holdfast.streams.feature_files import BLOCK, Column, Precision, default_folder
 from holdfast.streams.loader import LoaderData
-from holdfast.streams.prepare import Prepare
 from holdfast.streams.transforms import Chain, Permute, Resize, Rotate
 from holdfast.streams.views import View, compact
 

@@ -16,9 +16,8 @@ from holdfast.core.experience import Data, Experience, Stream, Tree, tree_rows
 from holdfast.methods import finetune
 from holdfast.models import mlp
 from holdfast.streams.data import TensorData
-from holdfast.streams.dataset import Dataset
+from holdfast.streams.dataset import Dataset, Prepare
 from holdfast.streams.datasets import synthetic
-from holdfast.streams.prepare import Prepare
 from holdfast.testing import toys
 from holdfast.testing.checking import DoesNotApply, expect
 from holdfast.testing.construction import check_documentation
@@ -79,7 +78,7 @@ def square_images() -> Dataset:
 def in_groups() -> Dataset:
     """The vectors in four groups, each with rows of every class."""
     dataset = vectors(1)
-    groups, test_groups = (torch.arange(len(data)) % 4 for data in (dataset.train, dataset.test))
+    groups, test_groups = (torch.arange(len(dataset.targets(test))) % 4 for test in (False, True))
     return replace(
         dataset, groups=groups, test_groups=test_groups, group_names=("spring", "summer", "autumn", "winter")
     )

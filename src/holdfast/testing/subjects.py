@@ -16,13 +16,10 @@ from holdfast.core.source import Source
 from holdfast.metrics import Metric
 from holdfast.operations import Remember
 from holdfast.testing import construction, toys
-from holdfast.testing.beside import beside_others
-from holdfast.testing.boundaries import BOUNDARY_CHECKS, BoundarySubject
-from holdfast.testing.checking import arguments_of, run_checks
+from holdfast.testing.checking import METRIC_CHECKS, arguments_of, run_checks
 from holdfast.testing.construction import MethodSubject, OperationSubject
-from holdfast.testing.kinds import KIND_CHECKS
-from holdfast.testing.metrics import METRIC_CHECKS
-from holdfast.testing.sources import SOURCE_CHECKS, SourceSubject
+from holdfast.testing.kinds import KIND_CHECKS, beside_others
+from holdfast.testing.sources import BOUNDARY_CHECKS, SOURCE_CHECKS, BoundarySubject, SourceSubject
 from holdfast.testing.streams import STREAM_CHECKS, StreamSubject
 from holdfast.testing.training import TRAINING_CHECKS
 from holdfast.testing.ways import WAYS_CHECKS

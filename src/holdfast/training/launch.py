@@ -32,7 +32,7 @@ import torch.distributed as dist
 
 from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
 from holdfast.core.method import Method
-from holdfast.training.fabric import connect, fabric_types, launched
+from holdfast.training.precision import connect, fabric_types, launched
 from holdfast.training.ranks import Ranks, check_shared
 
 Work = Callable[..., Any]

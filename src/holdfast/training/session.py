@@ -22,9 +22,8 @@ from holdfast.core.source import Source
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
-from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import Records, mean_window
+from holdfast.training.records import NoProgress, Records, mean_window
 from holdfast.training.settings import Settings, augmented
 from holdfast.training.update import Update
 

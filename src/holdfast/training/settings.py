@@ -26,7 +26,7 @@ Limit = Annotated[int | float, Range(0, low_open=True)]
 """A number of batches, or a fraction of them up to 1.0."""
 
 AUGMENTATIONS = ("crop", "flip")
-"""Arguments of `streams.prepare.Prepare` that act in training only."""
+"""Arguments of `streams.dataset.Prepare` that act in training only."""
 
 
 @dataclasses.dataclass(kw_only=True)

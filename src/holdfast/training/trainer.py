@@ -24,8 +24,8 @@ from holdfast.training.export import copied
 from holdfast.training.launch import check_devices, train_together
 from holdfast.training.loop import Loop
 from holdfast.training.precision import recompilable
-from holdfast.training.progress import make_bar
 from holdfast.training.ranks import ALONE, Ranks
+from holdfast.training.records import make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import ExperienceSettings, Settings, described
 from holdfast.training.state import Saver, around, of_rank, restore, set_random

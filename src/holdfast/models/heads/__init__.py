@@ -2,8 +2,7 @@
 
 from holdfast.models.heads.base import FixedHead, Head, Part
 from holdfast.models.heads.cosine import CosineHead, CosineTaskHead
-from holdfast.models.heads.growing import ChunkedHead, GrowingHead
-from holdfast.models.heads.task import MASKED, TaskHead
+from holdfast.models.heads.growing import MASKED, ChunkedHead, GrowingHead, TaskHead
 
 __all__ = [
     "MASKED",

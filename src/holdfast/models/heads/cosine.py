@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.models.heads.growing import ChunkedHead, joined
-from holdfast.models.heads.task import TaskHead
+from holdfast.models.heads.growing import ChunkedHead, TaskHead, joined
 
 
 class CosineHead(ChunkedHead):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import UsageError
 from holdfast.models.heads.base import Head, Part
-from holdfast.models.heads.task import MASKED
+from holdfast.models.heads.growing import MASKED
 
 
 class GeneratedOutputs(Head):

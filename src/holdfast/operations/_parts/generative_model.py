@@ -13,8 +13,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
 from holdfast.core.ranks import average_over_ranks
 from holdfast.core.services import Services
-from holdfast.models.conv_vae import ConvVAE, suits
-from holdfast.models.vae import VAE, Likelihood
+from holdfast.models.vae import VAE, ConvVAE, Likelihood, suits
 
 Choice = Literal["auto", "bernoulli", "gaussian"]
 Kind = Literal["auto", "dense", "conv"]

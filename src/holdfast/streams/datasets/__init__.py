@@ -3,10 +3,9 @@
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import arrays, digits, polynomial, synthetic, torch_dataset
 from holdfast.streams.datasets.folders import image_folder
-from holdfast.streams.datasets.idx import fashion_mnist, idx, mnist, usps
 from holdfast.streams.datasets.npz import npz
 from holdfast.streams.datasets.tables import csv, frame, parquet
-from holdfast.streams.datasets.vision import torchvision
+from holdfast.streams.datasets.vision import fashion_mnist, idx, mnist, torchvision, usps
 
 __all__ = [
     "Dataset",

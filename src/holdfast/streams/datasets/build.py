@@ -15,9 +15,8 @@ from torch import Tensor
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Data
 from holdfast.streams.data import TensorData
-from holdfast.streams.dataset import Dataset
+from holdfast.streams.dataset import Dataset, Prepare
 from holdfast.streams.datasets.missing import Completed, Missing, absent
-from holdfast.streams.prepare import Prepare
 from holdfast.streams.tables import rng
 
 Kind = Literal["classification", "regression"]

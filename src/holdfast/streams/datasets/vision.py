@@ -1,18 +1,185 @@
-"""The data sets of torchvision, by name."""
+"""Images by the name of their data set: torchvision's, and files in IDX format (MNIST) and HDF5 (USPS)."""
 
 from __future__ import annotations
 
+import gzip
 import inspect
+import math
+import struct
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
 from holdfast.core.ranges import Count, Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import torch_dataset
-from holdfast.streams.datasets.build import images, of_tensors
+from holdfast.streams.datasets.build import data_folder, images, of_tensors
+
+TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def read_idx(path: str | Path) -> Tensor:
+    """The array in an IDX file.
+
+    Args:
+        path: plain, or gzipped with the ending .gz.
+
+    Raises:
+        DataError: no such file, a wrong magic number, or more or fewer values than its header announces.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no file {path}. Give the path of an IDX file.")
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path} is truncated or no gzip file: {error}. Get it again.") from error
+    kind, dims = (data[2], data[3]) if len(data) >= 4 else (0, 0)
+    if len(data) < 4 or data[:2] != b"\0\0" or kind not in TYPES or dims < 1:
+        raise DataError(f"{path} starts with {data[:4].hex()}, which is no IDX magic number. Give an IDX file.")
+    header = 4 + 4 * dims
+    if len(data) < header:
+        raise DataError(f"{path} is truncated within its header. Get it again.")
+    shape = struct.unpack(f">{dims}I", data[4:header])
+    dtype = np.dtype(TYPES[kind])
+    announced, present = math.prod(shape) * dtype.itemsize, len(data) - header
+    if announced != present:
+        word = "truncated" if present < announced else "too long"
+        raise DataError(f"{path} is {word}: its header announces {announced} bytes and it has {present}. Get it again.")
+    array = np.frombuffer(bytearray(data), dtype=dtype, offset=header).reshape(shape)
+    return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
+
+
+@ranged
+def idx(
+    path: str,
+    name: str | None = None,
+    class_names: list[str] | None = None,
+    normalise: bool = False,
+    crop: Size = 0,
+    flip: bool = False,
+    pad: Size = 0,
+) -> Dataset:
+    """A folder with the four files of MNIST and its family.
+
+    The files are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+    `t10k-labels-idx1-ubyte` (or `test-...`, or with `.idx` for `-idx`), with or without .gz. Every header is checked.
+
+    Args:
+        path: of the folder.
+        name: for reports; None takes the folder's name.
+        class_names: one per class; None numbers them.
+        normalise: whether inputs are normalised by mean and standard deviation of the training data.
+        crop: padding of the random crop in training.
+        flip: whether training images are mirrored at random.
+        pad: black pixels added on every side, for instance 2 from 28 x 28 to 32 x 32.
+
+    Raises:
+        ConfigError: a negative pad.
+        DataError: a file is missing, truncated or no IDX file, or images and labels differ in number.
+    """
+    folder = data_folder(name or Path(path).name, path)
+    arrays = [read_idx(_find(folder, part, what)) for part in ("train", "t10k") for what in ("images", "labels")]
+    for part, pixels, labels in (("training", *arrays[:2]), ("test", *arrays[2:])):
+        if len(pixels) != len(labels):
+            raise DataError(f"{folder} has {len(pixels)} {part} images and {len(labels)} labels. Get the files again.")
+    return of_tensors(
+        name or folder.name,
+        F.pad(images(arrays[0]), (pad,) * 4),
+        arrays[1],
+        F.pad(images(arrays[2]), (pad,) * 4),
+        arrays[3],
+        class_names,
+        normalise=normalise,
+        crop=crop,
+        flip=flip,
+    )
+
+
+@ranged
+def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad: Size = 0) -> Dataset:
+    """MNIST: 60,000 + 10,000 handwritten digits of 28 x 28 pixels.
+
+    Args:
+        path: folder of the four files; None takes `mnist` in the folder that the variable HOLDFAST_DATA says.
+        normalise: whether inputs are normalised by mean and standard deviation of the training data.
+        crop: padding of the random crop in training.
+        pad: black pixels added on every side; 2 makes 32 x 32.
+
+    Raises:
+        DataError: the files are not there.
+    """
+    return idx(str(data_folder("mnist", path)), "mnist", None, normalise, crop, pad=pad)
+
+
+@ranged
+def fashion_mnist(
+    path: str | None = None, normalise: bool = False, crop: Size = 0, flip: bool = False, pad: Size = 0
+) -> Dataset:
+    """Fashion-MNIST: 60,000 + 10,000 pictures of clothes, 28 x 28 pixels, ten classes.
+
+    Args:
+        path: folder of the four files; None takes `fashion_mnist` in the folder that the variable HOLDFAST_DATA says.
+        normalise: whether inputs are normalised by mean and standard deviation of the training data.
+        crop: padding of the random crop in training.
+        flip: whether training images are mirrored at random.
+        pad: black pixels added on every side, for instance 2 from 28 x 28 to 32 x 32.
+
+    Raises:
+        DataError: the files are not there.
+    """
+    names = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+    return idx(str(data_folder("fashion_mnist", path)), "fashion_mnist", names, normalise, crop, flip, pad)
+
+
+def usps(path: str | None = None, normalise: bool = False) -> Dataset:
+    """USPS: 7,291 + 2,007 handwritten digits of 16 x 16 pixels, from `usps.h5`.
+
+    The file holds floats 0..1; here they are rounded to the 256 levels of a byte, as other images are. Needs h5py,
+    which the extra `hdf5` brings.
+
+    Args:
+        path: folder of the file; None takes `usps` in the folder that the variable HOLDFAST_DATA says.
+        normalise: whether inputs are normalised by mean and standard deviation of the training data.
+
+    Raises:
+        DataError: the file is not there, or lacks `train/data`, `train/target`, `test/data` or `test/target`.
+        ImportError: h5py is not installed.
+    """
+    try:
+        import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise needs_extra("usps", "h5py", "hdf5") from error
+    file = data_folder("usps", path) / "usps.h5"
+    if not file.is_file():
+        raise DataError(f"there is no file {file}. Put usps.h5 there.")
+    pixels, labels = [], []
+    try:
+        with h5py.File(file, "r") as opened:
+            for part in ("train", "test"):
+                grey = np.asarray(opened[part]["data"]).reshape(-1, 1, 16, 16)
+                pixels.append(torch.from_numpy(np.rint(grey * 255).astype(np.uint8)))
+                labels.append(np.asarray(opened[part]["target"]))
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{file} is not the USPS file: {error}. Get it again.") from error
+    return of_tensors("usps", pixels[0], labels[0], pixels[1], labels[1], normalise=normalise)
+
+
+def _find(folder: Path, part: str, what: str) -> Path:
+    rank = 3 if what == "images" else 1
+    parts = (part, "test") if part == "t10k" else (part,)
+    stems = [f"{p}-{what}{dash}idx{rank}-ubyte" for p in parts for dash in ("-", ".")]
+    for stem in stems:
+        for ending in ("", ".gz"):
+            if (folder / (stem + ending)).is_file():
+                return folder / (stem + ending)
+    raise DataError(f"{folder} has no file {stems[0]} or {stems[0]}.gz. Put the four files of the data set there.")
 
 
 @ranged
