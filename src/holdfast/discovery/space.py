@@ -10,7 +10,7 @@ from typing import Any
 from holdfast.config import kinds
 from holdfast.core.errors import ConfigError, HoldfastError
 from holdfast.core.method import Method, conflicts
-from holdfast.core.operation import ROLES, Operation, acts_at
+from holdfast.core.operation import ROLES, Operation
 from holdfast.discovery.axes import Axis, Trial, declared, written
 
 SHORT = dict(zip(ROLES, ("incorporation", "retention", "bias", "representation", "uncertainty")))
@@ -245,7 +245,8 @@ def composed(
 
 def only_fills(kind: type[Operation]) -> bool:
     """Whether an operation does nothing but to fill a memory for others."""
-    return kind.fills and not any(acts_at(kind, point) for point in ACTING) and "train" not in kind.__name__.lower()
+    acts = any(getattr(kind, point) is not getattr(Operation, point) for point in ACTING)
+    return kind.fills and kind.role == "knowledge retention" and not acts
 
 
 def _axes(name: str, kind: type[Operation], parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
