@@ -19,7 +19,6 @@ SHORT = dict(zip(ROLES, ("incorporation", "retention", "bias", "representation",
 SLOTS = {"retention": 2}
 """How many operations of a role a composition may have; one of the others."""
 
-NONE = "none"
 SIZES = ("capacity", "bytes", "per_class", "per_experience")
 """Parameters of an operation that fills a memory that are the memory's size."""
 
@@ -63,7 +62,9 @@ class Space:
         """Ask a trial for everything that its composition has; returns the values as they are stored."""
         params: dict[str, Any] = {}
         for slot, names in self.slots.items():
-            params[slot] = Axis(slot, (NONE, *names)).suggest(trial)
+            params[f"{slot}.used"] = Axis(f"{slot}.used", (False, True)).suggest(trial)
+            if params[f"{slot}.used"]:
+                params[slot] = Axis(slot, names).suggest(trial)
         for name in self.chosen(params):
             params |= {axis.name: axis.suggest(trial) for axis in self.operations[name]}
         if self.slots and self.unfilled(params):
@@ -75,8 +76,7 @@ class Space:
 
     def chosen(self, params: Params) -> list[str]:
         """The operations in the slots, each once."""
-        names = (params.get(slot, NONE) for slot in self.slots)
-        return list(dict.fromkeys(name for name in names if name != NONE))
+        return list(dict.fromkeys(params[slot] for slot in self.slots if slot in params))
 
     def unfilled(self, params: Params) -> bool:
         """Whether an operation draws from a memory that none of those in the slots fills.
@@ -113,7 +113,8 @@ class Space:
 
     def axes(self) -> dict[str, Axis]:
         """Every axis by name, those of operations included."""
-        found = {slot: Axis(slot, (NONE, *names)) for slot, names in self.slots.items()}
+        found = {slot: Axis(slot, names) for slot, names in self.slots.items()}
+        found |= {f"{slot}.used": Axis(f"{slot}.used", (False, True)) for slot in self.slots}
         if self.fillers:
             found["memory"] = Axis("memory", self.fillers)
         if len(self.sizes.choices) != 1:
@@ -154,18 +155,18 @@ class Space:
         """
         if method.wrap is not None:
             raise ConfigError(f"`{method.name}` changes the model, which a composition does not")
-        params: dict[str, Any] = dict.fromkeys(self.slots, NONE)
+        params: dict[str, Any] = {f"{slot}.used": False for slot in self.slots}
         for operation in method:
             block = operation.config()
             name = block.pop("name")
             if name in self.fillers:
                 params["memory"] = name
             else:
-                free = [slot for slot, names in self.slots.items() if name in names and params[slot] == NONE]
+                free = [slot for slot, names in self.slots.items() if name in names and slot not in params]
                 if not free:
                     why = self.left_out.get(name, "no slot of its role is free for it")
                     raise ConfigError(f"`{method.name}` has the operation `{name}`: {why}")
-                params[free[0]] = name
+                params |= {free[0]: name, f"{free[0]}.used": True}
             params |= self._values(method.name, name, operation, block)
         if self.uses_memory(params) and len(self.sizes.choices) != 1:
             middle = self.sizes.labels[0] if self.sizes.choices else self.sizes.nearest(kinds_default(self.base))
@@ -290,6 +291,7 @@ def without(space: Space, problems: Mapping[str, str]) -> Space:
     axes = {name: found for name, found in space.operations.items() if name not in problems}
     fillers = tuple(name for name in space.fillers if name not in problems)
     left = {**space.left_out, **problems}
+    kept = {slot: names for slot, names in kept.items() if names}
     return Space(space.base, kept, axes, fillers, space.sizes, space.common, space.experiences, left, space.fixed)
 
 
