@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
 from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.discovery.command import register
 
 app = typer.Typer(
     name="holdfast",
@@ -532,3 +533,6 @@ def _table() -> Any:
     from rich.table import Table
 
     return Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+register(app, reported, plugged, split_words)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError
 from holdfast.discovery import knowledge
@@ -20,13 +15,11 @@ from holdfast.discovery.protocols import FRESH
 from holdfast.discovery.rungs import highest, ordered, promotions
 from holdfast.discovery.settings import duration, said
 from holdfast.discovery.study import Book, Entry
-from holdfast.discovery.worker import ABOUT, CLOSED, POLL, Worker
+from holdfast.discovery.trial import finish
+from holdfast.discovery.worker import ABOUT, CLOSED, POLL, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
-from holdfast.runs.assemble import job_key
 from holdfast.runs.folder import locked, read_info
-from holdfast.runs.pool import Job, Pool
 from holdfast.runs.result import ENDED
-from holdfast.runs.worker import work
 
 SEARCH, DATABASE, LOG, FINAL = "search.json", "study.db", "workers.log", "final"
 SHARE_OF_FINALS = 0.25
@@ -61,7 +54,7 @@ class Driver:
         self.url = url or f"sqlite:///{folder.resolve() / DATABASE}"
         self.command = command
         self._told: set[int] = set()
-        self._workers: list[subprocess.Popen[str]] = []
+        self._workers = Workers(folder / LOG)
         self._exhausted = False
 
     # The whole -----------------------------------------------------------------------------------------
@@ -79,7 +72,7 @@ class Driver:
                 self._search()
                 self._finals()
             finally:
-                self._stop()
+                self._workers.stop()
                 self._note(state="interrupted")
                 self._report()
             if self.plan.settings.warm_start and not self.plan.sweep:
@@ -90,7 +83,7 @@ class Driver:
 
     def _begin(self) -> None:
         said = read_json(self.folder / SEARCH)
-        others = [one for one in self.folder.iterdir() if one.name not in (".lock", DATABASE)]
+        others = [one for one in self.folder.iterdir() if one.name not in (".lock", ".turn", DATABASE)]
         if not said and others:
             raise ConfigError(f"{self.folder} exists already and holds no search. Choose another --out.")
         if said and said["plan"] != self.plan.plain():
@@ -194,7 +187,9 @@ class Driver:
                     continue
                 self.book.enqueue(params, key, self.plan.prefixes[0], origin)
                 return True
-        proposed = None if self._exhausted else self.book.propose(lambda params: self.plan.accepted(params, known), entries)
+        proposed = (
+            None if self._exhausted else self.book.propose(lambda params: self.plan.accepted(params, known), entries)
+        )
         if proposed is None:
             if not self._exhausted:
                 self.say("nothing new is left to try")
@@ -261,46 +256,6 @@ class Driver:
         """The objectives of a composition, for reading."""
         return ", ".join(said(name, values.get(name)) for name in self.plan.settings.objectives)
 
-    # Processes -----------------------------------------------------------------------------------------
-
-    def _tend(self) -> None:
-        """Have as many workers as jobs; what one had that is gone is begun again."""
-        gone = [one for one in self._workers if one.poll() is not None]
-        self._workers = [one for one in self._workers if one.poll() is None]
-        if gone:
-            ids = {str(one.pid) for one in gone}
-            self.book.begin_again(lambda one: one.worker.rsplit("-", 1)[-1] in ids)
-        while len(self._workers) < self.jobs:
-            self._workers.append(self._start())
-
-    def _start(self) -> subprocess.Popen[str]:
-        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(roots)}
-        with open(self.folder / LOG, "a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "holdfast.discovery.worker"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                text=True,
-                env=environment,
-                start_new_session=True,
-            )
-        assert process.stdin is not None
-        content = {"url": self.url, "folder": str(self.folder.resolve()), "plugins": plugins.described()}
-        process.stdin.write(json.dumps(content) + "\n")
-        process.stdin.flush()
-        return process
-
-    def _stop(self) -> None:
-        for process in self._workers:
-            if process.stdin is not None and not process.stdin.closed:
-                process.stdin.close()
-        for process in self._workers:
-            process.wait()
-        self._workers = []
-
     # The end -------------------------------------------------------------------------------------------
 
     def finalists(self) -> list[Entry]:
@@ -321,28 +276,44 @@ class Driver:
         chosen = self.finalists()
         if not chosen:
             return
-        self._stop()
+        self._workers.stop()
         self.say(f"{len(chosen)} compositions go to {settings.final_seeds} final runs on test data")
-        todo: list[Job] = []
+        todo: list[tuple[str, dict[str, Any]]] = []
         for one in chosen:
             for seed in range(FRESH, FRESH + settings.final_seeds):
                 config = validated(self.plan.protocol.final(self.plan.space.job(one.params), seed)).config
                 place = self.folder / FINAL / f"{one.key}-{seed}"
                 if read_info(place).get("state") not in ENDED:
-                    todo.append(Job(len(todo), job_key(config), [self.plan.space.named(one.params)], config, place))
+                    job: dict[str, Any] = {"folder": str(place.resolve()), "config": config, "command": self.command}
+                    todo.append((self.plan.space.named(one.params), job))
         self._note(finalists=[one.key for one in chosen])
-        if self.jobs > 1:
-            Pool(todo, self.jobs, self.folder / LOG, self.command, self._final_told).run()
+        if self.jobs == 1:
+            for name, job in todo:
+                finish(Path(job["folder"]), job["config"], job["command"])
+                self._final_told(name, job)
             return
-        for job in todo:
-            started = time.perf_counter()
-            job.state, job.error = work(job.config, job.folder, self.command)
-            job.seconds = time.perf_counter() - started
-            self._final_told(job)
+        for first in range(self.jobs):
+            self._workers.start({"finals": [job for _, job in todo[first :: self.jobs]]})
+        left = list(todo)
+        while left:
+            running = self._workers.alive
+            for name, job in list(left):
+                if read_info(Path(job["folder"])).get("state") in {*ENDED, "failed"} or not running:
+                    left.remove((name, job))
+                    self._final_told(name, job)
+            time.sleep(POLL)
 
-    def _final_told(self, job: Job) -> None:
-        what = job.state if job.state == "finished" else f"{job.state}: {job.error}"
-        self.say(f"final run of {job.changes[0]}, seed {job.config['seed']}: {what}, {job.seconds:.0f} s")
+    def _final_told(self, name: str, job: Mapping[str, Any]) -> None:
+        state = read_info(Path(job["folder"])).get("state") or "failed"
+        self.say(f"final run of {name}, seed {job['config']['seed']}: {state}")
+
+    def _tend(self) -> None:
+        """Have as many workers as jobs; what one had that is gone is begun again."""
+        gone = self._workers.gone()
+        if gone:
+            self.book.begin_again(lambda one: one.worker.rsplit("-", 1)[-1] in gone)
+        while self._workers.alive < self.jobs:
+            self._workers.start({"url": self.url, "folder": str(self.folder.resolve())})
 
     def _note(self, **changes: Any) -> None:
         said = read_json(self.folder / SEARCH)
@@ -355,5 +326,5 @@ class Driver:
         from holdfast.discovery.report import write_search_report
 
         text = write_search_report(self.folder, self.plan, self.book)
+        self._note(verdict=text)
         self.say(text)
-

@@ -1,4 +1,4 @@
-"""What earlier searches found, kept in a file of this user's: tried first on data that are like those it was found on."""
+"""What earlier searches found, kept in a file of this user's, and tried first on data like those it was found on."""
 
 from __future__ import annotations
 

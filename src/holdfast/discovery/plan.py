@@ -1,8 +1,9 @@
-"""What a search has before it starts: its job, its space without what cannot work, its points, and what it will cost."""
+"""What a search has before it starts: its job, its space without what cannot work, its points, what it will cost."""
 
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from holdfast.core.errors import ConfigError, HoldfastError
 from holdfast.discovery.protocols import Protocol, count, tuning_stream
 from holdfast.discovery.rungs import Values, lengths
 from holdfast.discovery.settings import Settings, made, parsed
-from holdfast.discovery.space import Space, composed, kinds_default, settings as own_settings, without
+from holdfast.discovery.space import Space, composed, kinds_default, own_numbers, without
 from holdfast.discovery.trial import impossible, reach
 from holdfast.runs.assemble import job_key
 
@@ -78,7 +79,7 @@ class Plan:
         composition = compose(path if sweep else None, changes, folders, dialects)
         config: dict[str, Any] = dict(composition.config)
         if inside:
-            config = dict(compose(_written(inside), changes, folders, dialects).config)
+            config = dict(compose(written(inside), changes, folders, dialects).config)
         found = composition.search
         if sweep and found is not None:
             varying = {**found.params, **varying}
@@ -88,6 +89,16 @@ class Plan:
         if varying:
             said["parameters"] = {**varying, **dict(said.get("parameters") or {})}
         return cls.made(made(said), {**config, "references": [], "seeds": None}, sweep)
+
+    @staticmethod
+    def keys_of(path: str | None, sweep: bool) -> set[str]:
+        """The settings that a file says something of."""
+        if path is None:
+            return set()
+        if not sweep:
+            return set(parsed(path, [])[0])
+        search = compose(path, []).search
+        return {"trials"} if search is not None and search.method == "random" else set()
 
     @classmethod
     def made(cls, settings: Settings, config: Mapping[str, Any], sweep: bool = False) -> Plan:
@@ -104,7 +115,7 @@ class Plan:
         experiences = count(base)
         settings.made_protocol().first(experiences)
         if sweep:
-            space = own_settings(base, settings.parameters)
+            space = own_numbers(base, settings.parameters)
             if not space.common:
                 raise ConfigError(
                     f"method: `{base['method'].get('name')}` declares no ranges. Say what shall vary: "
@@ -135,7 +146,7 @@ class Plan:
         settings, base, sweep = made(about["settings"]), dict(about["base"]), bool(about["sweep"])
         experiences = int(about["experiences"])
         if sweep:
-            return cls(settings, base, own_settings(base, settings.parameters), experiences, True)
+            return cls(settings, base, own_numbers(base, settings.parameters), experiences, True)
         space = composed(
             base,
             roles=settings.operations,
@@ -303,10 +314,8 @@ def _split(changes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return fixed, axes
 
 
-def _written(job: Mapping[str, Any]) -> str:
-    """A job inside a space file, as a file of its own."""
-    import json
-
+def written(job: Mapping[str, Any]) -> str:
+    """What a user gave as a mapping, as a file of its own."""
     place = Path(tempfile.mkdtemp(prefix="holdfast-")) / "job.json"
     place.write_text(json.dumps(job))
     return str(place)

@@ -61,8 +61,8 @@ class Protocol:
         k = min(MOST_FIRST, experiences - 1) if self.k is None else self.k
         if not 2 <= k < experiences:
             raise ConfigError(
-                f"protocol: first-k tunes on the first {k} of {experiences} experiences; it takes at least 2, and fewer "
-                "than all. Write k=3, or protocol=validation."
+                f"protocol: first-k tunes on the first {k} of {experiences} experiences; it takes at least 2, and"
+                " fewer than all. Write k=3, or protocol=validation."
             )
         return k
 
@@ -76,7 +76,7 @@ class Protocol:
         stream = job["stream"]
         if self.name == "transfer":
             if "dataset" not in stream:
-                raise ConfigError("protocol: transfer changes the data set, and the stream has several. Choose another.")
+                raise ConfigError("protocol: transfer changes the data set, and the stream has several. Take another.")
             stream["dataset"] = self.other
         held = stream["of"] if isinstance(stream.get("of"), dict) else stream
         if not held.get("validation"):

@@ -99,10 +99,14 @@ def verdict(plan: Plan, entries: Sequence[Entry], finals: Sequence[Setting]) -> 
     count = len({one.key for one in entries if one.state in ("done", "diverged", "failed")})
     if not finals:
         done = [one for one in entries if one.state == "done"]
-        return f"{count} compositions were tried; no final run on test data has ended." if done else "Nothing was measured."
+        return (
+            f"{count} compositions were tried; no final run on test data has ended."
+            if done
+            else "Nothing was measured."
+        )
     first = finals[0]
     lines = [
-        f"Of {count} compositions, {first.name} was best on validation data. On test data its {measure} is "
+        f"Of {count} compositions, {first.name} was best on validation data. Its {measure} on test data is "
         f"{shown(measure, first.values[measure])} ({named(len(first.runs))})."
     ]
     compared = [one for one in pairs(list(finals), measure) if first in one[:2]]
@@ -112,7 +116,7 @@ def verdict(plan: Plan, entries: Sequence[Entry], finals: Sequence[Setting]) -> 
     better = [one for one in finals[1:] if _mean(one, measure) is not None and _beats(one, first, measure, down)]
     if better:
         lines.append(
-            f"On test data {better[0].name} came out ahead: the choice was made by validation data, and is left as it is."
+            f"On test data {better[0].name} came out ahead; the choice was made by validation data, and stands."
         )
     return " ".join(lines)
 
@@ -150,7 +154,7 @@ def shown(name: str, value: Spread | float | None) -> str:
 
 
 def best_job(folder: Path, plan: Plan, best: Entry, finals: Sequence[Setting]) -> dict[str, Any]:
-    """The job of the best composition as its first final run had it: `holdfast run best.json` gives the same numbers."""
+    """The job of the best composition as its first final run had it, so that `holdfast run` gives the same numbers."""
     place = folder / "final" / f"{best.key}-{FRESH}" / "config.json"
     config = read_json(place)
     return config or _validated(plan.protocol.final(plan.space.job(best.params), FRESH))
@@ -163,7 +167,7 @@ def _validated(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
-    """The compositions on the longest prefix that no other one dominates, with their jobs; of one objective, the best."""
+    """The compositions on the longest prefix that no other one dominates, with their jobs."""
     levels = book.levels(entries)
     length = max(levels, default=0)
     front = [key for key, rank in ranks(levels.get(length, {})).items() if rank == 0]
@@ -220,12 +224,14 @@ def _content(
         "verdict": text,
         "protocol": plan.protocol.words(plan.experiences),
         "orders": plan.protocol.fresh_orders,
-        "limits": [f"{name} at most {said(name, most).removeprefix(name)}" for name, most in plan.settings.at_most.items()]
+        "limits": [
+            f"{name} at most {said(name, most).removeprefix(name)}" for name, most in plan.settings.at_most.items()
+        ]
         + [f"{name} at least {said(name, least).removeprefix(name)}" for name, least in plan.settings.at_least.items()],
         "head": ["composition", "seeds", *names],
         "rows": [[one.name, str(len(one.runs)), *(shown(name, one.values[name]) for name in names)] for one in finals],
         "links": [
-            (one.name, [(seed, os.path.relpath(run.path / "report.html", folder)) for seed, run in one.runs.items()])
+            (one.name, [(seed, os.path.relpath(run.path / "metrics.json", folder)) for seed, run in one.runs.items()])
             for one in finals
         ],
         "statistic": named(max((len(one.runs) for one in finals), default=1)),
@@ -233,7 +239,9 @@ def _content(
         "objectives": list(plan.settings.objectives),
         "families": roles,
         "parameters": numbers,
-        "few": "" if roles or numbers else f"Fewer than {findings.FEWEST} compositions were measured on one prefix, too few to say.",
+        "few": ""
+        if roles or numbers
+        else f"Fewer than {findings.FEWEST} compositions were measured on one prefix, too few to say.",
         "measured": (length, len(found)),
         "trust": findings.trust(book, folder, plan.prefixes),
         "rounds": sorted(rounds.items()),
@@ -279,7 +287,9 @@ def _plots(plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Se
         found.append(Plot("learning_curves", so_far(tables, names), "Learning curves", caption))
     length, measured = findings.measured(book)
     if len(measured) > 1:
-        caption = f"Each point is a composition after {length} experiences, in the order tried; the line is the best so far."
+        caption = (
+            f"Each point is a composition after {length} experiences, in the order tried; the line is the best so far."
+        )
         found.append(Plot("progress", progress(plan, measured), "How the search went", caption))
     level = book.levels(entries)
     if len(plan.settings.objectives) > 1 and level:

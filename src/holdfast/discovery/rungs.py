@@ -2,9 +2,9 @@
 
 Values are turned so that smaller is better. Promotion is that of successive halving in its asynchronous form (Li et al.
 2020, "A system for massively parallel hyperparameter tuning"): the best part of those on a rung goes on, whenever
-somebody is free. Rungs are added as in PASHA (Bohdal et al. 2023, "PASHA: efficient HPO and NAS with progressive resource
-allocation"): only while the ranking of the two longest prefixes differs by more than noise. Over several objectives the
-ranks are those of non-dominated sorting (Deb et al. 2002, "NSGA-II").
+somebody is free. Rungs are added as in PASHA (Bohdal et al. 2023, "PASHA: efficient HPO and NAS with progressive
+resource allocation"): only while the ranking of the two longest prefixes differs by more than noise. Over several
+objectives the ranks are those of non-dominated sorting (Deb et al. 2002, "NSGA-II").
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def ranks(level: Level) -> dict[str, int]:
         >>> ranks({"a": (1.0, 3.0), "b": (3.0, 1.0), "c": (3.0, 3.0)})
         {'a': 0, 'b': 0, 'c': 1}
     """
-    left, found, rank = dict(level), {}, 0
+    left, rank = dict(level), 0
+    found: dict[str, int] = {}
     while left:
         front = [key for key, one in left.items() if not any(dominates(other, one) for other in left.values())]
         found |= dict.fromkeys(front, rank)

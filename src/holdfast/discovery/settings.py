@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from holdfast.config import kinds, schema
 from holdfast.config.messages import check_block
@@ -212,7 +212,9 @@ def made(said: Mapping[str, Any]) -> Settings:
     for key, least in (("trials", 1), ("k", 2), ("shortest", 1), ("finals", 0), ("final_seeds", 1), ("seed", 0)):
         _whole(values.get(key), key, least, FIELDS[key].default is None)
     if isinstance(values.get("seed"), int) and values["seed"] >= FRESH:
-        raise ConfigError(f"seed: got {values['seed']}, and those from {FRESH} on are for final runs. Give a smaller one.")
+        raise ConfigError(
+            f"seed: got {values['seed']}, and those from {FRESH} on are for final runs. Give a smaller one."
+        )
     for key, known in (("protocol", PROTOCOLS), ("sampler", SAMPLERS)):
         if values.get(key, known[0]) not in known:
             raise ConfigError(unknown(key, values[key], known))
@@ -308,8 +310,8 @@ def _check_memory(settings: Settings) -> None:
         free += ["memory"] if len(axis.choices) != 1 else []
     if free and not set(PRICES) & {*settings.objectives, *settings.at_most}:
         raise ConfigError(
-            f"{free[0]}: this search is free to take the largest memory, which nearly always wins. Fix it (memory=200), "
-            "limit it (at_most.memory=200kB), or make it an objective (objectives=accuracy,memory)."
+            f"{free[0]}: this search is free to take the largest memory, which nearly always wins. Fix it "
+            "(memory=200), limit it (at_most.memory=200kB), or make it an objective (objectives=accuracy,memory)."
         )
 
 

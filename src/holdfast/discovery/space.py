@@ -125,7 +125,8 @@ class Space:
 
     def _ordered(self, params: Params) -> list[dict[str, Any]]:
         """The operations in the order of the published methods: who changes the data first, who answers last."""
-        early, late = [], []
+        early: list[dict[str, Any]] = []
+        late: list[dict[str, Any]] = []
         for name in self.chosen(params):
             kind = kinds.find("operations", name)
             last = kind.role in ("bias mitigation", "uncertainty reduction") and name != "bias_correction"
@@ -262,7 +263,7 @@ def _axes(name: str, kind: type[Operation], parameters: Mapping[str, Any]) -> tu
     return tuple(found)
 
 
-def settings(base: dict[str, Any], parameters: Mapping[str, Any]) -> Space:
+def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any]) -> Space:
     """The space of one method's own numbers, for a sweep: those given, or else the ranges on its signature.
 
     Args:

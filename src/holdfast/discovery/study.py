@@ -14,7 +14,7 @@ from holdfast.discovery.settings import Settings
 from holdfast.discovery.space import Space
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna import Study
 
 NAME = "holdfast"
 HEARTBEAT, GRACE = 10, 60
@@ -102,7 +102,7 @@ class Book:
         self.settings, self.space = settings, space
         optuna = library()
         with quiet():
-            self.study: optuna.Study = optuna.create_study(
+            self.study: Study = optuna.create_study(
                 storage=storage(url),
                 study_name=name,
                 directions=["maximize" if way == "up" else "minimize" for way in settings.better],
@@ -125,7 +125,7 @@ class Book:
             values = self.objectives(one)
             if one.state == "done" and values is not None and self.within(one):
                 found.setdefault(one.length, {})[one.key] = self.settings.turned(values)
-        return {length: level for length, level in sorted(found.items())}
+        return dict(sorted(found.items()))
 
     def objectives(self, one: Entry) -> Values | None:
         """Its objectives; None where one has no value."""
@@ -271,8 +271,8 @@ def storage(url: str) -> Any:
         )
     except ImportError as error:
         raise ConfigError(
-            f"--storage: {url.split('@')[-1]} needs a driver that is not installed ({error}). For PostgreSQL: pip install "
-            "'psycopg[binary]', and write postgresql+psycopg://..."
+            f"--storage: {url.split('@')[-1]} needs a driver that is not installed ({error}). For PostgreSQL: "
+            "pip install 'psycopg[binary]', and write postgresql+psycopg://..."
         ) from None
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,13 +15,15 @@ import torch
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.core.errors import ConfigError, Diverged, HoldfastError
+from holdfast.core.experience import Stream
 from holdfast.discovery.protocols import tuning_stream
 from holdfast.metrics.log import LOG_NAME, Event, Log, write_json
 from holdfast.metrics.summary import compute
 from holdfast.metrics.table import METRICS
-from holdfast.runs.assemble import make_trainer
-from holdfast.runs.folder import CONFIG, drop_leftovers, locked, read_config, versions, write_info
-from holdfast.runs.recording import Recording, start_event, stop_on_signals
+from holdfast.runs.assemble import job_key, make_trainer
+from holdfast.runs.folder import CONFIG, drop_leftovers, locked, read_config, read_info, versions, write_info
+from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
+from holdfast.runs.result import ENDED
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def reach(folder: Path, config: Mapping[str, Any], length: int, at_most: Mapping
             raise ConfigError(f"{folder} holds another job. Choose another --out.")
         if learned(folder) < length and not _log(folder).diverged:
             try:
-                _train(folder, job, length, (at_most or {}).get("train_seconds"))
+                _train(folder, job, tuning_stream(job), length, (at_most or {}).get("train_seconds"))
             except Diverged:
                 write_info(folder, state="diverged")
         log = _log(folder)
@@ -76,8 +78,41 @@ def reach(folder: Path, config: Mapping[str, Any], length: int, at_most: Mapping
         return Measured(state, measures(log, length), log.diverged, time.perf_counter() - started)
 
 
-def _train(folder: Path, job: Job, length: int, most_seconds: float | None) -> None:
-    stream = tuning_stream(job)
+def finish(folder: Path, config: Mapping[str, Any], command: str = "") -> tuple[str, str]:
+    """Do a whole run, or what is left of it, and measure it on test data; it is a run folder without report.
+
+    Args:
+        folder: of the run.
+        config: of its job.
+        command: kept in its `run.json`.
+
+    Returns:
+        Its state, `finished`, `diverged` or `failed`, and why.
+    """
+    job = validated(dict(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if read_info(folder).get("state") in ENDED:
+            return str(read_info(folder)["state"]), ""
+        drop_leftovers(folder)
+        write_json(folder / CONFIG, job.config)
+        about = {"command": command, "versions": versions(), "started": time.time(), "key": job_key(job.config)}
+        write_info(folder, state="running", **about, tags=job.config["tags"])
+        state, reason = "finished", ""
+        try:
+            stream = job.make_stream()
+            _train(folder, job, stream, len(stream), None, end=True)
+        except Diverged:
+            state, reason = "diverged", _log(folder).diverged
+        except HoldfastError as error:
+            state, reason = "failed", str(error)
+        if state != "failed":
+            derive(folder)
+        write_info(folder, state=state, finished=time.time())
+        return state, reason
+
+
+def _train(folder: Path, job: Job, stream: Stream, length: int, most_seconds: float | None, end: bool = False) -> None:
     model = job.make_model(stream)
     stream = with_features(stream, model, job.config["device"])
     with Recording(folder, job.config, (), job.config["checkpoint"]) as recording:
@@ -95,6 +130,9 @@ def _train(folder: Path, job: Job, length: int, most_seconds: float | None) -> N
         trainer.record = record
         with stop_on_signals(trainer):
             trainer.fit(model, stream, resume=state)
+        if end:
+            recording.end(trainer.session.seconds)
+            recording.keep(model)
 
 
 def learned(folder: Path) -> int:
@@ -145,4 +183,3 @@ def impossible(config: Mapping[str, Any]) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
-

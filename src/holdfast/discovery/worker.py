@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from holdfast.config import plugins
 from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.study import Book, library, quiet
-from holdfast.discovery.trial import reach
+from holdfast.discovery.trial import finish, reach
 
 POLL = 0.3
 TRIALS = "trials"
@@ -44,14 +45,25 @@ class Worker:
     def __init__(self, plan: Plan, book: Book, folder: Path) -> None:
         self.plan, self.book, self.folder = plan, book, folder
         self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._turn: int | None = None
 
     def work(self) -> None:
         """Train what waits first."""
-        with quiet():
-            self.book.study.optimize(self.objective, n_trials=1, catch=(Ended,))
+        self._turn = taken(self.folder / ".turn")
+        try:
+            with quiet():
+                self.book.study.optimize(self.objective, n_trials=1, catch=(Ended,))
+        finally:
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            os.close(self._turn)
+        self._turn = None
 
     def objective(self, trial: Any) -> tuple[float, ...]:
         """One trial, with its objectives; everything else that is known of it is written into its attributes."""
+        self._end_turn()  # it is this worker's now
         told = trial.user_attrs
         params = self.plan.space.suggest(trial)
         if "key" not in told:  # two workers saw the last that waited, and this one came late: it draws its own
@@ -99,6 +111,76 @@ class Worker:
                 time.sleep(POLL)
 
 
+def taken(path: Path) -> int | None:
+    """A lock that one process of this machine has at a time, as an open file; None where there are no such locks.
+
+    SQLite locks no rows, so that two workers that ask for what waits at the same moment would both get the same trial.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+class Workers:
+    """Processes of one torch thread each, which end when this one does.
+
+    Args:
+        log: file that gets what they print.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._processes: list[subprocess.Popen[str]] = []
+
+    @property
+    def alive(self) -> int:
+        """How many are at work."""
+        return sum(process.poll() is None for process in self._processes)
+
+    def gone(self) -> set[str]:
+        """The process ids of those that ended since this was asked last."""
+        ended = [process for process in self._processes if process.poll() is not None]
+        self._processes = [process for process in self._processes if process not in ended]
+        return {str(process.pid) for process in ended}
+
+    def start(self, content: Mapping[str, Any]) -> None:
+        """Start one.
+
+        Args:
+            content: what it is to do: `url` and `folder` of a search, or `finals`, jobs with their folders.
+        """
+        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(roots)}
+        with open(self.log, "a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "holdfast.discovery.worker"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C comes to the driver; the worker learns of it when its input ends
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({**content, "plugins": plugins.described()}) + "\n")
+        process.stdin.flush()
+        self._processes.append(process)
+
+    def stop(self) -> None:
+        """End them all; what they trained goes on from its last checkpoint."""
+        for process in self._processes:
+            if process.stdin is not None and not process.stdin.closed:
+                process.stdin.close()
+        for process in self._processes:
+            process.wait()
+        self._processes = []
+
+
 def joined(url: str, folder: Path) -> Worker:
     """A worker for the search in a storage, from what the study says of it.
 
@@ -134,7 +216,11 @@ def main() -> None:
     torch.set_num_threads(1)
     if content.get("plugins"):
         plugins.use_all(content["plugins"])
-    joined(content["url"], Path(content["folder"])).until_closed()
+    for one in content.get("finals", []):
+        finish(Path(one["folder"]), one["config"], one["command"])
+    if "url" in content:
+        joined(content["url"], Path(content["folder"])).until_closed()
+    os._exit(0)  # the thread above waits for input that nobody will write
 
 
 def _watch(source: TextIO) -> None:
