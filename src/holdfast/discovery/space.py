@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -259,8 +260,22 @@ def _axes(name: str, kind: type[Operation], parameters: Mapping[str, Any]) -> tu
             found.append(written(key, parameters[key]))
         elif not (kind.fills and parameter.name in SIZES):
             axis = declared(key, parameter)
+            if axis is not None and axis.choices:  # some are for a base class, and refused by this one
+                choices = tuple(one for one in axis.choices if _takes(kind, parameter.name, one))
+                axis = dataclasses.replace(axis, choices=choices) if len(choices) > 1 else None
             found += [axis] if axis is not None else []
     return tuple(found)
+
+
+def _takes(kind: type[Operation], name: str, value: Any) -> bool:
+    """Whether an operation can be made with this value, everything else as it is by default."""
+    required = {p.name: 10 for p in kinds.configurable("operations", kind) if p.required}
+    sizes = size_of(kind, 10, 1) if kind.fills else {}
+    try:
+        kind(**{**required, **sizes, name: value})
+    except ConfigError:
+        return False
+    return True
 
 
 def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any]) -> Space:
