@@ -100,9 +100,10 @@ def test_a_search_that_was_left_goes_on_to_the_same_count(tmp_path: Path, monkey
     assert json.loads((tmp_path / "s" / "search.json").read_text())["state"] == "interrupted"
     monkeypatch.setattr(Worker, "work", work)
     said: list[str] = []
-    Driver(plan, tmp_path / "s", say=said.append).run()
+    driver = Driver(plan, tmp_path / "s", say=said.append)
+    driver.run()
     assert any("going on with" in line for line in said)
-    entries = Book(f"sqlite:///{tmp_path / 's' / 'study.db'}", plan.settings, plan.space).entries()
+    entries = driver.book.entries()
     assert len({one.key for one in entries}) == 4
     assert all(one.state in ("done", "diverged") for one in entries)
 
@@ -213,15 +214,16 @@ def trials_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, **
     """Everything that a search measured in its trials, on data in the same folder."""
     place = data(tmp_path, **shuffled)
     tuning_stream.__globals__["_stream"].cache_clear()
-    name = f"{protocol}-{shuffled}"
+    name = f"{protocol}-{shuffled}"  # braces in the name of a folder mean nothing
     words = ["trainer.epochs=1", "stream.experiences=5", "model.hidden=[8]", f"stream.dataset.path={place}"]
     plan = planned(
         None,
         ["stream.dataset=npz", *words, f"protocol={protocol}", "trials=3", "finals=0", "warm_start=false"],
         sweep=True,
     )
-    Driver(plan, tmp_path / name).run()
-    entries = Book(f"sqlite:///{tmp_path / name / 'study.db'}", plan.settings, plan.space).entries()
+    driver = Driver(plan, tmp_path / name)
+    driver.run()
+    entries = driver.book.entries()
     matrices = [matrix(tmp_path / name / "trials" / one.key, one.length) for one in entries]
     return [[(one.key, one.length, one.params) for one in entries], matrices]
 

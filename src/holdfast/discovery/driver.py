@@ -51,7 +51,8 @@ class Driver:
     ) -> None:
         self.plan, self.folder, self.jobs, self.say = plan, folder, jobs, say
         self.shared = url is not None
-        self.url = url or f"sqlite:///{folder.resolve() / DATABASE}"
+        place = str(folder.resolve() / DATABASE).replace("{", "{{").replace("}", "}}")  # Optuna fills in templates
+        self.url = url or f"sqlite:///{place}"
         self.command = command
         self._told: set[int] = set()
         self._workers = Workers(folder / LOG)
