@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,8 @@ SOURCE = str(Path(holdfast.__file__).parents[1])
 
 
 @pytest.fixture(autouse=True)
-def own_knowledge(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_knowledge(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_KNOWLEDGE", str(tmp_path_factory.mktemp("known") / "searches.jsonl"))
-    yield
 
 
 @pytest.fixture(scope="module")

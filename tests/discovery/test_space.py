@@ -60,21 +60,21 @@ def test_every_range_of_an_operation_holds_its_default_and_only_what_its_signatu
                 kind(**size, **{parameter.name: int(value) if axis.whole else value})
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_a_composition_has_at_most_one_operation_of_each_slot_and_a_memory_where_one_draws(
-    plan: Plan, seed: int
-) -> None:
-    try:
-        params = plan.space.suggest(Draw(seed))
-    except ConfigError as error:
-        assert "both" in str(error)  # two operations that exclude each other
-        return
-    method = make_method(validated(plan.space.job(params)).block.method)
-    assert not method.unfilled
-    assert not conflicts(method)
-    counts = {word: sum(SHORT[one.role] == word and not only_fills(type(one)) for one in method) for word in SHORT.values()}
-    assert counts["retention"] <= 2
-    assert all(count <= 1 for word, count in counts.items() if word != "retention")
+def test_a_composition_has_at_most_the_operations_of_its_slots_and_a_memory_where_one_draws(plan: Plan) -> None:
+    refused = 0
+    for seed in range(40):
+        try:
+            params = plan.space.suggest(Draw(seed))
+        except ConfigError:  # two operations that exclude each other
+            refused += 1
+            continue
+        method = make_method(validated(plan.space.job(params)).block.method)
+        assert not method.unfilled
+        assert not conflicts(method)
+        acting = [SHORT[one.role] for one in method if not only_fills(type(one))]
+        assert acting.count("retention") <= 2
+        assert all(acting.count(word) <= 1 for word in SHORT.values() if word != "retention")
+    assert refused < 20
 
 
 def test_the_slots_hold_every_operation_of_their_role_that_can_be_trained_here(plan: Plan) -> None:

@@ -57,6 +57,7 @@ class Driver:
         self._told: set[int] = set()
         self._workers = Workers(folder / LOG)
         self._exhausted = False
+        self._leading = ""
 
     # The whole -----------------------------------------------------------------------------------------
 
@@ -248,7 +249,10 @@ class Driver:
                          and other.state == "done"), None)  # fmt: skip
             what = self.shown(one.values) if one.state == "done" else f"{one.state}: {one.reason[:80]}"
             what += " (beyond a limit)" if one.state == "done" and not self.book.within(one) else ""
-            record = "" if best is None else f"; best {self.shown(best.values)} {self.plan.space.named(best.params)}"
+            record = "" if best is None else f"; best {self.shown(best.values)}"
+            if best is not None and best.key != self._leading:
+                self._leading = best.key
+                record += f" by {self.plan.space.named(best.params)}"
             where = f"after {one.length} of {self.plan.experiences}"
             name = self.plan.space.named(one.params)
             self.say(f"[{count}{total}] {name} {where}: {what}{record}{self._remaining(entries)}")

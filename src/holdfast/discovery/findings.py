@@ -19,8 +19,8 @@ from holdfast.discovery.trial import measures
 from holdfast.discovery.worker import TRIALS
 from holdfast.metrics.log import LOG_NAME, Log
 
-FEWEST = 8
-"""Compositions below which nothing is said about what mattered."""
+FEWEST, COMMON = 8, 5
+"""Compositions below which nothing is said about what mattered, and about a parameter that not all have."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,11 @@ def families(book: Book) -> list[Finding]:
         without, with_it = expected[top]
         count = sum(top in book.space.chosen(one.params) for one in found)
         better = with_it > without if book.settings.better[0] == "up" else with_it < without
+        expects = f"{tell(with_it)} with it, {tell(without)} without"
         sentence = (
-            f"Of its operations, {top} (in {count} of {len(found)} compositions) is expected to give {tell(with_it)}, "
-            f"and {tell(without)} without it."
+            f"The surrogate expects most of {top}, which {count} of {len(found)} compositions had: {expects}."
             if better
-            else f"None of its {len(curve)} operations that were tried is expected to help; the least harm does {top} "
-            f"({tell(with_it)}, {tell(without)} without it)."
+            else f"The surrogate expects no gain from any operation tried; {top} comes nearest: {expects}."
         )
         shown = sorted(((name, pair[1]) for name, pair in curve.items()), key=lambda one: one[1])
         result.append(Finding(word, weight, sentence, tuple(shown)))
@@ -120,14 +119,16 @@ def parameters(book: Book, most: int = 12) -> list[Finding]:
 
     Args:
         book: the study.
-        most: how many.
+        most: how many; those that fewer than `COMMON` compositions had are left out.
     """
     _, found = measured(book)
     axes = book.space.axes()
     sign = -1 if book.settings.better[0] == "up" else 1
     result = []
-    for name, weight in sorted(importances(book, found).items(), key=lambda one: -one[1])[:most]:
+    for name, weight in sorted(importances(book, found).items(), key=lambda one: -one[1]):
         having = [one for one in found if name in one.params]
+        if len(having) < COMMON or len(result) == most:
+            continue
         having.sort(key=lambda one: sign * one.values[book.settings.objectives[0]])
         best = [one.params[name] for one in having[: max(1, len(having) // 3)]]
         if axes[name].choices:

@@ -253,7 +253,7 @@ class Plan:
             except HoldfastError as error:
                 problem = str(error)
             if problem:
-                found[name] = problem
+                found[name] = problem.split(". Write")[0].removeprefix("method: ").replace("`custom`", f"`{name}`")
         return found
 
     def alone(self, name: str) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def final_runs(folder: Path, plan: Plan, entries: Sequence[Entry], keys: Sequenc
 def titled(plan: Plan, one: Entry) -> str:
     """A composition by its operations; a published method by its name."""
     name = plan.space.named(one.params)
-    return name if one.origin in ("sampler", "earlier search", "as configured") else f"{one.origin} ({name})"
+    own = one.origin in ("sampler", "earlier search", "as configured", name)
+    return name if own else f"{one.origin} ({name})"
 
 
 def verdict(plan: Plan, entries: Sequence[Entry], finals: Sequence[Setting]) -> str:
