@@ -45,11 +45,7 @@ def run_one(job: tuple[str, int]) -> dict[str, float]:
     row, seed = job
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        path = HERE / "configs" / f"{row}.json"
-        overrides = [f"seed={seed}"]
-        if json.loads(path.read_text())["stream"].get("class_order") == "random":
-            overrides.append(f"stream.seed={seed}")  # another order of classes with each seed
-        out = run(load(path, overrides), Path(folder) / "run", quiet=True)
+        out = run(load(HERE / "configs" / f"{row}.json", [f"seed={seed}"]), Path(folder) / "run", quiet=True)
         metrics = json.loads((out / "metrics.json").read_text())
     entry = expected()[row]
     found = {name: 100 * metrics[name] for name in [*wanted(entry), *entry.get("also", [])]}
@@ -171,6 +167,14 @@ TITLES = {
     "hypernetworks_permuted_mnist": "Hypernetworks on Permuted MNIST, task inferred by lowest entropy",
     "split_mnist_architecture": "Split MNIST, task-incremental: a part of the network for each task",
 }
+NOTES = {
+    "permuted_mnist_online": (
+        "To be measured anew: all seeds of these rows learned the permutations of seed 0, since a run's seed did not"
+        " reach its stream then. The errors are those of weights and order alone, and too small."
+    ),
+}
+"""What must be known of a table besides."""
+
 MEASURES = {"average_accuracy": "accuracy", "task_aware_average_accuracy": "task-aware"}
 
 
@@ -192,6 +196,7 @@ def page() -> str:
         rows = [row for row in known if row.startswith(f"{table}/")]
         sources = dict.fromkeys(known[row]["source"] for row in rows)
         lines += ["", f"## {TITLES.get(table, table)}", "", f"Published: {'; '.join(sources)}.", ""]
+        lines += [NOTES[table], ""] if table in NOTES else []
         lines += ["| row | measure | measured | published | fine-tuning | seeds | passes |", "| --- " * 7 + "|"]
         for row in rows:
             short = row.split("/", 1)[1]

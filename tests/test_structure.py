@@ -24,8 +24,8 @@ TEXTS = [
 
 MOST_FILES, MOST_LINES, MOST_METHODS = 240, 350, 15
 
-FILES_TODAY = 308
-LONG_TODAY = {"cli.py", "training/endless.py"}
+FILES_TODAY = 324
+LONG_TODAY: set[str] = set()
 WIDE_TODAY: dict[str, int] = {}
 PRIVATE_TODAY = 10
 WORDS_TODAY = {"weighed": 0, "Errors:": 14, "ids": 42}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from holdfast.config import kinds, schema
 from holdfast.config.read import as_plain
 from holdfast.config.signatures import parameters
 from holdfast.config.words import shown
-from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.core.errors import ConfigError, DataError, HoldfastError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
@@ -31,10 +32,12 @@ class Job:
     Attributes:
         config: with every default, as plain JSON values: what `config.json` holds.
         block: the same, as validated blocks.
+        notes: what a file of another project means differently here, in sentences.
     """
 
     config: dict[str, Any]
     block: Any
+    notes: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def method(self) -> Method:
@@ -52,6 +55,11 @@ class Job:
         """What the method is called in a report."""
         return str(self.config["method"].get("name", "custom"))
 
+    @property
+    def learns_from_source(self) -> bool:
+        """Whether it learns from a source, and not from a stream of experiences."""
+        return self.config.get("source") is not None
+
     def make_stream(self) -> Stream:
         """The stream. Loads data."""
         return make_stream(self.block.stream, self.config["seed"]).first(self.config["trainer"]["limit_experiences"])
@@ -59,6 +67,20 @@ class Job:
     def make_model(self, stream: Stream) -> nn.Module:
         """A new model for the inputs and classes of `stream`."""
         return make_model(self.block.model, stream, self.config["seed"])
+
+    def check_weights(self) -> None:
+        """Ask for the file of weights that the model is to start from, before any data are read.
+
+        Raises:
+            DataError: where it is not there.
+        """
+        model = self.config["model"]
+        weights = model.get("weights")
+        if isinstance(weights, str) and weights != "random" and not Path(weights).exists():
+            raise DataError(
+                f"model.weights: there is no {weights!r}, the weights of {model.get('architecture') or model['name']};"
+                " nothing is downloaded. Write model.weights=FILE, or model.weights=random for random ones."
+            )
 
     def make_device(self) -> torch.device:
         """The device, which may not be on this machine."""
@@ -122,9 +144,11 @@ def make_stream(block: Any, seed: int = 0) -> Stream:
 
     Args:
         block: of a stream.
-        seed: takes the place of a `seed` that is null.
+        seed: of the run: takes the place of every seed that is null. A stream whose own `seed` is given does not depend
+            on it: its other seeds, where they are null, are what Python takes by default.
     """
     arguments = schema.arguments(block, "dataset", "datasets", "of")
+    fixed = arguments.get("seed") is not None
     if hasattr(block, "dataset"):
         arguments["dataset"] = make_dataset(block.dataset, seed, "stream.dataset")
     elif hasattr(block, "datasets"):
@@ -134,11 +158,14 @@ def make_stream(block: Any, seed: int = 0) -> Stream:
     inner = getattr(block, "of", None)
     if inner is not None:
         within = {"dataset": arguments["dataset"], **schema.arguments(inner)}
-        arguments["of"] = _stream(inner.name, within, seed, "stream.of")
-    return _stream(block.name, arguments, seed, "stream")
+        arguments["of"] = _stream(inner.name, within, seed, "stream.of", fixed)
+    return _stream(block.name, arguments, seed, "stream", fixed)
 
 
-def _stream(name: str, arguments: dict[str, Any], seed: int, path: str) -> Stream:
+def _stream(name: str, arguments: dict[str, Any], seed: int, path: str, fixed: bool) -> Stream:
+    if fixed or arguments.get("seed") is not None:
+        seeds = [one for one in parameters(kinds.find("streams", name)) if kinds.is_seed(one)]
+        arguments |= {one.name: one.default for one in seeds if arguments[one.name] is None}
     stream = _made("streams", name, arguments, seed, path)
     if not isinstance(stream, Stream):
         raise ConfigError(f"{path}: {name!r} gave a {type(stream).__name__} instead of a Stream. Correct its source.")
@@ -169,27 +196,32 @@ def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
         return _made("models", block.name, arguments, seed, "model")  # type: ignore[no-any-return]
 
 
-def with_features(stream: Stream, model: nn.Module, device: str = "cpu") -> Stream:
+def with_features(stream: Stream, model: nn.Module, device: str = "cpu", changes: Any = None) -> Stream:
     """The stream that a model with a cache of features learns from: features, each computed once; else the same stream.
 
     Args:
         stream: raw inputs.
-        model: as `make_model` made it; `cache` in its configuration asks for a cache.
+        model: as `make_model` made it; `cache` in its configuration asks for a cache, or allows one.
         device: where the backbone runs over what is not in the cache yet.
+        changes: `trainer.per_experience`; where it augments, the inputs are others each time.
     """
     wanted = getattr(model, "features_cache", None)
     if wanted is None:
         return stream
-    from holdfast.streams.features import cache_features
+    from holdfast.streams.features import augments, cache_features
 
+    entries = (changes or {}).values() if isinstance(changes, dict) else changes or ()
+    if not model.features_needed and (augments(stream) or any((entry or {}).get("augment") for entry in entries)):
+        return stream
     model.to(make_device(device))
     return cache_features(stream, model.backbone[0].frozen, **wanted)  # type: ignore[index, union-attr]
 
 
 def _made(kind: str, name: str, arguments: dict[str, Any], seed: int, path: str) -> Any:
-    if "seed" in arguments and arguments["seed"] is None:
-        arguments["seed"] = seed
-    return called(path, kinds.find(kind, name), arguments)
+    function = kinds.find(kind, name)
+    null = [key for key, value in arguments.items() if value is None]
+    seeds = {p.name for p in parameters(function) if p.name in null and (p.name == "seed" or kinds.is_seed(p))}
+    return called(path, function, {**arguments, **dict.fromkeys(seeds, seed)})
 
 
 def make_method(block: Any) -> Method:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any
+from typing import Any, Union
 
 from holdfast.config.signatures import Parameter, parameters
 from holdfast.config.words import nearest
@@ -126,7 +127,6 @@ KINDS = {
         Kind(
             *("schedulers", "scheduler", "torch.optim.lr_scheduler", _subclasses("LRScheduler"), "scheduler", ()),
             supplied=frozenset({"optimizer", "last_epoch", "verbose"}),
-            refused={"ReduceLROnPlateau": "it needs a measured value at every step, which a configuration cannot name"},
         ),
         Kind(
             *("criteria", "criterion", "torch.nn.functional"),
@@ -134,8 +134,18 @@ KINDS = {
             leading=2,
             made=False,
         ),
-        Kind("sources", "source", "holdfast.core.source", _subclasses("Source", True, True)),
-        Kind("boundaries", "boundary", "holdfast.core.boundary", _subclasses("Boundary", True, True)),
+        Kind(
+            *("sources", "source", "holdfast.sources", _subclasses("Source", True, True), "source", ()),
+            supplied=frozenset({"batch_size", "stream"}),
+            refused={
+                "arrays": "it is made of arrays of Python; in a file they are read by replay",
+                "iterated": "it is made of an object of Python",
+                "queued": "a job says arrival.policy",
+                "window": "a job says arrival.window",
+                "hold_out": "a job says arrival.hold_out",
+            },
+        ),
+        Kind("boundaries", "boundary", "holdfast.boundaries", _subclasses("Boundary", True, True), "boundary"),
         Kind("metrics", "metric", "holdfast.metrics", lambda module: dict(module.METRICS), made=False),
     )
 }
@@ -237,11 +247,31 @@ def unknown_name(kind: str, name: object) -> str:
 
 
 def configurable(kind: str, function: Callable[..., Any]) -> list[Parameter]:
-    """The parameters of `function` that a configuration may give."""
+    """The parameters of `function` that a configuration may give.
+
+    Seeds of a stream or a data set may be null, which is the run's seed; those of a stream are, unless they are given.
+    """
     if not KINDS[kind].made:
         return []
     skipped = KINDS[kind].supplied
-    return [p for p in parameters(function) if p.configurable and p.name not in skipped and p.name != "name"]
+    chosen = [p for p in parameters(function) if p.configurable and p.name not in skipped and p.name != "name"]
+    return [_seed_of_a_run(kind, p) if kind in SEEDED and is_seed(p) else p for p in chosen]
+
+
+SEEDED = ("streams", "datasets")
+"""Kinds whose seeds may be the run's."""
+
+
+def is_seed(parameter: Parameter) -> bool:
+    """Whether a parameter is a seed, by its name and its default."""
+    named = parameter.name == "seed" or parameter.name.endswith("_seed")
+    return named and type(parameter.default) is int
+
+
+def _seed_of_a_run(kind: str, parameter: Parameter) -> Parameter:
+    doc = f"{parameter.doc.rstrip('.')}; null for the run's seed"
+    default = None if kind == "streams" else parameter.default
+    return dataclasses.replace(parameter, type=Union[parameter.type, None], default=default, doc=doc)  # noqa: UP007
 
 
 @cached

@@ -94,7 +94,9 @@ class Operation(nn.Module):
         alone: why it cannot share its batches with other processes; empty where it can.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
+        adds: whether the criterion it brings adds to that of others, instead of being the only one of its method.
         fills: whether it makes the memory of its method and fills it; two that do are refused.
+        joins: whether its memory can stand beside another one of its kind in one method; both are drawn from as one.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
         heads: the heads of our models that it works with, by name; empty where it works with all.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
@@ -114,7 +116,9 @@ class Operation(nn.Module):
     scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
     check_arguments: ClassVar[Mapping[str, Any]] = {}
+    adds: ClassVar[bool] = False
     fills: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
     draws: bool = False
     heads: ClassVar[frozenset[str]] = frozenset()
 
@@ -140,7 +144,10 @@ class Operation(nn.Module):
         return batch
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
-        """The current data's loss instead of the default one. At most one operation of a method."""
+        """The current data's loss instead of the default one. At most one operation of a method, beside those that add.
+
+        Losses of operations with `adds` are summed; without one that owns the criterion they stand in its place.
+        """
         raise NotImplementedError
 
     def loss(self, step: Step, learner: Services) -> Term | None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError
 
@@ -19,7 +16,6 @@ if TYPE_CHECKING:
     from holdfast.config.read import Dialect
     from holdfast.discovery.plan import Plan
 
-# Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 
 SEARCHES = "searches"
 USUAL_TRIALS = 40
@@ -202,131 +198,3 @@ def tell(text: str) -> None:
     """Say a line on standard error."""
     sys.stderr.write(text.rstrip("\n") + "\n")
     sys.stderr.flush()
-
-
-# The command line ------------------------------------------------------------------------------------------
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="FILE|KEY=VALUE",
-        help="A file, then settings of the search and changes of the job: objectives=accuracy stream.dataset=digits",
-        show_default=False,
-    ),
-]
-Trials = Annotated[int | None, typer.Option("--trials", "-n", min=1, help="How many are tried.", show_default=False)]
-Budget = Annotated[str | None, typer.Option("--budget", help="Time for everything: 30m, 2h.", show_default=False)]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many at once, one torch thread each.")]
-Storage = Annotated[
-    str | None,
-    typer.Option("--storage", help="Address of a database that machines share: postgresql+psycopg://host/base",
-                 show_default=False),
-]  # fmt: skip
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="The folder; an unfinished one is gone on with.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what it will cost, from one short run.")]
-Work = Annotated[bool, typer.Option("--worker", help="Only work for the search in --storage.")]
-Cold = Annotated[bool, typer.Option("--no-warm-start", help="Forget what earlier searches found.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the folder's path and nothing else.")]
-Folders = Annotated[
-    list[Path] | None,
-    typer.Option("--config-dir", help="Your own folder of config groups; may be given again.", show_default=False),
-]
-Plugins = Annotated[
-    list[Path] | None,
-    typer.Option("--plugin", help="A Python file whose operations and so on count too.", show_default=False),
-]
-
-
-def register(
-    app: typer.Typer,
-    reported: Callable[..., Any],
-    plugged: Callable[[list[Path] | None], None],
-    split_words: Callable[[list[str]], tuple[str | None, list[str]]],
-) -> None:
-    """Add `search` and `sweep` to the command line.
-
-    Args:
-        app: of the command line.
-        reported: prints errors without a traceback.
-        plugged: imports plug-in files.
-        split_words: parts a file from changes.
-    """
-
-    @app.command("search")
-    def search_command(
-        words: Words = None,
-        trials: Trials = None,
-        budget: Budget = None,
-        jobs: Jobs = 1,
-        storage: Storage = None,
-        out: Out = None,
-        dry_run: DryRun = False,
-        worker: Work = False,
-        no_warm_start: Cold = False,
-        quiet: Quiet = False,
-        config_dir: Folders = None,
-        plugin: Plugins = None,
-    ) -> None:
-        """Find the composition of operations that suits a stream, without looking at its test data.
-
-        The same command again goes on with a search that was interrupted. The verdict is said at the end, and the last
-        line printed is the path of the folder: report.html, best.json (for `holdfast run best.json`), pareto.json.
-        """
-        more: dict[str, Any] = {"warm_start": False} if no_warm_start else {}
-        with reported():
-            plugged(plugin)
-            if worker:
-                typer.echo(str(work_for(storage, out)))
-                return
-            path, rest = split_words(list(words or []))
-            typer.echo(_typed(path, rest, config_dir, out, jobs, storage, dry_run, quiet, False,
-                              trials=trials, budget=budget, **more))  # fmt: skip
-
-    @app.command("sweep")
-    def sweep_command(
-        words: Words = None,
-        trials: Trials = None,
-        budget: Budget = None,
-        jobs: Jobs = 1,
-        storage: Storage = None,
-        out: Out = None,
-        dry_run: DryRun = False,
-        quiet: Quiet = False,
-        config_dir: Folders = None,
-        plugin: Plugins = None,
-    ) -> None:
-        """Tune the numbers of one method: those with several values, else those whose ranges it declares.
-
-        holdfast sweep method=er optimizer.lr='tag(log,interval(0.01,1))' trainer.batch_size=8,32 --trials 20
-        """
-        with reported():
-            plugged(plugin)
-            path, rest = split_words(list(words or []))
-            typer.echo(_typed(path, rest, config_dir, out, jobs, storage, dry_run, quiet, True,
-                              trials=trials, budget=budget))  # fmt: skip
-
-
-def work_for(storage: str | None, out: Path | None) -> Path:
-    """Work for the search in a storage until it ends."""
-    if storage is None:
-        raise ConfigError("--worker: works for a search on other machines. Give the storage too: --storage URL.")
-    from holdfast.discovery.worker import joined
-
-    place = out or Path(SEARCHES) / "worker"
-    place.mkdir(parents=True, exist_ok=True)
-    joined(storage, place).until_closed()
-    return place
-
-
-def _typed(
-    path: str | None, words: list[str], folders: list[Path] | None, out: Path | None, jobs: int, storage: str | None,
-    dry_run: bool, quiet: bool, tune: bool, **more: Any,
-) -> str:  # fmt: skip
-    """What a typed command prints last."""
-    from holdfast.compat.dialects import DIALECTS
-
-    plan = planned(path, words, folders or [], DIALECTS, sweep=tune, **more)
-    if dry_run:
-        return estimate(plan, jobs)
-    typed = shlex.join(["holdfast", *sys.argv[1:]])
-    return str(started(plan, out, jobs, storage, (lambda text: None) if quiet else tell, typed).folder)

@@ -16,11 +16,10 @@ from holdfast.config.search import Search, expand
 from holdfast.config.words import filled
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.metrics.log import read_json, write_json
-from holdfast.runs.assemble import job_key
+from holdfast.runs.assemble import job_key, shared
 from holdfast.runs.folder import locked, numbered, read_info
 from holdfast.runs.pool import Job, Pool, RayPool
 from holdfast.runs.result import ENDED
-from holdfast.runs.several import shared
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
 
 LOG = "workers.log"

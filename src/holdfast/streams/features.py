@@ -88,6 +88,12 @@ def cache_features(
     )
 
 
+def augments(stream: Stream) -> bool:
+    """Whether training inputs are changed at random, or prepared in a way that does not say what it does."""
+    prepare = stream.prepare
+    return prepare is not None and (not isinstance(prepare, Prepare) or bool(prepare.crop or prepare.flip))
+
+
 class PassFeatures:
     """Lets features through, and prepares raw inputs as before: what a model on cached features is given.
 

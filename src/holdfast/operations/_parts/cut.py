@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from holdfast.core.body import Chain, chain_of
 from holdfast.core.operation import require
 from holdfast.models import Hypernetwork
-from holdfast.models.chain import Chain, chain_of
 
 
 class Cut:
     """The two parts of a model: `above(below(inputs))` is its forward.
 
     Args:
-        model: one that runs stages in order (`models.chain`), or a hypernetwork, which has its own cut.
+        model: one that runs stages in order (`core.body`), or a hypernetwork, which has its own cut.
         cut: how many stages lie below, or the name of the last of them; None takes the model's own cut, or for a model
             without one everything but the output layer.
         operation: for the message.
