@@ -79,6 +79,7 @@ class LatentReplay(FreezeBelow):
         1.0
     """
 
+    asks = "outputs"
     fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"

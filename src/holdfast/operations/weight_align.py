@@ -31,6 +31,7 @@ class WeightAlign(Operation):
         WeightAlign()
     """
 
+    asks = "nothing"
     heads = frozenset({"fixed", "growing"})
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes"})
