@@ -50,7 +50,7 @@ class FreezeBelow(Operation):
         FreezeBelow(cut=2, after=1)
     """
 
-    asks = "nothing"
+    asks: ClassVar[Literal[loss, outputs, nothing]] = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     once = "freeze what lies below a cut"
