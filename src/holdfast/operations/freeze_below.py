@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -50,6 +50,7 @@ class FreezeBelow(Operation):
         FreezeBelow(cut=2, after=1)
     """
 
+    asks: ClassVar[Literal["loss", "outputs", "nothing"]] = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     once = "freeze what lies below a cut"

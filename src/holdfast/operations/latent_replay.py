@@ -79,6 +79,7 @@ class LatentReplay(Draws, FreezeBelow):
         1.0
     """
 
+    asks = "outputs"
     fills = True
     lacks = frozenset({"inputs"})
     check_arguments = {"capacity": 20}

@@ -30,6 +30,7 @@ class Draws(Operation):
         retrieval: which rows are drawn: each set of them with equal probability.
     """
 
+    asks: ClassVar[Literal["loss", "outputs", "nothing"]] = "loss"
     draws = True
     state: ClassVar[tuple[str, ...]] = ("retrieval",)
 
