@@ -124,7 +124,7 @@ def parameters(book: Book, most: int = 12) -> list[Finding]:
     _, found = measured(book)
     axes = book.space.axes()
     sign = -1 if book.settings.better[0] == "up" else 1
-    result = []
+    result: list[Finding] = []
     for name, weight in sorted(importances(book, found).items(), key=lambda one: -one[1]):
         having = [one for one in found if name in one.params]
         if len(having) < COMMON or len(result) == most:

@@ -24,9 +24,8 @@ from holdfast.runs.figures import Plot
 from holdfast.runs.plots import so_far
 from holdfast.runs.report import page
 from holdfast.runs.result import Result, is_run
-from holdfast.runs.seeds import mean_matrix, over_runs
 from holdfast.runs.sweep_report import Setting, pairs
-from holdfast.runs.words import number, percent, points
+from holdfast.runs.words import mean_matrix, number, over_runs, percent, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
