@@ -316,8 +316,11 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], made: Trans
         model = {"name": "torchvision" if kind == "resnet18" else "timm", **_network(kind, "model.model_type", made)}
         model.pop("library")
     made.put("model", {**model, "head": "plain_cosine"}, "model")
-    made.kept |= {"model.name": "model.model_type", "model.hidden": "model.hidden_size"}
-    made.kept["model.architecture"] = "model.model_type" if frozen is None else "data.backbone"
+    made.kept["model.name"] = "model.model_type"
+    if narrow:
+        made.kept["model.hidden"] = "model.hidden_size"
+    if "architecture" in model:
+        made.kept["model.architecture"] = "model.model_type" if frozen is None else "data.backbone"
 
 
 def _network(name: str, path: str, made: Translation) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from holdfast.config import arrivals, kinds, schema
 from holdfast.config.job import PROTOCOLS, Job, called
 from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
+from holdfast.config.trial import disagreements
 from holdfast.config.words import nearest, pattern_problem, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
@@ -23,12 +24,14 @@ from holdfast.training.ranks import check_shared
 from holdfast.training.settings import indices
 
 
-def validated(config: Any, source: str = "") -> Job:
+def validated(config: Any, source: str = "", together: bool = False) -> Job:
     """The job that a configuration describes.
 
     Args:
         config: what a file says; every key may be left out.
         source: the file's name, for error messages.
+        together: whether its parts are put together over stand-ins for the data, too (`config.trial`), as a run does
+            it anyway with the data.
 
     Raises:
         ConfigError: with everything that is wrong, each in a sentence with its path.
@@ -44,7 +47,7 @@ def validated(config: Any, source: str = "") -> Job:
         refuse(sentences(error.errors(include_url=False), values), source)
         raise
     job = Job(schema.dump(block), block)
-    refuse(cross_checks(job), source)
+    refuse(cross_checks(job) or (disagreements(job) if together else []), source)
     return job
 
 

@@ -20,6 +20,7 @@ from holdfast.core.errors import ConfigError, DataError, HoldfastError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
+from holdfast.streams.dataset import Dataset
 
 PROTOCOLS = ("independent", "random")
 """References that are no methods: a new model for each experience, and one that is never trained."""
@@ -86,11 +87,15 @@ class Job:
         """The device, which may not be on this machine."""
         return make_device(self.config["device"])
 
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Everything that `Trainer` takes from a configuration; the method among it is given away."""
+    def trainer_arguments(self, method: Method | None = None) -> dict[str, Any]:
+        """Everything that `Trainer` takes from a configuration.
+
+        Args:
+            method: to train with; None takes the job's, which is then given away.
+        """
         scheduler = make_scheduler(self.block.scheduler)
         return {
-            "method": self.take_method(),
+            "method": self.take_method() if method is None else method,
             "optimizer": make_optimizer(self.block.optimizer),
             "scheduler": scheduler,
             "scheduler_every": "epoch" if scheduler is None else scheduler.every,
@@ -139,22 +144,22 @@ class Job:
         return found
 
 
-def make_stream(block: Any, seed: int = 0) -> Stream:
+def make_stream(block: Any, seed: int = 0, dataset: Callable[[Any, int, str], Dataset] | None = None) -> Stream:
     """The stream of a validated block, over the data sets it names. Loads data.
 
     Args:
         block: of a stream.
         seed: of the run: takes the place of every seed that is null. A stream whose own `seed` is given does not depend
             on it: its other seeds, where they are null, are what Python takes by default.
+        dataset: makes a data set of its block, a seed and the block's path; default: `make_dataset`.
     """
+    make = make_dataset if dataset is None else dataset
     arguments = schema.arguments(block, "dataset", "datasets", "of")
     fixed = arguments.get("seed") is not None
     if hasattr(block, "dataset"):
-        arguments["dataset"] = make_dataset(block.dataset, seed, "stream.dataset")
+        arguments["dataset"] = make(block.dataset, seed, "stream.dataset")
     elif hasattr(block, "datasets"):
-        arguments["datasets"] = [
-            make_dataset(part, seed, f"stream.datasets.{i}") for i, part in enumerate(block.datasets)
-        ]
+        arguments["datasets"] = [make(part, seed, f"stream.datasets.{i}") for i, part in enumerate(block.datasets)]
     inner = getattr(block, "of", None)
     if inner is not None:
         within = {"dataset": arguments["dataset"], **schema.arguments(inner)}
@@ -172,9 +177,11 @@ def _stream(name: str, arguments: dict[str, Any], seed: int, path: str, fixed: b
     return stream
 
 
-def make_dataset(block: Any, seed: int, path: str) -> Any:
+def make_dataset(block: Any, seed: int, path: str) -> Dataset:
     """The data set of a validated block. Loads data."""
-    return _made("datasets", block.name, schema.arguments(block), seed, path)
+    return _made(  # type: ignore[no-any-return]
+        "datasets", block.name, schema.arguments(block), seed, path
+    )
 
 
 def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:

@@ -94,6 +94,31 @@ class Sum:
         return total
 
 
+def position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of a class at each position, where the last dimension of the outputs has the classes.
+
+    Args:
+        outputs: `[rows, ..., classes]`.
+        targets: `[rows, ...]` class indices; -100 counts for nothing.
+
+    Example:
+        >>> import torch
+        >>> position_cross_entropy(torch.zeros(2, 5, 4), torch.ones(2, 5, dtype=torch.int64))
+        tensor(1.3863)
+    """
+    return F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1))
+
+
+def next_position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of each position's outputs under the class of the next position: labels that are the inputs.
+
+    Args:
+        outputs: `[rows, positions, classes]`.
+        targets: `[rows, positions]` class indices; -100 counts for nothing.
+    """
+    return position_cross_entropy(outputs[:, :-1], targets[:, 1:])
+
+
 def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:
     """Why `criterion` cannot take `targets` of this kind; empty if nothing speaks against it.
 

@@ -275,8 +275,16 @@ class Engine:
 
     def finish(self, step: Step) -> None:
         """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
+        self.edit(step)
+        self.observe(step)
+
+    def edit(self, step: Step) -> None:
+        """Gradient edits: the first half of `finish`; an optimiser with a closure asks for several."""
         for edit in self._gradient:
             edit(step, self.services)
+
+    def observe(self, step: Step) -> None:
+        """Observers: the second half of `finish`; the step counts."""
         for observe in self._observe:
             observe(step, self.services)
         self.index += 1

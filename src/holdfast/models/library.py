@@ -17,7 +17,7 @@ from holdfast.models.build import HeadName, check_image, seeded
 from holdfast.models.pretrained import NO_LINEAR, Cut, Pool, Preprocess, folder_preprocess, load_weights, with_head
 
 
-@declares(inputs="images")
+@declares(inputs="images", loads=True)
 @ranged
 def torchvision(
     *,
@@ -88,7 +88,7 @@ def torchvision(
         return with_head(model, architecture, input_shape, classes, head, weights, seed)
 
 
-@declares(inputs="images")
+@declares(inputs="images", loads=True)
 @ranged
 def timm(
     *,
@@ -159,7 +159,7 @@ def timm(
         return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)
 
 
-@declares(inputs="images")
+@declares(inputs="images", loads=True)
 @ranged
 def transformers(
     *,

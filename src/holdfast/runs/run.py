@@ -15,6 +15,8 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
+from holdfast.config.messages import refuse
+from holdfast.config.trial import disagreements
 from holdfast.core.errors import Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
@@ -61,6 +63,8 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     config = job.config
     job.make_device()
     job.check_weights()
+    if len(job.parts()) > 1:  # the last would be refused when the others have been trained for hours
+        refuse(disagreements(job))
     specified(config["loggers"])
 
     def work() -> Path:

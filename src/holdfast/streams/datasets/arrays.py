@@ -145,6 +145,7 @@ def _check_names(train: Sequence[str], test: Sequence[str]) -> None:
         raise DataError(f"the test data have the classes {strange[:5]}, which the training data do not have. Add them.")
 
 
+@declares(inputs="images", shape=(1, 8, 8), classes=10, rows=(1438, 359))
 @ranged
 def digits(test_fraction: BelowOne = 0.2, split_seed: int = 0, normalise: bool = False) -> Dataset:
     """The 1,797 handwritten digits that come with scikit-learn: 8 x 8 images with values 0..16.
@@ -183,7 +184,7 @@ def _digits_table() -> np.ndarray:
         return np.column_stack([found.data, found.target])
 
 
-@declares(inputs="vectors")
+@declares(inputs="vectors", made=True)
 @ranged
 def synthetic(
     classes: Count = 10,
@@ -264,6 +265,7 @@ POLYNOMIALS: tuple[tuple[float, float, Callable[[np.ndarray], np.ndarray]], ...]
 """Where each of the three polynomials is sampled, and the polynomial."""
 
 
+@declares(made=True)
 @ranged
 def polynomial(
     degree: Literal[1, 2, 3] = 1,
