@@ -1,4 +1,4 @@
-"""The command line: `holdfast run | resume | eval | predict | export | show | config | convert | list | cache | validate`."""
+"""The command line: `holdfast run | resume | eval | predict | export | show | list` and the others."""
 
 from __future__ import annotations
 
