@@ -1,4 +1,4 @@
-"""The command line: `holdfast run | resume | eval | predict | export | show | list` and the others."""
+"""The command line: `holdfast run`, `search`, `sweep`, `resume`, `eval`, `predict`, `show`, `list` and the like."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
-from holdfast.cli import configurations, models
+from holdfast.cli import configurations, models, searches
 from holdfast.cli.common import (
     Folders,
     Job,
@@ -188,6 +188,8 @@ def show(
             raise typer.Exit(1)
 
 
+app.command()(searches.search)
+app.command()(searches.sweep)
 app.command("config")(configurations.show_config)
 app.command()(configurations.convert)
 app.command("list")(configurations.list_names)

@@ -41,6 +41,7 @@ class Step:
         extras: side results of *this* forward (masks, chosen prompts, outputs of appended rows).
         weight: the factor of `loss` in the total. An operation that averages its term with the current
             loss, instead of adding to it, lowers this (`step.weight *= 1 - share`).
+        fresh: `[rows]` bool, which rows are trained on for the first time; None: all of them.
     """
 
     inputs: Tree
@@ -52,3 +53,4 @@ class Step:
     progress: float | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
+    fresh: Tensor | None = None

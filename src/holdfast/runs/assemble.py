@@ -35,6 +35,9 @@ WITHOUT_EFFECT = (
 )
 """Keys of a job that change nothing about what is learned."""
 
+OF_SOURCES = ("source", "boundary", "arrival")
+"""Keys that a job of a stream did not have before 0.2; null, they change no key."""
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -89,6 +92,7 @@ def job_key(config: Mapping[str, Any]) -> str:
         True
     """
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    kept = {key: value for key, value in kept.items() if key not in OF_SOURCES or value is not None}
     if plugins.used():
         kept["plugins"] = plugins.digests()
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
@@ -261,7 +265,7 @@ def _follow(job: Job) -> Path:
 def _learn(job: Job, resume: dict[str, Any] | None) -> None:
     stream = job.make_stream()
     model = job.make_model(stream)
-    stream = with_features(stream, model, job.config["device"])
+    stream = with_features(stream, model, job.config["device"], job.config["trainer"]["per_experience"])
     make_trainer(job).fit(model, stream, resume=resume)
 
 

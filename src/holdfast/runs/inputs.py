@@ -17,7 +17,7 @@ from holdfast.core.experience import Stream, tree_map
 from holdfast.runs.assemble import Restored
 from holdfast.runs.card import number_of
 from holdfast.streams.datasets.build import images
-from holdfast.streams.datasets.folders import read_image
+from holdfast.streams.datasets.images import middle_of, read_image
 from holdfast.streams.datasets.npz import GUESSES
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -194,7 +194,10 @@ def _image(path: Path, restored: Restored) -> Tensor:
     shape = tuple(restored.stream.input_shape)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise DataError(f"the model takes inputs of shape {shape}, which are no images. Give .npy instead of {path}.")
-    pixels = read_image(path, (shape[1], shape[2]), shape[0] == 1)  # as the images it was trained on were read
+    dataset = restored.config["stream"].get("dataset") or {}
+    crop, size = dataset.get("shorter_side"), (shape[1], shape[2])
+    how = size if crop is None else middle_of(dataset["size"], crop, dataset["filter"])
+    pixels = read_image(path, how, shape[0] == 1)  # as the images it was trained on were read
     card, shares = restored.card, pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
     if card.get("dtype") != "uint8":
         return shares * max(1.0, float(card.get("top") or 1.0))  # the stream's own numbers run from 0 to there

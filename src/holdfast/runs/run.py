@@ -16,6 +16,8 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
+from holdfast.config.messages import refuse
+from holdfast.config.trial import disagreements
 from holdfast.core.errors import Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
@@ -33,6 +35,7 @@ from holdfast.runs.folder import (
     write_info,
 )
 from holdfast.runs.loggers import specified
+from holdfast.runs.on_source import train_on_source
 from holdfast.runs.predict import evaluated
 from holdfast.runs.recording import Recording, derive, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
@@ -60,12 +63,21 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     job = job if isinstance(job, Job) else validated(job)
     config = job.config
     job.make_device()
+    job.check_weights()
+    if len(job.parts()) > 1:  # the last would be refused when the others have been trained for hours
+        refuse(disagreements(job))
     specified(config["loggers"])
 
     def work() -> Path:
         folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
-        about = {"command": command, "versions": versions(), "started": time.time(), "started_in": str(Path.cwd())}
+        about: dict[str, Any] = {
+            "command": command,
+            "versions": versions(),
+            "started": time.time(),
+            "started_in": str(Path.cwd()),
+        }
+        about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
         return _work(folder, job, quiet)
 
@@ -203,11 +215,14 @@ def _ended(place: Path) -> bool:
 
 def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     """One method, one seed: train from the start or from the newest checkpoint, to the end."""
+    if job.learns_from_source:
+        train_on_source(folder, job, quiet)
+        return
     config = job.config
     stream = job.make_stream()
     model = job.make_model(stream)
     card = card_of(stream)
-    stream = with_features(stream, model, config["device"])
+    stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
     with Recording(folder, config, config["loggers"], config["checkpoint"], card) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):

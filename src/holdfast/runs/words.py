@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,18 +146,22 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
     if loss_only:
         kept, gained = measure(runs, "average_loss"), measure(runs, "loss_increase")
         return [
-            _item("Kept", number(kept), f"{moment} this is the mean loss on the experiences learned; lower is better."),
-            _item("Forgot", number(gained), "The loss on earlier experiences grew by this much after learning them."),
+            headline_item(
+                "Kept", number(kept), f"{moment} this is the mean loss on the experiences learned; lower is better."
+            ),
+            headline_item(
+                "Forgot", number(gained), "The loss on earlier experiences grew by this much after learning them."
+            ),
         ]
     told = ", told which experience it comes from" if prefix else ""
     return [
-        _item(
+        headline_item(
             "Kept",
             percent(measure(runs, prefix + "average_accuracy")),
             f"{moment} this share of the held-out samples is answered right{told}: "
             "the mean over the experiences learned.",
         ),
-        _item(
+        headline_item(
             "Learned",
             percent(measure(runs, prefix + "plasticity")),
             "Just after an experience was learned, this share of its held-out samples was answered right.",
@@ -169,7 +172,7 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
 
 def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
     if lost is None:
-        return _item("Forgot", "–", "There is nothing to forget yet: that takes a second experience.")
+        return headline_item("Forgot", "–", "There is nothing to forget yet: that takes a second experience.")
     gained = lost.mean < 0
     if gained:
         lost = lost._replace(mean=-lost.mean, low=-lost.high, high=-lost.low)
@@ -178,33 +181,11 @@ def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
     if most is not None:
         best = f"{100 * most.mean:.1f}".replace("-", "−")
         sentence += f" Counted from its best moment, it lost {best} points."
-    return _item("Forgot nothing, gained" if gained else "Forgot", points(lost).lstrip("+") + " points", sentence)
+    return headline_item(
+        "Forgot nothing, gained" if gained else "Forgot", points(lost).lstrip("+") + " points", sentence
+    )
 
 
-def _item(word: str, value: str, sentence: str) -> dict[str, str]:
+def headline_item(word: str, value: str, sentence: str) -> dict[str, str]:
+    """One of the numbers that come first."""
     return {"word": word, "value": value, "sentence": sentence}
-
-
-def closing(folder: Path) -> str:
-    """A line for the method and for each of its references, and one with the path of the report.
-
-    Args:
-        folder: of a run that came to its end.
-    """
-    runs = Results.load(folder)
-    shown = {str(runs[0].metrics.get("method") or "this method"): runs, **runs.references}
-    width = max(map(len, shown))
-    lines = [f"{name:{width}s}  {_said(distinct(together))}" for name, together in shown.items()]
-    lines += [
-        f"{name} diverged: {run.diverged}" for name, together in shown.items() for run in together if run.diverged
-    ]
-    return "\n".join([*lines, f"report: {folder / 'report.html'}"])
-
-
-def _said(runs: Sequence[Result]) -> str:
-    runs = [run for run in runs if run.finished] or runs
-    prefix = runs[0].prefix
-    loss_only = runs[0].metrics.get(prefix + "average_accuracy") is None
-    items = [item for item in headline(runs, prefix, loss_only) if item["value"] != "–"]
-    seeds = f"  ({len(runs)} seeds)" if len(runs) > 1 else ""
-    return "   ".join(f"{item['word'].lower()} {item['value']}" for item in items) + seeds

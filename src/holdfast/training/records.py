@@ -110,9 +110,11 @@ class Window:
         self.first: float | None = None
         self.right: int | None = None
 
-    def add(self, outputs: Tensor | None, targets: Tensor) -> None:
-        """Keep one step's outputs and targets; nothing is computed yet."""
+    def add(self, outputs: Tensor | None, targets: Tensor, fresh: Tensor | None = None) -> None:
+        """Keep one step's outputs and targets, of the rows that are `fresh`; nothing is computed yet."""
         if outputs is not None and outputs.dim() == 2 and not targets.is_floating_point():
+            if fresh is not None:
+                outputs, targets = outputs[fresh.to(outputs.device)], targets[fresh.to(targets.device)]
             self._outputs.append(outputs.detach())
             self._targets.append(targets)
         self.steps += 1
@@ -125,7 +127,7 @@ class Window:
             self.first = max((abs(float(value)) for value in logged), default=None)
         hits, accuracy = self._hits(), None
         if hits is not None:
-            accuracy = hits.float().mean().item()
+            accuracy = hits.float().mean().item() if len(hits) else None
             self.right = (self.right or 0) + int(hits.sum())
         self._learner.logged.clear()
         self._outputs.clear()

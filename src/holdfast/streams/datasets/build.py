@@ -24,6 +24,8 @@ from holdfast.streams.tables import rng
 Kind = Literal["classification", "regression"]
 Layout = Literal["auto", "hw", "chw", "hwc", "tokens"]
 VARIABLE = "HOLDFAST_DATA"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's red, green and blue, from 0 to 1, that its networks were trained with."""
 
 FOUR_FILES = (
     "It holds the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and"
@@ -122,7 +124,7 @@ def finish(
     class_names: Sequence[str],
     kind: Kind = "classification",
     scale: float | None = None,
-    normalise: bool = False,
+    normalise: bool | Literal["imagenet"] = False,
     crop: int = 0,
     flip: bool = False,
     tokens: bool = False,
@@ -140,7 +142,9 @@ def finish(
     if isinstance(first, Tensor) and not tokens:
         counts = not first.is_floating_point() and first.dtype != torch.uint8
         divisor = (1.0 if counts else 255.0) if scale is None else scale
-        mean, std = statistics(known or train, divisor) if normalise else (None, None)
+        mean, std = statistics(known or train, divisor) if normalise is True else (None, None)
+        if normalise == "imagenet":
+            mean, std = list(IMAGENET[0]), list(IMAGENET[1])
         prepare = Prepare(mean, std, divisor, crop, flip)
     classes = 0 if kind == "regression" else len(class_names)
     return Dataset(name, train, test, classes, shape, tuple(class_names), prepare, kind)
