@@ -304,7 +304,7 @@ def make_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].split(". ")[0].split(" with arguments")[0].rstrip(".")
         raise ConfigError(f"device: this machine has no {name!r} ({reason}). Write device=cpu.") from None
     return device
 

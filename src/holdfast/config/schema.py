@@ -165,9 +165,13 @@ def _composition() -> type[BaseModel]:
     )
 
 
+MOST_SEEDS = 10_000
+"""Seeds that a number may be short for."""
+
+
 def count(value: Any) -> Any:
     """A number of seeds is short for 0, 1, 2, ..."""
-    return list(range(value)) if type(value) is int and value > 0 else value
+    return list(range(value)) if type(value) is int and 0 < value <= MOST_SEEDS else value
 
 
 @kinds.cached

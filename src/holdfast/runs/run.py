@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -136,7 +137,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                 )
             try:
                 if not _ended(place):
-                    with suppress(Diverged):  # the log says why, and so do the report and the state of the run
+                    with suppress(Diverged), explained(place):  # the log says why, and so do report and state
                         _train(place, where, part, quiet)
                 state = derive(place)
             except BaseException as error:
@@ -171,6 +172,40 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
             raise
         raise HoldfastError(
             f"could not write in {folder}: {error.strerror}. Make room; `holdfast resume {folder}` then goes on."
+        ) from error
+
+
+TRACEBACK = "traceback.txt"
+"""In a run folder: where in the code a run failed that torch, or a part of another package, broke off."""
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """What torch or a part of another package raises, as an error in a sentence; the traceback goes into the folder.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        HoldfastError: instead of an error that is none of ours.
+    """
+    try:
+        yield
+    except (HoldfastError, ImportError, OSError):
+        raise
+    except Exception as error:
+        (folder / TRACEBACK).write_text(traceback.format_exc())
+        frames = traceback.extract_tb(error.__traceback__)
+        outside = next((one for one in reversed(frames) if "holdfast" not in one.filename), frames[-1])
+        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".") or "no reason given"
+        advice = "Give values that fit: `holdfast list KIND NAME` says what they mean."
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "Write a smaller trainer.batch_size, or trainer.eval_batch_size."
+        elif "optim" in Path(outside.filename).parts:
+            advice = "Change the optimizer's or the scheduler's values."
+        raise HoldfastError(
+            f"training failed in {Path(outside.filename).name}: {type(error).__name__}: {reason}. {advice} Where it"
+            f" happened stands in {folder / TRACEBACK}."
         ) from error
 
 

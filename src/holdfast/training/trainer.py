@@ -102,6 +102,9 @@ class Trainer(Settings, Bound):
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            told = f"methods.{self.method}()" if isinstance(self.method, str) else "methods.er(capacity=200)"
+            raise ConfigError(f"the trainer got {self.method!r:.60} as its method. Give one: Trainer({told}, ...).")
         super().__post_init__()
         self._stop = False
         self._session: Session | None = None
