@@ -138,7 +138,7 @@ def stand_in(monkeypatch):
     """The functions of `experiments` replaced: each call is kept, and may raise."""
     import holdfast.runs.opened as show
     import holdfast.runs.run as run
-    import holdfast.runs.words as closing
+    import holdfast.runs.opened as closing
 
     monkeypatch.setattr(closing, "closing", lambda folder: f"report: {folder}/report.html")
     calls = []
