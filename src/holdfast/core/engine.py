@@ -189,7 +189,8 @@ class Engine:
         with self.services.forward.autocasting():
             outputs, extras = self.forward(batch)
             loss = self.criterion(outputs, batch.targets, batch.inputs)
-        return Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
+        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras)
+        return now.stamped(step, self.index)
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""

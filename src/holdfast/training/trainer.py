@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast.core.criteria import mismatch
 from holdfast.core.engine import Engine
-from holdfast.core.errors import ConfigError, UsageError
+from holdfast.core.errors import ConfigError, UsageError, renamed
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.method import Method
 from holdfast.core.needs import TRAINER
@@ -67,6 +67,9 @@ class Trainer(Settings, Bound):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compile:
+            renamed("compile=True", 'capture="compile"')
+            self.capture, self.compile = "compile", False
         self._stop = False
         self._session: Session | None = None
 
