@@ -18,13 +18,15 @@ from holdfast.core.tape import Alias, alias_of
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 HOOKS = frozenset(
-    f"_{when}{which}_hooks{more}"
+    f"_{when}_hooks{more}"
     for when in ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "load_state_dict_post")
-    for which in ("",)
-    for more in ("_with_kwargs", "_always_called")
+    for more in ("", "_with_kwargs", "_always_called")
 )
-PASSING = {"Services": frozenset({"now", "logged", "generators"})}
-"""By class: attributes that the loop sets anew before each step, or that only decisions change."""
+PASSING = {
+    "Services": frozenset({"now", "logged", "generators"}),
+    "Trainable": frozenset({"optimizer", "on_growth"}),
+}
+"""By class: attributes that the loop sets anew before each step, that only decisions change, or that lead to loops."""
 
 
 class Held(NamedTuple):
@@ -59,12 +61,17 @@ class Held(NamedTuple):
             now.put(self.tensor)
 
 
-def held_by(roots: Mapping[str, object]) -> dict[str, Held]:
+def held_by(roots: Mapping[str, object], without: Sequence[object] = ()) -> dict[str, Held]:
     """Path -> what stands there, for all that can be reached from `roots`.
 
     Modules, containers, closures, and objects of any class that is not of a library are walked into; data sets are not.
+
+    Args:
+        roots: by name.
+        without: objects that are not walked into.
     """
     walk = _Walk()
+    walk.seen.update({id(one): one for one in without})
     for name, root in roots.items():
         walk.into(root, name, None)
     return walk.found

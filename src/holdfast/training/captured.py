@@ -62,13 +62,25 @@ class Rates:
         """`move`, with a note of where on the tape it stands."""
 
         def noted() -> Any:
-            self._tape = tape()
-            start = 0 if self._tape is None else len(self._tape.nodes)
+            record = self._tape = tape()
+            if record is None:
+                return move()
+            start, before = len(record.nodes), len(record.problems)
             out = move()
-            self._moved = (start, 0 if self._tape is None else len(self._tape.nodes))
+            self._moved = (start, len(record.nodes))
+            if len(record.problems) > before:
+                record.problems[before:] = [self._sentence()]
             return out
 
         return noted
+
+    def _sentence(self) -> str:
+        name, group = type(self._optimizer()).__name__, self.groups[0]
+        if "fused" in group:
+            return f"{name} counts its steps on the host; with optimizer.fused=true it does so on the device"
+        if "capturable" in group and group["params"][0].device.type == "cuda":
+            return f"{name} counts its steps on the host; with optimizer.capturable=true it does so on the device"
+        return f"{name} reads its own values on the host"
 
     def mark(self, tape: Tape) -> None:
         """Mark the rates on a tape."""
@@ -154,10 +166,10 @@ def leaves_of(batch: Batch) -> list[Tensor]:
 
 def roots_of(engine: Engine, optimizer: torch.optim.Optimizer | None) -> dict[str, object]:
     """Everything that a step may change, by name."""
-    return {
-        **{operation.name: operation for operation in engine.method},
+    return {  # what operations share comes first: it is told by the same path at any moment of a step
         "learner": engine.services,
         "optimizer": {} if optimizer is None else optimizer.state,
+        **{operation.name: operation for operation in engine.method},
     }
 
 
@@ -199,8 +211,9 @@ class Captured:
             lambda: roots_of(session.engine, session.optimization.optimizer),
             Decisions(session.device, dtype),
             self._ready,
-            self.rates.mark,
+            self._mark,
             self.rates.baked,
+            (session, session.engine, session.learner, session.optimization, session.records, session.ranks, self),
         )
         self.tally = session.records.window.tally = Tally(session.device)
         self.reasons: list[str] = []
@@ -248,6 +261,7 @@ class Captured:
         self._left -= 1
         start = time.perf_counter()
         if self.reasons:
+            self.recordings.counts["plain"] += 1
             return self._as_written(batch, now, weight, last)
         if batch.task is None:
             batch.task = engine.services.forward.task
@@ -295,16 +309,19 @@ class Captured:
         finally:
             optimization.move, services.logged = move, logged
 
-    def _ready(self, tape: Tape) -> Callable[[], None]:
+    def _mark(self, tape: Tape) -> None:
+        self.rates.mark(tape)
         every_step = self.session.current.scheduler_every == "step" and self.session.optimization.scheduler is not None
-        if self.how == "compile":
-            self._judge()
         if self.rates.constant and every_step:
             name = type(self.session.optimization.optimizer).__name__
-            self.reasons = [
+            tape.problems.append(
                 f"the scheduler changes the learning rate at every step, and the step of {name} has it as a constant;"
-                " write optimizer.fused=true where there is that, or SGD"
-            ]
+                " fused optimisers (optimizer.fused=true) and SGD do not"
+            )
+
+    def _ready(self, tape: Tape) -> Callable[[], None]:
+        if self.how == "compile":
+            self._judge()
         return runner(self.how, tape, self.rates.numbers)
 
     def _judge(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from holdfast.core.decide import recorded_by
-from holdfast.core.tape import Tape, Watch, differences, line
+from holdfast.core.tape import Tape, Watch, alias_of, differences, line
 from holdfast.core.walk import PLAIN, Held, held_by
 
 T = TypeVar("T")
@@ -23,6 +24,18 @@ WARM = 2
 
 MOST = 16
 """Recordings of batches of one shape that differ in what the host decided; more would hardly ever be run again."""
+
+WAITING = 4
+"""Steps recorded once that are kept, with all their tensors, until an equal one comes."""
+
+PATIENCE = 4
+"""Steps that could not be captured, none that could between them, after which no more are recorded for a while."""
+
+UNLIKE = 32
+"""Steps in a row that were recorded and were not like any before, after which no more are recorded for a while."""
+
+PAUSE = 100
+"""Steps of the first such while; each is twice as long as the one before."""
 
 AUDIT = 1000
 """Runs of a recording after which the step is recorded once more, and compared."""
@@ -46,9 +59,14 @@ class Decision(NamedTuple):
     @property
     def guard(self) -> Hashable:
         """What a step must have in common with this one to be run as this one was."""
-        if isinstance(self.value, Tensor):
-            return (self.value.shape, self.value.dtype)
-        return (type(self.value), tuple(self.value) if isinstance(self.value, list) else self.value)
+        return guard_of(self.value)
+
+
+def guard_of(value: Any) -> Hashable:
+    """What of a decision a recording is good for: any tensor of its shape and any number, or one branch."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.dtype) if value.dim() or not value.is_floating_point() else float
+    return float if type(value) is float else (type(value), tuple(value) if isinstance(value, list) else value)
 
 
 class Decisions:
@@ -70,7 +88,7 @@ class Decisions:
         self.noted: list[Decision] | None = None
         self.excused: set[str] = set()  # what decisions of this recording changed, and ...
         self.ever: set[str] = set()  # ... those of all
-        self.look: Callable[[], dict[str, Held]] = dict
+        self.look: Callable[[], dict[str, Held]] | None = None  # at what decisions may change; None to let them
         self.watch: Watch | None = None
         self._inside = False
 
@@ -79,7 +97,7 @@ class Decisions:
         if self._inside:
             return make()
         if self.noted is None:
-            value = self.made.popleft() if self.made else make()
+            value = self._make(make)
             return value.to(device) if isinstance(value, Tensor) and device is not None else value
         value = self._make(make)
         code = getattr(make, "__code__", None)
@@ -96,12 +114,13 @@ class Decisions:
     def _make(self, make: Callable[[], T]) -> T:
         if self.made:
             return self.made.popleft()  # type: ignore[no-any-return]
-        assert self.watch is not None
+        if self.look is None:
+            return make()
         with _disable_current_modes():
             before = self.look()
             self._inside = True
             try:
-                with self.watch.decision():
+                with nullcontext() if self.noted is None or self.watch is None else self.watch.decision():
                     value = make()
             finally:
                 self._inside = False
@@ -135,7 +154,8 @@ class Recording:
         decisions: in order.
         baked: numbers of the host that stand in it and are not asked for again.
         run: runs it.
-        after: puts tensors where the step leaves them.
+        read: the storages of all that it reads.
+        after: puts tensors where the step leaves them, by path.
         outputs: what its function returned.
         runs: how often it was run.
     """
@@ -146,6 +166,7 @@ class Recording:
     outputs: Any = None
     run: Callable[[], None] | None = None
     after: list[tuple[str, Callable[[Tensor], None], Tensor]] = field(default_factory=list)
+    read: frozenset[int] = frozenset()
     runs: int = 0
 
     @property
@@ -163,12 +184,12 @@ class Recordings:
         ready: makes of a tape what runs it.
         mark: marks the numbers on a tape that are asked for at each run.
         baked: the numbers of the host that are not.
-        wait: seconds or steps are no matter; False runs every step as written.
+        without: objects that hold nothing that a step changes.
 
     Attributes:
         counts: steps that ran `plain`, were `recorded`, and were `run` as recorded.
         problems: why steps were not captured, in the order in which that was noticed.
-        off: whether no more is recorded.
+        resting: for how many more steps nothing is recorded.
     """
 
     def __init__(
@@ -178,15 +199,16 @@ class Recordings:
         ready: Callable[[Tape], Callable[[], None]],
         mark: Callable[[Tape], None] = lambda tape: None,
         baked: Callable[[], Hashable] = lambda: None,
+        without: Sequence[object] = (),
     ) -> None:
         self.roots = roots
         self.decisions = decisions
         self.ready = ready
         self.mark = mark
         self.baked = baked
+        self.without = without
         self.counts = {"plain": 0, "recorded": 0, "run": 0}
         self.problems: list[str] = []
-        self.off = False
         self.forget()
 
     def forget(self) -> None:
@@ -195,7 +217,12 @@ class Recordings:
         self.waiting: dict[Hashable, list[Recording]] = {}
         self.seen: dict[Hashable, int] = {}
         self.refused: dict[Hashable, int] = {}
-        self.off = False
+        self.failed, self.unlike, self.pauses, self.resting = 0, 0, 0, 0
+        self._prefix: Hashable = None
+
+    def look(self) -> dict[str, Held]:
+        """What stands where now."""
+        return held_by(self.roots(), self.without)
 
     # One step --------------------------------------------------------------------------------------------
 
@@ -224,13 +251,20 @@ class Recordings:
         self.seen[key] = self.seen.get(key, 0) + 1
         if fits is not None:
             fits.runs += 1
-        elif self.off or self.seen[key] <= WARM or len(self.kept.get(key, [])) >= MOST:
+        elif self._is_left(key):
+            self.resting = max(0, self.resting - 1)
             return self._plainly(as_written)
         return self._record(key, body, fed, fits)
+
+    def _is_left(self, key: Hashable) -> bool:
+        """Whether the step is made as written, and no recording of it is tried."""
+        tried = self.refused.get((key, self._prefix), 0) > 1
+        return tried or self.resting > 0 or self.seen[key] <= WARM or len(self.kept.get(key, [])) >= MOST
 
     def _fitting(self, kept: list[Recording]) -> Recording | None:
         """Make this step's decisions, and find the recording that they fit."""
         baked = self.baked() if kept else None
+        self._prefix = None
         left, made = [one for one in kept if one.baked == baked], []
         while left:
             whole = next((one for one in left if len(one.decisions) == len(made)), None)
@@ -242,13 +276,15 @@ class Recordings:
             place = len(made)
             value = left[0].decisions[place].make()
             made.append(value)
-            left = [one for one in left if _guards(one.decisions[place], value)]
-        self.decisions.made.extend(made)  # by the step that is made in another way
+            left = [one for one in left if one.decisions[place].guard == guard_of(value)]
+        self.decisions.made.extend(made)  # for the step that is made in another way
+        if kept:
+            self._prefix = (baked, tuple(guard_of(value) for value in made))
         return None
 
     def _plainly(self, as_written: Callable[[], Any]) -> Any:
-        before = held_by(self.roots()) if self.kept or self.waiting else None
-        self.decisions.noted = None
+        before = self.look() if self.kept or self.waiting else None
+        self.decisions.noted, self.decisions.look = None, self.look if before is not None else None
         with recorded_by(self.decisions):
             out = as_written()
         self.counts["plain"] += 1
@@ -258,13 +294,8 @@ class Recordings:
 
     def _stay_valid(self, before: Mapping[str, Held]) -> None:
         """Put back the tensors that recordings work on where a plain step put others in their places."""
-        used = {
-            group
-            for ones in (*self.kept.values(), *self.waiting.values())
-            for one in ones
-            for group in (one.tape.groups[number] for number in one.tape.external)
-        }
-        after = held_by(self.roots())
+        used = {group for ones in (*self.kept.values(), *self.waiting.values()) for one in ones for group in one.read}
+        after = self.look()
         others = {path for path in changed(before, after) if path not in self.decisions.ever}
         moved = [path for path in others if path in before and before[path].alias is not None]
         replaced = [path for path in moved if before[path].alias[0] in used]  # type: ignore[index]
@@ -282,8 +313,8 @@ class Recordings:
         """Make the step while it is recorded; after the second of two that agree it can be run again."""
         decisions, tape = self.decisions, Tape()
         decisions.noted, decisions.excused, decisions.watch = [], set(), Watch(tape)
-        decisions.look = lambda: held_by(self.roots())
-        before = held_by(self.roots())
+        decisions.look = self.look
+        before = self.look()
         try:
             with recorded_by(decisions), torch.autograd.set_multithreading_enabled(False), decisions.watch, tape:
                 out = body()
@@ -302,9 +333,13 @@ class Recordings:
         if match is not None and not problems:
             problems = self._disagreements(match, made, fed) or self._torn(made)
         if problems:
-            self._refuse((key, made.guards), problems, fits)
+            self._refuse((key, self._prefix), problems, fits)
         elif fits is None and match is None:
+            self.unlike += 1
+            if self.unlike == UNLIKE and waiting:
+                self._refuse((key, None), [_unlike(waiting[-1], made)], None, rest=True)
             waiting.append(made)
+            del waiting[:-WAITING]
         elif fits is None and match is not None:
             waiting.remove(match)
             match.tape.release()
@@ -314,6 +349,7 @@ class Recordings:
             tape.nodes = kept_nodes  # to compare with later
             tape.release()
             self.kept.setdefault(key, []).append(made)
+            self.failed = self.unlike = 0
         return out
 
     def _disagreements(self, one: Recording, other: Recording, fed: list[Tensor]) -> list[str]:
@@ -328,8 +364,8 @@ class Recordings:
 
     def _write_back(self, made: Recording, before: Mapping[str, Held]) -> list[str]:
         """Let the step leave its results where it found what they replace. Returns what cannot be done so."""
-        tape, after, problems = made.tape, held_by(self.roots()), []
-        read = {tape.groups[number] for number in tape.external}
+        tape, after, problems = made.tape, self.look(), []
+        made.read = read = frozenset(tape.groups[number] for number in tape.external)
         paths = changed(before, after) - self.decisions.excused
         back = []
         for path in sorted(paths):
@@ -352,6 +388,8 @@ class Recordings:
             if old is not None and old.bare is not None:
                 tape.copy(old.bare, value)
                 old.take(now)
+                if now.put is not None and old.tensor is not None:
+                    made.after.append((path, now.put, old.tensor))
             elif now.put is not None:
                 kept = value.clone()
                 tape.copy(kept, value)
@@ -364,20 +402,37 @@ class Recordings:
         places: dict[str, set[int]] = {}
         for one in every:
             for path, _, kept in one.after:
-                places.setdefault(path, set()).add(kept.untyped_storage().data_ptr())
+                places.setdefault(path, set()).add(int(alias_of(kept)[0]))  # type: ignore[call-overload]
         for path, found in places.items():
-            for one in every:
-                written = {one.tape.groups[number] for node in one.tape.nodes for number in node.writes}
-                read = {t.untyped_storage().data_ptr() for n, t in one.tape.external.items() if one.tape.groups[n] not in written}
-                if len(found) > 1 and found & read:
-                    return [f"{path} is a tensor of another size from step to step, and read before it is replaced"]
+            if len(found) > 1 and any(found & one.read for one in every):
+                return [f"{path} is a tensor of another size from step to step, and read before it is replaced"]
         return []
 
-    def _refuse(self, signature: Hashable, problems: list[str], fits: Recording | None) -> None:
+    def _refuse(
+        self,
+        signature: tuple[Hashable, Hashable],
+        problems: list[str],
+        fits: Recording | None,
+        rest: bool = False,
+    ) -> None:
         self.problems = list(dict.fromkeys([*self.problems, *problems]))
-        self.refused[signature] = self.refused.get(signature, 0) + 1
-        if fits is not None or (self.refused[signature] > 1 and not self.kept):
-            self.kept, self.waiting, self.off = {}, {}, True
+        self.failed += 1
+        if signature[1] is not None:
+            self.refused[signature] = self.refused.get(signature, 0) + 1
+        if rest or fits is not None or self.failed >= PATIENCE:  # after a failed audit nothing here can be trusted
+            self.waiting, self.failed, self.unlike, self.pauses = {}, 0, 0, self.pauses + 1
+            self.kept = {} if fits is not None else self.kept
+            self.resting = PAUSE * 2**self.pauses
+
+
+def _unlike(one: Recording, other: Recording) -> str:
+    """Why two recordings of batches of one shape are not the same step."""
+    if one.baked != other.baked:
+        return "a number of the optimiser changes at every step (a momentum, or a rate that is a constant of its step)"
+    for a, b in zip(one.decisions, other.decisions):
+        if a.guard != b.guard:
+            return f"the host decides otherwise at every step ({b.line})"
+    return "the host makes more decisions at some steps than at others"
 
 
 def replaceable(old: Held, new: Held) -> bool:
@@ -407,13 +462,3 @@ def _set(kept: Tensor, value: Any) -> None:
         kept.copy_(value, non_blocking=True)
     else:
         kept.fill_(value)
-
-
-def _guards(decision: Decision, value: Any) -> bool:
-    """Whether a step with this decision can be run as one with that."""
-    kept = decision.value
-    if isinstance(value, Tensor):
-        return isinstance(kept, Tensor) and (kept.shape, kept.dtype) == (value.shape, value.dtype)
-    if type(value) is float:
-        return isinstance(kept, Tensor) and not kept.dim()
-    return type(kept) is type(value) and bool(kept == value)
