@@ -90,7 +90,9 @@ class _Walk:
         if isinstance(value, PLAIN):
             self.found[path] = Held(value)
             return
-        if id(value) in self.seen or isinstance(value, torch.Generator | type | Data | Experience | Stream):
+        if id(value) in self.seen or type(value) is torch.Generator:
+            return
+        if isinstance(value, type | Data | Experience | Stream):
             return
         self.seen[id(value)] = value
         if isinstance(value, Mapping):
@@ -144,31 +146,41 @@ class _Walk:
     def _object(self, value: object, path: str) -> None:
         passing = PASSING.get(type(value).__name__, frozenset())
         for key, one in list(getattr(value, "__dict__", {}).items()):
-            if key in passing or (isinstance(value, nn.Module) and key in HOOKS):
+            if key in passing or (key in HOOKS and isinstance(value, nn.Module)):
                 continue
 
             def put(new: Tensor, key: str = key) -> None:
                 value.__dict__[key] = new
 
             self.into(one, f"{path}.{key}", put)
-        for kind in type(value).__mro__:
-            if kind.__module__.startswith(LIBRARIES):
-                continue
-            for key in _slots(kind):
-                if key not in passing and hasattr(value, key):
-                    self.into(getattr(value, key), f"{path}.{key}", functools.partial(setattr, value, key))
-            for key, one in list(vars(kind).items()):  # closures that its functions are
-                if isinstance(one, FunctionType) and one.__closure__:
-                    self._function(one, f"{kind.__name__}.{key}")
+        slots, functions = _of_class(type(value))
+        for key in slots:
+            if key not in passing and hasattr(value, key):
+                self.into(getattr(value, key), f"{path}.{key}", functools.partial(setattr, value, key))
+        for function in functions:
+            self.into(function, function.__qualname__, None)
 
 
-LIBRARIES = ("torch", "builtins", "collections", "functools", "typing", "numpy", "itertools", "threading", "_", "abc", "weakref")
+LIBRARIES = (
+    *("torch", "builtins", "collections", "functools", "typing", "numpy", "itertools", "threading", "abc", "weakref"),
+    "_",
+)
+"""Beginnings of the names of modules whose objects hold nothing of a training's."""
 
 
-def _slots(kind: type) -> Sequence[str]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return [name for name in names if not name.startswith("__")]
+@functools.cache
+def _of_class(kind: type) -> tuple[list[str], list[FunctionType]]:
+    """The slots of a class, and those of its functions that are closures."""
+    slots: list[str] = []
+    functions: list[FunctionType] = []
+    for base in kind.__mro__:
+        if base.__module__.startswith(LIBRARIES):
+            continue
+        given = vars(base).get("__slots__", ())
+        slots += [name for name in ((given,) if isinstance(given, str) else given) if not name.startswith("__")]
+        every = [one for one in vars(base).values() if isinstance(one, FunctionType)]
+        functions += [one for one in every if set(one.__code__.co_freevars) - {"__class__"}]
+    return slots, functions
 
 
 def _state_of(value: object) -> object:

@@ -107,7 +107,7 @@ def runner(how: str, tape: Tape, numbers: Numbers) -> Callable[[], None]:
     if how == "tape":
         return program
     feed = with_tensors(program)
-    return _graphed(program, feed) if how == "graph" else _compiled(program, feed)
+    return graphed(program, feed) if how == "graph" else compiled(program, feed)
 
 
 # Numbers of the host as tensors ---------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def _taking_tensors(
 # CUDA graphs and Inductor ---------------------------------------------------------------------------------
 
 
-def _graphed(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
+def graphed(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
     feed()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -183,7 +183,7 @@ def _graphed(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def _compiled(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
+def compiled(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 

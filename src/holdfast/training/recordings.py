@@ -373,7 +373,7 @@ class Recordings:
             if old.bare is None or old.alias is None or now.bare is None:
                 problems.append(f"{path} {_told_of(before, after, path)} in a step, outside of a decision")
                 continue
-            others = any(one.alias is not None and one.alias[0] == old.alias[0] for p, one in after.items() if p != path)
+            others = any(one.alias is not None and one.alias[0] == old.alias[0] for p, one in after.items() if p not in paths)
             if replaceable(old, now) and not others:
                 back.append((path, old, now))
             elif now.put is None or old.alias[0] in read:
