@@ -127,7 +127,6 @@ KINDS = {
         Kind(
             *("schedulers", "scheduler", "torch.optim.lr_scheduler", _subclasses("LRScheduler"), "scheduler", ()),
             supplied=frozenset({"optimizer", "last_epoch", "verbose"}),
-            refused={"ReduceLROnPlateau": "it needs a measured value at every step, which a configuration cannot name"},
         ),
         Kind(
             *("criteria", "criterion", "torch.nn.functional"),
@@ -135,8 +134,18 @@ KINDS = {
             leading=2,
             made=False,
         ),
-        Kind("sources", "source", "holdfast.core.source", _subclasses("Source", True, True)),
-        Kind("boundaries", "boundary", "holdfast.core.boundary", _subclasses("Boundary", True, True)),
+        Kind(
+            *("sources", "source", "holdfast.sources", _subclasses("Source", True, True), "source", ()),
+            supplied=frozenset({"batch_size", "stream"}),
+            refused={
+                "arrays": "it is made of arrays of Python; in a file they are read by replay",
+                "iterated": "it is made of an object of Python",
+                "queued": "a job says arrival.policy",
+                "window": "a job says arrival.window",
+                "hold_out": "a job says arrival.hold_out",
+            },
+        ),
+        Kind("boundaries", "boundary", "holdfast.boundaries", _subclasses("Boundary", True, True), "boundary"),
         Kind("metrics", "metric", "holdfast.metrics", lambda module: dict(module.METRICS), made=False),
     )
 }

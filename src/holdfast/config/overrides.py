@@ -161,7 +161,7 @@ def is_block(path: Sequence[str]) -> bool:
     """Whether the value at `path` is chosen by a `name`."""
     return (
         (len(path) == 1 and path[0] in kinds.BLOCKS)
-        or tuple(path) == ("stream", "dataset")
+        or tuple(path) in (("stream", "dataset"), ("source", "stream"), ("source", "stream", "dataset"))
         or (len(path) == 3 and tuple(path[:2]) in (("stream", "datasets"), ("method", "operations")))
     )
 

@@ -64,6 +64,8 @@ def _model_of(kind: str, name: str, inside: bool) -> type[BaseModel]:
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
     if kind == "streams" and not inside:
         fields |= _dataset_fields(parameters(function))
+    if kind == "sources" and any(parameter.name == "stream" for parameter in parameters(function)):
+        fields["stream"] = (block("streams"), Field(description="whose experiences arrive one after another"))
     for parameter in kinds.configurable(kind, function):
         if kind == "streams" and parameter.name == "of":
             fields["of"] = (_inner_stream() | None, Field(None, description=parameter.doc))
@@ -198,7 +200,16 @@ def job_model() -> type[BaseModel]:
     seeds: Any = Annotated[several | None, BeforeValidator(count)]  # type: ignore[valid-type]
     criteria: Any = Literal[tuple(kinds.names("criteria"))]  # type: ignore[valid-type]
     fields: Fields = {
-        "stream": (block("streams"), Field(description="the experiences, in order")),
+        "stream": (block("streams") | None, Field(None, description="the experiences, in order; or a source")),
+        "source": (block("sources") | None, Field(None, description="where endless batches come from; or a stream")),
+        "boundary": (
+            block("boundaries") | None,
+            Field(None, description="of a source: who says that one experience ended and the next began"),
+        ),
+        "arrival": (
+            _part("arrival", "How batches of a source arrive.", ARRIVAL) | None,
+            Field(None, description="how batches of a source arrive"),
+        ),
         "model": (block("models"), Field(description="what learns")),
         "method": (block("methods"), Field(description="how it learns without losing the old")),
         "optimizer": (block("optimizers"), Field(description="any of torch.optim, by its torch name")),
@@ -241,6 +252,38 @@ def job_model() -> type[BaseModel]:
     }
     return create_model("job", __config__=STRICT, __doc__="A continual-learning job of Holdfast.", **fields)
 
+
+ARRIVAL: Fields = {
+    "policy": (
+        Literal["auto", "none", "block", "drop", "reservoir"],
+        Field(
+            "auto",
+            description="what happens while training is slower than the source: the source waits (block), rows are"
+            " dropped and counted (drop), seen rows are drawn again and no unseen one is lost (reservoir); none reads"
+            " without a queue; auto is block for what is live",
+        ),
+    ),
+    "capacity": (int | None, Field(None, ge=1, description="of the queue, in batches (64); in rows of a reservoir")),
+    "timeout": (float | None, Field(None, gt=0, description="seconds to wait for a batch; null for the source's own")),
+    "on_failure": (
+        Literal["raise", "end"],
+        Field("raise", description="whether a source that fails is an error, or an end"),
+    ),
+    "watermark": (int | None, Field(None, ge=1, description="rows in a reservoir before the first batch")),
+    "window": (
+        int | None,
+        Field(
+            None, ge=1, description="newest rows that batches are drawn from at random; null takes them as they come"
+        ),
+    ),
+    "min_steps": (int, Field(1, ge=1, description="with a window: steps between two arrivals, at least")),
+    "max_steps": (int, Field(3, ge=1, description="with a window: steps after an arrival, at most; then it waits")),
+    "after_end": (int, Field(0, ge=0, description="with a window: further steps after the source ended")),
+    "hold_out": (float, Field(0.0, ge=0, lt=1, description="share of the rows never trained on, to be asked about")),
+    "observe_every": (int, Field(200, ge=1, description="batches between two looks at rows held out and memory")),
+    "observe_rows": (int, Field(1000, ge=1, description="rows held out that are kept, at most")),
+}
+"""The keys of the block `arrival`."""
 
 CHANGES = 'what is different in some experiences: {"0": {"epochs": 5}, "2-": {...}}, or a list with one entry for each'
 

@@ -51,6 +51,7 @@ class Step:
         extras: side results of *this* forward (masks, chosen prompts, outputs of appended rows).
         weight: the factor of `loss` in the total. An operation that averages its term with the current
             loss, instead of adding to it, lowers this (`step.weight *= 1 - share`).
+        fresh: `[rows]` bool, which rows are trained on for the first time; None: all of them.
     """
 
     inputs: Tree
@@ -62,6 +63,7 @@ class Step:
     progress: float | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
+    fresh: Tensor | None = None
 
 
 class _WatchedNow(Now):

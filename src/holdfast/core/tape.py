@@ -21,7 +21,15 @@ aten = torch.ops.aten
 READS = frozenset({"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"})
 SIZES = frozenset(
     f"aten::{name}"
-    for name in ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "nonzero_static")
+    for name in (
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "bincount",
+        "nonzero_static",
+    )
 )
 MOVES = frozenset({"aten::set_", "aten::resize_", "aten::resize_as_"})
 BATCH_NORMS = frozenset({"aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"})
@@ -35,9 +43,9 @@ UNSEEN = (TORCH, "<", *(os.path.join(PACKAGE, *name.split("/")) for name in RECO
 
 
 class Ref(NamedTuple):
-    """The value of number `index` on the tape."""
+    """The value of that number on the tape."""
 
-    index: int
+    number: int
 
 
 class Live(NamedTuple):
@@ -48,7 +56,7 @@ class Live(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One call: of `func`, with the numbers of what it made (-1 for what is no tensor) and of what it wrote in place."""
+    """One call of `func`: what it made (-1 for what is no tensor) and what it wrote in place, by number."""
 
     func: OpOverload
     args: tuple[Any, ...]
@@ -58,13 +66,14 @@ class Node(NamedTuple):
     where: str
 
 
-Alias = tuple[object, ...]
+Alias = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Storage, offset, shape, strides and dtype."""
 
 
 def alias_of(tensor: Tensor) -> Alias:
     """What two tensors have in common that are the same values; only while somebody holds one of them."""
     storage = tensor.untyped_storage()
-    return (storage._cdata, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+    return (storage._cdata, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
 
 def line() -> str:
@@ -88,7 +97,7 @@ def leaves(value: object) -> list[Any]:
 
 def refs(node: Node) -> list[int]:
     """The numbers of the values that a call reads."""
-    return [one.index for one in leaves((node.args, node.kwargs)) if isinstance(one, Ref)]
+    return [one.number for one in leaves((node.args, node.kwargs)) if isinstance(one, Ref)]
 
 
 class Tape(TorchDispatchMode):
@@ -135,7 +144,7 @@ class Tape(TorchDispatchMode):
         given, named = tree_map_only(Tensor, lambda t: Ref(self._note(t, True)), (args, kwargs))
         out = func(*args, **kwargs)
         if name == "aten::lift_fresh":
-            self._constants.setdefault(given[0].index, args[0].clone())
+            self._constants.setdefault(given[0].number, args[0].clone())
         if self._is_constant(name, given, args, out):
             self._constants[self._note(out, True)] = out.clone()
             return out
@@ -176,7 +185,7 @@ class Tape(TorchDispatchMode):
         """Whether a call brings a value written down in Python to the device, which needs not be done again."""
         if name != "aten::_to_copy" or not isinstance(out, Tensor):
             return False
-        return given[0].index in self._constants and args[0].device.type != out.device.type
+        return given[0].number in self._constants and args[0].device.type != out.device.type
 
     def _examine(self, name: str, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> None:
         """Note what could not be done again as it was."""
@@ -211,9 +220,9 @@ class Tape(TorchDispatchMode):
         for position, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = given[position] if position < len(given) else named.get(argument.name)
-                written += [one.index for one in leaves(value) if isinstance(one, Ref)]
+                written += [one.number for one in leaves(value) if isinstance(one, Ref)]
         if name in BATCH_NORMS and args[5]:  # the schema does not say that the statistics move
-            written += [given[i].index for i in (3, 4) if isinstance(given[i], Ref)]
+            written += [given[i].number for i in (3, 4) if isinstance(given[i], Ref)]
         return tuple(written)
 
     # Afterwards ------------------------------------------------------------------------------------------

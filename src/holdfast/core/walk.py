@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
 from typing import NamedTuple
 
@@ -153,7 +153,7 @@ class _Walk:
                 value.__dict__[key] = new
 
             self.into(one, f"{path}.{key}", put)
-        slots, functions = _of_class(type(value))
+        slots, functions = _of_class(type(value))  # type: ignore[arg-type]
         for key in slots:
             if key not in passing and hasattr(value, key):
                 self.into(getattr(value, key), f"{path}.{key}", functools.partial(setattr, value, key))
@@ -169,10 +169,11 @@ LIBRARIES = (
 
 
 @functools.cache
-def _of_class(kind: type) -> tuple[list[str], list[FunctionType]]:
+def _of_class(kind: Hashable) -> tuple[list[str], list[FunctionType]]:
     """The slots of a class, and those of its functions that are closures."""
     slots: list[str] = []
     functions: list[FunctionType] = []
+    assert isinstance(kind, type)
     for base in kind.__mro__:
         if base.__module__.startswith(LIBRARIES):
             continue

@@ -38,6 +38,7 @@ class Remember(Operation):
         Remember(capacity=200, bytes=None, policy='reservoir')
     """
 
+    asks = "nothing"
     fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"
@@ -83,4 +84,5 @@ class Remember(Operation):
 
     def observe(self, step: Step, learner: Services) -> None:
         """Insert the step's current rows."""
-        self._memory.add(rows_of(step, learner))
+        if step.fresh is None or bool(step.fresh.any()):
+            self._memory.add(rows_of(step, learner))

@@ -139,6 +139,7 @@ class RememberDiverse(Operation):
         RememberDiverse(capacity=200, compare=10)
     """
 
+    asks = "loss"
     fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"
@@ -164,6 +165,8 @@ class RememberDiverse(Operation):
     def observe(self, step: Step, learner: Services) -> None:
         """Score the step's current rows and offer them to the memory."""
         assert self._insertion is not None
+        if step.fresh is not None and not bool(step.fresh.any()):
+            return
         rows = rows_of(step, learner)
         self._insertion.incoming = self._scores(rows, learner)
         self._memory.add(rows)

@@ -14,7 +14,7 @@ from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.metrics.statistics import Spread, named
 from holdfast.metrics.table import METRICS
 from holdfast.runs.result import Result, Results
-from holdfast.runs.seeds import distinct, measures
+from holdfast.runs.words import distinct, measures
 
 NOT_THE_EXPERIMENT = (
     *("seed", "seeds", "references", "folders", "tags", "experiment_name", "threads", "checkpoint", "folder"),

@@ -22,7 +22,7 @@ from holdfast.runs.plots import (
     so_far,
 )
 from holdfast.runs.result import Result
-from holdfast.runs.seeds import mean_matrix
+from holdfast.runs.words import mean_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +88,16 @@ def draw(
         caption = "Mean accuracy on what was learned so far, beside the references (joint training only has an end)."
         figure = so_far({"this method": table, **tables}, names)
         found.insert(1, Plot("references_over_time", figure, "Beside the references", caption))
+    found += training_plots(runs)
+    found += _class_plots(runs, names)
+    if classes:
+        found.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
+    return found
+
+
+def training_plots(runs: Sequence[Result]) -> list[Plot]:
+    """The terms of the loss, and the learning rate where it moves."""
+    found = []
     lines = curves(runs[0].log)
     of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
     if lines["terms"]:
@@ -96,9 +106,6 @@ def draw(
     if len({rate for rate in lines["lr"] if rate is not None}) > 1:
         caption = f"The rate of the steps before each point{of}; upright lines part the experiences."
         found.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
-    found += _class_plots(runs, names)
-    if classes:
-        found.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
     return found
 
 

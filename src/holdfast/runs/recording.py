@@ -1,11 +1,16 @@
-"""What goes on around a training that leaves a run folder: log, loggers, checkpoints, signals, and what is derived."""
+"""What goes on around a training that leaves a run folder: log, checkpoints, signals, the model layer by layer."""
 
 from __future__ import annotations
 
+import contextlib
+import cProfile
+import io
 import json
 import math
 import os
+import pstats
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +22,87 @@ from torch import nn
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.experience import Stream
-from holdfast.metrics.log import LOG_NAME, write_json
+from holdfast.metrics.log import LOG_NAME, replace_file, write_json
 from holdfast.metrics.matrix import accuracy_matrix, write_matrix
 from holdfast.runs.folder import MODEL, CheckpointFolder, save_tensors
 from holdfast.runs.loggers import Loggers
 from holdfast.runs.result import METRICS_FILE, Result
+
+MODEL_FILE, PROFILE_FILE = "model.txt", "profile.txt"
+ROWS = 60
+"""Most rows of a profile."""
+
+
+def summarise(model: nn.Module) -> list[tuple[str, str, int, int]]:
+    """Name, kind, parameters and trainable parameters of each layer that has some of its own.
+
+    Args:
+        model: any module.
+
+    Example:
+        >>> summarise(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+        [('0', 'Linear', 9, 9)]
+    """
+    rows = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            trainable = sum(p.numel() for p in own if p.requires_grad)
+            rows.append((name or "model", type(module).__name__, sum(p.numel() for p in own), trainable))
+    return rows
+
+
+def text(model: nn.Module, stream: Stream) -> str:
+    """The summary as a table, with totals."""
+    rows = summarise(model)
+    width = max([len(name) for name, *_ in rows], default=5)
+    kinds = max([len(kind) for _, kind, *_ in rows], default=4)
+    lines = [f"{name:<{width}}  {kind:<{kinds}}  {count:>12,}" for name, kind, count, _ in rows]
+    total, trainable = (sum(int(row[place]) for row in rows) for place in (2, 3))
+    inputs = " x ".join(map(str, stream.input_shape))
+    lines.append(f"{total:,} parameters, {trainable:,} trainable; inputs {inputs}, {stream.classes} classes in all")
+    if any("Growing" in kind or "Task" in kind or "Cosine" in kind for _, kind, *_ in rows) or not rows:
+        lines.append("the head grows with the classes")
+    return "\n".join(lines) + "\n"
+
+
+def write_summary(folder: Path, model: nn.Module, stream: Stream, quiet: bool) -> None:
+    """Write `model.txt`, and say in one line what it holds unless quiet."""
+    content = text(model, stream)
+    replace_file(folder / MODEL_FILE, content)
+    if not quiet:
+        sys.stderr.write(content.splitlines()[len(summarise(model))] + "\n")
+
+
+@contextlib.contextmanager
+def profiled(kind: str | None, folder: Path) -> Iterator[None]:
+    """Measure what happens inside.
+
+    Args:
+        kind: `simple` by Python function, `pytorch` by torch operation, None for nothing.
+        folder: gets `profile.txt`, also when the run is interrupted.
+    """
+    if kind is None:
+        yield
+    elif kind == "simple":
+        profile = cProfile.Profile()
+        try:
+            with profile:
+                yield
+        finally:
+            text = io.StringIO()
+            pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(ROWS)
+            replace_file(folder / PROFILE_FILE, text.getvalue())
+    else:
+        import torch
+
+        with torch.profiler.profile() as traced:
+            try:
+                yield
+            finally:
+                traced.stop()
+                table = traced.key_averages().table(sort_by="self_cpu_time_total", row_limit=ROWS)
+                replace_file(folder / PROFILE_FILE, table + "\n")
 
 
 class Journal:
@@ -104,6 +185,7 @@ class Recording:
         config: of the run; kept with each checkpoint and given to loggers.
         loggers: the entries of `loggers`, or objects with `write(values, step)` and `close()`.
         checkpoint: arguments of `CheckpointFolder`.
+        card: of the stream; kept with each checkpoint, so that the model can be asked without the data.
 
     Attributes:
         journal: the log.
@@ -116,6 +198,7 @@ class Recording:
         config: dict[str, Any],
         loggers: Sequence[Any] = (),
         checkpoint: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.journal = Journal(folder / LOG_NAME)
@@ -124,7 +207,7 @@ class Recording:
         except BaseException:
             self.journal.close()
             raise
-        self._about = (config, dict(checkpoint or {}))
+        self._about = (config, dict(checkpoint or {}), card)
 
     def record(self, event: dict[str, Any]) -> None:
         """Write an event to the log, and its numbers to the loggers."""
@@ -140,9 +223,9 @@ class Recording:
         Returns:
             The state of the newest checkpoint, None where there is none.
         """
-        config, settings = self._about
+        config, settings, card = self._about
         self.checkpoints = CheckpointFolder(
-            self.folder / "checkpoints", **settings, lines=self.journal.settle, config=config
+            self.folder / "checkpoints", **settings, lines=self.journal.settle, config=config, card=card
         )
         loaded = self.checkpoints.load()
         if self.journal.lines:

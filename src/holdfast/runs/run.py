@@ -15,11 +15,13 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
+from holdfast.config.messages import refuse
+from holdfast.config.trial import disagreements
 from holdfast.core.errors import Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
-from holdfast.runs.assemble import job_key, make_trainer, restore
-from holdfast.runs.diagnostics import profiled, write_summary
+from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
+from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
     drop_leftovers,
@@ -32,13 +34,13 @@ from holdfast.runs.folder import (
     write_info,
 )
 from holdfast.runs.loggers import specified
+from holdfast.runs.on_source import train_on_source
 from holdfast.runs.predict import evaluated
-from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
+from holdfast.runs.recording import Recording, derive, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
-from holdfast.runs.seeds import write_against
-from holdfast.runs.several import learn_too, with_others
+from holdfast.runs.words import write_against
 
 
 def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
@@ -60,12 +62,21 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     job = job if isinstance(job, Job) else validated(job)
     config = job.config
     job.make_device()
+    job.check_weights()
+    if len(job.parts()) > 1:  # the last would be refused when the others have been trained for hours
+        refuse(disagreements(job))
     specified(config["loggers"])
 
     def work() -> Path:
         folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
-        about = {"command": command, "versions": versions(), "started": time.time()}
+        about: dict[str, Any] = {
+            "command": command,
+            "versions": versions(),
+            "started": time.time(),
+            "started_in": str(Path.cwd()),
+        }
+        about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
         return _work(folder, job, quiet)
 
@@ -118,6 +129,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     command=info.get("command"),
                     versions=info.get("versions"),
                     started=time.time(),
+                    started_in=info.get("started_in"),
                     tags=part.config["tags"],
                     **_keyed(part.config),
                     **plugins.recorded(place),
@@ -168,11 +180,15 @@ def _ended(place: Path) -> bool:
 
 def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     """One method, one seed: train from the start or from the newest checkpoint, to the end."""
+    if job.learns_from_source:
+        train_on_source(folder, job, quiet)
+        return
     config = job.config
     stream = job.make_stream()
     model = job.make_model(stream)
-    stream = with_features(stream, model, config["device"])
-    with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
+    card = card_of(stream)
+    stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
+    with Recording(folder, config, config["loggers"], config["checkpoint"], card) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):
             seconds = _learn(part, job, stream, model, recording, quiet)
@@ -205,13 +221,16 @@ def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
     Args:
         where: the folder of a single run (with several seeds: one of its `seed-*` folders), a checkpoint file, or the
             address of one.
-        split: `test` or `validation`.
+        split: `test` or `validation`, of the data that the run was trained on.
 
     Returns:
         `{"experiences": [evaluate events], "average_accuracy": ..}`.
+
+    Raises:
+        DataError: where the data are not there any more; `runs.predict.measured` takes others.
     """
     restored = restore(where)
-    return evaluated(restored.engine, restored.stream, split, restored.trainer.eval_batch_size)
+    return evaluated(restored.engine, restored.with_data(), split, restored.trainer.eval_batch_size)
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from holdfast.metrics.summary import compute
 from holdfast.metrics.table import METRICS
 from holdfast.runs.report import page
 from holdfast.runs.result import Result, Results, found_runs
-from holdfast.runs.seeds import over_runs
-from holdfast.runs.words import spread_of
+from holdfast.runs.words import over_runs, spread_of
 
 SWEEP = "sweep.json"
 

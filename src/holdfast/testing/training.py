@@ -295,7 +295,7 @@ def captured(subject: MethodSubject) -> None:
         " decides anew at a step (draws, counters, schedules, branches) goes through `learner.decide(...)`; what cannot"
         " be done so says why in `captured`.",
     )
-    check_equal_memories(*trainers, f"`{name}` with recorded steps")
+    check_equal_memories(trainers[0], trainers[1], f"`{name}` with recorded steps")
     told = [event for event in trainers[1].events if event["event"] == "capture"]
     steps = sum(event["captured"] + event["recorded"] + event["as_written"] for event in told)
     expect(steps == trainers[0].engine.index, f"`{name}` made {trainers[0].engine.index} steps, and {steps} recorded.")

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from holdfast.core.batch import Batch
 from holdfast.core.engine import Engine
 from holdfast.core.step import Now, Step
-from holdfast.core.tape import Live, Tape, aten
+from holdfast.core.tape import Live, Ref, Tape, alias_of, aten, leaves
 from holdfast.core.tree import tree_map
 from holdfast.training.programs import runner
 from holdfast.training.recordings import WARM, Decisions, Recordings
@@ -27,8 +27,6 @@ COLD, LATER = 18.0, 5.0
 
 SAVED = 0.4
 """Part of a step's time that compiling was seen to save."""
-
-RATES = ("alpha", "lr")
 
 
 class Rates:
@@ -84,15 +82,15 @@ class Rates:
 
     def mark(self, tape: Tape) -> None:
         """Mark the rates on a tape."""
-        group_of = {parameter.untyped_storage()._cdata: i for i, g in enumerate(self.groups) for parameter in g["params"]}
+        group_of = {
+            parameter.untyped_storage()._cdata: i for i, g in enumerate(self.groups) for parameter in g["params"]
+        }
         marked = set()
         start, end = self._moved if self._tape is tape else (0, 0)
         for position in range(start, end):
             node = tape.nodes[position]
-            first = node.args[0] if node.args else None
-            while isinstance(first, list | tuple) and not hasattr(first, "index") or (isinstance(first, list) and first):
-                first = first[0]
-            group = None if first is None or not hasattr(first, "index") else group_of.get(tape.groups[first.index])
+            first = next(iter(leaves(node.args)), None)
+            group = group_of.get(tape.groups[first.number]) if isinstance(first, Ref) else None
             if group is None:
                 continue
             rate, kwargs = self.groups[group]["lr"], node.kwargs
@@ -292,7 +290,7 @@ class Captured:
     def _as_written(self, batch: Batch, now: Now, weight: float, last: bool) -> Step:
         session = self.session
         step = session.engine.step(batch, now, session.update, weight, last)
-        session.records.window.add(step.outputs, step.targets)
+        session.records.window.add(step.outputs, step.targets, batch.fresh)
         return step
 
     def _body(self, static: Batch, now: Now, last: bool) -> None:

@@ -18,13 +18,14 @@ from holdfast.core.experience import Batch, Tree
 from holdfast.core.learner import Criterion
 from holdfast.core.method import Method
 from holdfast.core.needs import ENDLESS, ENDLESS_WITH_BOUNDARY
+from holdfast.core.operation import snake_case
 from holdfast.core.source import Iterated, Source, as_source
 from holdfast.core.step import Step
-from holdfast.training.bound import Bound
 from holdfast.training.checks import check_head, check_targets, check_values
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.export import exported, hooks_of
 from holdfast.training.loop import Loop, arriving
+from holdfast.training.observations import Observations
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory
 from holdfast.training.phases import Phases
 from holdfast.training.precision import Precision, recompilable
@@ -32,6 +33,7 @@ from holdfast.training.records import NoProgress, make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import Settings
 from holdfast.training.state import Saver, around, from_continual, random_state, restore, set_random, state_of
+from holdfast.training.trainer import Bound
 
 CLOSELY = 3
 """Batches whose values are looked at in the beginning; that waits for the device."""
@@ -64,9 +66,13 @@ class StreamTrainer(Bound):
         log_every: batches between two records.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
-        record: called with each event, a mapping of plain values: `train`, and `gap` where a source could not go back.
+        record: called with each event, a mapping of plain values: `train`, `boundary`, and `gap` where a source could
+            not go back.
         progress: whether to draw a progress bar, or the terminal to draw it on.
         checkpoints: where to keep states to resume from.
+        observe_every: batches between two looks at rows that a source holds out (`holdfast.sources.HoldOut`), at what
+            the memory holds, and at what the source counts, each an event; None for none.
+        observe_rows: rows held out that are kept for it, at most, each with equal probability.
         seed: of every random choice, those of dropout and the like too.
         device: where to train; default: where the model is.
 
@@ -113,6 +119,8 @@ class StreamTrainer(Bound):
         record: Callable[[dict[str, Any]], None] | None = None,
         progress: bool | TextIO = False,
         checkpoints: Checkpoints | None = None,
+        observe_every: int | None = None,
+        observe_rows: int = 1000,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
@@ -148,6 +156,8 @@ class StreamTrainer(Bound):
         )
         check_head(self.learner.head, boundary)
         self.session.position.phase = "training"
+        if observe_every is not None:
+            self.session.observations = Observations(self.session, observe_every, observe_rows)
         if checkpoints is not None and boundary is not None:
             boundary.state()  # what cannot be saved is refused now, and not at the first checkpoint
         if scheduler is not None:
@@ -187,6 +197,9 @@ class StreamTrainer(Bound):
         session.started, session.late = time.perf_counter() - position.clock, False
         with make_bar(session.method.name, self.progress) as session.bar:
             self._follow(source, None if steps is None else begun + steps)
+            if session.observations is not None and position.step > begun:
+                session.write_window()
+                session.observations.look()
         position.clock, session.bar = session.seconds, NoProgress()
         return position.step - begun
 
@@ -226,6 +239,8 @@ class StreamTrainer(Bound):
                 step = loop.steps(batches, None, session.update if plain else self._learn) or step
             if close and session.update.parts:
                 session.update.finish()
+            if session.stop:  # while it waited for a batch: a step would have seen it
+                loop.saver.save()
         return step
 
     def _learn(self, step: Step, weight: float, last: bool) -> None:
@@ -239,9 +254,23 @@ class StreamTrainer(Bound):
             check_targets(step.targets, step.outputs, self.learner.criterion, ignored)
         if phases.boundary is not None and phases.cross(step, between=not session.update.parts):
             session.position.experience = self.learner.experience
+            if session.position.experience > 0:
+                self._note_boundary(phases.boundary)
         if phases.watches_classes:
             phases.see(step)
         session.update(step, weight, last)
+
+    def _note_boundary(self, boundary: Boundary) -> None:
+        """Record that an experience begins with the batch that is being trained on."""
+        position = self.session.position
+        self.session.records.write(
+            event="boundary",
+            experience=position.experience,
+            step=self.engine.index,
+            samples=position.samples,
+            boundary=snake_case(type(boundary).__name__),
+            **boundary.reason(),
+        )
 
     @contextlib.contextmanager
     def _around(self) -> Iterator[None]:
@@ -318,6 +347,8 @@ class StreamTrainer(Bound):
     @stop.setter
     def stop(self, stop: bool) -> None:
         self.session.stop = stop
+        if stop and self.session.source is not None:
+            self.session.source.halt()  # it may be waiting for a batch
 
     @property
     def _phases(self) -> Phases:
@@ -334,8 +365,7 @@ class StreamTrainer(Bound):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain values: what `checkpoints` are given."""
-        waiting = len(self.session.update.parts)
-        if waiting:
+        if waiting := len(self.session.update.parts):
             raise UsageError(
                 f"the state was asked for after {waiting} of {self.session.settings.accumulate} accumulated batches."
                 " Save it between steps."

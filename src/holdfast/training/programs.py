@@ -78,7 +78,7 @@ class Program:
 
         def filled(one: Any) -> Any:
             if isinstance(one, Ref):
-                return values[one.index]
+                return values[one.number]
             return numbers[one.name] * one.factor if isinstance(one, Live) else one
 
         for node, dropped in zip(self.nodes, self.dropped):
@@ -144,13 +144,11 @@ def with_tensors(program: Program) -> Callable[[], None]:
     return feed
 
 
-def _taking_tensors(
-    node: Node, live: Live, program: Program, tensor_of: Callable[[Live, Tensor], Ref]
-) -> list[Node]:
+def _taking_tensors(node: Node, live: Live, program: Program, tensor_of: Callable[[Live, Tensor], Ref]) -> list[Node]:
     """`p += alpha * g` as `p += g * tensor`, which rounds as often; a fused optimiser with a rate that is a tensor."""
 
     def like(ref: Ref) -> Tensor:
-        return program.external[ref.index]
+        return program.external[ref.number]
 
     if node.func is aten.add_.Tensor:
         rate = tensor_of(live, like(node.args[0]))
@@ -159,7 +157,7 @@ def _taking_tensors(
         parts = []
         for target, gradient in zip(*node.args[:2]):
             args = (target, gradient, tensor_of(live, like(target)))
-            parts.append(Node(aten.addcmul_.default, args, {}, (target.index,), (target.index,), node.where))
+            parts.append(Node(aten.addcmul_.default, args, {}, (target.number,), (target.number,), node.where))
         return parts
     overload = node.func._schema.name.split("::")[1]
     rate = tensor_of(live, torch.zeros((), dtype=torch.float32, device=like(node.args[0][0]).device))
@@ -170,6 +168,7 @@ def _taking_tensors(
 
 
 def graphed(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
+    """A program as one CUDA graph; what it records is not run while it is recorded."""
     feed()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -184,13 +183,14 @@ def graphed(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
 
 
 def compiled(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
+    """A program compiled by Inductor, which takes seconds."""
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
     feed()
     module, inputs = as_graph(program)
     with torch.no_grad(), config.patch(fallback_random=True):
-        call = compile_fx(module, inputs)
+        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
 
     def run() -> None:
         feed()
@@ -210,7 +210,7 @@ def as_graph(program: Program) -> tuple[torch.fx.GraphModule, list[Tensor]]:
         inputs.append(tensor)
     for node in program.nodes:
         args, kwargs = tree_map(
-            lambda one: values[one.index] if isinstance(one, Ref) else one, (node.args, node.kwargs), is_leaf=is_value
+            lambda one: values[one.number] if isinstance(one, Ref) else one, (node.args, node.kwargs), is_leaf=is_value
         )
         call = graph.call_function(node.func, args, kwargs)
         returns = node.func._schema.returns

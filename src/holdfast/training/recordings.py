@@ -98,7 +98,9 @@ class Decisions:
             return make()
         if self.noted is None:
             value = self._make(make)
-            return value.to(device) if isinstance(value, Tensor) and device is not None else value
+            if isinstance(value, Tensor) and device is not None:
+                return value.to(device)  # type: ignore[return-value]
+            return value
         value = self._make(make)
         code = getattr(make, "__code__", None)
         where = f"{code.co_filename.rpartition('holdfast/')[2]}:{code.co_firstlineno}" if code else repr(make)
@@ -265,7 +267,7 @@ class Recordings:
         """Make this step's decisions, and find the recording that they fit."""
         baked = self.baked() if kept else None
         self._prefix = None
-        left, made = [one for one in kept if one.baked == baked], []
+        left, made = [one for one in kept if one.baked == baked], list[Any]()
         while left:
             whole = next((one for one in left if len(one.decisions) == len(made)), None)
             if whole is not None:
@@ -298,8 +300,10 @@ class Recordings:
         after = self.look()
         others = {path for path in changed(before, after) if path not in self.decisions.ever}
         moved = [path for path in others if path in before and before[path].alias is not None]
-        replaced = [path for path in moved if before[path].alias[0] in used]  # type: ignore[index]
-        if others - set(moved) or not all(path in after and replaceable(before[path], after[path]) for path in replaced):
+        replaced = [path for path in moved if storage_of(before[path]) in used]
+        if others - set(moved) or not all(
+            path in after and replaceable(before[path], after[path]) for path in replaced
+        ):
             self.kept, self.waiting, self.seen = {}, {}, {}
             return
         values = [after[path].bare.clone() for path in replaced]  # type: ignore[union-attr]
@@ -367,16 +371,18 @@ class Recordings:
         tape, after, problems = made.tape, self.look(), []
         made.read = read = frozenset(tape.groups[number] for number in tape.external)
         paths = changed(before, after) - self.decisions.excused
-        back = []
+        back: list[tuple[str, Held | None, Held]] = []
         for path in sorted(paths):
             old, now = before.get(path, Held()), after.get(path, Held())
             if old.bare is None or old.alias is None or now.bare is None:
                 problems.append(f"{path} {_told_of(before, after, path)} in a step, outside of a decision")
                 continue
-            others = any(one.alias is not None and one.alias[0] == old.alias[0] for p, one in after.items() if p not in paths)
+            others = any(
+                one.alias is not None and one.alias[0] == old.alias[0] for p, one in after.items() if p not in paths
+            )
             if replaceable(old, now) and not others:
                 back.append((path, old, now))
-            elif now.put is None or old.alias[0] in read:
+            elif now.put is None or storage_of(old) in read:
                 why = "others hold what it was" if others else "what it was is read"
                 problems.append(f"{path} is replaced in a step by a tensor of another place, while {why}")
             else:  # nobody looks at it before the next one comes
@@ -384,12 +390,12 @@ class Recordings:
         if problems:
             return problems
         values = [tape.fresh(now.bare) for _, _, now in back if now.bare is not None]
-        for (path, old, now), value in zip(back, values):
-            if old is not None and old.bare is not None:
-                tape.copy(old.bare, value)
-                old.take(now)
-                if now.put is not None and old.tensor is not None:
-                    made.after.append((path, now.put, old.tensor))
+        for (path, earlier, now), value in zip(back, values):
+            if earlier is not None and earlier.bare is not None:
+                tape.copy(earlier.bare, value)
+                earlier.take(now)
+                if now.put is not None and earlier.tensor is not None:
+                    made.after.append((path, now.put, earlier.tensor))
             elif now.put is not None:
                 kept = value.clone()
                 tape.copy(kept, value)
@@ -402,7 +408,7 @@ class Recordings:
         places: dict[str, set[int]] = {}
         for one in every:
             for path, _, kept in one.after:
-                places.setdefault(path, set()).add(int(alias_of(kept)[0]))  # type: ignore[call-overload]
+                places.setdefault(path, set()).add(alias_of(kept)[0])
         for path, found in places.items():
             if len(found) > 1 and any(found & one.read for one in every):
                 return [f"{path} is a tensor of another size from step to step, and read before it is replaced"]
@@ -433,6 +439,11 @@ def _unlike(one: Recording, other: Recording) -> str:
         if a.guard != b.guard:
             return f"the host decides otherwise at every step ({b.line})"
     return "the host makes more decisions at some steps than at others"
+
+
+def storage_of(held: Held) -> int | None:
+    """Which memory the tensor that stands somewhere lies in; None for a plain value."""
+    return None if held.alias is None else held.alias[0]
 
 
 def replaceable(old: Held, new: Held) -> bool:

@@ -119,9 +119,11 @@ class Window:
         self.right: int | None = None
         self.tally: Tally | None = None
 
-    def add(self, outputs: Tensor | None, targets: Tensor) -> None:
-        """Keep one step's outputs and targets; nothing is computed yet."""
+    def add(self, outputs: Tensor | None, targets: Tensor, fresh: Tensor | None = None) -> None:
+        """Keep one step's outputs and targets, of the rows that are `fresh`; nothing is computed yet."""
         if outputs is not None and outputs.dim() == 2 and not targets.is_floating_point():
+            if fresh is not None:
+                outputs, targets = outputs[fresh.to(outputs.device)], targets[fresh.to(targets.device)]
             self._outputs.append(outputs.detach())
             self._targets.append(targets)
         self.steps += 1
@@ -136,7 +138,7 @@ class Window:
         terms = {name: (sums.get(name, 0.0) + more.get(name, 0.0)) / self.steps for name in {**sums, **more}}
         hits, accuracy = self._hits(), None
         if hits is not None and right is None:
-            accuracy = hits.float().mean().item()
+            accuracy = hits.float().mean().item() if len(hits) else None
             self.right = (self.right or 0) + int(hits.sum())
         elif right is not None:
             found = right + (0 if hits is None else int(hits.sum()))

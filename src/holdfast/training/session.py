@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast.core.boundary import Boundary
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError
-from holdfast.core.experience import Experience, Stream
+from holdfast.core.experience import Batch, Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import Way
@@ -40,6 +40,25 @@ class Checkpoints(Protocol):
         """Keep `state`."""
 
 
+class Observer(Protocol):
+    """What looks at a training on a source now and then; see `training.observations`."""
+
+    def take(self, batch: Batch) -> None:
+        """Keep what is held out of a batch that arrived."""
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to look, after so many batches."""
+
+    def look(self) -> None:
+        """Record what is seen."""
+
+    def state(self) -> dict[str, Any]:
+        """What `load` restores."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+
+
 @dataclass
 class Position:
     """Where a training stands.
@@ -58,6 +77,7 @@ class Position:
         samples: rows taken of a source.
         right: those of them whose class was predicted before they were trained on; None without classes.
         source: the source's own position.
+        idle: seconds of waiting for a source's batches.
     """
 
     experience: int = 0
@@ -73,6 +93,7 @@ class Position:
     samples: int = 0
     right: int | None = None
     source: dict[str, Any] | None = None
+    idle: float = 0.0
 
     def state(self) -> dict[str, Any]:
         """The fields that have a value, as tensors and plain values."""
@@ -122,6 +143,7 @@ class Session:
         current: the settings of the experience that is trained on.
         update: makes the optimiser's steps under them.
         opened: the experience that is trained on, with the data that the method chose.
+        observations: what is looked at now and then while a source is learned.
         bar: the progress bar.
         stop: set it to end the training after the coming step, with a checkpoint.
         late: whether `max_seconds` are over.
@@ -153,6 +175,7 @@ class Session:
     update: Update = field(init=False)
     opened: Experience | None = None
     captured: Captured | None = None
+    observations: Observer | None = None
 
     @classmethod
     def bind(

@@ -1,4 +1,4 @@
-"""The trainer: a method over a stream of experiences, in a loop as thin as one written by hand."""
+"""The trainer: a model, a method and a stream, from the first experience to the last."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from holdfast.core.criteria import mismatch
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, UsageError, renamed
 from holdfast.core.experience import Experience, Stream
+from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import TRAINER
-from holdfast.training.bound import Bound
 from holdfast.training.evaluation import evaluate_all
 from holdfast.training.export import copied
 from holdfast.training.launch import check_devices, train_together
 from holdfast.training.loop import Loop
+from holdfast.training.optimization import Optimization
 from holdfast.training.precision import recompilable
 from holdfast.training.ranks import ALONE, Ranks
 from holdfast.training.records import make_bar
@@ -30,7 +31,42 @@ from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import ExperienceSettings, Settings, described
 from holdfast.training.state import Saver, around, of_rank, restore, set_random
 
-__all__ = ["Checkpoints", "Trainer"]
+__all__ = ["Bound", "Checkpoints", "Trainer"]
+
+
+class Bound:
+    """The parts of a session that a trainer's user asks for.
+
+    Attributes:
+        session: everything the training works on.
+    """
+
+    session: Session
+
+    @property
+    def engine(self) -> Engine:
+        """The method bound to the model."""
+        return self.session.engine
+
+    @property
+    def learner(self) -> Learner:
+        """The model with its services."""
+        return self.session.learner
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, on its device."""
+        return self.session.model
+
+    @property
+    def optimization(self) -> Optimization:
+        """Optimiser and scheduler."""
+        return self.session.optimization
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the training began, those before an interruption included."""
+        return self.session.seconds
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
