@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,9 +102,17 @@ class Job:
             "criterion": kinds.find("criteria", self.config["criterion"]),
             "seed": self.config["seed"],
             "device": self.make_device(),
-            "compile": self.config["compile"],
             **trainer_arguments(self.block.trainer),
+            **self._compiled(),
         }
+
+    def _compiled(self) -> dict[str, str]:
+        if not self.config["compile"]:
+            return {}
+        logging.getLogger("holdfast").warning(
+            "`compile=true` is written `trainer.capture=compile` now; the old key works until the next release"
+        )
+        return {"capture": "compile"}
 
     def changed(self, **values: Any) -> Job:
         """This job with other plain values at the top, for instance `seed`; they are not checked again."""

@@ -250,7 +250,7 @@ def job_model() -> type[BaseModel]:
             Literal["simple", "pytorch"] | None,
             Field(None, description="writes where the time went to profile.txt: by function, or by torch operation"),
         ),
-        "compile": (bool, Field(False, description="compile the model's forward with torch.compile")),
+        "compile": (bool, Field(False, description="the old name of `trainer.capture=compile`")),
         "checkpoint": (_part("checkpoint", "When to save.", checkpoint), Field(description="when to save")),
         "folders": (_part("folders", "Where runs go.", folders), Field({}, description="where runs go")),
     }
