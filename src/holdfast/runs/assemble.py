@@ -19,12 +19,14 @@ import torch.distributed as dist
 
 from holdfast.config import plugins
 from holdfast.config.check import validated
-from holdfast.config.job import Job, with_features
+from holdfast.config.job import Job, make_model, with_features
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.runs.folder import CONFIG, LAST, load_tensors, read_config, read_info, refuse_objects
+from holdfast.runs.on_source import make_stream_trainer, restored_outline
 from holdfast.training import Trainer
+from holdfast.training.endless import StreamTrainer
 from holdfast.training.launch import together
 from holdfast.training.precision import launched
 from holdfast.training.ranks import Ranks
@@ -52,9 +54,14 @@ class Restored:
 
     config: dict[str, Any]
     stream: Stream
-    trainer: Trainer
+    trainer: Trainer | StreamTrainer
     engine: Engine
     path: Path
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Samples per forward where the model is asked."""
+        return getattr(self.trainer, "eval_batch_size", 512)
 
 
 def job_key(config: Mapping[str, Any]) -> str:
@@ -118,6 +125,8 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     job = validated({**config, **(changes or {})})
+    if job.learns_from_source:
+        return _restored_from_source(job, loaded["state"], checkpoint, folder)
     stream = job.make_stream()
     model = job.make_model(stream)
     trainer = make_trainer(job)
@@ -125,6 +134,14 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     engine = trainer.bind(model, stream, Ranks(count=parts))
     engine.load(loaded["state"]["engine"])
     return Restored(job.config, stream, trainer, engine, checkpoint)
+
+
+def _restored_from_source(job: Job, state: Mapping[str, Any], checkpoint: Path, folder: Path) -> Restored:
+    """The same for a run that learned from a source, which need not be there any more."""
+    outline = restored_outline(job, folder)
+    trainer = make_stream_trainer(job, make_model(job.block.model, outline, job.config["seed"]))
+    trainer.engine.load(state["engine"])
+    return Restored(job.config, outline, trainer, trainer.engine, checkpoint)
 
 
 def is_address(where: str) -> bool:

@@ -144,7 +144,7 @@ def _one_batch(
 
 def batches(restored: Restored, inputs: Sequence[str], task: int | None) -> Iterator[Batch]:
     """Everything that is asked about, in batches."""
-    stream, size = restored.stream, restored.trainer.eval_batch_size
+    stream, size = restored.stream, restored.eval_batch_size
     for one in inputs:
         if one in ("test", "validation") and not Path(one).exists():
             yield from _own(stream, one, size)
