@@ -1,4 +1,4 @@
-"""Toys that several folders of tests share, and figures that cost little where nobody looks at them."""
+"""Toys that several folders of tests share, and reports without figures where nobody looks at them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from holdfast.runs import drawing
+from holdfast.runs import drawing, report
 from holdfast.testing.toys import (
     KeepAt,
     batches,
@@ -41,12 +41,16 @@ def toy() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Figures without room made for their text, except where they are tested: a run spends most of its time on that."""
-    if request.path.name in ("test_report.py", "test_figures.py"):
+def no_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Reports without figures, which take longer to draw than a small run takes, except in files that ask for them.
+
+    A file asks with `FIGURES = True`.
+    """
+    if getattr(request.module, "FIGURES", False):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "LAYOUT", None)
         patch.setattr(drawing, "BOUNDS", None)
+        patch.setattr(report, "draw", lambda *_, **__: [])
         yield

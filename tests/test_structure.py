@@ -24,11 +24,11 @@ TEXTS = [
 
 MOST_FILES, MOST_LINES, MOST_METHODS = 240, 350, 15
 
-FILES_TODAY = 320
+FILES_TODAY = 345
 LONG_TODAY: set[str] = set()
 WIDE_TODAY: dict[str, int] = {}
-PRIVATE_TODAY = 10
-WORDS_TODAY = {"weighed": 0, "Errors:": 14, "ids": 42}
+PRIVATE_TODAY = 0
+WORDS_TODAY = {"weighed": 0, "Errors:": 0, "ids": 0}
 """What is above its limit today; an entry goes when it is no longer needed."""
 
 

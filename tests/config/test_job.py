@@ -69,7 +69,8 @@ def test_references_and_seeds_make_a_method_each_and_validate_nothing_again(made
     done = CliRunner().invoke(cli.app, ["run", *words])
     assert done.exit_code == 0, done.output
     assert made["validation"] == 1
-    assert made["method"] == made["stream"] == made["model"] == 6
+    assert made["method"] == 6
+    assert made["stream"] == made["model"] == 6 + 3  # each method once over stand-ins before the first is trained
 
 
 def test_a_model_for_each_experience_gets_a_method_of_its_own(made, tmp_path):

@@ -127,7 +127,12 @@ WRONG = [
     ({"references": ["joint", "joint"]}, "references.1:", "stands twice"),
     ({"method": {"operations": [*OPERATIONS, {"name": "remember"}]}}, "method.operations.2:", "Give one of the two"),
     ({"optimizer": "LBFGS"}, "optimizer:", "needs a closure"),
-    ({"scheduler": "ReduceLROnPlateau"}, "scheduler:", "needs a measured value"),
+    ({"scheduler": "ReduceLROnPlateau"}, "scheduler:", "the stream holds no validation data out"),
+    (
+        {"scheduler": {"name": "ReduceLROnPlateau", "every": "step"}, "trainer": {"monitor_on": "test"}},
+        "scheduler.every:",
+        "looks at the loss of an epoch",
+    ),
     ({"scheduler": "LambdaLR"}, "scheduler:", "can only be given from Python"),
     ({"stream": {"dataset": "arrays"}}, "stream.dataset:", "can only be given from Python"),
     ({"stream": {"name": "online", "of": {"name": "splitt"}}}, "stream.of.name:", "did you mean 'split'?"),

@@ -1,10 +1,10 @@
-"""The command line: `holdfast run | resume | eval | predict | show | config | convert | list | cache | validate`."""
+"""The command line: `holdfast run`, `search`, `sweep`, `resume`, `eval`, `predict`, `show`, `list` and the like."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +12,8 @@ import typer
 
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
-from holdfast.cli import configurations
+from holdfast.cli import configurations, models, searches
 from holdfast.cli.common import (
-    Checkpoint,
     Folders,
     Job,
     Plugins,
@@ -26,6 +25,7 @@ from holdfast.cli.common import (
     split_words,
     told,
     validated_job,
+    warned,
 )
 from holdfast.core.errors import ConfigError
 
@@ -42,6 +42,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `holdfast` command."""
+    warnings.showwarning = warned
     app()
 
 
@@ -142,48 +143,9 @@ def resume(folder: Run, quiet: Quiet = False, plugin: Plugins = None) -> None:
         told(resume_run(folder, quiet=quiet), quiet)
 
 
-@app.command("eval")
-def evaluate(
-    checkpoint: Checkpoint,
-    split: Annotated[str, typer.Option("--split", help="test or validation.")] = "test",
-    plugin: Plugins = None,
-) -> None:
-    """Evaluate the last checkpoint of a run on every experience."""
-    with reported():
-        plugged(plugin)
-        if split not in ("test", "validation"):
-            raise ConfigError(f"there is no split {split!r} to evaluate on. Write --split test or --split validation.")
-        from holdfast.runs.run import evaluate as evaluate_run
-
-        where = checkpoint if "://" in checkpoint else Path(checkpoint)
-        typer.echo(json.dumps(evaluate_run(where, split), indent=2))
-
-
-@app.command()
-def predict(
-    checkpoint: Checkpoint,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUTS...",
-            help="Images, folders of images, .npy or .npz files, or `test`: the stream's own test data.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for predictions.csv and predictions.png.")] = Path(
-        "predictions"
-    ),
-    task: Annotated[
-        int | None, typer.Option("--task", help="The task, for a model with a head per task.", show_default=False)
-    ] = None,
-    plugin: Plugins = None,
-) -> None:
-    """Predict the class of new inputs with the last checkpoint of a run: a CSV file, and a picture of some of them."""
-    with reported():
-        plugged(plugin)
-        from holdfast.runs.predict import predict as predict_run
-
-        typer.echo(str(predict_run(checkpoint, inputs, out, task=task)))
+app.command("eval")(models.evaluate)
+app.command()(models.predict)
+app.command()(models.export)
 
 
 @app.command()
@@ -226,6 +188,8 @@ def show(
             raise typer.Exit(1)
 
 
+app.command()(searches.search)
+app.command()(searches.sweep)
 app.command("config")(configurations.show_config)
 app.command()(configurations.convert)
 app.command("list")(configurations.list_names)

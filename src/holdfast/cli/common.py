@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,13 +87,16 @@ def launched(changes: list[str], launcher: str) -> tuple[str, list[str]]:
     return (names.get(named[-1], named[-1]) if named else launcher), rest
 
 
-def validated_job(words: list[str] | None, folders: list[Path] | None = None, single: bool = False) -> ValidatedJob:
+def validated_job(
+    words: list[str] | None, folders: list[Path] | None = None, single: bool = False, together: bool = False
+) -> ValidatedJob:
     """The job of a command's arguments: a file first, if the first argument is no `key=value`.
 
     Args:
         words: the arguments.
         folders: of config groups.
         single: whether it is to be one run, so that files that describe a sweep are refused.
+        together: whether its parts are put together over stand-ins for the data, too.
     """
     path, changes = split_words(list(words or []))
     from holdfast.compat.dialects import DIALECTS
@@ -104,7 +107,8 @@ def validated_job(words: list[str] | None, folders: list[Path] | None = None, si
     if single and composition.search is not None:
         keys = ", ".join(composition.search.params)
         raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
-    job = validated(composition.config, path or "")
+    job = validated(composition.config, path or "", together)
+    job.notes = composition.notes
     for note in composition.notes:
         typer.echo(note, err=True)
     return job
@@ -119,12 +123,17 @@ def told(folder: Path, quiet: bool) -> None:
     from holdfast.metrics.log import read_json
 
     if not quiet:
-        from holdfast.runs.words import closing
+        from holdfast.runs.opened import closing
 
         typer.echo(closing(folder), err=True)
     typer.echo(str(folder))
     if read_json(folder / "run.json").get("state") == "diverged":
         raise typer.Exit(1)
+
+
+def warned(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Say a warning as a sentence, without the line of our code that it comes from."""
+    typer.echo(f"warning: {message}", err=True)
 
 
 @contextlib.contextmanager

@@ -140,12 +140,15 @@ def cache(
 
 
 def validate(job: Job = None, config_dir: Folders = None, plugin: Plugins = None) -> None:
-    """Check a configuration without loading anything, and show what it stands for."""
+    """Check a configuration without loading data, and show what it stands for.
+
+    Stream, model and method are put together over stand-ins for the data, so that what is valid can be run.
+    """
     with reported():
         plugged(plugin)
         from holdfast.config.show import summary
 
-        todo = validated_job(job, config_dir)
+        todo = validated_job(job, config_dir, together=True)
         table = empty_table()
         for key, text in summary(todo.config).items():
             table.add_row(key, text)

@@ -13,7 +13,12 @@ from holdfast.config import arrivals, kinds, schema
 from holdfast.config.job import PROTOCOLS, Job, called, check_device_name
 from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
+<<<<<<< HEAD
 from holdfast.config.words import pattern_problem, shown
+=======
+from holdfast.config.trial import disagreements
+from holdfast.config.words import nearest, pattern_problem, shown
+>>>>>>> main
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method
@@ -23,12 +28,14 @@ from holdfast.training.ranks import check_shared
 from holdfast.training.settings import indices
 
 
-def validated(config: Any, source: str = "") -> Job:
+def validated(config: Any, source: str = "", together: bool = False) -> Job:
     """The job that a configuration describes.
 
     Args:
         config: what a file says; every key may be left out.
         source: the file's name, for error messages.
+        together: whether its parts are put together over stand-ins for the data, too (`config.trial`), as a run does
+            it anyway with the data.
 
     Raises:
         ConfigError: with everything that is wrong, each in a sentence with its path.
@@ -44,7 +51,7 @@ def validated(config: Any, source: str = "") -> Job:
         refuse(sentences(error.errors(include_url=False), values), source)
         raise
     job = Job(schema.dump(block), block)
-    refuse(cross_checks(job), source)
+    refuse(cross_checks(job) or (disagreements(job) if together else []), source)
     return job
 
 
@@ -88,6 +95,9 @@ def cross_checks(job: Job) -> list[str]:
     problems += _check_method(job, stream)
     problems += _check_optimizer(block.optimizer) or _check_scheduler(block.optimizer, block.scheduler)
     problems += check_changes(block, stream)
+    if block.scheduler is not None and block.scheduler.name == "ReduceLROnPlateau":
+        found = _check_held_out(stream, "", {**trainer, "scheduler": "ReduceLROnPlateau"}, ("scheduler",))
+        problems += [problem.removeprefix(".") for problem in found]
     problems += check_processes(job)
     problems += _check_references(job, stream)
     problems += check_device_name(config["device"])
@@ -228,6 +238,9 @@ def _check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") ->
     if scheduler is None:
         return []
     function = kinds.find("schedulers", scheduler.name)
+    measured = [0.0] if scheduler.name == "ReduceLROnPlateau" else []
+    if measured and scheduler.every == "step":
+        return [f'{path}.every: got "step", and ReduceLROnPlateau looks at the loss of an epoch. Write every=epoch.']
     size = getattr(scheduler, "given_step_size", 1)
     if isinstance(size, int) and size < 0:
         return [f"{path}.step_size: got {size}, expected a number of at least 1."]
@@ -235,7 +248,7 @@ def _check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") ->
     def moved(**arguments: Any) -> None:
         make = kinds.find("optimizers", optimizer.name)
         made = function(make([torch.nn.Parameter(torch.zeros(1, 1))], **schema.arguments(optimizer)), **arguments)
-        made.step()
+        made.step(*measured)
 
     moved.__name__, moved.__wrapped__ = scheduler.name, function  # type: ignore[attr-defined]
     try:
@@ -283,13 +296,15 @@ def check_changes(block: Any, stream: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _check_held_out(stream: dict[str, Any], path: str, trainer: dict[str, Any]) -> list[str]:
-    if stream.get("validation", 1) not in (0, None):
+def _check_held_out(
+    stream: dict[str, Any], path: str, trainer: dict[str, Any], keys: tuple[str, ...] = ("patience", "restore_best")
+) -> list[str]:
+    if stream.get("validation", 1) not in (0, None) or trainer.get("monitor_on") == "test":
         return []
     return [
         f"{path}.{key}: got {shown(trainer[key])}, but the stream holds no validation data out. "
         "Write stream.validation=0.1."
-        for key in ("patience", "restore_best")
+        for key in keys
         if trainer.get(key)
     ]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,17 @@ from torch import Tensor, nn
 from holdfast.config import kinds, schema
 from holdfast.config.read import as_plain
 from holdfast.config.signatures import parameters
+<<<<<<< HEAD
 from holdfast.config.words import nearest, shown
 from holdfast.core.errors import ConfigError, HoldfastError
+=======
+from holdfast.config.words import shown
+from holdfast.core.errors import ConfigError, DataError, HoldfastError
+>>>>>>> main
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
+from holdfast.streams.dataset import Dataset
 
 PROTOCOLS = ("independent", "random")
 """References that are no methods: a new model for each experience, and one that is never trained."""
@@ -31,10 +38,12 @@ class Job:
     Attributes:
         config: with every default, as plain JSON values: what `config.json` holds.
         block: the same, as validated blocks.
+        notes: what a file of another project means differently here, in sentences.
     """
 
     config: dict[str, Any]
     block: Any
+    notes: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def method(self) -> Method:
@@ -65,15 +74,33 @@ class Job:
         """A new model for the inputs and classes of `stream`."""
         return make_model(self.block.model, stream, self.config["seed"])
 
+    def check_weights(self) -> None:
+        """Ask for the file of weights that the model is to start from, before any data are read.
+
+        Raises:
+            DataError: where it is not there.
+        """
+        model = self.config["model"]
+        weights = model.get("weights")
+        if isinstance(weights, str) and weights != "random" and not Path(weights).exists():
+            raise DataError(
+                f"model.weights: there is no {weights!r}, the weights of {model.get('architecture') or model['name']};"
+                " nothing is downloaded. Write model.weights=FILE, or model.weights=random for random ones."
+            )
+
     def make_device(self) -> torch.device:
         """The device, which may not be on this machine."""
         return make_device(self.config["device"])
 
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Everything that `Trainer` takes from a configuration; the method among it is given away."""
+    def trainer_arguments(self, method: Method | None = None) -> dict[str, Any]:
+        """Everything that `Trainer` takes from a configuration.
+
+        Args:
+            method: to train with; None takes the job's, which is then given away.
+        """
         scheduler = make_scheduler(self.block.scheduler)
         return {
-            "method": self.take_method(),
+            "method": self.take_method() if method is None else method,
             "optimizer": make_optimizer(self.block.optimizer),
             "scheduler": scheduler,
             "scheduler_every": "epoch" if scheduler is None else scheduler.every,
@@ -122,22 +149,22 @@ class Job:
         return found
 
 
-def make_stream(block: Any, seed: int = 0) -> Stream:
+def make_stream(block: Any, seed: int = 0, dataset: Callable[[Any, int, str], Dataset] | None = None) -> Stream:
     """The stream of a validated block, over the data sets it names. Loads data.
 
     Args:
         block: of a stream.
         seed: of the run: takes the place of every seed that is null. A stream whose own `seed` is given does not depend
             on it: its other seeds, where they are null, are what Python takes by default.
+        dataset: makes a data set of its block, a seed and the block's path; default: `make_dataset`.
     """
+    make = make_dataset if dataset is None else dataset
     arguments = schema.arguments(block, "dataset", "datasets", "of")
     fixed = arguments.get("seed") is not None
     if hasattr(block, "dataset"):
-        arguments["dataset"] = make_dataset(block.dataset, seed, "stream.dataset")
+        arguments["dataset"] = make(block.dataset, seed, "stream.dataset")
     elif hasattr(block, "datasets"):
-        arguments["datasets"] = [
-            make_dataset(part, seed, f"stream.datasets.{i}") for i, part in enumerate(block.datasets)
-        ]
+        arguments["datasets"] = [make(part, seed, f"stream.datasets.{i}") for i, part in enumerate(block.datasets)]
     inner = getattr(block, "of", None)
     if inner is not None:
         within = {"dataset": arguments["dataset"], **schema.arguments(inner)}
@@ -155,9 +182,11 @@ def _stream(name: str, arguments: dict[str, Any], seed: int, path: str, fixed: b
     return stream
 
 
-def make_dataset(block: Any, seed: int, path: str) -> Any:
+def make_dataset(block: Any, seed: int, path: str) -> Dataset:
     """The data set of a validated block. Loads data."""
-    return _made("datasets", block.name, schema.arguments(block), seed, path)
+    return _made(  # type: ignore[no-any-return]
+        "datasets", block.name, schema.arguments(block), seed, path
+    )
 
 
 def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
@@ -179,19 +208,23 @@ def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
         return _made("models", block.name, arguments, seed, "model")  # type: ignore[no-any-return]
 
 
-def with_features(stream: Stream, model: nn.Module, device: str = "cpu") -> Stream:
+def with_features(stream: Stream, model: nn.Module, device: str = "cpu", changes: Any = None) -> Stream:
     """The stream that a model with a cache of features learns from: features, each computed once; else the same stream.
 
     Args:
         stream: raw inputs.
-        model: as `make_model` made it; `cache` in its configuration asks for a cache.
+        model: as `make_model` made it; `cache` in its configuration asks for a cache, or allows one.
         device: where the backbone runs over what is not in the cache yet.
+        changes: `trainer.per_experience`; where it augments, the inputs are others each time.
     """
     wanted = getattr(model, "features_cache", None)
     if wanted is None:
         return stream
-    from holdfast.streams.features import cache_features
+    from holdfast.streams.features import augments, cache_features
 
+    entries = (changes or {}).values() if isinstance(changes, dict) else changes or ()
+    if not model.features_needed and (augments(stream) or any((entry or {}).get("augment") for entry in entries)):
+        return stream
     model.to(make_device(device))
     return cache_features(stream, model.backbone[0].frozen, **wanted)  # type: ignore[index, union-attr]
 

@@ -119,7 +119,6 @@ KINDS = {
         Kind(
             *("schedulers", "scheduler", "torch.optim.lr_scheduler", _subclasses("LRScheduler"), "scheduler", ()),
             supplied=frozenset({"optimizer", "last_epoch", "verbose"}),
-            refused={"ReduceLROnPlateau": "it needs a measured value at every step, which a configuration cannot name"},
         ),
         Kind(
             *("criteria", "criterion", "torch.nn.functional"),

@@ -34,7 +34,7 @@ def json_schema() -> dict[str, Any]:
         for name in kinds.names(kind):
             _add(definitions, kind, name)
     properties = job["properties"]
-    for part in ("trainer", "checkpoint", "folders"):
+    for part in ("trainer", "checkpoint", "folders", "arrival"):
         definitions[part] = job["$defs"][part]
     definitions["augment"], definitions["changes"] = job["$defs"]["augment"], job["$defs"]["changes"]
     for key, kind in (("optimizer", "optimizers"), ("scheduler", "schedulers")):
@@ -43,7 +43,7 @@ def json_schema() -> dict[str, Any]:
         definitions["changes"]["properties"][key] = shape
     for key, row in kinds.BLOCKS.items():
         kind = row.plural
-        base = default()[key]
+        base = default().get(key)
         shape = _block(kind)
         if isinstance(base, dict) and base["name"] in kinds.names(kind):
             shape["oneOf"].append(_nameless(definitions[_key(kind, base["name"])]))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Measure = Callable[[Tensor, Tensor], Tensor]
 Likelihood = Literal["softmax", "normal", "bernoulli"]
 """The distribution of the targets whose negative log-likelihood a criterion is, up to a factor and a constant."""
 
@@ -54,6 +56,67 @@ def likelihood(criterion: Callable[..., Tensor]) -> Likelihood | None:
             return None
         return _LIKELIHOODS.get(type(criterion))
     return _LIKELIHOODS.get(criterion)
+
+
+def by_row(criterion: Measure, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each row under a criterion that gives their mean, `[rows]`: one call a row."""
+    rows = range(outputs.shape[0])
+    return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in rows])
+
+
+class Sum:
+    """Losses that add: each is a function of outputs and targets to their mean loss, and one to the loss of each row.
+
+    Example:
+        >>> import torch
+        >>> both = Sum((F.mse_loss, lambda outputs, targets: (outputs - targets) ** 2), (F.l1_loss, torch.sub))
+        >>> both(torch.tensor([3.0]), torch.tensor([1.0])), both.by_row(torch.tensor([3.0]), torch.tensor([1.0]))
+        (tensor(6.), tensor([6.]))
+    """
+
+    def __init__(self, *terms: tuple[Measure, Measure]) -> None:
+        self.terms = terms
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss, a scalar."""
+        first, *others = (measure for measure, _ in self.terms)
+        total = first(outputs, targets)
+        for measure in others:
+            total = total + measure(outputs, targets)
+        return total
+
+    def by_row(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, `[rows]`."""
+        first, *others = (rows for _, rows in self.terms)
+        total = first(outputs, targets)
+        for rows in others:
+            total = total + rows(outputs, targets)
+        return total
+
+
+def position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of a class at each position, where the last dimension of the outputs has the classes.
+
+    Args:
+        outputs: `[rows, ..., classes]`.
+        targets: `[rows, ...]` class indices; -100 counts for nothing.
+
+    Example:
+        >>> import torch
+        >>> position_cross_entropy(torch.zeros(2, 5, 4), torch.ones(2, 5, dtype=torch.int64))
+        tensor(1.3863)
+    """
+    return F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1))
+
+
+def next_position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of each position's outputs under the class of the next position: labels that are the inputs.
+
+    Args:
+        outputs: `[rows, positions, classes]`.
+        targets: `[rows, positions]` class indices; -100 counts for nothing.
+    """
+    return position_cross_entropy(outputs[:, :-1], targets[:, 1:])
 
 
 def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:

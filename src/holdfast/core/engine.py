@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.batch import Batch
-from holdfast.core.criteria import without_classes
+from holdfast.core.criteria import Sum, by_row, without_classes
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Experience
 from holdfast.core.forward import backward, constant
@@ -72,13 +72,18 @@ class Engine:
         for entry_point in ENTRY_POINTS:
             acting = tuple(getattr(operation, entry_point) for operation in method if acts_at(operation, entry_point))
             setattr(self, f"_{entry_point}", acting)
+        self._named_criteria = tuple(
+            (operation.name, operation.criterion) for operation in method if acts_at(operation, "criterion")
+        )
         self._named_losses = tuple(
             (operation.name, operation.loss) for operation in method if acts_at(operation, "loss")
         )
+        before = learner.criterion
         for operation in method:
             operation.bound = True  # type: ignore[assignment]
             operation.to(learner.device)
             operation.setup(learner.services)
+        self._join_criteria(before)
         self._check_memory()
         self._undeclared = Undeclared(method, self.services)
         body = self.services.body
@@ -94,6 +99,17 @@ class Engine:
     _end: tuple[Callable[[Experience, Services], None], ...]
     _predict: tuple[Callable[[Tensor, Tree, Services], Tensor], ...]
     _take_step: tuple[Callable[[Step, Services, torch.optim.Optimizer], None], ...]
+
+    def _join_criteria(self, before: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Losses that add to a criterion of the method add, on replayed data, to the criterion from before.
+
+        Args:
+            before: the learner's criterion before operations were set up.
+        """
+        total = self.services.criterion
+        owned = any(acts_at(operation, "criterion") and not operation.adds for operation in self.method)
+        if isinstance(total, Sum) and owned:
+            self.services.criterion = Sum((before, functools.partial(by_row, before)), *total.terms)
 
     def _check_memory(self) -> None:
         if self.learner.memory is not None:
@@ -216,10 +232,16 @@ class Engine:
         return outputs, extras
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
-        """The current data's loss: the method's own criterion, else the learner's."""
-        if self._criterion:
+        """The current data's loss: the method's own criterion, else the learner's; several add, each in the log."""
+        if not self._criterion:
+            return self.services.criterion(outputs, targets)
+        if len(self._criterion) == 1:
             return self._criterion[0](outputs, targets, inputs, self.services)
-        return self.services.criterion(outputs, targets)
+        losses = []
+        for name, criterion in self._named_criteria:
+            losses.append(criterion(outputs, targets, inputs, self.services))
+            self.services.log(name, losses[-1])
+        return functools.reduce(torch.add, losses)
 
     def backward(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss, backward, gradient edits, observers.
@@ -253,8 +275,16 @@ class Engine:
 
     def finish(self, step: Step) -> None:
         """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
+        self.edit(step)
+        self.observe(step)
+
+    def edit(self, step: Step) -> None:
+        """Gradient edits: the first half of `finish`; an optimiser with a closure asks for several."""
         for edit in self._gradient:
             edit(step, self.services)
+
+    def observe(self, step: Step) -> None:
+        """Observers: the second half of `finish`; the step counts."""
         for observe in self._observe:
             observe(step, self.services)
         self.index += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +94,15 @@ class Operation(nn.Module):
         alone: why it cannot share its batches with other processes; empty where it can.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
+        adds: whether the criterion it brings adds to that of others, instead of being the only one of its method.
         fills: whether it makes the memory of its method and fills it; two that do are refused.
+        lacks: fields that rows of the memory it fills do not have; whoever draws whole rows is refused beside it.
+        joins: whether its memory can stand beside another one of its kind in one method; both are drawn from as one.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
+        asks: what it asks of the model beside the step it gets: its `loss` on other samples (or the softmax of its
+            outputs), its `outputs` only, or `nothing`. A loop that does not call the model's forward can have no other.
+        positions: of an operation that needs class labels: whether it also works where a class stands at each
+            position (segmentation, language models); else such targets are refused before the first step.
         heads: the heads of our models that it works with, by name; empty where it works with all.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
@@ -114,8 +121,13 @@ class Operation(nn.Module):
     scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
     check_arguments: ClassVar[Mapping[str, Any]] = {}
+    adds: ClassVar[bool] = False
     fills: ClassVar[bool] = False
+    lacks: ClassVar[frozenset[str]] = frozenset()
+    joins: ClassVar[bool] = False
     draws: bool = False
+    asks: ClassVar[Literal["loss", "outputs", "nothing"]] = "outputs"
+    positions: ClassVar[bool] = False
     heads: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -140,7 +152,10 @@ class Operation(nn.Module):
         return batch
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
-        """The current data's loss instead of the default one. At most one operation of a method."""
+        """The current data's loss instead of the default one. At most one operation of a method, beside those that add.
+
+        Losses of operations with `adds` are summed; without one that owns the criterion they stand in its place.
+        """
         raise NotImplementedError
 
     def loss(self, step: Step, learner: Services) -> Term | None:

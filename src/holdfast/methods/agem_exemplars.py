@@ -33,6 +33,9 @@ def agem_exemplars(
     return Method(
         GradientProjection(size=size),
         RememberExemplars(
-            capacity=capacity, per_class=None if capacity is not None else per_class, selection=selection
+            capacity=capacity,
+            per_class=None if capacity is not None else per_class,
+            selection=selection,
+            by="experience",
         ),
     )

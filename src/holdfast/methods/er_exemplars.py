@@ -33,6 +33,9 @@ def er_exemplars(
     return Method(
         Replay(size=size, average="experiences"),
         RememberExemplars(
-            capacity=capacity, per_class=None if capacity is not None else per_class, selection=selection
+            capacity=capacity,
+            per_class=None if capacity is not None else per_class,
+            selection=selection,
+            by="experience",
         ),
     )

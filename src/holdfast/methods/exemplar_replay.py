@@ -30,7 +30,10 @@ def exemplar_replay(
     """
     return Method(
         RememberExemplars(
-            capacity=capacity, per_class=None if capacity is not None else per_class, selection=selection
+            capacity=capacity,
+            per_class=None if capacity is not None else per_class,
+            selection=selection,
+            by="experience",
         ),
         MergedReplay(repeat=repeat),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -57,12 +58,13 @@ class Classifier(nn.Module):
         return self.head(self.backbone(*inputs, **named))
 
 
-HeadName = Literal["fixed", "growing", "task", "cosine", "cosine_learnable", "cosine_task"]
-Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"]
+HeadName = Literal["fixed", "growing", "task", "cosine", "cosine_learnable", "cosine_task", "plain_cosine"]
+Activation = Literal["relu", "leaky_relu", "leaky_relu_0.2", "elu", "gelu", "silu", "tanh", "sigmoid"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
+    "leaky_relu_0.2": functools.partial(nn.LeakyReLU, 0.2),
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
@@ -90,20 +92,23 @@ def make_head(name: HeadName, features: int, classes: int, seed: int | None) -> 
     """The head called `name`: "fixed" has all classes from the start, the others start with no outputs and grow.
 
     "growing" and "task" (one set of outputs a task) are linear; "cosine", "cosine_learnable" (its scale is learnt) and
-    "cosine_task" compare directions.
+    "cosine_task" compare directions. "plain_cosine" has all classes from the start too, and no scale: its outputs are
+    the cosines, from -1 to 1.
     """
     if name == "fixed":
         return FixedHead(features, classes)
+    if name == "plain_cosine":
+        return CosineHead(features, classes, scale=1.0, seed=seed)
     if name == "cosine_learnable":
         return CosineHead(features, learnable=True, seed=seed)
     growing = {"growing": GrowingHead, "task": TaskHead, "cosine": CosineHead, "cosine_task": CosineTaskHead}
     if name not in growing:
-        raise ConfigError(unknown("head", name, ["fixed", *growing, "cosine_learnable"]))
+        raise ConfigError(unknown("head", name, ["fixed", *growing, "cosine_learnable", "plain_cosine"]))
     return growing[name](features, seed=seed)
 
 
 def make_activation(name: Activation) -> nn.Module:
-    """The activation called `name`, with torch's own defaults."""
+    """The activation called `name`, with torch's own defaults; "leaky_relu_0.2" has that slope below zero."""
     if name not in _ACTIVATIONS:
         raise ConfigError(unknown("activation", name, _ACTIVATIONS))
     return _ACTIVATIONS[name]()

@@ -41,6 +41,7 @@ class FisherPenalty(Operation):
     one quadratic for all: Huszar 2018, "Note on the quadratic penalties in elastic weight consolidation".
     """
 
+    asks = "loss"
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("importance", "anchor", "constant")

@@ -52,6 +52,7 @@ class GradientConstraints(Operation):
         GradientConstraints(per_experience=256, margin=0.5)
     """
 
+    asks = "loss"
     fills = True
     role = "knowledge retention"
     needs = frozenset({"boundaries"})

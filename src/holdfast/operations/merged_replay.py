@@ -36,6 +36,7 @@ class MergedReplay(Operation):
         ['boundaries', 'replacement']
     """
 
+    asks = "nothing"
     draws = True
     role = "knowledge retention"
     needs = frozenset({"boundaries", "replacement"})

@@ -139,6 +139,7 @@ class RememberDiverse(Operation):
         RememberDiverse(capacity=200, compare=10)
     """
 
+    asks = "loss"
     fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"

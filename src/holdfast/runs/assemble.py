@@ -10,7 +10,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from holdfast.config.job import Job, make_model, with_features
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
+from holdfast.runs.card import card_of, stream_of
 from holdfast.runs.folder import CONFIG, LAST, load_tensors, read_config, read_info, refuse_objects
 from holdfast.runs.on_source import make_stream_trainer, restored_outline
 from holdfast.training import Trainer
@@ -46,17 +47,42 @@ class Restored:
 
     Attributes:
         config: of its run.
-        stream: what it learned.
+        stream: what it learned, without the data, unless the checkpoint is of a version that did not keep its card.
+        card: what the checkpoint says of the stream.
         trainer: that trained it.
         engine: model and method; `engine.predict` asks them.
         path: the checkpoint.
+        job: of the run.
+        started_in: the folder that the run was started in, which its paths begin at; None where nobody says.
     """
 
     config: dict[str, Any]
     stream: Stream
+<<<<<<< HEAD
     trainer: Trainer | StreamTrainer
+=======
+    card: dict[str, Any]
+    trainer: Trainer
+>>>>>>> main
     engine: Engine
     path: Path
+    job: Job
+    started_in: Path | None = None
+
+    def with_data(self) -> Stream:
+        """The stream with its data, which are loaded for it.
+
+        Raises:
+            DataError: where they are not there any more.
+        """
+        try:
+            with inside(self.started_in):
+                return self.job.make_stream()
+        except DataError as error:
+            raise DataError(
+                f"the data of this run cannot be loaded: {error} The model needs none of them: give it data of your"
+                " own, with labels to be measured by."
+            ) from error
 
     @property
     def eval_batch_size(self) -> int:
@@ -123,17 +149,36 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     config = loaded.get("config") or _config_beside(checkpoint)
     folder = checkpoint.resolve().parent.parent
     refuse_objects(config, folder)
-    plugins.check_recorded(read_info(folder).get("plugins", []), folder)
+    info = read_info(folder)
+    plugins.check_recorded(info.get("plugins", []), folder)
+    started_in = Path(info["started_in"]) if info.get("started_in") else None
     job = validated({**config, **(changes or {})})
+<<<<<<< HEAD
     if job.learns_from_source:
         return _restored_from_source(job, loaded["state"], checkpoint, folder)
     stream = job.make_stream()
     model = job.make_model(stream)
+=======
+    card = loaded.get("data") or {}
+    with inside(started_in):  # a model may read files of its own
+        stream = stream_of(card) if "prepare" in card else job.make_stream()
+        model = job.make_model(stream)
+>>>>>>> main
     trainer = make_trainer(job)
     parts = 1 + len(loaded["state"].get("ranks") or [])  # a process's part of the memory has its size
     engine = trainer.bind(model, stream, Ranks(count=parts))
     engine.load(loaded["state"]["engine"])
-    return Restored(job.config, stream, trainer, engine, checkpoint)
+    return Restored(job.config, stream, card or card_of(stream), trainer, engine, checkpoint, job, started_in)
+
+
+@contextlib.contextmanager
+def inside(folder: Path | None) -> Iterator[None]:
+    """Work in another folder for a while, where it is still there."""
+    if folder is None or not folder.is_dir() or folder.resolve() == Path.cwd():
+        yield
+    else:
+        with contextlib.chdir(folder):
+            yield
 
 
 def _restored_from_source(job: Job, state: Mapping[str, Any], checkpoint: Path, folder: Path) -> Restored:
@@ -246,7 +291,7 @@ def _follow(job: Job) -> Path:
 def _learn(job: Job, resume: dict[str, Any] | None) -> None:
     stream = job.make_stream()
     model = job.make_model(stream)
-    stream = with_features(stream, model, job.config["device"])
+    stream = with_features(stream, model, job.config["device"], job.config["trainer"]["per_experience"])
     make_trainer(job).fit(model, stream, resume=resume)
 
 

@@ -15,13 +15,14 @@ from holdfast.core.errors import needs_extra
 from holdfast.metrics.log import LOG_NAME
 from holdfast.metrics.statistics import Spread, named
 from holdfast.metrics.table import METRICS
+from holdfast.runs import source_report
 from holdfast.runs.compare import COLUMNS, Row, gathered, row_of
 from holdfast.runs.report import write_report
 from holdfast.runs.result import METRICS_FILE, Result, Results, found_runs
 from holdfast.runs.source_report import MEASURES, facts, of_source
 from holdfast.runs.source_report import SHARES as PER_CENT
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
-from holdfast.runs.words import mean_matrix, number, spread_of
+from holdfast.runs.words import distinct, headline, mean_matrix, number, spread_of
 
 if TYPE_CHECKING:
     import pandas
@@ -233,16 +234,23 @@ class Run(Result):
         """Outputs of the newest checkpoint for raw inputs, as its method wants them, `[rows, ...]` on the CPU.
 
         Args:
-            inputs: a tensor `[rows, ...]` as the stream's data are.
+            inputs: a tensor `[rows, ...]` as the stream's data are, or a data frame with the columns of the table that
+                was learned.
             task: the task label, for a model with a head for each task.
 
         Raises:
+            ConfigError: for columns that are not there.
             DataError: without a checkpoint, or for a run whose model was an object of Python's.
         """
         from holdfast.runs.assemble import restore
-        from holdfast.runs.predict import outputs
+        from holdfast.runs.inputs import outputs
+        from holdfast.runs.predicted_tables import encoding_of, features_of
+        from holdfast.streams.datasets.tables import read_frame
 
-        return outputs(restore(self.path).engine, inputs, task)
+        restored = restore(self.path)
+        if hasattr(inputs, "columns"):
+            inputs = features_of(read_frame(inputs, "the table"), encoding_of(restored))
+        return outputs(restored.engine, inputs, task)
 
 
 class Runs(Results):
@@ -302,3 +310,36 @@ def open(
     if (path / LOG_NAME).is_file() or (path / METRICS_FILE).is_file():
         return Run(path)
     return Runs(path, [run for place in found_runs([path]) for run in Runs.load(place)])
+
+
+def closing(folder: Path) -> str:
+    """A line for the method and for each of its references, and one with the path of the report.
+
+    Args:
+        folder: of a run that came to its end.
+    """
+    runs = Results.load(folder)
+    shown = {str(runs[0].metrics.get("method") or "this method"): runs, **runs.references}
+    width = max(map(len, shown))
+    lines = [f"{name:{width}s}  {_said(distinct(together))}" for name, together in shown.items()]
+    lines += [
+        f"{name} diverged: {run.diverged}" for name, together in shown.items() for run in together if run.diverged
+    ]
+    return "\n".join([*lines, f"report: {folder / 'report.html'}"])
+
+
+def _said(runs: Sequence[Result]) -> str:
+    runs = [run for run in runs if run.finished] or runs
+    if runs[0].log.start.get("source"):
+        items = source_report.headline(runs)
+    else:
+        items = _headline_of_experiences(runs)
+    items = [item for item in items if item["value"] != "–"]
+    seeds = f"  ({len(runs)} seeds)" if len(runs) > 1 else ""
+    return "   ".join(f"{item['word'].lower()} {item['value']}" for item in items) + seeds
+
+
+def _headline_of_experiences(runs: Sequence[Result]) -> list[dict[str, str]]:
+    prefix = runs[0].prefix
+    loss_only = runs[0].metrics.get(prefix + "average_accuracy") is None
+    return headline(runs, prefix, loss_only)

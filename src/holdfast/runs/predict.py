@@ -1,38 +1,26 @@
-"""What a trained model answers: outputs for inputs, counts of right answers, `predictions.csv` and `.png`."""
+"""What a trained model answers: outputs for inputs, counts of right answers, tables and pictures of predictions."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.core.experience import Stream, tree_map
+from holdfast.core.experience import Stream
 from holdfast.metrics.log import replace_file
 from holdfast.runs.assemble import Restored, restore
-from holdfast.streams.datasets.folders import read_image
+from holdfast.runs.folder import numbered
+from holdfast.runs.inputs import batches, outputs, probabilities
+from holdfast.runs.predicted_tables import TABLES, Scores, is_table, predict_table
 from holdfast.training.evaluation import evaluate
-
-
-def outputs(engine: Engine, inputs: Any, task: int | None = None) -> Tensor:
-    """The outputs for raw inputs as the method wants them, `[rows, ...]` on the CPU, in eval mode.
-
-    Args:
-        engine: of the trained model and its method.
-        inputs: a tensor, a tuple or a mapping of tensors, `[rows, ...]`, as the stream's data are.
-        task: the task label, for a model with a head for each task.
-    """
-    inputs = tree_map(lambda leaf: torch.as_tensor(leaf).to(engine.learner.device), inputs)
-    with engine.evaluating(), torch.inference_mode():
-        return engine.predict(inputs, task).float().cpu()
 
 
 def evaluated(engine: Engine, stream: Stream, split: str, batch_size: int) -> dict[str, Any]:
@@ -65,63 +53,179 @@ def evaluated(engine: Engine, stream: Stream, split: str, batch_size: int) -> di
     return {"experiences": measured, "average_accuracy": sum(accuracies) / len(accuracies) if accuracies else None}
 
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SHOWN = 25
 """Most samples in the picture."""
 
 
-class Batch(NamedTuple):
-    """Some inputs with a name for each, and what is known of them."""
+@dataclass
+class Predictions:
+    """What `predict` wrote, and how right it is where labels are there.
 
-    names: list[str]
-    inputs: Any
-    targets: Tensor | None = None
-    task: int | None = None
+    Attributes:
+        paths: of the files, the table first.
+        rows: how many inputs were answered.
+        scores: of those with a label.
+        notes: sentences about what stands out, for instance words that the model never saw.
+    """
+
+    paths: list[Path]
+    rows: int = 0
+    scores: Scores = field(default_factory=Scores)
+    notes: list[str] = field(default_factory=list)
 
 
 def predict(
-    checkpoint: Path | str, inputs: Sequence[str], out: Path, *, task: int | None = None, device: str | None = None
-) -> Path:
-    """Predict the class of inputs with the newest state of a run.
+    checkpoint: Path | str,
+    inputs: Sequence[str],
+    out: Path | None = None,
+    *,
+    task: int | None = None,
+    device: str | None = None,
+) -> Predictions:
+    """Predict new inputs with the newest state of a run; the data that it was trained on are not needed.
 
     Args:
         checkpoint: run folder, checkpoint file or address.
-        inputs: image files, folders of them, `.npy` or `.npz` arrays `[rows, ...]`, or `test` or `validation` for the
-            stream's own data.
-        out: folder for the two files; made if it does not exist.
+        inputs: tables, image files, folders of them (named by class, they count as labels), `.npy` or `.npz` arrays
+            `[rows, ...]`, or `test` or `validation` for the stream's own data.
+        out: the folder for `predictions.csv` and `predictions.png`, or the file to write; None takes `predictions`, or
+            `predictions-2` and so on where that is taken.
         task: task label of new inputs, for a model with a head per task.
         device: instead of that of the run.
 
     Returns:
-        The path of `predictions.csv`.
+        Where the predictions are, and the scores. A table comes back with its columns and those of the predictions;
+        other inputs give a line each. Labels are the user's, and each class has a column with its probability.
 
     Raises:
         DataError: for inputs that are not there or do not fit the model.
-        ConfigError: for a model with a head per task, without a task.
+        ConfigError: for a model with a head per task, without a task; or where the file to write is there already.
     """
     restored = restore(checkpoint, None if device is None else {"device": device})
     if task is None and restored.engine.learner.multi_head and any(one not in ("test", "validation") for one in inputs):
         raise ConfigError("this model has a head for each task, and new inputs do not say theirs. Write --task 0.")
+    tables = [one for one in inputs if is_table(one)]
+    others = [one for one in inputs if one not in tables]
+    made = Predictions([])
+    targets = _files(out, tables, others)
+    for path in targets.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for one in tables:
+        notes, rows = predict_table(restored, Path(one), targets[one], made.scores, task)
+        made.paths.append(targets[one])
+        made.rows += rows
+        made.notes += notes
+    if others:
+        path = targets[""]
+        samples = _predict_lines(restored, others, path, made, task)
+        made.paths.append(path)
+        if samples:
+            beside = path.with_suffix(".png")
+            replace_file(beside, picture(samples))
+            made.paths.append(beside)
+    return made
+
+
+def measured(checkpoint: Path | str, inputs: Sequence[str], *, task: int | None = None) -> dict[str, Any]:
+    """How right the newest state of a run is on data with labels, by `predict`; nothing is kept.
+
+    Args:
+        checkpoint: run folder, checkpoint file or address.
+        inputs: as `predict` takes them.
+        task: task label of the inputs, for a model with a head per task.
+
+    Returns:
+        `samples`, `accuracy` and `confusion` (label -> answer -> how often); for regression `absolute_error`,
+        `root_squared_error` and `r2`.
+
+    Raises:
+        DataError: where no input has a label.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        made = predict(checkpoint, inputs, Path(folder), task=task)
+    if not made.scores.samples:
+        raise DataError(
+            f"{', '.join(inputs)}: no input has a label to measure by. Give a table with the target's column, an .npz"
+            " with `y`, or a folder with a folder for each class."
+        )
+    return made.scores.measures()
+
+
+def _files(out: Path | None, tables: Sequence[str], others: Sequence[str]) -> dict[str, Path]:
+    """The file for each table, and under "" that for all other inputs; none of them is there yet.
+
+    Raises:
+        ConfigError: where one is.
+    """
+    several = len(tables) + bool(others) > 1
+    if out is not None and out.suffix.lower() in TABLES and not out.is_dir():
+        if several:
+            raise ConfigError(f"--out {out} is one file, and there are several kinds of inputs. Name a folder.")
+        chosen = {tables[0] if tables else "": out}
+    else:
+        folder = out if out is not None else next(one for one in numbered(Path("predictions")) if not one.exists())
+        chosen = {one: folder / _name(one, several) for one in tables}
+        chosen |= {"": folder / "predictions.csv"} if others else {}
+    for path in chosen.values():
+        if path.exists():
+            raise ConfigError(f"{path} exists already, and nothing is overwritten. Choose another --out.")
+    return chosen
+
+
+def _name(table: str, several: bool) -> str:
+    path = Path(table)
+    suffix = ".parquet" if path.suffix.lower() == ".parquet" else ".csv"
+    stem = path.name.split(".")[0]
+    return f"predictions_{stem}{suffix}" if several else f"predictions{suffix}"
+
+
+def _predict_lines(
+    restored: Restored, inputs: Sequence[str], path: Path, made: Predictions, task: int | None
+) -> list[tuple[Tensor, str, bool | None]]:
+    """Write a line for each input that is no row of a table; returns samples for the picture, wrong ones first."""
+    names = restored.stream.class_names
     rows: list[list[Any]] = []
     samples: list[tuple[Tensor, str, bool | None]] = []
+    width = restored.stream.outputs
     for batch in batches(restored, inputs, task):
-        _one_batch(restored, batch, rows, samples)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "predictions.csv"
+        answers = outputs(restored.engine, batch.inputs, batch.task)
+        if not restored.stream.classes:
+            flat = answers.flatten(1)
+            width = flat.shape[1]
+            made.scores.add_numbers(flat, batch.targets)
+            wanted = [[]] * len(flat) if batch.targets is None else batch.targets.flatten(1).tolist()
+            rows += [[name, *values, *told] for name, values, told in zip(batch.names, flat.tolist(), wanted)]
+            continue
+        shares = probabilities(answers, len(names))
+        best = answers.argmax(1).tolist()
+        made.scores.add_classes(best, batch.targets, batch.labels, names)
+        for place, (name, label) in enumerate(zip(batch.names, best)):
+            word = names[label] if label < len(names) else str(label)
+            right = None if batch.targets is None else int(batch.targets[place]) == label
+            given = "" if batch.labels is None else batch.labels[place]
+            told = [round(value, 6) for value in shares[place].tolist()]
+            rows.append(
+                [name, word, told[label] if label < len(told) else "", given, "" if right is None else right, *told]
+            )
+            if len(restored.stream.input_shape) == 3:
+                pixels = batch.inputs[place].reshape(restored.stream.input_shape)
+                words = f"{word} {100 * float(shares[place].max()):.0f}%"
+                samples.append((pixels, words if right is not False else f"{words}, is {given}", right))
+    made.rows += len(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if restored.stream.classes:
-        writer.writerow(["input", "label", "name", "probability", "target", "right"])
+        writer.writerow(["input", "label", "probability", "target", "right", *(f"p({name})" for name in names)])
     else:
-        writer.writerow(["input", *(f"output_{place}" for place in range(len(rows[0]) - 1))])
+        labelled = len(rows[0]) > 1 + width if rows else False
+        columns = [f"output_{place}" for place in range(width)]
+        writer.writerow(["input", *columns, *(f"target_{place}" for place in range(width) if labelled)])
     writer.writerows(rows)
     replace_file(path, text.getvalue())
-    if samples:
-        spread = [samples[place * len(samples) // SHOWN] for place in range(SHOWN)] if len(samples) > SHOWN else samples
-        replace_file(out / "predictions.png", picture(spread))
-    return path
+    return _chosen(samples)
 
 
+<<<<<<< HEAD
 def _one_batch(
     restored: Restored, batch: Batch, rows: list[list[Any]], samples: list[tuple[Tensor, str, bool | None]]
 ) -> None:
@@ -217,6 +321,14 @@ def _image(path: Path, stream: Stream) -> Tensor:
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     top = max(1.0, float(stream[0].train.gather(torch.arange(min(64, len(stream[0].train)))).inputs.max()))
     return pixels * top  # the stream's own numbers run from 0 to `top`
+=======
+def _chosen(samples: list[tuple[Tensor, str, bool | None]]) -> list[tuple[Tensor, str, bool | None]]:
+    """The samples of the picture: wrong ones first, then some of the others, spread evenly."""
+    wrong = [one for one in samples if one[2] is False][:SHOWN]
+    rest = [one for one in samples if one[2] is not False]
+    room = SHOWN - len(wrong)
+    return wrong + (rest if len(rest) <= room else [rest[place * len(rest) // room] for place in range(room)])
+>>>>>>> main
 
 
 def picture(samples: Sequence[tuple[Tensor, str, bool | None]]) -> bytes:

@@ -185,6 +185,7 @@ class Recording:
         config: of the run; kept with each checkpoint and given to loggers.
         loggers: the entries of `loggers`, or objects with `write(values, step)` and `close()`.
         checkpoint: arguments of `CheckpointFolder`.
+        card: of the stream; kept with each checkpoint, so that the model can be asked without the data.
 
     Attributes:
         journal: the log.
@@ -197,6 +198,7 @@ class Recording:
         config: dict[str, Any],
         loggers: Sequence[Any] = (),
         checkpoint: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.journal = Journal(folder / LOG_NAME)
@@ -205,7 +207,7 @@ class Recording:
         except BaseException:
             self.journal.close()
             raise
-        self._about = (config, dict(checkpoint or {}))
+        self._about = (config, dict(checkpoint or {}), card)
 
     def record(self, event: dict[str, Any]) -> None:
         """Write an event to the log, and its numbers to the loggers."""
@@ -221,9 +223,9 @@ class Recording:
         Returns:
             The state of the newest checkpoint, None where there is none.
         """
-        config, settings = self._about
+        config, settings, card = self._about
         self.checkpoints = CheckpointFolder(
-            self.folder / "checkpoints", **settings, lines=self.journal.settle, config=config
+            self.folder / "checkpoints", **settings, lines=self.journal.settle, config=config, card=card
         )
         loaded = self.checkpoints.load()
         if self.journal.lines:

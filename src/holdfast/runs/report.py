@@ -297,10 +297,11 @@ def _origin(info: dict[str, Any]) -> dict[str, Any]:
     if isinstance(command, (list, tuple)):
         command = shlex.join(map(str, command))
     versions = info.get("versions")
-    rest = {key: value for key, value in info.items() if key not in ("command", "versions", "state")}
+    rest = {key: value for key, value in info.items() if key not in ("command", "versions", "state", "translated")}
     return {
         "command": command,
         "versions": versions if isinstance(versions, dict) else {},
+        "translated": info.get("translated") or [],
         "rest": {key: _said(key, value) for key, value in rest.items()},
     }
 

@@ -15,10 +15,17 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
+<<<<<<< HEAD
 from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
+=======
+from holdfast.config.messages import refuse
+from holdfast.config.trial import disagreements
+from holdfast.core.errors import Diverged, HoldfastError, Interrupted
+>>>>>>> main
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
 from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
+from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
     drop_leftovers,
@@ -59,12 +66,21 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     job = job if isinstance(job, Job) else validated(job)
     config = job.config
     job.make_device()
+    job.check_weights()
+    if len(job.parts()) > 1:  # the last would be refused when the others have been trained for hours
+        refuse(disagreements(job))
     specified(config["loggers"])
 
     def work() -> Path:
         folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
-        about = {"command": command, "versions": versions(), "started": time.time()}
+        about: dict[str, Any] = {
+            "command": command,
+            "versions": versions(),
+            "started": time.time(),
+            "started_in": str(Path.cwd()),
+        }
+        about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
         return _work(folder, job, quiet)
 
@@ -117,6 +133,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     command=info.get("command"),
                     versions=info.get("versions"),
                     started=time.time(),
+                    started_in=info.get("started_in"),
                     tags=part.config["tags"],
                     **_keyed(part.config),
                     **plugins.recorded(place),
@@ -173,8 +190,9 @@ def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     config = job.config
     stream = job.make_stream()
     model = job.make_model(stream)
-    stream = with_features(stream, model, config["device"])
-    with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
+    card = card_of(stream)
+    stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
+    with Recording(folder, config, config["loggers"], config["checkpoint"], card) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):
             seconds = _learn(part, job, stream, model, recording, quiet)
@@ -207,18 +225,25 @@ def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
     Args:
         where: the folder of a single run (with several seeds: one of its `seed-*` folders), a checkpoint file, or the
             address of one.
-        split: `test` or `validation`.
+        split: `test` or `validation`, of the data that the run was trained on.
 
     Returns:
         `{"experiences": [evaluate events], "average_accuracy": ..}`.
+
+    Raises:
+        DataError: where the data are not there any more; `runs.predict.measured` takes others.
     """
     restored = restore(where)
+<<<<<<< HEAD
     if restored.config.get("source") is not None:
         raise DataError(
             "this run learned from a source, which has no test data; what it knew of rows held out is in its log. Write"
             f" `holdfast show {where}`, or `holdfast predict {where} FILE`."
         )
     return evaluated(restored.engine, restored.stream, split, restored.eval_batch_size)
+=======
+    return evaluated(restored.engine, restored.with_data(), split, restored.trainer.eval_batch_size)
+>>>>>>> main
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config import plugins
-from holdfast.config.build import resolve
+from holdfast.config.check import validated
 from holdfast.config.compose import DEFAULT, compose
 from holdfast.config.read import Dialect
 from holdfast.config.search import Search, expand
@@ -106,6 +107,7 @@ def planned(
 ) -> list[tuple[list[str], dict[str, Any]]]:
     """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once."""
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    tried: set[str] = set()  # which parts were put together, whatever their optimiser and seed
     keys = [text.split("=", 1)[0].lstrip("+~") for text in changes]
     for typed in expand(changes, folders):
         search = compose(path, typed, folders, dialects).search
@@ -118,7 +120,9 @@ def planned(
                 config["references"] = []
             if search is not None:
                 config = _measured(config)
-            config = resolve(config, " ".join(texts))
+            parts = json.dumps([config.get(key) for key in ("method", "model", "stream", "criterion")], default=str)
+            config = validated(config, " ".join(texts), together=parts not in tried).config
+            tried.add(parts)
             found.setdefault(job_key(config), (texts, config))
     return list(found.values())
 

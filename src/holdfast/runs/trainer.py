@@ -20,6 +20,7 @@ from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
 from holdfast.core.randomness import add_tensor
 from holdfast.metrics.log import Log, write_json
+from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
@@ -33,8 +34,9 @@ from holdfast.runs.folder import (
     versions,
     write_info,
 )
+from holdfast.runs.inputs import outputs
 from holdfast.runs.loggers import specified
-from holdfast.runs.predict import evaluated, outputs
+from holdfast.runs.predict import evaluated
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals, write_summary
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED
@@ -189,7 +191,7 @@ class Trainer(training.Trainer):
     # The run folder ------------------------------------------------------------------------------------
 
     def _train(self, model: nn.Module, stream: Stream, folder: Path, config: dict[str, Any]) -> None:
-        with Recording(folder, config, self.loggers) as recording:
+        with Recording(folder, config, self.loggers, card=card_of(stream)) as recording:
             write_summary(folder, model, stream, quiet=not self.progress)
             state = recording.open(lambda: start_event(self.seed, self.method.name, stream, model))
             self.record, self.checkpoints = recording.record, recording.checkpoints

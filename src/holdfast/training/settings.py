@@ -11,7 +11,7 @@ import torch
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.learner import Criterion
-from holdfast.core.ranges import Count, Positive, Range, check_fields
+from holdfast.core.ranges import Count, NonNegative, Positive, Range, check_fields
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory, optimizer_factory
 from holdfast.training.precision import Precision, check_precision
@@ -39,7 +39,7 @@ class ExperienceSettings:
         epochs: passes over each experience's data.
         iterations: steps per experience instead of epochs (the data is shuffled again whenever it runs out).
         batch_size: current samples per step, of all processes together.
-        drop_last: leave out an epoch's last batch if it is smaller than the others.
+        drop_last: leave out an epoch's last batch if it is smaller than the others; an only batch is kept.
         reset_optimizer: start each experience with a new optimiser, without the momentum of the last.
         scheduler_every: move the scheduler every `step` or every `epoch`.
         clip_norm: largest norm of the whole gradient; larger ones are scaled down to it.
@@ -49,6 +49,10 @@ class ExperienceSettings:
             every epoch.
         patience: end an experience after so many epochs without a better validation accuracy.
         restore_best: end an experience with the weights of the epoch that had the best validation accuracy.
+        monitor: what `patience` and `restore_best` look at: the `accuracy`, or the `loss`, of which less is better.
+        min_delta: by how much it must be better to count.
+        monitor_on: the data it is measured on: `validation`, or the `test` data of all experiences so far. What is
+            chosen on test data looks better than it is; it is there to repeat what was measured so.
 
     Attributes:
         augment: random changes of the training inputs, set by `changed` alone.
@@ -71,6 +75,9 @@ class ExperienceSettings:
     limit_train_batches: Limit | None = None
     patience: Count | None = None
     restore_best: bool = False
+    monitor: Literal["accuracy", "loss"] = "accuracy"
+    min_delta: NonNegative = 0.0
+    monitor_on: Literal["validation", "test"] = "validation"
     augment: Mapping[str, Any] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:

@@ -133,8 +133,10 @@ class Update:
             self.average(self.optimized())
         if self.scaler is not None:
             if unscale:
-                assert self.mover.optimizer is not None
-                self.scaler.unscale_(self.mover.optimizer)
+                optimizer = self.mover.optimizer
+                assert optimizer is not None
+                for one in getattr(optimizer, "optimizers", (optimizer,)):
+                    self.scaler.unscale_(one)
             if not self.finite():
                 return None
         self.engine.finish(step)

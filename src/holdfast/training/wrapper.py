@@ -18,8 +18,8 @@ from holdfast.core.needs import ADVICE, LOOP, LOOP_WITH_BOUNDARY, Way
 from holdfast.training.checks import check_arguments, check_compiled, hook_count, unwrapped
 from holdfast.training.dropin import DropIn
 from holdfast.training.export import Hooks, hooks_of
+from holdfast.training.followed import Followed, Optimizers
 from holdfast.training.forwards import Forwards
-from holdfast.training.optimization import Followed
 from holdfast.training.phases import Phases
 from holdfast.training.ranks import average_unknown
 from holdfast.training.update import Update
@@ -51,8 +51,8 @@ class Continual(DropIn):
     Args:
         model: any module, on its device already; in `DistributedDataParallel` or compiled by `torch.compile` too.
         method: what is done around each step; bound here, once.
-        optimizer: needed by methods that act after it moved, and by models that grow. To change it, assign
-            `cl.optimizer`.
+        optimizer: needed by methods that act after it moved, and by models that grow; a list where several move the
+            model. To change it, assign `cl.optimizer`.
         criterion: the loss on replayed samples, `criterion(outputs, targets)` -> mean; default: cross-entropy.
         boundary: who says that an experience ended: None (you call `begin` and `end`), `Every(steps=...)`, or
             `OnNewClass()`.
@@ -88,7 +88,7 @@ class Continual(DropIn):
         self,
         model: nn.Module,
         method: Method,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         *,
         criterion: Criterion | None = None,
         boundary: Boundary | None = None,
@@ -122,7 +122,7 @@ class Continual(DropIn):
         )
         forwards = Forwards(engine, model, output)
         super().__init__(engine, forwards, phases, update, followed, own_hooks, criterion is not None)
-        self.optimizer = optimizer
+        self.optimizer = optimizer  # type: ignore[assignment]
 
 
 def bound(

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.criteria import likelihood
+from holdfast.core.criteria import Sum, by_row, likelihood
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
 from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Criterion, Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
@@ -116,10 +117,12 @@ def row_losses(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor
         >>> row_losses(torch.nn.functional.mse_loss, torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
         tensor([1., 9.])
     """
+    if isinstance(criterion, Sum):
+        return criterion.by_row(outputs, targets)
     if criterion in _BY_ROW:
         losses: Tensor = criterion(outputs, targets, reduction="none")  # type: ignore[call-arg]
         return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
-    return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in range(outputs.shape[0])])
+    return by_row(criterion, outputs, targets)
 
 
 def ignored_label(criterion: Callable[..., Tensor]) -> int:
@@ -196,22 +199,49 @@ def sum_of_rows(criterion: Callable[..., Tensor], outputs: Tensor, labels: Tenso
 
 
 class OwnCriterion(Operation):
-    """A loss in place of the learner's criterion: for current data, replayed data and evaluation alike."""
+    """A loss in place of the learner's criterion, for current data, replayed data and evaluation alike.
+
+    Several of them in one method add, each with its weight and a line of its own in the log; beside an operation that
+    owns the criterion, such as `MaskedCrossEntropy`, they add to that.
+
+    Args:
+        weight: factor of the loss.
+    """
 
     role = "knowledge incorporation"
     needs = frozenset({"criterion"})
+    adds = True
+
+    def __init__(self, weight: NonNegative = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
 
     def setup(self, learner: Services) -> None:
-        """Put this loss in the learner's place, so that replay and evaluation take it too."""
-        learner.criterion = self.measure
+        """Put this loss in the learner's place, or add it to those that are there, for replay and evaluation too."""
+        others = learner.criterion.terms if isinstance(learner.criterion, Sum) else ()
+        learner.criterion = Sum(*others, (self.weighted, self.weighted_rows))
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
-        """The mean loss of the current rows."""
-        return self.measure(outputs, targets)
+        """The mean loss of the current rows, with its weight."""
+        return self.weighted(outputs, targets)
+
+    def weighted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`measure` with its weight."""
+        loss = self.measure(outputs, targets)
+        return loss if self.weight == 1.0 else self.weight * loss
+
+    def weighted_rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`by_row` with its weight."""
+        losses = self.by_row(outputs, targets)
+        return losses if self.weight == 1.0 else self.weight * losses
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of `outputs` `[rows, ...]` under `targets` `[rows, ...]`, a scalar."""
+
+    def by_row(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, `[rows]`; a subclass without one of its own measures row by row."""
+        return by_row(self.measure, outputs, targets)
 
 
 def inside(outputs: Tensor) -> Tensor:

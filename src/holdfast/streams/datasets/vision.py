@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
+from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import torch_dataset
@@ -102,6 +103,7 @@ def idx(
     )
 
 
+@declares(inputs="images", shape=(1, 28, 28), classes=10, rows=(60_000, 10_000))
 @ranged
 def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad: Size = 0) -> Dataset:
     """MNIST: 60,000 + 10,000 handwritten digits of 28 x 28 pixels.
@@ -118,6 +120,7 @@ def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad:
     return idx(str(data_folder("mnist", path)), "mnist", None, normalise, crop, pad=pad)
 
 
+@declares(inputs="images", shape=(1, 28, 28), classes=10, rows=(60_000, 10_000))
 @ranged
 def fashion_mnist(
     path: str | None = None, normalise: bool = False, crop: Size = 0, flip: bool = False, pad: Size = 0
@@ -138,6 +141,7 @@ def fashion_mnist(
     return idx(str(data_folder("fashion_mnist", path)), "fashion_mnist", names, normalise, crop, flip, pad)
 
 
+@declares(inputs="images", shape=(1, 16, 16), classes=10, rows=(7291, 2007))
 def usps(path: str | None = None, normalise: bool = False) -> Dataset:
     """USPS: 7,291 + 2,007 handwritten digits of 16 x 16 pixels, from `usps.h5`.
 
