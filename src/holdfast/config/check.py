@@ -13,12 +13,8 @@ from holdfast.config import arrivals, kinds, schema
 from holdfast.config.job import PROTOCOLS, Job, called, check_device_name
 from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
-<<<<<<< HEAD
-from holdfast.config.words import pattern_problem, shown
-=======
 from holdfast.config.trial import disagreements
-from holdfast.config.words import nearest, pattern_problem, shown
->>>>>>> main
+from holdfast.config.words import pattern_problem, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method

@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from holdfast.config import kinds, schema
 from holdfast.config.read import as_plain
 from holdfast.config.signatures import parameters
-<<<<<<< HEAD
 from holdfast.config.words import nearest, shown
-from holdfast.core.errors import ConfigError, HoldfastError
-=======
-from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError, DataError, HoldfastError
->>>>>>> main
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation

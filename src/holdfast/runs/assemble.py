@@ -58,12 +58,8 @@ class Restored:
 
     config: dict[str, Any]
     stream: Stream
-<<<<<<< HEAD
-    trainer: Trainer | StreamTrainer
-=======
     card: dict[str, Any]
-    trainer: Trainer
->>>>>>> main
+    trainer: Trainer | StreamTrainer
     engine: Engine
     path: Path
     job: Job
@@ -153,17 +149,12 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     plugins.check_recorded(info.get("plugins", []), folder)
     started_in = Path(info["started_in"]) if info.get("started_in") else None
     job = validated({**config, **(changes or {})})
-<<<<<<< HEAD
     if job.learns_from_source:
         return _restored_from_source(job, loaded["state"], checkpoint, folder)
-    stream = job.make_stream()
-    model = job.make_model(stream)
-=======
     card = loaded.get("data") or {}
     with inside(started_in):  # a model may read files of its own
         stream = stream_of(card) if "prepare" in card else job.make_stream()
         model = job.make_model(stream)
->>>>>>> main
     trainer = make_trainer(job)
     parts = 1 + len(loaded["state"].get("ranks") or [])  # a process's part of the memory has its size
     engine = trainer.bind(model, stream, Ranks(count=parts))
@@ -186,7 +177,7 @@ def _restored_from_source(job: Job, state: Mapping[str, Any], checkpoint: Path, 
     outline = restored_outline(job, folder)
     trainer = make_stream_trainer(job, make_model(job.block.model, outline, job.config["seed"]))
     trainer.engine.load(state["engine"])
-    return Restored(job.config, outline, trainer, trainer.engine, checkpoint)
+    return Restored(job.config, outline, card_of(outline), trainer, trainer.engine, checkpoint, job)
 
 
 def is_address(where: str) -> bool:

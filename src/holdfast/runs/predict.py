@@ -225,110 +225,12 @@ def _predict_lines(
     return _chosen(samples)
 
 
-<<<<<<< HEAD
-def _one_batch(
-    restored: Restored, batch: Batch, rows: list[list[Any]], samples: list[tuple[Tensor, str, bool | None]]
-) -> None:
-    engine, stream = restored.engine, restored.stream
-    answers = outputs(engine, batch.inputs, batch.task)
-    if not stream.classes:
-        rows += [[name, *values] for name, values in zip(batch.names, answers.flatten(1).tolist())]
-        return
-    found = answers.softmax(1).max(1)
-    for place, name in enumerate(batch.names):
-        label = int(found.indices[place])
-        word = stream.class_names[label] if label < len(stream.class_names) else str(label)
-        target = None if batch.targets is None else int(batch.targets[place])
-        right = None if target is None else target == label
-        probability = round(float(found.values[place]), 6)
-        rows.append([name, label, word, probability, "" if target is None else target, "" if right is None else right])
-        if place < SHOWN and len(stream.input_shape) == 3:
-            samples.append((batch.inputs[place].reshape(stream.input_shape), f"{word} {100 * probability:.0f}%", right))
-
-
-def batches(restored: Restored, inputs: Sequence[str], task: int | None) -> Iterator[Batch]:
-    """Everything that is asked about, in batches."""
-    stream, size = restored.stream, restored.eval_batch_size
-    for one in inputs:
-        if one in ("test", "validation") and not Path(one).exists():
-            yield from _own(stream, one, size)
-            continue
-        names, values = _read(Path(one), stream)
-        for start in range(0, len(values), size):
-            yield Batch(names[start : start + size], values[start : start + size], None, task)
-
-
-def _own(stream: Stream, split: str, size: int) -> Iterator[Batch]:
-    found = False
-    for experience in stream:
-        data = getattr(experience, split)
-        if data is None or not len(data):
-            continue
-        found, start = True, 0
-        for batch in data.batches(torch.arange(len(data)), size):
-            rows = len(batch.targets)
-            names = [f"{split}/{experience.index}/{start + row}" for row in range(rows)]
-            start += rows
-            yield Batch(names, batch.inputs, batch.targets, experience.task)
-    if not found:
-        raise DataError(f"the stream of this run has no {split} data. Give files instead.")
-
-
-def _read(path: Path, stream: Stream) -> tuple[list[str], Tensor]:
-    """The inputs of one file or folder, raw as in the stream, with their names."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
-        if not files:
-            raise DataError(f"{path} holds no images. Give a folder with some of {', '.join(IMAGES)}.")
-        return [str(file) for file in files], torch.stack([_image(file, stream) for file in files])
-    if not path.is_file():
-        raise DataError(f"there are no inputs at {path}. Give images, a folder, .npy, .npz, or `test`.")
-    if path.suffix.lower() in IMAGES:
-        return [str(path)], _image(path, stream)[None]
-    if path.suffix.lower() not in (".npy", ".npz"):
-        raise DataError(f"{path} cannot be read as inputs. Give images, a folder, .npy, .npz, or `test`.")
-    try:
-        content = np.load(path, allow_pickle=False)
-        array = content if isinstance(content, np.ndarray) else content[_key(content.files, path)]
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Save it with numpy.save.") from error
-    values = torch.from_numpy(np.ascontiguousarray(array))
-    values = values if values.dtype == torch.uint8 else values.float()
-    shape = tuple(stream.input_shape)
-    if values.shape == shape or tuple(values.shape) == shape[1:]:
-        values = values[None]
-    if values[0].numel() != math.prod(shape):
-        raise DataError(f"{path} holds inputs of shape {tuple(values.shape[1:])}, the model takes {shape}. Give those.")
-    return [f"{path}[{row}]" for row in range(len(values))], values.reshape(len(values), *shape)
-
-
-def _key(names: Sequence[str], path: Path) -> str:
-    known = [name for name in ("inputs", "images", "x", "data", "arr_0") if name in names]
-    if not known and len(names) != 1:
-        raise DataError(f"{path} holds {', '.join(names)}. Call the inputs `inputs`.")
-    return known[0] if known else names[0]
-
-
-def _image(path: Path, stream: Stream) -> Tensor:
-    """One image file in the colours and the size that the model takes."""
-    shape = tuple(stream.input_shape)
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise DataError(f"the model takes inputs of shape {shape}, which are no images. Give .npy instead of {path}.")
-    pixels = read_image(path, (shape[1], shape[2]), shape[0] == 1)  # as the images it was trained on were read
-    known = stream[0].train.gather(torch.tensor([0])).inputs
-    if isinstance(known, Tensor) and known.dtype == pixels.dtype:
-        return pixels
-    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-    top = max(1.0, float(stream[0].train.gather(torch.arange(min(64, len(stream[0].train)))).inputs.max()))
-    return pixels * top  # the stream's own numbers run from 0 to `top`
-=======
 def _chosen(samples: list[tuple[Tensor, str, bool | None]]) -> list[tuple[Tensor, str, bool | None]]:
     """The samples of the picture: wrong ones first, then some of the others, spread evenly."""
     wrong = [one for one in samples if one[2] is False][:SHOWN]
     rest = [one for one in samples if one[2] is not False]
     room = SHOWN - len(wrong)
     return wrong + (rest if len(rest) <= room else [rest[place * len(rest) // room] for place in range(room)])
->>>>>>> main
 
 
 def picture(samples: Sequence[tuple[Tensor, str, bool | None]]) -> bytes:

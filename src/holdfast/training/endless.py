@@ -228,8 +228,8 @@ class StreamTrainer(Bound):
             goal: batches of the whole training; None for all there are.
             close: whether to move by a last group with fewer batches than `accumulate`.
         """
-        session, loop = self.session, self._loop
-        session.model.train()
+        (session := self.session).model.train()
+        loop = self._loop
         with self._around():
             batches = arriving(session, source, goal)
             step = loop.steps(itertools.islice(batches, self._closely), None, self._learn)
@@ -239,7 +239,7 @@ class StreamTrainer(Bound):
                 step = loop.steps(batches, None, session.update if plain else self._learn) or step
             if close and session.update.parts:
                 session.update.finish()
-            if session.stop:  # while it waited for a batch: a step would have seen it
+            if session.stop:  # told so while it waited for a batch
                 loop.saver.save()
         return step
 
