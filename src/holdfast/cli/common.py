@@ -68,7 +68,10 @@ def plugged(files: list[Path] | None) -> None:
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     """A command's arguments as a file, if the first is no change, and changes."""
     path = None
-    if words and (Path(words[0]).is_file() or not ("=" in words[0] or words[0].startswith("~"))):
+    for word in words:
+        if "\0" in word:
+            raise ConfigError(f"{word!r} has a null byte, which no file and no value can have. Leave it out.")
+    if words and (is_file(words[0]) or not ("=" in words[0] or words[0].startswith("~"))):
         path, words = words[0], words[1:]
     for word in words:
         if "=" not in word and not word.startswith("~"):
@@ -76,6 +79,14 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
                 f"{word!r} is no change to a configuration. Write key=value; the file's path comes first."
             )
     return path, words
+
+
+def is_file(word: str) -> bool:
+    """Whether a word names a file; one that is no path at all (longer than any may be, for instance) does not."""
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def launched(changes: list[str], launcher: str) -> tuple[str, list[str]]:
@@ -156,6 +167,10 @@ def reported(folder: Path | None = None) -> Iterator[None]:
         if interrupted and folder is not None and "resume" not in str(error):
             typer.echo(f"go on with: holdfast resume {shlex.quote(str(folder))}{plugin_flags()}", err=True)
         raise typer.Exit(130 if interrupted else 2 if isinstance(error, ConfigError) else 1) from None
+    except OSError as error:
+        named = f" {str(error.filename)[:200]}" if error.filename else ""
+        typer.echo(f"OSError: {error.strerror or error}{f':{named}' if named else ''}", err=True)
+        raise typer.Exit(1) from None
     except ImportError as error:
         if "pip install 'holdfast[" not in str(error):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from holdfast.config import kinds, schema
 from holdfast.config.messages import called as called
 from holdfast.config.messages import needs_argument as needs_argument
 from holdfast.config.signatures import parameters
+from holdfast.config.words import nearest
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
@@ -101,9 +103,17 @@ class Job:
             "criterion": kinds.find("criteria", self.config["criterion"]),
             "seed": self.config["seed"],
             "device": self.make_device(),
-            "compile": self.config["compile"],
             **trainer_arguments(self.block.trainer),
+            **self._compiled(),
         }
+
+    def _compiled(self) -> dict[str, str]:
+        if not self.config["compile"]:
+            return {}
+        logging.getLogger("holdfast").warning(
+            "`compile=true` is written `trainer.capture=compile` now; the old key works until the next release"
+        )
+        return {"capture": "compile"}
 
     def changed(self, **values: Any) -> Job:
         """This job with other plain values at the top, for instance `seed`; they are not checked again."""
@@ -304,9 +314,22 @@ def make_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].split(". ")[0].split(" with arguments")[0].rstrip(".")
         raise ConfigError(f"device: this machine has no {name!r} ({reason}). Write device=cpu.") from None
     return device
+
+
+def check_device_name(device: str) -> list[str]:
+    """Whether torch knows a device of this name; whether it is there is asked when it is used."""
+    if device == "auto":
+        return []
+    try:
+        torch.device(device)
+    except RuntimeError:
+        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
+        advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
+        return [f"device: unknown device {device!r}; {advice}"]
+    return []
 
 
 def trainer_arguments(block: Any) -> dict[str, Any]:

@@ -111,6 +111,10 @@ KINDS = {
             lambda module: {name: getattr(module, function) for name, function in CRITERIA.items()},
             leading=2,
             made=False,
+            refused={
+                "multilabel_margin_loss": "it takes several class indices a row, which no data set of a configuration"
+                " has; multilabel_soft_margin_loss takes a 0 or 1 for each class"
+            },
         ),
         Kind(
             *("sources", "source", "holdfast.sources", _subclasses("Source", True, True), "source", ()),
@@ -224,6 +228,8 @@ def unknown_name(kind: str, name: object) -> str:
         return f"{word} {name!r} cannot be used: {space.problems[name]}."
     near = nearest(name, space.names)
     advice = f"did you mean {near!r}?" if near else f"there are {len(space.names)} to choose from."
+    if not near and KINDS[kind].open:
+        advice += " If a plug-in has it, that is not installed here: install it, or name its file with --plugin."
     return f"unknown {word} {name!r}; {advice} `holdfast list {kind}` shows all {len(space.names)}."
 
 

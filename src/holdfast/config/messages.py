@@ -31,7 +31,7 @@ EXPECTED = {
     "model_attributes_type": "an object",
 }
 
-SPECIAL = {("seeds",): "a number of seeds of at least 1, a list of them, or null"}
+SPECIAL = {("seeds",): "a number of seeds from 1 to 10000, a list of them, or null"}
 """What is expected at paths that pydantic cannot describe."""
 
 

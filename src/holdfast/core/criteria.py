@@ -149,6 +149,9 @@ def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:
         'mse_loss takes numbers as targets, and these are class indices. Choose cross_entropy.'
     """
     name = getattr(criterion, "__name__", type(criterion).__name__)
+    lists = criterion is F.multilabel_margin_loss or isinstance(criterion, nn.MultiLabelMarginLoss)
+    if lists and (targets.is_floating_point() or targets.dim() != 2):
+        return f"{name} takes several class indices a row, and these are not. Choose cross_entropy."
     if without_classes(criterion) and not targets.is_floating_point():
         return f"{name} takes numbers as targets, and these are class indices. Choose cross_entropy."
     softmax = criterion is not None and likelihood(criterion) == "softmax"

@@ -187,9 +187,8 @@ class Engine:
         with self.services.forward.autocasting():
             outputs, extras = self.forward(batch)
             loss = self.criterion(outputs, batch.targets, batch.inputs)
-        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
-        step.fresh = batch.fresh
-        return step
+        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
+        return now.stamped(step, self.index)
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.config.messages import refuse
 from holdfast.config.trial import disagreements
-from holdfast.core.errors import Diverged, HoldfastError, Interrupted
+from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
 from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
@@ -136,7 +137,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                 )
             try:
                 if not _ended(place):
-                    with suppress(Diverged):  # the log says why, and so do the report and the state of the run
+                    with suppress(Diverged), explained(place):  # the log says why, and so do report and state
                         _train(place, where, part, quiet)
                 state = derive(place)
             except BaseException as error:
@@ -171,6 +172,40 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
             raise
         raise HoldfastError(
             f"could not write in {folder}: {error.strerror}. Make room; `holdfast resume {folder}` then goes on."
+        ) from error
+
+
+TRACEBACK = "traceback.txt"
+"""In a run folder: where in the code a run failed that torch, or a part of another package, broke off."""
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """What torch or a part of another package raises, as an error in a sentence; the traceback goes into the folder.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        HoldfastError: instead of an error that is none of ours.
+    """
+    try:
+        yield
+    except (HoldfastError, ImportError, OSError):
+        raise
+    except Exception as error:
+        (folder / TRACEBACK).write_text(traceback.format_exc())
+        frames = traceback.extract_tb(error.__traceback__)
+        outside = next((one for one in reversed(frames) if "holdfast" not in one.filename), frames[-1])
+        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".") or "no reason given"
+        advice = "Give values that fit: `holdfast list KIND NAME` says what they mean."
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "Write a smaller trainer.batch_size, or trainer.eval_batch_size."
+        elif "optim" in Path(outside.filename).parts:
+            advice = "Change the optimizer's or the scheduler's values."
+        raise HoldfastError(
+            f"training failed in {Path(outside.filename).name}: {type(error).__name__}: {reason}. {advice} Where it"
+            f" happened stands in {folder / TRACEBACK}."
         ) from error
 
 
@@ -230,7 +265,12 @@ def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
         DataError: where the data are not there any more; `runs.predict.measured` takes others.
     """
     restored = restore(where)
-    return evaluated(restored.engine, restored.with_data(), split, restored.trainer.eval_batch_size)
+    if restored.config.get("source") is not None:
+        raise DataError(
+            "this run learned from a source, which has no test data; what it knew of rows held out is in its log. Write"
+            f" `holdfast show {where}`, or `holdfast predict {where} FILE`."
+        )
+    return evaluated(restored.engine, restored.with_data(), split, restored.eval_batch_size)
 
 
 @contextmanager

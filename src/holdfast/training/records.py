@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 import torch
 from torch import Tensor
@@ -90,6 +90,13 @@ def make_bar(title: str, progress: bool | TextIO) -> NoProgress:
     return Bar(title) if progress is True else Bar(title, progress)
 
 
+class Tally(Protocol):
+    """Sums over steps that leave neither outputs nor losses behind."""
+
+    def read(self) -> tuple[dict[str, float], int | None, int, int]:
+        """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
+
+
 class Window:
     """Losses and accuracy of the steps since the last reading: kept as tensors on the device, read once a window.
 
@@ -100,6 +107,7 @@ class Window:
         steps: in the window.
         first: the largest loss, or term of a loss, of the very first step; None before the first reading.
         right: samples of all windows read so far that were predicted right; None before any had classes.
+        tally: of steps that were run as recorded; None where none are.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -109,6 +117,7 @@ class Window:
         self.steps = 0
         self.first: float | None = None
         self.right: int | None = None
+        self.tally: Tally | None = None
 
     def add(self, outputs: Tensor | None, targets: Tensor, fresh: Tensor | None = None) -> None:
         """Keep one step's outputs and targets, of the rows that are `fresh`; nothing is computed yet."""
@@ -121,14 +130,20 @@ class Window:
 
     def read(self) -> dict[str, Any]:
         """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
-        terms = {name: _weighted_sum(values) / self.steps for name, values in self._learner.logged.items()}
+        sums = {name: _weighted_sum(values) for name, values in self._learner.logged.items()}
+        more, right, rows, steps = ({}, None, 0, 0) if self.tally is None else self.tally.read()
         if self.first is None and self.steps:
-            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps]
+            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps - steps]
             self.first = max((abs(float(value)) for value in logged), default=None)
+        terms = {name: (sums.get(name, 0.0) + more.get(name, 0.0)) / self.steps for name in {**sums, **more}}
         hits, accuracy = self._hits(), None
-        if hits is not None:
+        if hits is not None and right is None:
             accuracy = hits.float().mean().item() if len(hits) else None
             self.right = (self.right or 0) + int(hits.sum())
+        elif right is not None:
+            found = right + (0 if hits is None else int(hits.sum()))
+            accuracy = float(torch.tensor(found).float() / (rows + (0 if hits is None else len(hits))))
+            self.right = (self.right or 0) + found
         self._learner.logged.clear()
         self._outputs.clear()
         self._targets.clear()

@@ -19,9 +19,11 @@ from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import Way
 from holdfast.core.source import Source
+from holdfast.training.captured import Captured
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
+from holdfast.training.programs import chosen
 from holdfast.training.ranks import ALONE, Ranks
 from holdfast.training.records import NoProgress, Records, mean_window
 from holdfast.training.settings import Settings, augmented
@@ -172,6 +174,7 @@ class Session:
     current: Settings = field(init=False)
     update: Update = field(init=False)
     opened: Experience | None = None
+    captured: Captured | None = None
     observations: Observer | None = None
 
     @classmethod
@@ -210,6 +213,7 @@ class Session:
             ConfigError: for settings that do not go with the method.
         """
         device = torch.device(settings.device) if ranks.device is None else ranks.device
+        how = "none" if stream is None else chosen(settings.capture, device)
         model = model.to(device)
         several = [] if stream is None else settings.by_experience(len(stream))
         for one in several or [settings]:
@@ -254,6 +258,8 @@ class Session:
             checkpoints=checkpoints,
         )
         session.take_settings(0)
+        if how != "none":
+            session.captured = Captured(session, how)
         return session
 
     # Settings ------------------------------------------------------------------------------------------

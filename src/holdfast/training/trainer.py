@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast.core.criteria import mismatch
 from holdfast.core.engine import Engine
-from holdfast.core.errors import ConfigError, UsageError
+from holdfast.core.errors import ConfigError, UsageError, renamed
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
@@ -102,7 +102,13 @@ class Trainer(Settings, Bound):
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            told = f"methods.{self.method}()" if isinstance(self.method, str) else "methods.er(capacity=200)"
+            raise ConfigError(f"the trainer got {self.method!r:.60} as its method. Give one: Trainer({told}, ...).")
         super().__post_init__()
+        if self.compile:
+            renamed("compile=True", 'capture="compile"')
+            self.capture, self.compile = "compile", False
         self._stop = False
         self._session: Session | None = None
 
