@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from holdfast.config import arrivals, kinds, schema
-from holdfast.config.job import PROTOCOLS, Job, called, check_device_name
+from holdfast.config.job import PROTOCOLS, Job
 from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
-from holdfast.config.trial import disagreements
+from holdfast.config.trial import check_device_name, check_optimizer, check_scheduler, disagreements
 from holdfast.config.words import pattern_problem, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
@@ -89,7 +87,7 @@ def cross_checks(job: Job) -> list[str]:
         fault = "" if pattern is None else pattern_problem(pattern)
         problems += [f"folders.{key}: {fault}"] if fault else []
     problems += _check_method(job, stream)
-    problems += _check_optimizer(block.optimizer) or _check_scheduler(block.optimizer, block.scheduler)
+    problems += check_optimizer(block.optimizer) or check_scheduler(block.optimizer, block.scheduler)
     problems += check_changes(block, stream)
     if block.scheduler is not None and block.scheduler.name == "ReduceLROnPlateau":
         found = _check_held_out(stream, "", {**trainer, "scheduler": "ReduceLROnPlateau"}, ("scheduler",))
@@ -106,7 +104,7 @@ def _checks_of_a_source(job: Job) -> list[str]:
     """What is wrong between the parts of a job that learns from a source."""
     block, config = job.block, job.config
     problems = arrivals.problems_of(job)
-    problems += _check_optimizer(block.optimizer) or _check_scheduler(block.optimizer, block.scheduler)
+    problems += check_optimizer(block.optimizer) or check_scheduler(block.optimizer, block.scheduler)
     with contextlib.suppress(HoldfastError):
         problems += _check_criterion(job.method, config["criterion"])
     problems += check_processes(job) + check_device_name(config["device"])
@@ -219,43 +217,6 @@ def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_optimizer(optimizer: Any, path: str = "optimizer") -> list[str]:
-    """Ask torch itself: without parameters it checks the values, then stops before it imports its compiler."""
-    function = kinds.find("optimizers", optimizer.name)
-    try:
-        called(path, function, {"params": [], **schema.arguments(optimizer)})
-    except ConfigError as error:
-        return [] if "empty parameter list" in str(error) else [str(error)]
-    return []
-
-
-def _check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") -> list[str]:
-    """Make the scheduler over one number and move it once. Its optimiser imports torch's compiler, for a second."""
-    if scheduler is None:
-        return []
-    function = kinds.find("schedulers", scheduler.name)
-    measured = [0.0] if scheduler.name == "ReduceLROnPlateau" else []
-    if measured and scheduler.every == "step":
-        return [f'{path}.every: got "step", and ReduceLROnPlateau looks at the loss of an epoch. Write every=epoch.']
-    size = getattr(scheduler, "given_step_size", 1)
-    if isinstance(size, int) and size < 0:
-        return [f"{path}.step_size: got {size}, expected a number of at least 1."]
-
-    def moved(**arguments: Any) -> None:
-        make = kinds.find("optimizers", optimizer.name)
-        made = function(make([torch.nn.Parameter(torch.zeros(1, 1))], **schema.arguments(optimizer)), **arguments)
-        made.step(*measured)
-
-    moved.__name__, moved.__wrapped__ = scheduler.name, function  # type: ignore[attr-defined]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            called(path, moved, schema.arguments(scheduler, "every"))
-    except ConfigError as error:
-        return [str(error)]
-    return []
-
-
 def check_changes(block: Any, stream: dict[str, Any]) -> list[str]:
     """What is wrong with `trainer.per_experience`: experiences that the stream lacks, and combinations in an entry."""
     given = block.trainer.per_experience
@@ -285,8 +246,8 @@ def check_changes(block: Any, stream: dict[str, Any]) -> list[str]:
             problems.append(f"{path}: both epochs and iterations are given. Keep one.")
         optimizer = entry.optimizer or block.optimizer
         scheduler = entry.scheduler if "scheduler" in said else None
-        wrong = _check_optimizer(optimizer, f"{path}.optimizer") if entry.optimizer else []
-        problems += wrong or _check_scheduler(optimizer, scheduler, f"{path}.scheduler")
+        wrong = check_optimizer(optimizer, f"{path}.optimizer") if entry.optimizer else []
+        problems += wrong or check_scheduler(optimizer, scheduler, f"{path}.scheduler")
         if said.get("patience") or said.get("restore_best"):
             problems += _check_held_out(stream, path, said)
     return problems

@@ -254,21 +254,20 @@ class Engine:
             with forward_task("all"):
                 self.services.body.try_head(self.services.forward.prepared(step.inputs, False))
 
-    def finish(self, step: Step) -> None:
-        """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
-        self.edit(step)
-        self.observe(step)
+    def finish(self, step: Step, edits: bool = True, observers: bool = True) -> None:
+        """The second half of `backward`, once per optimiser step.
 
-    def edit(self, step: Step) -> None:
-        """Gradient edits: the first half of `finish`; an optimiser with a closure asks for several."""
-        for edit in self._gradient:
+        Args:
+            step: what was computed.
+            edits: whether gradients are edited; an optimiser with a closure asks for that alone, several times.
+            observers: whether operations observe, and the step counts.
+        """
+        for edit in self._gradient if edits else ():
             edit(step, self.services)
-
-    def observe(self, step: Step) -> None:
-        """Observers: the second half of `finish`; the step counts."""
-        for observe in self._observe:
-            observe(step, self.services)
-        self.index += 1
+        if observers:
+            for observe in self._observe:
+                observe(step, self.services)
+            self.index += 1
 
     def _terms(self, step: Step) -> tuple[list[Tensor], list[float]]:
         """The losses that have a graph, and the factor of each in the total."""

@@ -336,10 +336,8 @@ class StreamTrainer(Bound):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain values: what `checkpoints` are given."""
         if waiting := len(self.session.update.parts):
-            raise UsageError(
-                f"the state was asked for after {waiting} of {self.session.settings.accumulate} accumulated batches."
-                " Save it between steps."
-            )
+            count = f"{waiting} of {self.session.settings.accumulate} accumulated batches"
+            raise UsageError(f"the state was asked for after {count}. Save it between steps.")
         state = state_of(self.session)
         return state if self._random is None else {**state, "random": dict(self._random)}
 
