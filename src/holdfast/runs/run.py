@@ -181,21 +181,23 @@ TRACEBACK = "traceback.txt"
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """What torch or a part of another package raises, as an error in a sentence; the traceback goes into the folder.
+    """What torch raises, as an error in a sentence; the traceback goes into the folder.
 
     Args:
         folder: of the run.
 
     Raises:
-        HoldfastError: instead of an error that is none of ours.
+        HoldfastError: instead of an error that torch raised.
     """
     try:
         yield
     except (HoldfastError, ImportError, OSError):
         raise
     except Exception as error:
-        (folder / TRACEBACK).write_text(traceback.format_exc())
         frames = traceback.extract_tb(error.__traceback__)
+        if not isinstance(error, RuntimeError) and "torch" not in Path(frames[-1].filename).parts:
+            raise  # a fault of ours, or of code that the user wrote: its author needs the line
+        (folder / TRACEBACK).write_text(traceback.format_exc())
         outside = next((one for one in reversed(frames) if "holdfast" not in one.filename), frames[-1])
         reason = next(iter(str(error).strip().splitlines()), "").rstrip(".") or "no reason given"
         advice = "Give values that fit: `holdfast list KIND NAME` says what they mean."
