@@ -22,8 +22,9 @@ from holdfast.core.source import Source
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
+from holdfast.training.progress import NoProgress, State
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import NoProgress, Records, mean_window
+from holdfast.training.records import Records, mean_window
 from holdfast.training.settings import Settings, augmented
 from holdfast.training.update import Update
 
@@ -288,11 +289,21 @@ class Session:
 
     def show(self, total: int | None) -> None:
         """Draw how far the training has come, of `total` batches if their number is known."""
-        number = self.position.experience + 1
         if total is None and self.source is not None:
             total = self.source.length
-        of = f" of {len(self.stream)}" if self.stream is not None else ""
-        self.bar.show(self.position.step, total, f"experience {number}{of}")
+        self.bar.show(self.state_of(total, 0.0 if not total else self.position.step / total))
+
+    def state_of(self, total: int | None, share: float) -> State:
+        """The position for a reader; `share` is that of the current experience."""
+        position, latest = self.position, self.records.latest
+        whole, count = None, None if self.stream is None else len(self.stream)
+        if self.stream is not None:
+            sizes = [len(one.train) for one in self.stream]
+            whole = (sum(sizes[: position.experience]) + share * sizes[position.experience]) / max(1, sum(sizes))
+        elif total:
+            whole = share
+        known = latest.get("loss"), latest.get("accuracy")
+        return State(position.step, total, whole, position.experience + 1, count, *known)
 
     # Records -------------------------------------------------------------------------------------------
 
