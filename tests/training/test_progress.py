@@ -26,7 +26,7 @@ SMALL = {"model": {"name": "mlp", "hidden": [4]}, "references": [], "trainer": {
 
 def test_a_pipe_gets_a_line_for_each_experience_with_share_and_accuracy(toy, capsys) -> None:
     stream = toy.stream()
-    Trainer(methods.finetune(), progress=True).fit(toy.model(), stream)
+    Trainer(methods.finetune(), progress=True).fit(toy.model(stream), stream)
     lines = [line for line in capsys.readouterr().err.splitlines() if " learned in " in line]
     assert len(lines) == len(stream)
     assert lines[0].startswith(f"finetune: experience 1 of {len(stream)} learned in")
@@ -49,7 +49,7 @@ def test_half_a_minute_without_news_is_one_line_with_loss_and_time_left(monkeypa
 
 def test_a_terminal_gets_a_bar_over_the_whole_training(toy) -> None:
     stream, out = toy.stream(), io.StringIO()
-    Trainer(methods.finetune(), progress=out, log_every=1).fit(toy.model(), stream)
+    Trainer(methods.finetune(), progress=out, log_every=1).fit(toy.model(stream), stream)
     assert f"experience 1 of {len(stream)}" in out.getvalue()
     assert "left" in out.getvalue()
     assert "%" in out.getvalue()

@@ -10,11 +10,11 @@ import torch
 from pydantic import ValidationError
 
 from holdfast.config import arrivals, kinds, schema
-from holdfast.config.job import PROTOCOLS, Job, called
+from holdfast.config.job import PROTOCOLS, Job, called, check_device_name
 from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
 from holdfast.config.trial import disagreements
-from holdfast.config.words import nearest, pattern_problem, shown
+from holdfast.config.words import pattern_problem, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
 from holdfast.core.method import Method
@@ -358,16 +358,3 @@ def _check_references(job: Job, stream: dict[str, Any]) -> list[str]:
             for problem in [*_check_criterion(against.method, job.config["criterion"]), *check_shares(against)]:
                 problems.append(f"references.{index}: `{name}` does not fit this job. {problem}")
     return problems
-
-
-def check_device_name(device: str) -> list[str]:
-    """Whether torch knows a device of this name; whether it is there is asked when it is used."""
-    if device == "auto":
-        return []
-    try:
-        torch.device(device)
-    except RuntimeError:
-        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
-        advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
-        return [f"device: unknown device {device!r}; {advice}"]
-    return []

@@ -27,16 +27,8 @@ CRITERIA = {
     **{
         name: name
         for name in (
-            "mse_loss",
-            "l1_loss",
-            "smooth_l1_loss",
-            "huber_loss",
-            "binary_cross_entropy_with_logits",
-            "nll_loss",
-            "multi_margin_loss",
-            "multilabel_margin_loss",
-            "multilabel_soft_margin_loss",
-            "soft_margin_loss",
+            *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "nll_loss"),
+            *("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "soft_margin_loss"),
         )
     },
 }
@@ -141,13 +133,7 @@ KINDS = {
         Kind(
             *("sources", "source", "holdfast.sources", _subclasses("Source", True, True), "source", ()),
             supplied=frozenset({"batch_size", "stream"}),
-            refused={
-                "arrays": "it is made of arrays of Python; in a file they are read by replay",
-                "iterated": "it is made of an object of Python",
-                "queued": "a job says arrival.policy",
-                "window": "a job says arrival.window",
-                "hold_out": "a job says arrival.hold_out",
-            },
+            refused=dict.fromkeys(("queued", "window", "hold_out"), "a job says it under `arrival`"),
         ),
         Kind("boundaries", "boundary", "holdfast.boundaries", _subclasses("Boundary", True, True), "boundary"),
         Kind("metrics", "metric", "holdfast.metrics", lambda module: dict(module.METRICS), made=False),

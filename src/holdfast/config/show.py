@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.config import kinds, schema
 from holdfast.config.compose import DEFAULT, Composition
-from holdfast.config.job import changed
 from holdfast.config.kinds import KINDS, configurable, find
+from holdfast.config.messages import changed
 from holdfast.config.read import default
 from holdfast.config.signatures import Parameter, docs
 from holdfast.config.words import shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -141,3 +142,13 @@ def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:
     if softmax and targets.is_floating_point() and (targets.dim() < 2 or targets.shape[1] == 1):
         return f"{name} takes class indices as targets, and these are numbers. Choose mse_loss."
     return ""
+
+
+def beside(before: Callable[[Tensor, Tensor], Tensor], total: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """The loss of replayed data in a method with a criterion of its own: losses that add, add to the one from before.
+
+    Args:
+        before: the learner's criterion before operations were set up.
+        total: the same afterwards.
+    """
+    return Sum((before, functools.partial(by_row, before)), *total.terms) if isinstance(total, Sum) else total

@@ -10,10 +10,10 @@ from typing import Any
 from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError
 from holdfast.discovery import knowledge
+from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
 from holdfast.discovery.rungs import highest, ordered, promotions
-from holdfast.discovery.settings import duration, said
 from holdfast.discovery.study import Book, Entry
 from holdfast.discovery.trial import finish
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, Worker, Workers

@@ -18,7 +18,7 @@ from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.config.messages import refuse
 from holdfast.config.trial import disagreements
-from holdfast.core.errors import Diverged, HoldfastError, Interrupted
+from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
 from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
@@ -279,7 +279,12 @@ def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
         DataError: where the data are not there any more; `runs.predict.measured` takes others.
     """
     restored = restore(where)
-    return evaluated(restored.engine, restored.with_data(), split, restored.trainer.eval_batch_size)
+    if restored.config.get("source") is not None:
+        raise DataError(
+            "this run learned from a source, which has no test data; what it knew of rows held out is in its log. Write"
+            f" `holdfast show {where}`, or `holdfast predict {where} FILE`."
+        )
+    return evaluated(restored.engine, restored.with_data(), split, restored.eval_batch_size)
 
 
 @contextmanager

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from holdfast.core.experience import Stream
 from holdfast.core.learner import Learner
 from holdfast.training.divergence import OnDivergence, Watch
+from holdfast.training.progress import State
+
+
+class Tally(Protocol):
+    """Sums over steps that leave neither outputs nor losses behind."""
+
+    def read(self) -> tuple[dict[str, float], int | None, int, int]:
+        """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
 
 
 class Window:
@@ -22,6 +31,7 @@ class Window:
         steps: in the window.
         first: the largest loss, or term of a loss, of the very first step; None before the first reading.
         right: samples of all windows read so far that were predicted right; None before any had classes.
+        tally: of steps that were run as recorded; None where none are.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -31,6 +41,7 @@ class Window:
         self.steps = 0
         self.first: float | None = None
         self.right: int | None = None
+        self.tally: Tally | None = None
 
     def add(self, outputs: Tensor | None, targets: Tensor, fresh: Tensor | None = None) -> None:
         """Keep one step's outputs and targets, of the rows that are `fresh`; nothing is computed yet."""
@@ -43,14 +54,20 @@ class Window:
 
     def read(self) -> dict[str, Any]:
         """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
-        terms = {name: _weighted_sum(values) / self.steps for name, values in self._learner.logged.items()}
+        sums = {name: _weighted_sum(values) for name, values in self._learner.logged.items()}
+        more, right, rows, steps = ({}, None, 0, 0) if self.tally is None else self.tally.read()
         if self.first is None and self.steps:
-            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps]
+            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps - steps]
             self.first = max((abs(float(value)) for value in logged), default=None)
+        terms = {name: (sums.get(name, 0.0) + more.get(name, 0.0)) / self.steps for name in {**sums, **more}}
         hits, accuracy = self._hits(), None
-        if hits is not None:
+        if hits is not None and right is None:
             accuracy = hits.float().mean().item() if len(hits) else None
             self.right = (self.right or 0) + int(hits.sum())
+        elif right is not None:
+            found = right + (0 if hits is None else int(hits.sum()))
+            accuracy = float(torch.tensor(found).float() / (rows + (0 if hits is None else len(hits))))
+            self.right = (self.right or 0) + found
         self._learner.logged.clear()
         self._outputs.clear()
         self._targets.clear()
@@ -86,6 +103,13 @@ def _weighted_sum(values: list[tuple[Tensor, float]]) -> float:
     )
 
 
+class Stand(Protocol):
+    """Where a training stands: `training.session.Position`, which this file does not know."""
+
+    experience: int
+    step: int
+
+
 class Records:
     """Keeps every event, and passes it on.
 
@@ -114,6 +138,23 @@ class Records:
         self.latest: dict[str, Any] = {}
         self.window = Window(learner)
         self._watch = Watch(learner.model, on_divergence)
+
+    def state(self, position: Stand, stream: Stream | None, total: int | None, share: float) -> State:
+        """The position for a reader.
+
+        Args:
+            position: where the training stands.
+            stream: of experiences; None for a source.
+            total: batches of the experience, or of the source; None where nobody knows.
+            share: of the current experience that is done, or of the source.
+        """
+        whole = share if total else None
+        if stream is not None:
+            sizes = [len(one.train) for one in stream]
+            whole = (sum(sizes[: position.experience]) + share * sizes[position.experience]) / max(1, sum(sizes))
+        known = self.latest.get("loss"), self.latest.get("accuracy")
+        count = None if stream is None else len(stream)
+        return State(position.step, total, whole, position.experience + 1, count, *known)
 
     def accuracy(self, after: int, task_aware: bool) -> float | None:
         """The mean accuracy on the test data of what was learned up to experience `after`; None without any."""

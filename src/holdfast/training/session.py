@@ -19,10 +19,12 @@ from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import Way
 from holdfast.core.source import Source
+from holdfast.training.captured import Captured
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
-from holdfast.training.progress import NoProgress, State
+from holdfast.training.programs import chosen
+from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
 from holdfast.training.records import Records, mean_window
 from holdfast.training.settings import Settings, augmented
@@ -173,6 +175,7 @@ class Session:
     current: Settings = field(init=False)
     update: Update = field(init=False)
     opened: Experience | None = None
+    captured: Captured | None = None
     observations: Observer | None = None
 
     @classmethod
@@ -211,6 +214,7 @@ class Session:
             ConfigError: for settings that do not go with the method.
         """
         device = torch.device(settings.device) if ranks.device is None else ranks.device
+        how = "none" if stream is None else chosen(settings.capture, device)
         model = model.to(device)
         several = [] if stream is None else settings.by_experience(len(stream))
         for one in several or [settings]:
@@ -255,6 +259,8 @@ class Session:
             checkpoints=checkpoints,
         )
         session.take_settings(0)
+        if how != "none":
+            session.captured = Captured(session, how)
         return session
 
     # Settings ------------------------------------------------------------------------------------------
@@ -291,19 +297,8 @@ class Session:
         """Draw how far the training has come, of `total` batches if their number is known."""
         if total is None and self.source is not None:
             total = self.source.length
-        self.bar.show(self.state_of(total, 0.0 if not total else self.position.step / total))
-
-    def state_of(self, total: int | None, share: float) -> State:
-        """The position for a reader; `share` is that of the current experience."""
-        position, latest = self.position, self.records.latest
-        whole, count = None, None if self.stream is None else len(self.stream)
-        if self.stream is not None:
-            sizes = [len(one.train) for one in self.stream]
-            whole = (sum(sizes[: position.experience]) + share * sizes[position.experience]) / max(1, sum(sizes))
-        elif total:
-            whole = share
-        known = latest.get("loss"), latest.get("accuracy")
-        return State(position.step, total, whole, position.experience + 1, count, *known)
+        share = self.position.step / total if total else 0.0
+        self.bar.show(self.records.state(self.position, self.stream, total, share))
 
     # Records -------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast.core.criteria import mismatch
 from holdfast.core.engine import Engine
-from holdfast.core.errors import ConfigError, UsageError
+from holdfast.core.errors import ConfigError, UsageError, renamed
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
@@ -106,6 +106,9 @@ class Trainer(Settings, Bound):
             told = f"methods.{self.method}()" if isinstance(self.method, str) else "methods.er(capacity=200)"
             raise ConfigError(f"the trainer got {self.method!r:.60} as its method. Give one: Trainer({told}, ...).")
         super().__post_init__()
+        if self.compile:
+            renamed("compile=True", 'capture="compile"')
+            self.capture, self.compile = "compile", False
         self._stop = False
         self._session: Session | None = None
 
@@ -264,7 +267,8 @@ def tell_experience(session: Session, seconds: float) -> None:
     if session.bar.interval < float("inf"):
         task_aware = session.opened is not None and session.opened.task is not None
         accuracy = session.records.accuracy(session.position.experience, task_aware)
-        session.bar.learned(session.state_of(session.position.step, 1.0), accuracy, seconds)
+        state = session.records.state(session.position, session.stream, session.position.step, 1.0)
+        session.bar.learned(state, accuracy, seconds)
 
 
 def open_experience(session: Session, index: int) -> Experience:
