@@ -166,12 +166,14 @@ def show(
     references: Annotated[bool, typer.Option("--references", help="Show the references of each run too.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a line for each run with every measure.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show one run, or several side by side over seeds, with what differs between them and the best marked.
 
     A folder that cannot be read is named at the end, and does not hide the others.
     """
     with reported():
+        plugged(plugin)
         from holdfast.runs import compare
         from holdfast.runs.opened import show as show_runs
         from holdfast.runs.result import found_runs
