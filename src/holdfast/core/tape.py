@@ -144,7 +144,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: Arguments = (), kwargs: Named | None = None
-    ) -> Any:
+    ) -> object:
         """Make the call, and note it."""
         kwargs = kwargs or {}
         name = func._schema.name
@@ -292,8 +292,8 @@ class Watch(TorchFunctionMode):
         self.deciding = False
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: Arguments = (), kwargs: Named | None = None
-    ) -> Any:
+        self, func: Callable[..., object], types: object, args: Arguments = (), kwargs: Named | None = None
+    ) -> object:
         """Look at the arguments, and make the call."""
         name = getattr(func, "__name__", "")
         if name != "__get__" and (self.deciding or name in ON_HOST):
