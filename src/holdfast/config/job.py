@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from holdfast.config import kinds, schema
 from holdfast.config.messages import called as called
 from holdfast.config.messages import needs_argument as needs_argument
 from holdfast.config.signatures import parameters
-from holdfast.config.words import nearest
+from holdfast.config.words import nearest, renamed_compile
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
@@ -105,16 +104,8 @@ class Job:
             "seed": self.config["seed"],
             "device": self.make_device() if device is None else device,
             **trainer_arguments(self.block.trainer),
-            **self._compiled(),
+            **(renamed_compile() if self.config["compile"] else {}),
         }
-
-    def _compiled(self) -> dict[str, str]:
-        if not self.config["compile"]:
-            return {}
-        logging.getLogger("holdfast").warning(
-            "`compile=true` is written `trainer.capture=compile` now; the old key works until the next release"
-        )
-        return {"capture": "compile"}
 
     def changed(self, **values: Any) -> Job:
         """This job with other plain values at the top, for instance `seed`; they are not checked again."""
