@@ -142,7 +142,7 @@ def test_a_graph_gets_the_rate_as_a_tensor(spec: dict[str, Any], monkeypatch: py
     settings: dict[str, Any] = {"optimizer": spec, "scheduler": exponential, "scheduler_every": "step"}
     _, plain = trained("none", **settings)
     monkeypatch.setattr(programs, "chosen", lambda capture, device: "graph")
-    monkeypatch.setattr("holdfast.training.session.chosen", lambda capture, device: "graph")
+    monkeypatch.setattr("holdfast.training.trainer.chosen", lambda capture, device: "graph")
     monkeypatch.setattr(programs, "graphed", graphed)
     trainer, net = trained("graph", **settings)
     assert captured_steps(told(trainer)) > 10

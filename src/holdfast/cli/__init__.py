@@ -101,7 +101,7 @@ def run(
     words = list(job or [])
     if references is not None:
         words.append(f"references=[{references}]")
-    with reported(None if multirun else out):
+    with reported(None if multirun else out, makes_run=True):
         plugged(plugin)
         if multirun:
             from holdfast.compat.dialects import DIALECTS
@@ -136,7 +136,7 @@ def run(
 @app.command()
 def resume(folder: Run, quiet: Quiet = False, plugin: Plugins = None) -> None:
     """Go on with a run that was interrupted, to the same weights as if it had not been."""
-    with reported(folder):
+    with reported(folder, makes_run=True):
         plugged(plugin)
         from holdfast.runs.run import resume as resume_run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from holdfast.config import kinds, schema
 from holdfast.config.messages import called, needs_argument
 from holdfast.config.signatures import parameters
+from holdfast.config.words import renamed_compile
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
@@ -86,11 +86,12 @@ class Job:
         """The device, which may not be on this machine."""
         return make_device(self.config["device"])
 
-    def trainer_arguments(self, method: Method | None = None) -> dict[str, Any]:
+    def trainer_arguments(self, method: Method | None = None, device: torch.device | None = None) -> dict[str, Any]:
         """Everything that `Trainer` takes from a configuration.
 
         Args:
             method: to train with; None takes the job's, which is then given away.
+            device: instead of the job's, which this machine may not have.
         """
         scheduler = make_scheduler(self.block.scheduler)
         return {
@@ -100,18 +101,10 @@ class Job:
             "scheduler_every": "epoch" if scheduler is None else scheduler.every,
             "criterion": kinds.find("criteria", self.config["criterion"]),
             "seed": self.config["seed"],
-            "device": self.make_device(),
+            "device": self.make_device() if device is None else device,
             **trainer_arguments(self.block.trainer),
-            **self._compiled(),
+            **(renamed_compile() if self.config["compile"] else {}),
         }
-
-    def _compiled(self) -> dict[str, str]:
-        if not self.config["compile"]:
-            return {}
-        logging.getLogger("holdfast").warning(
-            "`compile=true` is written `trainer.capture=compile` now; the old key works until the next release"
-        )
-        return {"capture": "compile"}
 
     def changed(self, **values: Any) -> Job:
         """This job with other plain values at the top, for instance `seed`; they are not checked again."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from holdfast.config import kinds, schema
 from holdfast.config.job import Job, make_dataset, make_stream
-from holdfast.config.messages import called
 from holdfast.config.words import nearest
 from holdfast.core.errors import ConfigError, HoldfastError
 from holdfast.core.experience import Experience, Stream
@@ -84,8 +83,8 @@ def _trial(job: Job) -> list[str]:
                 if exact:
                     raise
                 return []
-            settings = {"device": "cpu", "compile": False, "optimizer": Still, "scheduler": None}
-            arguments = {**job.trainer_arguments(job.method.clone()), **settings}
+            settings = {"compile": False, "optimizer": Still, "scheduler": None}
+            arguments = {**job.trainer_arguments(job.method.clone(), torch.device("cpu")), **settings}
             if arguments["precision"] == "16-mixed":
                 arguments["precision"] = "32-true"
             Trainer(**arguments).bind(net, stream)
@@ -151,43 +150,6 @@ def assumed(job: Job) -> Stream:
         classes = () if numbers else (2 * index, 2 * index + 1)
         experiences.append(Experience(index, data, data, classes=classes, task=task))
     return Stream(experiences, shape, 0 if numbers else 4, paradigm)
-
-
-def check_optimizer(optimizer: Any, path: str = "optimizer") -> list[str]:
-    """Ask torch itself: without parameters it checks the values, then stops before it imports its compiler."""
-    function = kinds.find("optimizers", optimizer.name)
-    try:
-        called(path, function, {"params": [], **schema.arguments(optimizer)})
-    except ConfigError as error:
-        return [] if "empty parameter list" in str(error) else [str(error)]
-    return []
-
-
-def check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") -> list[str]:
-    """Make the scheduler over one number and move it once. Its optimiser imports torch's compiler, for a second."""
-    if scheduler is None:
-        return []
-    function = kinds.find("schedulers", scheduler.name)
-    measured = [0.0] if scheduler.name == "ReduceLROnPlateau" else []
-    if measured and scheduler.every == "step":
-        return [f'{path}.every: got "step", and ReduceLROnPlateau looks at the loss of an epoch. Write every=epoch.']
-    size = getattr(scheduler, "given_step_size", 1)
-    if isinstance(size, int) and size < 0:
-        return [f"{path}.step_size: got {size}, expected a number of at least 1."]
-
-    def moved(**arguments: Any) -> None:
-        make = kinds.find("optimizers", optimizer.name)
-        made = function(make([torch.nn.Parameter(torch.zeros(1, 1))], **schema.arguments(optimizer)), **arguments)
-        made.step(*measured)
-
-    moved.__name__, moved.__wrapped__ = scheduler.name, function  # type: ignore[attr-defined]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            called(path, moved, schema.arguments(scheduler, "every"))
-    except ConfigError as error:
-        return [str(error)]
-    return []
 
 
 def check_device_name(device: str) -> list[str]:

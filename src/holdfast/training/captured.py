@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,10 @@ from holdfast.core.engine import Engine
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Live, Ref, Tape, aten, leaves
 from holdfast.core.tree import tree_map
+from holdfast.training.decisions import Decisions
 from holdfast.training.programs import runner
-from holdfast.training.recordings import WARM, Decisions, Recordings
-
-if TYPE_CHECKING:
-    from holdfast.training.session import Session
+from holdfast.training.recordings import Recordings
+from holdfast.training.session import Session
 
 COLD, LATER = 18.0, 5.0
 """Seconds that compiling a step took the first time in a process, and after a head grew, on one core."""
@@ -344,6 +343,3 @@ class Captured:
 def _clone(batch: Batch) -> Batch:
     task = batch.task.clone() if isinstance(batch.task, Tensor) else batch.task
     return Batch(tree_map(torch.clone, batch.inputs), batch.targets.clone(), task)
-
-
-__all__ = ["WARM", "Captured", "Rates", "Tally"]
