@@ -87,11 +87,12 @@ class Job:
         """The device, which may not be on this machine."""
         return make_device(self.config["device"])
 
-    def trainer_arguments(self, method: Method | None = None) -> dict[str, Any]:
+    def trainer_arguments(self, method: Method | None = None, device: torch.device | None = None) -> dict[str, Any]:
         """Everything that `Trainer` takes from a configuration.
 
         Args:
             method: to train with; None takes the job's, which is then given away.
+            device: instead of the job's, which this machine may not have.
         """
         scheduler = make_scheduler(self.block.scheduler)
         return {
@@ -101,7 +102,7 @@ class Job:
             "scheduler_every": "epoch" if scheduler is None else scheduler.every,
             "criterion": kinds.find("criteria", self.config["criterion"]),
             "seed": self.config["seed"],
-            "device": self.make_device(),
+            "device": self.make_device() if device is None else device,
             **trainer_arguments(self.block.trainer),
             **(renamed_compile() if self.config["compile"] else {}),
         }

@@ -65,6 +65,22 @@ def by_row(criterion: Measure, outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in rows])
 
 
+CRITERIA = {
+    "cross_entropy": "cross_entropy",
+    "mse": "mse_loss",
+    "bce": "binary_cross_entropy_with_logits",
+    "l1": "l1_loss",
+    **{
+        name: name
+        for name in (
+            *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "nll_loss"),
+            *("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "soft_margin_loss"),
+        )
+    },
+}
+"""Name in a configuration -> function of `torch.nn.functional`."""
+
+
 class Sum:
     """Losses that add: each is a function of outputs and targets to their mean loss, and one to the loss of each row.
 

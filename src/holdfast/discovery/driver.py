@@ -314,6 +314,8 @@ class Driver:
 
     def _tend(self) -> None:
         """Have as many workers as jobs; what one had that is gone is begun again."""
+        if self.shared:  # of machines whose processes cannot be seen from here
+            self.book.look_for_lost()
         gone = self._workers.gone()
         if gone:
             self.book.begin_again(lambda one: one.worker.rsplit("-", 1)[-1] in gone)

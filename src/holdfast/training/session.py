@@ -22,8 +22,9 @@ from holdfast.core.source import Source
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
+from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import NoProgress, Records, mean_window
+from holdfast.training.records import Records, mean_window
 from holdfast.training.settings import Settings, augmented
 from holdfast.training.update import Steps, Update
 
@@ -290,11 +291,10 @@ class Session:
 
     def show(self, total: int | None) -> None:
         """Draw how far the training has come, of `total` batches if their number is known."""
-        number = self.position.experience + 1
         if total is None and self.source is not None:
             total = self.source.length
-        of = f" of {len(self.stream)}" if self.stream is not None else ""
-        self.bar.show(self.position.step, total, f"experience {number}{of}")
+        share = self.position.step / total if total else 0.0
+        self.bar.show(self.records.state(self.position, self.stream, total, share))
 
     # Records -------------------------------------------------------------------------------------------
 
