@@ -39,7 +39,8 @@ def test_the_first_moment_is_what_was_measured_before_and_the_share_is_kept() ->
     steps = {one["experience"]: one["steps"] for one in events if one["event"] == "experience"}
     for index in (1, 2):
         moments = [one for one in events if one["event"] == "during" and one["experience"] == index]
-        assert [one["step"] for one in moments[:2]] == [0, 1]
+        assert moments[0]["step"] == 0
+        assert 0 < moments[1]["step"] <= 2
         assert moments[-1]["step"] == steps[index] - 1
         assert len(moments) <= 0.2 * steps[index]
         assert sum(sum(one["samples"]) for one in moments) <= 2 * 0.2 * steps[index] * 4 + MOST_ROWS * 0
