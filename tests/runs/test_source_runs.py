@@ -222,7 +222,7 @@ def test_a_source_that_cannot_go_back_goes_on_and_the_gap_is_in_log_and_report(t
 def test_a_model_trained_on_a_source_predicts_and_has_no_test_data(tmp_path: Path) -> None:
     folder = run(job(), tmp_path / "run", quiet=True)
     np.save(tmp_path / "x.npy", np.zeros((3, 2), dtype=np.float32))
-    table = predict(folder, [str(tmp_path / "x.npy")], tmp_path / "out").read_text().splitlines()
+    table = predict(folder, [str(tmp_path / "x.npy")], tmp_path / "out").path.read_text().splitlines()
     assert len(table) == 4
     with pytest.raises(DataError, match="learned from a source, which has no test data"):
         evaluate(folder)

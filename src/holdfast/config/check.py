@@ -16,9 +16,11 @@ from holdfast.config.read import as_plain, check_plain, completed
 from holdfast.config.trial import disagreements
 from holdfast.config.words import pattern_problem, shown
 from holdfast.core.criteria import without_classes
-from holdfast.core.errors import ConfigError, HoldfastError, NeedError
+from holdfast.core.errors import ConfigError, HoldfastError, NeedError, unknown
 from holdfast.core.method import Method
 from holdfast.core.operation import acts_at
+from holdfast.models.library import architectures
+from holdfast.streams.datasets.vision import known_datasets
 from holdfast.training.precision import launched
 from holdfast.training.ranks import check_shared
 from holdfast.training.settings import indices
@@ -141,7 +143,7 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
         if operation.heads and isinstance(head, str) and head not in operation.heads:
             known = ", ".join(sorted(operation.heads))
             problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
-    problems += _check_inputs(model, stream)
+    problems += _check_inputs(model, stream) + _check_libraries(job, stream)
     return problems + _check_criterion(method, criterion) + _check_targets(criterion, stream)
 
 
@@ -217,6 +219,27 @@ def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
         for path, (kind, name) in takers.items()
         if vectors and getattr(kinds.find(kind, name), "inputs", "") == "images"
     ]
+
+
+def _check_libraries(job: Job, stream: dict[str, Any]) -> list[str]:
+    """Names that a library lacks, by its own list; nothing where it is not installed, which is told when it is used."""
+    problems = []
+    given = {"stream.dataset": stream["dataset"]} if stream.get("dataset") else {}
+    given |= {f"stream.datasets.{i}": one for i, one in enumerate(stream.get("datasets") or [])}
+    for path, dataset in given.items():
+        if dataset["name"] == "torchvision":
+            with contextlib.suppress(ImportError):
+                known = known_datasets()
+                if str(dataset["which"]).lower() not in {name.lower() for name in known}:
+                    problems.append(f"{path}.which: {unknown('torchvision data set', dataset['which'], known)}")
+    model = job.config["model"]
+    library, name = model.get("library", model["name"]), model.get("architecture")
+    if library in ("torchvision", "timm") and model["name"] in ("torchvision", "timm", "frozen") and name is not None:
+        with contextlib.suppress(ImportError):
+            known = architectures(library)
+            if str(name).split(".")[0] not in known:
+                problems.append(f"model.architecture: {unknown(f'{library} architecture', name, known)}")
+    return problems
 
 
 def _check_optimizer(optimizer: Any, path: str = "optimizer") -> list[str]:

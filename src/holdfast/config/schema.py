@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
 from holdfast.config import kinds
-from holdfast.config.blocks import ARRIVAL, CHECKPOINT, FOLDERS
+from holdfast.config.plain_parts import ARRIVAL, CHECKPOINT, FOLDERS
 from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
@@ -166,9 +166,13 @@ def _composition() -> type[BaseModel]:
     )
 
 
+MOST_SEEDS = 10_000
+"""Seeds that a number may be short for."""
+
+
 def count(value: Any) -> Any:
     """A number of seeds is short for 0, 1, 2, ..."""
-    return list(range(value)) if type(value) is int and value > 0 else value
+    return list(range(value)) if type(value) is int and 0 < value <= MOST_SEEDS else value
 
 
 @kinds.cached
@@ -231,7 +235,7 @@ def job_model() -> type[BaseModel]:
             Literal["simple", "pytorch"] | None,
             Field(None, description="writes where the time went to profile.txt: by function, or by torch operation"),
         ),
-        "compile": (bool, Field(False, description="compile the model's forward with torch.compile")),
+        "compile": (bool, Field(False, description="the old name of `trainer.capture=compile`")),
         "checkpoint": (_part("checkpoint", "When to save.", CHECKPOINT), Field(description="when to save")),
         "folders": (_part("folders", "Where runs go.", FOLDERS), Field({}, description="where runs go")),
     }
@@ -284,7 +288,12 @@ def changes_type() -> Any:
     return Annotated[Union[by_name, listed], kind]  # noqa: UP007
 
 
-LOGGERS = ("tensorboard", "wandb", "mlflow", "comet")
+LOGGERS = {
+    "tensorboard": "Event files for TensorBoard, in the run folder.",
+    "wandb": "A run of Weights & Biases; offline unless told otherwise.",
+    "mlflow": "A run of MLflow, in the run folder or where MLFLOW_TRACKING_URI says.",
+    "comet": "An experiment of Comet; offline unless told otherwise.",
+}
 """Where a run can log to besides its own folder, each by its optional library."""
 
 
@@ -293,7 +302,7 @@ LOGGER_FIELDS = ("name", "project", "offline", "folder")
 
 def logger_type() -> Any:
     """The type of one entry of `loggers`: a name, or an object with a name, a project and where to put its files."""
-    names: Any = Literal[LOGGERS]
+    names: Any = Literal[tuple(LOGGERS)]
     fields: Fields = {
         "name": (names, Field(description="of the logger")),
         "project": (str, Field("holdfast", description="the project or experiment that the run belongs to")),

@@ -82,8 +82,8 @@ def _trial(job: Job) -> list[str]:
                 if exact:
                     raise
                 return []
-            settings = {"device": "cpu", "compile": False, "optimizer": Still, "scheduler": None}
-            arguments = {**job.trainer_arguments(job.method.clone()), **settings}
+            settings = {"compile": False, "optimizer": Still, "scheduler": None}
+            arguments = {**job.trainer_arguments(job.method.clone(), torch.device("cpu")), **settings}
             if arguments["precision"] == "16-mixed":
                 arguments["precision"] = "32-true"
             Trainer(**arguments).bind(net, stream)

@@ -28,7 +28,7 @@ from holdfast.training.observations import Observations, go_back, note_boundary
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory
 from holdfast.training.phases import Phases
 from holdfast.training.precision import Precision, recompilable
-from holdfast.training.records import NoProgress, make_bar
+from holdfast.training.progress import NoProgress, make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import Settings
 from holdfast.training.state import Saver, around, from_continual, random_state, restore, set_random, state_of

@@ -27,19 +27,33 @@ VARIABLE = "HOLDFAST_DATA"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's red, green and blue, from 0 to 1, that its networks were trained with."""
 
+FOUR_FILES = (
+    "It holds the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and"
+    " t10k-labels-idx1-ubyte.gz"
+)
+ORIGINS = {
+    "mnist": f"{FOUR_FILES}, which `torchvision.datasets.MNIST(folder, download=True)` puts into MNIST/raw. ",
+    "fashion_mnist": (
+        f"{FOUR_FILES}, which `torchvision.datasets.FashionMNIST(folder, download=True)` puts into FashionMNIST/raw. "
+    ),
+    "usps": "It holds usps.h5, which is on Kaggle as `bistaumanga/usps-dataset`. ",
+}
+"""Where a data set comes from, by its name."""
+
 
 def data_folder(name: str, path: str | None = None) -> Path:
-    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says.
+    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says, or else in `data`.
 
     Raises:
         DataError: it is not there.
     """
-    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "../shared/data")) / name
+    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "data")) / name
     if not folder.exists():
+        where = ORIGINS.get(name, "")
         hint = (
-            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder of data sets."
+            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder it lies in."
         )
-        raise DataError(f"there is no folder {folder} for {name}. {hint}")
+        raise DataError(f"there is no folder {folder} for {name}. {where}{hint}")
     return folder
 
 
@@ -290,7 +304,10 @@ def _whole(codes: Any) -> Tensor:
 
 def _numbers(values: Any) -> Tensor:
     """Targets of regression, `[rows, numbers]` float32; one number a row is a column, as a model's outputs are."""
-    found = torch.as_tensor(values).to(torch.float32)
+    try:
+        found = torch.as_tensor(values).to(torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the targets are no numbers: {error}. For words give kind='classification'.") from error
     return found.unsqueeze(1) if found.dim() == 1 else found
 
 
