@@ -237,7 +237,7 @@ def torchvision(
     look: dict[str, Any] = {"normalise": normalise, "crop": crop, "flip": flip}
     class_names = getattr(train, "classes", None)
     named = list(class_names) if isinstance(class_names, (list, tuple)) else None
-    held = {"test_fraction": test_fraction, "split_seed": split_seed}
+    held: dict[str, Any] = {"test_fraction": test_fraction, "split_seed": split_seed}
     if _held(train) and (test is None or _held(test)):
         if size is not None:
             raise ConfigError(f"size is {size}, and {exact} is held in memory as it is. Leave size out.")
