@@ -234,9 +234,9 @@ def _check_libraries(job: Job, stream: dict[str, Any]) -> list[str]:
     library, name = model.get("library", model["name"]), model.get("architecture")
     if library in ("torchvision", "timm") and model["name"] in ("torchvision", "timm", "frozen") and name is not None:
         with contextlib.suppress(ImportError):
-            known = architectures(library)
-            if str(name).split(".")[0] not in known:
-                problems.append(f"model.architecture: {unknown(f'{library} architecture', name, known)}")
+            made = architectures(library)
+            if str(name).split(".")[0] not in made:
+                problems.append(f"model.architecture: {unknown(f'{library} architecture', name, made)}")
     return problems
 
 
