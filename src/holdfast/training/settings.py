@@ -123,7 +123,12 @@ class Settings(ExperienceSettings):
         eval_batch_size: samples per forward in evaluation.
         precision: `32-true`; `bf16-mixed` or `16-mixed` (GPUs only) for autocast; `64-true` for doubles.
         evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
-        evaluate_before: also evaluate before any training (forward transfer needs it).
+        evaluate_before: also evaluate before any training (forward transfer needs it); not where only the end is
+            evaluated, or only what was seen.
+        evaluate_on: evaluate `all` experiences each time, or those `seen` so far, which halves the time and leaves the
+            matrix empty above its diagonal.
+        evaluate_when: evaluate `after_each` experience, or at the `end` of the training only, which leaves all but the
+            last row empty; measures that need the others are then not given.
         limit_experiences: learn and evaluate only so many experiences, the first ones, for a quick look.
         limit_val_batches: batches of each experience's validation data that are used, a number or a fraction.
         limit_test_batches: the same of test data.
@@ -151,6 +156,8 @@ class Settings(ExperienceSettings):
     precision: Precision = "32-true"
     evaluate: Literal["test", "validation", "both", "none"] = "test"
     evaluate_before: bool = True
+    evaluate_on: Literal["all", "seen"] = "all"
+    evaluate_when: Literal["after_each", "end"] = "after_each"
     limit_experiences: Count | None = None
     limit_val_batches: Limit | None = None
     limit_test_batches: Limit | None = None
