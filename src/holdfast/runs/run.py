@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,7 +79,12 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
         }
         about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-        return _work(folder, job, quiet)
+        try:
+            return _work(folder, job, quiet)
+        except HoldfastError as error:
+            if not isinstance(error, Interrupted) and not trained(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # refused: the name is free for the run that is put right
+            raise
 
     return with_others(job, work)
 
@@ -98,6 +104,12 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     job = validated(config)
     return with_others(job, lambda: _work(folder, job, quiet))
+
+
+def trained(folder: Path) -> bool:
+    """Whether something was learned in a run's folder, or in one below it: a checkpoint, or a line after the start."""
+    logs = (path.read_text().splitlines() for path in folder.rglob(LOG_NAME))
+    return any(len(lines) > 1 for lines in logs) or any(folder.rglob("checkpoints/*"))
 
 
 def _keyed(config: dict[str, Any]) -> dict[str, str]:
