@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,14 @@ from holdfast.testing.toys import (
     weights,
     wrap,
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say which paths are not there: with several workers pytest only says that no tests ran."""
+    paths = [Path(word.split("::")[0]) for word in config.args]
+    missing = [str(path) for path in paths if not (config.invocation_params.dir / path).exists()]
+    if missing and not hasattr(config, "workerinput"):
+        raise pytest.UsageError(f"there is no {' and no '.join(missing)}")
 
 
 @pytest.fixture

@@ -110,10 +110,17 @@ def unsaid(content: dict[str, Any], made: Translation) -> list[str]:
         where = ".".join(path)
         if any(where == one or (where.startswith(f"{one}.") and "plugins" not in one) for one in told):
             continue
+        if value == {} and any(one.startswith(f"{where}.") for one in told):
+            continue
         ours = [key for key, theirs in made.kept.items() if theirs == where]
         if path[0] == "plugins":
             known = ("name", "function") if len(path) > 2 else ()
-            if len(path) > 2 and path[2] in known and (ours or f"plugins.{path[1]}" in made.kept.values()):
+            about = f"plugins.{path[1]}" if len(path) > 1 else ""
+            if about and path[-1] in known and (ours or about in made.kept.values()):
+                continue
+            if path[-1] == "name" and any(one.startswith(f"{about}.") for one in told):  # keeps nothing, as is said
+                continue
+            if about and f"{about}.hyperparameters.cls_budget" in told:  # of 0: the operation does nothing, as is said
                 continue
             if value in ({}, None) and where.endswith("hyperparameters"):
                 continue
@@ -128,7 +135,25 @@ def unsaid(content: dict[str, Any], made: Translation) -> list[str]:
         elif any(one == value or one == [value] for one in kept):
             continue
         found.append(f"{where}={value!r} (kept as {dict(zip(ours, kept, strict=True))})")
+    for key in NEEDED:
+        section, *inner = key.split(".")
+        here: Any = content.get(section)
+        missing = section not in content
+        for part in inner:
+            if missing or not isinstance(here, dict):
+                break
+            missing, here = part not in here, here.get(part)
+        if missing and not any(key == one or key.startswith(f"{one}.") for one in told):
+            found.append(f"{key} is missing")
     return found
+
+
+NEEDED = (
+    *("optimisation.lr", "optimisation.epochs", "optimisation.batch_size", "optimisation.optimizer.type"),
+    *("optimisation.optimizer.weight_decay", "data.n_experiments", "data.scenario", "data.backbone"),
+    *("model.model_type", "plugins", "seed"),
+)
+"""Keys of CLMixer's files that have a meaning of ours where they are missing."""
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -243,6 +243,7 @@ def _killed_from_outside(tmp_path: Path, kills: int) -> None:
     assert_consistent(folder)
 
 
+@pytest.mark.slow
 def test_killed_twice_from_outside_the_command_ends_with_equal_weights(tmp_path: Path) -> None:
     _killed_from_outside(tmp_path, kills=2)
 

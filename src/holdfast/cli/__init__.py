@@ -101,7 +101,7 @@ def run(
     words = list(job or [])
     if references is not None:
         words.append(f"references=[{references}]")
-    with reported(None if multirun else out):
+    with reported(None if multirun else out, makes_run=True):
         plugged(plugin)
         if multirun:
             from holdfast.compat.dialects import DIALECTS
@@ -136,7 +136,7 @@ def run(
 @app.command()
 def resume(folder: Run, quiet: Quiet = False, plugin: Plugins = None) -> None:
     """Go on with a run that was interrupted, to the same weights as if it had not been."""
-    with reported(folder):
+    with reported(folder, makes_run=True):
         plugged(plugin)
         from holdfast.runs.run import resume as resume_run
 
@@ -166,12 +166,14 @@ def show(
     references: Annotated[bool, typer.Option("--references", help="Show the references of each run too.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a line for each run with every measure.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show one run, or several side by side over seeds, with what differs between them and the best marked.
 
     A folder that cannot be read is named at the end, and does not hide the others.
     """
     with reported():
+        plugged(plugin)
         from holdfast.runs import compare
         from holdfast.runs.opened import show as show_runs
         from holdfast.runs.result import found_runs

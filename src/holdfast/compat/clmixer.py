@@ -137,10 +137,15 @@ def translated(content: Mapping[str, Any], source: str = "") -> Translation:
         if content.get(section) is not None and keys:
             made.block(section, content[section], keys)
         elif section in content and content[section] is None:
-            made.tell(section, "is null, as if it were left out: the default job's.", METHOD)
+            made.tell(section, "is null; the default job's.", METHOD)
     given = {section: content.get(section) for section in SECTIONS}
+    for section in ("optimisation", "model", "data", "plugins"):
+        if section not in content:
+            made.tell(section, "is left out; the default job's.")
     if given["seed"] is not None:
         made.put("seed", made.whole("seed", given["seed"], 0), "seed")
+    elif "seed" not in content:
+        made.tell("seed", "is missing; 0, where CLMixer draws one.")
     _optimisation(given["optimisation"], made)
     _data(given["data"], made)
     _model(given["model"], given["data"] or {}, made)
@@ -185,8 +190,9 @@ def _optimisation(given: Mapping[str, Any] | None, made: Translation) -> None:
         optimizer = {}
     optimizer = made.block(f"{path}.optimizer", optimizer, ("type", "weight_decay"))
     kinds = {"adam": "Adam", "sgd": "SGD"}
-    if "type" not in optimizer and optimizer:
-        made.tell(f"{path}.optimizer.type", "is missing; adam.", METHOD)
+    for key, usual in (("type", "adam"), ("weight_decay", "0")):
+        if key not in optimizer and given.get("optimizer") is not None:
+            made.tell(f"{path}.optimizer.{key}", f"is missing; {usual}.", METHOD)
     kind = made.choice(f"{path}.optimizer.type", optimizer.get("type", "adam"), list(kinds), "optimizer")
     made.put("optimizer.name", kinds[kind], f"{path}.optimizer.type")
     rate = given.get("lr", 0.001)
@@ -279,6 +285,8 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], made: Trans
         frozen = made.choice("data.backbone", frozen, BACKBONES, "backbone")
         if data.get("dataset_name") == "dummy":
             raise made.error("data.backbone", f'{frozen!r} takes images, and the dummy data are points. Write "None".')
+    if data and "backbone" not in data:
+        made.tell("data.backbone", "is missing; none.", METHOD)
     if given is None and frozen is None:
         return
     if given is None or "model_type" not in given:

@@ -43,7 +43,7 @@ _ELSEWHERE = {
     "experiments": "runs",
     "experiments.assemble": "runs.assemble",
     "experiments.checkpoints": "runs.folder",
-    "experiments.closing": "runs.words",
+    "experiments.closing": "runs.opened",
     "experiments.compare": "runs.compare runs.opened",
     "experiments.experience_folders": "runs.folder",
     "experiments.find": "runs.result",

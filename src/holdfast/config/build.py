@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from holdfast.config import job as parts
 from holdfast.config import schema
-from holdfast.config.check import check_device_name, validated
+from holdfast.config.check import validated
 from holdfast.config.compose import compose
 from holdfast.config.job import (
     OptimizerFactory,
     SchedulerFactory,
+    check_device_name,
     make_criterion,
     make_device,
     make_method,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.config import kinds, schema
-from holdfast.config.read import as_plain
+from holdfast.config.messages import called as called
+from holdfast.config.messages import needs_argument as needs_argument
 from holdfast.config.signatures import parameters
-from holdfast.config.words import shown
-from holdfast.core.errors import ConfigError, DataError, HoldfastError
+from holdfast.config.words import nearest, renamed_compile
+from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
@@ -87,11 +87,12 @@ class Job:
         """The device, which may not be on this machine."""
         return make_device(self.config["device"])
 
-    def trainer_arguments(self, method: Method | None = None) -> dict[str, Any]:
+    def trainer_arguments(self, method: Method | None = None, device: torch.device | None = None) -> dict[str, Any]:
         """Everything that `Trainer` takes from a configuration.
 
         Args:
             method: to train with; None takes the job's, which is then given away.
+            device: instead of the job's, which this machine may not have.
         """
         scheduler = make_scheduler(self.block.scheduler)
         return {
@@ -101,9 +102,9 @@ class Job:
             "scheduler_every": "epoch" if scheduler is None else scheduler.every,
             "criterion": kinds.find("criteria", self.config["criterion"]),
             "seed": self.config["seed"],
-            "device": self.make_device(),
-            "compile": self.config["compile"],
+            "device": self.make_device() if device is None else device,
             **trainer_arguments(self.block.trainer),
+            **(renamed_compile() if self.config["compile"] else {}),
         }
 
     def changed(self, **values: Any) -> Job:
@@ -305,9 +306,22 @@ def make_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].split(". ")[0].split(" with arguments")[0].rstrip(".")
         raise ConfigError(f"device: this machine has no {name!r} ({reason}). Write device=cpu.") from None
     return device
+
+
+def check_device_name(device: str) -> list[str]:
+    """Whether torch knows a device of this name; whether it is there is asked when it is used."""
+    if device == "auto":
+        return []
+    try:
+        torch.device(device)
+    except RuntimeError:
+        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
+        advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
+        return [f"device: unknown device {device!r}; {advice}"]
+    return []
 
 
 def trainer_arguments(block: Any) -> dict[str, Any]:
@@ -332,34 +346,3 @@ def _changes(entry: Any) -> dict[str, Any]:
         scheduler = make_scheduler(entry.scheduler)
         built |= {"scheduler": scheduler, "scheduler_every": "epoch" if scheduler is None else scheduler.every}
     return built
-
-
-def called(path: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """`function(**arguments)`, with what it refuses as a `ConfigError` that begins with `path`."""
-    try:
-        return function(**arguments)
-    except HoldfastError as error:
-        text = str(error)
-        raise type(error)(text if text.startswith(path) else f"{path}: {text}") from None
-    except (TypeError, ValueError, AssertionError, ZeroDivisionError, KeyError, IndexError) as error:
-        name = getattr(function, "__name__", str(function))
-        seen = ", ".join(f"{key}={shown(value)}" for key, value in changed(function, arguments).items())
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise ConfigError(
-            f"{path}: {name} refuses {seen or 'its defaults'}: {reason}. `holdfast list` shows what it takes."
-        ) from None
-
-
-def changed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `arguments` that are plain values and not the default of `function`."""
-    defaults = {p.name: p.default for p in parameters(function) if p.configurable}
-    return {
-        key: value
-        for key, value in arguments.items()
-        if key in defaults and key != "params" and as_plain(value) != defaults[key]
-    }
-
-
-def needs_argument(function: Callable[..., Any], name: str) -> bool:
-    """Whether `function` takes an argument of this name."""
-    return name in inspect.signature(function).parameters

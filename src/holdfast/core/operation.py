@@ -92,6 +92,8 @@ class Operation(nn.Module):
         role: what it is for, one of `ROLES`.
         needs: what it cannot do without, names from `core.needs.NEEDS`.
         alone: why it cannot share its batches with other processes; empty where it can.
+        captured: why its step cannot be recorded once and run again (`trainer.capture`); empty where it can, or where
+            recording it finds out.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
         adds: whether the criterion it brings adds to that of others, instead of being the only one of its method.
@@ -116,6 +118,7 @@ class Operation(nn.Module):
     needs: frozenset[str] = frozenset()
     bound: bool = False
     alone: ClassVar[str] = ""
+    captured: ClassVar[str] = ""
     remembers: tuple[str, ...] = ()
     state: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()

@@ -164,7 +164,7 @@ def folder_of(plan: Plan) -> Path:
 
 def estimate(plan: Plan, jobs: int) -> str:
     """What a search will cost, from one short run: nothing is kept."""
-    from holdfast.discovery.settings import duration
+    from holdfast.discovery.findings import duration
 
     name, experience = plan.measured_cost()
     composition = plan.seconds_per_composition(experience)

@@ -10,10 +10,10 @@ from typing import Any
 from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError
 from holdfast.discovery import knowledge
+from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
 from holdfast.discovery.rungs import highest, ordered, promotions
-from holdfast.discovery.settings import duration, said
 from holdfast.discovery.study import Book, Entry
 from holdfast.discovery.trial import finish
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, Worker, Workers
@@ -314,6 +314,8 @@ class Driver:
 
     def _tend(self) -> None:
         """Have as many workers as jobs; what one had that is gone is begun again."""
+        if self.shared:  # of machines whose processes cannot be seen from here
+            self.book.look_for_lost()
         gone = self._workers.gone()
         if gone:
             self.book.begin_again(lambda one: one.worker.rsplit("-", 1)[-1] in gone)

@@ -12,12 +12,12 @@ import numpy as np
 
 from holdfast.config import kinds
 from holdfast.discovery.rungs import correlation
-from holdfast.discovery.settings import said
 from holdfast.discovery.space import SHORT, Space
 from holdfast.discovery.study import Book, Entry, distribution, library, quiet
 from holdfast.discovery.trial import measures
 from holdfast.discovery.worker import TRIALS
 from holdfast.metrics.log import LOG_NAME, Log
+from holdfast.metrics.table import METRICS
 
 FEWEST, COMMON = 8, 5
 """Compositions below which nothing is said about what mattered, and about a parameter that not all have."""
@@ -238,3 +238,25 @@ def plain(findings: Sequence[Finding]) -> list[Mapping[str, Any]]:
         {"name": one.name, "importance": one.importance, "sentence": one.sentence, "expected": dict(one.curve)}
         for one in findings
     ]
+
+
+def said(name: str, value: float | None) -> str:
+    """A measure with its value, for reading."""
+    if value is None:
+        return f"{name} –"
+    share = METRICS[name].direction == "up" or "forgetting" in name
+    if share and abs(value) <= 1:
+        return f"{name} {100 * value:.1f} %"
+    return f"{name} {value:,.0f}" if abs(value) >= 100 else f"{name} {value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time in words: `12 s`, `3 min`, `1.5 h`.
+
+    Example:
+        >>> duration(12.3), duration(200), duration(5400)
+        ('12 s', '3 min', '1.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdfast.discovery import findings
+from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
 from holdfast.discovery.rungs import ordered, ranks
-from holdfast.discovery.settings import duration, said
 from holdfast.discovery.study import Book, Entry
 from holdfast.metrics.log import read_json, replace_file, write_json
 from holdfast.metrics.statistics import Paired, Spread, named

@@ -328,25 +328,3 @@ def _whole(value: Any, key: str, least: int, optional: bool) -> None:
     elif isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return
     raise ConfigError(f"{key}: got {shown(value)}, expected a whole number from {least} up.")
-
-
-def said(name: str, value: float | None) -> str:
-    """A measure with its value, for reading."""
-    if value is None:
-        return f"{name} –"
-    share = METRICS[name].direction == "up" or "forgetting" in name
-    if share and abs(value) <= 1:
-        return f"{name} {100 * value:.1f} %"
-    return f"{name} {value:,.0f}" if abs(value) >= 100 else f"{name} {value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A time in words: `12 s`, `3 min`, `1.5 h`.
-
-    Example:
-        >>> duration(12.3), duration(200), duration(5400)
-        ('12 s', '3 min', '1.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.config import kinds
-from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method, conflicts
 from holdfast.core.operation import ROLES, Operation
 from holdfast.discovery.axes import Axis, Trial, declared, written
@@ -106,7 +106,7 @@ class Space:
         return config
 
     def named(self, params: Params) -> str:
-        """A composition in a few words: its operations, or what it changes of the method."""
+        """A composition in a few words."""
         if self.fixed:
             return " ".join(f"{axis.name}={_short(params.get(axis.name))}" for axis in self.common)
         chosen = [*self.chosen(params), *([params["memory"]] if "memory" in params else [])]
@@ -340,11 +340,8 @@ def kinds_default(base: Mapping[str, Any]) -> int:
 
 
 def _made(block: dict[str, Any]) -> Operation:
-    try:
-        kind = kinds.find("operations", block["name"])
-        return kind(**{key: value for key, value in block.items() if key != "name"})  # type: ignore[no-any-return]
-    except HoldfastError as error:
-        raise ConfigError(str(error)) from None
+    kind = kinds.find("operations", block["name"])
+    return kind(**{key: value for key, value in block.items() if key != "name"})  # type: ignore[no-any-return]
 
 
 def _short(value: Any) -> str:

@@ -233,6 +233,11 @@ class Book:
 
     # What was lost -------------------------------------------------------------------------------------
 
+    def look_for_lost(self) -> None:
+        """Give trials that show no sign of life any more to another worker, though nobody asks for one now."""
+        with quiet():
+            library().storages.fail_stale_trials(self.study)
+
     def begin_again(self, gone: Callable[[Entry], bool]) -> list[Entry]:
         """Give trials whose worker is gone to another one, at most `TRIES` times.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from holdfast.config import plugins
 from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
@@ -210,7 +211,7 @@ def joined(url: str, folder: Path) -> Worker:
 def main() -> None:
     """Read what to work on from the first line of standard input; when the input ends, end at once."""
     content: Mapping[str, Any] = json.loads(sys.stdin.readline())
-    threading.Thread(target=_watch, args=(sys.stdin,), daemon=True).start()
+    threading.Thread(target=_watch, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
@@ -220,14 +221,13 @@ def main() -> None:
         finish(Path(one["folder"]), one["config"], one["command"])
     if "url" in content:
         joined(content["url"], Path(content["folder"])).until_closed()
-    os._exit(0)  # the thread above waits for input that nobody will write
 
 
-def _watch(source: TextIO) -> None:
+def _watch() -> None:
     """End this process when the one that started it is gone: what it trained goes on from its last checkpoint."""
-    for _ in source:
+    while os.read(0, 1024):  # not `sys.stdin`, whose lock a thread may not hold when Python ends
         pass
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

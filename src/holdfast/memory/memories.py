@@ -76,10 +76,9 @@ class ExemplarMemory:
 
     def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
         """`size` exemplars, or all if fewer are held, as `Memory.draw`; None if there are none."""
-        held = len(self)
-        if not held:
+        if not len(self):
             return None
-        chosen = decide(lambda: retrieval.indices(held, min(size, held), self), self._device)
+        chosen = decide(lambda: retrieval.indices(len(self), min(size, len(self)), self), self._device)
         return restore(
             {name: value.index_select(0, chosen) for name, value in self._all().items()}, self._sets.structure
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,18 @@ from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, ranged
 from holdfast.models.build import HeadName, check_image, seeded
 from holdfast.models.pretrained import NO_LINEAR, Cut, Pool, Preprocess, folder_preprocess, load_weights, with_head
+
+
+@functools.cache
+def architectures(library: str) -> frozenset[str]:
+    """The names that a library has models for: torchvision's classifiers, or timm's; it must be installed."""
+    if library == "torchvision":
+        from torchvision import models as zoo
+
+        return frozenset(zoo.list_models(module=zoo))
+    import timm as other
+
+    return frozenset(other.list_models())
 
 
 @declares(inputs="images", loads=True)

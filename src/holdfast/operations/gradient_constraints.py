@@ -56,6 +56,7 @@ class GradientConstraints(Operation):
     fills = True
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
+    captured = "solves a quadratic program on the host at every step that violates a constraint"
 
     def __init__(self, per_experience: Count = 256, margin: NonNegative = 0.5) -> None:
         super().__init__()

@@ -148,6 +148,7 @@ class RememberDiverse(Operation):
     fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"
+    captured = "compares gradients on the host to choose what is kept"
     state = ("retrieval",)
     scratch = ("_per_sample",)
 

@@ -55,6 +55,7 @@ def render(rows: Sequence[Row]) -> RenderableType:
     diverged = any(run.diverged for run in row.runs)
     head = Text.assemble((row.name, "bold"), (f"  {row.state}", "bold red" if diverged else ""), runs, overflow="fold")
     parts: list[RenderableType] = [head, _headline(row)]
+    parts += [Text(line, "dim") for line in dict.fromkeys(run.captured for run in row.runs if run.captured)]
     table = mean_matrix(row.runs, row.prefix + "accuracy_matrix")
     if np.isfinite(table).any():
         how = "task-aware" if row.prefix else "class-incremental"

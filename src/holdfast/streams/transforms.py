@@ -247,6 +247,17 @@ class Resize:
         return images.round().clamp_(0, 255).to(torch.uint8)
 
 
+TRANSFORMS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
+    "permute": Permute,
+    "rotate": Rotate,
+    "solarize": Solarize,
+    "blur": Blur,
+    "autocontrast": Autocontrast,
+    "greyscale": Greyscale,
+}
+"""The transforms that plain values can describe, by their `kind`."""
+
+
 def from_description(description: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     """The transform that plain values describe, for instance `{"kind": "rotate", "degrees": 30.0}`.
 
@@ -255,14 +266,6 @@ def from_description(description: Mapping[str, Any]) -> Callable[[Tensor], Tenso
     Raises:
         ConfigError: an unknown kind or key.
     """
-    kinds: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
-        "permute": Permute,
-        "rotate": Rotate,
-        "solarize": Solarize,
-        "blur": Blur,
-        "autocontrast": Autocontrast,
-        "greyscale": Greyscale,
-    }
     values = dict(description)
     kind = values.pop("kind", None)
     if kind == "none":
@@ -278,9 +281,9 @@ def from_description(description: Mapping[str, Any]) -> Callable[[Tensor], Tenso
             if following is not None:
                 chained = following if chained is None else Chain(chained, following)
         return chained
-    if kind not in kinds:
-        raise ConfigError(unknown("transform", kind, [*kinds, "chain", "none"]))
+    if kind not in TRANSFORMS:
+        raise ConfigError(unknown("transform", kind, [*TRANSFORMS, "chain", "none"]))
     try:
-        return kinds[kind](**values)
+        return TRANSFORMS[kind](**values)
     except TypeError as error:
         raise ConfigError(f"the transform {kind!r} cannot take {sorted(values)}. Its error says: {error}.") from error

@@ -62,6 +62,8 @@ class Loop:
         total = per_epoch * settings.epochs if settings.iterations is None else settings.iterations * bool(per_epoch)
         order_rng = learner.rng("order")
         self._since = time.perf_counter() - position.seconds
+        if session.captured is not None:
+            session.captured.begin(total - position.step)
         while position.step < total:
             if resumed and position.order is not None:
                 order_rng.set_state(position.order)
@@ -76,6 +78,8 @@ class Loop:
             if session.late or epoch_ends(session, experience):
                 break
         session.write_window()
+        if session.captured is not None:
+            session.captured.end(experience.index)
         if settings.restore_best and position.best is not None:
             session.model.load_state_dict(position.best["model"])
         ranks.average_buffers(session.model)
@@ -123,6 +127,7 @@ class Loop:
         session, position, window = self.session, self.session.position, self.session.records.window
         engine, ranks, bar, clock = session.engine, session.ranks, session.bar, time.perf_counter
         every, alone = session.settings.log_every, ranks.count == 1
+        captured = session.captured if update is None else None
         update = session.update if update is None else update
         scheduler = session.optimization.scheduler if session.current.scheduler_every == "step" else None
         step = None
@@ -135,8 +140,11 @@ class Loop:
             if not alone:
                 ranks.wish = self._wish(clock(), coming=1)
             before = engine.index
-            step = engine.step(batch, now, update, weight, done + 1 == total)
-            window.add(step.outputs, step.targets, batch.fresh)
+            if captured is not None:
+                step = captured.step(batch, now, weight, done + 1 == total)
+            else:
+                step = engine.step(batch, now, update, weight, done + 1 == total)
+                window.add(step.outputs, step.targets, batch.fresh)
             position.step = done + 1
             position.epoch_step += 1
             if scheduler is not None and engine.index > before:

@@ -15,6 +15,7 @@ from holdfast.core.ranges import Count, NonNegative, Positive, Range, check_fiel
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory, optimizer_factory
 from holdfast.training.precision import Precision, check_precision
+from holdfast.training.programs import CaptureMode
 
 Changes = Mapping[str, Any]
 PerExperience = Mapping[str | int, Changes] | Sequence[Changes | None]
@@ -135,7 +136,9 @@ class Settings(ExperienceSettings):
         max_seconds: training time after which no further step is made; what was learned is evaluated.
         deterministic: let torch refuse operations whose result is not reproducible.
         detect_anomaly: let torch say where a gradient became NaN; slow.
-        compile: compile the model's forward with `torch.compile`.
+        capture: record a step once and run the recording: as a CUDA `graph` (`auto` on a GPU), compiled (`compile`, for
+            long runs on a CPU), or call by call (`tape`, which is no faster: for checks); `none` runs it as written.
+        compile: the old name of `capture="compile"`; a `StreamTrainer` compiles the model's forward.
         log_every: steps between two records of loss and accuracy.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
@@ -164,6 +167,7 @@ class Settings(ExperienceSettings):
     max_seconds: Positive | None = None
     deterministic: bool = False
     detect_anomaly: bool = False
+    capture: CaptureMode = "auto"
     compile: bool = False
     log_every: Count = 50
     on_divergence: OnDivergence = "stop"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.engine import Engine
-from holdfast.core.experience import task_column, tree_cat, tree_rows
-from holdfast.core.step import Step
+from holdfast.core.experience import Batch, task_column, tree_cat, tree_rows
+from holdfast.core.step import Now, Step
 
 
 class Mover(Protocol):
@@ -20,6 +20,19 @@ class Mover(Protocol):
 
     def move(self) -> None:
         """Move the weights by the gradients that are there."""
+
+
+class Steps(Protocol):
+    """What makes the steps of a training in another way than as they are written; see `training.captured`."""
+
+    def begin(self, steps: int) -> None:
+        """Before the steps of an experience, or what is left of it: so many, at most."""
+
+    def end(self, experience: int) -> None:
+        """After the steps of an experience."""
+
+    def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
+        """Train on one batch. Returns what was seen and computed, if that is known."""
 
 
 class Update:
