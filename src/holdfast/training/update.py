@@ -196,6 +196,12 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
             extras[name] = torch.cat([step.extras[name] for step in steps])
     outputs = [step.outputs for step in steps if step.outputs is not None]
     task = last.task
+    fresh = None
+    if any(step.fresh is not None for step in steps):
+        every = [
+            torch.ones(len(step.targets), dtype=torch.bool) if step.fresh is None else step.fresh for step in steps
+        ]
+        fresh = torch.cat([part.to(steps[0].targets.device) for part in every])
     if any(isinstance(step.task, Tensor) or step.task != task for step in steps):
         unlabelled = -1
         task = torch.cat([
@@ -212,4 +218,5 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
         last.progress,
         extras,
         last.weight,
+        fresh,
     )
