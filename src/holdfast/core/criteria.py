@@ -81,6 +81,29 @@ def next_position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return position_cross_entropy(outputs[:, :-1], targets[:, 1:])
 
 
+def ignored_label(criterion: Callable[..., Tensor]) -> int:
+    """The label that counts for nothing under `criterion`: its `ignore_index`, else cross-entropy's own, -100.
+
+    Example:
+        >>> ignored_label(nn.CrossEntropyLoss(ignore_index=255)), ignored_label(F.cross_entropy)
+        (255, -100)
+    """
+    keywords = getattr(criterion, "keywords", {})  # of a functools.partial
+    return int(getattr(criterion, "ignore_index", keywords.get("ignore_index", -100)))
+
+
+def labels_in(targets: Tensor, criterion: Callable[..., Tensor] | None = None) -> tuple[int, ...]:
+    """The classes among class indices, ascending: without labels that count for nothing, and negative ones.
+
+    Example:
+        >>> import torch
+        >>> labels_in(torch.tensor([3, -100, 1, 255]), nn.CrossEntropyLoss(ignore_index=255))
+        (1, 3)
+    """
+    ignored = -100 if criterion is None else ignored_label(criterion)
+    return tuple(label for label in targets.unique().tolist() if label >= 0 and label != ignored)
+
+
 def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:
     """Why `criterion` cannot take `targets` of this kind; empty if nothing speaks against it.
 

@@ -109,7 +109,13 @@ class Followed:
     @optimizer.setter
     def optimizer(self, optimizer: Optimizers | None) -> None:
         every: list[torch.optim.Optimizer]
-        every = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+        every = (
+            []
+            if optimizer is None
+            else [optimizer]
+            if isinstance(optimizer, torch.optim.Optimizer)
+            else list(optimizer)
+        )
         for one in every:
             check_optimizer(one, self.engine.learner)
         self.close()
