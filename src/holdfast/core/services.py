@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.core.attributes import Of
 from holdfast.core.body import Body, Cut
+from holdfast.core.criteria import padding_of
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
 from holdfast.core.forward import Forward, gradients_of
@@ -102,6 +103,8 @@ class Services:
         classes: which classes were seen, `[outputs]` bool on the device; read it without waiting for the device.
         members: the classes of each finished or current experience, in order.
         memory: what is remembered, once an operation made one (see `operations.Remember`).
+        memory_device: where memories keep their rows; they come to the model's device when they are drawn.
+        pads: what inputs of different lengths are padded with, where the model does not say.
         fields: the extra fields that the method's operations want remembered.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         forward: how forwards are made: with which `prepare`, `autocast` and `output`.
@@ -147,6 +150,8 @@ class Services:
         self.grown = False
         self.seen = SeenClasses(self.device)
         self.logged: dict[str, list[tuple[Tensor, float]]] = {}
+        self.pads: float | Mapping[str, float] | None = None
+        self.memory_device = self.device
         self._checkpoints: bool | None = None
         self._teachers: list[tuple[Any, Snapshot]] = []
 
@@ -192,6 +197,10 @@ class Services:
         """The model's outputs on latents: `above(below(inputs, cut), cut)` is `learner(inputs)`."""
         with forward_task(self.task if task is None else task):
             return self.body.above(latents, cut)
+
+    def fill(self, column: str, value: Tensor) -> float | None:
+        """What rows of a column that are of different lengths are padded with; None where nobody knows."""
+        return padding_of(column, value, self.model, self.criterion, self.pads)
 
     # Gradients -----------------------------------------------------------------------------------------
 

@@ -70,7 +70,9 @@ class RememberExemplars(Operation):
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
         generator = learner.rng(f"select/{self.name}")
-        memory = ExemplarMemory(self.capacity, self.per_class, self.selection, generator, learner.device)
+        memory = ExemplarMemory(
+            self.capacity, self.per_class, self.selection, generator, learner.memory_device, learner.device
+        )
         self._memory = keep_in(learner, memory, self.name)
 
     def begin(self, experience: Experience, learner: Services) -> None:

@@ -51,7 +51,9 @@ class Phases:
         self._per_epoch, self._epochs, self._done = 0, 1, 0
         self._recent: Memory | None = None
         if boundary is not None and "data" in needs:
-            self._recent = Memory(boundary.window, insertion=Ring(), device=engine.learner.device)
+            self._recent = Memory(
+                boundary.window, insertion=Ring(), device=engine.learner.device, fill=engine.services.fill
+            )
 
     # Said by the user ------------------------------------------------------------------------------------
 
