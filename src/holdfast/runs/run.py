@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,19 +16,22 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
-from holdfast.core.errors import Diverged, HoldfastError, Interrupted
+from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
-from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
+from holdfast.runs.assemble import fetched, is_address, job_key, learn_too, make_trainer, restore, with_others
 from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
+    LAST,
     drop_leftovers,
+    load_tensors,
     locked,
     new_folder,
     read_config,
     read_info,
     refuse_objects,
+    save_tensors,
     versions,
     write_info,
 )
@@ -79,21 +83,56 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     return with_others(job, work)
 
 
-def resume(folder: Path, *, quiet: bool = False) -> Path:
+def resume(folder: Path | str, *, quiet: bool = False) -> Path:
     """Go on with a run that was interrupted, from its newest checkpoint; one that ended is left as it is.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or a checkpoint file in it. From a file that lies elsewhere, or the address of one
+            (http://...), training goes on in a new run folder; its log has what came before only where the log of the
+            run lies beside.
         quiet: draw and print nothing.
 
     Returns:
         The run folder.
     """
+    folder = fetched(str(folder)) if is_address(str(folder)) else Path(folder)
+    if folder.is_file():
+        place = folder.resolve().parent.parent
+        own = folder.name == LAST and folder.resolve().parent.name == "checkpoints" and (place / CONFIG).is_file()
+        folder = place if own else folder_of(folder)
     config = read_config(folder)
     refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     job = validated(config)
     return with_others(job, lambda: _work(folder, job, quiet))
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """A new run folder that goes on where a checkpoint file was written.
+
+    Raises:
+        DataError: for a file that holds no state, or does not say of which job.
+    """
+    loaded = load_tensors(checkpoint)
+    if not isinstance(loaded, dict) or "state" not in loaded or not loaded.get("config"):
+        raise DataError(f"{checkpoint} holds no state of a run with its job. Give a run folder, or its {LAST}.")
+    config = loaded["config"]
+    refuse_objects(config, checkpoint)
+    job = validated(config)
+    folder = new_folder(None, job.method_name, config["experiment_name"], config["folders"]["run"])
+    write_json(folder / CONFIG, config)
+    about = {"versions": versions(), "started": time.time(), "resumed_from": str(checkpoint)}
+    write_info(folder, state="interrupted", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
+    beside = checkpoint.resolve().parents[2] / LOG_NAME
+    lines = beside.read_text(encoding="utf-8").splitlines(keepends=True)[: loaded["lines"]] if beside.is_file() else []
+    if len(lines) < loaded["lines"]:
+        stream = job.make_stream()
+        start = start_event(config["seed"], job.method_name, stream, job.make_model(stream))
+        lines = [json.dumps(start) + "\n"]
+    (folder / LOG_NAME).write_text("".join(lines), encoding="utf-8")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    save_tensors(folder / "checkpoints" / LAST, {**loaded, "lines": len(lines)})
+    return folder
 
 
 def _keyed(config: dict[str, Any]) -> dict[str, str]:
