@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from holdfast.core.operation import Operation
     from holdfast.core.services import Services
     from holdfast.core.step import Step
+    from holdfast.discovery import search, sweep
     from holdfast.runs.opened import open as open
     from holdfast.runs.trainer import Trainer
     from holdfast.streams import datasets
@@ -55,6 +56,8 @@ _WHERE = {
     "masked_cross_entropy": "holdfast.compat.synapse",
     "open": "holdfast.runs.opened",
     "plugin": "holdfast.config.plugins",
+    "search": "holdfast.discovery",
+    "sweep": "holdfast.discovery",
 }
 _MODULES = {
     "boundaries": "holdfast.boundaries",
@@ -97,8 +100,10 @@ __all__ = [
     "models",
     "operations",
     "plugin",
+    "search",
     "sources",
     "streams",
+    "sweep",
 ]
 # Not `open`: `from holdfast import *` must not hide Python's own.
 

@@ -99,8 +99,8 @@ WRONG = [
     ({"stream": {"name": "split", "experiences": 0}}, "stream.experiences:", "a number of at least 1"),
     ({"stream": {"name": "split", "validation": 1.5}}, "stream.validation:", "less than 1"),
     ({"seed": -1}, "seed:", "a number of at least 0"),
-    ({"seeds": []}, "seeds:", "a number of seeds of at least 1"),
-    ({"seeds": 0}, "seeds:", "a number of seeds of at least 1"),
+    ({"seeds": []}, "seeds:", "a number of seeds from 1 to 10000"),
+    ({"seeds": 0}, "seeds:", "a number of seeds from 1 to 10000"),
     ({"seeds": [1, 2, 1]}, "seeds:", "stands twice"),
     ({"threads": 0}, "threads:", "a number of at least 1"),
     ({"checkpoint": {"every_seconds": 0}}, "checkpoint.every_seconds:", "more than 0"),
@@ -147,7 +147,7 @@ def _no_data(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("data was loaded")
 
-    monkeypatch.setattr("sklearn.datasets.load_digits", load)
+    monkeypatch.setattr(sys.modules["holdfast.streams.datasets.arrays"], "_digits_table", load)
     monkeypatch.setattr(sys.modules["holdfast.streams.datasets.vision"], "read_idx", load)
 
 

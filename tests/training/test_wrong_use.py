@@ -240,7 +240,7 @@ def test_a_loss_that_cannot_be_one_is_refused(batch: Any) -> None:
         cl.backward(F.cross_entropy(model(x), y), y, inputs={"x": x, "flag": True})  # type: ignore[dict-item]
 
 
-def test_an_input_that_backward_did_not_get_cannot_be_replayed(batch: Any) -> None:
+def test_an_input_that_backward_did_not_get_is_replayed_all_the_same_and_that_is_said(batch: Any) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -252,10 +252,15 @@ def test_an_input_that_backward_did_not_get_cannot_be_replayed(batch: Any) -> No
     model = Two()
     x, y = batch
     cl = Continual(model, methods.er(), sgd(model))
-    cl.backward(F.cross_entropy(model(x, x > 0), y), y, x=x)
-    cl.optimizer.step()
-    with pytest.raises(UsageError, match="'mask', and backward"):
-        model(x, x > 0)
+    for _ in range(2):
+        loss = F.cross_entropy(model(x, x > 0), y)
+        if not len(cl.learner.memory):
+            with pytest.warns(UserWarning, match="goes on with what the model was called with"):
+                cl.backward(loss, y, x=x)
+        else:
+            cl.backward(loss, y, x=x)
+        cl.optimizer.step()
+    assert torch.equal(cl.learner.memory.all()["inputs"]["mask"][:8], x > 0)
 
 
 def test_a_loop_that_cannot_offer_what_a_method_needs_is_refused_at_once() -> None:

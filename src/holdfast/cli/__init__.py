@@ -1,4 +1,4 @@
-"""The command line: `holdfast run`, `resume`, `eval`, `predict`, `export`, `show`, `list`, `validate` and their like."""
+"""The command line: `holdfast run`, `search`, `sweep`, `resume`, `eval`, `predict`, `show`, `list` and the like."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
-from holdfast.cli import configurations, models
+from holdfast.cli import configurations, models, searches
 from holdfast.cli.common import (
     Checkpoint,
     Folders,
@@ -101,7 +101,7 @@ def run(
     words = list(job or [])
     if references is not None:
         words.append(f"references=[{references}]")
-    with reported(None if multirun else out):
+    with reported(None if multirun else out, makes_run=True):
         plugged(plugin)
         if multirun:
             from holdfast.compat.arena_keys import enforced
@@ -140,7 +140,7 @@ def resume(folder: Checkpoint, quiet: Quiet = False, plugin: Plugins = None) -> 
 
     From a checkpoint that lies outside of its run folder it goes on in a new one.
     """
-    with reported(Path(folder) if Path(folder).is_dir() else None):
+    with reported(Path(folder) if Path(folder).is_dir() else None, makes_run=True):
         plugged(plugin)
         from holdfast.runs.run import resume as resume_run
 
@@ -170,12 +170,14 @@ def show(
     references: Annotated[bool, typer.Option("--references", help="Show the references of each run too.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a line for each run with every measure.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show one run, or several side by side over seeds, with what differs between them and the best marked.
 
     A folder that cannot be read is named at the end, and does not hide the others.
     """
     with reported():
+        plugged(plugin)
         from holdfast.runs import compare
         from holdfast.runs.opened import show as show_runs
         from holdfast.runs.result import found_runs
@@ -192,6 +194,8 @@ def show(
             raise typer.Exit(1)
 
 
+app.command()(searches.search)
+app.command()(searches.sweep)
 app.command("config")(configurations.show_config)
 app.command()(configurations.convert)
 app.command("list")(configurations.list_names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +69,10 @@ def plugged(files: list[Path] | None) -> None:
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     """A command's arguments as a file, if the first is no change, and changes."""
     path = None
-    if words and (Path(words[0]).is_file() or not ("=" in words[0] or words[0].startswith("~"))):
+    for word in words:
+        if "\0" in word:
+            raise ConfigError(f"{word!r} has a null byte, which no file and no value can have. Leave it out.")
+    if words and (is_file(words[0]) or not ("=" in words[0] or words[0].startswith("~"))):
         path, words = words[0], words[1:]
     for word in words:
         if "=" not in word and not word.startswith("~"):
@@ -76,6 +80,14 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
                 f"{word!r} is no change to a configuration. Write key=value; the file's path comes first."
             )
     return path, words
+
+
+def is_file(word: str) -> bool:
+    """Whether a word names a file; one that is no path at all (longer than any may be, for instance) does not."""
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def launched(changes: list[str], launcher: str) -> tuple[str, list[str]]:
@@ -87,13 +99,16 @@ def launched(changes: list[str], launcher: str) -> tuple[str, list[str]]:
     return (names.get(named[-1], named[-1]) if named else launcher), rest
 
 
-def validated_job(words: list[str] | None, folders: list[Path] | None = None, single: bool = False) -> ValidatedJob:
+def validated_job(
+    words: list[str] | None, folders: list[Path] | None = None, single: bool = False, together: bool = False
+) -> ValidatedJob:
     """The job of a command's arguments: a file first, if the first argument is no `key=value`.
 
     Args:
         words: the arguments.
         folders: of config groups.
         single: whether it is to be one run, so that files that describe a sweep are refused.
+        together: whether its parts are put together over stand-ins for the data, too.
     """
     path, changes = split_words(list(words or []))
     from holdfast.compat.dialects import DIALECTS
@@ -104,7 +119,7 @@ def validated_job(words: list[str] | None, folders: list[Path] | None = None, si
     if single and composition.search is not None:
         keys = ", ".join(composition.search.params)
         raise ConfigError(f"sweep.params: {keys} shall vary, which makes several runs. Write -m: holdfast run -m ...")
-    job = validated(composition.config, path or "")
+    job = validated(composition.config, path or "", together)
     job.notes = composition.notes
     for note in composition.notes:
         typer.echo(note, err=True)
@@ -120,7 +135,7 @@ def told(folder: Path, quiet: bool) -> None:
     from holdfast.metrics.log import read_json
 
     if not quiet:
-        from holdfast.runs.words import closing
+        from holdfast.runs.opened import closing
 
         typer.echo(closing(folder), err=True)
     typer.echo(str(folder))
@@ -134,30 +149,73 @@ def warned(message: Warning | str, category: type[Warning], *where: Any, **more:
 
 
 @contextlib.contextmanager
-def reported(folder: Path | None = None) -> Iterator[None]:
+def reported(folder: Path | None = None, makes_run: bool = False) -> Iterator[None]:
     """Print errors that Holdfast raises on purpose without a traceback, and set the exit code.
 
     Args:
         folder: the run that Ctrl-C leaves behind, if it is known.
+        makes_run: whether the command makes a run, or several, that can be gone on with.
     """
     try:
-        yield
+        with _terminable():
+            yield
     except KeyboardInterrupt as interrupt:
-        left = next((str(value) for value in interrupt.args if value), None) or folder
-        run = shlex.quote(str(left)) if left else "RUN"
-        typer.echo(f"\ninterrupted; go on with: holdfast resume {run}{plugin_flags()}", err=True)
+        left = next((Path(str(value)) for value in interrupt.args if value), None) or folder
+        typer.echo(f"\n{interrupted(left, makes_run)}", err=True)
         raise typer.Exit(130) from None
     except HoldfastError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
-        interrupted = type(error).__name__ == "Interrupted"
-        if interrupted and folder is not None and "resume" not in str(error):
+        stopped = type(error).__name__ == "Interrupted"
+        if stopped and folder is not None and "resume" not in str(error):
             typer.echo(f"go on with: holdfast resume {shlex.quote(str(folder))}{plugin_flags()}", err=True)
-        raise typer.Exit(130 if interrupted else 2 if isinstance(error, ConfigError) else 1) from None
+        raise typer.Exit(130 if stopped else 2 if isinstance(error, ConfigError) else 1) from None
+    except OSError as error:
+        named = f" {str(error.filename)[:200]}" if error.filename else ""
+        typer.echo(f"OSError: {error.strerror or error}{f':{named}' if named else ''}", err=True)
+        raise typer.Exit(1) from None
     except ImportError as error:
         if "pip install 'holdfast[" not in str(error):
             raise
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM inside is as Ctrl-C: it is told what goes on with."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interrupted(left: Path | None, makes_run: bool = True) -> str:
+    """What Ctrl-C left behind, and how to go on with it.
+
+    Args:
+        left: the folder of the run or of several; it need not be there.
+        makes_run: whether the command makes such a folder.
+    """
+    if left is None or not left.is_dir():
+        return "interrupted; nothing was made yet, so run the same command again." if makes_run else "interrupted."
+    if (left / "sweep.json").is_file():
+        words = sys.argv[1:]
+        there = [] if {"-o", "--out"} & set(words) else ["--out", str(left)]
+        return f"interrupted; what is missing is run by: {shlex.join(['holdfast', *words, *there])}"
+    if not (left / "config.json").is_file():
+        return "interrupted before the run began; nothing of it is kept, so run the same command again."
+    saved = any(left.rglob("last.pt"))
+    where = "" if saved else " (from the start, since no checkpoint was saved yet)"
+    return f"interrupted; go on with: holdfast resume {shlex.quote(str(left))}{plugin_flags()}{where}"
 
 
 def plugin_flags() -> str:

@@ -12,35 +12,13 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Union
 
-from holdfast.config.signatures import Parameter, parameters
+from holdfast.config.signatures import Parameter, parameters, table_of
 from holdfast.config.words import nearest
+from holdfast.core.criteria import CRITERIA as CRITERIA
 from holdfast.core.errors import ConfigError
 from holdfast.core.operation import Operation, snake_case
 
 Names = dict[str, Any]
-
-CRITERIA = {
-    "cross_entropy": "cross_entropy",
-    "mse": "mse_loss",
-    "bce": "binary_cross_entropy_with_logits",
-    "l1": "l1_loss",
-    **{
-        name: name
-        for name in (
-            "mse_loss",
-            "l1_loss",
-            "smooth_l1_loss",
-            "huber_loss",
-            "binary_cross_entropy_with_logits",
-            "nll_loss",
-            "multi_margin_loss",
-            "multilabel_margin_loss",
-            "multilabel_soft_margin_loss",
-            "soft_margin_loss",
-        )
-    },
-}
-"""Name in a configuration -> function of `torch.nn.functional`."""
 
 
 def _functions(module: ModuleType) -> Names:
@@ -133,20 +111,27 @@ KINDS = {
             lambda module: {name: getattr(module, function) for name, function in CRITERIA.items()},
             leading=2,
             made=False,
+            refused={
+                "multilabel_margin_loss": "it takes several class indices a row, which no data set of a configuration"
+                " has; multilabel_soft_margin_loss takes a 0 or 1 for each class"
+            },
         ),
         Kind(
             *("sources", "source", "holdfast.sources", _subclasses("Source", True, True), "source", ()),
             supplied=frozenset({"batch_size", "stream"}),
-            refused={
-                "arrays": "it is made of arrays of Python; in a file they are read by replay",
-                "iterated": "it is made of an object of Python",
-                "queued": "a job says arrival.policy",
-                "window": "a job says arrival.window",
-                "hold_out": "a job says arrival.hold_out",
-            },
+            refused=dict.fromkeys(("queued", "window", "hold_out"), "a job says it under `arrival`"),
         ),
         Kind("boundaries", "boundary", "holdfast.boundaries", _subclasses("Boundary", True, True), "boundary"),
         Kind("metrics", "metric", "holdfast.metrics", lambda module: dict(module.METRICS), made=False),
+        *(
+            Kind(plural, word, module, table_of(table), made=made, open=False)
+            for plural, word, module, table, made in (
+                ("heads", "head", "holdfast.models.build", "HEADS", False),
+                ("transforms", "transform", "holdfast.streams.transforms", "TRANSFORMS", True),
+                ("loggers", "logger", "holdfast.config.schema", "LOGGERS", False),
+                ("experiments", "experiment", "holdfast.config.overrides", "experiments", False),
+            )
+        ),
     )
 }
 """Every kind of thing that has a name, by its plural."""
@@ -243,6 +228,8 @@ def unknown_name(kind: str, name: object) -> str:
         return f"{word} {name!r} cannot be used: {space.problems[name]}."
     near = nearest(name, space.names)
     advice = f"did you mean {near!r}?" if near else f"there are {len(space.names)} to choose from."
+    if not near and KINDS[kind].open:
+        advice += " If a plug-in has it, that is not installed here: install it, or name its file with --plugin."
     return f"unknown {word} {name!r}; {advice} `holdfast list {kind}` shows all {len(space.names)}."
 
 

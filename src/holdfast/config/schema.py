@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
 from holdfast.config import kinds
+from holdfast.config.plain_parts import ARRIVAL, CHECKPOINT, FOLDERS
 from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
@@ -165,9 +166,16 @@ def _composition() -> type[BaseModel]:
     )
 
 
+DURING = 0.05
+"""Share of a run's steps that goes into measuring older experiences inside one."""
+
+MOST_SEEDS = 10_000
+"""Seeds that a number may be short for."""
+
+
 def count(value: Any) -> Any:
     """A number of seeds is short for 0, 1, 2, ..."""
-    return list(range(value)) if type(value) is int and value > 0 else value
+    return list(range(value)) if type(value) is int and 0 < value <= MOST_SEEDS else value
 
 
 @kinds.cached
@@ -177,24 +185,10 @@ def job_model() -> type[BaseModel]:
     for parameter in trainer_parameters():
         if parameter.name == "epochs":  # null where `iterations` is given
             parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])  # noqa: UP007
+        if parameter.name == "evaluate_during":  # a run folder has a report that shows it
+            parameter = dataclasses.replace(parameter, default=DURING)
         trainer |= _field(parameter)
     trainer["per_experience"] = (changes_type() | None, Field(None, description=CHANGES))
-    checkpoint: Fields = {
-        "every_seconds": (float | None, Field(30.0, gt=0, description="seconds between checkpoints; null for none")),
-        "every_steps": (int | None, Field(None, ge=1, description="steps between checkpoints; null for none")),
-    }
-    pattern = "pattern of new folders, with {date}, {time}, {clock}, {experiment} and {method}; null for"
-    folders: Fields = {
-        "run": (str | None, Field(None, description=f"{pattern} runs/... or logs/<experiment>/runs/...")),
-        "multirun": (
-            str | None,
-            Field(None, description=f"{pattern} multiruns/... or logs/<experiment>/multiruns/..."),
-        ),
-        "experiences": (
-            bool,
-            Field(False, description="a folder for each experience: checkpoint after it, results and training as CSV"),
-        ),
-    }
     seed: Any = Annotated[int, Field(ge=0)]
     several: Any = list[seed]  # type: ignore[valid-type]
     seeds: Any = Annotated[several | None, BeforeValidator(count)]  # type: ignore[valid-type]
@@ -246,44 +240,12 @@ def job_model() -> type[BaseModel]:
             Literal["simple", "pytorch"] | None,
             Field(None, description="writes where the time went to profile.txt: by function, or by torch operation"),
         ),
-        "compile": (bool, Field(False, description="compile the model's forward with torch.compile")),
-        "checkpoint": (_part("checkpoint", "When to save.", checkpoint), Field(description="when to save")),
-        "folders": (_part("folders", "Where runs go.", folders), Field({}, description="where runs go")),
+        "compile": (bool, Field(False, description="the old name of `trainer.capture=compile`")),
+        "checkpoint": (_part("checkpoint", "When to save.", CHECKPOINT), Field(description="when to save")),
+        "folders": (_part("folders", "Where runs go.", FOLDERS), Field({}, description="where runs go")),
     }
     return create_model("job", __config__=STRICT, __doc__="A continual-learning job of Holdfast.", **fields)
 
-
-ARRIVAL: Fields = {
-    "policy": (
-        Literal["auto", "none", "block", "drop", "reservoir"],
-        Field(
-            "auto",
-            description="what happens while training is slower than the source: the source waits (block), rows are"
-            " dropped and counted (drop), seen rows are drawn again and no unseen one is lost (reservoir); none reads"
-            " without a queue; auto is block for what is live",
-        ),
-    ),
-    "capacity": (int | None, Field(None, ge=1, description="of the queue, in batches (64); in rows of a reservoir")),
-    "timeout": (float | None, Field(None, gt=0, description="seconds to wait for a batch; null for the source's own")),
-    "on_failure": (
-        Literal["raise", "end"],
-        Field("raise", description="whether a source that fails is an error, or an end"),
-    ),
-    "watermark": (int | None, Field(None, ge=1, description="rows in a reservoir before the first batch")),
-    "window": (
-        int | None,
-        Field(
-            None, ge=1, description="newest rows that batches are drawn from at random; null takes them as they come"
-        ),
-    ),
-    "min_steps": (int, Field(1, ge=1, description="with a window: steps between two arrivals, at least")),
-    "max_steps": (int, Field(3, ge=1, description="with a window: steps after an arrival, at most; then it waits")),
-    "after_end": (int, Field(0, ge=0, description="with a window: further steps after the source ended")),
-    "hold_out": (float, Field(0.0, ge=0, lt=1, description="share of the rows never trained on, to be asked about")),
-    "observe_every": (int, Field(200, ge=1, description="batches between two looks at rows held out and memory")),
-    "observe_rows": (int, Field(1000, ge=1, description="rows held out that are kept, at most")),
-}
-"""The keys of the block `arrival`."""
 
 CHANGES = 'what is different in some experiences: {"0": {"epochs": 5}, "2-": {...}}, or a list with one entry for each'
 
@@ -331,7 +293,12 @@ def changes_type() -> Any:
     return Annotated[Union[by_name, listed], kind]  # noqa: UP007
 
 
-LOGGERS = ("tensorboard", "wandb", "mlflow", "comet")
+LOGGERS = {
+    "tensorboard": "Event files for TensorBoard, in the run folder.",
+    "wandb": "A run of Weights & Biases; offline unless told otherwise.",
+    "mlflow": "A run of MLflow, in the run folder or where MLFLOW_TRACKING_URI says.",
+    "comet": "An experiment of Comet; offline unless told otherwise.",
+}
 """Where a run can log to besides its own folder, each by its optional library."""
 
 
@@ -340,7 +307,7 @@ LOGGER_FIELDS = ("name", "project", "offline", "folder")
 
 def logger_type() -> Any:
     """The type of one entry of `loggers`: a name, or an object with a name, a project and where to put its files."""
-    names: Any = Literal[LOGGERS]
+    names: Any = Literal[tuple(LOGGERS)]
     fields: Fields = {
         "name": (names, Field(description="of the logger")),
         "project": (str, Field("holdfast", description="the project or experiment that the run belongs to")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -64,6 +65,22 @@ def by_row(criterion: Measure, outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in rows])
 
 
+CRITERIA = {
+    "cross_entropy": "cross_entropy",
+    "mse": "mse_loss",
+    "bce": "binary_cross_entropy_with_logits",
+    "l1": "l1_loss",
+    **{
+        name: name
+        for name in (
+            *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "nll_loss"),
+            *("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "soft_margin_loss"),
+        )
+    },
+}
+"""Name in a configuration -> function of `torch.nn.functional`."""
+
+
 class Sum:
     """Losses that add: each is a function of outputs and targets to their mean loss, and one to the loss of each row.
 
@@ -94,6 +111,31 @@ class Sum:
         return total
 
 
+def position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of a class at each position, where the last dimension of the outputs has the classes.
+
+    Args:
+        outputs: `[rows, ..., classes]`.
+        targets: `[rows, ...]` class indices; -100 counts for nothing.
+
+    Example:
+        >>> import torch
+        >>> position_cross_entropy(torch.zeros(2, 5, 4), torch.ones(2, 5, dtype=torch.int64))
+        tensor(1.3863)
+    """
+    return F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1))
+
+
+def next_position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of each position's outputs under the class of the next position: labels that are the inputs.
+
+    Args:
+        outputs: `[rows, positions, classes]`.
+        targets: `[rows, positions]` class indices; -100 counts for nothing.
+    """
+    return position_cross_entropy(outputs[:, :-1], targets[:, 1:])
+
+
 def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:
     """Why `criterion` cannot take `targets` of this kind; empty if nothing speaks against it.
 
@@ -107,9 +149,22 @@ def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:
         'mse_loss takes numbers as targets, and these are class indices. Choose cross_entropy.'
     """
     name = getattr(criterion, "__name__", type(criterion).__name__)
+    lists = criterion is F.multilabel_margin_loss or isinstance(criterion, nn.MultiLabelMarginLoss)
+    if lists and (targets.is_floating_point() or targets.dim() != 2):
+        return f"{name} takes several class indices a row, and these are not. Choose cross_entropy."
     if without_classes(criterion) and not targets.is_floating_point():
         return f"{name} takes numbers as targets, and these are class indices. Choose cross_entropy."
     softmax = criterion is not None and likelihood(criterion) == "softmax"
     if softmax and targets.is_floating_point() and (targets.dim() < 2 or targets.shape[1] == 1):
         return f"{name} takes class indices as targets, and these are numbers. Choose mse_loss."
     return ""
+
+
+def beside(before: Callable[[Tensor, Tensor], Tensor], total: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """The loss of replayed data in a method with a criterion of its own: losses that add, add to the one from before.
+
+    Args:
+        before: the learner's criterion before operations were set up.
+        total: the same afterwards.
+    """
+    return Sum((before, functools.partial(by_row, before)), *total.terms) if isinstance(total, Sum) else total

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.batch import Batch
-from holdfast.core.criteria import Sum, by_row, without_classes
+from holdfast.core.criteria import beside, without_classes
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Experience
 from holdfast.core.forward import backward, constant
@@ -21,13 +21,11 @@ from holdfast.core.method import Method
 from holdfast.core.needs import check_needs
 from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
+from holdfast.core.snapshot import restore_snapshots
 from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
 from holdfast.core.tree import Tree, tree_rows
 from holdfast.core.undeclared import Undeclared
-
-OLD_SNAPSHOTS = ("teacher", "solver")
-"""Where operations of ours kept snapshots when checkpoints did not say so yet."""
 
 
 class Engine:
@@ -72,18 +70,15 @@ class Engine:
         for entry_point in ENTRY_POINTS:
             acting = tuple(getattr(operation, entry_point) for operation in method if acts_at(operation, entry_point))
             setattr(self, f"_{entry_point}", acting)
-        self._named_criteria = tuple(
-            (operation.name, operation.criterion) for operation in method if acts_at(operation, "criterion")
-        )
-        self._named_losses = tuple(
-            (operation.name, operation.loss) for operation in method if acts_at(operation, "loss")
-        )
+        self._named_criteria = tuple((one.name, one.criterion) for one in method if acts_at(one, "criterion"))
+        self._named_losses = tuple((one.name, one.loss) for one in method if acts_at(one, "loss"))
         before = learner.criterion
         for operation in method:
             operation.bound = True  # type: ignore[assignment]
             operation.to(learner.device)
             operation.setup(learner.services)
-        self._join_criteria(before)
+        if any(acts_at(operation, "criterion") and not operation.adds for operation in method):
+            self.services.criterion = beside(before, self.services.criterion)
         self._check_memory()
         self._undeclared = Undeclared(method, self.services)
         body = self.services.body
@@ -100,26 +95,13 @@ class Engine:
     _predict: tuple[Callable[[Tensor, Tree, Services], Tensor], ...]
     _take_step: tuple[Callable[[Step, Services, torch.optim.Optimizer], None], ...]
 
-    def _join_criteria(self, before: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Losses that add to a criterion of the method add, on replayed data, to the criterion from before.
-
-        Args:
-            before: the learner's criterion before operations were set up.
-        """
-        total = self.services.criterion
-        owned = any(acts_at(operation, "criterion") and not operation.adds for operation in self.method)
-        if isinstance(total, Sum) and owned:
-            self.services.criterion = Sum((before, functools.partial(by_row, before)), *total.terms)
-
     def _check_memory(self) -> None:
-        if self.learner.memory is not None:
-            return
-        for operation in self.method:
-            if operation.remembers or operation.draws:
-                raise ConfigError(
-                    f"operation {operation.name!r} draws from a memory, and nothing in this method fills one. "
-                    "Add Remember(capacity=200) to it."
-                )
+        drawing = [operation.name for operation in self.method if operation.remembers or operation.draws]
+        if drawing and self.learner.memory is None:
+            raise ConfigError(
+                f"operation {drawing[0]!r} draws from a memory, and nothing in this method fills one. "
+                "Add Remember(capacity=200) to it."
+            )
 
     def _check_targets(self, targets: Tensor) -> None:
         """Refuse numbers as targets where class indices are needed."""
@@ -205,9 +187,8 @@ class Engine:
         with self.services.forward.autocasting():
             outputs, extras = self.forward(batch)
             loss = self.criterion(outputs, batch.targets, batch.inputs)
-        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
-        step.fresh = batch.fresh
-        return step
+        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
+        return now.stamped(step, self.index)
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
@@ -273,13 +254,20 @@ class Engine:
             with forward_task("all"):
                 self.services.body.try_head(self.services.forward.prepared(step.inputs, False))
 
-    def finish(self, step: Step) -> None:
-        """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
-        for edit in self._gradient:
+    def finish(self, step: Step, edits: bool = True, observers: bool = True) -> None:
+        """The second half of `backward`, once per optimiser step.
+
+        Args:
+            step: what was computed.
+            edits: whether gradients are edited; an optimiser with a closure asks for that alone, several times.
+            observers: whether operations observe, and the step counts.
+        """
+        for edit in self._gradient if edits else ():
             edit(step, self.services)
-        for observe in self._observe:
-            observe(step, self.services)
-        self.index += 1
+        if observers:
+            for observe in self._observe:
+                observe(step, self.services)
+            self.index += 1
 
     def _terms(self, step: Step) -> tuple[list[Tensor], list[float]]:
         """The losses that have a graph, and the factor of each in the total."""
@@ -355,8 +343,5 @@ class Engine:
         for operation in self.method:
             values = state["operations"][operation.name]
             operation.load(values)
-            for key in values.get("snapshots", OLD_SNAPSHOTS):  # they come back as dictionaries
-                loaded = getattr(operation, key, None)
-                if isinstance(loaded, dict):
-                    setattr(operation, key, self.services.snapshot_of(loaded))
+            restore_snapshots(operation, values, self.services.snapshot_of)
             operation.to(self.learner.device)  # a checkpoint comes back on the CPU

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+from holdfast.core.errors import UsageError
 from holdfast.core.task import Task, enter_task, leave_task, running_task
 from holdfast.core.tree import Tree
 
@@ -27,6 +29,8 @@ class Forward:
         task: the current task; None in unlabelled streams.
         autocast: `(device type, dtype)` of the main forward's autocast, entered again by every other forward.
         output: takes the tensor of outputs out of what the model returns; None where the model returns that tensor.
+        others: arguments of the model that have no row per sample, by name: every forward is made with them.
+        names: the parameters of the model that take the inputs, in order, where there are `others`.
     """
 
     def __init__(self, model: nn.Module, prepare: Callable[..., Any] | None, augment: torch.Generator) -> None:
@@ -36,6 +40,8 @@ class Forward:
         self.task: int | None = None
         self.autocast: tuple[str, torch.dtype] | None = None
         self.output: Callable[[Any], Tensor] | None = None
+        self.others: Mapping[str, Any] = {}
+        self.names: Sequence[str] = ()
 
     def __call__(self, inputs: Tree, task: Task = None, through: nn.Module | None = None) -> Tensor:
         """Outputs on raw `inputs`, in the mode the module is in.
@@ -64,11 +70,26 @@ class Forward:
             outputs = call(module, self.prepared(inputs, module.training))
         finally:
             leave_task(token)
-        return outputs if self.output is None else self.output(outputs)
+        if self.output is not None:
+            outputs = self.output(outputs)
+        if not isinstance(outputs, Tensor):
+            raise UsageError(
+                f"the model returned a {type(outputs).__name__}, and it is not known which part of it are its outputs."
+                " Pass output=lambda returned: returned[0], or whichever it is."
+            )
+        return outputs
 
     def prepared(self, inputs: Tree, training: bool) -> Tree:
         """Raw `inputs` as the model takes them."""
-        return inputs if self.prepare is None else self.prepare(inputs, training, self.augment)
+        prepared = inputs if self.prepare is None else self.prepare(inputs, training, self.augment)
+        return self.with_others(prepared) if self.others else prepared
+
+    def with_others(self, inputs: Tree) -> Tree:
+        """Prepared `inputs` by the names of the model's parameters, beside its other arguments."""
+        if isinstance(inputs, Mapping):
+            return {**self.others, **inputs}
+        parts = (inputs,) if isinstance(inputs, Tensor) else inputs
+        return {**self.others, **dict(zip(self.names, parts))}
 
     @property
     def running(self) -> int | Tensor | None:
@@ -88,14 +109,17 @@ _constants: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 _engine = getattr(torch.autograd.Variable, "_execution_engine", None)
 
 
-def constant(value: float, like: Tensor) -> Tensor:
-    """`value` as a scalar tensor of the type and device of `like`, made once."""
+def constant(value: float | Tensor, like: Tensor) -> Tensor:
+    """`value` as a scalar tensor of the type and device of `like`, made once; a tensor in a step that is recorded."""
+    if isinstance(value, Tensor):
+        return value.to(like)
     key = (value, like.dtype, like.device)
     found = _constants.get(key)
     if found is None:
         if len(_constants) > 4096:  # annealed weights would fill it without end
             _constants.clear()
-        found = _constants[key] = torch.full((), value, dtype=like.dtype, device=like.device)
+        with _disable_current_modes():  # a step that is being recorded finds it, as every other does
+            found = _constants[key] = torch.full((), value, dtype=like.dtype, device=like.device)
     return found
 
 

@@ -153,10 +153,20 @@ def conflicts(operations: Iterable[Operation | type[Operation]]) -> list[str]:
     filling = owners.get(FILLS, [])
     if all(kinds[id(one)].joins for one in filling) and len({kinds[id(one)] for one in filling}) == 1:
         del owners[FILLS]
-    names = {
-        what: [one.__name__ if isinstance(one, type) else repr(one) for one in ones] for what, ones in owners.items()
-    }
-    return [f"{' and '.join(named)} both {what}. Keep one of them." for what, named in names.items() if len(named) > 1]
+    names = {what: list(map(_called, ones)) for what, ones in owners.items()}
+    said = [f"{' and '.join(named)} both {what}. Keep one of them." for what, named in names.items() if len(named) > 1]
+    for filler in (one for one in listed if one.fills and one.lacks):
+        said += [
+            f"{_called(filler)} fills the memory with rows without {' and '.join(sorted(filler.lacks))}, and"
+            f" {_called(one)} draws whole rows from it. Keep one of them, or fill the memory with Remember."
+            for one in listed
+            if one.draws and not one.fills
+        ]
+    return said
+
+
+def _called(one: Operation | type[Operation]) -> str:
+    return one.__name__ if isinstance(one, type) else repr(one)
 
 
 def published(paper: str) -> Callable[[Callable[P, Method]], Callable[P, Method]]:

@@ -103,17 +103,34 @@ def check_needs(
             raise NeedError(f"{who} {NEEDS[need]}.\n  {help_}")
 
 
-def declares(*, paradigm: str = "", inputs: str = "", needs: Iterable[str] = ()) -> Callable[[Made], Made]:
+def declares(
+    *,
+    paradigm: str = "",
+    inputs: str = "",
+    needs: Iterable[str] = (),
+    shape: tuple[int, ...] = (),
+    classes: int = 0,
+    rows: tuple[int, int] = (0, 0),
+    made: bool = False,
+    loads: bool = False,
+) -> Callable[[Made], Made]:
     """Write on a factory what is known of all that it makes, so that a configuration can be checked without making it.
 
     Args:
         paradigm: of a stream that has always the same.
         inputs: `"images"` or `"vectors"`: what a data set has, or a stream or model takes.
         needs: what a model cannot do without, names from `NEEDS`.
+        shape: of one sample of a data set that has always the same; an argument `pad` adds to it.
+        classes: how many that data set has.
+        rows: how many training and test samples it has.
+        made: whether a data set is made from random numbers, without a file.
+        loads: whether a model is read from a file or from another library, which takes seconds.
     """
+    declared: dict[str, object] = {"paradigm": paradigm, "inputs": inputs, "needs": frozenset(needs), "shape": shape}
+    declared |= {"classes": classes, "rows": rows if shape else (), "made": made, "loads": loads}
 
     def mark(factory: Made) -> Made:
-        for name, value in {"paradigm": paradigm, "inputs": inputs, "needs": frozenset(needs)}.items():
+        for name, value in declared.items():
             if value:
                 setattr(factory, name, value)
         return factory

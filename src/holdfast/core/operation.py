@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +92,19 @@ class Operation(nn.Module):
         role: what it is for, one of `ROLES`.
         needs: what it cannot do without, names from `core.needs.NEEDS`.
         alone: why it cannot share its batches with other processes; empty where it can.
+        captured: why its step cannot be recorded once and run again (`trainer.capture`); empty where it can, or where
+            recording it finds out.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
         adds: whether the criterion it brings adds to that of others, instead of being the only one of its method.
         fills: whether it makes the memory of its method and fills it; two that do are refused.
+        lacks: fields that rows of the memory it fills do not have; whoever draws whole rows is refused beside it.
         joins: whether its memory can stand beside another one of its kind in one method; both are drawn from as one.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
+        asks: what it asks of the model beside the step it gets: its `loss` on other samples (or the softmax of its
+            outputs), its `outputs` only, or `nothing`. A loop that does not call the model's forward can have no other.
+        positions: of an operation that needs class labels: whether it also works where a class stands at each
+            position (segmentation, language models); else such targets are refused before the first step.
         heads: the heads of our models that it works with, by name; empty where it works with all.
         state: names of attributes that hold what was learnt: tensors of any shape, plain values, None,
             lists and mappings of these, or objects with `state()` and `load()`. Saved, restored, moved.
@@ -111,6 +118,7 @@ class Operation(nn.Module):
     needs: frozenset[str] = frozenset()
     bound: bool = False
     alone: ClassVar[str] = ""
+    captured: ClassVar[str] = ""
     remembers: tuple[str, ...] = ()
     state: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
@@ -118,8 +126,11 @@ class Operation(nn.Module):
     check_arguments: ClassVar[Mapping[str, Any]] = {}
     adds: ClassVar[bool] = False
     fills: ClassVar[bool] = False
+    lacks: ClassVar[frozenset[str]] = frozenset()
     joins: ClassVar[bool] = False
     draws: bool = False
+    asks: ClassVar[Literal["loss", "outputs", "nothing"]] = "outputs"
+    positions: ClassVar[bool] = False
     heads: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

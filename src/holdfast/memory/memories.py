@@ -50,20 +50,23 @@ class ExemplarMemory:
         self._device = None if device is None else torch.device(device)
         self._columns: dict[str, Tensor] | None = None
 
-    def choose(self, rows: Mapping[str, Tree], features: Tensor, label: int | None = None) -> None:
+    def choose(
+        self, rows: Mapping[str, Tree], features: Tensor, label: int | None = None, size: int | None = None
+    ) -> None:
         """Choose the exemplars of one more class, and shrink the other sets to make room.
 
         Args:
             rows: all samples of one class of one experience, fields by name; with `by="class"` its exemplars too.
             features: `[samples, d]` of the same samples; for the selection "random" only their number counts.
             label: the class, with `by="class"`.
+            size: exemplars of it instead of `per_class`.
         """
         key = len(self._sets.keys)
         if self.by == "class" and label is not None:
             if label not in self._labels:
                 self._labels.append(label)
             key = self._labels.index(label)
-        self._sets.update(key, rows, features)
+        self._sets.update(key, rows, features, size)
         self._columns = None
 
     def of(self, label: int) -> dict[str, Tree]:
@@ -76,10 +79,9 @@ class ExemplarMemory:
 
     def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
         """`size` exemplars, or all if fewer are held, as `Memory.draw`; None if there are none."""
-        held = len(self)
-        if not held:
+        if not len(self):
             return None
-        chosen = decide(lambda: retrieval.indices(held, min(size, held), self), self._device)
+        chosen = decide(lambda: retrieval.indices(len(self), min(size, len(self)), self), self._device)
         return restore(
             {name: value.index_select(0, chosen) for name, value in self._all().items()}, self._sets.structure
         )

@@ -133,7 +133,7 @@ class Storage:
         (tensor([[2]], dtype=torch.uint8), 4)
     """
 
-    __slots__ = ("_plain", "capacity", "columns", "device", "structure")
+    __slots__ = ("_plain", "_spare", "capacity", "columns", "device", "structure")
 
     def __init__(self, capacity: int, device: torch.device | str | None = None) -> None:
         if capacity < 1:
@@ -143,6 +143,7 @@ class Storage:
         self.columns: dict[str, Tensor] = {}
         self.structure: Structure = {}
         self._plain = True
+        self._spare = False
 
     def write(self, slots: Slots, rows: Mapping[str, Tree]) -> None:
         """Copy `rows` into `slots`, one row each.
@@ -207,6 +208,38 @@ class Storage:
                 columns[name].index_copy_(0, places, value.index_select(0, chosen))
         return True
 
+    def with_spare(self, rows: Mapping[str, Any], count: int) -> bool:
+        """Make a slot behind the last, for rows that are not kept, if rows are like those before.
+
+        Args:
+            rows: fields as `write_same` takes them.
+            count: rows of each field that is no int.
+        """
+        values, structure = flatten({name: value for name, value in rows.items() if not isinstance(value, int)})
+        if set(structure) | set(rows) != set(self.structure) or not all(
+            name in self.columns and len(value) == count and self._fits(name, value) for name, value in values.items()
+        ):
+            return False
+        if not self._spare:
+            self._spare = True
+            self.columns = {name: torch.cat((c, c.new_zeros(1, *c.shape[1:]))) for name, c in self.columns.items()}
+        return True
+
+    def write_spare(self, slots: Tensor, rows: Mapping[str, Any]) -> None:
+        """All `rows`, each into its slot; of those for the spare slot, `capacity`, any one ends there.
+
+        Args:
+            slots: `[rows]` int64 on the storage's device.
+            rows: as `with_spare` took them.
+        """
+        values, _ = flatten({name: value for name, value in rows.items() if not isinstance(value, int)})
+        for name, value in values.items():
+            column = self.columns[name]
+            column.index_copy_(0, slots, value.detach().to(column.device, column.dtype))
+        for name, value in rows.items():
+            if isinstance(value, int):
+                self.columns[name].index_fill_(0, slots, value)
+
     def read(self, slots: Slots) -> dict[str, Tree]:
         """A copy of the rows in `slots`, in that order; repeats are allowed here.
 
@@ -222,13 +255,14 @@ class Storage:
     @property
     def nbytes(self) -> int:
         """Bytes of all columns, empty slots included."""
-        return sum(column.nbytes for column in self.columns.values())
+        return sum(column[: self.capacity].nbytes for column in self.columns.values())
 
     def clear(self) -> None:
         """Release every column; the next rows written may have other fields."""
         self.columns = {}
         self.structure = {}
         self._plain = True
+        self._spare = False
 
     def to(self, device: torch.device | str) -> Storage:
         """Move the columns to `device`, in place; returns itself."""
@@ -242,7 +276,8 @@ class Storage:
         Args:
             rows: how many leading slots are in use.
         """
-        columns = {name: column[:rows].clone() for name, column in self.columns.items()}
+        last = self.capacity if rows is None else rows
+        columns = {name: column[:last].clone() for name, column in self.columns.items()}
         return {"capacity": self.capacity, "structure": dict(self.structure), "columns": columns}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -276,6 +311,7 @@ class Storage:
         }
         self.structure = structure
         self._plain = all(shape is None for shape in structure.values())
+        self._spare = False
 
     def _fits(self, name: str, value: Tensor) -> bool:
         """Whether rows fit their column as it is; False where it must widen; an error where it cannot."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.needs import declares
 from holdfast.core.randomness import module_digest
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.models.build import Activation, Classifier, HeadName, make_activation, make_head, seeded
@@ -123,6 +124,7 @@ _LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
+@declares(loads=True)
 @ranged
 def frozen(
     *,

@@ -30,7 +30,7 @@ def architectures(library: str) -> frozenset[str]:
     return frozenset(other.list_models())
 
 
-@declares(inputs="images")
+@declares(inputs="images", loads=True)
 @ranged
 def torchvision(
     *,
@@ -103,7 +103,7 @@ def torchvision(
         return with_head(model, architecture, input_shape, classes, head, weights, seed)
 
 
-@declares(inputs="images")
+@declares(inputs="images", loads=True)
 @ranged
 def timm(
     *,
@@ -174,7 +174,7 @@ def timm(
         return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)
 
 
-@declares(inputs="images")
+@declares(inputs="images", loads=True)
 @ranged
 def transformers(
     *,

@@ -34,6 +34,7 @@ class AnchorPenalty(Operation):
         AnchorPenalty(strength=0.5)
     """
 
+    asks = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     state = ("weight", "anchor")

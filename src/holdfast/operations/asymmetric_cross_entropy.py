@@ -44,6 +44,8 @@ class AsymmetricCrossEntropy(Operation):
         AsymmetricCrossEntropy(among='batch')
     """
 
+    positions = True
+    asks = "loss"
     role = "knowledge retention"
     needs = frozenset({"classes"})
     state = ("current",)

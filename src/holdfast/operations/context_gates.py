@@ -35,6 +35,7 @@ class ContextGates(Operation):
         ContextGates(fraction=0.9)
     """
 
+    asks = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries", "task"})
     state = ("gates",)

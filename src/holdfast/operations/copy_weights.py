@@ -41,6 +41,7 @@ class CopyWeights(Operation):
         CopyWeights(start='zero', centred=True)
     """
 
+    asks = "nothing"
     heads = frozenset({"fixed", "growing"})
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes"})

@@ -34,6 +34,7 @@ class JointData(Operation):
         True
     """
 
+    asks = "nothing"
     role = "knowledge incorporation"
     needs = frozenset({"replacement", "stream"})
 
@@ -54,6 +55,7 @@ class CumulativeData(Operation):
         True
     """
 
+    asks = "nothing"
     role = "knowledge incorporation"
     needs = frozenset({"replacement", "stream"})
 

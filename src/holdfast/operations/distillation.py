@@ -45,6 +45,8 @@ class Distillation(Operation):
     Differences: no warm-up of the new head alone; probabilities softened by dividing logits by T.
     """
 
+    positions = True
+    asks = "loss"
     role = "knowledge retention"
     needs = frozenset({"boundaries", "classes"})
     state = ("teacher", "old", "tasks")

@@ -40,6 +40,7 @@ class DuplicateBackbone(Operation):
         DuplicateBackbone(copies=5)
     """
 
+    asks = "nothing"
     role = "representation learning"
     needs = frozenset({"boundaries"})
     state = ("begun",)

@@ -32,6 +32,7 @@ class FreezeBackbone(Operation):
         FreezeBackbone(after=1)
     """
 
+    asks = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     state = ("begun", "fixed")

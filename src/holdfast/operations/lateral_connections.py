@@ -40,6 +40,7 @@ class LateralConnections(Operation):
         LateralConnections(columns=5, into='layers')
     """
 
+    asks = "nothing"
     role = "knowledge incorporation"
     needs = frozenset({"boundaries", "task"})
     state = ("order", "kept")

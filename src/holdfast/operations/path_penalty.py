@@ -32,6 +32,7 @@ class PathPenalty(Operation):
     negative either (Maltoni and Lomonaco 2019, section 3.3).
     """
 
+    asks = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries", "update"})
     state = ("contribution", "importance", "anchor", "before")

@@ -38,6 +38,7 @@ class Remember(Operation):
         Remember(capacity=200, bytes=None, policy='reservoir')
     """
 
+    asks = "nothing"
     fills = True
     check_arguments = {"capacity": 20}
     role = "knowledge retention"

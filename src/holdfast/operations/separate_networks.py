@@ -35,6 +35,7 @@ class SeparateNetworks(Blocking):
         SeparateNetworks(start='initial')
     """
 
+    asks = "nothing"
     state = (*Blocking.state, "initial")
 
     def __init__(self, start: Literal["initial", "last"] = "initial") -> None:

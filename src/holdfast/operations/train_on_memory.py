@@ -98,6 +98,7 @@ class TrainOnMemory(Operation):
     learning", algorithm 1 and section 4 (its training settings).
     Differences: 31 epochs instead of 256 with early stopping; no CutMix, which the paper uses on CIFAR; trained at
     the end of every experience, where the paper trains when it is asked; the sampler sees each experience's data
+    asks = "loss"
     once, in random order, when it ends.
 
     Example:

@@ -24,6 +24,7 @@ class TrainOnly(Operation):
         TrainOnly(experiences=1)
     """
 
+    asks = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries", "replacement"})
 

@@ -44,6 +44,7 @@ class UnitReplacement(Operation):
         UnitReplacement(rate=0.001, maturity=100, decay=0.99, dormant=0.025)
     """
 
+    asks = "nothing"
     role = "representation learning"
     needs = frozenset({"update"})
     state = ("utility", "age", "quota")

@@ -44,6 +44,7 @@ class WalkPenalty(Operation):
         True
     """
 
+    asks = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries", "update"})
     state = ("fisher", "fall", "start", "path", "score", "importance", "anchor", "count")

@@ -39,6 +39,7 @@ class WeightAlign(Operation):
         WeightAlign(at='weights', classes='new')
     """
 
+    asks = "nothing"
     heads = frozenset({"fixed", "growing"})
     role = "bias mitigation"
     needs = frozenset({"boundaries", "classes"})

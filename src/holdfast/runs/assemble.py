@@ -19,13 +19,15 @@ import torch.distributed as dist
 
 from holdfast.config import plugins
 from holdfast.config.check import validated
-from holdfast.config.job import Job, with_features
+from holdfast.config.job import Job, make_model, with_features
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.runs.card import card_of, stream_of
 from holdfast.runs.folder import CONFIG, LAST, load_tensors, read_config, read_info, refuse_objects
+from holdfast.runs.on_source import make_stream_trainer, restored_outline
 from holdfast.training import Trainer
+from holdfast.training.endless import StreamTrainer
 from holdfast.training.launch import together
 from holdfast.training.precision import launched
 from holdfast.training.ranks import Ranks
@@ -57,7 +59,7 @@ class Restored:
     config: dict[str, Any]
     stream: Stream
     card: dict[str, Any]
-    trainer: Trainer
+    trainer: Trainer | StreamTrainer
     engine: Engine
     path: Path
     job: Job
@@ -77,6 +79,11 @@ class Restored:
                 f"the data of this run cannot be loaded: {error} The model needs none of them: give it data of your"
                 " own, with labels to be measured by."
             ) from error
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Samples per forward where the model is asked."""
+        return getattr(self.trainer, "eval_batch_size", 512)
 
 
 def job_key(config: Mapping[str, Any]) -> str:
@@ -142,6 +149,8 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     plugins.check_recorded(info.get("plugins", []), folder)
     started_in = Path(info["started_in"]) if info.get("started_in") else None
     job = validated({**config, **(changes or {})})
+    if job.learns_from_source:
+        return _restored_from_source(job, loaded["state"], checkpoint, folder)
     card = loaded.get("data") or {}
     with inside(started_in):  # a model may read files of its own
         stream = stream_of(card) if "prepare" in card else job.make_stream()
@@ -161,6 +170,14 @@ def inside(folder: Path | None) -> Iterator[None]:
     else:
         with contextlib.chdir(folder):
             yield
+
+
+def _restored_from_source(job: Job, state: Mapping[str, Any], checkpoint: Path, folder: Path) -> Restored:
+    """The same for a run that learned from a source, which need not be there any more."""
+    outline = restored_outline(job, folder)
+    trainer = make_stream_trainer(job, make_model(job.block.model, outline, job.config["seed"]))
+    trainer.engine.load(state["engine"])
+    return Restored(job.config, outline, card_of(outline), trainer, trainer.engine, checkpoint, job)
 
 
 def is_address(where: str) -> bool:

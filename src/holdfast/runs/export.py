@@ -97,7 +97,7 @@ def _stem(checkpoint: Path) -> str:
 
 
 def _about(restored: Restored, to: str, task: int | None) -> dict[str, Any]:
-    card, method = restored.card, restored.trainer.method
+    card, method = restored.card, restored.engine.method
     acts = restored.engine.acts_at("predict")
     about = {
         "format": to,

@@ -64,7 +64,7 @@ def probabilities(answers: Tensor, classes: int) -> Tensor:
 
 def batches(restored: Restored, inputs: Sequence[str], task: int | None) -> Iterator[Batch]:
     """Everything that is asked about, in batches."""
-    size = restored.trainer.eval_batch_size
+    size = restored.eval_batch_size
     for one in inputs:
         if one in ("test", "validation") and not Path(one).exists():
             yield from _own(restored.with_data(), one, size)

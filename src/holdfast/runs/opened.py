@@ -15,13 +15,14 @@ from holdfast.core.errors import needs_extra
 from holdfast.metrics.log import LOG_NAME
 from holdfast.metrics.statistics import Spread, named
 from holdfast.metrics.table import METRICS
-from holdfast.runs.compare import COLUMNS, Row, gathered, row_of
+from holdfast.runs import source_report
+from holdfast.runs.compare import COLUMNS, SOURCE_COLUMNS, Row, gathered, row_of
 from holdfast.runs.report import write_report
 from holdfast.runs.result import METRICS_FILE, Result, Results, found_runs
 from holdfast.runs.source_report import MEASURES, facts, of_source
 from holdfast.runs.source_report import SHARES as PER_CENT
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
-from holdfast.runs.words import mean_matrix, number, spread_of
+from holdfast.runs.words import distinct, headline, mean_matrix, number, spread_of
 
 if TYPE_CHECKING:
     import pandas
@@ -54,6 +55,7 @@ def render(rows: Sequence[Row]) -> RenderableType:
     diverged = any(run.diverged for run in row.runs)
     head = Text.assemble((row.name, "bold"), (f"  {row.state}", "bold red" if diverged else ""), runs, overflow="fold")
     parts: list[RenderableType] = [head, _headline(row)]
+    parts += [Text(line, "dim") for line in dict.fromkeys(run.captured for run in row.runs if run.captured)]
     table = mean_matrix(row.runs, row.prefix + "accuracy_matrix")
     if np.isfinite(table).any():
         how = "task-aware" if row.prefix else "class-incremental"
@@ -146,20 +148,21 @@ def _side_by_side(rows: Sequence[Row]) -> Table:
     """A table with a row for each configuration, and in each column the best of comparable rows marked."""
     from rich.text import Text
 
+    columns = SOURCE_COLUMNS if all(of_source(row.runs[0]) for row in rows) else COLUMNS
     counts = {len(row.runs) for row in rows}
     several = max(counts, default=1) > 1
     title = named(counts.pop()) if several and len(counts) == 1 else "mean ± 95 % t interval over seeds (of two, both)"
     table = _table("run", f"{title}; {BEST} best of the column" if several else f"{BEST} best of the column")
-    for head in ("seeds", *COLUMNS.values()):
+    for head in ("seeds", *columns.values()):
         table.add_column(head, justify="right")
     differ = any(row.settings for row in rows)
     for head in ["state", "settings"] if differ else ["state"]:
         table.add_column(head, overflow="fold")
-    best = {name: _best(rows, name) for name in COLUMNS}
+    best = {name: _best(rows, name) for name in columns}
     for row in rows:
         cells = []
-        for name in COLUMNS:
-            told = _percent(row.value(name)) if name in SHARES else number(row.value(name))
+        for name in columns:
+            told = _percent(row.value(name)) if name in (*SHARES, *PER_CENT) else number(row.value(name))
             cells.append(Text(f"{told} {BEST}", "bold") if best[name] is row else Text(told))
         state = Text(row.state, "bold red" if any(run.diverged for run in row.runs) else "")
         settings = " ".join(f"{key}={_shown(value)}" for key, value in row.settings.items())
@@ -309,3 +312,36 @@ def open(
     if (path / LOG_NAME).is_file() or (path / METRICS_FILE).is_file():
         return Run(path)
     return Runs(path, [run for place in found_runs([path]) for run in Runs.load(place)])
+
+
+def closing(folder: Path) -> str:
+    """A line for the method and for each of its references, and one with the path of the report.
+
+    Args:
+        folder: of a run that came to its end.
+    """
+    runs = Results.load(folder)
+    shown = {str(runs[0].metrics.get("method") or "this method"): runs, **runs.references}
+    width = max(map(len, shown))
+    lines = [f"{name:{width}s}  {_said(distinct(together))}" for name, together in shown.items()]
+    lines += [
+        f"{name} diverged: {run.diverged}" for name, together in shown.items() for run in together if run.diverged
+    ]
+    return "\n".join([*lines, f"report: {folder / 'report.html'}"])
+
+
+def _said(runs: Sequence[Result]) -> str:
+    runs = [run for run in runs if run.finished] or runs
+    if runs[0].log.start.get("source"):
+        items = source_report.headline(runs)
+    else:
+        items = _headline_of_experiences(runs)
+    items = [item for item in items if item["value"] != "–"]
+    seeds = f"  ({len(runs)} seeds)" if len(runs) > 1 else ""
+    return "   ".join(f"{item['word'].lower()} {item['value']}" for item in items) + seeds
+
+
+def _headline_of_experiences(runs: Sequence[Result]) -> list[dict[str, str]]:
+    prefix = runs[0].prefix
+    loss_only = runs[0].metrics.get(prefix + "average_accuracy") is None
+    return headline(runs, prefix, loss_only)

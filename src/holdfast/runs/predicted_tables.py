@@ -179,7 +179,7 @@ def predict_table(
     encoding = encoding_of(restored)
     raw = _read(path, encoding)
     values = features_of(raw, encoding)
-    names, size = restored.stream.class_names, restored.trainer.eval_batch_size
+    names, size = restored.stream.class_names, restored.eval_batch_size
     answers = torch.cat([outputs(restored.engine, part, task) for part in values.split(size)]).flatten(1)
     given = raw.values[raw.find(encoding.target)] if encoding.target in raw.names else None
     columns: dict[str, Any] = {}

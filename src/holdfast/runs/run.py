@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import shutil
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +18,9 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
-from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
+from holdfast.config.messages import refuse
+from holdfast.config.trial import disagreements
+from holdfast.core.errors import ConfigError, DataError, Diverged, HoldfastError, Interrupted, NeedError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
 from holdfast.runs.assemble import fetched, is_address, job_key, learn_too, make_trainer, restore, with_others
@@ -38,7 +42,7 @@ from holdfast.runs.folder import (
 from holdfast.runs.loggers import specified
 from holdfast.runs.on_source import train_on_source
 from holdfast.runs.predict import evaluated
-from holdfast.runs.recording import Recording, derive, profiled, start_event, stop_on_signals, write_summary
+from holdfast.runs.recording import Recording, derive, naming, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
@@ -65,6 +69,8 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     config = job.config
     job.make_device()
     job.check_weights()
+    if len(job.parts()) > 1:  # the last would be refused when the others have been trained for hours
+        refuse(disagreements(job))
     specified(config["loggers"])
 
     def work() -> Path:
@@ -78,7 +84,13 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
         }
         about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-        return _work(folder, job, quiet)
+        try:
+            with naming(folder):
+                return _work(folder, job, quiet)
+        except (ConfigError, DataError, NeedError):
+            if not trained(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # refused: the name is free for the run that is put right
+            raise
 
     return with_others(job, work)
 
@@ -104,7 +116,18 @@ def resume(folder: Path | str, *, quiet: bool = False) -> Path:
     refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     job = validated(config)
-    return with_others(job, lambda: _work(folder, job, quiet))
+
+    def work() -> Path:
+        with naming(folder):
+            return _work(folder, job, quiet)
+
+    return with_others(job, work)
+
+
+def trained(folder: Path) -> bool:
+    """Whether something was learned in a run's folder, or in one below it: a checkpoint, or a line after the start."""
+    logs = (path.read_text().splitlines() for path in folder.rglob(LOG_NAME))
+    return any(len(lines) > 1 for lines in logs) or any(folder.rglob("checkpoints/*"))
 
 
 def folder_of(checkpoint: Path) -> Path:
@@ -147,6 +170,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
+        reported = time.monotonic()
         for where, part in job.parts().items():
             place = folder / where if where else folder
             if where and read_info(place).get("state") in ENDED:
@@ -171,7 +195,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                 )
             try:
                 if not _ended(place):
-                    with suppress(Diverged):  # the log says why, and so do the report and the state of the run
+                    with suppress(Diverged), explained(place):  # the log says why, and so do report and state
                         _train(place, where, part, quiet)
                 state = derive(place)
             except BaseException as error:
@@ -184,6 +208,10 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     raise Interrupted(f"training was stopped, and its state saved. Go on with: {command}") from None
                 raise
             if where:
+                if time.monotonic() - reported > LATEST:
+                    with suppress(HoldfastError):  # so that what is there can be looked at
+                        write_report(Results.load(folder))
+                    reported = time.monotonic()
                 write_report(place)
                 write_info(place, state=state, finished=time.time())
             elif state == "diverged":
@@ -209,6 +237,45 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
         ) from error
 
 
+LATEST = 60.0
+"""Seconds after which the report of several runs is made again when one of them ends."""
+
+TRACEBACK = "traceback.txt"
+"""In a run folder: where in the code a run failed that torch, or a part of another package, broke off."""
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """What torch raises, as an error in a sentence; the traceback goes into the folder.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        HoldfastError: instead of an error that torch raised.
+    """
+    try:
+        yield
+    except (HoldfastError, ImportError, OSError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not isinstance(error, RuntimeError) and "torch" not in Path(frames[-1].filename).parts:
+            raise  # a fault of ours, or of code that the user wrote: its author needs the line
+        (folder / TRACEBACK).write_text(traceback.format_exc())
+        outside = next((one for one in reversed(frames) if "holdfast" not in one.filename), frames[-1])
+        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".") or "no reason given"
+        advice = "Give values that fit: `holdfast list KIND NAME` says what they mean."
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "Write a smaller trainer.batch_size, or trainer.eval_batch_size."
+        elif "optim" in Path(outside.filename).parts:
+            advice = "Change the optimizer's or the scheduler's values."
+        raise HoldfastError(
+            f"training failed in {Path(outside.filename).name}: {type(error).__name__}: {reason}. {advice} Where it"
+            f" happened stands in {folder / TRACEBACK}."
+        ) from error
+
+
 def _ended(place: Path) -> bool:
     return (place / LOG_NAME).is_file() and read_log(place).finished
 
@@ -223,7 +290,7 @@ def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     model = job.make_model(stream)
     card = card_of(stream)
     stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
-    with Recording(folder, config, config["loggers"], config["checkpoint"], card) as recording:
+    with Recording(folder, config, config["loggers"], config["checkpoint"], card, write_report) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):
             seconds = _learn(part, job, stream, model, recording, quiet)
@@ -265,7 +332,12 @@ def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
         DataError: where the data are not there any more; `runs.predict.measured` takes others.
     """
     restored = restore(where)
-    return evaluated(restored.engine, restored.with_data(), split, restored.trainer.eval_batch_size)
+    if restored.config.get("source") is not None:
+        raise DataError(
+            "this run learned from a source, which has no test data; what it knew of rows held out is in its log. Write"
+            f" `holdfast show {where}`, or `holdfast predict {where} FILE`."
+        )
+    return evaluated(restored.engine, restored.with_data(), split, restored.eval_batch_size)
 
 
 @contextmanager

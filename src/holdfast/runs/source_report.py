@@ -1,4 +1,4 @@
-"""What a report and `holdfast show` say of a run that learned from a source: numbers, plots, and what arrived."""
+"""What a report and `holdfast show` say of a run on a source: its numbers, its plots, and what arrived."""
 
 from __future__ import annotations
 

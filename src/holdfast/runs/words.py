@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,38 +191,3 @@ def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
 def headline_item(word: str, value: str, sentence: str) -> dict[str, str]:
     """One of the numbers that come first."""
     return {"word": word, "value": value, "sentence": sentence}
-
-
-def closing(folder: Path) -> str:
-    """A line for the method and for each of its references, and one with the path of the report.
-
-    Args:
-        folder: of a run that came to its end.
-    """
-    runs = Results.load(folder)
-    shown = {str(runs[0].metrics.get("method") or "this method"): runs, **runs.references}
-    width = max(map(len, shown))
-    lines = [f"{name:{width}s}  {_said(distinct(together))}" for name, together in shown.items()]
-    lines += [
-        f"{name} diverged: {run.diverged}" for name, together in shown.items() for run in together if run.diverged
-    ]
-    return "\n".join([*lines, f"report: {folder / 'report.html'}"])
-
-
-def _said(runs: Sequence[Result]) -> str:
-    runs = [run for run in runs if run.finished] or runs
-    if runs[0].log.start.get("source"):
-        from holdfast.runs import source_report
-
-        items = source_report.headline(runs)
-    else:
-        items = _headline_of_experiences(runs)
-    items = [item for item in items if item["value"] != "–"]
-    seeds = f"  ({len(runs)} seeds)" if len(runs) > 1 else ""
-    return "   ".join(f"{item['word'].lower()} {item['value']}" for item in items) + seeds
-
-
-def _headline_of_experiences(runs: Sequence[Result]) -> list[dict[str, str]]:
-    prefix = runs[0].prefix
-    loss_only = runs[0].metrics.get(prefix + "average_accuracy") is None
-    return headline(runs, prefix, loss_only)

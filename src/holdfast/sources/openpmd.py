@@ -163,6 +163,7 @@ class OpenPMD(Pieces):
         """Let the reading threads go."""
         if self._reader is not None:
             self._reader.close()
+        super().close()
 
 
 def _split(name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -104,8 +105,21 @@ class OpenPMDReader:
             DataError: where a series breaks off, series differ in their iterations, or none comes for too long.
         """
         arriving: list[queue.Queue[Any]] = [queue.Queue(1) for _ in self.paths]
-        for path, into in zip(self.paths, arriving):
-            threading.Thread(target=self._follow, args=(path, into), name=f"openPMD {path}", daemon=True).start()
+        left = threading.Event()
+        threads = [
+            threading.Thread(target=self._follow, args=(path, into, left), name=f"openPMD {path}", daemon=True)
+            for path, into in zip(self.paths, arriving)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield from self._together(arriving)
+        finally:
+            left.set()
+            for thread in threads:  # one that waits inside the library for a writer is left behind
+                thread.join(1.0)
+
+    def _together(self, arriving: list[queue.Queue[Any]]) -> Iterator[dict[str, Any]]:
         while not self._halted.is_set():
             parts = [self._next(path, one) for path, one in zip(self.paths, arriving)]
             if self._halted.is_set():
@@ -164,8 +178,8 @@ class OpenPMDReader:
 
     # In the thread of a series -----------------------------------------------------------------------------
 
-    def _follow(self, path: str, into: queue.Queue[Any]) -> None:
-        last = None
+    def _follow(self, path: str, into: queue.Queue[Any], left: threading.Event) -> None:
+        last = series = None
         try:
             series = self._library.Series(path, self._library.Access.read_linear, json.dumps(self._configuration()))
             for iteration in series.read_iterations():
@@ -174,23 +188,26 @@ class OpenPMDReader:
                     break
                 if index < self.start:
                     iteration.close()
-                elif not self._put(into, self._read(iteration, index)):
+                elif not self._put(into, self._read(iteration, index), left):
                     break
                 last = index
-            series.close()
-            self._put(into, None)
+            self._put(into, None, left)
         except DataError as error:
-            self._put(into, error)
+            self._put(into, error, left)
         except Exception as error:  # the library raises RuntimeError and others of its own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if last is None:
                 text = f"{path} cannot be read: {reason}. Look whether the simulation runs and writes there."
             else:
                 text = f"{path} broke off after iteration {last}: {reason}. Look why its writer stopped."
-            self._put(into, DataError(text))
+            self._put(into, DataError(text), left)
+        finally:
+            if series is not None:
+                with contextlib.suppress(Exception):  # it says again why it broke off
+                    series.close()
 
-    def _put(self, into: queue.Queue[Any], value: Any) -> bool:
-        while not self._closed.is_set():
+    def _put(self, into: queue.Queue[Any], value: Any, left: threading.Event) -> bool:
+        while not (self._closed.is_set() or left.is_set()):
             try:
                 into.put(value, timeout=SLICE)
                 return True

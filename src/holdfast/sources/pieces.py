@@ -65,6 +65,11 @@ class Pieces(Source):
                 yield Batch(tree_map(lambda leaf: leaf[start:stop], inputs), targets[start:stop])  # noqa: B023
             skip = 0
 
+    def close(self) -> None:
+        """Leave the piece that is being read."""
+        if self._reading is not None and hasattr(self._reading, "close"):
+            self._reading.close()
+
     def position(self) -> dict[str, Any]:
         """Batches given, the mark of the piece that is being read, and how many of its rows were given."""
         return {"batches": self._given, "piece": self._mark, "row": self._row}

@@ -283,6 +283,7 @@ class Queued(Source):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self.source.halt()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(min(self.timeout, 5.0))
         if self._thread is None or not self._thread.is_alive():

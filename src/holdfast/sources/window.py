@@ -29,7 +29,7 @@ class Window(Source):
 
     Args:
         source: what arrives; a `Queued` one is asked without waiting, any other always has something.
-        rows: of the window.
+        rows: of the window, at least: it holds whole batches as they arrived.
         batch_size: rows of a step.
         min_steps: steps between two arrivals, at least.
         max_steps: steps after an arrival without a newer one, at most.
@@ -129,7 +129,7 @@ class Window(Source):
         if batch.held_out is not None:
             self._apart.append(batch.held_out)
         held = sum(len(one.targets) for one, *_ in self._held)
-        while held - len(self._held[0][0].targets) >= self.rows or (held > self.rows and len(self._held) > 1):
+        while held - len(self._held[0][0].targets) >= self.rows:
             gone, unseen, *_ = self._held.popleft()
             held -= len(gone.targets)
             self._passed += int(unseen.sum())
@@ -154,8 +154,9 @@ class Window(Source):
         self.source.halt()
 
     def counts(self) -> dict[str, int]:
-        """Those of the source, and the rows that left the window without having been drawn."""
-        return {"arrived": self._arrived, **self.source.counts(), "passed_over": self._passed}
+        """Those of the source, and the rows that left the window without being drawn, or were left in it at the end."""
+        left = sum(int(fresh.sum()) for _, fresh, *_ in self._held) if self._ended else 0
+        return {"arrived": self._arrived, **self.source.counts(), "passed_over": self._passed + left}
 
     def position(self) -> dict[str, Any]:
         """Steps given, and what builds the window again: where its oldest batch begins, and how far it was drawn."""

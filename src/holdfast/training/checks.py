@@ -17,7 +17,8 @@ from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Tree, tree_rows
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
-from holdfast.training.forwards import Capture, Forwards
+from holdfast.training.calls import Capture
+from holdfast.training.forwards import Forwards
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -255,21 +256,27 @@ class Watch:
         engine: of the method.
         forwards: of the model.
         criterion: whether the user gave one.
+        reruns: whether the method makes forwards of its own.
+
+    Attributes:
+        closely: in how many more steps values are looked at.
     """
 
-    def __init__(self, engine: Engine, forwards: Forwards, criterion: bool) -> None:
+    def __init__(self, engine: Engine, forwards: Forwards, criterion: bool, reruns: bool = True) -> None:
         self._services = engine.services
         self._name = engine.method.name
         self._forwards = forwards
         self._criterion = criterion
         self._needs_outputs = bool(engine.method.remembers) or forwards.joins
         self._parameters = Parameters(engine.learner)
-        self._closely = 3
+        self._reruns = reruns
+        self._unheard = False
+        self.closely = 3
         engine.learner.on_growth.append(self._parameters.add)
 
     def renew(self) -> None:
         """Look closely again: an experience begins."""
-        self._closely = 3
+        self.closely = 3
 
     def check(
         self,
@@ -302,14 +309,15 @@ class Watch:
                 "backward() was called without a forward, in training mode, of the model that was given to Continual. "
                 "Call that model once a step, and make a new Continual for a new model."
             )
+        self._unheard = capture is None and outputs is None and self._reruns
         if outputs is None and self._needs_outputs:
             raise UsageError(
                 f"`{self._name}` needs the model's outputs, and none were captured. Call the model that was given"
                 " to Continual in training mode before backward(), or pass outputs=..., or output=... to Continual."
             )
-        if self._closely or count % 256 == 0:
+        if self.closely or count % 256 == 0:
             self._parameters.check()
-        if self._closely:
+        if self.closely:
             criterion = self._services.criterion
             ignored = getattr(criterion, "ignore_index", -100) if self._criterion else None
             check_targets(targets, outputs, criterion, ignored)
@@ -320,11 +328,18 @@ class Watch:
 
     def check_gradients(self) -> None:
         """Refuse a backward pass that reached none of the model's parameters; in an experience's first steps."""
-        if not self._closely:
+        if not self.closely:
             return
-        self._closely -= 1
+        self.closely -= 1
         if not any(p.grad is not None for p in self._services.parameters()):
             raise UsageError(
                 "backward() gave no gradient to any parameter of the model that was given to Continual. "
                 "Compute the loss by that model, and make a new Continual for a new one."
+            )
+        if self._unheard:
+            raise UsageError(
+                f"the loss was made without a forward of the model that was given, and `{self._name}` makes forwards of"
+                " it on other samples: they would not be what was trained. Let the model's forward make what the loss"
+                " is of (an autoencoder's forward: decode(encode(x))) and call the model, or give the part that is"
+                " called. A method that makes no other forwards, such as si, needs none of this."
             )

@@ -13,11 +13,12 @@ from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Data, Experience, Tree
 from holdfast.core.step import Step
-from holdfast.training.checks import Watch, check_tree
 from holdfast.training.export import Hooks, exported
+from holdfast.training.followed import Followed, Optimizers
 from holdfast.training.forwards import Forwards
-from holdfast.training.optimization import Followed
+from holdfast.training.intake import Intake
 from holdfast.training.phases import Phases
+from holdfast.training.records import Tally
 from holdfast.training.update import Update
 
 
@@ -59,9 +60,12 @@ class DropIn:
         self.phases = phases
         self.update = update
         self._followed = followed
+        followed.ignored = forwards.ignored
         self._own_hooks = own_hooks
-        self._watch = Watch(engine, forwards, criterion)
+        self.intake = Intake(engine, forwards, update, criterion)
+        self._watch = self.intake.watch
         self._count = 0
+        self.tally: Tally | None = None  # of steps that were run as recorded
         self._makes_steps, self._owns_loss = engine.acts_at("take_step"), engine.acts_at("criterion")
         self._needs_boundaries = "boundaries" in engine.method.needs and phases.boundary is None
 
@@ -107,11 +111,13 @@ class DropIn:
         Raises:
             UsageError: if the model was not called since the last step, rows do not match, or an experience is missing.
         """
-        step = self._step(loss, targets, inputs, outputs, task, named)
+        self._check_order(loss)
+        step = self.intake.step(self._count, loss, targets, inputs, outputs, task, named)
         phases, update, forwards = self.phases, self.update, self._forwards
         forwards.ignoring = True  # without `ignored`, which would cost two microseconds a step
         try:
-            if phases.boundary is not None and phases.cross(step, between=not update.parts):
+            between = not update.parts and self._followed.pending is None
+            if phases.boundary is not None and phases.cross(step, between=between):
                 self._watch.renew()
             if phases.watches_classes:
                 phases.see(step)
@@ -120,7 +126,9 @@ class DropIn:
             else:
                 update.add(step)
                 self._watch.check_gradients()
-                if update.full:
+                if self._followed.evaluating:
+                    self._evaluate(step)
+                elif update.full:
                     self.complete(unscale=update.scaler is not None)
         finally:
             forwards.ignoring = False
@@ -129,39 +137,6 @@ class DropIn:
         if self._count % 1000 == 999:
             self.learner.logged.clear()
         self._count += 1
-
-    def _step(
-        self,
-        loss: Tensor,
-        targets: Tensor,
-        inputs: Tree | None,
-        outputs: Tensor | None,
-        task: int | Tensor | None,
-        named: Mapping[str, Tensor],
-    ) -> Step:
-        """What `backward` was given and what its forward left, as a step."""
-        if named:
-            inputs = dict(named) if inputs is None else {"inputs": inputs, **named}  # type: ignore[dict-item]
-        if inputs is None:
-            raise UsageError(
-                "backward() got no inputs. Write cl.backward(loss, targets, inputs=x) with what the model was called"
-                " with."
-            )
-        if not isinstance(inputs, Tensor):
-            check_tree(inputs)
-        capture = self._forwards.of(inputs)
-        extras: dict[str, Any] = {}
-        if capture is not None:
-            extras = capture.extras
-            outputs = capture.outputs if outputs is None else outputs
-            task = capture.task if task is None else task
-        self._check_order(loss)
-        self._watch.check(self._count, loss, targets, inputs, outputs, capture)
-        if capture is not None and capture.inputs is not None:
-            inputs = capture.inputs  # what operations made of them, as the model saw it
-        services = self.engine.services
-        task = services.forward.task if task is None else task
-        return Step(inputs, targets, loss, outputs, task, self.engine.index, services.now.progress, extras)
 
     def complete(self, unscale: bool = False) -> None:
         """Finish the gradient of the batches that were added up, if there are any.
@@ -175,6 +150,14 @@ class DropIn:
         if step is not None:
             self._expect(step)
 
+    def _evaluate(self, step: Step) -> None:
+        """One of the gradients that an optimiser asks its closure for."""
+        self.update.parts.clear()
+        if self._followed.evaluate(step):
+            self.phases.advance()
+            if self.update.finished is not None:
+                self.update.finished(step)
+
     def _take_step(self, step: Step) -> None:
         """Let the method move the weights itself; the loop's own `optimizer.step()` finds nothing to do."""
         assert self._followed.optimizer is not None
@@ -183,7 +166,7 @@ class DropIn:
         self._expect(step)
 
     def _expect(self, step: Step) -> None:
-        self._followed.pending = step
+        self._followed.expect(step)
         self.phases.advance()
 
     def loss(self, outputs: Tensor, targets: Tensor, inputs: Tree | None = None) -> Tensor:
@@ -194,8 +177,18 @@ class DropIn:
             targets: `[rows, ...]`.
             inputs: what the model was called with, for criteria that look at it.
         """
-        tree = torch.empty(0) if inputs is None else inputs
-        self.own_loss = self.engine.criterion(outputs, targets, tree)
+        if inputs is None:
+            inputs = self.intake.inputs_of(outputs)
+        if inputs is not None or not self._owns_loss:
+            self.own_loss = self.engine.criterion(outputs, targets, torch.empty(0) if inputs is None else inputs)
+            return self.own_loss
+        try:
+            self.own_loss = self.engine.criterion(outputs, targets, torch.empty(0))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise UsageError(
+                f"`{self.method.name}` looks at the inputs in its loss, and no forward that gave these outputs is"
+                " known. Write cl.loss(outputs, targets, inputs=x)."
+            ) from error
         return self.own_loss
 
     def losses(self) -> dict[str, float]:
@@ -203,12 +196,17 @@ class DropIn:
 
         They are summed over the calls of `backward` since the last reading (at most 1000).
         """
-        sums = {
-            name: float(sum(value.double() * factor for value, factor in values))
-            for name, values in self.learner.logged.items()
-        }
+        sums = {} if self.tally is None else self.tally.read()[0]
+        for name, values in self.learner.logged.items():
+            sums[name] = sums.get(name, 0.0) + float(sum(value.double() * factor for value, factor in values))
         self.learner.logged.clear()
         return sums
+
+    def passed(self) -> None:
+        """Count a step that was run as recorded."""
+        self.engine.index += 1
+        self.phases.advance()
+        self._count += 1
 
     # Experiences -----------------------------------------------------------------------------------------
 
@@ -277,12 +275,12 @@ class DropIn:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimiser; assign a new one to it, and the method goes on with that."""
+        """The optimiser, or all as one; assign a new one, or a list of several, and the method goes on with that."""
         return self._followed.optimizer
 
     @optimizer.setter
-    def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
-        self._followed.optimizer = optimizer
+    def optimizer(self, optimizer: Optimizers | None) -> None:
+        self._followed.optimizer = optimizer  # type: ignore[assignment]
 
     @property
     def accumulate(self) -> int:
@@ -342,9 +340,5 @@ class DropIn:
                 f"`{self.method.name}` brings its own loss. Write loss = cl.loss(outputs, targets), and pass that to"
                 " backward()."
             )
-        if self._followed.pending is not None and self._followed.optimizer is not None:
-            raise UsageError(
-                "backward() was called again, and the optimizer given to Continual did not move in between. Pass"
-                " accumulate=... for gradient accumulation, scaler=... if you use one, and assign cl.optimizer when you"
-                " make a new optimizer."
-            )
+        if self._followed.pending is not None and not self._followed.evaluating:
+            self._followed.go_on()

@@ -18,18 +18,17 @@ from holdfast.core.experience import Batch, Tree
 from holdfast.core.learner import Criterion
 from holdfast.core.method import Method
 from holdfast.core.needs import ENDLESS, ENDLESS_WITH_BOUNDARY
-from holdfast.core.operation import snake_case
 from holdfast.core.source import Iterated, Source, as_source
 from holdfast.core.step import Step
 from holdfast.training.checks import check_head, check_targets, check_values
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.export import exported, hooks_of
 from holdfast.training.loop import Loop, arriving
-from holdfast.training.observations import Observations
+from holdfast.training.observations import Observations, go_back, note_boundary
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory
 from holdfast.training.phases import Phases
 from holdfast.training.precision import Precision, recompilable
-from holdfast.training.records import NoProgress, make_bar
+from holdfast.training.progress import NoProgress, make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import Settings
 from holdfast.training.state import Saver, around, from_continual, random_state, restore, set_random, state_of
@@ -191,9 +190,9 @@ class StreamTrainer(Bound):
         source = session.source = self._source(batches)
         if resume is not None:
             self.load_state_dict(resume)
-            self._go_back(source)
-        position = session.position
-        begun = position.step
+            self._loop = Loop(session, Saver(session))  # counts from here to the next checkpoint
+            go_back(session, source)
+        position, begun = session.position, session.position.step
         session.started, session.late = time.perf_counter() - position.clock, False
         with make_bar(session.method.name, self.progress) as session.bar:
             self._follow(source, None if steps is None else begun + steps)
@@ -228,8 +227,8 @@ class StreamTrainer(Bound):
             goal: batches of the whole training; None for all there are.
             close: whether to move by a last group with fewer batches than `accumulate`.
         """
-        session, loop = self.session, self._loop
-        session.model.train()
+        (session := self.session).model.train()
+        loop = self._loop
         with self._around():
             batches = arriving(session, source, goal)
             step = loop.steps(itertools.islice(batches, self._closely), None, self._learn)
@@ -239,7 +238,7 @@ class StreamTrainer(Bound):
                 step = loop.steps(batches, None, session.update if plain else self._learn) or step
             if close and session.update.parts:
                 session.update.finish()
-            if session.stop:  # while it waited for a batch: a step would have seen it
+            if session.stop:  # told so while it waited for a batch
                 loop.saver.save()
         return step
 
@@ -255,22 +254,10 @@ class StreamTrainer(Bound):
         if phases.boundary is not None and phases.cross(step, between=not session.update.parts):
             session.position.experience = self.learner.experience
             if session.position.experience > 0:
-                self._note_boundary(phases.boundary)
+                note_boundary(session, phases.boundary)
         if phases.watches_classes:
             phases.see(step)
         session.update(step, weight, last)
-
-    def _note_boundary(self, boundary: Boundary) -> None:
-        """Record that an experience begins with the batch that is being trained on."""
-        position = self.session.position
-        self.session.records.write(
-            event="boundary",
-            experience=position.experience,
-            step=self.engine.index,
-            samples=position.samples,
-            boundary=snake_case(type(boundary).__name__),
-            **boundary.reason(),
-        )
 
     @contextlib.contextmanager
     def _around(self) -> Iterator[None]:
@@ -283,24 +270,6 @@ class StreamTrainer(Bound):
                 yield
             finally:
                 self._random = random_state(session.device)
-
-    def _go_back(self, source: Source) -> None:
-        """Let `source` go on where a checkpoint was made, or say how much lies between."""
-        where = self.session.position.source
-        if where is None:
-            return
-        if source.seekable:
-            source.seek(where)
-            return
-        missing = where["batches"] - source.position()["batches"]
-        self.session.records.write(
-            event="gap", step=self.engine.index, source=type(source).__name__, batches=missing, position=dict(where)
-        )
-        warnings.warn(
-            f"{type(source).__name__} cannot go back to where the checkpoint was made, {missing} batches on; the"
-            " training goes on with what it gives now. Give a source that can seek, or one that begins there.",
-            stacklevel=3,
-        )
 
     # What came of it -------------------------------------------------------------------------------------
 
@@ -366,9 +335,9 @@ class StreamTrainer(Bound):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain values: what `checkpoints` are given."""
         if waiting := len(self.session.update.parts):
+            of = self.session.settings.accumulate
             raise UsageError(
-                f"the state was asked for after {waiting} of {self.session.settings.accumulate} accumulated batches."
-                " Save it between steps."
+                f"the state was asked for after {waiting} of {of} accumulated batches. Save between steps."
             )
         state = state_of(self.session)
         return state if self._random is None else {**state, "random": dict(self._random)}

@@ -82,7 +82,7 @@ def exported(engine: Engine, own: Hooks) -> nn.Module:
     hooked = any(
         hooks_of(layer)[id(layer)] - own.get(id(layer), set()) for name, layer in learner.model.named_modules() if name
     )
-    if not (acts or hooked or learner.prepare is not None or learner.output is not None):
+    if not (acts or hooked or learner.prepare is not None or learner.output is not None or learner.forward.others):
         return model.eval()
     twin = Learner(
         model,
@@ -92,6 +92,7 @@ def exported(engine: Engine, own: Hooks) -> nn.Module:
         head=learner.services.body.path or None,
     )
     twin.output = learner.output
+    twin.forward.others, twin.forward.names = learner.forward.others, learner.forward.names
     state = copied(engine.state(check=False))
     bound = Engine(method.clone(), twin, NEEDS)
     if not acts:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Token
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +16,28 @@ from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_rows
 from holdfast.core.services import note_unmasked
 from holdfast.core.task import Task, enter_task, leave_task, running_task
+from holdfast.training.calls import Calls, Capture, cut, first_leaf, leaves, logits_of, own_loss_in, same_values
 
 
 class Forwards:
-    """Watches the forwards of a model in training mode.
+    """Watches the forwards of a model that are made with a graph.
+
+    In training mode, rows that operations append go through the same forward. They get one of their own where that
+    would change what the caller sees: where the model computes a loss of all its rows itself, where rows are of other
+    lengths, where it is not known yet which part of what it returns are its outputs, and in eval mode.
 
     Args:
         engine: of the method that acts in them.
         model: as the user calls it, wrapped or not; hooks are put on it.
         output: takes the tensor of outputs out of what the model returns; default: the tensor it returns, or its
-            `logits`.
+            `logits`, or the part that the loss is of (see `Intake`).
         direct: whether the model may be called directly although inputs are prepared.
 
     Attributes:
         heard: whether a forward was heard at all.
         joins: whether operations act on the batch.
+        apart: whether appended rows always get a forward of their own.
+        calls: reads the arguments of the model's calls.
         ignoring: whether forwards are the method's own now, and not watched; see `ignored`.
     """
 
@@ -50,16 +56,21 @@ class Forwards:
         self.model = model
         self.heard = False
         self.joins = engine.acts_at("batch")
-        self._output = output
+        self.apart = False
+        self.calls = Calls(engine.services.forward.model)
+        self._acts = self.joins or engine.services.multi_head
+        self._asked = output is not None
         self._direct = direct or engine.services.forward.prepare is None
         self.ignoring = False
         self._captures: deque[Capture] = deque(maxlen=4)
         self._batch: Batch | None = None
-        self._changed = False
+        self._joined = False
+        self._called: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._entered: Token[Task] | None = None
+        self._before = self.always or self._acts or bool(model._forward_pre_hooks)
         self._hooks = [model.register_forward_hook(self.after, with_kwargs=True, always_call=True)]
-        if self.always or self.joins or engine.services.multi_head:
-            self._hooks.append(model.register_forward_pre_hook(self.before, with_kwargs=True))
+        if self._before:  # before hooks of others, which may change the arguments, and act on appended rows too
+            self._hooks.append(model.register_forward_pre_hook(self.before, prepend=True, with_kwargs=True))
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
@@ -79,18 +90,22 @@ class Forwards:
     # A forward that is asked of us -----------------------------------------------------------------------
 
     def __call__(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
-        """The model's outputs on raw `inputs`; kept for `backward` in training mode."""
+        """The model's outputs on raw `inputs`; kept for `backward` where there is a graph."""
         forward = self.services.forward
         if not self._listening():
             return forward(inputs, task)
-        batch = self._made_of(inputs, forward.task if task is None else task)
+        task = forward.task if task is None else task
+        training = self.model.training
+        batch = self._made_of(inputs, task) if training else Batch(inputs, None, task)  # type: ignore[arg-type]
+        waits = batch.appended if self.apart or not self._alike(batch) else None
         through = None if self.model is forward.model else self.model
         self.ignoring = True
         try:
-            outputs, extras = self.engine.forward(batch, through)
+            alone = Batch(batch.inputs, batch.targets, batch.task) if waits else batch
+            outputs, extras = self.engine.forward(alone, through)
         finally:
             self.ignoring = False
-        self._keep(outputs, extras, first_leaf(inputs), inputs, batch)
+        self._keep(outputs, extras, inputs, batch, None, {}, bool(waits) or (self.joins and not training))
         return outputs
 
     def _made_of(self, inputs: Tree, task: int | Tensor | None) -> Batch:
@@ -98,11 +113,11 @@ class Forwards:
         batch = Batch(inputs, None, task)  # type: ignore[arg-type]
         if not self.joins:
             return batch
-        self.ignoring = True  # without a context manager, which would cost a microsecond a step
+        before, self.ignoring = self.ignoring, True  # without `ignored`, which would cost a microsecond a step
         try:
             batch = self.engine.batch(batch)
         finally:
-            self.ignoring = False
+            self.ignoring = before
         if batch.targets is not None or tree_rows(batch.inputs) != tree_rows(inputs):
             raise UsageError(
                 f"an operation of `{self.engine.method.name}` changed the targets or the number of rows of a batch, and"
@@ -114,25 +129,31 @@ class Forwards:
     # Forwards that the user's loop makes -----------------------------------------------------------------
 
     def _listening(self) -> bool:
-        return self.model.training and not self.ignoring and torch.is_grad_enabled()
+        return not self.ignoring and torch.is_grad_enabled()
 
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hook before the model's forward: the arguments with what operations changed and appended, or None."""
         if not self._listening():
             return None
+        self._called, self._joined = (args, kwargs), False
+        if not self._acts or not self.model.training:
+            return None
         if not self._direct:
             self._refuse_direct()
         forward = self.services.forward
-        plain = forward.model
-        tree = called_with(plain, args, kwargs)
+        tree, _others = self.calls.read(args, kwargs)
+        if tree is None:
+            raise UsageError(
+                "the model was called without a tensor among its arguments. Call it with tensors by position or by name"
+                ", or a mapping spread out: model(**batch)."
+            )
         self._batch = batch = self._made_of(tree, forward.task)
-        self._changed = batch.inputs is not tree
-        self._enter(batch.task if not batch.appended else self._tasks(batch, tree_rows(tree)))
-        if self._changed:
-            args, kwargs = put_into_call(plain, args, kwargs, batch.inputs)
-        if batch.appended:
-            return join_call(plain, args, kwargs, [rows["inputs"] for rows in batch.appended.values()])
-        return (args, kwargs) if self._changed else None
+        appended = [rows["inputs"] for rows in (batch.appended or {}).values()]
+        self._joined = bool(appended) and not self.apart and self._alike(batch)
+        self._enter(self._tasks(batch, tree_rows(tree)) if self._joined else batch.task)
+        if self._joined or batch.inputs is not tree:
+            return self.calls.put(args, kwargs, batch.inputs, appended if self._joined else ())
+        return None
 
     def _tasks(self, batch: Batch, rows: int) -> Task:
         """The task of each current and each appended row."""
@@ -141,6 +162,15 @@ class Forwards:
             return task
         column = task_column(task, rows, self.services.device)
         return torch.cat([column, *(other["task"] for other in appended)])
+
+    @staticmethod
+    def _alike(batch: Batch) -> bool:
+        """Whether rows that operations append are of the shape of the current ones."""
+        if not batch.appended:
+            return True
+        shapes = [leaf.shape[1:] for leaf in leaves(batch.inputs)]
+        others = ([leaf.shape[1:] for leaf in leaves(rows["inputs"])] for rows in batch.appended.values())
+        return all(len(other) != len(shapes) or other == shapes for other in others)
 
     def _enter(self, task: Task) -> None:
         """The forward that begins is of `task`, until `after`, which is called after an error too."""
@@ -159,27 +189,56 @@ class Forwards:
         if not self._listening() or returned is None:
             return None
         if not self._direct:
+            if not self.model.training:
+                return None  # an evaluation, on inputs that its loop prepared
             self._refuse_direct()
-        forward = self.services.forward
-        batch, self._batch = self._batch, None
-        outputs = returned
-        if self._output is None and not isinstance(outputs, Tensor):
-            forward.output = logits_of
-        if forward.output is not None:
-            outputs = forward.output(outputs)
-        if not isinstance(outputs, Tensor):
-            return None
+        called, self._called = self._called, None
+        batch, self._batch, joined = self._batch, None, self._joined
+        tree, others = self.calls.read(*(called or (args, kwargs)))
+        sure = self._before or not self.model._forward_pre_hooks  # else others may have changed what is seen here
+        self.apart = self.apart or (self.joins and own_loss_in(returned))
+        outputs = self._outputs_in(returned)
+        again = joined and (self.apart or outputs is None)
+        if again:
+            assert called is not None
+            with self.ignored():
+                returned, joined = self.model(*called[0], **called[1]), False
+            outputs = self._outputs_in(returned)
         extras: dict[str, Any] = {}
-        joined = batch is not None and bool(batch.appended)
-        if joined:
+        if outputs is not None and joined:
             assert batch is not None
             rows = outputs.shape[0]
+            self._check_rows(batch, outputs)
             outputs, extras = batch.parted(outputs)
             returned = outputs if isinstance(returned, Tensor) else cut(returned, rows, outputs.shape[0])
-        note_unmasked(self.engine.services, outputs, extras)
-        leaf = args[0] if args else next(iter(kwargs.values()), None)
-        self._keep(outputs, extras, leaf, None if batch is None or self._changed else batch.inputs, batch)
-        return returned if joined else None
+        if outputs is not None:
+            note_unmasked(self.services, outputs, extras)
+        waits = self.joins and not joined and (batch is None or bool(batch.appended))
+        self._keep(outputs, extras, tree if sure else None, batch, returned, others, waits)
+        return returned if joined or again else None
+
+    def _outputs_in(self, returned: Any) -> Tensor | None:
+        """The model's outputs; None where it is not known yet which part of what it returned they are."""
+        forward = self.services.forward
+        if forward.output is None and not isinstance(returned, Tensor) and isinstance(logits_of(returned), Tensor):
+            forward.output = logits_of
+        outputs = returned if forward.output is None else forward.output(returned)
+        if isinstance(outputs, Tensor):
+            return outputs
+        if self._asked:
+            raise UsageError(
+                f"output=... of Continual gave a {type(outputs).__name__}. Let it return the tensor of outputs, for"
+                " instance output=lambda returned: returned[0]."
+            )
+        return None
+
+    def _check_rows(self, batch: Batch, outputs: Tensor) -> None:
+        rows = sum(tree_rows(part) for part in (batch.inputs, *(r["inputs"] for r in (batch.appended or {}).values())))
+        if not outputs.dim() or outputs.shape[0] != rows:
+            raise UsageError(
+                f"the model gave outputs of shape {tuple(outputs.shape)} for {rows} rows, {tree_rows(batch.inputs)} of"
+                " them its caller's. Return a row of outputs for each row of inputs."
+            )
 
     def _refuse_direct(self) -> None:
         raise UsageError(
@@ -188,145 +247,83 @@ class Forwards:
 
     # What is kept of a forward ---------------------------------------------------------------------------
 
-    def _keep(self, outputs: Tensor, extras: dict[str, Any], leaf: Any, raw: Tree | None, batch: Batch | None) -> None:
-        if outputs.dim() == 2 and outputs.shape[1] == 0:
+    def _keep(
+        self,
+        outputs: Tensor | None,
+        extras: dict[str, Any],
+        called: Tree | None,
+        batch: Batch | None,
+        returned: Any,
+        others: dict[str, Any],
+        waits: bool,
+    ) -> None:
+        if outputs is not None and outputs.dim() == 2 and outputs.shape[1] == 0:
             raise UsageError(
                 "the model has no outputs yet, because its head grows with the classes. Call begin(data) before its"
                 " first forward."
             )
-        kind, forward = outputs.device.type, self.services.forward
-        forward.autocast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
-        self.heard = True
-        rows = outputs.shape[0] if outputs.dim() else 1
-        inputs = None if batch is None or batch.inputs is raw else batch.inputs
+        forward, training = self.services.forward, self.model.training
+        if outputs is not None:
+            kind = outputs.device.type
+            forward.autocast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+        self.heard = self.heard or training
+        if not training and self._captures and not self._captures[-1].training:
+            self._captures.pop()  # of an evaluation with gradients, only the last is kept
+        changed = None if batch is None or batch.inputs is called else batch.inputs
         task = forward.task if batch is None else batch.task
-        self._captures.append(Capture(outputs, extras, rows, leaf, inputs, task))
+        returned = returned if outputs is None else None
+        self._captures.append(
+            Capture(outputs, extras, called, changed, task, returned, others, batch if waits else None, waits, training)
+        )
 
     def of(self, inputs: Tree) -> Capture | None:
-        """The forward that `inputs` went through: the last one on the same tensor, else the last one."""
-        if len(self._captures) > 1:
+        """The forward that `inputs` went through: the last one on the same tensor, else the last in training mode."""
+        captures = self._captures
+        if len(captures) > 1 or (captures and not captures[0].training):
             leaf = first_leaf(inputs)
-            for capture in reversed(self._captures):
-                if capture.leaf is leaf:
+            for capture in reversed(captures):
+                if first_leaf(capture.called) is leaf:
                     return capture
+            for capture in reversed(captures):
+                if capture.training or (capture.called is not None and same_values(inputs, capture.called, True)):
+                    return capture
+            return None
+        return captures[-1] if captures else None
+
+    def that_gave(self, outputs: Tensor) -> Capture | None:
+        """The forward that `outputs` come from, else the last one."""
+        for capture in reversed(self._captures):
+            if capture.outputs is outputs:
+                return capture
         return self._captures[-1] if self._captures else None
+
+    def resolve(self, capture: Capture, outputs: Tensor) -> None:
+        """Note which tensor of what a model returned its outputs are."""
+        place = next(number for number, one in enumerate(self._captures) if one is capture)
+        self._captures[place] = capture._replace(outputs=outputs, returned=None)
+
+    def answered(self, capture: Capture) -> Capture:
+        """`capture` with what the rows that operations append give, in a forward of their own."""
+        if not capture.waits:
+            return capture
+        batch = capture.batch
+        if batch is None:  # in eval mode nothing was asked of the operations before
+            assert capture.called is not None
+            batch = self._made_of(capture.called, capture.task)
+            if batch.inputs is not capture.called:
+                raise UsageError(
+                    f"`{self.engine.method.name}` changes inputs before the forward, and the model was in eval mode."
+                    " Train it in training mode, or put only its normalisation and dropout layers into eval mode."
+                )
+        extras, before = dict(capture.extras), self.ignoring
+        self.ignoring = True
+        try:
+            for name, rows in (batch.appended or {}).items():
+                extras[name] = {**rows, "outputs": self.services.forward(rows["inputs"], rows.get("task"))}
+        finally:
+            self.ignoring = before
+        return capture._replace(extras=extras, waits=False)
 
     def forget(self) -> None:
         """Drop what was kept: the step is made, or belongs to another state."""
         self._captures.clear()
-
-
-class Capture(NamedTuple):
-    """One forward in training mode, for the `backward` that follows.
-
-    Attributes:
-        outputs: of the current rows, with their graph.
-        extras: by operation.
-        rows: how many the current ones are.
-        leaf: an input to know it by, as the caller has it.
-        inputs: what operations made of the inputs; None where they left them alone.
-        task: what they made of the task label.
-    """
-
-    outputs: Tensor
-    extras: dict[str, Any]
-    rows: int
-    leaf: Tensor | None
-    inputs: Tree | None
-    task: int | Tensor | None
-
-
-def first_leaf(tree: Tree) -> Tensor | None:
-    """The first tensor of `tree`."""
-    if isinstance(tree, Tensor):
-        return tree
-    return next(iter(tree.values() if isinstance(tree, Mapping) else tree), None)
-
-
-def called_with(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tree:
-    """The tensors of a call as a tree: the tensor itself if there is one, else by parameter name."""
-    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return args[0]
-    tensors = {name: value for name, _, value in _tensors(model, args, kwargs)}
-    if not tensors:
-        raise UsageError(
-            "the model was called without a tensor among its arguments. Call it with tensors by position or by name, "
-            "or a mapping spread out: model(**batch)."
-        )
-    return next(iter(tensors.values())) if len(tensors) == 1 else tensors
-
-
-def join_call(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Sequence[Tree]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with more rows: `rows` hold what `backward(inputs=...)` got at other steps.
-
-    Tensors are matched by name where `inputs` was a mapping, by position where it was a tuple; all else stays.
-    """
-    if len(args) == 1 and not kwargs and all(isinstance(part, Tensor) for part in rows):
-        return (torch.cat([args[0], *rows]),), {}  # type: ignore[list-item]
-    tensors, new_args, new_kwargs = _tensors(model, args, kwargs), list(args), dict(kwargs)
-    for position, (name, key, value) in enumerate(tensors):
-        try:
-            parts = [_part(tree, name, position) for tree in rows]
-        except (KeyError, IndexError):
-            raise UsageError(
-                f"the model was called with the tensor {name!r}, and backward() did not get it. "
-                "Pass all of the model's inputs to backward(), by their names."
-            ) from None
-        joined = torch.cat([value, *parts])
-        if isinstance(key, int):
-            new_args[key] = joined
-        else:
-            new_kwargs[key] = joined
-    return tuple(new_args), new_kwargs
-
-
-def put_into_call(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tree: Tree
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with the tensors of `tree`, which is what `called_with` gave, changed."""
-    new_args, new_kwargs = list(args), dict(kwargs)
-    for position, (name, key, _) in enumerate(_tensors(model, args, kwargs)):
-        value = _part(tree, name, position)
-        if isinstance(key, int):
-            new_args[key] = value
-        else:
-            new_kwargs[key] = value
-    return tuple(new_args), new_kwargs
-
-
-def _tensors(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, int | str, Tensor]]:
-    """Name, position or keyword, and value of each tensor argument."""
-    names = list(inspect.signature(model.forward).parameters) if args else []
-    arguments: list[tuple[str, int | str, Any]] = [
-        (names[i] if i < len(names) else str(i), i, value) for i, value in enumerate(args)
-    ]
-    arguments += [(name, name, value) for name, value in kwargs.items()]
-    return [(name, key, value) for name, key, value in arguments if isinstance(value, Tensor)]
-
-
-def _part(tree: Tree, name: str, position: int) -> Tensor:
-    if isinstance(tree, Tensor):
-        return (tree,)[position]
-    return tree[name] if isinstance(tree, Mapping) else tree[position]
-
-
-def logits_of(returned: Any) -> Any:
-    """The tensor of outputs in what a model returned: itself, or its `logits`."""
-    if isinstance(returned, Tensor):
-        return returned
-    return returned.get("logits", returned) if isinstance(returned, Mapping) else getattr(returned, "logits", returned)
-
-
-def cut(returned: Any, rows: int, own: int) -> Any:
-    """What a model returned, with only the first `own` of `rows` rows in each of its tensors."""
-    if isinstance(returned, Tensor):
-        return returned[:own] if returned.dim() and returned.shape[0] == rows else returned
-    if isinstance(returned, Mapping):
-        less = {key: cut(value, rows, own) for key, value in returned.items()}
-        return less if type(returned) is dict else type(returned)(**less)
-    if isinstance(returned, list | tuple):
-        parts = [cut(value, rows, own) for value in returned]
-        return type(returned)(*parts) if hasattr(returned, "_fields") else type(returned)(parts)
-    return returned

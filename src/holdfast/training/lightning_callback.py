@@ -16,8 +16,8 @@ from holdfast.core.method import Method
 from holdfast.core.needs import LIGHTNING, LOOP_WITH_BOUNDARY
 from holdfast.streams.data import LoaderData
 from holdfast.training.checks import check_arguments
+from holdfast.training.followed import Followed
 from holdfast.training.lightning_inside import Inside, InsideForwards, InsideUpdate, made_from
-from holdfast.training.optimization import Followed
 from holdfast.training.phases import Phases
 from holdfast.training.wrapper import bound
 

@@ -30,8 +30,7 @@ class InsideForwards(Forwards):
         self._hidden.append(getattr(vars(module).get("forward"), "__name__", "") == "wrapped_forward")
         if self._hidden[-1]:  # the strategy calls the training step through the module's forward
             return None
-        if self.joins or learner.multi_head:
-            args, kwargs = super().before(module, args, kwargs) or (args, kwargs)
+        args, kwargs = super().before(module, args, kwargs) or (args, kwargs)
         if learner.prepare is not None and args:
             args = (learner.forward.prepared(args[0], module.training), *args[1:])
         return args, kwargs

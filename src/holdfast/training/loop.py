@@ -14,6 +14,7 @@ from holdfast.core.experience import Batch, Experience, tree_map, tree_rows
 from holdfast.core.inspect import has_batch_norm
 from holdfast.core.source import Source
 from holdfast.core.step import Now, Step
+from holdfast.training.during import During
 from holdfast.training.evaluation import epoch_ends, limited
 from holdfast.training.session import Session
 from holdfast.training.state import Saver
@@ -36,6 +37,7 @@ class Loop:
         self._since = time.perf_counter()
         self._shown = 0.0
         self._last_of_epoch = 1
+        self._during: During | None = None
 
     @property
     def seconds(self) -> float:
@@ -60,8 +62,11 @@ class Loop:
         session.model.train()
         per_epoch, rest = self._per_epoch(count)
         total = per_epoch * settings.epochs if settings.iterations is None else settings.iterations * bool(per_epoch)
+        self._during = During(session, experience, total)
         order_rng = learner.rng("order")
         self._since = time.perf_counter() - position.seconds
+        if session.captured is not None:
+            session.captured.begin(total - position.step)
         while position.step < total:
             if resumed and position.order is not None:
                 order_rng.set_state(position.order)
@@ -76,6 +81,8 @@ class Loop:
             if session.late or epoch_ends(session, experience):
                 break
         session.write_window()
+        if session.captured is not None:
+            session.captured.end(experience.index)
         if settings.restore_best and position.best is not None:
             session.model.load_state_dict(position.best["model"])
         ranks.average_buffers(session.model)
@@ -123,11 +130,14 @@ class Loop:
         session, position, window = self.session, self.session.position, self.session.records.window
         engine, ranks, bar, clock = session.engine, session.ranks, session.bar, time.perf_counter
         every, alone = session.settings.log_every, ranks.count == 1
+        captured = session.captured if update is None else None
         update = session.update if update is None else update
         scheduler = session.optimization.scheduler if session.current.scheduler_every == "step" else None
-        step = None
+        step, during = None, self._during
         for batch, weight in batches:
             done = position.step
+            if during is not None and during.following == done:
+                during.look()
             if total is None:
                 now = Now(engine.index)
             else:
@@ -135,8 +145,11 @@ class Loop:
             if not alone:
                 ranks.wish = self._wish(clock(), coming=1)
             before = engine.index
-            step = engine.step(batch, now, update, weight, done + 1 == total)
-            window.add(step.outputs, step.targets, batch.fresh)
+            if captured is not None:
+                step = captured.step(batch, now, weight, done + 1 == total)
+            else:
+                step = engine.step(batch, now, update, weight, done + 1 == total)
+                window.add(step.outputs, step.targets, batch.fresh)
             position.step = done + 1
             position.epoch_step += 1
             if scheduler is not None and engine.index > before:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from holdfast.core.boundary import Boundary
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Batch
 from holdfast.core.learner import derive_seed
+from holdfast.core.operation import snake_case
+from holdfast.core.source import Source
 from holdfast.memory import Memory, Reservoir
 from holdfast.streams.data import TensorData
 from holdfast.training.evaluation import evaluate
@@ -115,3 +119,35 @@ def _composition(memory: Any) -> dict[str, Any]:
         found["offered"] = seen
         found["ages"] = torch.bincount(bins, minlength=BINS).tolist()
     return found
+
+
+def note_boundary(session: Session, boundary: Boundary) -> None:
+    """Record that an experience begins with the batch that is being trained on."""
+    position = session.position
+    session.records.write(
+        event="boundary",
+        experience=position.experience,
+        step=session.engine.index,
+        samples=position.samples,
+        boundary=snake_case(type(boundary).__name__),
+        **boundary.reason(),
+    )
+
+
+def go_back(session: Session, source: Source) -> None:
+    """Let `source` go on where a checkpoint was made, or say how much lies between."""
+    where = session.position.source
+    if where is None:
+        return
+    if source.seekable:
+        source.seek(where)
+        return
+    missing = where["batches"] - source.position()["batches"]
+    session.records.write(
+        event="gap", step=session.engine.index, source=type(source).__name__, batches=missing, position=dict(where)
+    )
+    warnings.warn(
+        f"{type(source).__name__} cannot go back to where the checkpoint was made, {missing} batches on; the"
+        " training goes on with what it gives now. Give a source that can seek, or one that begins there.",
+        stacklevel=4,
+    )

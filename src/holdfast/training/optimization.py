@@ -1,4 +1,4 @@
-"""Optimisers by their torch names, the move of one step, and optimisers of growing models: ours, or the user's."""
+"""Optimisers by their torch names, the move of one step, and our optimiser of a model that grows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, UsageError, unknown
-from holdfast.core.step import Step
-from holdfast.training.checks import check_optimizer
 from holdfast.training.export import copied
 
 OptimizerFactory = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
@@ -178,76 +175,6 @@ class Optimization:
         if state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self._refresh()
-
-
-class Followed:
-    """An optimiser that somebody else moves: what the method does after the move, and parameters that join.
-
-    Args:
-        engine: whose method watches.
-        before_move: called before the optimiser moves, where gradients may not be complete by then.
-
-    Attributes:
-        pending: the step whose gradient is complete, until the optimiser moves.
-    """
-
-    def __init__(self, engine: Engine, before_move: Callable[[], None] | None = None) -> None:
-        self.engine = engine
-        self.pending: Step | None = None
-        self._before_move = before_move
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._hooks: list[Any] = []
-        engine.learner.optimizer = lambda: self._optimizer
-        engine.learner.on_growth.append(self.follow)
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimiser; a new one is gone on with."""
-        return self._optimizer
-
-    @optimizer.setter
-    def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
-        check_optimizer(optimizer, self.engine.learner)
-        self.close()
-        self._optimizer, self.pending = optimizer, None
-        if optimizer is None:
-            return
-        self._hooks.append(optimizer.register_step_post_hook(self._after))
-        if self._before_move is not None:
-            self._hooks.append(optimizer.register_step_pre_hook(self._before))
-        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        trainable = self.engine.learner.trainable
-        missing = [p for p in (*trainable.added.values(), *trainable.brought) if id(p) not in moved]
-        if missing:
-            optimizer.add_param_group({"params": missing})
-
-    def move(self) -> None:
-        """Move the weights as its owner would."""
-        assert self._optimizer is not None
-        self._optimizer.step()
-
-    def follow(self, new: list[nn.Parameter]) -> None:
-        """Let the optimiser move parameters that the model, or an operation, got since."""
-        if self._optimizer is None:
-            raise UsageError(
-                "the model got new parameters, and no optimizer follows them. Pass optimizer=... to Continual."
-            )
-        self._optimizer.add_param_group({"params": new})
-
-    def close(self) -> None:
-        """Take the hooks off the optimiser."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def _before(self, *_: Any) -> None:
-        assert self._before_move is not None
-        self._before_move()
-
-    def _after(self, *_: Any) -> None:
-        if self.pending is not None:
-            step, self.pending = self.pending, None
-            self.engine.update(step)
 
 
 def plain_values(state: Mapping[str, Any]) -> dict[str, Any]:

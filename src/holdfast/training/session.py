@@ -22,10 +22,11 @@ from holdfast.core.source import Source
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
+from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import NoProgress, Records, mean_window
+from holdfast.training.records import Records, mean_window
 from holdfast.training.settings import Settings, augmented
-from holdfast.training.update import Update
+from holdfast.training.update import Steps, Update
 
 
 class Checkpoints(Protocol):
@@ -142,6 +143,7 @@ class Session:
         update: makes the optimiser's steps under them.
         opened: the experience that is trained on, with the data that the method chose.
         observations: what is looked at now and then while a source is learned.
+        captured: makes the steps, where they are not made as written.
         bar: the progress bar.
         stop: set it to end the training after the coming step, with a checkpoint.
         late: whether `max_seconds` are over.
@@ -172,6 +174,7 @@ class Session:
     current: Settings = field(init=False)
     update: Update = field(init=False)
     opened: Experience | None = None
+    captured: Steps | None = None
     observations: Observer | None = None
 
     @classmethod
@@ -288,11 +291,10 @@ class Session:
 
     def show(self, total: int | None) -> None:
         """Draw how far the training has come, of `total` batches if their number is known."""
-        number = self.position.experience + 1
         if total is None and self.source is not None:
             total = self.source.length
-        of = f" of {len(self.stream)}" if self.stream is not None else ""
-        self.bar.show(self.position.step, total, f"experience {number}{of}")
+        share = self.position.step / total if total else 0.0
+        self.bar.show(self.records.state(self.position, self.stream, total, share))
 
     # Records -------------------------------------------------------------------------------------------
 

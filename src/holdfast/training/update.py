@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.engine import Engine
-from holdfast.core.experience import task_column, tree_cat, tree_rows
-from holdfast.core.step import Step
+from holdfast.core.experience import Batch, task_column, tree_cat, tree_rows
+from holdfast.core.step import Now, Step
 
 
 class Mover(Protocol):
@@ -20,6 +20,19 @@ class Mover(Protocol):
 
     def move(self) -> None:
         """Move the weights by the gradients that are there."""
+
+
+class Steps(Protocol):
+    """What makes the steps of a training in another way than as they are written; see `training.captured`."""
+
+    def begin(self, steps: int) -> None:
+        """Before the steps of an experience, or what is left of it: so many, at most."""
+
+    def end(self, experience: int) -> None:
+        """After the steps of an experience."""
+
+    def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
+        """Train on one batch. Returns what was seen and computed, if that is known."""
 
 
 class Update:
@@ -133,8 +146,10 @@ class Update:
             self.average(self.optimized())
         if self.scaler is not None:
             if unscale:
-                assert self.mover.optimizer is not None
-                self.scaler.unscale_(self.mover.optimizer)
+                optimizer = self.mover.optimizer
+                assert optimizer is not None
+                for one in getattr(optimizer, "optimizers", (optimizer,)):
+                    self.scaler.unscale_(one)
             if not self.finite():
                 return None
         self.engine.finish(step)
@@ -181,6 +196,12 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
             extras[name] = torch.cat([step.extras[name] for step in steps])
     outputs = [step.outputs for step in steps if step.outputs is not None]
     task = last.task
+    fresh = None
+    if any(step.fresh is not None for step in steps):
+        every = [
+            torch.ones(len(step.targets), dtype=torch.bool) if step.fresh is None else step.fresh for step in steps
+        ]
+        fresh = torch.cat([part.to(steps[0].targets.device) for part in every])
     if any(isinstance(step.task, Tensor) or step.task != task for step in steps):
         unlabelled = -1
         task = torch.cat([
@@ -197,4 +218,5 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
         last.progress,
         extras,
         last.weight,
+        fresh,
     )

@@ -15,12 +15,14 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import ADVICE, LOOP, LOOP_WITH_BOUNDARY, Way
+from holdfast.training.captured_loop import CapturedLoop
 from holdfast.training.checks import check_arguments, check_compiled, hook_count, unwrapped
 from holdfast.training.dropin import DropIn
 from holdfast.training.export import Hooks, hooks_of
+from holdfast.training.followed import Followed, Optimizers
 from holdfast.training.forwards import Forwards
-from holdfast.training.optimization import Followed
 from holdfast.training.phases import Phases
+from holdfast.training.programs import CaptureMode
 from holdfast.training.ranks import average_unknown
 from holdfast.training.update import Update
 
@@ -51,8 +53,8 @@ class Continual(DropIn):
     Args:
         model: any module, on its device already; in `DistributedDataParallel` or compiled by `torch.compile` too.
         method: what is done around each step; bound here, once.
-        optimizer: needed by methods that act after it moved, and by models that grow. To change it, assign
-            `cl.optimizer`.
+        optimizer: needed by methods that act after it moved, and by models that grow; a list where several move the
+            model. To change it, assign `cl.optimizer`.
         criterion: the loss on replayed samples, `criterion(outputs, targets)` -> mean; default: cross-entropy.
         boundary: who says that an experience ended: None (you call `begin` and `end`), `Every(steps=...)`, or
             `OnNewClass()`.
@@ -64,6 +66,8 @@ class Continual(DropIn):
             `logits`.
         seed: of every random choice.
         head: dotted path of the output layer; default: `model.head`, else the last linear layer.
+        capture: how `captured` runs steps: True for a CUDA graph on a GPU (elsewhere call by call, for checks), or
+            `graph`, `compile` or `tape`.
 
     Raises:
         NeedError: if the method needs what this loop does not offer, with what to write instead.
@@ -88,7 +92,7 @@ class Continual(DropIn):
         self,
         model: nn.Module,
         method: Method,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         *,
         criterion: Criterion | None = None,
         boundary: Boundary | None = None,
@@ -98,6 +102,7 @@ class Continual(DropIn):
         output: Callable[[Any], Tensor] | None = None,
         seed: int = 0,
         head: str | None = None,
+        capture: bool | CaptureMode = False,
     ) -> None:
         check_arguments(method, optimizer, accumulate, scaler)
         way = LOOP if boundary is None else LOOP_WITH_BOUNDARY
@@ -122,7 +127,36 @@ class Continual(DropIn):
         )
         forwards = Forwards(engine, model, output)
         super().__init__(engine, forwards, phases, update, followed, own_hooks, criterion is not None)
-        self.optimizer = optimizer
+        self.optimizer = optimizer  # type: ignore[assignment]
+        self.capture: CaptureMode = "auto" if capture is True else "none" if capture is False else capture
+        if self.capture != "none":
+            self.captured(lambda: None)  # what cannot be is refused here
+
+    def captured(self, step: Callable[..., Any]) -> CapturedLoop:
+        """The loop's own step, as something that is called with each batch and runs recordings of it where it can.
+
+        Args:
+            step: from a batch to the optimiser's move: `step(x, y)` calls the model, `cl.backward` and
+                `optimizer.step()`, and returns tensors to look at, for instance the loss. Values that differ from
+                step to step are its arguments.
+
+        Example:
+            >>> from holdfast.methods import er
+            >>> model = nn.Linear(4, 2)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> cl = Continual(model, er(capacity=20, size=8), optimizer=optimizer, capture=True)
+            >>> def step(x, y):
+            ...     loss = nn.functional.cross_entropy(model(x), y)
+            ...     optimizer.zero_grad()
+            ...     cl.backward(loss, y, inputs=x)
+            ...     optimizer.step()
+            ...     return loss
+            >>> train = cl.captured(step)
+            >>> losses = [train(torch.randn(8, 4), torch.randint(0, 2, (8,))) for _ in range(9)]
+            >>> train.counts["run"], train.reasons
+            (4, [])
+        """
+        return CapturedLoop(self, step, self.capture)
 
 
 def bound(

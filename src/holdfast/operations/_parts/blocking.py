@@ -33,6 +33,7 @@ class Blocking(Operation, ABC):
         copies: by task, what it keeps to itself, by name.
     """
 
+    asks = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries", "task", "update"})
     state: ClassVar[tuple[str, ...]] = ("finished", "rates", "copies")

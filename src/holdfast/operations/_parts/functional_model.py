@@ -35,7 +35,7 @@ class FunctionalModel:
     """
 
     def __init__(self, learner: Services, inputs: Tree, task: Any) -> None:
-        self.model, self.output = learner.model, learner.forward.output
+        self.model, self.forward, self.output = learner.model, learner.forward, learner.forward.output
         self.task = learner.task if task is None else task
         self.inputs = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
         named = learner.named_parameters()
@@ -92,6 +92,8 @@ class FunctionalModel:
     def _call(self, weights: Diagonal, row: Tree, task: Any) -> Tensor:
         """Outputs `[1, ...]` of one sample under `weights`."""
         one = tree_map(lambda leaf: leaf.unsqueeze(0), row)
+        if self.forward.others:
+            one = self.forward.with_others(one)
         args: tuple[Tensor, ...] = (one,) if isinstance(one, Tensor) else one if isinstance(one, tuple) else ()
         named = dict(one) if isinstance(one, Mapping) else {}
         # Weights of two modules are tied by hand: torch's way exchanges a module that has two names twice.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,24 +21,8 @@ from holdfast.streams.tables import rng
 
 Kind = Literal["classification", "regression"]
 Layout = Literal["auto", "hw", "chw", "hwc", "tokens"]
-VARIABLE = "HOLDFAST_DATA"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's red, green and blue, from 0 to 1, that its networks were trained with."""
-
-
-def data_folder(name: str, path: str | None = None) -> Path:
-    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says.
-
-    Raises:
-        DataError: it is not there.
-    """
-    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "../shared/data")) / name
-    if not folder.exists():
-        hint = (
-            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder of data sets."
-        )
-        raise DataError(f"there is no folder {folder} for {name}. {hint}")
-    return folder
 
 
 def encode(labels: Any, others: Any = None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
@@ -290,7 +272,10 @@ def _whole(codes: Any) -> Tensor:
 
 def _numbers(values: Any) -> Tensor:
     """Targets of regression, `[rows, numbers]` float32; one number a row is a column, as a model's outputs are."""
-    found = torch.as_tensor(values).to(torch.float32)
+    try:
+        found = torch.as_tensor(values).to(torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the targets are no numbers: {error}. For words give kind='classification'.") from error
     return found.unsqueeze(1) if found.dim() == 1 else found
 
 

@@ -94,6 +94,8 @@ def image_folder(
     else:
         targets, other, names = encode(labels, [label for _, label in tests])
         test_targets = targets[:0] if other is None else other
+    if not files:
+        raise DataError(f"{folder} has no training images. Put some of each class where the others' are.")
     train = ImageFiles([file for file, _ in files], targets, shape, grayscale)
     test = ImageFiles([file for file, _ in tests], test_targets, shape, grayscale)
     if len(test) and test.read(0).dtype != train.read(0).dtype:

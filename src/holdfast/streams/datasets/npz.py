@@ -87,6 +87,8 @@ def npz(
     if x is None or y is None:
         lacking = "inputs" if x is None else "targets"
         raise DataError(f"{path} holds {', '.join(file.names)}, and none is known for {lacking}. Give {lacking}=.")
+    if len(x) == 0:
+        raise DataError(f"{path} has no training samples: its inputs have shape {x.shape}. Give at least one.")
     x_test, y_test = file.find("test_inputs", test_inputs), file.find("test_targets", test_targets)
     for part, rows, labels in (("training", x, y), ("test", x_test, y_test)):
         if rows is not None and labels is not None and len(rows) != len(labels):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -16,10 +17,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
+from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import torch_dataset
-from holdfast.streams.datasets.build import data_folder, images, of_tensors
+from holdfast.streams.datasets.build import images, of_tensors
+
+VARIABLE = "HOLDFAST_DATA"
+FOUR_FILES = (
+    "It holds the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and"
+    " t10k-labels-idx1-ubyte.gz"
+)
+ORIGINS = {
+    "mnist": f"{FOUR_FILES}, which `torchvision.datasets.MNIST(folder, download=True)` puts into MNIST/raw. ",
+    "fashion_mnist": (
+        f"{FOUR_FILES}, which `torchvision.datasets.FashionMNIST(folder, download=True)` puts into FashionMNIST/raw. "
+    ),
+    "usps": "It holds usps.h5, which is on Kaggle as `bistaumanga/usps-dataset`. ",
+}
+"""Where a data set comes from, by its name."""
+
+
+def data_folder(name: str, path: str | None = None) -> Path:
+    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says, or else in `data`.
+
+    Raises:
+        DataError: it is not there.
+    """
+    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "data")) / name
+    if not folder.exists():
+        where = ORIGINS.get(name, "")
+        hint = (
+            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder it lies in."
+        )
+        raise DataError(f"there is no folder {folder} for {name}. {where}{hint}")
+    return folder
+
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -102,6 +135,7 @@ def idx(
     )
 
 
+@declares(inputs="images", shape=(1, 28, 28), classes=10, rows=(60_000, 10_000))
 @ranged
 def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad: Size = 0) -> Dataset:
     """MNIST: 60,000 + 10,000 handwritten digits of 28 x 28 pixels.
@@ -118,6 +152,7 @@ def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad:
     return idx(str(data_folder("mnist", path)), "mnist", None, normalise, crop, pad=pad)
 
 
+@declares(inputs="images", shape=(1, 28, 28), classes=10, rows=(60_000, 10_000))
 @ranged
 def fashion_mnist(
     path: str | None = None, normalise: bool = False, crop: Size = 0, flip: bool = False, pad: Size = 0
@@ -138,6 +173,7 @@ def fashion_mnist(
     return idx(str(data_folder("fashion_mnist", path)), "fashion_mnist", names, normalise, crop, flip, pad)
 
 
+@declares(inputs="images", shape=(1, 16, 16), classes=10, rows=(7291, 2007))
 def usps(path: str | None = None, normalise: bool = False) -> Dataset:
     """USPS: 7,291 + 2,007 handwritten digits of 16 x 16 pixels, from `usps.h5`.
 
