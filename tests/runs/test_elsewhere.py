@@ -98,7 +98,7 @@ def test_images_are_cropped_as_for_imagenet(pictures: Path) -> None:
 def test_lists_of_another_machine_and_images_beside_train_are_understood(pictures: Path) -> None:
     lines = {part: [] for part in ("train", "test")}
     for file in sorted(pictures.rglob("*.png")):
-        lines[file.parent.name].append(f"/home/someone/kth/{file.relative_to(pictures)}")
+        lines[file.parent.name].append(f"/elsewhere/kth/{file.relative_to(pictures)}")
     for part, found in lines.items():
         (pictures / f"{part}.txt").write_text("\n".join(found))
     data = image_folder(str(pictures), size=8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import shutil
 import time
 import traceback
@@ -23,19 +22,27 @@ from holdfast.config.trial import disagreements
 from holdfast.core.errors import ConfigError, DataError, Diverged, HoldfastError, Interrupted, NeedError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
-from holdfast.runs.assemble import fetched, is_address, job_key, learn_too, make_trainer, restore, with_others
+from holdfast.runs.assemble import (
+    fetched,
+    folder_of,
+    is_address,
+    job_key,
+    keyed,
+    learn_too,
+    make_trainer,
+    restore,
+    with_others,
+)
 from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
     drop_leftovers,
-    load_tensors,
     locked,
     new_folder,
     read_config,
     read_info,
     refuse_objects,
-    save_tensors,
     versions,
     write_info,
 )
@@ -83,7 +90,7 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
             "started_in": str(Path.cwd()),
         }
         about |= {"translated": job.notes} if job.notes else {}
-        write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
+        write_info(folder, state="running", **about, tags=config["tags"], **keyed(config), **plugins.recorded(folder))
         try:
             with naming(folder):
                 return _work(folder, job, quiet)
@@ -130,39 +137,6 @@ def trained(folder: Path) -> bool:
     return any(len(lines) > 1 for lines in logs) or any(folder.rglob("checkpoints/*"))
 
 
-def folder_of(checkpoint: Path) -> Path:
-    """A new run folder that goes on where a checkpoint file was written.
-
-    Raises:
-        DataError: for a file that holds no state, or does not say of which job.
-    """
-    loaded = load_tensors(checkpoint)
-    if not isinstance(loaded, dict) or "state" not in loaded or not loaded.get("config"):
-        raise DataError(f"{checkpoint} holds no state of a run with its job. Give a run folder, or its {LAST}.")
-    config = loaded["config"]
-    refuse_objects(config, checkpoint)
-    job = validated(config)
-    folder = new_folder(None, job.method_name, config["experiment_name"], config["folders"]["run"])
-    write_json(folder / CONFIG, config)
-    about = {"versions": versions(), "started": time.time(), "resumed_from": str(checkpoint)}
-    write_info(folder, state="interrupted", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-    beside = checkpoint.resolve().parents[2] / LOG_NAME
-    lines = beside.read_text(encoding="utf-8").splitlines(keepends=True)[: loaded["lines"]] if beside.is_file() else []
-    if len(lines) < loaded["lines"]:
-        stream = job.make_stream()
-        start = start_event(config["seed"], job.method_name, stream, job.make_model(stream))
-        lines = [json.dumps(start) + "\n"]
-    (folder / LOG_NAME).write_text("".join(lines), encoding="utf-8")
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    save_tensors(folder / "checkpoints" / LAST, {**loaded, "lines": len(lines)})
-    return folder
-
-
-def _keyed(config: dict[str, Any]) -> dict[str, str]:
-    """The key of a single run, nothing for the folder of several seeds."""
-    return {} if config["seeds"] is not None else {"key": job_key(config)}
-
-
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
     with locked(folder), _full_disk_reported(folder), _threads(job.config["threads"]):
         info = read_info(folder)
@@ -190,7 +164,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     started=time.time(),
                     started_in=info.get("started_in"),
                     tags=part.config["tags"],
-                    **_keyed(part.config),
+                    **keyed(part.config),
                     **plugins.recorded(place),
                 )
             try:
