@@ -104,11 +104,12 @@ def run(
     with reported(None if multirun else out, makes_run=True):
         plugged(plugin)
         if multirun:
+            from holdfast.compat.arena_keys import enforced
             from holdfast.compat.dialects import DIALECTS
             from holdfast.runs.sweep import sweep
 
             path, changes = split_words(words)
-            chosen, changes = launched(changes, launcher)
+            chosen, changes = launched(enforced(changes), launcher)
             folder, failed = sweep(
                 path,
                 changes,

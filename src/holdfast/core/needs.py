@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from holdfast.core.errors import NeedError
+from torch import Tensor
+
+from holdfast.core.errors import NeedError, UsageError
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -101,6 +103,32 @@ def check_needs(
             who = f"`{method}`" if method == operation else f"`{method}` (its operation `{operation}`)"
             help_ = (advice or {}).get(need, "Choose a method that does without: er, der, der_plus_plus, agem.")
             raise NeedError(f"{who} {NEEDS[need]}.\n  {help_}")
+
+
+def refuse_positions(method: str, operation: str, targets: Tensor) -> None:
+    """Refuse a class at each position where `operation` takes one per sample.
+
+    Raises:
+        NeedError: always.
+    """
+    raise NeedError(
+        f"`{method}` (its operation `{operation}`) takes one class per sample, and these targets of shape"
+        f" {tuple(targets.shape)} have one at each position. Choose a method that takes them: er, er_ace,"
+        " der_plus_plus, agem, lwf, ewc, si."
+    )
+
+
+def refuse_ignored(method: str, operation: str, targets: Tensor, ignored: int) -> None:
+    """Refuse labels that count for nothing where `operation` takes a class for every sample; reads the values.
+
+    Raises:
+        UsageError: if there are some.
+    """
+    if bool((targets == ignored).any()):
+        raise UsageError(
+            f"`{method}` (its operation `{operation}`) takes a class for every sample, and some labels are {ignored},"
+            " which count for nothing. Leave those rows out."
+        )
 
 
 def declares(

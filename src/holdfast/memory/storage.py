@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
+from holdfast.core.tree import Fill, longest, padded
 
 Structure = dict[str, int | list[str] | None]
 """Per field: None for one tensor, the length of a tuple, or the sorted keys of a mapping; plain values for saving."""
@@ -125,6 +126,11 @@ class Storage:
     Args:
         capacity: number of slots.
         device: where the columns lie; None takes the device of the first rows.
+        fill: what columns are padded with whose rows are of different lengths (text); None refuses such rows.
+        gives: the device that rows are read to; None leaves them where they lie.
+
+    Attributes:
+        ragged: whether rows of different lengths were padded.
 
     Example:
         >>> storage = Storage(capacity=4)
@@ -133,9 +139,15 @@ class Storage:
         (tensor([[2]], dtype=torch.uint8), 4)
     """
 
-    __slots__ = ("_plain", "_spare", "capacity", "columns", "device", "structure")
+    __slots__ = ("_plain", "_spare", "capacity", "columns", "device", "fill", "gives", "ragged", "structure")
 
-    def __init__(self, capacity: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        device: torch.device | str | None = None,
+        fill: Fill | None = None,
+        gives: torch.device | None = None,
+    ) -> None:
         if capacity < 1:
             raise ConfigError(f"a storage of {capacity} slots can hold nothing. Give a capacity of 1 or more.")
         self.capacity = capacity
@@ -144,6 +156,9 @@ class Storage:
         self.structure: Structure = {}
         self._plain = True
         self._spare = False
+        self.fill = fill
+        self.gives = gives
+        self.ragged = False
 
     def write(self, slots: Slots, rows: Mapping[str, Tree]) -> None:
         """Copy `rows` into `slots`, one row each.
@@ -167,6 +182,7 @@ class Storage:
         held = slots.stop - slots.start if isinstance(slots, slice) else slots.numel()
         if count != held:
             raise DataError(f"{count} rows for {held} slots. Give exactly one row for each slot.")
+        values = {name: self._as_long(name, value) for name, value in values.items()}
         wider = [name for name, value in values.items() if not self._fits(name, value)]
         for name in wider:
             self._widen(name, values[name].shape[-1])
@@ -250,6 +266,8 @@ class Storage:
             columns = {name: column[slots].clone() for name, column in self.columns.items()}
         else:
             columns = {name: column.index_select(0, slots) for name, column in self.columns.items()}
+        if self.gives is not None:
+            columns = {name: column.to(self.gives) for name, column in columns.items()}
         return columns if self._plain else restore(columns, self.structure)  # type: ignore[return-value]
 
     @property
@@ -278,7 +296,8 @@ class Storage:
         """
         last = self.capacity if rows is None else rows
         columns = {name: column[:last].clone() for name, column in self.columns.items()}
-        return {"capacity": self.capacity, "structure": dict(self.structure), "columns": columns}
+        state = {"capacity": self.capacity, "structure": dict(self.structure), "columns": columns}
+        return {**state, "ragged": True} if self.ragged else state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned, on this storage's device.
@@ -295,6 +314,7 @@ class Storage:
                 f"Build the memory with capacity={state['capacity']}."
             )
         self.clear()
+        self.ragged = bool(state.get("ragged"))
         columns = state["columns"]
         if columns:
             self._create(columns, dict(state["structure"]))
@@ -329,8 +349,23 @@ class Storage:
             return False
         raise DataError(
             f"column {name!r} holds rows of shape {tuple(column.shape[1:])} and got {tuple(value.shape[1:])}. "
-            "Give rows of the first shape; only float columns beside inputs and targets may grow, and only wider."
+            "Give rows of the first shape; only float columns beside inputs and targets may grow, and only wider. Text"
+            " of different lengths is padded where the model's embedding has a padding_idx, or with"
+            " Continual(..., pad=0)."
         )
+
+    def _as_long(self, name: str, value: Tensor) -> Tensor:
+        """Rows as long as their column, which grows with longer ones; untouched where nobody knows the padding."""
+        column = self.columns[name]
+        grows = value.ndim == column.ndim == 2 and name.partition(".")[0] not in FIXED
+        if self.fill is None or grows or value.ndim != column.ndim or value.shape[1:] == column.shape[1:]:
+            return value
+        fill = self.fill(name, value)
+        if fill is None:
+            return value
+        shape = longest([value.shape[1:], column.shape[1:]])
+        self.columns[name], self.ragged = padded(column, shape, fill), True
+        return padded(value, shape, fill)
 
     def _widen(self, name: str, width: int) -> None:
         old = self.columns[name]

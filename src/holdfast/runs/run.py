@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.config.messages import refuse
 from holdfast.config.trial import disagreements
-from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
+from holdfast.core.errors import ConfigError, DataError, Diverged, HoldfastError, Interrupted, NeedError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
 from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
@@ -79,8 +80,13 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
         }
         about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-        with naming(folder):
-            return _work(folder, job, quiet)
+        try:
+            with naming(folder):
+                return _work(folder, job, quiet)
+        except (ConfigError, DataError, NeedError):
+            if not trained(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # refused: the name is free for the run that is put right
+            raise
 
     return with_others(job, work)
 
@@ -105,6 +111,12 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
             return _work(folder, job, quiet)
 
     return with_others(job, work)
+
+
+def trained(folder: Path) -> bool:
+    """Whether something was learned in a run's folder, or in one below it: a checkpoint, or a line after the start."""
+    logs = (path.read_text().splitlines() for path in folder.rglob(LOG_NAME))
+    return any(len(lines) > 1 for lines in logs) or any(folder.rglob("checkpoints/*"))
 
 
 def _keyed(config: dict[str, Any]) -> dict[str, str]:

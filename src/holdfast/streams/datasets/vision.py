@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -20,7 +21,38 @@ from holdfast.core.needs import declares
 from holdfast.core.ranges import BelowOne, Count, Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import torch_dataset
-from holdfast.streams.datasets.build import data_folder, images, of_tensors
+from holdfast.streams.datasets.build import images, of_tensors
+
+VARIABLE = "HOLDFAST_DATA"
+FOUR_FILES = (
+    "It holds the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and"
+    " t10k-labels-idx1-ubyte.gz"
+)
+ORIGINS = {
+    "mnist": f"{FOUR_FILES}, which `torchvision.datasets.MNIST(folder, download=True)` puts into MNIST/raw. ",
+    "fashion_mnist": (
+        f"{FOUR_FILES}, which `torchvision.datasets.FashionMNIST(folder, download=True)` puts into FashionMNIST/raw. "
+    ),
+    "usps": "It holds usps.h5, which is on Kaggle as `bistaumanga/usps-dataset`. ",
+}
+"""Where a data set comes from, by its name."""
+
+
+def data_folder(name: str, path: str | None = None) -> Path:
+    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says, or else in `data`.
+
+    Raises:
+        DataError: it is not there.
+    """
+    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "data")) / name
+    if not folder.exists():
+        where = ORIGINS.get(name, "")
+        hint = (
+            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder it lies in."
+        )
+        raise DataError(f"there is no folder {folder} for {name}. {where}{hint}")
+    return folder
+
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -241,7 +273,7 @@ def torchvision(
     look: dict[str, Any] = {"normalise": normalise, "crop": crop, "flip": flip}
     class_names = getattr(train, "classes", None)
     named = list(class_names) if isinstance(class_names, (list, tuple)) else None
-    held = {"test_fraction": test_fraction, "split_seed": split_seed}
+    held: dict[str, Any] = {"test_fraction": test_fraction, "split_seed": split_seed}
     if _held(train) and (test is None or _held(test)):
         if size is not None:
             raise ConfigError(f"size is {size}, and {exact} is held in memory as it is. Leave size out.")
