@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -239,6 +240,13 @@ class EstimatorLogic:
         names = getattr(self, "river_features_", None)
         if names is None:
             names = getattr(self, "feature_names_in_", None)
+        if names is not None and len(names) == len(x):
+            try:
+                given = [x[name] for name in names]
+                if math.isfinite(sum(given)):
+                    return torch.tensor([given], dtype=torch.float32)
+            except (KeyError, TypeError, ValueError):
+                pass  # told below
         if names is None and not hasattr(self, "continual_"):
             names = self.river_features_ = sorted(x)
         if names is None or set(names) != set(x):

@@ -109,8 +109,11 @@ class ClassifierLogic(EstimatorLogic):
 
     def predict_one(self, x: Mapping[str, float]) -> Any:
         """The label of one sample, or None before anything was learnt."""
-        found = self.predict_proba_one(x)
-        return max(found, key=found.__getitem__) if found else None
+        if not hasattr(self, "continual_"):
+            return None
+        outputs = self.continual_.predict(self._row_of(x))[0].tolist()
+        number = self._number
+        return max((label for label in self.classes_.tolist() if label in number), key=lambda one: outputs[number[one]])
 
     def predict_proba_one(self, x: Mapping[str, float]) -> dict[Any, float]:
         """The probability of each label for one sample; empty before anything was learnt."""

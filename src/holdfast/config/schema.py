@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
 from holdfast.config import kinds
-from holdfast.config.blocks import ARRIVAL, CHECKPOINT, FOLDERS
+from holdfast.config.plain_parts import ARRIVAL, CHECKPOINT, FOLDERS
 from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
@@ -293,7 +293,12 @@ def changes_type() -> Any:
     return Annotated[Union[by_name, listed], kind]  # noqa: UP007
 
 
-LOGGERS = ("tensorboard", "wandb", "mlflow", "comet")
+LOGGERS = {
+    "tensorboard": "Event files for TensorBoard, in the run folder.",
+    "wandb": "A run of Weights & Biases; offline unless told otherwise.",
+    "mlflow": "A run of MLflow, in the run folder or where MLFLOW_TRACKING_URI says.",
+    "comet": "An experiment of Comet; offline unless told otherwise.",
+}
 """Where a run can log to besides its own folder, each by its optional library."""
 
 
@@ -302,7 +307,7 @@ LOGGER_FIELDS = ("name", "project", "offline", "folder")
 
 def logger_type() -> Any:
     """The type of one entry of `loggers`: a name, or an object with a name, a project and where to put its files."""
-    names: Any = Literal[LOGGERS]
+    names: Any = Literal[tuple(LOGGERS)]
     fields: Fields = {
         "name": (names, Field(description="of the logger")),
         "project": (str, Field("holdfast", description="the project or experiment that the run belongs to")),

@@ -101,7 +101,7 @@ class Driver:
         self._told = {one.number for one in known if one.state not in ("waiting", "running")}
         done = len({one.key for one in known if one.state in ("done", "diverged", "failed")})
         if done or again:
-            self.say(f"going on with {self.folder}: {done} compositions were tried, {len(again)} are begun again")
+            self.say(f"going on with {self.folder}: {self.plan.told(done)} tried, {len(again)} begun again")
         self._points = self._first_points()
         for note in self.plan.notes:
             self.say(note)
@@ -282,7 +282,8 @@ class Driver:
         if not chosen:
             return
         self._workers.stop()
-        self.say(f"{len(chosen)} compositions go to {settings.final_seeds} final runs on test data")
+        each = f"{settings.final_seeds} final run{'' if settings.final_seeds == 1 else 's'} on test data"
+        self.say(f"{self.plan.told(len(chosen))} with {each}{' each' if len(chosen) > 1 else ''}")
         todo: list[tuple[str, dict[str, Any]]] = []
         for one in chosen:
             for seed in range(FRESH, FRESH + settings.final_seeds):
@@ -314,6 +315,8 @@ class Driver:
 
     def _tend(self) -> None:
         """Have as many workers as jobs; what one had that is gone is begun again."""
+        if self.shared:  # of machines whose processes cannot be seen from here
+            self.book.look_for_lost()
         gone = self._workers.gone()
         if gone:
             self.book.begin_again(lambda one: one.worker.rsplit("-", 1)[-1] in gone)

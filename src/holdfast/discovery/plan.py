@@ -115,7 +115,7 @@ class Plan:
         experiences = count(base)
         settings.made_protocol().first(experiences)
         if sweep:
-            space = own_numbers(base, settings.parameters)
+            space = own_numbers(base, settings.parameters, experiences)
             if not space.common:
                 raise ConfigError(
                     f"method: `{base['method'].get('name')}` declares no ranges. Say what shall vary: "
@@ -146,7 +146,7 @@ class Plan:
         settings, base, sweep = made(about["settings"]), dict(about["base"]), bool(about["sweep"])
         experiences = int(about["experiences"])
         if sweep:
-            return cls(settings, base, own_numbers(base, settings.parameters), experiences, True)
+            return cls(settings, base, own_numbers(base, settings.parameters, experiences), experiences, True)
         space = composed(
             base,
             roles=settings.operations,
@@ -181,6 +181,11 @@ class Plan:
         if protocol.name != "first-k":
             return protocol
         return Protocol(protocol.name, protocol.first(self.experiences), None, protocol.fresh_orders)
+
+    def told(self, count: int) -> str:
+        """So many of what is tried, in words: compositions, or settings of one method."""
+        word = "setting" if self.sweep else "composition"
+        return f"{count} {word}{'' if count == 1 else 's'}"
 
     @functools.cached_property
     def prefixes(self) -> list[int]:

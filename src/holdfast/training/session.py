@@ -19,16 +19,14 @@ from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import Way
 from holdfast.core.source import Source
-from holdfast.training.captured import Captured
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
-from holdfast.training.programs import chosen
 from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
 from holdfast.training.records import Records, classes_in, mean_window, remembered
 from holdfast.training.settings import Settings, augmented
-from holdfast.training.update import Update
+from holdfast.training.update import Steps, Update
 
 
 class Checkpoints(Protocol):
@@ -145,6 +143,7 @@ class Session:
         update: makes the optimiser's steps under them.
         opened: the experience that is trained on, with the data that the method chose.
         observations: what is looked at now and then while a source is learned.
+        captured: makes the steps, where they are not made as written.
         bar: the progress bar.
         stop: set it to end the training after the coming step, with a checkpoint.
         late: whether `max_seconds` are over.
@@ -175,7 +174,7 @@ class Session:
     current: Settings = field(init=False)
     update: Update = field(init=False)
     opened: Experience | None = None
-    captured: Captured | None = None
+    captured: Steps | None = None
     observations: Observer | None = None
 
     @classmethod
@@ -214,7 +213,6 @@ class Session:
             ConfigError: for settings that do not go with the method.
         """
         device = torch.device(settings.device) if ranks.device is None else ranks.device
-        how = "none" if stream is None else chosen(settings.capture, device)
         model = model.to(device)
         several = [] if stream is None else settings.by_experience(len(stream))
         for one in several or [settings]:
@@ -259,8 +257,6 @@ class Session:
             checkpoints=checkpoints,
         )
         session.take_settings(0)
-        if how != "none":
-            session.captured = Captured(session, how)
         return session
 
     # Settings ------------------------------------------------------------------------------------------

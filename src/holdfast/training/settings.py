@@ -124,7 +124,12 @@ class Settings(ExperienceSettings):
         eval_batch_size: samples per forward in evaluation.
         precision: `32-true`; `bf16-mixed` or `16-mixed` (GPUs only) for autocast; `64-true` for doubles.
         evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
-        evaluate_before: also evaluate before any training (forward transfer needs it).
+        evaluate_before: also evaluate before any training (forward transfer needs it); not where only the end is
+            evaluated, or only what was seen.
+        evaluate_on: evaluate `all` experiences each time, or those `seen` so far, which halves the time and leaves the
+            matrix empty above its diagonal.
+        evaluate_when: evaluate `after_each` experience, or at the `end` of the training only, which leaves all but the
+            last row empty; measures that need the others are then not given.
         evaluate_during: share of the steps that may go into measuring older experiences inside one, on a sample of
             their test data; 0.05 shows their minimum and the stability gap, 0 measures at the end only.
         limit_experiences: learn and evaluate only so many experiences, the first ones, for a quick look.
@@ -157,6 +162,8 @@ class Settings(ExperienceSettings):
     evaluate: Literal["test", "validation", "both", "none"] = "test"
     evaluate_before: bool = True
     evaluate_during: BelowOne = 0.0
+    evaluate_on: Literal["all", "seen"] = "all"
+    evaluate_when: Literal["after_each", "end"] = "after_each"
     limit_experiences: Count | None = None
     limit_val_batches: Limit | None = None
     limit_test_batches: Limit | None = None

@@ -19,12 +19,14 @@ from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import TRAINER
+from holdfast.training.captured import Captured
 from holdfast.training.evaluation import evaluate_all
 from holdfast.training.export import copied
 from holdfast.training.launch import check_devices, train_together
 from holdfast.training.loop import Loop
 from holdfast.training.optimization import Optimization
 from holdfast.training.precision import recompilable
+from holdfast.training.programs import chosen
 from holdfast.training.progress import make_bar
 from holdfast.training.ranks import ALONE, Ranks
 from holdfast.training.session import Checkpoints, Session
@@ -193,6 +195,9 @@ class Trainer(Settings, Bound):
             checkpoints=self.checkpoints if first else None,
         )
         session.stop = self._stop
+        how = chosen(self.capture, session.device)
+        if how != "none":
+            session.captured = Captured(session, how)
         wrong = mismatch(session.learner.criterion, stream[0].train.targets) if len(stream) else ""
         if wrong and not session.engine.acts_at("criterion"):
             raise ConfigError(f"criterion: {wrong}")
