@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from holdfast.cli import app
 from holdfast.config import kinds
-from holdfast.config.build import resolve
+from holdfast.config.check import validated
 from holdfast.config.compose import load
 from holdfast.config.schema import job_model, trainer_parameters
 from holdfast.config.show import Description, describe
@@ -117,9 +117,10 @@ def method_page(name: str) -> str:
 
 def command_for(name: str) -> str:
     """The shortest change to the default job that runs a method, or nothing."""
-    for more in ([], ["stream.paradigm=task"], ["stream.paradigm=task", "model.head=task"]):
+    generated = ["stream.paradigm=task", "model=hypernetwork", "model.backbone=mlp"]
+    for more in ([], ["stream.paradigm=task"], ["stream.paradigm=task", "model.head=task"], generated):
         try:
-            resolve(load(None, [f"method={name}", *more]))
+            validated(load(None, [f"method={name}", *more]), together=True)
         except HoldfastError:
             continue
         return " ".join(["holdfast run", f"method={name}", *more])

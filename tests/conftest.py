@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from holdfast.runs import drawing, report
+from holdfast.runs import drawing, report, source_report
 from holdfast.testing.toys import (
     KeepAt,
     batches,
@@ -21,6 +22,14 @@ from holdfast.testing.toys import (
     weights,
     wrap,
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say which paths are not there: with several workers pytest only says that no tests ran."""
+    paths = [Path(word.split("::")[0]) for word in config.args]
+    missing = [str(path) for path in paths if not (config.invocation_params.dir / path).exists()]
+    if missing and not hasattr(config, "workerinput"):
+        raise pytest.UsageError(f"there is no {' and no '.join(missing)}")
 
 
 @pytest.fixture
@@ -53,4 +62,6 @@ def no_figures(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setattr(drawing, "LAYOUT", None)
         patch.setattr(drawing, "BOUNDS", None)
         patch.setattr(report, "draw", lambda *_, **__: [])
+        patch.setattr(report, "training_plots", lambda *_: [])
+        patch.setattr(source_report, "figures", lambda *_: [])
         yield

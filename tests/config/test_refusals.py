@@ -147,7 +147,7 @@ def _no_data(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("data was loaded")
 
-    monkeypatch.setattr("sklearn.datasets.load_digits", load)
+    monkeypatch.setattr(sys.modules["holdfast.streams.datasets.arrays"], "_digits_table", load)
     monkeypatch.setattr(sys.modules["holdfast.streams.datasets.vision"], "read_idx", load)
 
 

@@ -189,6 +189,20 @@ class Noisy(Operation):
         return step.loss * torch.rand(())
 
 
+COUNTED = [0]
+
+
+class OutOfSight(Operation):
+    """Counts its steps where nobody can see it, and does something else after some."""
+
+    def setup(self, learner):
+        COUNTED[0] = 0
+
+    def loss(self, step, learner):
+        COUNTED[0] += 1
+        return step.loss * (0.5 if COUNTED[0] > 20 else 1.0)
+
+
 class Curt(Shrink):
     """Refuses a head per task, and does not say what to write instead."""
 
@@ -274,6 +288,7 @@ OPERATIONS = {
     "device": (Tupled, "kept[0] is torch.float32 after .to(torch.float64)"),
     "graph": (Graph, "keeps last with the graph"),
     "random": (Noisy, "draws from the global random numbers of torch"),
+    "captured": (OutOfSight, "where its steps are recorded and run again"),
     "heads": (Curt, "refused with a head per task, but in no sentence"),
     "ways": (Peeking, "are others than the trainer's"),
     "ways_growing": (Peeking, "are others than the trainer's"),

@@ -14,11 +14,11 @@ import typer
 from holdfast import __version__
 from holdfast.cli import configurations, models, searches
 from holdfast.cli.common import (
+    Checkpoint,
     Folders,
     Job,
     Plugins,
     Quiet,
-    Run,
     launched,
     plugged,
     reported,
@@ -101,14 +101,15 @@ def run(
     words = list(job or [])
     if references is not None:
         words.append(f"references=[{references}]")
-    with reported(None if multirun else out):
+    with reported(None if multirun else out, makes_run=True):
         plugged(plugin)
         if multirun:
+            from holdfast.compat.arena_keys import enforced
             from holdfast.compat.dialects import DIALECTS
             from holdfast.runs.sweep import sweep
 
             path, changes = split_words(words)
-            chosen, changes = launched(changes, launcher)
+            chosen, changes = launched(enforced(changes), launcher)
             folder, failed = sweep(
                 path,
                 changes,
@@ -134,9 +135,12 @@ def run(
 
 
 @app.command()
-def resume(folder: Run, quiet: Quiet = False, plugin: Plugins = None) -> None:
-    """Go on with a run that was interrupted, to the same weights as if it had not been."""
-    with reported(folder):
+def resume(folder: Checkpoint, quiet: Quiet = False, plugin: Plugins = None) -> None:
+    """Go on with a run that was interrupted, to the same weights as if it had not been.
+
+    From a checkpoint that lies outside of its run folder it goes on in a new one.
+    """
+    with reported(Path(folder) if Path(folder).is_dir() else None, makes_run=True):
         plugged(plugin)
         from holdfast.runs.run import resume as resume_run
 
@@ -166,12 +170,14 @@ def show(
     references: Annotated[bool, typer.Option("--references", help="Show the references of each run too.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a line for each run with every measure.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show one run, or several side by side over seeds, with what differs between them and the best marked.
 
     A folder that cannot be read is named at the end, and does not hide the others.
     """
     with reported():
+        plugged(plugin)
         from holdfast.runs import compare
         from holdfast.runs.opened import show as show_runs
         from holdfast.runs.result import found_runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,25 +149,26 @@ def warned(message: Warning | str, category: type[Warning], *where: Any, **more:
 
 
 @contextlib.contextmanager
-def reported(folder: Path | None = None) -> Iterator[None]:
+def reported(folder: Path | None = None, makes_run: bool = False) -> Iterator[None]:
     """Print errors that Holdfast raises on purpose without a traceback, and set the exit code.
 
     Args:
         folder: the run that Ctrl-C leaves behind, if it is known.
+        makes_run: whether the command makes a run, or several, that can be gone on with.
     """
     try:
-        yield
+        with _terminable():
+            yield
     except KeyboardInterrupt as interrupt:
-        left = next((str(value) for value in interrupt.args if value), None) or folder
-        run = shlex.quote(str(left)) if left else "RUN"
-        typer.echo(f"\ninterrupted; go on with: holdfast resume {run}{plugin_flags()}", err=True)
+        left = next((Path(str(value)) for value in interrupt.args if value), None) or folder
+        typer.echo(f"\n{interrupted(left, makes_run)}", err=True)
         raise typer.Exit(130) from None
     except HoldfastError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
-        interrupted = type(error).__name__ == "Interrupted"
-        if interrupted and folder is not None and "resume" not in str(error):
+        stopped = type(error).__name__ == "Interrupted"
+        if stopped and folder is not None and "resume" not in str(error):
             typer.echo(f"go on with: holdfast resume {shlex.quote(str(folder))}{plugin_flags()}", err=True)
-        raise typer.Exit(130 if interrupted else 2 if isinstance(error, ConfigError) else 1) from None
+        raise typer.Exit(130 if stopped else 2 if isinstance(error, ConfigError) else 1) from None
     except OSError as error:
         named = f" {str(error.filename)[:200]}" if error.filename else ""
         typer.echo(f"OSError: {error.strerror or error}{f':{named}' if named else ''}", err=True)
@@ -176,6 +178,44 @@ def reported(folder: Path | None = None) -> Iterator[None]:
             raise
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM inside is as Ctrl-C: it is told what goes on with."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interrupted(left: Path | None, makes_run: bool = True) -> str:
+    """What Ctrl-C left behind, and how to go on with it.
+
+    Args:
+        left: the folder of the run or of several; it need not be there.
+        makes_run: whether the command makes such a folder.
+    """
+    if left is None or not left.is_dir():
+        return "interrupted; nothing was made yet, so run the same command again." if makes_run else "interrupted."
+    if (left / "sweep.json").is_file():
+        words = sys.argv[1:]
+        there = [] if {"-o", "--out"} & set(words) else ["--out", str(left)]
+        return f"interrupted; what is missing is run by: {shlex.join(['holdfast', *words, *there])}"
+    if not (left / "config.json").is_file():
+        return "interrupted before the run began; nothing of it is kept, so run the same command again."
+    saved = any(left.rglob("last.pt"))
+    where = "" if saved else " (from the start, since no checkpoint was saved yet)"
+    return f"interrupted; go on with: holdfast resume {shlex.quote(str(left))}{plugin_flags()}{where}"
 
 
 def plugin_flags() -> str:

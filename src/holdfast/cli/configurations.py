@@ -64,9 +64,11 @@ def convert(
             metavar="KEY=VALUE", help="Changes, by CLMixer's keys or ours: data.data_path=images", show_default=False
         ),
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Print the job that a CLMixer file stands for; what is done differently is told on standard error."""
     with reported():
+        plugged(plugin)
         from holdfast.compat import clmixer
         from holdfast.compat.dialects import DIALECTS
         from holdfast.config.build import resolve
@@ -85,11 +87,13 @@ def list_names(
     kind: Annotated[
         str,
         typer.Argument(
-            help="methods, operations, streams, datasets, models, optimizers, schedulers, criteria, metrics, ...",
+            help="methods, operations, streams, datasets, models, heads, optimizers, schedulers, criteria, sources, "
+            "boundaries, metrics, transforms, loggers or experiments.",
             show_default=False,
         ),
     ],
     name: Annotated[str | None, typer.Argument(help="One of them, for its parameters.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a mapping of names to what is said of each.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """List what a configuration can name, or the parameters of one of them."""
@@ -98,10 +102,13 @@ def list_names(
         from holdfast.config import kinds
         from holdfast.config.show import describe
 
-        if name is not None:
+        if name is not None and not as_json:
             _details(kind, name)
             return
-        rows = [describe(kind, key) for key in kinds.names(kind)]
+        rows = [describe(kind, key) for key in (kinds.names(kind) if name is None else [name])]
+        if as_json:
+            typer.echo(json.dumps({row.name: row.plain() for row in rows}, indent=2))
+            return
         table = empty_table()
         for row in rows:
             needs = f"needs {', '.join(row.needs)}" if row.needs else ""

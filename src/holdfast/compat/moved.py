@@ -13,7 +13,7 @@ from typing import Any
 HERE = "holdfast."
 
 _SAME_PACKAGE = {
-    "config": "blocks:messages cross:check defaults:read describe:show files:read folders:words groups:overrides"
+    "config": "cross:check defaults:read describe:show files:read folders:words groups:overrides"
     " hints:messages json_schema:show json_types:signatures layers:compose+messages+read load:compose make:job"
     " namespaces:kinds plain:read summary:show sweeps:search tree:show",
     "core": "backward:forward digests:randomness",
@@ -43,7 +43,7 @@ _ELSEWHERE = {
     "experiments": "runs",
     "experiments.assemble": "runs.assemble",
     "experiments.checkpoints": "runs.folder",
-    "experiments.closing": "runs.words",
+    "experiments.closing": "runs.opened",
     "experiments.compare": "runs.compare runs.opened",
     "experiments.experience_folders": "runs.folder",
     "experiments.find": "runs.result",

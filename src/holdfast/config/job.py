@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.config import kinds, schema
-from holdfast.config.messages import called as called
-from holdfast.config.messages import needs_argument as needs_argument
+from holdfast.config.messages import called, needs_argument
 from holdfast.config.signatures import parameters
-from holdfast.config.words import nearest
+from holdfast.config.words import renamed_compile
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
@@ -88,11 +86,12 @@ class Job:
         """The device, which may not be on this machine."""
         return make_device(self.config["device"])
 
-    def trainer_arguments(self, method: Method | None = None) -> dict[str, Any]:
+    def trainer_arguments(self, method: Method | None = None, device: torch.device | None = None) -> dict[str, Any]:
         """Everything that `Trainer` takes from a configuration.
 
         Args:
             method: to train with; None takes the job's, which is then given away.
+            device: instead of the job's, which this machine may not have.
         """
         scheduler = make_scheduler(self.block.scheduler)
         return {
@@ -102,18 +101,10 @@ class Job:
             "scheduler_every": "epoch" if scheduler is None else scheduler.every,
             "criterion": kinds.find("criteria", self.config["criterion"]),
             "seed": self.config["seed"],
-            "device": self.make_device(),
+            "device": self.make_device() if device is None else device,
             **trainer_arguments(self.block.trainer),
-            **self._compiled(),
+            **(renamed_compile() if self.config["compile"] else {}),
         }
-
-    def _compiled(self) -> dict[str, str]:
-        if not self.config["compile"]:
-            return {}
-        logging.getLogger("holdfast").warning(
-            "`compile=true` is written `trainer.capture=compile` now; the old key works until the next release"
-        )
-        return {"capture": "compile"}
 
     def changed(self, **values: Any) -> Job:
         """This job with other plain values at the top, for instance `seed`; they are not checked again."""
@@ -317,19 +308,6 @@ def make_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0].split(". ")[0].split(" with arguments")[0].rstrip(".")
         raise ConfigError(f"device: this machine has no {name!r} ({reason}). Write device=cpu.") from None
     return device
-
-
-def check_device_name(device: str) -> list[str]:
-    """Whether torch knows a device of this name; whether it is there is asked when it is used."""
-    if device == "auto":
-        return []
-    try:
-        torch.device(device)
-    except RuntimeError:
-        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
-        advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
-        return [f"device: unknown device {device!r}; {advice}"]
-    return []
 
 
 def trainer_arguments(block: Any) -> dict[str, Any]:

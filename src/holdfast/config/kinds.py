@@ -12,27 +12,13 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Union
 
-from holdfast.config.signatures import Parameter, parameters
+from holdfast.config.signatures import Parameter, parameters, table_of
 from holdfast.config.words import nearest
+from holdfast.core.criteria import CRITERIA as CRITERIA
 from holdfast.core.errors import ConfigError
 from holdfast.core.operation import Operation, snake_case
 
 Names = dict[str, Any]
-
-CRITERIA = {
-    "cross_entropy": "cross_entropy",
-    "mse": "mse_loss",
-    "bce": "binary_cross_entropy_with_logits",
-    "l1": "l1_loss",
-    **{
-        name: name
-        for name in (
-            *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "nll_loss"),
-            *("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "soft_margin_loss"),
-        )
-    },
-}
-"""Name in a configuration -> function of `torch.nn.functional`."""
 
 
 def _functions(module: ModuleType) -> Names:
@@ -137,6 +123,15 @@ KINDS = {
         ),
         Kind("boundaries", "boundary", "holdfast.boundaries", _subclasses("Boundary", True, True), "boundary"),
         Kind("metrics", "metric", "holdfast.metrics", lambda module: dict(module.METRICS), made=False),
+        *(
+            Kind(plural, word, module, table_of(table), made=made, open=False)
+            for plural, word, module, table, made in (
+                ("heads", "head", "holdfast.models.build", "HEADS", False),
+                ("transforms", "transform", "holdfast.streams.transforms", "TRANSFORMS", True),
+                ("loggers", "logger", "holdfast.config.schema", "LOGGERS", False),
+                ("experiments", "experiment", "holdfast.config.overrides", "experiments", False),
+            )
+        ),
     )
 }
 """Every kind of thing that has a name, by its plural."""

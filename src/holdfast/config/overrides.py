@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,3 +327,13 @@ def element_names(elements: list[Any]) -> list[str]:
         counts[name] = counts.get(name, 0) + 1
         names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
     return names
+
+
+def experiments() -> dict[str, str]:
+    """The experiments that come with Holdfast, each with what its file says of it at the top."""
+    library, said = Library(), {}
+    for name in library.choices("experiment"):
+        lines = library.need("experiment", name).path.read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+        said[name] = comment or f"experiment={name}"
+    return said

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
 from holdfast.config import kinds
-from holdfast.config.blocks import ARRIVAL, CHECKPOINT, FOLDERS
+from holdfast.config.plain_parts import ARRIVAL, CHECKPOINT, FOLDERS
 from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
@@ -166,6 +166,9 @@ def _composition() -> type[BaseModel]:
     )
 
 
+DURING = 0.05
+"""Share of a run's steps that goes into measuring older experiences inside one."""
+
 MOST_SEEDS = 10_000
 """Seeds that a number may be short for."""
 
@@ -182,6 +185,8 @@ def job_model() -> type[BaseModel]:
     for parameter in trainer_parameters():
         if parameter.name == "epochs":  # null where `iterations` is given
             parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])  # noqa: UP007
+        if parameter.name == "evaluate_during":  # a run folder has a report that shows it
+            parameter = dataclasses.replace(parameter, default=DURING)
         trainer |= _field(parameter)
     trainer["per_experience"] = (changes_type() | None, Field(None, description=CHANGES))
     seed: Any = Annotated[int, Field(ge=0)]
@@ -288,7 +293,12 @@ def changes_type() -> Any:
     return Annotated[Union[by_name, listed], kind]  # noqa: UP007
 
 
-LOGGERS = ("tensorboard", "wandb", "mlflow", "comet")
+LOGGERS = {
+    "tensorboard": "Event files for TensorBoard, in the run folder.",
+    "wandb": "A run of Weights & Biases; offline unless told otherwise.",
+    "mlflow": "A run of MLflow, in the run folder or where MLFLOW_TRACKING_URI says.",
+    "comet": "An experiment of Comet; offline unless told otherwise.",
+}
 """Where a run can log to besides its own folder, each by its optional library."""
 
 
@@ -297,7 +307,7 @@ LOGGER_FIELDS = ("name", "project", "offline", "folder")
 
 def logger_type() -> Any:
     """The type of one entry of `loggers`: a name, or an object with a name, a project and where to put its files."""
-    names: Any = Literal[LOGGERS]
+    names: Any = Literal[tuple(LOGGERS)]
     fields: Fields = {
         "name": (names, Field(description="of the logger")),
         "project": (str, Field("holdfast", description="the project or experiment that the run belongs to")),

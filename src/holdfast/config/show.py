@@ -12,7 +12,7 @@ from holdfast.config.compose import DEFAULT, Composition
 from holdfast.config.kinds import KINDS, configurable, find
 from holdfast.config.messages import changed
 from holdfast.config.read import default
-from holdfast.config.signatures import Parameter, docs
+from holdfast.config.signatures import Parameter, docs, type_name
 from holdfast.config.words import shown
 
 if TYPE_CHECKING:
@@ -173,6 +173,19 @@ class Description:
     paper: str = ""
     role: str = ""
     needs: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """All of it but the name, as JSON holds it."""
+        parameters = {
+            one.name: {
+                "type": type_name(one.type),
+                **({} if one.required else {"default": one.default}),
+                "description": one.doc,
+            }
+            for one in self.parameters
+        }
+        said = {"summary": self.summary, "paper": self.paper, "role": self.role, "needs": list(self.needs)}
+        return {**{key: value for key, value in said.items() if value}, "parameters": parameters}
 
 
 def describe(kind: str, name: str) -> Description:

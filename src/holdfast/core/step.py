@@ -75,7 +75,7 @@ class _WatchedNow(Now):
         object.__setattr__(self, "_now", now)
         object.__setattr__(self, "_peek", peek)
 
-    def __getattribute__(self, name: str) -> Any:
+    def __getattribute__(self, name: str) -> object:
         if name not in _NOW:
             return object.__getattribute__(self, name)
         object.__getattribute__(self, "_peek")(f"learner.now.{name}")
@@ -96,7 +96,7 @@ class _WatchedStep(Step):
     __slots__ = ("peek",)
     peek: Callable[[str], None]
 
-    def __getattribute__(self, name: str) -> Any:
+    def __getattribute__(self, name: str) -> object:
         if name in ("index", "progress"):
             try:
                 peek = object.__getattribute__(self, "peek")

@@ -18,6 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 aten = torch.ops.aten
 
+Arguments = tuple[Any, ...]
+Named = dict[str, Any]
+"""What a call of torch is given: tensors, and lists of them, among numbers."""
+
 READS = frozenset({"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"})
 SIZES = frozenset(
     f"aten::{name}"
@@ -38,7 +42,14 @@ ON_HOST = frozenset({"tolist", "numpy", "__array__", "item", "__dlpack__"})
 
 TORCH = os.path.dirname(torch.__file__)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-RECORDERS = ("core/tape.py", "core/decide.py", "core/step.py", "core/walk.py", "training/recordings.py")
+RECORDERS = (
+    "core/tape.py",
+    "core/decide.py",
+    "core/step.py",
+    "core/walk.py",
+    "training/recordings.py",
+    "training/decisions.py",
+)
 UNSEEN = (TORCH, "<", *(os.path.join(PACKAGE, *name.split("/")) for name in RECORDERS))
 
 
@@ -59,8 +70,8 @@ class Node(NamedTuple):
     """One call of `func`: what it made (-1 for what is no tensor) and what it wrote in place, by number."""
 
     func: OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Arguments
+    kwargs: Named
     outs: tuple[int, ...]
     writes: tuple[int, ...]
     where: str
@@ -132,8 +143,8 @@ class Tape(TorchDispatchMode):
         return self._index.get(alias_of(tensor))
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: OpOverload, types: object, args: Arguments = (), kwargs: Named | None = None
+    ) -> object:
         """Make the call, and note it."""
         kwargs = kwargs or {}
         name = func._schema.name
@@ -168,7 +179,7 @@ class Tape(TorchDispatchMode):
                 self.external[number] = self.values[number]
         return number
 
-    def _indexed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _indexed(self, args: Arguments) -> Arguments:
         """A list in brackets comes as a tensor of the host; it goes to the device once."""
         device = args[0].device
         if device.type == "cpu":
@@ -181,13 +192,13 @@ class Tape(TorchDispatchMode):
             moved.append(index)
         return (args[0], moved, *args[2:])
 
-    def _is_constant(self, name: str, given: tuple[Any, ...], args: tuple[Any, ...], out: object) -> bool:
+    def _is_constant(self, name: str, given: Arguments, args: Arguments, out: object) -> bool:
         """Whether a call brings a value written down in Python to the device, which needs not be done again."""
         if name != "aten::_to_copy" or not isinstance(out, Tensor):
             return False
         return given[0].number in self._constants and args[0].device.type != out.device.type
 
-    def _examine(self, name: str, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> None:
+    def _examine(self, name: str, func: OpOverload, args: Arguments, kwargs: Named, out: object) -> None:
         """Note what could not be done again as it was."""
         if name in READS:
             self._problem("a value is read on the host")
@@ -213,9 +224,7 @@ class Tape(TorchDispatchMode):
     def _problem(self, what: str) -> None:
         self.problems.append(f"{what} ({line()})")
 
-    def _writes(
-        self, func: OpOverload, name: str, given: tuple[Any, ...], named: dict[str, Any], args: tuple[Any, ...]
-    ) -> tuple[int, ...]:
+    def _writes(self, func: OpOverload, name: str, given: Arguments, named: Named, args: Arguments) -> tuple[int, ...]:
         written: list[int] = []
         for position, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -283,8 +292,8 @@ class Watch(TorchFunctionMode):
         self.deciding = False
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Callable[..., object], types: object, args: Arguments = (), kwargs: Named | None = None
+    ) -> object:
         """Look at the arguments, and make the call."""
         name = getattr(func, "__name__", "")
         if name != "__get__" and (self.deciding or name in ON_HOST):

@@ -52,6 +52,18 @@ class Held(NamedTuple):
             return self.alias != other.alias
         return type(self.value) is not type(other.value) or (self.value != other.value and self.value == self.value)
 
+    @property
+    def storage(self) -> int | None:
+        """Which memory the tensor lies in; None for a plain value."""
+        return None if self.alias is None else self.alias[0]
+
+    def replaceable(self, new: Held) -> bool:
+        """Whether the values of another tensor fit into this one."""
+        if self.bare is None or new.bare is None or (new.put is None and new.tensor is not self.tensor):
+            return False
+        old = self.bare
+        return (old.shape, old.dtype, old.device) == (new.bare.shape, new.bare.dtype, new.bare.device)
+
     def take(self, now: Held) -> None:
         """Take over the values that stand there now, and the place."""
         assert self.tensor is not None and self.bare is not None and now.tensor is not None
@@ -75,6 +87,23 @@ def held_by(roots: Mapping[str, object], without: Sequence[object] = ()) -> dict
     for name, root in roots.items():
         walk.into(root, name, None)
     return walk.found
+
+
+def changed(before: Mapping[str, Held], after: Mapping[str, Held]) -> set[str]:
+    """The paths where something else stands, or where there was nothing."""
+    gone = before.keys() ^ after.keys()
+    return gone | {path for path, held in before.items() if path in after and held.differs(after[path])}
+
+
+def how_changed(before: Mapping[str, Held], after: Mapping[str, Held], path: str) -> str:
+    """What happened to what stands at a path, as a verb phrase."""
+    if path not in before:
+        return "is added"
+    if path not in after:
+        return "is removed"
+    if before[path].bare is None and after[path].bare is None:
+        return f"changes from {before[path].value!r:.40} to {after[path].value!r:.40}"
+    return "turns into a tensor" if before[path].bare is None else "is a tensor no more"
 
 
 class _Walk:

@@ -12,6 +12,7 @@ def ewc(
     strength: Strength = 100.0,
     fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
     samples: Count | None = None,
+    normalize: Literal["none", "mean", "max"] = "none",
 ) -> Method:
     r"""One quadratic penalty per past experience, weighted by the Fisher diagonal.
 
@@ -21,7 +22,8 @@ def ewc(
         strength: lambda.
         fisher: how the labels in the Fisher diagonal are chosen.
         samples: samples for the Fisher diagonal; default: all of the experience.
+        normalize: what each Fisher diagonal is divided by: nothing, its `mean` or its `max` over all parameters.
 
     Differences: the penalties are kept as one equal quadratic (Huszar 2018).
     """
-    return Method(FisherPenalty(strength=strength, fisher=fisher, samples=samples))
+    return Method(FisherPenalty(strength=strength, fisher=fisher, samples=samples, normalize=normalize))

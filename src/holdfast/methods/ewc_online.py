@@ -13,6 +13,7 @@ def ewc_online(
     decay: Share = 1.0,
     fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
     samples: Count | None = None,
+    normalize: Literal["none", "mean", "max"] = "none",
 ) -> Method:
     r"""One running quadratic penalty around the latest parameters.
 
@@ -21,10 +22,14 @@ def ewc_online(
 
     Args:
         strength: lambda.
-        decay: gamma; at 1 the Fisher diagonals add up.
+        decay: gamma; at 1 the Fisher diagonals add up, at 0 only the last experience's counts.
         fisher: how the labels in the Fisher diagonal are chosen.
         samples: samples for the Fisher diagonal; default: all of the experience.
+        normalize: what each Fisher diagonal is divided by: nothing, its `mean` or its `max` over all parameters.
 
-    Differences: the paper normalises each Fisher diagonal; here it is as measured, as in van de Ven et al. 2022.
+    Differences: the paper normalises each Fisher diagonal; here it is as measured, as in van de Ven et al. 2022, unless
+    `normalize` says otherwise.
     """
-    return Method(FisherPenalty(strength=strength, fisher=fisher, online=True, decay=decay, samples=samples))
+    return Method(
+        FisherPenalty(strength=strength, fisher=fisher, online=True, decay=decay, samples=samples, normalize=normalize)
+    )

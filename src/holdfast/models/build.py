@@ -88,13 +88,20 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def make_head(name: HeadName, features: int, classes: int, seed: int | None) -> Head:
-    """The head called `name`: "fixed" has all classes from the start, the others start with no outputs and grow.
+HEADS: dict[HeadName, str] = {
+    "fixed": "Linear, with all classes from the start.",
+    "growing": "Linear; starts with no outputs and gets new ones as classes arrive.",
+    "task": "Linear, with a set of outputs for each task label, which grows as tasks arrive.",
+    "cosine": "Compares directions, scaled; grows as classes arrive.",
+    "cosine_learnable": "Compares directions, with a scale that is learnt; grows as classes arrive.",
+    "cosine_task": "Compares directions, with a set of outputs for each task label.",
+    "plain_cosine": "Cosines from -1 to 1, without a scale; all classes from the start.",
+}
+"""Every head by its name in a configuration."""
 
-    "growing" and "task" (one set of outputs a task) are linear; "cosine", "cosine_learnable" (its scale is learnt) and
-    "cosine_task" compare directions. "plain_cosine" has all classes from the start too, and no scale: its outputs are
-    the cosines, from -1 to 1.
-    """
+
+def make_head(name: HeadName, features: int, classes: int, seed: int | None) -> Head:
+    """The head called `name`; see `HEADS`."""
     if name == "fixed":
         return FixedHead(features, classes)
     if name == "plain_cosine":
@@ -103,7 +110,7 @@ def make_head(name: HeadName, features: int, classes: int, seed: int | None) -> 
         return CosineHead(features, learnable=True, seed=seed)
     growing = {"growing": GrowingHead, "task": TaskHead, "cosine": CosineHead, "cosine_task": CosineTaskHead}
     if name not in growing:
-        raise ConfigError(unknown("head", name, ["fixed", *growing, "cosine_learnable", "plain_cosine"]))
+        raise ConfigError(unknown("head", name, HEADS))
     return growing[name](features, seed=seed)
 
 

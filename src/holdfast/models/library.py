@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,18 @@ from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, ranged
 from holdfast.models.build import HeadName, check_image, seeded
 from holdfast.models.pretrained import NO_LINEAR, Cut, Pool, Preprocess, folder_preprocess, load_weights, with_head
+
+
+@functools.cache
+def architectures(library: str) -> frozenset[str]:
+    """The names that a library has models for: torchvision's classifiers, or timm's; it must be installed."""
+    if library == "torchvision":
+        from torchvision import models as zoo
+
+        return frozenset(zoo.list_models(module=zoo))
+    import timm as other
+
+    return frozenset(other.list_models())
 
 
 @declares(inputs="images", loads=True)
@@ -31,7 +44,7 @@ def torchvision(
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:
-    """A classification model of torchvision by name, its last linear layer replaced by a head.
+    """A classification model of torchvision by name, its last layer replaced by a head.
 
     Nothing is downloaded. Needs the extra `vision`. Auxiliary classifiers (googlenet, inception_v3) are cut off.
 
@@ -66,13 +79,15 @@ def torchvision(
     options: dict[str, Any] = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
     with seeded(seed):
         model = zoo.get_model(architecture, weights=None, **options)
+        squeeze = architecture.startswith("squeezenet")  # whose last layer is a convolution, then a mean
         try:
-            name, _ = find_head(model)
+            name = "classifier" if squeeze else find_head(model)[0]
         except ConfigError:
             raise ConfigError(NO_LINEAR.format(architecture)) from None
         if weights is not None:
             load_weights(model, weights, (name,), architecture)
-        model.set_submodule(name, nn.Identity())
+        features = nn.Sequential(nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1)) if squeeze else nn.Identity()
+        model.set_submodule(name, features)
         for auxiliary in ("AuxLogits", "aux1", "aux2"):
             if hasattr(model, auxiliary):
                 model.aux_logits = False

@@ -28,6 +28,7 @@ class SensitivityPenalty(Operation):
         over: magnitude of the gradient of each `sample` (the paper's), or of each `batch`.
         decay: gamma; at 1 the importances add up.
         samples: samples to measure on; default: all of the experience.
+        batch_size: samples of each batch; with `over="batch"` the importance depends on it, else only memory does.
 
     Source: Aljundi et al. 2018, "Memory aware synapses: learning what (not) to forget", eq. 2 to 4.
     Differences: gamma is ours, the paper adds up; importance is measured on the experience's training data, where the
@@ -35,7 +36,7 @@ class SensitivityPenalty(Operation):
 
     Example:
         >>> SensitivityPenalty(strength=0.5)
-        SensitivityPenalty(strength=0.5, over='sample', decay=1.0, samples=None)
+        SensitivityPenalty(strength=0.5, over='sample', decay=1.0, samples=None, batch_size=128)
     """
 
     role = "knowledge retention"
@@ -43,13 +44,19 @@ class SensitivityPenalty(Operation):
     state = ("importance", "anchor")
 
     def __init__(
-        self, strength: Strength = 1.0, over: Over = "sample", decay: Share = 1.0, samples: Count | None = None
+        self,
+        strength: Strength = 1.0,
+        over: Over = "sample",
+        decay: Share = 1.0,
+        samples: Count | None = None,
+        batch_size: Count = 128,
     ) -> None:
         super().__init__()
         self.strength = strength
         self.over = over
         self.decay = decay
         self.samples = samples
+        self.batch_size = batch_size
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 
@@ -64,7 +71,14 @@ class SensitivityPenalty(Operation):
         if total_over_ranks(len(experience.train), learner.device) == 0:
             return
         generator = learner.rng(f"samples/{self.name}")
-        found = sensitivity(learner, experience.train, self.over, samples=self.samples, generator=generator)
+        found = sensitivity(
+            learner,
+            experience.train,
+            self.over,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            generator=generator,
+        )
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():
                 held = self.importance.get(name)

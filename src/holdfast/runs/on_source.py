@@ -68,7 +68,7 @@ def make_stream_trainer(job: Job, model: nn.Module, source: Source | None = None
     return StreamTrainer(
         model,
         scheduler=arguments["scheduler"],
-        compile=arguments["compile"],
+        compile=arguments.get("capture") == "compile",
         boundary=make_boundary(job),
         prepare=None if source is None else innermost(source).prepare,
         observe_every=arrival["observe_every"],

@@ -73,6 +73,14 @@ class Predictions:
     scores: Scores = field(default_factory=Scores)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def path(self) -> Path:
+        """Of the table."""
+        return self.paths[0]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
 
 def predict(
     checkpoint: Path | str,

@@ -171,6 +171,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
+SOONEST = 10.0
+"""Seconds between two reports of a training in progress, at least."""
+
+
 class Stoppable(Protocol):
     """A trainer that ends after the coming step once `stop` is set."""
 
@@ -186,6 +190,7 @@ class Recording:
         loggers: the entries of `loggers`, or objects with `write(values, step)` and `close()`.
         checkpoint: arguments of `CheckpointFolder`.
         card: of the stream; kept with each checkpoint, so that the model can be asked without the data.
+        report: makes the report of a folder; called after experiences, so that the training can be watched.
 
     Attributes:
         journal: the log.
@@ -199,8 +204,11 @@ class Recording:
         loggers: Sequence[Any] = (),
         checkpoint: Mapping[str, Any] | None = None,
         card: Mapping[str, Any] | None = None,
+        report: Callable[[Path], object] | None = None,
     ) -> None:
         self.folder = folder
+        self.report = report
+        self._reported, self._cost = time.perf_counter(), 0.0
         self.journal = Journal(folder / LOG_NAME)
         try:
             self._loggers = Loggers(loggers, folder, config)
@@ -210,9 +218,22 @@ class Recording:
         self._about = (config, dict(checkpoint or {}), card)
 
     def record(self, event: dict[str, Any]) -> None:
-        """Write an event to the log, and its numbers to the loggers."""
+        """Write an event to the log, and its numbers to the loggers; the report follows each experience."""
         self.journal.write(event)
         self._loggers.event(event)
+        if event["event"] == "experience" and self.report is not None:
+            self._watched()
+
+    def _watched(self) -> None:
+        """Make the report again, unless that would take more than a twentieth of the time."""
+        begun = time.perf_counter()
+        if self.report is None or begun - self._reported < max(SOONEST, 20 * self._cost):
+            return
+        with contextlib.suppress(HoldfastError, OSError):  # a picture of the training is no reason to stop it
+            derive(self.folder)
+            self.report(self.folder)
+        self._reported = time.perf_counter()
+        self._cost = self._reported - begun
 
     def open(self, start: Callable[[], dict[str, Any]]) -> Any:
         """Make the log ready: say where it goes on, or write its first event.
@@ -290,6 +311,15 @@ def derive(folder: Path) -> str:
     write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(run.log))
     write_json(folder / METRICS_FILE, run.metrics)
     return run.state
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Ctrl-C inside names the folder that is left behind, so that whoever hears of it can say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(str(folder)) from None
 
 
 @contextmanager

@@ -97,6 +97,7 @@ def gather(everything: Results) -> dict[str, Any]:
         "unfinished": [run.progress for run in unfinished],
         "left_out": len(unfinished) if runs[0].finished else 0,
         "diverged": _diverged(everything),
+        "captured": list(dict.fromkeys(run.captured for run in runs if run.captured)),
         "seeds": [run.seed for run in runs],
         "statistic": named(len(runs)),
         "sentence": _sentence(runs, references, prefix, loss_only),

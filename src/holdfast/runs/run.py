@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,13 +19,24 @@ from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.config.messages import refuse
 from holdfast.config.trial import disagreements
-from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
+from holdfast.core.errors import ConfigError, DataError, Diverged, HoldfastError, Interrupted, NeedError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
-from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
+from holdfast.runs.assemble import (
+    fetched,
+    folder_of,
+    is_address,
+    job_key,
+    keyed,
+    learn_too,
+    make_trainer,
+    restore,
+    with_others,
+)
 from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
+    LAST,
     drop_leftovers,
     locked,
     new_folder,
@@ -37,7 +49,7 @@ from holdfast.runs.folder import (
 from holdfast.runs.loggers import specified
 from holdfast.runs.on_source import train_on_source
 from holdfast.runs.predict import evaluated
-from holdfast.runs.recording import Recording, derive, profiled, start_event, stop_on_signals, write_summary
+from holdfast.runs.recording import Recording, derive, naming, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
@@ -78,32 +90,51 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
             "started_in": str(Path.cwd()),
         }
         about |= {"translated": job.notes} if job.notes else {}
-        write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-        return _work(folder, job, quiet)
+        write_info(folder, state="running", **about, tags=config["tags"], **keyed(config), **plugins.recorded(folder))
+        try:
+            with naming(folder):
+                return _work(folder, job, quiet)
+        except (ConfigError, DataError, NeedError):
+            if not trained(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # refused: the name is free for the run that is put right
+            raise
 
     return with_others(job, work)
 
 
-def resume(folder: Path, *, quiet: bool = False) -> Path:
+def resume(folder: Path | str, *, quiet: bool = False) -> Path:
     """Go on with a run that was interrupted, from its newest checkpoint; one that ended is left as it is.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or a checkpoint file in it. From a file that lies elsewhere, or the address of one
+            (http://...), training goes on in a new run folder; its log has what came before only where the log of the
+            run lies beside.
         quiet: draw and print nothing.
 
     Returns:
         The run folder.
     """
+    folder = fetched(str(folder)) if is_address(str(folder)) else Path(folder)
+    if folder.is_file():
+        place = folder.resolve().parent.parent
+        own = folder.name == LAST and folder.resolve().parent.name == "checkpoints" and (place / CONFIG).is_file()
+        folder = place if own else folder_of(folder)
     config = read_config(folder)
     refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     job = validated(config)
-    return with_others(job, lambda: _work(folder, job, quiet))
+
+    def work() -> Path:
+        with naming(folder):
+            return _work(folder, job, quiet)
+
+    return with_others(job, work)
 
 
-def _keyed(config: dict[str, Any]) -> dict[str, str]:
-    """The key of a single run, nothing for the folder of several seeds."""
-    return {} if config["seeds"] is not None else {"key": job_key(config)}
+def trained(folder: Path) -> bool:
+    """Whether something was learned in a run's folder, or in one below it: a checkpoint, or a line after the start."""
+    logs = (path.read_text().splitlines() for path in folder.rglob(LOG_NAME))
+    return any(len(lines) > 1 for lines in logs) or any(folder.rglob("checkpoints/*"))
 
 
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
@@ -113,6 +144,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
+        reported = time.monotonic()
         for where, part in job.parts().items():
             place = folder / where if where else folder
             if where and read_info(place).get("state") in ENDED:
@@ -132,7 +164,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     started=time.time(),
                     started_in=info.get("started_in"),
                     tags=part.config["tags"],
-                    **_keyed(part.config),
+                    **keyed(part.config),
                     **plugins.recorded(place),
                 )
             try:
@@ -150,6 +182,10 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     raise Interrupted(f"training was stopped, and its state saved. Go on with: {command}") from None
                 raise
             if where:
+                if time.monotonic() - reported > LATEST:
+                    with suppress(HoldfastError):  # so that what is there can be looked at
+                        write_report(Results.load(folder))
+                    reported = time.monotonic()
                 write_report(place)
                 write_info(place, state=state, finished=time.time())
             elif state == "diverged":
@@ -175,27 +211,32 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
         ) from error
 
 
+LATEST = 60.0
+"""Seconds after which the report of several runs is made again when one of them ends."""
+
 TRACEBACK = "traceback.txt"
 """In a run folder: where in the code a run failed that torch, or a part of another package, broke off."""
 
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """What torch or a part of another package raises, as an error in a sentence; the traceback goes into the folder.
+    """What torch raises, as an error in a sentence; the traceback goes into the folder.
 
     Args:
         folder: of the run.
 
     Raises:
-        HoldfastError: instead of an error that is none of ours.
+        HoldfastError: instead of an error that torch raised.
     """
     try:
         yield
     except (HoldfastError, ImportError, OSError):
         raise
     except Exception as error:
-        (folder / TRACEBACK).write_text(traceback.format_exc())
         frames = traceback.extract_tb(error.__traceback__)
+        if not isinstance(error, RuntimeError) and "torch" not in Path(frames[-1].filename).parts:
+            raise  # a fault of ours, or of code that the user wrote: its author needs the line
+        (folder / TRACEBACK).write_text(traceback.format_exc())
         outside = next((one for one in reversed(frames) if "holdfast" not in one.filename), frames[-1])
         reason = next(iter(str(error).strip().splitlines()), "").rstrip(".") or "no reason given"
         advice = "Give values that fit: `holdfast list KIND NAME` says what they mean."
@@ -223,7 +264,7 @@ def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     model = job.make_model(stream)
     card = card_of(stream)
     stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
-    with Recording(folder, config, config["loggers"], config["checkpoint"], card) as recording:
+    with Recording(folder, config, config["loggers"], config["checkpoint"], card, write_report) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):
             seconds = _learn(part, job, stream, model, recording, quiet)

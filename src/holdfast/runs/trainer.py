@@ -191,7 +191,7 @@ class Trainer(training.Trainer):
     # The run folder ------------------------------------------------------------------------------------
 
     def _train(self, model: nn.Module, stream: Stream, folder: Path, config: dict[str, Any]) -> None:
-        with Recording(folder, config, self.loggers, card=card_of(stream)) as recording:
+        with Recording(folder, config, self.loggers, None, card_of(stream), write_report) as recording:
             write_summary(folder, model, stream, quiet=not self.progress)
             state = recording.open(lambda: start_event(self.seed, self.method.name, stream, model))
             self.record, self.checkpoints = recording.record, recording.checkpoints

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.metrics.log import read_json, write_json
+from holdfast.metrics.log import read_json, replace_file, write_json
 from holdfast.metrics.references import against
 from holdfast.metrics.statistics import Spread, spread
 from holdfast.metrics.table import METRICS
@@ -75,6 +75,8 @@ def write_against(runs: Results) -> None:
         path = run.path / METRICS_FILE
         if measured and path.is_file():
             write_json(path, {**read_json(path), "references": measured})
+            rows = [f"{name},{value}\n" for name, value in measured.items()]
+            replace_file(run.path / "references.csv", "".join(["measure,value\n", *rows]))
 
 
 def _against(runs: Results) -> list[tuple[Result, dict[str, float]]]:

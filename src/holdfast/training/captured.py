@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,10 @@ from holdfast.core.engine import Engine
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Live, Ref, Tape, aten, leaves
 from holdfast.core.tree import tree_map
+from holdfast.training.decisions import Decisions
 from holdfast.training.programs import runner
-from holdfast.training.recordings import WARM, Decisions, Recordings
-
-if TYPE_CHECKING:
-    from holdfast.training.session import Session
+from holdfast.training.recordings import Recordings
+from holdfast.training.session import Session
 
 COLD, LATER = 18.0, 5.0
 """Seconds that compiling a step took the first time in a process, and after a head grew, on one core."""
@@ -43,6 +42,7 @@ class Rates:
         self._optimizer = optimizer
         self.constant: set[int] = set()
         self._moved: tuple[int, int] = (0, 0)
+        self._before = 0
         self._tape: Tape | None = None
 
     @property
@@ -60,17 +60,25 @@ class Rates:
         """`move`, with a note of where on the tape it stands."""
 
         def noted() -> Any:
-            record = self._tape = tape()
-            if record is None:
-                return move()
-            start, before = len(record.nodes), len(record.problems)
+            self.start(tape())
             out = move()
-            self._moved = (start, len(record.nodes))
-            if len(record.problems) > before:
-                record.problems[before:] = [self._sentence()]
+            self.stop()
             return out
 
         return noted
+
+    def start(self, tape: Tape | None) -> None:
+        """The optimiser is about to move."""
+        self._tape = tape
+        if tape is not None:
+            self._moved, self._before = (len(tape.nodes), 0), len(tape.problems)
+
+    def stop(self) -> None:
+        """The optimiser has moved."""
+        if self._tape is not None:
+            self._moved = (self._moved[0], len(self._tape.nodes))
+            if len(self._tape.problems) > self._before:
+                self._tape.problems[self._before :] = [self._sentence()]
 
     def _sentence(self) -> str:
         name, group = type(self._optimizer()).__name__, self.groups[0]
@@ -344,6 +352,3 @@ class Captured:
 def _clone(batch: Batch) -> Batch:
     task = batch.task.clone() if isinstance(batch.task, Tensor) else batch.task
     return Batch(tree_map(torch.clone, batch.inputs), batch.targets.clone(), task)
-
-
-__all__ = ["WARM", "Captured", "Rates", "Tally"]

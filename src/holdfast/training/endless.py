@@ -28,7 +28,7 @@ from holdfast.training.observations import Observations, go_back, note_boundary
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory
 from holdfast.training.phases import Phases
 from holdfast.training.precision import Precision, recompilable
-from holdfast.training.records import NoProgress, make_bar
+from holdfast.training.progress import NoProgress, make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import Settings
 from holdfast.training.state import Saver, around, from_continual, random_state, restore, set_random, state_of
@@ -65,8 +65,7 @@ class StreamTrainer(Bound):
         log_every: batches between two records.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
-        record: called with each event, a mapping of plain values: `train`, `boundary`, and `gap` where a source could
-            not go back.
+        record: called with each event, a mapping of plain values: `train`, `boundary`, `gap` in a source, ...
         progress: whether to draw a progress bar, or the terminal to draw it on.
         checkpoints: where to keep states to resume from.
         observe_every: batches between two looks at rows that a source holds out (`holdfast.sources.HoldOut`), at what
@@ -192,8 +191,7 @@ class StreamTrainer(Bound):
             self.load_state_dict(resume)
             self._loop = Loop(session, Saver(session))  # counts from here to the next checkpoint
             go_back(session, source)
-        position = session.position
-        begun = position.step
+        position, begun = session.position, session.position.step
         session.started, session.late = time.perf_counter() - position.clock, False
         with make_bar(session.method.name, self.progress) as session.bar:
             self._follow(source, None if steps is None else begun + steps)
@@ -336,9 +334,9 @@ class StreamTrainer(Bound):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain values: what `checkpoints` are given."""
         if waiting := len(self.session.update.parts):
+            of = self.session.settings.accumulate
             raise UsageError(
-                f"the state was asked for after {waiting} of {self.session.settings.accumulate} accumulated batches."
-                " Save it between steps."
+                f"the state was asked for after {waiting} of {of} accumulated batches. Save between steps."
             )
         state = state_of(self.session)
         return state if self._random is None else {**state, "random": dict(self._random)}

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from holdfast.core.decide import recorded_by
-from holdfast.core.tape import Tape, Watch, alias_of, differences, line
-from holdfast.core.walk import PLAIN, Held, held_by
+from holdfast.core.tape import Tape, Watch, alias_of, differences
+from holdfast.core.walk import Held, changed, held_by, how_changed
+from holdfast.training.decisions import Decision, Decisions, guard_of
 
 T = TypeVar("T")
 
@@ -37,114 +35,11 @@ UNLIKE = 32
 PAUSE = 100
 """Steps of the first such while; each is twice as long as the one before."""
 
+TOLD = 5
+"""Problems of one step that are told, at most."""
+
 AUDIT = 1000
 """Runs of a recording after which the step is recorded once more, and compared."""
-
-
-class Decision(NamedTuple):
-    """A decision of a recorded step.
-
-    Attributes:
-        make: makes it again.
-        value: a tensor that every run reads, or the value of a branch.
-        told: plain values that `make` has from the step it comes from.
-        line: where it stands.
-    """
-
-    make: Callable[[], Any]
-    value: Any
-    told: tuple[object, ...]
-    line: str
-
-    @property
-    def guard(self) -> Hashable:
-        """What a step must have in common with this one to be run as this one was."""
-        return guard_of(self.value)
-
-
-def guard_of(value: Any) -> Hashable:
-    """What of a decision a recording is good for: any tensor of its shape and any number, or one branch."""
-    if isinstance(value, Tensor):
-        return (value.shape, value.dtype) if value.dim() or not value.is_floating_point() else float
-    return float if type(value) is float else (type(value), tuple(value) if isinstance(value, list) else value)
-
-
-class Decisions:
-    """Makes the decisions of the step that is running, and notes them while it is recorded.
-
-    Args:
-        device: where numbers go that steps compute with.
-        dtype: of such numbers.
-
-    Attributes:
-        made: decisions of this step that were made already.
-        noted: those of the recording in progress; None where nothing is recorded.
-    """
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.made: deque[Any] = deque()
-        self.noted: list[Decision] | None = None
-        self.excused: set[str] = set()  # what decisions of this recording changed, and ...
-        self.ever: set[str] = set()  # ... those of all
-        self.look: Callable[[], dict[str, Held]] | None = None  # at what decisions may change; None to let them
-        self.watch: Watch | None = None
-        self._inside = False
-
-    def decide(self, make: Callable[[], T], device: torch.device | None) -> T:
-        """See `core.decide.Recorder`."""
-        if self._inside:
-            return make()
-        if self.noted is None:
-            value = self._make(make)
-            if isinstance(value, Tensor) and device is not None:
-                return value.to(device)  # type: ignore[return-value]
-            return value
-        value = self._make(make)
-        code = getattr(make, "__code__", None)
-        where = f"{code.co_filename.rpartition('holdfast/')[2]}:{code.co_firstlineno}" if code else repr(make)
-        kept: Any = value
-        with _disable_current_modes():
-            if isinstance(value, Tensor):
-                kept = value.to(value.device if device is None else device, copy=True)
-            elif type(value) is float:
-                kept = torch.tensor(value, dtype=self.dtype, device=self.device if device is None else device)
-        self.noted.append(Decision(make, kept, _told(make), where))
-        return kept  # type: ignore[no-any-return]
-
-    def _make(self, make: Callable[[], T]) -> T:
-        if self.made:
-            return self.made.popleft()  # type: ignore[no-any-return]
-        if self.look is None:
-            return make()
-        with _disable_current_modes():
-            before = self.look()
-            self._inside = True
-            try:
-                with nullcontext() if self.noted is None or self.watch is None else self.watch.decision():
-                    value = make()
-            finally:
-                self._inside = False
-            self.excused |= changed(before, self.look())
-        self.ever |= self.excused
-        return value
-
-    def peek(self, what: str) -> None:
-        """Note that something which differs from step to step is read outside of a decision."""
-        if self.noted is not None and not self._inside and self.watch is not None:
-            self.watch.tape.problems.append(f"{what} is read outside of a decision ({line()})")
-
-
-def _told(make: Callable[[], Any]) -> tuple[object, ...]:
-    cells = [cell.cell_contents for cell in getattr(make, "__closure__", None) or ()]
-    return tuple(value for value in (*cells, *(getattr(make, "__defaults__", None) or ())) if isinstance(value, PLAIN))
-
-
-def changed(before: Mapping[str, Held], after: Mapping[str, Held]) -> set[str]:
-    """The paths where something else stands, or where there was nothing."""
-    gone = before.keys() ^ after.keys()
-    return gone | {path for path, held in before.items() if path in after and held.differs(after[path])}
 
 
 @dataclass
@@ -300,10 +195,8 @@ class Recordings:
         after = self.look()
         others = {path for path in changed(before, after) if path not in self.decisions.ever}
         moved = [path for path in others if path in before and before[path].alias is not None]
-        replaced = [path for path in moved if storage_of(before[path]) in used]
-        if others - set(moved) or not all(
-            path in after and replaceable(before[path], after[path]) for path in replaced
-        ):
+        replaced = [path for path in moved if before[path].storage in used]
+        if others - set(moved) or not all(path in after and before[path].replaceable(after[path]) for path in replaced):
             self.kept, self.waiting, self.seen = {}, {}, {}
             return
         values = [after[path].bare.clone() for path in replaced]  # type: ignore[union-attr]
@@ -375,14 +268,14 @@ class Recordings:
         for path in sorted(paths):
             old, now = before.get(path, Held()), after.get(path, Held())
             if old.bare is None or old.alias is None or now.bare is None:
-                problems.append(f"{path} {_told_of(before, after, path)} in a step, outside of a decision")
+                problems.append(f"{path} {how_changed(before, after, path)} in a step, outside of a decision")
                 continue
             others = any(
                 one.alias is not None and one.alias[0] == old.alias[0] for p, one in after.items() if p not in paths
             )
-            if replaceable(old, now) and not others:
+            if old.replaceable(now) and not others:
                 back.append((path, old, now))
-            elif now.put is None or storage_of(old) in read:
+            elif now.put is None or old.storage in read:
                 why = "others hold what it was" if others else "what it was is read"
                 problems.append(f"{path} is replaced in a step by a tensor of another place, while {why}")
             else:  # nobody looks at it before the next one comes
@@ -421,7 +314,7 @@ class Recordings:
         fits: Recording | None,
         rest: bool = False,
     ) -> None:
-        self.problems = list(dict.fromkeys([*self.problems, *problems]))
+        self.problems = list(dict.fromkeys([*self.problems, *problems[:TOLD]]))
         self.failed += 1
         if signature[1] is not None:
             self.refused[signature] = self.refused.get(signature, 0) + 1
@@ -441,31 +334,9 @@ def _unlike(one: Recording, other: Recording) -> str:
     return "the host makes more decisions at some steps than at others"
 
 
-def storage_of(held: Held) -> int | None:
-    """Which memory the tensor that stands somewhere lies in; None for a plain value."""
-    return None if held.alias is None else held.alias[0]
-
-
-def replaceable(old: Held, new: Held) -> bool:
-    """Whether the values of one tensor fit into another."""
-    if old.bare is None or new.bare is None or (new.put is None and new.tensor is not old.tensor):
-        return False
-    return (old.bare.shape, old.bare.dtype, old.bare.device) == (new.bare.shape, new.bare.dtype, new.bare.device)
-
-
 def tensors_of(tree: Any) -> list[Tensor]:
     """The tensors in `tree`, in order."""
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
-
-
-def _told_of(before: Mapping[str, Held], after: Mapping[str, Held], path: str) -> str:
-    if path not in before:
-        return "is added"
-    if path not in after:
-        return "is removed"
-    if before[path].bare is None and after[path].bare is None:
-        return f"changes from {before[path].value!r:.40} to {after[path].value!r:.40}"
-    return "turns into a tensor" if before[path].bare is None else "is a tensor no more"
 
 
 def _set(kept: Tensor, value: Any) -> None:

@@ -1,93 +1,17 @@
-"""The events of a run, the window of training steps that the next one is about, and the progress bar."""
+"""The events of a run, and the window of training steps that the next one is about."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from holdfast.core.experience import Stream
 from holdfast.core.learner import Learner
 from holdfast.training.divergence import OnDivergence, Watch
-
-
-class NoProgress:
-    """Draws nothing."""
-
-    interval = float("inf")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def show(self, done: int, total: int | None, text: str) -> None:
-        """Ignore the news."""
-
-
-class Bar(NoProgress):
-    """A `rich` progress bar on standard error.
-
-    Args:
-        title: what is being trained.
-        terminal: where to draw, whether it is a terminal or not; default: standard error, if that is one.
-    """
-
-    interval = 0.2
-
-    def __init__(self, title: str = "training", terminal: TextIO | None = None) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=Console(file=terminal or sys.stderr, force_terminal=True if terminal is not None else None),
-            transient=True,
-            auto_refresh=False,
-        )
-        self._title = title
-        self._task: Any = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        self._task = self._bar.add_task(self._title, total=None, text="")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def show(self, done: int, total: int | None, text: str) -> None:
-        """Draw `done` of `total` steps; None where nobody knows how many there are."""
-        self._bar.update(self._task, completed=done, total=total, text=text)
-        self._bar.refresh()
-
-
-def make_bar(title: str, progress: bool | TextIO) -> NoProgress:
-    """A bar on standard error (True) or on the terminal given, or none (False)."""
-    if progress is False:
-        return NoProgress()
-    return Bar(title) if progress is True else Bar(title, progress)
+from holdfast.training.progress import State
 
 
 class Tally(Protocol):
@@ -179,6 +103,13 @@ def _weighted_sum(values: list[tuple[Tensor, float]]) -> float:
     )
 
 
+class Stand(Protocol):
+    """Where a training stands: `training.session.Position`, which this file does not know."""
+
+    experience: int
+    step: int
+
+
 class Records:
     """Keeps every event, and passes it on.
 
@@ -190,6 +121,7 @@ class Records:
 
     Attributes:
         events: those that were kept.
+        latest: the newest `train` event; empty before.
         window: the steps since the last `train` event.
     """
 
@@ -203,8 +135,36 @@ class Records:
         self.record = record
         self.keep = keep
         self.events: list[dict[str, Any]] = []
+        self.latest: dict[str, Any] = {}
         self.window = Window(learner)
         self._watch = Watch(learner.model, on_divergence)
+
+    def state(self, position: Stand, stream: Stream | None, total: int | None, share: float) -> State:
+        """The position for a reader.
+
+        Args:
+            position: where the training stands.
+            stream: of experiences; None for a source.
+            total: batches of the experience, or of the source; None where nobody knows.
+            share: of the current experience that is done, or of the source.
+        """
+        whole = share if total else None
+        if stream is not None:
+            sizes = [len(one.train) for one in stream]
+            whole = (sum(sizes[: position.experience]) + share * sizes[position.experience]) / max(1, sum(sizes))
+        known = self.latest.get("loss"), self.latest.get("accuracy")
+        count = None if stream is None else len(stream)
+        return State(position.step, total, whole, position.experience + 1, count, *known)
+
+    def accuracy(self, after: int, task_aware: bool) -> float | None:
+        """The mean accuracy on the test data of what was learned up to experience `after`; None without any."""
+        key, shares = "correct_task" if task_aware else "correct", []
+        for event in reversed(self.events):
+            if event["event"] == "evaluate" and event["after"] != after:
+                break
+            if event["event"] == "evaluate" and event["split"] == "test" and event["experience"] <= after:
+                shares += [] if event[key] is None else [event[key] / event["samples"]]
+        return sum(shares) / len(shares) if shares else None
 
     def write(self, **event: Any) -> None:
         """Keep one event.
@@ -214,6 +174,8 @@ class Records:
         """
         if self.keep:
             self.events.append(event)
+        if event["event"] == "train":
+            self.latest = event
         if self.record is not None:
             self.record(event)
         noticed = self._watch.notice(event, self.window.first)

@@ -19,15 +19,14 @@ from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import Way
 from holdfast.core.source import Source
-from holdfast.training.captured import Captured
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
-from holdfast.training.programs import chosen
+from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import NoProgress, Records, mean_window
+from holdfast.training.records import Records, mean_window
 from holdfast.training.settings import Settings, augmented
-from holdfast.training.update import Update
+from holdfast.training.update import Steps, Update
 
 
 class Checkpoints(Protocol):
@@ -144,6 +143,7 @@ class Session:
         update: makes the optimiser's steps under them.
         opened: the experience that is trained on, with the data that the method chose.
         observations: what is looked at now and then while a source is learned.
+        captured: makes the steps, where they are not made as written.
         bar: the progress bar.
         stop: set it to end the training after the coming step, with a checkpoint.
         late: whether `max_seconds` are over.
@@ -174,7 +174,7 @@ class Session:
     current: Settings = field(init=False)
     update: Update = field(init=False)
     opened: Experience | None = None
-    captured: Captured | None = None
+    captured: Steps | None = None
     observations: Observer | None = None
 
     @classmethod
@@ -213,7 +213,6 @@ class Session:
             ConfigError: for settings that do not go with the method.
         """
         device = torch.device(settings.device) if ranks.device is None else ranks.device
-        how = "none" if stream is None else chosen(settings.capture, device)
         model = model.to(device)
         several = [] if stream is None else settings.by_experience(len(stream))
         for one in several or [settings]:
@@ -258,8 +257,6 @@ class Session:
             checkpoints=checkpoints,
         )
         session.take_settings(0)
-        if how != "none":
-            session.captured = Captured(session, how)
         return session
 
     # Settings ------------------------------------------------------------------------------------------
@@ -294,11 +291,10 @@ class Session:
 
     def show(self, total: int | None) -> None:
         """Draw how far the training has come, of `total` batches if their number is known."""
-        number = self.position.experience + 1
         if total is None and self.source is not None:
             total = self.source.length
-        of = f" of {len(self.stream)}" if self.stream is not None else ""
-        self.bar.show(self.position.step, total, f"experience {number}{of}")
+        share = self.position.step / total if total else 0.0
+        self.bar.show(self.records.state(self.position, self.stream, total, share))
 
     # Records -------------------------------------------------------------------------------------------
 

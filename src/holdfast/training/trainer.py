@@ -19,14 +19,16 @@ from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import TRAINER
+from holdfast.training.captured import Captured
 from holdfast.training.evaluation import evaluate_all
 from holdfast.training.export import copied
 from holdfast.training.launch import check_devices, train_together
 from holdfast.training.loop import Loop
 from holdfast.training.optimization import Optimization
 from holdfast.training.precision import recompilable
+from holdfast.training.programs import chosen
+from holdfast.training.progress import make_bar
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import ExperienceSettings, Settings, described
 from holdfast.training.state import Saver, around, of_rank, restore, set_random
@@ -79,8 +81,8 @@ class Trainer(Settings, Bound):
         method: what is done around each step; bound to the model by `fit`, once.
         {settings}
         record: called with each event of the log, a mapping of plain values.
-        progress: whether to draw a progress bar with time left, or the terminal to draw it on (default: standard
-            error).
+        progress: whether to tell the progress, with loss, accuracy and time left, on standard error: by a bar in a
+            terminal, by lines elsewhere; None tells it in a terminal only; or the terminal to draw on.
         checkpoints: where to keep states to resume from.
 
     Example:
@@ -98,7 +100,7 @@ class Trainer(Settings, Bound):
 
     method: Method = dataclasses.field(kw_only=False)
     record: Callable[[dict[str, Any]], None] | None = None
-    progress: bool | TextIO = False
+    progress: bool | TextIO | None = None
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
@@ -193,6 +195,9 @@ class Trainer(Settings, Bound):
             checkpoints=self.checkpoints if first else None,
         )
         session.stop = self._stop
+        how = chosen(self.capture, session.device)
+        if how != "none":
+            session.captured = Captured(session, how)
         wrong = mismatch(session.learner.criterion, stream[0].train.targets) if len(stream) else ""
         if wrong and not session.engine.acts_at("criterion"):
             raise ConfigError(f"criterion: {wrong}")
@@ -255,10 +260,20 @@ def over_stream(session: Session, loop: Loop, saver: Saver, fresh: bool) -> None
         start = time.perf_counter()
         evaluate_all(session, after=index)
         session.write_experience(index, seconds, time.perf_counter() - start)
+        tell_experience(session, seconds)
         position.leave()
         saver.save()
         if session.late:
             break
+
+
+def tell_experience(session: Session, seconds: float) -> None:
+    """Tell that the current experience was learned, and how right the model is on all learned so far."""
+    if session.bar.interval < float("inf"):
+        task_aware = session.opened is not None and session.opened.task is not None
+        accuracy = session.records.accuracy(session.position.experience, task_aware)
+        state = session.records.state(session.position, session.stream, session.position.step, 1.0)
+        session.bar.learned(state, accuracy, seconds)
 
 
 def open_experience(session: Session, index: int) -> Experience:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,38 +21,8 @@ from holdfast.streams.tables import rng
 
 Kind = Literal["classification", "regression"]
 Layout = Literal["auto", "hw", "chw", "hwc", "tokens"]
-VARIABLE = "HOLDFAST_DATA"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's red, green and blue, from 0 to 1, that its networks were trained with."""
-
-FOUR_FILES = (
-    "It holds the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and"
-    " t10k-labels-idx1-ubyte.gz"
-)
-ORIGINS = {
-    "mnist": f"{FOUR_FILES}, which `torchvision.datasets.MNIST(folder, download=True)` puts into MNIST/raw. ",
-    "fashion_mnist": (
-        f"{FOUR_FILES}, which `torchvision.datasets.FashionMNIST(folder, download=True)` puts into FashionMNIST/raw. "
-    ),
-    "usps": "It holds usps.h5, which is on Kaggle as `bistaumanga/usps-dataset`. ",
-}
-"""Where a data set comes from, by its name."""
-
-
-def data_folder(name: str, path: str | None = None) -> Path:
-    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says, or else in `data`.
-
-    Raises:
-        DataError: it is not there.
-    """
-    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "data")) / name
-    if not folder.exists():
-        where = ORIGINS.get(name, "")
-        hint = (
-            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder it lies in."
-        )
-        raise DataError(f"there is no folder {folder} for {name}. {where}{hint}")
-    return folder
 
 
 def encode(labels: Any, others: Any = None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
