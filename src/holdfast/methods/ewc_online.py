@@ -13,6 +13,7 @@ def ewc_online(
     decay: Share = 1.0,
     fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
     samples: Count | None = None,
+    bounded: bool = True,
 ) -> Method:
     r"""One running quadratic penalty around the latest parameters.
 
@@ -24,7 +25,12 @@ def ewc_online(
         decay: gamma; at 1 the Fisher diagonals add up.
         fisher: how the labels in the Fisher diagonal are chosen.
         samples: samples for the Fisher diagonal; default: all of the experience.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD, so
+            that no strength makes training diverge.
 
-    Differences: the paper normalises each Fisher diagonal; here it is as measured, as in van de Ven et al. 2022.
+    Differences: the paper normalises each Fisher diagonal; here it is as measured, as in van de Ven et al. 2022. The
+    bound is ours, and acts where `lr * lambda * F` is above 1.
     """
-    return Method(FisherPenalty(strength=strength, fisher=fisher, online=True, decay=decay, samples=samples))
+    return Method(
+        FisherPenalty(strength=strength, fisher=fisher, online=True, decay=decay, samples=samples, bounded=bounded)
+    )

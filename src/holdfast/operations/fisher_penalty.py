@@ -13,7 +13,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.fisher import Kind, distribution, fisher_diagonal
 from holdfast.operations._parts.layer_gradients import square
-from holdfast.operations._parts.quadratic import quadratic
+from holdfast.operations._parts.quadratic import Stiffness, quadratic
 
 
 class FisherPenalty(Operation):
@@ -36,6 +36,8 @@ class FisherPenalty(Operation):
         online: one running penalty instead of one per experience.
         decay: the online form's gamma; at 1 the Fisher diagonals add up.
         samples: samples for the Fisher diagonal; default: all of the experience.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD
+            (`Stiffness`): a large strength then holds parameters fast, where it would make training diverge.
 
     Source: Kirkpatrick et al. 2017, eq. 3; online: Schwarz et al. 2018, "Progress and compress", eq. 8 and 9;
     one quadratic for all: Huszar 2018, "Note on the quadratic penalties in elastic weight consolidation".
@@ -45,6 +47,7 @@ class FisherPenalty(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("importance", "anchor", "constant")
+    scratch = ("_stiffness",)
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class FisherPenalty(Operation):
         online: bool = False,
         decay: Share = 1.0,
         samples: Count | None = None,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         self.strength = strength
@@ -60,6 +64,8 @@ class FisherPenalty(Operation):
         self.online = online
         self.decay = decay
         self.samples = samples
+        self.bounded = bounded
+        self._stiffness = Stiffness(strength, bounded)
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
         self.constant = 0.0
@@ -73,7 +79,8 @@ class FisherPenalty(Operation):
         """Half the strength times the weighted squared distance."""
         if not self.anchor:
             return None
-        return quadratic(learner, self.importance, self.anchor) + self.constant, 0.5 * self.strength
+        held = self._stiffness.of(learner, self.importance)
+        return quadratic(learner, held, self.anchor) + self.constant, 0.5 * self.strength
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Measure the Fisher diagonal on the experience's data and move the anchor."""
@@ -85,6 +92,8 @@ class FisherPenalty(Operation):
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():
                 self._merge(name, found[name], parameter.detach())
+
+        self._stiffness.forget()
 
     def _merge(self, name: str, found: Tensor, parameter: Tensor) -> None:
         if name not in self.anchor:
