@@ -42,6 +42,7 @@ class FisherPenalty(Operation):
         samples: samples for the Fisher diagonal; default: all of the experience.
         normalize: what each experience's diagonal is divided by before it is merged: nothing, its `mean` over all
             parameters, or its `max` (so that it lies in 0..1). The strength then does not depend on the loss's scale.
+        batch_size: samples of each forward; with `fisher="batch"` the diagonal depends on it, else only time does.
 
     Source: Kirkpatrick et al. 2017, eq. 3; online: Schwarz et al. 2018, "Progress and compress", eq. 8 and 9, where
     each diagonal is normalised, without a formula; one quadratic for all: Huszar 2018, "Note on the quadratic penalties
@@ -61,6 +62,7 @@ class FisherPenalty(Operation):
         decay: Share = 1.0,
         samples: Count | None = None,
         normalize: Normalize = "none",
+        batch_size: Count | None = None,
     ) -> None:
         super().__init__()
         self.strength = strength
@@ -69,6 +71,7 @@ class FisherPenalty(Operation):
         self.decay = decay
         self.samples = samples
         self.normalize = normalize
+        self.batch_size = batch_size
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
         self.constant = 0.0
@@ -89,7 +92,12 @@ class FisherPenalty(Operation):
         if total_over_ranks(len(experience.train), learner.device) == 0:
             return
         found = fisher_diagonal(
-            learner, experience.train, self.fisher, samples=self.samples, generator=learner.rng(f"fisher/{self.name}")
+            learner,
+            experience.train,
+            self.fisher,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            generator=learner.rng(f"fisher/{self.name}"),
         )
         found = normalized(found, self.normalize)
         with torch.no_grad():
