@@ -44,6 +44,7 @@ class FisherPenalty(Operation):
             parameters, or its `max` (so that it lies in 0..1). The strength then does not depend on the loss's scale.
         bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD
             (`Stiffness`): a large strength then holds parameters fast, where it would make training diverge.
+        batch_size: samples of each forward; with `fisher="batch"` the diagonal depends on it, else only time does.
 
     Source: Kirkpatrick et al. 2017, eq. 3; online: Schwarz et al. 2018, "Progress and compress", eq. 8 and 9, where
     each diagonal is normalised, without a formula; one quadratic for all: Huszar 2018, "Note on the quadratic penalties
@@ -65,6 +66,7 @@ class FisherPenalty(Operation):
         samples: Count | None = None,
         normalize: Normalize = "none",
         bounded: bool = True,
+        batch_size: Count | None = None,
     ) -> None:
         super().__init__()
         self.strength = strength
@@ -75,6 +77,7 @@ class FisherPenalty(Operation):
         self.normalize = normalize
         self.bounded = bounded
         self._stiffness = Stiffness(strength, bounded)
+        self.batch_size = batch_size
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
         self.constant = 0.0
@@ -96,7 +99,12 @@ class FisherPenalty(Operation):
         if total_over_ranks(len(experience.train), learner.device) == 0:
             return
         found = fisher_diagonal(
-            learner, experience.train, self.fisher, samples=self.samples, generator=learner.rng(f"fisher/{self.name}")
+            learner,
+            experience.train,
+            self.fisher,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            generator=learner.rng(f"fisher/{self.name}"),
         )
         found = normalized(found, self.normalize)
         with torch.no_grad():
