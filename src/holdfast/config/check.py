@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 from holdfast.config import arrivals, kinds, schema
-from holdfast.config.job import PROTOCOLS, Job, check_device_name
+from holdfast.config.job import PROTOCOLS, Job
 from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
-from holdfast.config.trial import disagreements
+from holdfast.config.trial import check_device_name, disagreements
 from holdfast.config.updates import check_changes, check_held_out, check_optimizer, check_scheduler
 from holdfast.config.words import pattern_problem, shown
 from holdfast.core.criteria import without_classes
@@ -236,9 +236,9 @@ def _check_libraries(job: Job, stream: dict[str, Any]) -> list[str]:
     library, name = model.get("library", model["name"]), model.get("architecture")
     if library in ("torchvision", "timm") and model["name"] in ("torchvision", "timm", "frozen") and name is not None:
         with contextlib.suppress(ImportError):
-            known = architectures(library)
-            if str(name).split(".")[0] not in known:
-                problems.append(f"model.architecture: {unknown(f'{library} architecture', name, known)}")
+            made = architectures(library)
+            if str(name).split(".")[0] not in made:
+                problems.append(f"model.architecture: {unknown(f'{library} architecture', name, made)}")
     return problems
 
 

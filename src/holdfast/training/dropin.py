@@ -60,6 +60,7 @@ class DropIn:
         self.phases = phases
         self.update = update
         self._followed = followed
+        followed.ignored = forwards.ignored
         self._own_hooks = own_hooks
         self.intake = Intake(engine, forwards, update, criterion)
         self._watch = self.intake.watch
