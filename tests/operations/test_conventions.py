@@ -50,6 +50,19 @@ def test_only_the_last_experiences_normalised_diagonal_counts_with_decay_0(few: 
 
 
 @pytest.mark.parametrize("size", [2, 4])
+def test_the_squared_gradient_of_a_batchs_mean_is_averaged_over_batches(few: Any, size: int) -> None:
+    engine = few.bind(FisherPenalty(fisher="batch", batch_size=size))
+    model, operation = engine.learner.model, engine.method.operations[0]
+    inputs, targets = few.points(8)
+    data = few.experience(inputs, targets)
+    engine.begin(data)
+    engine.end(data)
+    losses = [F.cross_entropy(model(x), y) for x, y in zip(inputs.split(size), targets.split(size))]
+    squares = [_flat(torch.autograd.grad(loss, list(model.parameters()))).square() for loss in losses]
+    torch.testing.assert_close(_flat(operation.importance.values()), sum(squares) / len(squares))
+
+
+@pytest.mark.parametrize("size", [2, 4])
 def test_the_importance_of_mas_over_batches_depends_on_their_size(few: Any, size: int) -> None:
     engine = few.bind(SensitivityPenalty(over="batch", batch_size=size))
     model, operation = engine.learner.model, engine.method.operations[0]

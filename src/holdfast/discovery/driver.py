@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config.check import validated
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.discovery import knowledge
 from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
@@ -73,6 +73,11 @@ class Driver:
             try:
                 self._search()
                 self._finals()
+            except (KeyboardInterrupt, Interrupted):
+                raise Interrupted(
+                    f"the search was stopped, and what was measured is kept in {self.folder}. The same command goes on"
+                    " with it."
+                ) from None
             finally:
                 self._workers.stop()
                 self._note(state="interrupted")
@@ -91,7 +96,7 @@ class Driver:
         if said and said["plan"] != self.plan.plain():
             raise ConfigError(f"{self.folder} holds another search. Choose another --out, or type the same again.")
         self._before = float(said.get("seconds", 0.0))
-        self._started = time.perf_counter()
+        self._started = self.plan.started
         if not said:
             about = {"command": self.command, "plan": self.plan.plain(), "started": time.time(), "seconds": 0.0}
             write_json(self.folder / SEARCH, {**about, "storage": self.url if self.shared else DATABASE})
@@ -217,7 +222,9 @@ class Driver:
             return self.plan.settings.trials is not None or not self._exhausted
         costs = [one.seconds / one.length for one in entries if one.state == "done" and one.seconds]
         typical = sorted(costs)[len(costs) // 2] if costs else 0.0
-        finals = self.plan.seconds_of_finals(typical) / self.jobs if costs else SHARE_OF_FINALS * budget
+        best = set(self.best(entries, self.plan.settings.finals))
+        dear = [one.seconds / one.length for one in entries if one.key in best and one.seconds]
+        finals = self.plan.seconds_of_finals(max(dear)) / self.jobs if dear else SHARE_OF_FINALS * budget
         next_one = typical * self.plan.prefixes[0]
         return self.spent + next_one < budget - min(MOST_SHARE * budget, finals)
 

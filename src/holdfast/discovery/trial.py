@@ -14,7 +14,7 @@ import torch
 
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
-from holdfast.core.errors import ConfigError, Diverged, HoldfastError
+from holdfast.core.errors import ConfigError, Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.discovery.protocols import tuning_stream
 from holdfast.metrics.log import LOG_NAME, Event, Log, write_json
@@ -104,6 +104,9 @@ def finish(folder: Path, config: Mapping[str, Any], command: str = "") -> tuple[
             _train(folder, job, stream, len(stream), None, end=True)
         except Diverged:
             state, reason = "diverged", _log(folder).diverged
+        except (Interrupted, KeyboardInterrupt):
+            write_info(folder, state="interrupted")
+            raise
         except HoldfastError as error:
             state, reason = "failed", str(error)
         if state != "failed":
