@@ -48,7 +48,7 @@ from holdfast.runs.folder import (
 )
 from holdfast.runs.loggers import specified
 from holdfast.runs.on_source import train_on_source
-from holdfast.runs.predict import evaluated
+from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, naming, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
@@ -288,6 +288,8 @@ def _learn(part: str, job: Job, stream: Stream, model: torch.nn.Module, recordin
     with stop_on_signals(trainer):
         trainer.fit(model, stream, resume=state)
     recording.keep(model)
+    if not part.startswith("references"):
+        write_samples(recording.folder, trainer.engine, stream)
     return trainer.seconds
 
 

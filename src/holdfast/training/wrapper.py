@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -68,6 +68,10 @@ class Continual(DropIn):
         head: dotted path of the output layer; default: `model.head`, else the last linear layer.
         capture: how `captured` runs steps: True for a CUDA graph on a GPU (elsewhere call by call, for checks), or
             `graph`, `compile` or `tape`.
+        pad: what inputs are padded with that are as long as the longest of their batch (text), a number or one by name;
+            default: the embedding's `padding_idx`, 0 for masks, the ignored label for labels.
+        memory_device: where the memory keeps its rows, for instance "cpu" beside a model on a GPU; they are moved when
+            they are drawn. Default: where the model is.
 
     Raises:
         NeedError: if the method needs what this loop does not offer, with what to write instead.
@@ -103,12 +107,24 @@ class Continual(DropIn):
         seed: int = 0,
         head: str | None = None,
         capture: bool | CaptureMode = False,
+        pad: float | Mapping[str, float] | None = None,
+        memory_device: torch.device | str | None = None,
     ) -> None:
         check_arguments(method, optimizer, accumulate, scaler)
         way = LOOP if boundary is None else LOOP_WITH_BOUNDARY
         without = frozenset({"update"} if optimizer is None else ())
         engine, own_hooks = bound(
-            model, method, way, without, criterion=criterion, prepare=prepare, output=output, seed=seed, head=head
+            model,
+            method,
+            way,
+            without,
+            criterion=criterion,
+            prepare=prepare,
+            output=output,
+            seed=seed,
+            head=head,
+            pad=pad,
+            memory_device=memory_device,
         )
         if engine.acts_at("take_step") and (optimizer is None or accumulate > 1 or scaler is not None):
             raise ConfigError(
@@ -170,6 +186,8 @@ def bound(
     output: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
     head: str | None = None,
+    pad: float | Mapping[str, float] | None = None,
+    memory_device: torch.device | str | None = None,
 ) -> tuple[Engine, Hooks]:
     """A method bound to the plain model inside `model`, and the hooks that the model had before.
 
@@ -183,10 +201,15 @@ def bound(
         output: takes the tensor of outputs out of what the model returns.
         seed: of every random choice.
         head: dotted path of the output layer.
+        pad: what inputs of different lengths are padded with.
+        memory_device: where memories keep their rows.
     """
     plain = unwrapped(model)
     learner = Learner(plain, criterion=criterion, prepare=prepare, seed=seed, head=head)
     learner.output = output
+    learner.services.pads = pad
+    if memory_device is not None:
+        learner.services.memory_device = torch.device(memory_device)
     learner.replaceable = False
     own_hooks, before = hooks_of(plain), hook_count(plain)
     engine = Engine(method, learner, way.offers - without, way.advice)
