@@ -278,3 +278,54 @@ def test_an_autoencoder_trained_past_its_forward_is_refused_at_once(name: str) -
 
 def test_an_autoencoder_trained_past_its_forward_works_with_si() -> None:
     assert autoencoder(METHODS["si"](), by_forward=False) < forgotten("autoencoder")
+
+
+def transformers_model(method: Any) -> float:
+    """A model of transformers that is given its labels and returns its loss, on text as long as each batch's longest."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.BertConfig(vocab_size=20, num_labels=4, max_position_embeddings=16, **sizes, **dropout)
+    model = transformers.BertForSequenceClassification(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    cl = Continual(model, method, optimizer)
+
+    def texts(task: int) -> list[tuple[Tensor, int]]:
+        generator = torch.Generator().manual_seed(task)
+        rows = []
+        for _ in range(48):
+            label = 2 * task + int(torch.randint(0, 2, (), generator=generator))
+            length = int(torch.randint(3, 8, (), generator=generator))
+            ids = torch.randint(9, 20, (length,), generator=generator)
+            ids[0] = 1 + label
+            rows.append((ids, label))
+        return rows
+
+    def collate(rows: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
+        ids = nn.utils.rnn.pad_sequence([ids for ids, _ in rows], batch_first=True)
+        labels = torch.tensor([label for _, label in rows])
+        return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
+
+    for task in (0, 1):
+        rows = texts(task)
+        cl.begin()
+        for _ in range(14):
+            for start in range(0, 48, 16):
+                model.train()
+                batch = collate(rows[start : start + 16])
+                loss = model(**batch).loss
+                optimizer.zero_grad()
+                cl.backward(loss, batch["labels"], inputs=batch)
+                optimizer.step()
+        whole = collate(rows)
+        cl.end(TensorData(whole, whole["labels"]))
+    model.eval()
+    return float(model(**collate(texts(0))).loss.detach())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_keeps_old_knowledge_in_a_model_of_transformers_that_computes_its_loss(name: str) -> None:
+    if "transformers" not in FORGETS:
+        FORGETS["transformers"] = transformers_model(methods.finetune())
+    assert transformers_model(METHODS[name]()) < FORGETS["transformers"]

@@ -211,10 +211,7 @@ def check_range(targets: Tensor, width: int) -> None:
         )
 
 
-PAST_FORWARD = (  # what to write where a model is trained past its forward
-    "Where other methods of the model make what the loss is of, let its forward do it (an autoencoder's:"
-    " decode(encode(x))), or give the part that is called."
-)
+PAST_FORWARD = "Where other methods of the model make what the loss is of, let its forward do it: decode(encode(x))."
 
 
 class Parameters:
