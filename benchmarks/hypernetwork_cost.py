@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from holdfast.operations._parts.cut import Cut
 from torch import Tensor, nn
 
 from holdfast import Experience, Method
@@ -32,7 +33,6 @@ from holdfast.core.needs import TRAINER
 from holdfast.core.step import Now
 from holdfast.models import hypernetwork, parameter_bytes, resnet18
 from holdfast.operations import LatentReplay, OutputRegularisation
-from holdfast.operations._parts.cut import Cut
 from holdfast.streams.data import TensorData
 from holdfast.training.update import Update
 

@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from holdfast.cli import app
 from holdfast.config import kinds
-from holdfast.config.build import resolve
+from holdfast.config.check import validated
 from holdfast.config.compose import load
 from holdfast.config.schema import job_model, trainer_parameters
 from holdfast.config.show import Description, describe
@@ -85,12 +85,14 @@ def example_of(value: Any) -> Any:
 # Pages ---------------------------------------------------------------------------------------------------
 
 
-def can_i_use(name: str, needs: dict[str, str]) -> str:
+def can_i_use(name: str, needs: dict[str, str], operations: Iterable[Operation]) -> str:
     """Each way to train: yes, or no with the sentence that says why."""
     rows = []
     for way in WAYS:
         missing = [f"`{operation}` {NEEDS[need]}" for need, operation in needs.items() if need not in way.offers]
         rows.append([way.name, f"no: {'; '.join(missing)}" if missing else "yes"])
+    why = [f"`{operation.name}` {operation.captured}" for operation in operations if operation.captured]
+    rows.append(["trainer, [captured steps](../captured_steps.md)", f"as written: {'; '.join(why)}" if why else "yes"])
     return table(["way to train", f"can I use `{name}`?"], rows)
 
 
@@ -104,7 +106,8 @@ def method_page(name: str) -> str:
         parts.append(f"Differences from the paper: {named['Differences']}")
     parts += ["## Arguments", argument_table(about.parameters)]
     if isinstance(method, Method):
-        parts += ["## Made of", made_of(method), "## Needs", needs_list(method.needs), can_i_use(name, method.needs)]
+        parts += ["## Made of", made_of(method), "## Needs", needs_list(method.needs)]
+        parts.append(can_i_use(name, method.needs, method))
     command = command_for(name)
     if command:
         parts += ["## Use", f"```console\n{command}\n```"]
@@ -114,9 +117,10 @@ def method_page(name: str) -> str:
 
 def command_for(name: str) -> str:
     """The shortest change to the default job that runs a method, or nothing."""
-    for more in ([], ["stream.paradigm=task"], ["stream.paradigm=task", "model.head=task"]):
+    generated = ["stream.paradigm=task", "model=hypernetwork", "model.backbone=mlp"]
+    for more in ([], ["stream.paradigm=task"], ["stream.paradigm=task", "model.head=task"], generated):
         try:
-            resolve(load(None, [f"method={name}", *more]))
+            validated(load(None, [f"method={name}", *more]), together=True)
         except HoldfastError:
             continue
         return " ".join(["holdfast run", f"method={name}", *more])
@@ -201,7 +205,10 @@ def methods_index() -> str:
     rows = []
     for about in all_of("methods"):
         held = set(about.needs)
-        rows.append([f"[`{about.name}`]({about.name}.md)", *("yes" if held <= way.offers else "no" for way in WAYS)])
+        made = example_of(kinds.find("methods", about.name))
+        written = any(operation.captured for operation in made) if isinstance(made, Method) else False
+        ways = ["yes" if held <= way.offers else "no" for way in WAYS]
+        rows.append([f"[`{about.name}`]({about.name}.md)", *ways, "as written" if written else "yes"])
     words = [[code(need), sentence] for need, sentence in NEEDS.items()]
     parts = [
         "# Methods",
@@ -210,7 +217,7 @@ def methods_index() -> str:
         methods_table(""),
         "## Can I use?",
         "With its defaults; the page of a method says why not.",
-        table(["method", *(way.name for way in WAYS)], rows),
+        table(["method", *(way.name for way in WAYS), "[captured steps](../captured_steps.md)"], rows),
         "## What the needs mean",
         "A method that has one of these needs ...",
         table(["need", "a method with it"], words),

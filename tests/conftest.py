@@ -1,13 +1,14 @@
-"""Toys that several folders of tests share, and figures that cost little where nobody looks at them."""
+"""Toys that several folders of tests share, and reports without figures where nobody looks at them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from holdfast.runs import drawing
+from holdfast.runs import drawing, report, source_report
 from holdfast.testing.toys import (
     KeepAt,
     batches,
@@ -21,6 +22,14 @@ from holdfast.testing.toys import (
     weights,
     wrap,
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say which paths are not there: with several workers pytest only says that no tests ran."""
+    paths = [Path(word.split("::")[0]) for word in config.args]
+    missing = [str(path) for path in paths if not (config.invocation_params.dir / path).exists()]
+    if missing and not hasattr(config, "workerinput"):
+        raise pytest.UsageError(f"there is no {' and no '.join(missing)}")
 
 
 @pytest.fixture
@@ -41,12 +50,18 @@ def toy() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Figures without room made for their text, except where they are tested: a run spends most of its time on that."""
-    if request.path.name in ("test_report.py", "test_figures.py"):
+def no_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Reports without figures, which take longer to draw than a small run takes, except in files that ask for them.
+
+    A file asks with `FIGURES = True`.
+    """
+    if getattr(request.module, "FIGURES", False):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "LAYOUT", None)
         patch.setattr(drawing, "BOUNDS", None)
+        patch.setattr(report, "draw", lambda *_, **__: [])
+        patch.setattr(report, "training_plots", lambda *_: [])
+        patch.setattr(source_report, "figures", lambda *_: [])
         yield

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from holdfast import cli
 from holdfast.core.errors import ConfigError, DataError
 
-SOURCE = Path(cli.__file__).parents[1]
+SOURCE = Path(cli.__file__).parents[2]
 
 
 def call(*words):
@@ -136,9 +136,9 @@ def test_schema_prints_a_json_schema():
 @pytest.fixture
 def stand_in(monkeypatch):
     """The functions of `experiments` replaced: each call is kept, and may raise."""
+    import holdfast.runs.opened as closing
+    import holdfast.runs.opened as show
     import holdfast.runs.run as run
-    import holdfast.runs.show as show
-    import holdfast.runs.words as closing
 
     monkeypatch.setattr(closing, "closing", lambda folder: f"report: {folder}/report.html")
     calls = []

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from holdfast import cli
 from holdfast.config import plugins
 from holdfast.core.operation import ENTRY_POINTS
+from holdfast.discovery.settings import made, parsed
 from holdfast.metrics import METRICS, compute
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,9 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, written, capsys):
 def test_the_json_of_a_page_is_a_valid_job(page, tmp_path):
     for block in blocks(page, "json"):
         (tmp_path / "job.json").write_text(block)
+        if page.name == "search.md":  # a space of jobs
+            assert made(parsed(str(tmp_path / "job.json"), [])[0]).objectives
+            continue
         assert cli.validated_job([str(tmp_path / "job.json")]).config["method"]
 
 
@@ -99,6 +103,8 @@ def test_the_commands_of_a_page_are_accepted(page, tmp_path, written):
     jobs = blocks(page, "json")
     (tmp_path / "job.json").write_text(jobs[0] if jobs else "{}")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "searches" / "2026-11-27-143000").mkdir(parents=True)  # the example of a search and its best job
+    (tmp_path / "searches" / "2026-11-27-143000" / "best.json").write_text("{}")
     for line in "".join(blocks(page, "console")).splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["holdfast"]:

@@ -69,7 +69,13 @@ def test_the_page_has_no_other_file():
     assert len(FILES) == 6
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("holdfast run ")])
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=[pytest.mark.slow] if number else [])
+        for number, line in enumerate(line for line in COMMANDS if line.startswith("holdfast run "))
+    ],
+)
 def test_a_run_or_sweep_by_name_is_what_the_command_says(files, line):
     words = shlex.split(line)[1:]
     call(*words, *SMALL, "--quiet", "--out", "out")

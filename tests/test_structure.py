@@ -24,11 +24,11 @@ TEXTS = [
 
 MOST_FILES, MOST_LINES, MOST_METHODS = 240, 350, 15
 
-FILES_TODAY = 308
-LONG_TODAY = {"cli.py", "training/endless.py"}
+FILES_TODAY = 363
+LONG_TODAY: set[str] = set()
 WIDE_TODAY: dict[str, int] = {}
-PRIVATE_TODAY = 10
-WORDS_TODAY = {"weighed": 0, "Errors:": 14, "ids": 42}
+PRIVATE_TODAY = 0
+WORDS_TODAY = {"weighed": 0, "Errors:": 0, "ids": 0}
 """What is above its limit today; an entry goes when it is no longer needed."""
 
 
@@ -165,7 +165,7 @@ def test_no_class_of_the_core_has_many_public_methods() -> None:
 # Private names ---------------------------------------------------------------------------------------------
 
 FOREIGN = {
-    r"_asdict|_replace": "public methods of named tuples, whose names begin so on purpose",
+    r"_asdict|_replace|_fields": "public methods of named tuples, whose names begin so on purpose",
     r"_apply": "how torch moves a module, which an operation's state must follow",
     r"_foreach_\w+": "one kernel for all parameters",
     r"_(parameters|buffers|non_persistent_buffers_set)": "values of a module are exchanged without registering anew",
@@ -174,6 +174,9 @@ FOREIGN = {
     r"_(Batch)?Norm(Base)?": "the base class of all batch normalisation",
     r"_version": "tells whether a value was changed in place",
     r"_orig_mod": "the module behind a compiled one",
+    r"_schema": "which arguments a call of torch writes to, that a recorded step must know",
+    r"_cdata": "tells whether two tensors share their memory, whatever their addresses",
+    r"_getframe": "the user's line that a step cannot be recorded for",
     r"_dynamo": "where torch says how often it may compile again",
 }
 """Private names of other libraries that are read on purpose, and why."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from holdfast.compat import moved
+
+moved.install()
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from holdfast import methods, metrics, models, operations, streams
+    from holdfast import boundaries, methods, metrics, models, operations, sources, streams
+    from holdfast.boundaries import OnDrift
     from holdfast.compat.scikit_learn import ContinualClassifier
     from holdfast.compat.streamedml import ContinualLearner, EpisodicMemory
     from holdfast.compat.synapse import TaskDict, masked_accuracy, masked_cross_entropy
     from holdfast.config.plugins import plugin
-    from holdfast.core import boundary as boundaries
-    from holdfast.core import source as sources
     from holdfast.core.boundary import Every, OnNewClass
     from holdfast.core.experience import Batch, Data, Experience, Stream
     from holdfast.core.learner import Learner
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from holdfast.core.operation import Operation
     from holdfast.core.services import Services
     from holdfast.core.step import Step
+    from holdfast.discovery import search, sweep
     from holdfast.runs.opened import open as open
     from holdfast.runs.trainer import Trainer
     from holdfast.streams import datasets
@@ -40,6 +43,7 @@ _WHERE = {
     "Experience": "holdfast.core.experience",
     "Learner": "holdfast.core.learner",
     "Method": "holdfast.core.method",
+    "OnDrift": "holdfast.boundaries",
     "OnNewClass": "holdfast.core.boundary",
     "Operation": "holdfast.core.operation",
     "Services": "holdfast.core.services",
@@ -52,15 +56,17 @@ _WHERE = {
     "masked_cross_entropy": "holdfast.compat.synapse",
     "open": "holdfast.runs.opened",
     "plugin": "holdfast.config.plugins",
+    "search": "holdfast.discovery",
+    "sweep": "holdfast.discovery",
 }
 _MODULES = {
-    "boundaries": "holdfast.core.boundary",
+    "boundaries": "holdfast.boundaries",
     "datasets": "holdfast.streams.datasets",
     "methods": "holdfast.methods",
     "metrics": "holdfast.metrics",
     "models": "holdfast.models",
     "operations": "holdfast.operations",
-    "sources": "holdfast.core.source",
+    "sources": "holdfast.sources",
     "streams": "holdfast.streams",
 }
 
@@ -76,6 +82,7 @@ __all__ = [
     "Experience",
     "Learner",
     "Method",
+    "OnDrift",
     "OnNewClass",
     "Operation",
     "Services",
@@ -93,8 +100,10 @@ __all__ = [
     "models",
     "operations",
     "plugin",
+    "search",
     "sources",
     "streams",
+    "sweep",
 ]
 # Not `open`: `from holdfast import *` must not hide Python's own.
 

@@ -38,7 +38,7 @@ def job(*changes):
         ("trainer.accelerator=gpu", "device", "cuda"),
         ("trainer.accelerator=auto", "device", "auto"),
         ("trainer.profiler=simple", "profiler", "simple"),
-        ("trainer.compile=true", "compile", True),
+        ("trainer.compile=true", "trainer.capture", "compile"),
         ("trainer.log_every_n_steps=5", "trainer.log_every", 5),
         ("trainer.fast_dev_run=true", "trainer.limit_test_batches", 1),
     ],

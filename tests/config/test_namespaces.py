@@ -1,18 +1,26 @@
 """The namespaces are the registry, and other packages join through entry points."""
 
+import json
 import types
 from importlib.metadata import EntryPoint
+from unittest.mock import ANY
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from holdfast.config import kinds
+from holdfast import cli
+from holdfast.config import kinds, plugins
 from holdfast.config.build import build_method, resolve
+from holdfast.config.compose import compose
 from holdfast.config.show import describe
 from holdfast.config.signatures import PYTHON_ONLY, docs, json_type, parameters, type_name
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
+from holdfast.models.build import make_head
+from holdfast.runs.loggers import SINKS
+from holdfast.streams.transforms import from_description
 
 
 class Third(Operation):
@@ -166,3 +174,28 @@ def test_defaults_are_plain_values():
     first, second = parameters(function)
     assert first.default == [1, 2]
     assert not second.configurable
+
+
+@pytest.mark.parametrize("kind", ["heads", "transforms", "loggers", "experiments"])
+def test_what_is_no_block_is_listed_too_and_brought_by_no_plug_in(kind):
+    done = CliRunner().invoke(cli.app, ["list", kind, "--json"])
+    listed = json.loads(done.stdout)
+    assert list(listed) == list(kinds.names(kind))
+    assert all(len(about["summary"]) > 10 for about in listed.values())
+    with pytest.raises(ConfigError, match=f"a plug-in cannot bring {kind}"):
+        plugins.plugin(kind)
+
+
+def test_every_head_transform_and_logger_that_is_listed_can_be_named():
+    for head in kinds.names("heads"):
+        make_head(head, 3, 4, seed=0)
+    assert from_description({"kind": "rotate", "degrees": 90}) is not None
+    assert set(kinds.names("loggers")) == set(SINKS)
+    for experiment in kinds.names("experiments"):
+        assert compose(None, [f"experiment={experiment}"]).config
+
+
+def test_one_name_is_told_as_json_with_its_parameters():
+    done = CliRunner().invoke(cli.app, ["list", "methods", "er", "--json"])
+    parameters = json.loads(done.stdout)["er"]["parameters"]
+    assert parameters["capacity"] == {"type": "int of 1 or more", "default": 200, "description": ANY}

@@ -180,6 +180,7 @@ def test_the_command_line_takes_plug_ins_wherever_names_are_written(file, tmp_pa
     assert call("eval", out, "--plugin", file).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_hands_plug_ins_to_its_workers(file, tmp_path):
     job = tmp_path / "job.json"
     job.write_text(json.dumps(JOB))

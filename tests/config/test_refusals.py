@@ -99,8 +99,8 @@ WRONG = [
     ({"stream": {"name": "split", "experiences": 0}}, "stream.experiences:", "a number of at least 1"),
     ({"stream": {"name": "split", "validation": 1.5}}, "stream.validation:", "less than 1"),
     ({"seed": -1}, "seed:", "a number of at least 0"),
-    ({"seeds": []}, "seeds:", "a number of seeds of at least 1"),
-    ({"seeds": 0}, "seeds:", "a number of seeds of at least 1"),
+    ({"seeds": []}, "seeds:", "a number of seeds from 1 to 10000"),
+    ({"seeds": 0}, "seeds:", "a number of seeds from 1 to 10000"),
     ({"seeds": [1, 2, 1]}, "seeds:", "stands twice"),
     ({"threads": 0}, "threads:", "a number of at least 1"),
     ({"checkpoint": {"every_seconds": 0}}, "checkpoint.every_seconds:", "more than 0"),
@@ -127,7 +127,12 @@ WRONG = [
     ({"references": ["joint", "joint"]}, "references.1:", "stands twice"),
     ({"method": {"operations": [*OPERATIONS, {"name": "remember"}]}}, "method.operations.2:", "Give one of the two"),
     ({"optimizer": "LBFGS"}, "optimizer:", "needs a closure"),
-    ({"scheduler": "ReduceLROnPlateau"}, "scheduler:", "needs a measured value"),
+    ({"scheduler": "ReduceLROnPlateau"}, "scheduler:", "the stream holds no validation data out"),
+    (
+        {"scheduler": {"name": "ReduceLROnPlateau", "every": "step"}, "trainer": {"monitor_on": "test"}},
+        "scheduler.every:",
+        "looks at the loss of an epoch",
+    ),
     ({"scheduler": "LambdaLR"}, "scheduler:", "can only be given from Python"),
     ({"stream": {"dataset": "arrays"}}, "stream.dataset:", "can only be given from Python"),
     ({"stream": {"name": "online", "of": {"name": "splitt"}}}, "stream.of.name:", "did you mean 'split'?"),
@@ -142,7 +147,7 @@ def _no_data(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("data was loaded")
 
-    monkeypatch.setattr("sklearn.datasets.load_digits", load)
+    monkeypatch.setattr(sys.modules["holdfast.streams.datasets.arrays"], "_digits_table", load)
     monkeypatch.setattr(sys.modules["holdfast.streams.datasets.vision"], "read_idx", load)
 
 

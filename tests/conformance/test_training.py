@@ -1,4 +1,7 @@
-"""What every operation and every method must do while it is trained with, on a stream that takes a blink."""
+"""What every operation and every method must do while it is trained with, on a stream that takes a blink.
+
+The slow ones say at length what the checks of `holdfast.testing` say of every method in the fast suite.
+"""
 
 from __future__ import annotations
 
@@ -141,6 +144,7 @@ REST = [(head, name) for head in ("fixed", "growing", "task") for name in OPTIMI
 @pytest.mark.parametrize(
     ("head", "optimizer"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)]
 )
+@pytest.mark.slow
 def test_the_trainer_and_a_loop_of_ones_own_give_equal_weights(make: Make, toy: Any, head: str, optimizer: str) -> None:
     method = make()
     if not set(method.needs) <= IN_A_LOOP:
@@ -175,6 +179,7 @@ def test_a_model_called_directly_gives_the_same_weights_as_one_called_through_th
 
 
 @pytest.mark.parametrize("head", ["fixed", "growing"])
+@pytest.mark.slow
 def test_resumed_in_the_middle_of_an_experience_it_ends_with_equal_weights(make: Make, toy: Any, head: str) -> None:
     method = make()
     stream = toy.stream_for(method)
@@ -192,6 +197,7 @@ def test_resumed_in_the_middle_of_an_experience_it_ends_with_equal_weights(make:
         assert trainer.engine.index == steps
 
 
+@pytest.mark.slow
 def test_the_output_layer_grows_to_every_class_of_the_stream(make: Make, toy: Any) -> None:
     method = make()
     stream = toy.stream_for(method)
@@ -209,6 +215,7 @@ def _tensors() -> int:
 
 
 @pytest.mark.parametrize("name", ["der_plus_plus", "ewc_online", "si", "lwf", "agem"])
+@pytest.mark.slow
 def test_a_thousand_steps_of_the_basic_methods_keep_no_tensor_each(name: str, toy: Any) -> None:
     _thousand_steps(getattr(holdfast.methods, name)(), toy)
 
@@ -245,6 +252,7 @@ def _thousand_steps(method: Method, toy: Any) -> None:
     assert counts[-1] - counts[-2] < 200, f"live tensors every 250 steps: {counts}"
 
 
+@pytest.mark.slow
 def test_training_touches_no_global_random_state(make: Make, toy: Any) -> None:
     np = pytest.importorskip("numpy")
     method = make()
@@ -257,6 +265,7 @@ def test_training_touches_no_global_random_state(make: Make, toy: Any) -> None:
     assert (before[2] == np.random.get_state()[1]).all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_equal_weights_whatever_the_global_random_state(make: Make, toy: Any) -> None:
     method = make()
     stream = toy.stream_for(method)

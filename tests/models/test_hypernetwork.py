@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from holdfast.core.body import chain_of
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.task import forward_task
 from holdfast.methods import er, finetune, joint, lwf
 from holdfast.models import MASKED, parameter_count
-from holdfast.models.chain import chain_of
 from holdfast.models.hypernetwork import Hypernetwork, hypernetwork
 from holdfast.models.norms import TaskBatchNorm, replace_batch_norm
 from holdfast.streams import split

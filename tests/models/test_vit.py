@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from holdfast.core.body import chain_of
 from holdfast.core.errors import ConfigError
 from holdfast.models import parameter_count, vit
-from holdfast.models.chain import chain_of
 
 
 def test_parameters_are_those_of_its_layers():

@@ -80,8 +80,46 @@ def test_random_exemplars_are_different_samples_of_their_own_class(few: Any) -> 
     assert torch.bincount(held["targets"]).tolist() == [4, 4, 4]
 
 
-def test_a_class_that_comes_again_gets_a_set_for_each_experience(few: Any) -> None:
-    engine = few.bind(RememberExemplars(per_class=3, selection="random"), MergedReplay())
+@pytest.mark.parametrize("selection", ["random", "herding", "closest"])
+def test_a_budget_is_that_of_a_class_in_however_many_experiences_it_comes(few: Any, selection: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=3, selection=selection), MergedReplay())
+    first, second = few.points(10, classes=2), few.points(30, classes=2, seed=1)
+    _learn(few, engine, [first, second])
+    held = engine.learner.memory.all()
+    assert torch.bincount(held["targets"]).tolist() == [3, 3]
+    of_both = [sum(bool((part[0] == x).all(1).any()) for x in held["inputs"]) for part in (first, second)]
+    assert sum(of_both) == 6
+    assert of_both[1] > 0
+
+
+def test_a_set_chosen_anew_is_chosen_among_what_arrived_and_what_it_had(few: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=4, selection="random"))
+    first, second = few.points(40, classes=1), few.points(4, classes=1, seed=1)
+    counts = []
+    _learn(few, engine, [first, *[second] * 40])
+    held = engine.learner.memory.all()["inputs"]
+    counts = [sum(bool((part[0] == x).all(1).any()) for x in held) for part in (first, second)]
+    assert sum(counts) == 4
+
+
+def test_two_of_them_keep_each_its_own_budget_and_selection(few: Any) -> None:
+    both = few.bind(RememberExemplars(per_class=3, selection="random"), RememberExemplars(per_class=2), MergedReplay())
+    parts = [few.points(10, classes=2), few.points(10, classes=2, seed=1)]
+    _learn(few, both, parts)
+    memory = both.learner.memory
+    assert [len(one) for one in memory.members] == [6, 4]
+    assert torch.bincount(memory.all()["targets"]).tolist() == [5, 5]
+    alone = few.bind(RememberExemplars(per_class=2))
+    _learn(few, alone, parts)
+    drawn = memory.draw(4, Uniform(torch.Generator().manual_seed(0)))
+    assert drawn["targets"].shape == (4,)
+    again = few.bind(RememberExemplars(per_class=3, selection="random"), RememberExemplars(per_class=2), MergedReplay())
+    again.load(both.state())
+    assert torch.equal(again.learner.memory.all()["inputs"], memory.all()["inputs"])
+
+
+def test_a_class_that_comes_again_gets_a_set_for_each_experience_where_sets_belong_to_those(few: Any) -> None:
+    engine = few.bind(RememberExemplars(per_class=3, selection="random", by="experience"), MergedReplay())
     first, second = few.points(10, classes=2), few.points(10, classes=2, seed=1)
     _learn(few, engine, [first, second])
     held = engine.learner.memory.all()

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from holdfast.core.body import Body
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method
+from holdfast.core.services import Services
 from holdfast.models import cnn, mlp
 from holdfast.models.hypernetwork import hypernetwork
-from holdfast.operations._parts.cut import Cut
 from holdfast.operations.freeze_below import FreezeBelow
 from holdfast.streams import split
 from holdfast.streams.datasets import synthetic
@@ -105,16 +106,18 @@ def test_a_resumed_run_goes_on_with_the_stages_frozen(toy: Any):
 def test_both_parts_one_after_the_other_are_the_model(cut):
     model = conv().eval()
     images = torch.rand(2, 1, 8, 8)
-    parts = Cut(model, cut, "test")
-    assert torch.equal(parts.above(parts.below(images)), model(images))
-    below = {id(p) for p in parts.parameters()}
+    body = Body(model)
+    assert torch.equal(body.above(body.below(images, cut), cut), model(images))
+    below = {id(p) for p in body.parameters_below(cut)}
     assert len(below) == {0: 0, 1: 4, 2: 8, 3: 10, "1": 4, None: 10}[cut]
 
 
 def test_a_cut_that_a_model_does_not_have_is_refused():
     with pytest.raises(ConfigError, match=r"cut is 4.*0 .*to 3 "):
-        Cut(conv(), 4, "freeze_below")
+        FreezeBelow(cut=4).setup(Services(conv()))
     with pytest.raises(ConfigError, match="a cut of its own"):
-        Cut(hypernetwork(input_shape=(5,), classes=2), 1, "freeze_below")
+        FreezeBelow(cut=1).setup(Services(hypernetwork(input_shape=(5,), classes=2)))
+    with pytest.raises(ConfigError, match="in which stages"):
+        FreezeBelow().setup(Services(nn.Bilinear(2, 2, 2)))
     with pytest.raises(ConfigError, match="after=-1"):
         FreezeBelow(after=-1)

@@ -14,7 +14,7 @@ from holdfast.core.method import Method
 from holdfast.models import cnn, mlp
 from holdfast.models.hypernetwork import hypernetwork
 from holdfast.operations import Remember, Replay
-from holdfast.operations.latent_replay import LatentReplay
+from holdfast.operations.latent_replay import LatentReplay, LatentRows
 from holdfast.streams import split
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset, Prepare
@@ -163,8 +163,10 @@ def test_a_partial_hypernetwork_replays_latents_at_its_own_cut():
 
 
 def test_another_operation_cannot_draw_inputs_from_a_memory_of_latents():
+    with pytest.raises(ConfigError, match=r"without inputs, and Replay\(size=4.*draws whole rows"):
+        Method(LatentReplay(capacity=20, cut=1), Replay(size=4))
     with pytest.raises(UsageError, match="memory holds latents"):
-        fit(Method(LatentReplay(capacity=20, cut=1), Replay(size=4)), net(), vectors())
+        LatentRows(latents=torch.zeros(1, 2))["inputs"]
     with pytest.raises(ConfigError, match="both fill the memory"):
         fit(Method(Remember(capacity=20), LatentReplay(capacity=20, cut=1)), net(), vectors())
 

@@ -5,8 +5,8 @@ import re
 
 from holdfast.config.build import resolve
 from holdfast.config.compose import load
+from holdfast.runs.opened import closing
 from holdfast.runs.run import run
-from holdfast.runs.words import closing
 
 
 def test_the_method_and_its_references_are_said_with_the_numbers_of_the_report(tmp_path):

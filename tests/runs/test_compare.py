@@ -11,7 +11,7 @@ from fake_run import MATRIX, write_run
 
 from holdfast.core.errors import DataError
 from holdfast.runs.compare import as_csv, as_json, differences, gathered, sort, summarise
-from holdfast.runs.show import render, show
+from holdfast.runs.opened import render, show
 
 
 def shown(rows):

@@ -189,7 +189,7 @@ def rows(path):
 
 
 def test_predictions_on_the_test_data_are_those_that_were_counted(folder, tmp_path):
-    found = rows(predict(folder, ["test"], tmp_path))
+    found = rows(predict(folder, ["test"], tmp_path).path)
     counted = evaluate(folder)["experiences"]
     assert len(found) == sum(one["samples"] for one in counted)
     assert sum(row["right"] == "True" for row in found) == sum(one["correct"] for one in counted)
@@ -207,9 +207,9 @@ def test_predictions_on_arrays_and_images(folder, tmp_path):
     for row in range(6):
         pixels = (batch.inputs[row].reshape(8, 8).numpy() * (255 / top)).astype("uint8")
         Image.fromarray(pixels).save(tmp_path / "images" / f"{row}.png")
-    known = [row["label"] for row in rows(predict(folder, ["test"], tmp_path / "a"))[:6]]
-    assert [row["label"] for row in rows(predict(folder, [str(tmp_path / "six.npy")], tmp_path / "b"))] == known
-    seen = rows(predict(folder, [str(tmp_path / "images")], tmp_path / "c"))
+    known = [row["label"] for row in rows(predict(folder, ["test"], tmp_path / "a").path)[:6]]
+    assert [row["label"] for row in rows(predict(folder, [str(tmp_path / "six.npy")], tmp_path / "b").path)] == known
+    seen = rows(predict(folder, [str(tmp_path / "images")], tmp_path / "c").path)
     assert [row["label"] for row in seen] == known
     assert seen[0]["input"].endswith("0.png")
 

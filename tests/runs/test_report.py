@@ -24,6 +24,8 @@ from holdfast.runs.result import Results
 
 HOSTILE = '<script>alert("x")</script> & $x_1$'
 
+FIGURES = True
+
 
 class Page(HTMLParser):
     """Collects the tags, attributes and text of a page."""

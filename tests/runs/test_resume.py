@@ -243,6 +243,7 @@ def _killed_from_outside(tmp_path: Path, kills: int) -> None:
     assert_consistent(folder)
 
 
+@pytest.mark.slow
 def test_killed_twice_from_outside_the_command_ends_with_equal_weights(tmp_path: Path) -> None:
     _killed_from_outside(tmp_path, kills=2)
 
@@ -482,7 +483,6 @@ def test_a_run_leaves_every_file_that_it_promises(whole: Path) -> None:
     for name in ("config.json", "run.json", "log.jsonl", "accuracy_matrix.csv", "metrics.json", "report.html"):
         assert (whole / name).stat().st_size > 0, name
     assert {path.name for path in (whole / "checkpoints").iterdir()} >= {"last.pt", "model.pt"}
-    assert list((whole / "plots").glob("*.png"))
     info = json.loads((whole / "run.json").read_text())
     assert {"holdfast", "torch", "numpy", "python"} <= info["versions"].keys()
     assert info["command"] == "holdfast run"

@@ -554,6 +554,20 @@ def test_deeppcb_loads_with_its_official_split_and_by_board_group(real):
     assert [len(e.train) + len(e.test) for e in stream] == [1642, 600, 660]
 
 
+def test_the_digits_are_those_of_scikit_learn_with_and_without_its_import(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    read, theirs = digits(test_fraction=0.0), load_digits()
+    every = torch.arange(len(theirs.target))
+    assert torch.equal(read.train.gather(every).inputs, torch.from_numpy(theirs.images).to(torch.uint8)[:, None])
+    assert read.train.targets.tolist() == theirs.target.tolist()
+    monkeypatch.setattr("numpy.loadtxt", lambda *_, **__: (_ for _ in ()).throw(OSError("moved")))
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: theirs)
+    imported = digits(test_fraction=0.0)
+    assert torch.equal(imported.train.gather(every).inputs, read.train.gather(every).inputs)
+    assert torch.equal(imported.train.targets, read.train.targets)
+
+
 def test_digits_of_three_sources_make_a_domain_stream(real):
     pytest.importorskip("h5py")
     stream = domains([mnist(real("mnist")), usps(real("usps")), digits()], size=16)

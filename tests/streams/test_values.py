@@ -11,7 +11,7 @@ import torch
 from holdfast.core.errors import ConfigError, DataError, HoldfastError
 from holdfast.streams import split
 from holdfast.streams.datasets import arrays, image_folder, npz, torch_dataset
-from holdfast.streams.datasets.folders import read_image
+from holdfast.streams.datasets.images import read_image
 
 
 def rows(count: int = 20) -> tuple[np.ndarray, np.ndarray]:

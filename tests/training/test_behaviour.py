@@ -115,6 +115,7 @@ MAKE: dict[str, Any] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["text", "images", "bf16"])
+@pytest.mark.slow
 def test_it_forgets_less_than_fine_tuning(kind: str) -> None:
     plain = [old_loss(kind, methods.finetune(), seed)[0] for seed in range(2)]
     for name, make in MAKE.items():

@@ -145,6 +145,7 @@ def test_a_run_that_goes_on_finishes_with_a_red_line(tmp_path: Path) -> None:
     assert "<b>Diverged.</b>" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_runs_that_diverged_apart_and_does_not_run_them_again(tmp_path: Path) -> None:
     words = ["run", "-m", *JOB, "optimizer.lr=0.1,1e6", "--out", str(tmp_path / "sweep"), "-q"]
     assert call(*words).exit_code == 1

@@ -99,7 +99,9 @@ def test_resumed_from_a_checkpoint_it_ends_with_equal_weights_and_the_same_log(t
     assert equal(whole.model, rest.model)
     assert whole.accuracy == rest.accuracy
     assert events[0][-len(events[1]) :] == events[1]
-    assert {"lr", "experience", "accuracy", "loss"} <= set(events[1][0])
+    assert {"lr", "experience", "accuracy", "loss"} <= set(
+        next(event for event in events[1] if event["event"] == "train")
+    )
 
 
 def test_a_source_that_cannot_go_back_goes_on_with_what_arrives_and_the_gap_is_recorded(toy: Any) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.compat.clmixer_operations import KNOWN, Plugin, translate
+from holdfast.compat.clmixer_plugins import read_plugins
+from holdfast.compat.clmixer_values import DATA, METHOD, Translation
+from holdfast.config.check import validated
+from holdfast.config.read import check_plain
 from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError
 
@@ -28,6 +33,9 @@ DINO = {
     "dinov2_vitl14": "vit_large_patch14_dinov2",
     "dinov2_vitg14": "vit_giant_patch14_dinov2",
 }
+WEIGHTS = {"resnet18": "resnet18-f37072fd.pth", **{name: f"{name}_pretrain.pth" for name in DINO}}
+"""The file of weights that torch's hub keeps of each network that CLMixer takes from it."""
+
 REDUCED: dict[str, dict[str, Any]] = {
     "mlp_lora": {"name": "low_rank_mlp", "rank": 1},
     "mlp_subspace": {"name": "subspace_mlp", "dimension": 80},
@@ -35,17 +43,27 @@ REDUCED: dict[str, dict[str, Any]] = {
 }
 """Perceptrons that learn few values, with the sizes that are fixed in CLMixer's code."""
 
+LAYERS = {"mlp": "plain", "mlp_lora": "low_rank", "mlp_subspace": "subspace", "mlp_subspace_lora": "subspace_rank_one"}
 MODELS = ("resnet18", "mlp", "identity", *list(DINO)[:3], *REDUCED)
 BACKBONES = ("resnet18", *DINO)
 SCENARIOS = ("cil", "indus", "indus_cil")
-IMAGE = 224
-"""Height and width that CLMixer crops images to."""
+IMAGE, SHORTER = 224, 256
+"""Side of the square that CLMixer crops images to, and what it resizes their shorter side to before."""
+
+PATIENCE, MIN_DELTA = 500, 0.01
+"""Of CLMixer's early stopping, which watches the loss on the test data of all experiences so far."""
+
+
+ARENAS = tuple(("data", key) for key in ("batch_size", "num_workers", "pin_memory", "validation_percentage", "root"))
+"""Keys of `data` that Continual Learning Arena has, and CLMixer has not."""
 
 
 def owns(path: Sequence[str]) -> bool:
     """Whether a change of this path is one of a CLMixer file, and not of a job of ours."""
     if path[0] == "model":
         return len(path) == 2 and path[1] in SECTIONS["model"]
+    if tuple(path) in ARENAS:
+        return False
     return path[0] in ("optimisation", "data", "plugins", "human_knowledge")
 
 
@@ -58,23 +76,42 @@ def recognised(content: Mapping[str, Any]) -> bool:
 
 
 def changed(content: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """A copy of a CLMixer file with single values changed; a plugin is found by its number or its name."""
+    """A copy of a CLMixer file with single values changed; a plugin is found by its number or its name.
+
+    Raises:
+        ConfigError: for a plugin that is not there, or a key inside something that has none.
+    """
     result = copy.deepcopy(dict(content))
     for path, value in changes.items():
         here: Any = result
         for depth, part in enumerate(path[:-1]):
             if isinstance(here, list):
-                names = [str(one.get("name")) for one in here if isinstance(one, Mapping)]
-                near = nearest(part, names)
-                if not part.isdigit() and part not in names:
-                    raise ConfigError(f"{dotted(path)}: there is no plugin {part!r}; did you mean {near!r}?")
-                here = here[int(part)] if part.isdigit() else here[names.index(part)]
+                here = here[_position(here, part, path)]
+                if not isinstance(here, dict):
+                    raise ConfigError(f"{dotted(path)}: got {shown(here)} there, which has no keys.")
                 if path[depth + 1] not in ("name", "hyperparameters", "function"):
                     here = here.setdefault("hyperparameters", {})
             else:
                 here = here.setdefault(part, {})
-        here[path[-1]] = value
+            if not isinstance(here, dict | list):
+                raise ConfigError(f"{dotted(path)}: {dotted(path[: depth + 1])} is {shown(here)}, which has no keys.")
+        if isinstance(here, list):
+            here[_position(here, path[-1], path)] = value
+        else:
+            here[path[-1]] = value
     return result
+
+
+def _position(plugins: list[Any], part: str, path: Sequence[str]) -> int:
+    """The number of a plugin that is written as number or name."""
+    names = [str(one.get("name")) for one in plugins if isinstance(one, Mapping)]
+    if part.isdigit() and int(part) < len(plugins):
+        return int(part)
+    if part not in names:
+        near = nearest(part, names)
+        advice = f"did you mean {near!r}?" if near else f"the file has {len(plugins)}, counted from 0."
+        raise ConfigError(f"{dotted(path)}: there is no plugin {part!r}; {advice}")
+    return next(i for i, one in enumerate(plugins) if isinstance(one, Mapping) and one.get("name") == part)
 
 
 def convert(content: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -89,202 +126,225 @@ def convert(content: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any
     Raises:
         ConfigError: for a key, name or value that CLMixer does not have, or that has no equivalent here.
     """
-    where = f"{source}: " if source else ""
-    for key in content:
-        if key not in (*SECTIONS, "$schema"):
-            near = nearest(key, SECTIONS)
-            advice = f"did you mean {near!r}?" if near else f"its keys are {', '.join(SECTIONS)}."
-            raise ConfigError(f"{where}{key}: unknown key {key!r} of a CLMixer file; {advice}")
+    made = translated(content, source)
+    return made.job, made.notes or ["translated from CLMixer, nothing is done differently."]
+
+
+def translated(content: Mapping[str, Any], source: str = "") -> Translation:
+    """A CLMixer file as a job of ours, with where each value is kept; see `convert`."""
+    made = Translation(source)
+    for problem in check_plain(dict(content)):
+        raise ConfigError(f"{source}: {problem}" if source else problem)
+    made.block("", {key: value for key, value in content.items() if key != "$schema"}, SECTIONS)
     for section, keys in SECTIONS.items():
-        _check_section(content, section, keys, where)
-    job: dict[str, Any] = {}
-    notes: list[str] = []
-    _optimisation(content.get("optimisation"), job, notes)
-    _data(content.get("data"), job, notes)
-    _model(content.get("model"), content.get("data") or {}, job, notes)
-    if "plugins" in content:
-        job |= _plugins(content["plugins"], notes, where)
-    operations = job.get("method", {}).get("operations", [])
-    if any(one["name"] == "weight_align" for one in operations) and job.get("model", {}).get("head") == "cosine":
-        job["model"]["head"] = "fixed"
-        notes.append("model: a linear head instead of the cosine classifier, since weight alignment scales lengths.")
-    copies = next((one for one in operations if one["name"] == "duplicate_backbone"), None)
-    if copies is not None and "stream" in job:
-        copies["copies"] = job["stream"]["experiences"]
+        if content.get(section) is not None and keys:
+            made.block(section, content[section], keys)
+        elif section in content and content[section] is None:
+            made.tell(section, "is null; the default job's.", METHOD)
+    given = {section: content.get(section) for section in SECTIONS}
+    for section in ("optimisation", "model", "data", "plugins"):
+        if section not in content:
+            made.tell(section, "is left out; the default job's.")
+    if given["seed"] is not None:
+        made.put("seed", made.whole("seed", given["seed"], 0), "seed")
+    elif "seed" not in content:
+        made.tell("seed", "is missing; 0, where CLMixer draws one.")
+    _optimisation(given["optimisation"], made)
+    _data(given["data"], made)
+    _model(given["model"], given["data"] or {}, made)
+    if given["plugins"] is not None:
+        read_plugins(given["plugins"], made)
+    _together(made)
     if "human_knowledge" in content:
-        notes.append("human_knowledge: left out; CLMixer writes it into every file and never reads it.")
-    if "seed" in content:
-        job["seed"] = content["seed"]
-    return job, notes or ["translated from CLMixer, nothing is done differently."]
+        made.tell("human_knowledge", "is left out; CLMixer writes it into every file and never reads it.")
+    _check(made)
+    return made
 
 
-def _check_section(content: Mapping[str, Any], section: str, keys: Sequence[str], where: str) -> None:
-    value = content.get(section)
-    if value is None or not keys:
-        return
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}{section}: got {shown(value)}, expected an object with {', '.join(keys)}.")
-    for key in value:
-        if key not in keys:
-            near = nearest(key, keys)
-            advice = f"did you mean {near!r}?" if near else f"its keys are {', '.join(keys)}."
-            raise ConfigError(f"{where}{section}.{key}: unknown key {key!r} of CLMixer's {section}; {advice}")
+def _together(made: Translation) -> None:
+    """What depends on several sections."""
+    operations = made.job.get("method", {}).get("operations", [])
+    align = any(one["name"] == "weight_align" and one.get("at") != "outputs" for one in operations)
+    if align and made.job.get("model", {}).get("head") == "plain_cosine":
+        made.job["model"]["head"] = "fixed"
+        made.tell("model", "has a linear head in the place of the cosine classifier, for weight alignment.", METHOD)
+    copies = next((one for one in operations if one["name"] == "duplicate_backbone"), None)
+    if copies is not None and "stream" in made.job:
+        copies["copies"] = made.job["stream"]["experiences"]
 
 
-def _optimisation(given: Mapping[str, Any] | None, job: dict[str, Any], notes: list[str]) -> None:
+def _check(made: Translation) -> None:
+    """Refuse, in the file's own words, what the job's own check refuses of what the file says."""
+    try:
+        validated(made.job, made.source)
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        if any(ours in line for ours in made.kept for line in lines) or "method" in str(error):
+            raise made.in_its_words(error) from None
+
+
+def _optimisation(given: Mapping[str, Any] | None, made: Translation) -> None:
     if given is None:
         return
-    optimizer = given.get("optimizer") or {}
+    path = "optimisation"
+    optimizer = given.get("optimizer")
+    if optimizer is None:
+        made.tell(f"{path}.optimizer", "is missing; Adam without weight decay.", METHOD)
+        optimizer = {}
+    optimizer = made.block(f"{path}.optimizer", optimizer, ("type", "weight_decay"))
     kinds = {"adam": "Adam", "sgd": "SGD"}
-    kind = str(optimizer.get("type", "adam"))
-    if kind not in kinds:
-        near = nearest(kind, kinds)
-        raise ConfigError(
-            f"optimisation.optimizer.type: got {shown(kind)}, and CLMixer has adam and sgd; did you mean"
-            f" {near or 'adam'!r}?"
-        )
-    for key in optimizer:
-        if key not in ("type", "weight_decay"):
-            raise ConfigError(
-                f"optimisation.optimizer.{key}: unknown key {key!r} of CLMixer's optimizer; its keys are type,"
-                " weight_decay."
-            )
-    job["optimizer"] = {
-        "name": kinds[kind],
-        "lr": given.get("lr", 0.001),
-        "weight_decay": optimizer.get("weight_decay", 0.0),
-    }
-    job["trainer"] = {"reset_optimizer": True}
+    for key, usual in (("type", "adam"), ("weight_decay", "0")):
+        if key not in optimizer and given.get("optimizer") is not None:
+            made.tell(f"{path}.optimizer.{key}", f"is missing; {usual}.", METHOD)
+    kind = made.choice(f"{path}.optimizer.type", optimizer.get("type", "adam"), list(kinds), "optimizer")
+    made.put("optimizer.name", kinds[kind], f"{path}.optimizer.type")
+    rate = given.get("lr", 0.001)
+    if "lr" not in given:
+        made.tell(f"{path}.lr", "is missing; 0.001, as in CLMixer's own examples.", METHOD)
+    made.put("optimizer.lr", made.number(f"{path}.lr", rate), f"{path}.lr")
+    decay = optimizer.get("weight_decay", 0.0)
+    made.put("optimizer.weight_decay", made.number(f"{path}.optimizer.weight_decay", decay),
+             f"{path}.optimizer.weight_decay")  # fmt: skip
+    made.job["trainer"] = {"reset_optimizer": True, "drop_last": True}
     for key in ("epochs", "batch_size"):
         if key in given:
-            job["trainer"][key] = given[key]
-    notes.append("optimisation: a new optimizer starts with every experience, as in CLMixer.")
-    if "device" in given:
-        device = str(given["device"])
-        job["device"] = "auto" if device.startswith("cuda") else device
-        if job["device"] == "auto":
-            notes.append(f"optimisation.device: {device!r} became 'auto', so that the file runs without a GPU too.")
+            made.put(f"trainer.{key}", made.whole(f"{path}.{key}", given[key]), f"{path}.{key}")
+        else:
+            made.tell(f"{path}.{key}", "is missing; the default job's.", METHOD)
+    if made.job["trainer"].get("epochs", 0) > PATIENCE:
+        made.job["trainer"] |= {"patience": PATIENCE, "monitor": "loss", "min_delta": MIN_DELTA, "monitor_on": "test"}
+        made.tell(
+            f"{path}.epochs",
+            f"an experience ends after {PATIENCE} epochs without a loss that is {MIN_DELTA} better on the test data of "
+            "all experiences so far, as in CLMixer, so that the result looks better than it is "
+            "(trainer.patience=null trains on).",
+            DATA,
+        )
+    made.tell(
+        f"{path}.batch_size",
+        "an experience with fewer samples than a batch is trained on as one batch; CLMixer leaves it out.",
+    )
+    if given.get("device") is not None:
+        device = made.word(f"{path}.device", given["device"])
+        cuda = re.fullmatch(r"cuda(:\d+)?", device) is not None
+        made.put("device", "auto" if cuda else device, f"{path}.device")
+        if cuda:
+            made.tell(f"{path}.device", f"{device!r} became 'auto', so that the file runs without a GPU too.")
+    elif "device" in given:
+        made.tell(f"{path}.device", "is null; the CPU.")
 
 
-def _data(given: Mapping[str, Any] | None, job: dict[str, Any], notes: list[str]) -> None:
+def _data(given: Mapping[str, Any] | None, made: Translation) -> None:
     if given is None:
         return
-    if "data_path" not in given:
-        raise ConfigError(
-            'data.data_path: is missing; it is the folder of the images. Write "data_path": "path/to/images".'
+    name = given.get("dataset_name")
+    name = None if name is None else made.word("data.dataset_name", name)
+    if name is not None:
+        made.job["tags"] = [f"dataset:{name}"]
+        made.kept["tags.0"] = "data.dataset_name"
+    scenario = made.choice("data.scenario", given.get("scenario", "cil"), SCENARIOS, "scenario")
+    if "scenario" not in given:
+        made.tell("data.scenario", "is missing; cil.", DATA)
+    made.put("stream.name", scenario, "data.scenario")
+    made.put("stream.seed", None, "seed")  # it is the job's, which draws the scenario too
+    seed = made.job.get("seed", 0)
+    if name == "dummy":
+        if given.get("data_path") is not None:
+            path = made.word("data.data_path", given["data_path"])
+            made.tell(
+                "data.data_path",
+                f"nothing is read or written at {path!r}: the five clusters of the dummy data are drawn here; CLMixer "
+                "deletes that folder and writes them into it.",
+            )
+        made.put("stream.dataset", {"name": "spiral", "seed": seed}, "data.dataset_name")
+    else:
+        made.put("stream.dataset", _folder(given, seed, made), "data.data_path")
+        made.kept["stream.dataset.name"] = "data.dataset_name"
+    experiences = given.get("n_experiments", 5)
+    if "n_experiments" not in given:
+        made.tell("data.n_experiments", "is missing; 5.", DATA)
+    made.put("stream.experiences", made.whole("data.n_experiments", experiences), "data.n_experiments")
+    made.tell("data", "accuracy is recall, and of each experience by itself; CLMixer's 'accuracy' is precision.", DATA)
+
+
+def _folder(given: Mapping[str, Any], seed: int, made: Translation) -> dict[str, Any]:
+    """The data set of the images that a file names."""
+    if given.get("data_path") is None:
+        raise made.error(
+            "data.data_path", 'is missing; it is the folder of the images. Write "data_path": "path/to/images".'
         )
-    scenario = given.get("scenario", "cil")
-    if scenario not in SCENARIOS:
-        near = nearest(scenario, SCENARIOS)
-        advice = f"did you mean {near!r}?" if near else f"choose one of {', '.join(SCENARIOS)}."
-        raise ConfigError(f"data.scenario: unknown scenario {shown(scenario)}; {advice}")
-    root = Path(str(given["data_path"]))
+    root = Path(made.word("data.data_path", given["data_path"]))
     listed = (root / "train.txt").is_file() and (root / "test.txt").is_file()
     inside = root / "data" if (root / "data").is_dir() and not listed else root
-    dataset = {"name": "image_folder", "path": str(inside), "size": IMAGE, "normalise": True}
-    if given.get("dataset_name"):
-        notes.append(f"data.dataset_name: {given['dataset_name']!r} is a name only; the folder says what the data are.")
-    job["stream"] = {"name": scenario, "dataset": dataset, "experiences": given.get("n_experiments", 5)}
-    notes.append(f"data: images are resized to {IMAGE} pixels (CLMixer resizes to 256 and crops the middle).")
-    notes.append("data: evaluation is per experience, and accuracy is recall; CLMixer's 'accuracy' is precision.")
+    folder: dict[str, Any] = {"name": "image_folder", "path": str(inside), "size": IMAGE, "shorter_side": SHORTER}
+    folder |= {"filter": "bicubic", "normalise": "imagenet", "split_seed": seed}
+    return folder
 
 
-def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], job: dict[str, Any], notes: list[str]) -> None:
+def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], made: Translation) -> None:
     backbone = data.get("backbone")
-    frozen = None if backbone in (None, "None", "none", "") else str(backbone)
-    if frozen is not None and frozen not in BACKBONES:
-        near = nearest(frozen, BACKBONES)
-        raise ConfigError(
-            f"data.backbone: unknown backbone {frozen!r}; did you mean {near!r}? CLMixer has {', '.join(BACKBONES)}."
-        )
+    frozen = None if backbone in (None, "None", "none", "") else backbone
+    if frozen is not None:
+        frozen = made.choice("data.backbone", frozen, BACKBONES, "backbone")
+        if data.get("dataset_name") == "dummy":
+            raise made.error("data.backbone", f'{frozen!r} takes images, and the dummy data are points. Write "None".')
+    if data and "backbone" not in data:
+        made.tell("data.backbone", "is missing; none.", METHOD)
     if given is None and frozen is None:
         return
-    given = given or {"model_type": "mlp"}
-    kind = str(given.get("model_type", "mlp"))
-    if kind not in MODELS:
-        near = nearest(kind, MODELS)
-        advice = f"did you mean {near!r}?" if near else f"choose one of {', '.join(MODELS)}."
-        raise ConfigError(f"model.model_type: unknown model {kind!r}; {advice}")
-    if given.get("lora"):
-        notes.append("model.lora: a full cosine classifier; all classes of one of rank 1 lie on one line, two ways.")
-    size = int(given.get("hidden_size", 20))
-    hidden = [size] if kind in ("mlp", *REDUCED) and size > 0 else []
-    head = "cosine"
+    if given is None or "model_type" not in given:
+        made.tell("model.model_type", "is missing; mlp.", METHOD)
+    given = given or {}
+    kind = made.choice("model.model_type", given.get("model_type", "mlp"), MODELS, "model")
+    if given.get("lora") is not None and made.flag("model.lora", given["lora"]):
+        made.tell(
+            "model.lora", "a full cosine classifier; all classes of one of rank 1 lie on one line, two ways.", METHOD
+        )
+    size = given.get("hidden_size", 20)
+    size = made.whole("model.hidden_size", size, -1) if "hidden_size" in given else 20
+    narrow = kind in LAYERS
+    if narrow and size < 1:
+        raise made.error("model.hidden_size", f"got {size}, expected a number of 1 or more for {kind}.")
+    if narrow and "hidden_size" not in given:
+        made.tell("model.hidden_size", "is missing; 20.", METHOD)
+    if not narrow and "hidden_size" in given and not (kind == "identity" and size == -1):
+        made.tell("model.hidden_size", f"is left out: {kind} has the width of its own features.")
+    middle = {"hidden": [size] if narrow else [], "activation": "leaky_relu_0.2", "batch_norm": True, "dropout": 0.1}
     if frozen is not None:
+        if kind not in (*LAYERS, "identity"):
+            raise made.error(
+                "model.model_type", f"{kind!r} on the features of a frozen backbone makes no sense. Write mlp."
+            )
+        model = {"name": "frozen", **_network(frozen, "data.backbone", made), **middle}
         if kind in REDUCED:
-            notes.append(f"model.model_type: a plain layer of {size} on the frozen features instead of {kind}.")
-        elif kind not in ("mlp", "identity"):
-            raise ConfigError(
-                f"model.model_type: {kind!r} on the features of a frozen backbone makes no sense. Write mlp."
-            )
-        architecture = DINO.get(frozen, frozen)
-        job["model"] = {"name": "frozen", "architecture": architecture, "hidden": hidden, "head": head}
-        notes.append(
-            f"data.backbone: {frozen} is frozen, in eval mode; CLMixer leaves its batch norm in training mode. Nothing"
-            " is downloaded: give the weights with model.weights=FILE, else they are random."
-        )
-    elif kind == "mlp" or kind in REDUCED:
-        job["model"] = {**REDUCED.get(kind, {"name": "mlp"}), "hidden": hidden, "head": head, "batch_norm": True}
-        job["model"] |= {"activation": "leaky_relu", "dropout": 0.1}
-        notes.append("model: the leaky ReLU has torch's slope of 0.01, CLMixer's has 0.2.")
+            model["layer"] = LAYERS[kind]
+        made.tell("data.backbone", f"{frozen} is in eval mode; CLMixer leaves its batch norm in training mode.", DATA)
+    elif narrow:
+        model = {**REDUCED.get(kind, {"name": "mlp"}), **middle}
     elif kind == "identity":
-        job["model"] = {"name": "linear", "head": head}
+        model = {"name": "linear"}
     else:
-        architecture = DINO.get(kind, kind)
-        job["model"] = {"name": "timm", "architecture": architecture, "head": head}
-        notes.append(
-            f"model: {kind} starts from random weights, since nothing is downloaded; give a file with"
-            " model.weights=FILE. hidden_size is left out: the width of its features is its own."
+        model = {"name": "torchvision" if kind == "resnet18" else "timm", **_network(kind, "model.model_type", made)}
+        model.pop("library")
+    made.put("model", {**model, "head": "plain_cosine"}, "model")
+    made.kept["model.name"] = "model.model_type"
+    if narrow:
+        made.kept["model.hidden"] = "model.hidden_size"
+    if "architecture" in model:
+        made.kept["model.architecture"] = "model.model_type" if frozen is None else "data.backbone"
+
+
+def _network(name: str, path: str, made: Translation) -> dict[str, Any]:
+    """A network of torch's hub, with the file of its weights if it was downloaded on this machine."""
+    library = "torchvision" if name == "resnet18" else "timm"
+    home = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch")
+    file = home.expanduser() / "hub" / "checkpoints" / WEIGHTS[name]
+    if not file.is_file():
+        made.tell(
+            path,
+            f"nothing is downloaded, and the weights of {name} are not in torch's cache: give them with "
+            f"model.weights=FILE, or write model.weights=random for random ones.",
+            METHOD,
         )
-    notes.append("model: the cosine classifier has a scale of 16; CLMixer's has none, and so nearly no gradient.")
-
-
-def _plugins(given: Any, notes: list[str], where: str) -> dict[str, Any]:
-    """The method (and criterion) that a list of plugins stands for."""
-    if not isinstance(given, list):
-        raise ConfigError(
-            f'{where}plugins: got {shown(given)}, expected a list of {{"name": ..., "hyperparameters": ...}}.'
-        )
-    plugins = [_plugin(one, index, where) for index, one in enumerate(given)]
-    operations, criterion, told = translate(plugins)
-    notes += told
-    method: Any = {"operations": operations} if operations else {"name": "finetune"}
-    return {"method": method, **({"criterion": criterion} if criterion else {})}
-
-
-def _plugin(given: Any, index: int, where: str) -> Plugin:
-    path = f"{where}plugins.{index}"
-    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise ConfigError(f'{path}: got {shown(given)}, expected {{"name": ..., "hyperparameters": ...}}.')
-    for key in given:
-        if key not in ("name", "hyperparameters", "function"):
-            near = nearest(key, ("name", "hyperparameters", "function"))
-            raise ConfigError(
-                f"{path}.{key}: unknown key {key!r} of a plugin; did you mean {near or 'hyperparameters'!r}?"
-            )
-    name = given["name"]
-    if name not in KNOWN:
-        near = nearest(name, KNOWN)
-        advice = f"did you mean {near!r}?" if near else f"CLMixer has {', '.join(KNOWN)}."
-        raise ConfigError(f"{path}.name: unknown operation {name!r}; {advice}")
-    about = KNOWN[name]
-    function = given.get("function", about.function)
-    functions = sorted({one.function for one in KNOWN.values()})
-    if function not in functions:
-        near = nearest(function, functions)
-        raise ConfigError(
-            f"{path}.function: unknown function {shown(function)}; did you mean {near or functions[0]!r}?"
-        )
-    values = given.get("hyperparameters") or {}
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}.hyperparameters: got {shown(values)}, expected an object.")
-    for key, value in values.items():
-        if key not in about.defaults:
-            near = nearest(key, about.defaults)
-            known = ", ".join(about.defaults) or "none"
-            advice = f"did you mean {near!r}?" if near else f"it has {known}."
-            raise ConfigError(f"{path}.hyperparameters.{key}: unknown hyperparameter {key!r} of {name}; {advice}")
-        usual = about.defaults[key]
-        if isinstance(usual, (int, float)) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ConfigError(f"{path}.hyperparameters.{key}: got {shown(value)}, expected a number.")
-    return Plugin(name, {**about.defaults, **values}, path)
+    weights = str(file) if file.is_file() else WEIGHTS[name]
+    return {"architecture": DINO.get(name, name), "library": library, "weights": weights}

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.core.errors import ConfigError
+from holdfast.compat.clmixer_values import DATA, METHOD
 
 Spec = dict[str, Any]
+Made = list[tuple[Spec, dict[str, str]]]
+"""Operations of ours, each with the hyperparameter of CLMixer's that an argument is."""
 
-
-@dataclass(frozen=True)
-class Plugin:
-    """One plugin of a file: its name, its hyperparameters with CLMixer's defaults, and its path for messages."""
-
-    name: str
-    values: dict[str, Any]
-    path: str
+AS_CLMIXER = "as_clmixer"
+"""The hyperparameter that we add: true computes what CLMixer computes, also where that is a mistake of its code."""
 
 
 @dataclass(frozen=True)
@@ -26,198 +22,259 @@ class Known:
 
     Attributes:
         function: its place in CLMixer's taxonomy.
-        defaults: its hyperparameters.
+        defaults: its hyperparameters: those of its own template, and those that its code reads besides.
         made: from the hyperparameters to operations of ours.
         note: what is done differently.
-        criterion: the loss that it stands for.
+        weight: how much that matters.
+        mistake: what CLMixer's code computes instead of what is meant, where `as_clmixer` does the same.
+        idle: hyperparameter -> why it does nothing here.
+        extra: hyperparameters that files have though no template does.
+        loss: whether it is a loss of the current data, of which several add.
     """
 
     function: str
     defaults: dict[str, Any]
-    made: Callable[[dict[str, Any]], list[Spec]]
+    made: Callable[[dict[str, Any]], Made]
     note: str = ""
-    criterion: str = ""
+    weight: int = METHOD
+    mistake: str = ""
+    idle: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    loss: bool = False
 
 
 INCORPORATION, RETENTION = "knowledge_incorporation", "knowledge_retention"
 BIAS, REPRESENTATION = "bias_mitigation", "representation_learning"
+FUNCTIONS = (INCORPORATION, RETENTION, BIAS, REPRESENTATION, "uncertainty_reduction")
+"""CLMixer's taxonomy, with the axis of its plans that no operation has as its tag."""
+
+RULES: dict[str, tuple[Any, ...]] = {
+    "cls_budget": ("whole", 0),
+    "finetune_epochs": ("whole", 1),
+    "finetune_bs": ("whole", 1),
+    "finetune_lr": ("number", 0.0, True),
+    "temperature": ("number", 0.0, True),
+    "kl_annealing_step": ("whole", 1),
+    "regressor": ("choice", ("mse", "bce"), "regressor"),
+    "n": ("whole", 0),
+    "d": ("whole", 1),
+    "epochs": ("whole", 1),
+    "sampling_epochs": ("whole", 1),
+    "bs": ("whole", 1),
+    "lr": ("number", 0.0, True),
+    "loss_coeff": ("number", 0.0),
+    **{f"bic_{name}": ("number", 0.0) for name in ("epochs", "lr", "wd", "bs", "decay")},
+    AS_CLMIXER: ("flag",),
+}
+"""Hyperparameter -> the reader of its value in `Translation`, with its arguments; others are kept as they are."""
+
+COEFFICIENT = {"loss_coeff": 1.0}
 
 
-def _memory(selection: str) -> Callable[[dict[str, Any]], list[Spec]]:
-    def made(values: dict[str, Any]) -> list[Spec]:
-        budget = int(values["cls_budget"])
-        exemplars = {"name": "remember_exemplars", "per_class": budget, "selection": selection}
-        return [exemplars, {"name": "merged_replay"}] if budget else []
-
-    return made
-
-
-def _distillation(values: dict[str, Any]) -> list[Spec]:
-    return [{"name": "distillation", "temperature": float(values["temperature"]), "average": "experiences"}]
-
-
-def _interfered(values: dict[str, Any]) -> list[Spec]:
-    exemplars = {"name": "remember_exemplars", "per_class": int(values["cls_budget"]), "selection": "random"}
-    return [exemplars, {"name": "interfered_replay"}]
-
-
-def _finetune(values: dict[str, Any]) -> list[Spec]:
-    one = {"name": "balanced_finetune", "epochs": int(values["finetune_epochs"])}
-    one |= {"batch_size": int(values["finetune_bs"]), "lr": float(values["finetune_lr"])}
-    return [{**one, "per_class": int(values["cls_budget"])}]
-
-
-def _evidential(values: dict[str, Any]) -> list[Spec]:
-    forms = {"mse": "mse", "bce": "digamma"}
-    regressor = str(values.get("regressor", ""))
-    if "regressor" in values and regressor not in forms:
-        raise ConfigError(f"regressor: got {regressor!r}, and CLMixer has mse and bce. Write one of the two.")
-    return [{"name": "evidential", "form": forms.get(regressor, "log"), "annealing": int(values["kl_annealing_step"])}]
-
-
-def _learned(name: str) -> Callable[[dict[str, Any]], list[Spec]]:
-    def made(values: dict[str, Any]) -> list[Spec]:
-        points = {"points": int(values["n"])} if values["n"] else {}
-        return [{"name": name, "dimensions": int(values["d"]), **points}]
+def _memory(selection: str) -> Callable[[dict[str, Any]], Made]:
+    def made(values: dict[str, Any]) -> Made:
+        spec = {"name": "remember_exemplars", "per_class": values["cls_budget"], "selection": selection}
+        return [(spec, {"per_class": "cls_budget"}), ({"name": "merged_replay"}, {})] if values["cls_budget"] else []
 
     return made
 
 
-def _one(name: str, **arguments: Any) -> Callable[[dict[str, Any]], list[Spec]]:
-    return lambda values: [{"name": name, **arguments}]
+def _distillation(values: dict[str, Any]) -> Made:
+    spec = {"name": "distillation", "temperature": values["temperature"], "scaled": False, "adaptive": True}
+    return [({**spec, "form": "divergence"}, {"temperature": "temperature"})]
 
+
+def _pooled(values: dict[str, Any]) -> Made:
+    return [({"name": "pooled_distillation", "adaptive": "classes", "layers": ["backbone", "head"]}, {})]
+
+
+def _interfered(values: dict[str, Any]) -> Made:
+    if not values["cls_budget"]:
+        return []
+    exemplars = {"name": "remember_exemplars", "per_class": values["cls_budget"], "selection": "random"}
+    return [(exemplars, {"per_class": "cls_budget"}), ({"name": "interfered_replay"}, {})]
+
+
+def _finetune(values: dict[str, Any]) -> Made:
+    keys = {"epochs": "finetune_epochs", "batch_size": "finetune_bs", "lr": "finetune_lr"}
+    if not values["cls_budget"]:
+        return []
+    spec: Spec = {"name": "balanced_finetune", **{ours: values[theirs] for ours, theirs in keys.items()}}
+    spec |= {"per_class": values["cls_budget"], "over": "memory_and_data", "equal": "repeat", "plain": True}
+    return [(spec, {**keys, "per_class": "cls_budget"})]
+
+
+def _evidential(values: dict[str, Any]) -> Made:
+    form = {"mse": "mse", "bce": "digamma"}[values["regressor"]] if "regressor" in values else "none"
+    spec: Spec = {"name": "evidential", "form": form, "evidence": "identity", "counted": "epochs"}
+    spec["annealing"] = 0 if values.get(AS_CLMIXER) else values["kl_annealing_step"]
+    return [(spec, {"annealing": "kl_annealing_step", **({"form": "regressor"} if "regressor" in values else {})})]
+
+
+def _learned(name: str) -> Callable[[dict[str, Any]], Made]:
+    def made(values: dict[str, Any]) -> Made:
+        spec, keys = {"name": name, "dimensions": values["d"]}, {"dimensions": "d"}
+        if values["n"]:
+            spec, keys = {**spec, "points": values["n"]}, {**keys, "points": "n"}
+        if values.get("lr") is not None:
+            spec, keys = {**spec, "rate": values["lr"]}, {**keys, "rate": "lr"}
+        return [(spec, keys)]
+
+    return made
+
+
+def _loss(name: str, **arguments: Any) -> Callable[[dict[str, Any]], Made]:
+    def made(values: dict[str, Any]) -> Made:
+        return [({"name": name, **arguments, **({"double_softmax": True} if values.get(AS_CLMIXER) else {})}, {})]
+
+    return made
+
+
+def _projection(values: dict[str, Any]) -> Made:
+    return [*_loss("cross_entropy")(values), *_learned("common_minimum")(values)]
+
+
+def _align(values: dict[str, Any]) -> Made:
+    wrong = {"at": "outputs", "classes": "old"} if values.get(AS_CLMIXER) else {}
+    return [({"name": "weight_align", **wrong}, {})]
+
+
+def _one(name: str, **arguments: Any) -> Callable[[dict[str, Any]], Made]:
+    return lambda values: [({"name": name, **arguments}, {})]
+
+
+SECOND = (
+    "is the cross-entropy of the outputs; CLMixer puts them through a softmax before, so that there is a second softmax"
+)
+FILLED = "is left out; CLMixer writes into it while it trains"
+FITTED = "epochs does nothing: the fit of what was measured takes 200 steps of Adam over all points at once"
+BIC = "does nothing: the two numbers are fitted to their minimum, in closed form"
+SURROGATE: dict[str, Any] = {"approximators": [], "current_task_loss_dataset": [], "n": 10000, "d": 2}
+SURROGATE_IDLE = {
+    "approximators": FILLED,
+    "current_task_loss_dataset": FILLED,
+    "epochs": FITTED,
+    "bs": "does nothing: the fit takes all points at once",
+    "sampling_epochs": FITTED,
+}
+SURROGATE_EXTRA: dict[str, Any] = {**COEFFICIENT, "epochs": 100, "bs": 32, "lr": None, "sampling_epochs": 100}
 
 KNOWN: dict[str, Known] = {
     "CrossEntropyOperation": Known(
-        INCORPORATION,
-        {},
-        lambda values: [],
-        "CLMixer applies the cross-entropy to a softmax, which is a second softmax; here it is applied to the outputs.",
-        "cross_entropy",
+        INCORPORATION, {}, _loss("cross_entropy"), mistake=SECOND, extra=COEFFICIENT, loss=True
     ),
-    "MSEOperation": Known(INCORPORATION, {}, _one("one_hot_error")),
+    "MSEOperation": Known(INCORPORATION, {}, _loss("one_hot_error"), extra=COEFFICIENT, loss=True),
     "WeightedCrossEntropyOperation": Known(
         INCORPORATION,
         {},
-        _one("weighted_cross_entropy", scheme="complement"),
-        "CLMixer applies it to a softmax, and resets the network at the end if it can; neither is done here.",
+        _loss("weighted_cross_entropy", scheme="complement"),
+        "the network goes on from one experience to the next; CLMixer resets its mixing coefficients, and stops with "
+        "an error where it has none.",
+        mistake=SECOND,
+        extra=COEFFICIENT,
+        loss=True,
     ),
     "CrossEntropyProjectionOperation": Known(
         INCORPORATION,
         {"n": 0, "d": 2, "epochs": 1},
-        _learned("common_minimum"),
+        _projection,
         "after each experience the weights move to the minimum of what was learned of all losses (CLMixer looks for a "
-        "point in all subspaces at once, draws and shows plots); epochs does nothing.",
-        "cross_entropy",
+        "point in all subspaces at once, draws and shows plots).",
+        mistake=SECOND,
+        idle={key: value for key, value in SURROGATE_IDLE.items() if key != "approximators"},
+        extra={key: value for key, value in SURROGATE_EXTRA.items() if key != "epochs"},
+        loss=True,
     ),
     "RandomMemoryUpdaterOperation": Known(
         RETENTION,
         {"cls_budget": 10},
         _memory("random"),
-        "exemplars are drawn without replacement (CLMixer draws some twice), and join the next experience's data.",
+        "exemplars are drawn without replacement; CLMixer draws some of them twice.",
+        DATA,
     ),
     "NCMMemoryUpdaterOperation": Known(
         RETENTION,
         {"cls_budget": 10},
         _memory("herding"),
-        "herding as in the iCaRL paper (CLMixer gives its exemplars wrong labels, and keeps one too few).",
+        "herding as in the iCaRL paper; CLMixer gives its exemplars wrong labels, and keeps one too few.",
     ),
-    "KnowledgeDistillationOperation": Known(
-        RETENTION,
-        {"temperature": 2.0},
-        _distillation,
-        "over the old classes, with the factor T^2 that CLMixer leaves out; old and new weigh as c - 1 to 1 after c "
-        "experiences.",
-    ),
-    "PodLossOperation": Known(
-        RETENTION,
-        {},
-        _one("pooled_distillation"),
-        "the pooled outputs distillation of the PODNet paper, over the layers that the model has.",
-    ),
+    "KnowledgeDistillationOperation": Known(RETENTION, {"temperature": 2.0}, _distillation, extra=COEFFICIENT),
+    "PodLossOperation": Known(RETENTION, {}, _pooled, extra=COEFFICIENT),
     "MIRMemoryUpdaterOperation": Known(
         RETENTION,
         {"cls_budget": 10},
         _interfered,
-        "replays the samples whose loss a virtual step raises most (CLMixer's replay loss stays 0).",
+        "replays 10 of 50 samples drawn whose loss a virtual step raises most; CLMixer's replay loss stays 0, and it "
+        "counts the other losses twice.",
     ),
     "LossApproxOperation": Known(
         RETENTION,
-        {"n": 10000, "d": 2, "epochs": 1},
+        SURROGATE,
         _learned("loss_surrogate"),
-        "the old losses as learned along d directions, and a pull back to where they were learned (CLMixer lets the "
-        "weights leave the d directions freely, and needs cuda:0); epochs does nothing.",
+        "the old losses as learned along d directions, and a pull back to where they were learned; CLMixer lets the "
+        "weights leave the d directions freely, and needs cuda:0.",
+        idle=SURROGATE_IDLE,
+        extra=SURROGATE_EXTRA,
     ),
     "LossLandscapeOperation": Known(
         RETENTION,
-        {"n": 10000, "d": 2, "epochs": 1},
+        SURROGATE,
         _learned("loss_surrogate"),
-        "as LossApproxOperation, on all weights; CLMixer trains a classifier of d numbers instead of the model's. "
-        "epochs does nothing.",
+        "the old losses as learned along d directions, of all weights, and a pull back to where they were learned; "
+        "CLMixer trains a classifier of d numbers instead of the model's, and needs cuda:0.",
+        idle=SURROGATE_IDLE,
+        extra=SURROGATE_EXTRA,
     ),
     "FinetuneOperation": Known(
         BIAS,
         {"finetune_epochs": 100, "finetune_bs": 32, "finetune_lr": 0.001, "cls_budget": 15},
         _finetune,
-        "draws up to cls_budget of each class from the memory, which stays as it is (CLMixer overwrites it).",
+        mistake="leaves the memory as it is; CLMixer puts what it draws, cls_budget of a class, in its place",
     ),
     "WeightAlignOperation": Known(
-        BIAS, {}, _one("weight_align"), "scales the new classes (CLMixer scales the old ones, or none)."
+        BIAS,
+        {},
+        _align,
+        mistake="scales the new classes of a linear head; CLMixer scales the outputs of the old classes, or none, by "
+        "lengths that its cosine classifier ignores",
     ),
     "BICOperation": Known(
         BIAS,
-        {"bic_epochs": 0, "bic_lr": 0.0, "bic_wd": 0.0, "bic_bs": 0, "bic_decay": 0.0},
+        {},
         _one("bias_correction"),
-        "corrects the new classes' outputs, fitted on held-out samples in closed form, so that the bic_ values do "
-        "nothing (CLMixer shifts all classes alike, which changes no answer).",
+        "corrects the new classes' outputs, fitted on 20 samples of a class that are not trained on; CLMixer's stops "
+        "with an error, and shifts all classes alike, which changes no answer.",
+        idle={f"bic_{name}": BIC for name in ("epochs", "lr", "wd", "bs", "decay")},
+        extra={"bic_epochs": 0, "bic_lr": 0.0, "bic_wd": 0.0, "bic_bs": 0, "bic_decay": 0.0},
     ),
     "DirichletUncertaintyLossOperation": Known(
         BIAS,
         {"kl_annealing_step": 150, "regressor": "mse"},
         _evidential,
-        "with its annealing applied, counted in steps (CLMixer's stops with a TypeError).",
+        "runs, and keeps every alpha at 0.001 or more; CLMixer's stops with a TypeError.",
+        extra=COEFFICIENT,
+        loss=True,
     ),
     "DirichletKLLossOperation": Known(
         BIAS,
         {"kl_annealing_step": 150},
         _evidential,
-        "in one with the log form of the evidential loss; its evidence is never negative, its annealing applied.",
+        mistake="grows to its whole weight over kl_annealing_step epochs, with every alpha at 0.001 or more; CLMixer "
+        "computes that factor and never applies it",
+        extra=COEFFICIENT,
+        loss=True,
     ),
     "DuplicateNetworkBackboneOperation": Known(
         REPRESENTATION,
         {},
         _one("duplicate_backbone"),
-        "the head reads the features of all copies (CLMixer's is never widened, and stops with an error of shapes).",
+        "the head reads the features of all copies; CLMixer's is never widened, and stops with an error of shapes.",
     ),
     "FreezeNetworkBackboneOperation": Known(
-        REPRESENTATION, {}, _one("freeze_backbone"), "frozen from the second experience on."
+        REPRESENTATION,
+        {},
+        _one("freeze_backbone"),
+        "statistics of normalisation are frozen too; CLMixer lets them go on.",
     ),
 }
 """CLMixer's name -> what it stands for."""
-
-
-def translate(plugins: Sequence[Plugin]) -> tuple[list[Spec], str, list[str]]:
-    """Operations of ours for a list of plugins, the criterion that they name, and notes.
-
-    Raises:
-        ConfigError: for a hyperparameter without a meaning.
-    """
-    operations: list[Spec] = []
-    criterion = ""
-    notes = []
-    for plugin in plugins:
-        about = KNOWN[plugin.name]
-        try:
-            found = about.made(plugin.values)
-        except ConfigError as error:
-            raise ConfigError(f"{plugin.path}.hyperparameters.{error}") from None
-        remembers = any(one["name"].startswith("remember") for one in operations)
-        operations += [one for one in found if not (remembers and one["name"].startswith("remember"))]
-        criterion = about.criterion or criterion
-        if about.note:
-            notes.append(f"{plugin.name}: {about.note}")
-    names = [one["name"] for one in operations]
-    if "balanced_finetune" in names and not any(name.startswith("remember") for name in names):
-        budget = next(plugin.values["cls_budget"] for plugin in plugins if plugin.name == "FinetuneOperation")
-        operations.insert(0, {"name": "remember_exemplars", "per_class": int(budget), "selection": "random"})
-    return operations, criterion, notes

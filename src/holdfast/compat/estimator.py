@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -21,12 +22,19 @@ from holdfast.compat.components import (
     network_of,
     optimizer_of,
 )
+from holdfast.core.errors import needs_extra
 from holdfast.core.method import Method
 from holdfast.core.operation import acts_at
 from holdfast.operations import AsymmetricCrossEntropy, GenerativeClassifier, StreamingLDA, TrainOnMemory
 from holdfast.operations._parts.scores import ClosedFormClassifier
 from holdfast.streams.data import TensorData
 from holdfast.training.wrapper import Continual
+
+EXPERIENCES = frozenset({"boundaries", "data", "stream", "progress", "replacement", "task"})
+"""Needs of methods that learn from experiences, and not from samples alone."""
+
+CHECKED = 50
+"""Samples between two looks at the weights, where samples come one at a time."""
 
 ROWS = 4096
 """Samples of one forward in a prediction."""
@@ -103,6 +111,7 @@ class EstimatorLogic:
         network = network_of(self.model, shape, outputs, self.hidden, self._seed)
         optimizer = optimizer_of(self.optimizer, network)
         self.continual_ = Continual(network, method, optimizer, criterion=type(self).criterion, seed=self._seed)
+        self._norms = [module for module in network.modules() if isinstance(module, NORMS)]
         self.shape_in_ = shape
 
     def _first(self, shape: tuple[int, ...], outputs: int) -> None:
@@ -159,7 +168,33 @@ class EstimatorLogic:
                 optimizer.step()
         cl.end()
         cl.model.eval()
-        if not all(bool(p.isfinite().all()) for p in cl.model.parameters()):
+        self._check_finite()
+
+    def _train_one(self, row: Tensor, target: Tensor) -> None:
+        """`epochs` steps on one sample, within no experience: for methods that ask for none."""
+        cl, criterion_on = self.continual_, self.continual_.loss
+        optimizer, model = cl.optimizer, cl.model
+        assert optimizer is not None
+        model.train()
+        for norm in self._norms:
+            norm.eval()  # a single sample has no statistics
+        for _ in range(self.epochs):
+            loss = criterion_on(model(row), target, row)
+            optimizer.zero_grad()
+            cl.backward(loss, target, inputs=row)
+            optimizer.step()
+        model.eval()
+        self._ones = getattr(self, "_ones", 0) + 1
+        if self._ones % CHECKED == 1:
+            self._check_finite()
+
+    @property
+    def _takes_ones(self) -> bool:
+        """Whether the method learns a sample at a time as it learns experiences."""
+        return not EXPERIENCES & set(self.continual_.method.needs)
+
+    def _check_finite(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.continual_.model.parameters()):
             raise ParameterError(
                 "training diverged: the weights are not finite any more. Scale the features (StandardScaler), lower the"
                 " learning rate (optimizer__lr), or the strength of the method's penalty."
@@ -201,11 +236,48 @@ class EstimatorLogic:
 
     # River -----------------------------------------------------------------------------------------------
 
+    def as_river(self) -> Any:
+        """This estimator as a model of river's, for its `evaluate.progressive_val_score`, pipelines and metrics.
+
+        Both are one: what the model of river learns, this estimator has learnt.
+
+        Raises:
+            ImportError: where river is not installed.
+        """
+        try:
+            from river import base
+        except ImportError as error:
+            raise needs_extra("a model of river", "river", "stream") from error
+        estimator = self
+        kind = base.Classifier if hasattr(self, "predict_proba_one") else base.Regressor
+
+        class Continual(kind):  # type: ignore[misc, valid-type]
+            _multiclass = True
+
+            def learn_one(self, x: Mapping[str, float], y: Any) -> None:
+                estimator.learn_one(x, y)  # type: ignore[attr-defined]
+
+            def predict_one(self, x: Mapping[str, float]) -> Any:
+                return estimator.predict_one(x)  # type: ignore[attr-defined]
+
+            def predict_proba_one(self, x: Mapping[str, float]) -> dict[Any, float]:
+                return estimator.predict_proba_one(x)  # type: ignore[attr-defined, no-any-return]
+
+        Continual.__name__ = type(self).__name__
+        return Continual()
+
     def _row_of(self, x: Mapping[str, float]) -> Tensor:
         """One sample `[1, features]` from features by name, in the order of the first sample."""
         names = getattr(self, "river_features_", None)
         if names is None:
             names = getattr(self, "feature_names_in_", None)
+        if names is not None and len(names) == len(x):
+            try:
+                given = [x[name] for name in names]
+                if math.isfinite(sum(given)):
+                    return torch.tensor([given], dtype=torch.float32)
+            except (KeyError, TypeError, ValueError):
+                pass  # told below
         if names is None and not hasattr(self, "continual_"):
             names = self.river_features_ = sorted(x)
         if names is None or set(names) != set(x):
@@ -230,6 +302,7 @@ class EstimatorLogic:
         """Plain values: what trains is written down, and built again where it is read."""
         state: dict[str, Any] = dict(super().__getstate__())  # type: ignore[call-overload]
         cl = state.pop("continual_", None)
+        state.pop("_norms", None)
         if cl is not None:
             state["saved_"] = {"continual": cl.state_dict(), "optimizer": cl.optimizer.state_dict()}
         return state

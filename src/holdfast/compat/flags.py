@@ -28,7 +28,7 @@ SAME = {
     "gradient_clip_val": "clip_norm",
     "accumulate_grad_batches": "accumulate",
 }
-JOB = ("profiler", "compile")
+JOB = ("profiler",)
 """Flags that are keys of the job here."""
 
 
@@ -46,6 +46,8 @@ def flag(key: str, value: Any) -> Changes | None:
         return {("trainer", "max_seconds"): seconds(value)}
     if key in SAME:
         return {("trainer", SAME[key]): value}
+    if key == "compile":
+        return {("trainer", "capture"): "compile" if value is True else "auto"}
     if key in JOB:
         return {(key,): value}
     if key == "gradient_clip_algorithm":

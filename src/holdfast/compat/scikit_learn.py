@@ -99,19 +99,32 @@ class ClassifierLogic(EstimatorLogic):
 
     def learn_one(self, x: Mapping[str, float], y: Any) -> Self:
         """One sample as river's models take it: features by name, the same ones as in the first sample."""
-        self._learn_rows(self._row_of(x), np.array([y]), None, self._classes_with([y], None))
+        row = self._row_of(x)
+        number = self._number.get(y) if hasattr(self, "continual_") else None
+        if number is not None and self._takes_ones:
+            self._train_one(row, torch.tensor([number]))
+        else:
+            self._learn_rows(row, np.array([y]), None, self._classes_with([y], None))
         return self
 
     def predict_one(self, x: Mapping[str, float]) -> Any:
         """The label of one sample, or None before anything was learnt."""
-        found = self.predict_proba_one(x)
-        return max(found, key=found.__getitem__) if found else None
+        if not hasattr(self, "continual_"):
+            return None
+        outputs = self.continual_.predict(self._row_of(x))[0].tolist()
+        number = self._number
+        return max((label for label in self.classes_.tolist() if label in number), key=lambda one: outputs[number[one]])
 
     def predict_proba_one(self, x: Mapping[str, float]) -> dict[Any, float]:
         """The probability of each label for one sample; empty before anything was learnt."""
         if not hasattr(self, "continual_"):
             return {}
-        return dict(zip(self.classes_.tolist(), self._probabilities(self._outputs_of(self._row_of(x)))[0].tolist()))
+        outputs = self.continual_.predict(self._row_of(x))[0]
+        known = self.classes_.tolist()
+        shares = outputs[[self._number[label] for label in known if label in self._number]].double().softmax(0).tolist()
+        found = dict.fromkeys(known, 0.0)
+        found.update(zip((label for label in known if label in self._number), shares))
+        return found
 
     def _learn(self, X: Any, y: Any, classes: Any, sample_weight: Any, reset: bool) -> Self:
         from sklearn.utils.multiclass import check_classification_targets
@@ -149,6 +162,7 @@ class ClassifierLogic(EstimatorLogic):
             self._first(tuple(rows.shape[1:]), self._width())
             self.n_features_in_ = rows.shape[1] if not hasattr(self, "n_features_in_") else self.n_features_in_
             self._labels: list[Any] = []
+            self._number: dict[Any, int] = {}
         seen = set(self._labels)
         new = [label for label in dict.fromkeys(labels.tolist()) if label not in seen]
         head = self.continual_.learner.head
@@ -160,7 +174,7 @@ class ClassifierLogic(EstimatorLogic):
             )
         self.classes_ = classes
         self._labels += new
-        number = {label: index for index, label in enumerate(self._labels)}
+        self._number = number = {label: index for index, label in enumerate(self._labels)}
         targets = torch.tensor([number[label] for label in labels.tolist()])
         self._train(rows, targets, sorted(set(targets.tolist())), weight)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -62,12 +63,17 @@ class Task(NamedTuple):
 class TaskDict(Mapping[str, Task]):
     """A mapping from task names to tasks, and the stream they make.
 
+    It is made from two data sets, or as in Synapse from a folder: `TaskDict(root="datasets", key_to_targets=...)` of a
+    subclass whose `_train_set` and `_test_set` make the data sets of `self.root`.
+
     Args:
-        train_set: any map-style data set of `(input, target)`, for instance `torchvision.datasets.CIFAR100`.
-        test_set: likewise.
+        train_set: any map-style data set of `(input, target)`, for instance `torchvision.datasets.CIFAR100`; or the
+            root, where a subclass makes the data sets.
+        test_set: likewise; after a root the tasks may stand here.
         key_to_targets: task name -> its targets, in the order in which the tasks come. A target may be in several.
         key_to_transform: task name -> transform of its inputs, on top of the data set's own.
         key_to_target_transform: task name -> transform of its targets.
+        root: folder of the data, for subclasses that make the data sets.
 
     Raises:
         ConfigError: for tasks without targets, targets named twice in a task, or that no item has.
@@ -83,12 +89,20 @@ class TaskDict(Mapping[str, Task]):
 
     def __init__(
         self,
-        train_set: Any,
-        test_set: Any,
-        key_to_targets: Mapping[str, Sequence[int]],
+        train_set: Any = None,
+        test_set: Any = None,
+        key_to_targets: Mapping[str, Sequence[int]] | None = None,
         key_to_transform: Mapping[str, Change] | None = None,
         key_to_target_transform: Mapping[str, Change] | None = None,
+        *,
+        root: str | Path | None = None,
     ) -> None:
+        if isinstance(train_set, str | Path):
+            root, train_set = train_set, None
+            if key_to_targets is None:
+                key_to_targets, test_set = test_set, None
+        self.root = root
+        train_set, test_set = self._sets(train_set, test_set)
         if not key_to_targets:
             raise ConfigError("a TaskDict got no tasks. Give key_to_targets={'1': [0, 1], '2': [2, 3]}.")
         for given in (key_to_transform or {}, key_to_target_transform or {}):
@@ -112,6 +126,28 @@ class TaskDict(Mapping[str, Task]):
                 for data, held in sets
             )
             self._tasks[key] = Task(key, train, test, wanted)
+
+    @property
+    def _train_set(self) -> Any:
+        """The training data set of `self.root`; a subclass makes it."""
+        raise NotImplementedError
+
+    @property
+    def _test_set(self) -> Any:
+        """The test data set of `self.root`; a subclass makes it."""
+        raise NotImplementedError
+
+    def _sets(self, train_set: Any, test_set: Any) -> tuple[Any, Any]:
+        """The data sets given, and those that a subclass makes."""
+        kind = type(self)
+        for name, given in (("_train_set", train_set), ("_test_set", test_set)):
+            if given is None and getattr(kind, name) is getattr(TaskDict, name):
+                raise ConfigError(
+                    f"{kind.__name__} got no {'training' if name == '_train_set' else 'test'} data. Give train_set and "
+                    "test_set, or subclass TaskDict with the properties _train_set and _test_set."
+                )
+        made = self._train_set if train_set is None else train_set
+        return made, self._test_set if test_set is None else test_set
 
     @property
     def num_targets(self) -> int:
@@ -171,7 +207,14 @@ def _targets(part: TaskSubset) -> list[int]:
 
 
 def masked_cross_entropy(
-    logits: Tensor, targets: Tensor, keep: Sequence[int] | None = None, reduction: Reduction = "mean"
+    logits: Tensor,
+    targets: Tensor,
+    keep: Sequence[int] | None = None,
+    reduction: Reduction = "mean",
+    *,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = IGNORED,
 ) -> Tensor:
     """Cross-entropy whose softmax runs over the classes in `keep` only; rows of other classes are left out.
 
@@ -180,6 +223,9 @@ def masked_cross_entropy(
         targets: `[rows]` class indices, int64.
         keep: class indices, each once; None keeps all.
         reduction: `mean` over the rows that count (0 if none does), `sum`, or `none`: `[rows]` with zeros elsewhere.
+        weight: `[classes]` of each class, as `torch.nn.functional.cross_entropy` takes it; the mean is then weighted.
+        label_smoothing: from 0 to 1, over the classes that are kept.
+        ignore_index: rows with this target are left out.
 
     Raises:
         UsageError: for targets that are no class indices, or classes that repeat or have no output.
@@ -189,11 +235,21 @@ def masked_cross_entropy(
         >>> masked_cross_entropy(logits, torch.tensor([0, 2]), keep=[0, 1])
         tensor(0.6931)
     """
-    columns, labels = _kept(logits, targets, keep)
-    losses = F.cross_entropy(columns, labels, ignore_index=IGNORED, reduction="none")
+    columns, labels = _kept(logits, targets, keep, ignore_index)
+    if weight is not None and keep is not None:
+        weight = weight[[int(label) for label in keep]]
+    losses = F.cross_entropy(
+        columns, labels, weight=weight, ignore_index=IGNORED, reduction="none", label_smoothing=label_smoothing
+    )
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / (labels != IGNORED).sum().clamp(min=1)
+    if reduction == "sum":
+        return losses.sum()
+    counted = labels != IGNORED
+    if weight is None:
+        return losses.sum() / counted.sum().clamp(min=1)
+    total = (weight[labels.clamp(min=0)] * counted).sum()
+    return losses.sum() / torch.where(total > 0, total, 1.0)
 
 
 @torch.no_grad()
@@ -203,6 +259,7 @@ def masked_accuracy(
     keep: Sequence[int] | None = None,
     top_k: int = 1,
     reduction: Reduction = "mean",
+    ignore_index: int = IGNORED,
 ) -> Tensor:
     """Share of rows whose class is among the `top_k` largest outputs of the classes in `keep`.
 
@@ -212,6 +269,7 @@ def masked_accuracy(
         keep: class indices, each once; None keeps all. Rows of other classes are left out.
         top_k: how many outputs may hold the class.
         reduction: `mean` over the rows that count (0 if none does), `sum`, or `none`: `[rows]` of 0 and 1.
+        ignore_index: rows with this target are left out.
 
     Raises:
         UsageError: as for `masked_cross_entropy`, and for more outputs than classes.
@@ -221,7 +279,7 @@ def masked_accuracy(
         >>> masked_accuracy(logits, torch.tensor([0, 1])), masked_accuracy(logits, torch.tensor([0, 1]), keep=[0, 1])
         (tensor(0.), tensor(0.5000))
     """
-    columns, labels = _kept(logits, targets, keep)
+    columns, labels = _kept(logits, targets, keep, ignore_index)
     if not 1 <= top_k <= columns.shape[1]:
         raise UsageError(
             f"top_k is {top_k} among {columns.shape[1]} classes. Give a number from 1 to {columns.shape[1]}."
@@ -232,19 +290,20 @@ def masked_accuracy(
     return hits.sum() if reduction == "sum" else hits.sum() / (labels != IGNORED).sum().clamp(min=1)
 
 
-def _kept(logits: Tensor, targets: Tensor, keep: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+def _kept(logits: Tensor, targets: Tensor, keep: Sequence[int] | None, ignored: int) -> tuple[Tensor, Tensor]:
     """The columns that count, and each row's place among them or `IGNORED`."""
     if targets.dtype != torch.int64 or targets.dim() != 1 or logits.dim() != 2:
         raise UsageError(
             f"got logits {tuple(logits.shape)} and targets {tuple(targets.shape)} of {targets.dtype}. "
             "Give logits [rows, classes] and int64 class indices [rows]."
         )
+    left_out = targets == ignored
     if keep is None:
-        return logits, targets
+        return logits, targets.masked_fill(left_out, IGNORED)
     classes = [int(label) for label in keep]
     if len(set(classes)) < len(classes) or not classes or min(classes) < 0 or max(classes) >= logits.shape[1]:
         raise UsageError(f"keep is {classes} for {logits.shape[1]} outputs. Name some of the classes, each once.")
     places = torch.full((logits.shape[1],), IGNORED, dtype=torch.int64, device=logits.device)
     index = torch.tensor(classes, device=logits.device)
     places[index] = torch.arange(len(classes), device=logits.device)
-    return logits[:, index], places[targets]
+    return logits[:, index], places[targets.masked_fill(left_out, 0)].masked_fill(left_out, IGNORED)

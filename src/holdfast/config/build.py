@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from holdfast.config import job as parts
 from holdfast.config import schema
-from holdfast.config.check import check_device_name, validated
+from holdfast.config.check import validated
 from holdfast.config.compose import compose
 from holdfast.config.job import (
     OptimizerFactory,
@@ -27,6 +27,7 @@ from holdfast.config.job import (
     with_features,
 )
 from holdfast.config.messages import check_block, refuse
+from holdfast.config.trial import check_device_name
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 

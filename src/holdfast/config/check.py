@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from holdfast.config import kinds, schema
-from holdfast.config.job import PROTOCOLS, Job, called
+from holdfast.config import arrivals, kinds, schema
+from holdfast.config.job import PROTOCOLS, Job
 from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
-from holdfast.config.words import nearest, pattern_problem, shown
+from holdfast.config.trial import check_device_name, disagreements
+from holdfast.config.updates import check_changes, check_held_out, check_optimizer, check_scheduler
+from holdfast.config.words import pattern_problem, shown
 from holdfast.core.criteria import without_classes
-from holdfast.core.errors import ConfigError, HoldfastError, NeedError
+from holdfast.core.errors import ConfigError, HoldfastError, NeedError, unknown
 from holdfast.core.method import Method
 from holdfast.core.operation import acts_at
+from holdfast.models.library import architectures
+from holdfast.streams.datasets.vision import known_datasets
 from holdfast.training.precision import launched
+from holdfast.training.programs import chosen
 from holdfast.training.ranks import check_shared
-from holdfast.training.settings import indices
 
 
-def validated(config: Any, source: str = "") -> Job:
+def validated(config: Any, source: str = "", together: bool = False) -> Job:
     """The job that a configuration describes.
 
     Args:
         config: what a file says; every key may be left out.
         source: the file's name, for error messages.
+        together: whether its parts are put together over stand-ins for the data, too (`config.trial`), as a run does
+            it anyway with the data.
 
     Raises:
         ConfigError: with everything that is wrong, each in a sentence with its path.
@@ -44,13 +49,17 @@ def validated(config: Any, source: str = "") -> Job:
         refuse(sentences(error.errors(include_url=False), values), source)
         raise
     job = Job(schema.dump(block), block)
-    refuse(cross_checks(job), source)
+    refuse(cross_checks(job) or (disagreements(job) if together else []), source)
     return job
 
 
 def cross_checks(job: Job) -> list[str]:
     """What is wrong between the parts of a job that are right each for itself."""
+    if job.learns_from_source:
+        return _checks_of_a_source(job)
     problems: list[str] = []
+    if job.config["stream"] is None:
+        return ["stream: neither a stream nor a source is given. Write stream=split, or source=toy8."]
     block, config, trainer, stream = job.block, job.config, job.config["trainer"], job.config["stream"]
     if trainer.get("epochs") is not None and trainer.get("iterations") is not None:
         problems.append(
@@ -59,6 +68,11 @@ def cross_checks(job: Job) -> list[str]:
         )
     elif "iterations" in trainer and trainer.get("epochs") is None and trainer["iterations"] is None:
         problems.append("trainer: neither epochs nor iterations is given. Write trainer.epochs=1.")
+    for key in ("boundary", "arrival"):
+        if config.get(key) is not None:
+            problems.append(
+                f"{key}: it is for a source, and a stream says by itself where experiences begin. Write source=."
+            )
     if stream.get("of") is not None:
         stream = {**stream["of"], "dataset": stream["dataset"]}
     if trainer.get("evaluate") in ("validation", "both") and stream.get("validation", 1) in (0, None):
@@ -66,7 +80,7 @@ def cross_checks(job: Job) -> list[str]:
             f"trainer.evaluate: got {shown(trainer['evaluate'])}, but the stream holds no validation data out. "
             "Write stream.validation=0.1, or trainer.evaluate=test."
         )
-    problems += _check_held_out(stream, "trainer", trainer)
+    problems += check_held_out(stream, "trainer", trainer)
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         if isinstance(trainer.get(key), float) and trainer[key] > 1:
             problems.append(
@@ -77,11 +91,27 @@ def cross_checks(job: Job) -> list[str]:
         fault = "" if pattern is None else pattern_problem(pattern)
         problems += [f"folders.{key}: {fault}"] if fault else []
     problems += _check_method(job, stream)
-    problems += _check_optimizer(block.optimizer) or _check_scheduler(block.optimizer, block.scheduler)
+    problems += check_optimizer(block.optimizer) or check_scheduler(block.optimizer, block.scheduler)
     problems += check_changes(block, stream)
+    if block.scheduler is not None and block.scheduler.name == "ReduceLROnPlateau":
+        found = check_held_out(stream, "", {**trainer, "scheduler": "ReduceLROnPlateau"}, ("scheduler",))
+        problems += [problem.removeprefix(".") for problem in found]
     problems += check_processes(job)
     problems += _check_references(job, stream)
     problems += check_device_name(config["device"])
+    if config["seeds"] is not None and len(set(config["seeds"])) < len(config["seeds"]):
+        problems.append(f"seeds: got {shown(config['seeds'])}, in which a seed stands twice. Keep each once.")
+    return problems
+
+
+def _checks_of_a_source(job: Job) -> list[str]:
+    """What is wrong between the parts of a job that learns from a source."""
+    block, config = job.block, job.config
+    problems = arrivals.problems_of(job)
+    problems += check_optimizer(block.optimizer) or check_scheduler(block.optimizer, block.scheduler)
+    with contextlib.suppress(HoldfastError):
+        problems += _check_criterion(job.method, config["criterion"])
+    problems += check_processes(job) + check_device_name(config["device"])
     if config["seeds"] is not None and len(set(config["seeds"])) < len(config["seeds"]):
         problems.append(f"seeds: got {shown(config['seeds'])}, in which a seed stands twice. Keep each once.")
     return problems
@@ -113,7 +143,7 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
         if operation.heads and isinstance(head, str) and head not in operation.heads:
             known = ", ".join(sorted(operation.heads))
             problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
-    problems += _check_inputs(model, stream)
+    problems += _check_inputs(model, stream) + _check_libraries(job, stream)
     return problems + _check_criterion(method, criterion) + _check_targets(criterion, stream)
 
 
@@ -191,85 +221,25 @@ def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_optimizer(optimizer: Any, path: str = "optimizer") -> list[str]:
-    """Ask torch itself: without parameters it checks the values, then stops before it imports its compiler."""
-    function = kinds.find("optimizers", optimizer.name)
-    try:
-        called(path, function, {"params": [], **schema.arguments(optimizer)})
-    except ConfigError as error:
-        return [] if "empty parameter list" in str(error) else [str(error)]
-    return []
-
-
-def _check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") -> list[str]:
-    """Make the scheduler over one number and move it once. Its optimiser imports torch's compiler, for a second."""
-    if scheduler is None:
-        return []
-    function = kinds.find("schedulers", scheduler.name)
-    size = getattr(scheduler, "given_step_size", 1)
-    if isinstance(size, int) and size < 0:
-        return [f"{path}.step_size: got {size}, expected a number of at least 1."]
-
-    def moved(**arguments: Any) -> None:
-        make = kinds.find("optimizers", optimizer.name)
-        made = function(make([torch.nn.Parameter(torch.zeros(1, 1))], **schema.arguments(optimizer)), **arguments)
-        made.step()
-
-    moved.__name__, moved.__wrapped__ = scheduler.name, function  # type: ignore[attr-defined]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            called(path, moved, schema.arguments(scheduler, "every"))
-    except ConfigError as error:
-        return [str(error)]
-    return []
-
-
-def check_changes(block: Any, stream: dict[str, Any]) -> list[str]:
-    """What is wrong with `trainer.per_experience`: experiences that the stream lacks, and combinations in an entry."""
-    given = block.trainer.per_experience
-    if given is None:
-        return []
-    experiences = stream.get("experiences")
-    known = experiences if isinstance(experiences, int) else None
-    entries = given.items() if isinstance(given, dict) else enumerate(given)
+def _check_libraries(job: Job, stream: dict[str, Any]) -> list[str]:
+    """Names that a library lacks, by its own list; nothing where it is not installed, which is told when it is used."""
     problems = []
-    if isinstance(given, dict):
-        for key in given:
-            try:
-                indices(key, known)
-            except ConfigError as error:
-                problems.append(f"trainer.{error}")
-    elif known is not None and len(given) != known:
-        problems.append(
-            f"trainer.per_experience: lists {len(given)} experiences, and the stream has {known}. "
-            'Give one entry for each (null where nothing changes), or name them: {"0": ..., "3-": ...}.'
-        )
-    for key, entry in entries:
-        path = f"trainer.per_experience.{key}"
-        if entry is None:
-            continue
-        said = schema.dump(entry)
-        if said.get("epochs") is not None and said.get("iterations") is not None:
-            problems.append(f"{path}: both epochs and iterations are given. Keep one.")
-        optimizer = entry.optimizer or block.optimizer
-        scheduler = entry.scheduler if "scheduler" in said else None
-        wrong = _check_optimizer(optimizer, f"{path}.optimizer") if entry.optimizer else []
-        problems += wrong or _check_scheduler(optimizer, scheduler, f"{path}.scheduler")
-        if said.get("patience") or said.get("restore_best"):
-            problems += _check_held_out(stream, path, said)
+    given = {"stream.dataset": stream["dataset"]} if stream.get("dataset") else {}
+    given |= {f"stream.datasets.{i}": one for i, one in enumerate(stream.get("datasets") or [])}
+    for path, dataset in given.items():
+        if dataset["name"] == "torchvision":
+            with contextlib.suppress(ImportError):
+                names = known_datasets()
+                if str(dataset["which"]).lower() not in {name.lower() for name in names}:
+                    problems.append(f"{path}.which: {unknown('torchvision data set', dataset['which'], names)}")
+    model = job.config["model"]
+    library, name = model.get("library", model["name"]), model.get("architecture")
+    if library in ("torchvision", "timm") and model["name"] in ("torchvision", "timm", "frozen") and name is not None:
+        with contextlib.suppress(ImportError):
+            made = architectures(library)
+            if str(name).split(".")[0] not in made:
+                problems.append(f"model.architecture: {unknown(f'{library} architecture', name, made)}")
     return problems
-
-
-def _check_held_out(stream: dict[str, Any], path: str, trainer: dict[str, Any]) -> list[str]:
-    if stream.get("validation", 1) not in (0, None):
-        return []
-    return [
-        f"{path}.{key}: got {shown(trainer[key])}, but the stream holds no validation data out. "
-        "Write stream.validation=0.1."
-        for key in ("patience", "restore_best")
-        if trainer.get(key)
-    ]
 
 
 def check_processes(job: Job) -> list[str]:
@@ -280,6 +250,11 @@ def check_processes(job: Job) -> list[str]:
         problems.append(
             "trainer.precision: 16-mixed is for GPUs, and the device is the CPU. Write trainer.precision=bf16-mixed."
         )
+    if job.config["device"] == "cpu":
+        try:
+            chosen(trainer["capture"], torch.device("cpu"))
+        except ConfigError as error:
+            problems.append(f"trainer.capture: {str(error).replace('capture=', 'trainer.capture=')}")
     if trainer["num_nodes"] > 1 and not launched():
         problems.append(
             f"trainer.num_nodes: got {trainer['num_nodes']}, and a run starts the processes of one machine. Write"
@@ -325,16 +300,3 @@ def _check_references(job: Job, stream: dict[str, Any]) -> list[str]:
             for problem in [*_check_criterion(against.method, job.config["criterion"]), *check_shares(against)]:
                 problems.append(f"references.{index}: `{name}` does not fit this job. {problem}")
     return problems
-
-
-def check_device_name(device: str) -> list[str]:
-    """Whether torch knows a device of this name; whether it is there is asked when it is used."""
-    if device == "auto":
-        return []
-    try:
-        torch.device(device)
-    except RuntimeError:
-        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
-        advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
-        return [f"device: unknown device {device!r}; {advice}"]
-    return []

@@ -231,12 +231,30 @@ def compose(
     rest = [one for i, one in enumerate(parsed) if i not in chosen and not _empty(library, one) and i not in owners]
     changes = [change for one in rest for change in _translated(one, dialects)]
     config = apply(completed(config), changes)
+    if config.get("source") is not None:
+        config = _without_a_stream(config, origins, changes)
     for change in changes:
         if change.chooses:
             note(origins, change.block, change.value if isinstance(change.value, Mapping) else {"name": 0}, TYPED)
         elif not change.delete:
             note(origins, _numbered(config, change.path), change.value, TYPED)
     return Composition(config, origins, notes, made(reader.search))
+
+
+def _without_a_stream(config: dict[str, Any], origins: Origins, changes: Sequence[Override]) -> dict[str, Any]:
+    """A job of a source without what the default job says of experiences, unless somebody else said it."""
+    typed = {change.path for change in changes}
+    said = {place[:2] for place, source in origins.items() if source != DEFAULT} | {place[:2] for place in typed}
+    kept = dict(config)
+    for key in ("stream", "references"):
+        if not any(place[0] == key for place in said):
+            kept.pop(key, None)
+            for place in [place for place in origins if place[0] == key]:
+                del origins[place]
+    if ("trainer", "epochs") not in said and isinstance(kept.get("trainer"), dict):
+        kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key != "epochs"}
+        origins.pop(("trainer", "epochs"), None)
+    return completed(kept)
 
 
 def load(

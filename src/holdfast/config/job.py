@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.config import kinds, schema
-from holdfast.config.read import as_plain
+from holdfast.config.messages import called, needs_argument
 from holdfast.config.signatures import parameters
-from holdfast.config.words import shown
-from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.config.words import renamed_compile
+from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
+from holdfast.streams.dataset import Dataset
 
 PROTOCOLS = ("independent", "random")
 """References that are no methods: a new model for each experience, and one that is never trained."""
@@ -31,10 +32,12 @@ class Job:
     Attributes:
         config: with every default, as plain JSON values: what `config.json` holds.
         block: the same, as validated blocks.
+        notes: what a file of another project means differently here, in sentences.
     """
 
     config: dict[str, Any]
     block: Any
+    notes: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def method(self) -> Method:
@@ -52,6 +55,11 @@ class Job:
         """What the method is called in a report."""
         return str(self.config["method"].get("name", "custom"))
 
+    @property
+    def learns_from_source(self) -> bool:
+        """Whether it learns from a source, and not from a stream of experiences."""
+        return self.config.get("source") is not None
+
     def make_stream(self) -> Stream:
         """The stream. Loads data."""
         return make_stream(self.block.stream, self.config["seed"]).first(self.config["trainer"]["limit_experiences"])
@@ -60,23 +68,42 @@ class Job:
         """A new model for the inputs and classes of `stream`."""
         return make_model(self.block.model, stream, self.config["seed"])
 
+    def check_weights(self) -> None:
+        """Ask for the file of weights that the model is to start from, before any data are read.
+
+        Raises:
+            DataError: where it is not there.
+        """
+        model = self.config["model"]
+        weights = model.get("weights")
+        if isinstance(weights, str) and weights != "random" and not Path(weights).exists():
+            raise DataError(
+                f"model.weights: there is no {weights!r}, the weights of {model.get('architecture') or model['name']};"
+                " nothing is downloaded. Write model.weights=FILE, or model.weights=random for random ones."
+            )
+
     def make_device(self) -> torch.device:
         """The device, which may not be on this machine."""
         return make_device(self.config["device"])
 
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Everything that `Trainer` takes from a configuration; the method among it is given away."""
+    def trainer_arguments(self, method: Method | None = None, device: torch.device | None = None) -> dict[str, Any]:
+        """Everything that `Trainer` takes from a configuration.
+
+        Args:
+            method: to train with; None takes the job's, which is then given away.
+            device: instead of the job's, which this machine may not have.
+        """
         scheduler = make_scheduler(self.block.scheduler)
         return {
-            "method": self.take_method(),
+            "method": self.take_method() if method is None else method,
             "optimizer": make_optimizer(self.block.optimizer),
             "scheduler": scheduler,
             "scheduler_every": "epoch" if scheduler is None else scheduler.every,
             "criterion": kinds.find("criteria", self.config["criterion"]),
             "seed": self.config["seed"],
-            "device": self.make_device(),
-            "compile": self.config["compile"],
+            "device": self.make_device() if device is None else device,
             **trainer_arguments(self.block.trainer),
+            **(renamed_compile() if self.config["compile"] else {}),
         }
 
     def changed(self, **values: Any) -> Job:
@@ -117,37 +144,44 @@ class Job:
         return found
 
 
-def make_stream(block: Any, seed: int = 0) -> Stream:
+def make_stream(block: Any, seed: int = 0, dataset: Callable[[Any, int, str], Dataset] | None = None) -> Stream:
     """The stream of a validated block, over the data sets it names. Loads data.
 
     Args:
         block: of a stream.
-        seed: takes the place of a `seed` that is null.
+        seed: of the run: takes the place of every seed that is null. A stream whose own `seed` is given does not depend
+            on it: its other seeds, where they are null, are what Python takes by default.
+        dataset: makes a data set of its block, a seed and the block's path; default: `make_dataset`.
     """
+    make = make_dataset if dataset is None else dataset
     arguments = schema.arguments(block, "dataset", "datasets", "of")
+    fixed = arguments.get("seed") is not None
     if hasattr(block, "dataset"):
-        arguments["dataset"] = make_dataset(block.dataset, seed, "stream.dataset")
+        arguments["dataset"] = make(block.dataset, seed, "stream.dataset")
     elif hasattr(block, "datasets"):
-        arguments["datasets"] = [
-            make_dataset(part, seed, f"stream.datasets.{i}") for i, part in enumerate(block.datasets)
-        ]
+        arguments["datasets"] = [make(part, seed, f"stream.datasets.{i}") for i, part in enumerate(block.datasets)]
     inner = getattr(block, "of", None)
     if inner is not None:
         within = {"dataset": arguments["dataset"], **schema.arguments(inner)}
-        arguments["of"] = _stream(inner.name, within, seed, "stream.of")
-    return _stream(block.name, arguments, seed, "stream")
+        arguments["of"] = _stream(inner.name, within, seed, "stream.of", fixed)
+    return _stream(block.name, arguments, seed, "stream", fixed)
 
 
-def _stream(name: str, arguments: dict[str, Any], seed: int, path: str) -> Stream:
+def _stream(name: str, arguments: dict[str, Any], seed: int, path: str, fixed: bool) -> Stream:
+    if fixed or arguments.get("seed") is not None:
+        seeds = [one for one in parameters(kinds.find("streams", name)) if kinds.is_seed(one)]
+        arguments |= {one.name: one.default for one in seeds if arguments[one.name] is None}
     stream = _made("streams", name, arguments, seed, path)
     if not isinstance(stream, Stream):
         raise ConfigError(f"{path}: {name!r} gave a {type(stream).__name__} instead of a Stream. Correct its source.")
     return stream
 
 
-def make_dataset(block: Any, seed: int, path: str) -> Any:
+def make_dataset(block: Any, seed: int, path: str) -> Dataset:
     """The data set of a validated block. Loads data."""
-    return _made("datasets", block.name, schema.arguments(block), seed, path)
+    return _made(  # type: ignore[no-any-return]
+        "datasets", block.name, schema.arguments(block), seed, path
+    )
 
 
 def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
@@ -169,27 +203,32 @@ def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
         return _made("models", block.name, arguments, seed, "model")  # type: ignore[no-any-return]
 
 
-def with_features(stream: Stream, model: nn.Module, device: str = "cpu") -> Stream:
+def with_features(stream: Stream, model: nn.Module, device: str = "cpu", changes: Any = None) -> Stream:
     """The stream that a model with a cache of features learns from: features, each computed once; else the same stream.
 
     Args:
         stream: raw inputs.
-        model: as `make_model` made it; `cache` in its configuration asks for a cache.
+        model: as `make_model` made it; `cache` in its configuration asks for a cache, or allows one.
         device: where the backbone runs over what is not in the cache yet.
+        changes: `trainer.per_experience`; where it augments, the inputs are others each time.
     """
     wanted = getattr(model, "features_cache", None)
     if wanted is None:
         return stream
-    from holdfast.streams.features import cache_features
+    from holdfast.streams.features import augments, cache_features
 
+    entries = (changes or {}).values() if isinstance(changes, dict) else changes or ()
+    if not model.features_needed and (augments(stream) or any((entry or {}).get("augment") for entry in entries)):
+        return stream
     model.to(make_device(device))
     return cache_features(stream, model.backbone[0].frozen, **wanted)  # type: ignore[index, union-attr]
 
 
 def _made(kind: str, name: str, arguments: dict[str, Any], seed: int, path: str) -> Any:
-    if "seed" in arguments and arguments["seed"] is None:
-        arguments["seed"] = seed
-    return called(path, kinds.find(kind, name), arguments)
+    function = kinds.find(kind, name)
+    null = [key for key, value in arguments.items() if value is None]
+    seeds = {p.name for p in parameters(function) if p.name in null and (p.name == "seed" or kinds.is_seed(p))}
+    return called(path, function, {**arguments, **dict.fromkeys(seeds, seed)})
 
 
 def make_method(block: Any) -> Method:
@@ -266,7 +305,7 @@ def make_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].split(". ")[0].split(" with arguments")[0].rstrip(".")
         raise ConfigError(f"device: this machine has no {name!r} ({reason}). Write device=cpu.") from None
     return device
 
@@ -293,34 +332,3 @@ def _changes(entry: Any) -> dict[str, Any]:
         scheduler = make_scheduler(entry.scheduler)
         built |= {"scheduler": scheduler, "scheduler_every": "epoch" if scheduler is None else scheduler.every}
     return built
-
-
-def called(path: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """`function(**arguments)`, with what it refuses as a `ConfigError` that begins with `path`."""
-    try:
-        return function(**arguments)
-    except HoldfastError as error:
-        text = str(error)
-        raise type(error)(text if text.startswith(path) else f"{path}: {text}") from None
-    except (TypeError, ValueError, AssertionError, ZeroDivisionError, KeyError, IndexError) as error:
-        name = getattr(function, "__name__", str(function))
-        seen = ", ".join(f"{key}={shown(value)}" for key, value in changed(function, arguments).items())
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise ConfigError(
-            f"{path}: {name} refuses {seen or 'its defaults'}: {reason}. `holdfast list` shows what it takes."
-        ) from None
-
-
-def changed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `arguments` that are plain values and not the default of `function`."""
-    defaults = {p.name: p.default for p in parameters(function) if p.configurable}
-    return {
-        key: value
-        for key, value in arguments.items()
-        if key in defaults and key != "params" and as_plain(value) != defaults[key]
-    }
-
-
-def needs_argument(function: Callable[..., Any], name: str) -> bool:
-    """Whether `function` takes an argument of this name."""
-    return name in inspect.signature(function).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -9,37 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any
+from typing import Any, Union
 
-from holdfast.config.signatures import Parameter, parameters
+from holdfast.config.signatures import Parameter, parameters, table_of
 from holdfast.config.words import nearest
+from holdfast.core.criteria import CRITERIA as CRITERIA
 from holdfast.core.errors import ConfigError
 from holdfast.core.operation import Operation, snake_case
 
 Names = dict[str, Any]
-
-CRITERIA = {
-    "cross_entropy": "cross_entropy",
-    "mse": "mse_loss",
-    "bce": "binary_cross_entropy_with_logits",
-    "l1": "l1_loss",
-    **{
-        name: name
-        for name in (
-            "mse_loss",
-            "l1_loss",
-            "smooth_l1_loss",
-            "huber_loss",
-            "binary_cross_entropy_with_logits",
-            "nll_loss",
-            "multi_margin_loss",
-            "multilabel_margin_loss",
-            "multilabel_soft_margin_loss",
-            "soft_margin_loss",
-        )
-    },
-}
-"""Name in a configuration -> function of `torch.nn.functional`."""
 
 
 def _functions(module: ModuleType) -> Names:
@@ -126,17 +105,33 @@ KINDS = {
         Kind(
             *("schedulers", "scheduler", "torch.optim.lr_scheduler", _subclasses("LRScheduler"), "scheduler", ()),
             supplied=frozenset({"optimizer", "last_epoch", "verbose"}),
-            refused={"ReduceLROnPlateau": "it needs a measured value at every step, which a configuration cannot name"},
         ),
         Kind(
             *("criteria", "criterion", "torch.nn.functional"),
             lambda module: {name: getattr(module, function) for name, function in CRITERIA.items()},
             leading=2,
             made=False,
+            refused={
+                "multilabel_margin_loss": "it takes several class indices a row, which no data set of a configuration"
+                " has; multilabel_soft_margin_loss takes a 0 or 1 for each class"
+            },
         ),
-        Kind("sources", "source", "holdfast.core.source", _subclasses("Source", True, True)),
-        Kind("boundaries", "boundary", "holdfast.core.boundary", _subclasses("Boundary", True, True)),
+        Kind(
+            *("sources", "source", "holdfast.sources", _subclasses("Source", True, True), "source", ()),
+            supplied=frozenset({"batch_size", "stream"}),
+            refused=dict.fromkeys(("queued", "window", "hold_out"), "a job says it under `arrival`"),
+        ),
+        Kind("boundaries", "boundary", "holdfast.boundaries", _subclasses("Boundary", True, True), "boundary"),
         Kind("metrics", "metric", "holdfast.metrics", lambda module: dict(module.METRICS), made=False),
+        *(
+            Kind(plural, word, module, table_of(table), made=made, open=False)
+            for plural, word, module, table, made in (
+                ("heads", "head", "holdfast.models.build", "HEADS", False),
+                ("transforms", "transform", "holdfast.streams.transforms", "TRANSFORMS", True),
+                ("loggers", "logger", "holdfast.config.schema", "LOGGERS", False),
+                ("experiments", "experiment", "holdfast.config.overrides", "experiments", False),
+            )
+        ),
     )
 }
 """Every kind of thing that has a name, by its plural."""
@@ -233,15 +228,37 @@ def unknown_name(kind: str, name: object) -> str:
         return f"{word} {name!r} cannot be used: {space.problems[name]}."
     near = nearest(name, space.names)
     advice = f"did you mean {near!r}?" if near else f"there are {len(space.names)} to choose from."
+    if not near and KINDS[kind].open:
+        advice += " If a plug-in has it, that is not installed here: install it, or name its file with --plugin."
     return f"unknown {word} {name!r}; {advice} `holdfast list {kind}` shows all {len(space.names)}."
 
 
 def configurable(kind: str, function: Callable[..., Any]) -> list[Parameter]:
-    """The parameters of `function` that a configuration may give."""
+    """The parameters of `function` that a configuration may give.
+
+    Seeds of a stream or a data set may be null, which is the run's seed; those of a stream are, unless they are given.
+    """
     if not KINDS[kind].made:
         return []
     skipped = KINDS[kind].supplied
-    return [p for p in parameters(function) if p.configurable and p.name not in skipped and p.name != "name"]
+    chosen = [p for p in parameters(function) if p.configurable and p.name not in skipped and p.name != "name"]
+    return [_seed_of_a_run(kind, p) if kind in SEEDED and is_seed(p) else p for p in chosen]
+
+
+SEEDED = ("streams", "datasets")
+"""Kinds whose seeds may be the run's."""
+
+
+def is_seed(parameter: Parameter) -> bool:
+    """Whether a parameter is a seed, by its name and its default."""
+    named = parameter.name == "seed" or parameter.name.endswith("_seed")
+    return named and type(parameter.default) is int
+
+
+def _seed_of_a_run(kind: str, parameter: Parameter) -> Parameter:
+    doc = f"{parameter.doc.rstrip('.')}; null for the run's seed"
+    default = None if kind == "streams" else parameter.default
+    return dataclasses.replace(parameter, type=Union[parameter.type, None], default=default, doc=doc)  # noqa: UP007
 
 
 @cached

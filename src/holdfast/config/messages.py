@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from holdfast.config import kinds, schema
 from holdfast.config.read import as_plain, check_plain, default
+from holdfast.config.signatures import parameters
 from holdfast.config.words import dotted, nearest, shown
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, HoldfastError
 
 EXPECTED = {
     "int_type": "an integer",
@@ -29,7 +31,7 @@ EXPECTED = {
     "model_attributes_type": "an object",
 }
 
-SPECIAL = {("seeds",): "a number of seeds of at least 1, a list of them, or null"}
+SPECIAL = {("seeds",): "a number of seeds from 1 to 10000, a list of them, or null"}
 """What is expected at paths that pydantic cannot describe."""
 
 
@@ -296,3 +298,34 @@ def try_block(kind: str, spec: Any, path: tuple[str, ...]) -> tuple[Any, list[st
         return TypeAdapter(schema.block(kind)).validate_python(spec), []
     except ValidationError as error:
         return None, sentences(error.errors(include_url=False), spec, path)
+
+
+def called(path: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """`function(**arguments)`, with what it refuses as a `ConfigError` that begins with `path`."""
+    try:
+        return function(**arguments)
+    except HoldfastError as error:
+        text = str(error)
+        raise type(error)(text if text.startswith(path) else f"{path}: {text}") from None
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError, KeyError, IndexError) as error:
+        name = getattr(function, "__name__", str(function))
+        seen = ", ".join(f"{key}={shown(value)}" for key, value in changed(function, arguments).items())
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise ConfigError(
+            f"{path}: {name} refuses {seen or 'its defaults'}: {reason}. `holdfast list` shows what it takes."
+        ) from None
+
+
+def changed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that are plain values and not the default of `function`."""
+    defaults = {p.name: p.default for p in parameters(function) if p.configurable}
+    return {
+        key: value
+        for key, value in arguments.items()
+        if key in defaults and key != "params" and as_plain(value) != defaults[key]
+    }
+
+
+def needs_argument(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` takes an argument of this name."""
+    return name in inspect.signature(function).parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ def is_block(path: Sequence[str]) -> bool:
     """Whether the value at `path` is chosen by a `name`."""
     return (
         (len(path) == 1 and path[0] in kinds.BLOCKS)
-        or tuple(path) == ("stream", "dataset")
+        or tuple(path) in (("stream", "dataset"), ("source", "stream"), ("source", "stream", "dataset"))
         or (len(path) == 3 and tuple(path[:2]) in (("stream", "datasets"), ("method", "operations")))
     )
 
@@ -326,3 +327,13 @@ def element_names(elements: list[Any]) -> list[str]:
         counts[name] = counts.get(name, 0) + 1
         names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
     return names
+
+
+def experiments() -> dict[str, str]:
+    """The experiments that come with Holdfast, each with what its file says of it at the top."""
+    library, said = Library(), {}
+    for name in library.choices("experiment"):
+        lines = library.need("experiment", name).path.read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+        said[name] = comment or f"experiment={name}"
+    return said

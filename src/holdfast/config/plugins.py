@@ -71,9 +71,10 @@ def plugin(kind: str) -> Callable[[Value], Value]:
     Raises:
         ConfigError: for a kind that there is not.
     """
-    plurals = {row.word: row.plural for row in kinds.KINDS.values()}
+    plurals = {row.word: row.plural for row in kinds.KINDS.values() if row.open}
     plural = plurals.get(kind, kind)
-    kinds.kind_of(plural)
+    if not kinds.kind_of(plural).open:
+        raise ConfigError(f"a plug-in cannot bring {plural}; it can bring {', '.join(plurals.values())}.")
 
     def mark(value: Value) -> Value:
         setattr(value, MARK, plural)
@@ -321,7 +322,7 @@ def _check(path: Path, names: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse a file whose names are taken, that defines nothing, or nothing that a configuration could make."""
     problem = ""
     if not any(names.values()):
-        words = ", ".join(row.plural for row in kinds.KINDS.values())
+        words = ", ".join(row.plural for row in kinds.KINDS.values() if row.open)
         problem = f"it defines none of {words}. Annotate what a function returns, or mark it: @plugin('criterion')"
     for kind, values in names.items():
         row = kinds.KINDS[kind]

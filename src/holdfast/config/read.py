@@ -195,6 +195,16 @@ def default() -> dict[str, Any]:
     return values
 
 
+OF_A_SOURCE: dict[str, Any] = {
+    "stream": None,
+    "boundary": None,
+    "arrival": {},
+    "trainer": {"epochs": None, "batch_size": 32},
+    "references": [],
+}
+"""What the default job says where it learns from a source."""
+
+
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """`config` with what it leaves out taken from the default job.
 
@@ -202,7 +212,8 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     without a name, like `trainer`, changes single keys of the default job's. References are run only where asked for.
     """
     result: dict[str, Any] = {}
-    for key, base in default().items():
+    usual = default() if config.get("source") is None else {**default(), **OF_A_SOURCE}
+    for key, base in usual.items():
         if key in config:
             result[key] = merged(base, config[key])
         else:
@@ -215,10 +226,19 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
         stream = result["stream"] = {"name": stream}
     if isinstance(stream, dict) and "dataset" not in stream and takes_dataset(stream.get("name")):
         stream["dataset"] = default()["stream"]["dataset"]
+    source = result.get("source")
+    if isinstance(source, dict) and takes_dataset(_name(source.get("stream"))):
+        inner = source["stream"] if isinstance(source["stream"], dict) else {"name": source["stream"]}
+        source["stream"] = {"dataset": default()["stream"]["dataset"], **inner}
     given = config.get("trainer")
     if isinstance(given, dict) and isinstance(result["trainer"], dict):
         settle_length(result["trainer"], set(given))
     return result
+
+
+def _name(block: Any) -> object:
+    """The name of a block, which may stand for itself."""
+    return block.get("name") if isinstance(block, dict) else block
 
 
 def merged(base: Any, given: Any) -> Any:

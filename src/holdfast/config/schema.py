@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
 from holdfast.config import kinds
+from holdfast.config.plain_parts import ARRIVAL, CHECKPOINT, FOLDERS
 from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
@@ -64,6 +65,8 @@ def _model_of(kind: str, name: str, inside: bool) -> type[BaseModel]:
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
     if kind == "streams" and not inside:
         fields |= _dataset_fields(parameters(function))
+    if kind == "sources" and any(parameter.name == "stream" for parameter in parameters(function)):
+        fields["stream"] = (block("streams"), Field(description="whose experiences arrive one after another"))
     for parameter in kinds.configurable(kind, function):
         if kind == "streams" and parameter.name == "of":
             fields["of"] = (_inner_stream() | None, Field(None, description=parameter.doc))
@@ -163,9 +166,16 @@ def _composition() -> type[BaseModel]:
     )
 
 
+DURING = 0.05
+"""Share of a run's steps that goes into measuring older experiences inside one."""
+
+MOST_SEEDS = 10_000
+"""Seeds that a number may be short for."""
+
+
 def count(value: Any) -> Any:
     """A number of seeds is short for 0, 1, 2, ..."""
-    return list(range(value)) if type(value) is int and value > 0 else value
+    return list(range(value)) if type(value) is int and 0 < value <= MOST_SEEDS else value
 
 
 @kinds.cached
@@ -175,37 +185,35 @@ def job_model() -> type[BaseModel]:
     for parameter in trainer_parameters():
         if parameter.name == "epochs":  # null where `iterations` is given
             parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])  # noqa: UP007
+        if parameter.name == "evaluate_during":  # a run folder has a report that shows it
+            parameter = dataclasses.replace(parameter, default=DURING)
         trainer |= _field(parameter)
     trainer["per_experience"] = (changes_type() | None, Field(None, description=CHANGES))
-    checkpoint: Fields = {
-        "every_seconds": (float | None, Field(30.0, gt=0, description="seconds between checkpoints; null for none")),
-        "every_steps": (int | None, Field(None, ge=1, description="steps between checkpoints; null for none")),
-    }
-    pattern = "pattern of new folders, with {date}, {time}, {clock}, {experiment} and {method}; null for"
-    folders: Fields = {
-        "run": (str | None, Field(None, description=f"{pattern} runs/... or logs/<experiment>/runs/...")),
-        "multirun": (
-            str | None,
-            Field(None, description=f"{pattern} multiruns/... or logs/<experiment>/multiruns/..."),
-        ),
-        "experiences": (
-            bool,
-            Field(False, description="a folder for each experience: checkpoint after it, results and training as CSV"),
-        ),
-    }
     seed: Any = Annotated[int, Field(ge=0)]
     several: Any = list[seed]  # type: ignore[valid-type]
     seeds: Any = Annotated[several | None, BeforeValidator(count)]  # type: ignore[valid-type]
     criteria: Any = Literal[tuple(kinds.names("criteria"))]  # type: ignore[valid-type]
     fields: Fields = {
-        "stream": (block("streams"), Field(description="the experiences, in order")),
+        "stream": (block("streams") | None, Field(None, description="the experiences, in order; or a source")),
+        "source": (block("sources") | None, Field(None, description="where endless batches come from; or a stream")),
+        "boundary": (
+            block("boundaries") | None,
+            Field(None, description="of a source: who says that one experience ended and the next began"),
+        ),
+        "arrival": (
+            _part("arrival", "How batches of a source arrive.", ARRIVAL) | None,
+            Field(None, description="how batches of a source arrive"),
+        ),
         "model": (block("models"), Field(description="what learns")),
         "method": (block("methods"), Field(description="how it learns without losing the old")),
         "optimizer": (block("optimizers"), Field(description="any of torch.optim, by its torch name")),
         "scheduler": (block("schedulers") | None, Field(None, description="of the learning rate; null for none")),
         "criterion": (criteria, Field("cross_entropy", description="the loss, a function of torch.nn.functional")),
         "trainer": (_part("trainer", "How the training goes.", trainer), Field(description="how the training goes")),
-        "seed": (seed, Field(0, description="of every random choice")),
+        "seed": (
+            seed,
+            Field(0, description="of every random choice, also those of a stream that has no `seed` of its own"),
+        ),
         "seeds": (
             seeds,
             Field(None, min_length=1, description="a run for each, or for 0 ... n-1; null for `seed` alone"),
@@ -232,9 +240,9 @@ def job_model() -> type[BaseModel]:
             Literal["simple", "pytorch"] | None,
             Field(None, description="writes where the time went to profile.txt: by function, or by torch operation"),
         ),
-        "compile": (bool, Field(False, description="compile the model's forward with torch.compile")),
-        "checkpoint": (_part("checkpoint", "When to save.", checkpoint), Field(description="when to save")),
-        "folders": (_part("folders", "Where runs go.", folders), Field({}, description="where runs go")),
+        "compile": (bool, Field(False, description="the old name of `trainer.capture=compile`")),
+        "checkpoint": (_part("checkpoint", "When to save.", CHECKPOINT), Field(description="when to save")),
+        "folders": (_part("folders", "Where runs go.", FOLDERS), Field({}, description="where runs go")),
     }
     return create_model("job", __config__=STRICT, __doc__="A continual-learning job of Holdfast.", **fields)
 
@@ -285,7 +293,12 @@ def changes_type() -> Any:
     return Annotated[Union[by_name, listed], kind]  # noqa: UP007
 
 
-LOGGERS = ("tensorboard", "wandb", "mlflow", "comet")
+LOGGERS = {
+    "tensorboard": "Event files for TensorBoard, in the run folder.",
+    "wandb": "A run of Weights & Biases; offline unless told otherwise.",
+    "mlflow": "A run of MLflow, in the run folder or where MLFLOW_TRACKING_URI says.",
+    "comet": "An experiment of Comet; offline unless told otherwise.",
+}
 """Where a run can log to besides its own folder, each by its optional library."""
 
 
@@ -294,7 +307,7 @@ LOGGER_FIELDS = ("name", "project", "offline", "folder")
 
 def logger_type() -> Any:
     """The type of one entry of `loggers`: a name, or an object with a name, a project and where to put its files."""
-    names: Any = Literal[LOGGERS]
+    names: Any = Literal[tuple(LOGGERS)]
     fields: Fields = {
         "name": (names, Field(description="of the logger")),
         "project": (str, Field("holdfast", description="the project or experiment that the run belongs to")),

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.config import kinds, schema
 from holdfast.config.compose import DEFAULT, Composition
-from holdfast.config.job import changed
 from holdfast.config.kinds import KINDS, configurable, find
+from holdfast.config.messages import changed
 from holdfast.config.read import default
-from holdfast.config.signatures import Parameter, docs
+from holdfast.config.signatures import Parameter, docs, type_name
 from holdfast.config.words import shown
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def json_schema() -> dict[str, Any]:
         for name in kinds.names(kind):
             _add(definitions, kind, name)
     properties = job["properties"]
-    for part in ("trainer", "checkpoint", "folders"):
+    for part in ("trainer", "checkpoint", "folders", "arrival"):
         definitions[part] = job["$defs"][part]
     definitions["augment"], definitions["changes"] = job["$defs"]["augment"], job["$defs"]["changes"]
     for key, kind in (("optimizer", "optimizers"), ("scheduler", "schedulers")):
@@ -43,7 +43,7 @@ def json_schema() -> dict[str, Any]:
         definitions["changes"]["properties"][key] = shape
     for key, row in kinds.BLOCKS.items():
         kind = row.plural
-        base = default()[key]
+        base = default().get(key)
         shape = _block(kind)
         if isinstance(base, dict) and base["name"] in kinds.names(kind):
             shape["oneOf"].append(_nameless(definitions[_key(kind, base["name"])]))
@@ -173,6 +173,19 @@ class Description:
     paper: str = ""
     role: str = ""
     needs: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """All of it but the name, as JSON holds it."""
+        parameters = {
+            one.name: {
+                "type": type_name(one.type),
+                **({} if one.required else {"default": one.default}),
+                "description": one.doc,
+            }
+            for one in self.parameters
+        }
+        said = {"summary": self.summary, "paper": self.paper, "role": self.role, "needs": list(self.needs)}
+        return {**{key: value for key, value in said.items() if value}, "parameters": parameters}
 
 
 def describe(kind: str, name: str) -> Description:

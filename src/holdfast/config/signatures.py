@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
@@ -209,3 +209,26 @@ def _resolve(annotation: Any, namespace: dict[str, Any], default: Any) -> Any:
         return typing.get_type_hints(holder, globalns=known, include_extras=True)["it"]
     except (NameError, AttributeError, TypeError):  # imported for type checkers only: an object, never JSON
         return PYTHON_ONLY
+
+
+def table_of(name: str) -> Callable[[ModuleType], dict[str, Any]]:
+    """Takes what stands in the mapping of this name, or what a function of this name gives."""
+
+    def select(module: ModuleType) -> dict[str, Any]:
+        table = getattr(module, name)
+        return {
+            key: _said(one) if isinstance(one, str) else one
+            for key, one in (table() if callable(table) else table).items()
+        }
+
+    return select
+
+
+def _said(sentence: str) -> Callable[[], str]:
+    """Something that is nothing but its description, in a form that can be described."""
+
+    def say() -> str:
+        return sentence
+
+    say.__doc__ = sentence
+    return say

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 import string
 import time
@@ -89,3 +90,11 @@ def pattern_problem(pattern: str) -> str:
             advice = f"did you mean {{{near}}}?" if near else f"there are {known}."
             return f"got {pattern!r}, in which {{{name}}} stands for nothing; {advice}"
     return "" if pattern.strip() else f"got {pattern!r}. Write a path with {known}, or null."
+
+
+def renamed_compile() -> dict[str, str]:
+    """What the key `compile` stands for, said once where it is read."""
+    logging.getLogger("holdfast").warning(
+        "`compile=true` is written `trainer.capture=compile` now; the old key works until the next release"
+    )
+    return {"capture": "compile"}

@@ -27,16 +27,21 @@ class Batch:
         task: the task label of all rows, `[rows]` labels where tasks are mixed, or None where there are none.
         appended: rows that operations want to go through the *same* forward, by operation name; each a
             mapping with at least `inputs` and `targets`. Their outputs reach the operation in `step.extras`.
+        fresh: `[rows]` bool, which rows are trained on for the first time, where a source gives some again; those alone
+            are remembered, and count as predicted before they were trained on. None: all of them.
+        held_out: rows that arrived with these and are not to be trained on (see `holdfast.sources.HoldOut`).
     """
 
     inputs: Tree
     targets: Tensor
     task: int | Tensor | None = None
     appended: dict[str, dict[str, Any]] | None = None
+    fresh: Tensor | None = None
+    held_out: Batch | None = None
 
     def append(self, name: str, rows: dict[str, Any]) -> Batch:
         """This batch with `rows` (at least `inputs` and `targets`) joined to its forward, under `name`."""
-        return Batch(self.inputs, self.targets, self.task, {**(self.appended or {}), name: rows})
+        return Batch(self.inputs, self.targets, self.task, {**(self.appended or {}), name: rows}, self.fresh)
 
     def joined(self, device: torch.device) -> tuple[Tree, int | Tensor | None]:
         """Inputs and tasks of the current and the appended rows, for one forward on `device`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.step import Step
+from holdfast.core.tree import Tree
 
 __all__ = ["Boundary", "Every", "OnNewClass"]
 
@@ -50,6 +51,13 @@ class Boundary(ABC):
     @abstractmethod
     def crossed(self, step: Step) -> bool:
         """Whether a new experience begins with `step`. Called once per step of the optimiser, in order."""
+
+    def bind(self, features: Callable[[Tree], Tensor]) -> None:  # noqa: B027
+        """Take what gives the model's features before its head, `[rows, d]`; called once, before the first step."""
+
+    def reason(self) -> dict[str, Any]:
+        """Plain values for the log on why the last boundary was crossed; nothing by default."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What restores this boundary, as plain values and tensors: a copy of each attribute in `keeps`.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Measure = Callable[[Tensor, Tensor], Tensor]
 Likelihood = Literal["softmax", "normal", "bernoulli"]
 """The distribution of the targets whose negative log-likelihood a criterion is, up to a factor and a constant."""
 
@@ -54,6 +57,58 @@ def likelihood(criterion: Callable[..., Tensor]) -> Likelihood | None:
             return None
         return _LIKELIHOODS.get(type(criterion))
     return _LIKELIHOODS.get(criterion)
+
+
+def by_row(criterion: Measure, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each row under a criterion that gives their mean, `[rows]`: one call a row."""
+    rows = range(outputs.shape[0])
+    return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in rows])
+
+
+CRITERIA = {
+    "cross_entropy": "cross_entropy",
+    "mse": "mse_loss",
+    "bce": "binary_cross_entropy_with_logits",
+    "l1": "l1_loss",
+    **{
+        name: name
+        for name in (
+            *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "nll_loss"),
+            *("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "soft_margin_loss"),
+        )
+    },
+}
+"""Name in a configuration -> function of `torch.nn.functional`."""
+
+
+class Sum:
+    """Losses that add: each is a function of outputs and targets to their mean loss, and one to the loss of each row.
+
+    Example:
+        >>> import torch
+        >>> both = Sum((F.mse_loss, lambda outputs, targets: (outputs - targets) ** 2), (F.l1_loss, torch.sub))
+        >>> both(torch.tensor([3.0]), torch.tensor([1.0])), both.by_row(torch.tensor([3.0]), torch.tensor([1.0]))
+        (tensor(6.), tensor([6.]))
+    """
+
+    def __init__(self, *terms: tuple[Measure, Measure]) -> None:
+        self.terms = terms
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss, a scalar."""
+        first, *others = (measure for measure, _ in self.terms)
+        total = first(outputs, targets)
+        for measure in others:
+            total = total + measure(outputs, targets)
+        return total
+
+    def by_row(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, `[rows]`."""
+        first, *others = (rows for _, rows in self.terms)
+        total = first(outputs, targets)
+        for rows in others:
+            total = total + rows(outputs, targets)
+        return total
 
 
 def position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -157,9 +212,22 @@ def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:
         'mse_loss takes numbers as targets, and these are class indices. Choose cross_entropy.'
     """
     name = getattr(criterion, "__name__", type(criterion).__name__)
+    lists = criterion is F.multilabel_margin_loss or isinstance(criterion, nn.MultiLabelMarginLoss)
+    if lists and (targets.is_floating_point() or targets.dim() != 2):
+        return f"{name} takes several class indices a row, and these are not. Choose cross_entropy."
     if without_classes(criterion) and not targets.is_floating_point():
         return f"{name} takes numbers as targets, and these are class indices. Choose cross_entropy."
     softmax = criterion is not None and likelihood(criterion) == "softmax"
     if softmax and targets.is_floating_point() and (targets.dim() < 2 or targets.shape[1] == 1):
         return f"{name} takes class indices as targets, and these are numbers. Choose mse_loss."
     return ""
+
+
+def beside(before: Callable[[Tensor, Tensor], Tensor], total: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """The loss of replayed data in a method with a criterion of its own: losses that add, add to the one from before.
+
+    Args:
+        before: the learner's criterion before operations were set up.
+        total: the same afterwards.
+    """
+    return Sum((before, functools.partial(by_row, before)), *total.terms) if isinstance(total, Sum) else total

@@ -11,23 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.batch import Batch
-from holdfast.core.criteria import ignored_label, labels_in, without_classes
+from holdfast.core.criteria import beside, ignored_label, labels_in, without_classes
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Experience
 from holdfast.core.forward import backward, constant
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
-from holdfast.core.needs import check_needs, refuse_ignored, refuse_positions
+from holdfast.core.needs import TargetNeeds, check_needs
 from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
+from holdfast.core.snapshot import restore_snapshots
 from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
 from holdfast.core.tree import Tree, tree_rows
 from holdfast.core.undeclared import Undeclared
-
-OLD_SNAPSHOTS = ("teacher", "solver")
-"""Where operations of ours kept snapshots when checkpoints did not say so yet."""
 
 
 class Engine:
@@ -46,6 +44,7 @@ class Engine:
     Attributes:
         index: how many steps were made.
         services: what operations get.
+        targets: what the method takes as targets.
         evaluating: `with engine.evaluating():` is in eval mode, and in the mode from before afterwards.
     """
 
@@ -55,8 +54,8 @@ class Engine:
         if without_classes(learner.criterion):
             offers = set(offers) - {"classes"}
         check_needs(method.name, method.needs, offers, advice)
-        self._labelled = "classes" in method.needs
-        self._single = next((one.name for one in method if "classes" in one.needs and not one.positions), "")
+        single = next((one.name for one in method if "classes" in one.needs and not one.positions), "")
+        self.targets = TargetNeeds(method.name, method.needs, single)
         for operation in method:
             if getattr(operation, "bound", False):
                 raise ConfigError(f"{method!r} is already bound to a learner. Use method.clone() for a second one.")
@@ -73,13 +72,15 @@ class Engine:
         for entry_point in ENTRY_POINTS:
             acting = tuple(getattr(operation, entry_point) for operation in method if acts_at(operation, entry_point))
             setattr(self, f"_{entry_point}", acting)
-        self._named_losses = tuple(
-            (operation.name, operation.loss) for operation in method if acts_at(operation, "loss")
-        )
+        self._named_criteria = tuple((one.name, one.criterion) for one in method if acts_at(one, "criterion"))
+        self._named_losses = tuple((one.name, one.loss) for one in method if acts_at(one, "loss"))
+        before = learner.criterion
         for operation in method:
             operation.bound = True  # type: ignore[assignment]
             operation.to(learner.device)
             operation.setup(learner.services)
+        if any(acts_at(operation, "criterion") and not operation.adds for operation in method):
+            self.services.criterion = beside(before, self.services.criterion)
         self._check_memory()
         self._undeclared = Undeclared(method, self.services)
         body = self.services.body
@@ -104,18 +105,6 @@ class Engine:
                 "Add Remember(capacity=200) to it."
             )
 
-    def _check_targets(self, targets: Tensor) -> None:
-        """Refuse numbers as targets where class indices are needed, and several where one is."""
-        if targets.is_floating_point():
-            check_needs(self.method.name, {"classes": self.method.needs["classes"]}, ())
-        if self._single and targets.dim() > 1:
-            refuse_positions(self.method.name, self._single, targets)
-
-    def check_labels(self, targets: Tensor) -> None:
-        """Refuse labels that count for nothing where every sample must have a class; reads the values."""
-        if self._single:
-            refuse_ignored(self.method.name, self._single, targets, ignored_label(self.services.criterion))
-
     def acts_at(self, entry_point: str) -> bool:
         """Whether some operation acts at `entry_point`."""
         return bool(getattr(self, f"_{entry_point}"))
@@ -132,9 +121,10 @@ class Engine:
             UsageError: if an operation replaced the data that did not declare it.
         """
         given = experience
-        if self._labelled and len(experience.train) and (self._single or not experience.classes):
-            self._check_targets(experience.train.targets)
-            self.check_labels(experience.train.targets)
+        targets = self.targets
+        if targets.classes and len(experience.train) and (targets.single or not experience.classes):
+            targets.check(experience.train.targets)
+            targets.check_values(experience.train.targets, ignored_label(self.services.criterion))
         for begin in self._begin:
             data = begin(experience, self.services)
             if data is not None:
@@ -196,7 +186,8 @@ class Engine:
         with self.services.forward.autocasting():
             outputs, extras = self.forward(batch)
             loss = self.criterion(outputs, batch.targets, batch.inputs)
-        return Step(batch.inputs, batch.targets, loss, outputs, batch.task, self.index, now.progress, extras)
+        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
+        return now.stamped(step, self.index)
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
@@ -221,12 +212,18 @@ class Engine:
         return outputs, extras
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
-        """The current data's loss: the method's own criterion, else the learner's."""
-        if self._criterion:
-            if self._single:
-                self._check_targets(targets)
+        """The current data's loss: the method's own criterion, else the learner's; several add, each in the log."""
+        if not self._criterion:
+            return self.services.criterion(outputs, targets)
+        if self.targets.single:
+            self.targets.check(targets)
+        if len(self._criterion) == 1:
             return self._criterion[0](outputs, targets, inputs, self.services)
-        return self.services.criterion(outputs, targets)
+        losses = []
+        for name, criterion in self._named_criteria:
+            losses.append(criterion(outputs, targets, inputs, self.services))
+            self.services.log(name, losses[-1])
+        return functools.reduce(torch.add, losses)
 
     def backward(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss, backward, gradient edits, observers.
@@ -240,8 +237,8 @@ class Engine:
 
     def accumulate(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
-        if self._labelled:
-            self._check_targets(step.targets)
+        if self.targets.classes:
+            self.targets.check(step.targets)
         if self._head_untried:
             self._try_head(step)
         with self.services.forward.autocasting():
@@ -258,21 +255,20 @@ class Engine:
             with forward_task("all"):
                 self.services.body.try_head(self.services.forward.prepared(step.inputs, False))
 
-    def finish(self, step: Step) -> None:
-        """Gradient edits and observers: the second half of `backward`, once per optimiser step."""
-        self.edit(step)
-        self.observe(step)
+    def finish(self, step: Step, edits: bool = True, observers: bool = True) -> None:
+        """The second half of `backward`, once per optimiser step.
 
-    def edit(self, step: Step) -> None:
-        """Gradient edits: the first half of `finish`; an optimiser with a closure asks for several."""
-        for edit in self._gradient:
+        Args:
+            step: what was computed.
+            edits: whether gradients are edited; an optimiser with a closure asks for that alone, several times.
+            observers: whether operations observe, and the step counts.
+        """
+        for edit in self._gradient if edits else ():
             edit(step, self.services)
-
-    def observe(self, step: Step) -> None:
-        """Observers: the second half of `finish`; the step counts."""
-        for observe in self._observe:
-            observe(step, self.services)
-        self.index += 1
+        if observers:
+            for observe in self._observe:
+                observe(step, self.services)
+            self.index += 1
 
     def _terms(self, step: Step) -> tuple[list[Tensor], list[float]]:
         """The losses that have a graph, and the factor of each in the total."""
@@ -348,8 +344,5 @@ class Engine:
         for operation in self.method:
             values = state["operations"][operation.name]
             operation.load(values)
-            for key in values.get("snapshots", OLD_SNAPSHOTS):  # they come back as dictionaries
-                loaded = getattr(operation, key, None)
-                if isinstance(loaded, dict):
-                    setattr(operation, key, self.services.snapshot_of(loaded))
+            restore_snapshots(operation, values, self.services.snapshot_of)
             operation.to(self.learner.device)  # a checkpoint comes back on the CPU

@@ -100,6 +100,7 @@ class Stream(Sequence[Experience]):
         name: of the stream, for reports.
         class_names: one per class, in index order.
         description: the scenario as plain JSON values, enough to build it again.
+        table: how the columns of a table become the inputs, as plain JSON values; None where they are no table's.
     """
 
     experiences: list[Experience]
@@ -110,6 +111,7 @@ class Stream(Sequence[Experience]):
     name: str = "stream"
     class_names: tuple[str, ...] = ()
     description: dict[str, Any] = field(default_factory=dict)
+    table: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for experience in self.experiences:
@@ -134,7 +136,7 @@ class Stream(Sequence[Experience]):
         if self.classes or not self.experiences:
             return self.classes
         targets = self.experiences[0].train.targets
-        return targets[:1].numel() if targets.is_floating_point() else 0
+        return targets.shape[1:].numel() if targets.is_floating_point() else 0
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, {len(self)} experiences, {self.classes} classes, {self.paradigm}-incremental)"

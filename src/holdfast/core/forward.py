@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import _disable_current_modes
 
 from holdfast.core.errors import UsageError
 from holdfast.core.task import Task, enter_task, leave_task, running_task
@@ -168,14 +169,17 @@ _constants: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 _engine = getattr(torch.autograd.Variable, "_execution_engine", None)
 
 
-def constant(value: float, like: Tensor) -> Tensor:
-    """`value` as a scalar tensor of the type and device of `like`, made once."""
+def constant(value: float | Tensor, like: Tensor) -> Tensor:
+    """`value` as a scalar tensor of the type and device of `like`, made once; a tensor in a step that is recorded."""
+    if isinstance(value, Tensor):
+        return value.to(like)
     key = (value, like.dtype, like.device)
     found = _constants.get(key)
     if found is None:
         if len(_constants) > 4096:  # annealed weights would fill it without end
             _constants.clear()
-        found = _constants[key] = torch.full((), value, dtype=like.dtype, device=like.device)
+        with _disable_current_modes():  # a step that is being recorded finds it, as every other does
+            found = _constants[key] = torch.full((), value, dtype=like.dtype, device=like.device)
     return found
 
 

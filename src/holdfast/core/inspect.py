@@ -14,6 +14,24 @@ from holdfast.core.forward import call
 from holdfast.core.tree import Tree
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a layer of `model` in training mode normalises by the batch, and so cannot take a single row."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in model.modules())
+
+
+def joined(order: Tensor, size: int, least: int = 2) -> list[Tensor]:
+    """`order` in parts of `size`, where a last part of fewer than `least` belongs to the one before.
+
+    Example:
+        >>> [len(part) for part in joined(torch.arange(9), 4)], [len(part) for part in joined(torch.arange(1), 4)]
+        ([4, 5], [1])
+    """
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) < least:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
 def find_head(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module]:
     """The layer that makes outputs of features, in any model.
 

@@ -117,6 +117,10 @@ def called(wrap: Wrap) -> str:
     return getattr(wrap, "__name__", type(wrap).__name__)
 
 
+FILLS = "fill the memory that others draw from"
+"""What operations do that `fills`."""
+
+
 def conflicts(operations: Iterable[Operation | type[Operation]]) -> list[str]:
     """Why operations cannot stand in one method, read off what they declare: nothing is bound, and nothing made.
 
@@ -141,14 +145,28 @@ def conflicts(operations: Iterable[Operation | type[Operation]]) -> list[str]:
     for one in listed:
         kind = kinds[id(one)]
         does = [what for point, what in acts.items() if getattr(kind, point) is not getattr(Operation, point)]
+        does = [what for what in does if not (kind.adds and what == acts["criterion"])]
         does += [kind.once] if kind.once else []
-        does += ["fill the memory that others draw from"] if kind.fills else []
+        does += [FILLS] if kind.fills else []
         for what in does:
             owners.setdefault(what, []).append(one)
-    names = {
-        what: [one.__name__ if isinstance(one, type) else repr(one) for one in ones] for what, ones in owners.items()
-    }
-    return [f"{' and '.join(named)} both {what}. Keep one of them." for what, named in names.items() if len(named) > 1]
+    filling = owners.get(FILLS, [])
+    if all(kinds[id(one)].joins for one in filling) and len({kinds[id(one)] for one in filling}) == 1:
+        del owners[FILLS]
+    names = {what: list(map(_called, ones)) for what, ones in owners.items()}
+    said = [f"{' and '.join(named)} both {what}. Keep one of them." for what, named in names.items() if len(named) > 1]
+    for filler in (one for one in listed if one.fills and one.lacks):
+        said += [
+            f"{_called(filler)} fills the memory with rows without {' and '.join(sorted(filler.lacks))}, and"
+            f" {_called(one)} draws whole rows from it. Keep one of them, or fill the memory with Remember."
+            for one in listed
+            if one.draws and not one.fills
+        ]
+    return said
+
+
+def _called(one: Operation | type[Operation]) -> str:
+    return one.__name__ if isinstance(one, type) else repr(one)
 
 
 def published(paper: str) -> Callable[[Callable[P, Method]], Callable[P, Method]]:

@@ -92,9 +92,14 @@ class Operation(nn.Module):
         role: what it is for, one of `ROLES`.
         needs: what it cannot do without, names from `core.needs.NEEDS`.
         alone: why it cannot share its batches with other processes; empty where it can.
+        captured: why its step cannot be recorded once and run again (`trainer.capture`); empty where it can, or where
+            recording it finds out.
         remembers: extra fields of the step that the memory must keep (for instance `logits`).
         once: what one operation of a method alone can do, as a verb phrase; two that do the same are refused.
+        adds: whether the criterion it brings adds to that of others, instead of being the only one of its method.
         fills: whether it makes the memory of its method and fills it; two that do are refused.
+        lacks: fields that rows of the memory it fills do not have; whoever draws whole rows is refused beside it.
+        joins: whether its memory can stand beside another one of its kind in one method; both are drawn from as one.
         draws: whether it draws from the memory that another operation fills; a method without one is refused.
         asks: what it asks of the model beside the step it gets: its `loss` on other samples (or the softmax of its
             outputs), its `outputs` only, or `nothing`. A loop that does not call the model's forward can have no other.
@@ -113,12 +118,16 @@ class Operation(nn.Module):
     needs: frozenset[str] = frozenset()
     bound: bool = False
     alone: ClassVar[str] = ""
+    captured: ClassVar[str] = ""
     remembers: tuple[str, ...] = ()
     state: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
     check_arguments: ClassVar[Mapping[str, Any]] = {}
+    adds: ClassVar[bool] = False
     fills: ClassVar[bool] = False
+    lacks: ClassVar[frozenset[str]] = frozenset()
+    joins: ClassVar[bool] = False
     draws: bool = False
     asks: ClassVar[str] = "outputs"
     positions: ClassVar[bool] = False
@@ -146,7 +155,10 @@ class Operation(nn.Module):
         return batch
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
-        """The current data's loss instead of the default one. At most one operation of a method."""
+        """The current data's loss instead of the default one. At most one operation of a method, beside those that add.
+
+        Losses of operations with `adds` are summed; without one that owns the criterion they stand in its place.
+        """
         raise NotImplementedError
 
     def loss(self, step: Step, learner: Services) -> Term | None:

@@ -110,6 +110,26 @@ def load_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     module.load_state_dict(dict(values))
 
 
+OLD_SNAPSHOTS = ("teacher", "solver")
+"""Where operations of ours kept snapshots when checkpoints did not say so yet."""
+
+
+def restore_snapshots(
+    operation: object, saved: Mapping[str, Any], make: Callable[[dict[str, Tensor]], Snapshot]
+) -> None:
+    """Make snapshots again of the dictionaries that an operation got back from a checkpoint.
+
+    Args:
+        operation: that was loaded.
+        saved: what it was loaded from, which names its snapshots.
+        make: from a dictionary of tensors to the snapshot.
+    """
+    for name in saved.get("snapshots", OLD_SNAPSHOTS):
+        loaded = getattr(operation, name, None)
+        if isinstance(loaded, dict):
+            setattr(operation, name, make(loaded))
+
+
 class Live(Protocol):
     """What a twin must know of its original (`Services`, `Learner`)."""
 

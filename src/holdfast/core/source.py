@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +34,21 @@ class Source(ABC):
         length: number of batches from the beginning to the end, or None if it is unknown or there is no end.
         seekable: whether `seek` goes back to exactly the batch that a `position` names. Where it does not, a resumed
             training goes on with what arrives now, and records how many batches lie between.
+        live: whether a batch may have to be waited for, since somebody writes them while they are read; `holdfast run`
+            reads such a source in a thread of its own (see `holdfast.sources.Queued`).
+        input_shape: of one sample, where it is known before the first batch.
+        classes: how many outputs the targets ask for, where that is known: classes, or numbers of a regression.
+        prepare: turns raw inputs into the model's, as `Stream.prepare` does; None where they are the model's.
+        drifts: how many rows come before each place where the data are known to change, for measures of detectors.
     """
 
     length: int | None = None
     seekable: bool = False
+    live: bool = False
+    input_shape: tuple[int, ...] | None = None
+    classes: int | None = None
+    prepare: Callable[..., Any] | None = None
+    drifts: Sequence[int] = ()
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
@@ -56,6 +68,13 @@ class Source(ABC):
             f"{type(self).__name__} cannot go back to batch {position['batches']}. Give a source that can, such as"
             " holdfast.core.source.Arrays, or go on from here without it."
         )
+
+    def halt(self) -> None:  # noqa: B027
+        """Let a wait for the next batch end at once, as if there were no more: the training was told to stop."""
+
+    def counts(self) -> dict[str, int]:
+        """Rows that `arrived`, were `dropped` and the like, where a source counts them; nothing by default."""
+        return {}
 
     def close(self) -> None:  # noqa: B027
         """Let go of what the source holds: files, connections, other processes."""
@@ -237,6 +256,9 @@ class Experiences(Source):
         self.epochs = epochs
         self.seed = seed
         self.length = sum(-(-len(experience.train) // batch_size) * epochs for experience in stream)
+        self.input_shape, self.classes, self.prepare = tuple(stream.input_shape), stream.outputs, stream.prepare
+        rows = itertools.accumulate(len(experience.train) * epochs for experience in stream)
+        self.drifts = list(rows)[:-1]
         self._given = 0
 
     def batches(self) -> Iterator[Batch]:

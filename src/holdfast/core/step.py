@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,15 @@ class Now:
     progress: float | None = None
     epoch_progress: float | None = None
 
+    def watched(self, peek: Callable[[str], None]) -> Now:
+        """The same, which calls `peek` whenever somebody looks at it: for a step that is being recorded."""
+        return _WatchedNow(self, peek)
+
+    def stamped(self, step: Step, index: int) -> Step:
+        """`step` as the one with this number, made now."""
+        step.index, step.progress = index, self.progress
+        return step
+
 
 @dataclass(slots=True)
 class Step:
@@ -41,6 +51,7 @@ class Step:
         extras: side results of *this* forward (masks, chosen prompts, outputs of appended rows).
         weight: the factor of `loss` in the total. An operation that averages its term with the current
             loss, instead of adding to it, lowers this (`step.weight *= 1 - share`).
+        fresh: `[rows]` bool, which rows are trained on for the first time; None: all of them.
     """
 
     inputs: Tree
@@ -52,3 +63,47 @@ class Step:
     progress: float | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
+    fresh: Tensor | None = None
+
+
+class _WatchedNow(Now):
+    """What differs from step to step, seen whenever it is looked at."""
+
+    __slots__ = ("_now", "_peek")
+
+    def __init__(self, now: Now, peek: Callable[[str], None]) -> None:
+        object.__setattr__(self, "_now", now)
+        object.__setattr__(self, "_peek", peek)
+
+    def __getattribute__(self, name: str) -> object:
+        if name not in _NOW:
+            return object.__getattribute__(self, name)
+        object.__getattribute__(self, "_peek")(f"learner.now.{name}")
+        return getattr(object.__getattribute__(self, "_now"), name)
+
+    def stamped(self, step: Step, index: int) -> Step:
+        """See `Now.stamped`."""
+        now, peek = object.__getattribute__(self, "_now"), object.__getattribute__(self, "_peek")
+        made = _WatchedStep(*(getattr(step, one.name) for one in fields(Step)))
+        made.index, made.progress = index, now.progress
+        made.peek = peek
+        return made
+
+
+class _WatchedStep(Step):
+    """A step that is being recorded: what differs from step to step on the host belongs into a decision."""
+
+    __slots__ = ("peek",)
+    peek: Callable[[str], None]
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("index", "progress"):
+            try:
+                peek = object.__getattribute__(self, "peek")
+            except AttributeError:  # it is being made
+                return object.__getattribute__(self, name)
+            peek(f"step.{name}")
+        return object.__getattribute__(self, name)
+
+
+_NOW = frozenset(one.name for one in fields(Now))

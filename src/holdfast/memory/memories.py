@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor
 
 from holdfast.core.decide import decide
 from holdfast.core.experience import Tree, tree_map
-from holdfast.core.tree import Fill
+from holdfast.core.tree import Fill, flatten, join, restore
 from holdfast.memory.exemplars import ExemplarSets
 from holdfast.memory.insertion import Ring
 from holdfast.memory.memory import Memory
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import flatten, join, restore
 
 Selection = Literal["herding", "random", "closest"]
 
@@ -23,13 +22,15 @@ Selection = Literal["herding", "random", "closest"]
 class ExemplarMemory:
     """Exemplar sets behind the face of a `Memory`: it can be drawn from, listed, saved, but not added to row by row.
 
-    A set belongs to one class of one experience. Where a class comes again in a later experience it gets one more
-    set, so that `per_class` counts per class and experience, and `capacity` is shared by all sets.
+    With `by="class"` a class has one set: where it comes again, the set is chosen anew among its exemplars and what
+    arrived. With `by="experience"` it gets one more set, so that `per_class` counts per class and experience, and
+    `capacity` is shared by all sets.
 
     Args:
         capacity: samples in all; or
-        per_class: samples of each class of each experience.
+        per_class: samples of each class (of each experience).
         selection: which samples are kept.
+        by: what a set belongs to.
         generator: CPU generator for the selection "random".
         device: where samples are kept.
         gives: the device that samples are drawn to; None leaves them where they are kept.
@@ -42,25 +43,41 @@ class ExemplarMemory:
         selection: Selection = "herding",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
+        by: Literal["class", "experience"] = "experience",
         gives: torch.device | None = None,
     ) -> None:
+        self.by = by
+        self._labels: list[int] = []  # the class of each set, in the order in which they came
         self._sets = ExemplarSets(capacity, per_class, selection, by="experience", generator=generator)
         self._device = None if device is None else torch.device(device)
         self._gives = None if gives == self._device else gives
         self._columns: dict[str, Tensor] | None = None
         self._count: int | None = None
 
-    def choose(self, rows: Mapping[str, Tree], features: Tensor) -> None:
+    def choose(
+        self, rows: Mapping[str, Tree], features: Tensor, label: int | None = None, size: int | None = None
+    ) -> None:
         """Choose the exemplars of one more class, and shrink the other sets to make room.
 
         Args:
-            rows: all samples of one class of one experience, fields by name.
+            rows: all samples of one class of one experience, fields by name; with `by="class"` its exemplars too.
             features: `[samples, d]` of the same samples; for the selection "random" only their number counts.
+            label: the class, with `by="class"`.
+            size: exemplars of it instead of `per_class`.
         """
         if self._gives is not None:
             rows = {name: tree_map(lambda leaf: leaf.to(self._device), tree) for name, tree in rows.items()}
-        self._sets.update(len(self._sets.keys), rows, features)
+        key = len(self._sets.keys)
+        if self.by == "class" and label is not None:
+            if label not in self._labels:
+                self._labels.append(label)
+            key = self._labels.index(label)
+        self._sets.update(key, rows, features, size)
         self._columns = self._count = None
+
+    def of(self, label: int) -> dict[str, Tree]:
+        """A copy of the exemplars of a class; empty where it has none, or sets belong to experiences."""
+        return self._sets.rows(self._labels.index(label)) if label in self._labels else {}
 
     def all(self) -> dict[str, Tree]:
         """A copy of all exemplars, by experience and class, the most important of each set first."""
@@ -71,10 +88,9 @@ class ExemplarMemory:
 
     def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
         """`size` exemplars, or all if fewer are held, as `Memory.draw`; None if there are none."""
-        held = len(self)
-        if not held:
+        if not len(self):
             return None
-        chosen = decide(lambda: retrieval.indices(held, min(size, held), self), self._device)
+        chosen = decide(lambda: retrieval.indices(len(self), min(size, len(self)), self), self._device)
         drawn = {name: value.index_select(0, chosen) for name, value in self._all().items()}
         return {name: self._given(tree) for name, tree in restore(drawn, self._sets.structure).items()}
 
@@ -104,11 +120,12 @@ class ExemplarMemory:
 
     def state(self) -> dict[str, Any]:
         """A copy of all that `load` needs, as tensors and plain values."""
-        return self._sets.state()
+        return {**self._sets.state(), "labels": list(self._labels)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self._sets.load(state)
+        self._labels = list(state.get("labels", []))
         if self._device is not None:
             self._sets.to(self._device)
         self._columns = self._count = None
@@ -117,6 +134,72 @@ class ExemplarMemory:
         if self._columns is None:
             self._columns, _ = flatten(self._sets.all())
         return self._columns
+
+
+class Joined:
+    """Several memories as one, for what draws from them or lists them; each is filled by itself.
+
+    Args:
+        parts: of the same fields.
+
+    Attributes:
+        members: the same.
+    """
+
+    def __init__(self, parts: Sequence[ExemplarMemory]) -> None:
+        self.members: list[Any] = list(parts)
+
+    @property
+    def parts(self) -> list[Any]:
+        """Those that hold anything, in order."""
+        return [part for part in self.members if len(part)]
+
+    def all(self) -> dict[str, Tree]:
+        """A copy of all rows, memory by memory."""
+        parts = [flatten(part.all()) for part in self.parts]
+        if not parts:
+            return {}
+        columns, structure = parts[0]
+        return restore({name: join([part[name] for part, _ in parts]) for name in columns}, structure)
+
+    def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
+        """`size` rows of any memory, or all if fewer are held, as `Memory.draw`; None if there are none."""
+        if not len(self):
+            return None
+        chosen = decide(lambda: retrieval.indices(len(self), min(size, len(self)), self), self.device)
+        columns, structure = flatten(self.all())
+        return restore({name: value.index_select(0, chosen) for name, value in columns.items()}, structure)
+
+    def column(self, name: str) -> Tensor:
+        """`[len(self), ...]` one column of all rows, memory by memory."""
+        return join([part.column(name) for part in self.parts])
+
+    @property
+    def arrivals(self) -> Tensor:
+        """`[len(self)]` the number each row had within its memory."""
+        return torch.cat([part.arrivals for part in self.parts])
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where rows are kept; None until known."""
+        return next((part.device for part in self.members), None)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.members)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(part.nbytes for part in self.members)
+
+    def state(self) -> dict[str, Any]:
+        """A copy of all that `load` needs, as tensors and plain values."""
+        return {"parts": [part.state() for part in self.members]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        for part, held in zip(self.members, state["parts"], strict=True):
+            part.load(held)
 
 
 class ExperienceMemories:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.decide import decide
+from holdfast.core.decide import decide, recording
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
 from holdfast.core.ranks import Share
-from holdfast.core.tree import Fill
+from holdfast.core.tree import Fill, flatten, restore, row_count
 from holdfast.memory.insertion import Insertion, Placement
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import Storage, flatten, restore, row_count
+from holdfast.memory.storage import Storage
 
 ARRIVAL_BYTES = 8
 """Bytes a slot takes beside its row: the number its row had in the stream."""
@@ -100,6 +100,8 @@ class Memory:
             if count == 0:
                 return
             capacity = self._fix_capacity(rows)
+        if recording() and self._add_in_place(rows, count, capacity):
+            return
         placement = self.insertion.plan(count, seen, capacity, targets)  # type: ignore[arg-type]
         if placement is not None:
             self._write(placement, rows, count, capacity)
@@ -115,11 +117,11 @@ class Memory:
         Returns:
             The fields that were added, `[min(size, len(self)), ...]` each, or None if the memory is empty.
         """
-        storage, count = self._storage, self._count
-        if storage is None or not count:
+        storage = self._storage
+        if storage is None:
             return None
-        wanted = size if size < count else count
-        return storage.read(decide(lambda: retrieval.indices(count, wanted, self)))
+        chosen = decide(lambda: self._chosen(size, retrieval))
+        return None if chosen is None else storage.read(chosen)
 
     def all(self) -> dict[str, Tree]:
         """A copy of all held rows in slot order; empty if nothing was ever kept."""
@@ -138,7 +140,7 @@ class Memory:
         """Bytes allocated on the device, empty slots included."""
         if self._storage is None or self._arrivals is None:
             return 0
-        return self._storage.nbytes + self._arrivals.nbytes
+        return self._storage.nbytes + self._arrivals[: self.capacity].nbytes
 
     @property
     def device(self) -> torch.device | None:
@@ -236,6 +238,40 @@ class Memory:
         if self._count < capacity:
             last = slots.stop if isinstance(slots, slice) else int(slots.max()) + 1
             self._count = max(self._count, last)
+
+    def _chosen(self, size: int, retrieval: Retrieval) -> Tensor | None:
+        count = self._count
+        return retrieval.indices(count, size if size < count else count, self) if count else None
+
+    def _add_in_place(self, rows: Mapping[str, Tree | int], count: int, capacity: int) -> bool:
+        """As `add`, by the same calls at every step: rows that are not kept go to a spare slot behind the others.
+
+        Returns:
+            False, with nothing done, where rows are not like those before.
+        """
+        storage, arrivals, targets = self._storage, self._arrivals, rows.get("targets")
+        if storage is None or arrivals is None or not storage.with_spare(rows, count):
+            return False
+        if len(arrivals) == capacity:
+            arrivals = self._arrivals = torch.cat((arrivals, arrivals.new_zeros(1)))
+        looked_at = targets if isinstance(targets, Tensor) else None
+        places = decide(lambda: self._places(count, capacity, looked_at), self._device)
+        storage.write_spare(places[0], rows)
+        arrivals.index_copy_(0, places[0], places[1])
+        return True
+
+    def _places(self, count: int, capacity: int, targets: Tensor | None) -> Tensor:
+        """`[2, count]`: the slot of each row, the spare one for rows that are not kept, and the rows' numbers."""
+        slots = torch.full((count,), capacity, dtype=torch.int64)
+        placement = self.insertion.plan(count, self.seen, capacity, targets)
+        if placement is not None:
+            incoming, chosen = placement
+            chosen = torch.arange(chosen.start, chosen.stop) if isinstance(chosen, slice) else chosen
+            slots[incoming] = chosen
+            self._count = max(self._count, int(chosen.max()) + 1)
+        places = torch.stack((slots, torch.arange(self.seen, self.seen + count)))
+        self.seen += count
+        return places
 
     def _quickly(
         self, storage: Storage, arrivals: Tensor, placement: Placement, rows: Mapping[str, Tree | int], count: int

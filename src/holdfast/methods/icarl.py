@@ -21,7 +21,7 @@ def icarl(capacity: Count | None = 2000, per_class: Count | None = None, tempera
     """
     capacity = None if per_class is not None else capacity
     return Method(
-        RememberExemplars(capacity=capacity, per_class=per_class, selection="herding"),
+        RememberExemplars(capacity=capacity, per_class=per_class, selection="herding", by="experience"),
         MergedReplay(),
         BinaryDistillation(temperature=temperature),
         NearestExemplarMean(),

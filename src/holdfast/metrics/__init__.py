@@ -16,6 +16,7 @@ from holdfast.metrics.continual import (
     waacc,
 )
 from holdfast.metrics.cost import costs, curves
+from holdfast.metrics.during import accuracy_inside, minimum_accuracy, stability_gap, worst_case_accuracy
 from holdfast.metrics.log import Log, read_log, replace_file
 from holdfast.metrics.losses import (
     average_absolute_error,
@@ -26,6 +27,19 @@ from holdfast.metrics.losses import (
 )
 from holdfast.metrics.matrix import accuracy_matrix, before, loss_matrix, read_matrix, sample_counts, write_matrix
 from holdfast.metrics.references import share_of_gap
+from holdfast.metrics.source import (
+    anytime_held_out_accuracy,
+    detection_delay,
+    detections,
+    false_alarms,
+    held_out_accuracy,
+    missed_drifts,
+    old_accuracy,
+    old_loss,
+    rows_dropped,
+    share_idle,
+    share_seen,
+)
 from holdfast.metrics.stream import (
     anytime_accuracy,
     class_group_accuracy,
@@ -42,9 +56,11 @@ __all__ = [
     "Log",
     "Metric",
     "Record",
+    "accuracy_inside",
     "accuracy_matrix",
     "accuracy_so_far",
     "anytime_accuracy",
+    "anytime_held_out_accuracy",
     "average_absolute_error",
     "average_accuracy",
     "average_explained_variance",
@@ -58,13 +74,21 @@ __all__ = [
     "confusion",
     "costs",
     "curves",
+    "detection_delay",
+    "detections",
+    "false_alarms",
     "forgetting_first",
     "forgetting_max",
     "forward_transfer",
+    "held_out_accuracy",
     "loss_increase",
     "loss_matrix",
     "metric",
+    "minimum_accuracy",
+    "missed_drifts",
     "missing_class_accuracy",
+    "old_accuracy",
+    "old_loss",
     "per_class",
     "plasticity",
     "prequential_accuracy",
@@ -73,15 +97,20 @@ __all__ = [
     "recall_over_time",
     "record",
     "replace_file",
+    "rows_dropped",
     "sample_accuracy",
     "sample_counts",
     "sample_incremental_accuracy",
     "seen_class_accuracy",
+    "share_idle",
     "share_of_gap",
+    "share_seen",
+    "stability_gap",
     "stability_weighted",
     "waacc",
     "wamica",
     "windowed_accuracy",
+    "worst_case_accuracy",
     "worst_class",
     "worst_class_so_far",
     "write_matrix",

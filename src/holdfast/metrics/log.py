@@ -195,6 +195,8 @@ class Log(Sequence[Event]):
     @functools.cached_property
     def experiences(self) -> int:
         """Number of experiences T: what the stream announced, or more where the log mentions later ones."""
+        if self.start.get("source"):  # boundaries may be many, and none of these is evaluated by itself
+            return 1 + max((int(event["after"]) for event in self.of("evaluate")), default=-1)
         seen = [int(event["experience"]) for event in self._events if event.get("experience") is not None]
         seen += [int(event["after"]) for event in self.of("evaluate")]
         return max(int(self.stream.get("experiences") or 0), 1 + max(seen, default=-1))

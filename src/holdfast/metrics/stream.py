@@ -39,7 +39,9 @@ def passed(events: Iterable[Event]) -> Passed:
     if np.nanmax(log.values("train", "epoch"), initial=0.0) > 0:
         return Passed(np.zeros(0), np.zeros(0))
     before = np.concatenate([[0.0], total[:-1]])
-    samples = np.where(total > before, total - before, total)  # samples are counted anew in each experience
+    samples = total - before
+    if not log.start.get("source"):  # where samples are counted anew in each experience
+        samples = np.where(total > before, samples, total)
     known = np.isfinite(samples) & np.isfinite(accuracy) & (samples > 0)
     return Passed(samples[known], accuracy[known])
 

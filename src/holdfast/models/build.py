@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -57,12 +58,13 @@ class Classifier(nn.Module):
         return self.head(self.backbone(*inputs, **named))
 
 
-HeadName = Literal["fixed", "growing", "task", "cosine", "cosine_learnable", "cosine_task"]
-Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"]
+HeadName = Literal["fixed", "growing", "task", "cosine", "cosine_learnable", "cosine_task", "plain_cosine"]
+Activation = Literal["relu", "leaky_relu", "leaky_relu_0.2", "elu", "gelu", "silu", "tanh", "sigmoid"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
+    "leaky_relu_0.2": functools.partial(nn.LeakyReLU, 0.2),
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
@@ -86,24 +88,34 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def make_head(name: HeadName, features: int, classes: int, seed: int | None) -> Head:
-    """The head called `name`: "fixed" has all classes from the start, the others start with no outputs and grow.
+HEADS: dict[HeadName, str] = {
+    "fixed": "Linear, with all classes from the start.",
+    "growing": "Linear; starts with no outputs and gets new ones as classes arrive.",
+    "task": "Linear, with a set of outputs for each task label, which grows as tasks arrive.",
+    "cosine": "Compares directions, scaled; grows as classes arrive.",
+    "cosine_learnable": "Compares directions, with a scale that is learnt; grows as classes arrive.",
+    "cosine_task": "Compares directions, with a set of outputs for each task label.",
+    "plain_cosine": "Cosines from -1 to 1, without a scale; all classes from the start.",
+}
+"""Every head by its name in a configuration."""
 
-    "growing" and "task" (one set of outputs a task) are linear; "cosine", "cosine_learnable" (its scale is learnt) and
-    "cosine_task" compare directions.
-    """
+
+def make_head(name: HeadName, features: int, classes: int, seed: int | None) -> Head:
+    """The head called `name`; see `HEADS`."""
     if name == "fixed":
         return FixedHead(features, classes)
+    if name == "plain_cosine":
+        return CosineHead(features, classes, scale=1.0, seed=seed)
     if name == "cosine_learnable":
         return CosineHead(features, learnable=True, seed=seed)
     growing = {"growing": GrowingHead, "task": TaskHead, "cosine": CosineHead, "cosine_task": CosineTaskHead}
     if name not in growing:
-        raise ConfigError(unknown("head", name, ["fixed", *growing, "cosine_learnable"]))
+        raise ConfigError(unknown("head", name, HEADS))
     return growing[name](features, seed=seed)
 
 
 def make_activation(name: Activation) -> nn.Module:
-    """The activation called `name`, with torch's own defaults."""
+    """The activation called `name`, with torch's own defaults; "leaky_relu_0.2" has that slope below zero."""
     if name not in _ACTIVATIONS:
         raise ConfigError(unknown("activation", name, _ACTIVATIONS))
     return _ACTIVATIONS[name]()

@@ -35,7 +35,7 @@ def cnn(
         channels: of each convolution; every one halves height and width.
         hidden: units of each fully connected layer before the head.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         activation: after each convolution and hidden layer.
         batch_norm: whether to normalise after each convolution.
         seed: of the initial weights; None draws them from torch's global generator.
@@ -113,7 +113,7 @@ def resnet18(
         classes: number of classes of the whole stream.
         width: channels of the stem and the first stage.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:

@@ -40,7 +40,7 @@ def mlp(
         classes: number of classes of the whole stream.
         hidden: units of each hidden layer.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         activation: after each hidden layer.
         dropout: probability of dropping a hidden unit in training.
         batch_norm: whether to normalise before each activation.
@@ -101,7 +101,7 @@ def linear(*, input_shape: Sequence[int], classes: int, head: HeadName = "fixed"
         input_shape: shape of one sample; anything but a vector is flattened.
         classes: number of classes of the whole stream.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -219,7 +219,7 @@ def low_rank_mlp(
         hidden: units of each hidden layer.
         rank: of the change of each layer's weight.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         activation: after each hidden layer.
         batch_norm: whether to normalise before each activation.
         dropout: probability of dropping a hidden unit in training.
@@ -264,7 +264,7 @@ def subspace_mlp(
         dimension: weights that are mixed in each layer, and so the values that a layer learns beside its bias.
         rank_one: each of them is a product of two vectors, which takes less memory.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         activation: after each hidden layer.
         batch_norm: whether to normalise before each activation.
         dropout: probability of dropping a hidden unit in training.

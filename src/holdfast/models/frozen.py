@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -9,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.needs import declares
 from holdfast.core.randomness import module_digest
 from holdfast.core.ranges import BelowOne, Count, ranged
 from holdfast.models.build import Activation, Classifier, HeadName, make_activation, make_head, seeded
+from holdfast.models.dense import LowRankLinear, MixedLinear
 from holdfast.models.library import timm, torchvision, transformers
 from holdfast.models.pretrained import Pool
 
@@ -111,6 +115,16 @@ class Beside:
         return self
 
 
+Layer = Literal["plain", "low_rank", "subspace", "subspace_rank_one"]
+_LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "plain": nn.Linear,
+    "low_rank": functools.partial(LowRankLinear, rank=1),
+    "subspace": functools.partial(MixedLinear, count=80),
+    "subspace_rank_one": functools.partial(MixedLinear, count=20, rank_one=True),
+}
+
+
+@declares(loads=True)
 @ranged
 def frozen(
     *,
@@ -123,43 +137,48 @@ def frozen(
     size: Count | None = None,
     cut: str | None = None,
     pool: Pool | None = None,
-    cache: bool = False,
+    cache: Literal["auto"] | bool = "auto",
     cache_folder: str | None = None,
     cache_precision: Literal["float32", "float16"] = "float32",
     hidden: Sequence[Count] = (),
     activation: Activation = "relu",
     dropout: BelowOne = 0.0,
     batch_norm: bool = False,
+    layer: Layer = "plain",
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:
     """A frozen backbone of timm, torchvision or transformers, then a perceptron that learns.
 
-    Nothing is downloaded. Needs the extra `vision`, for transformers `backbones`. With `cache`, `holdfast run` computes
-    the features of every sample once and keeps them on disk; in Python, `streams.features.cache_features(stream,
-    model.backbone[0].frozen)` does.
+    Nothing is downloaded. Needs the extra `vision`, for transformers `backbones`. `holdfast run` computes the features
+    of every sample once and keeps them on disk; in Python, `streams.features.cache_features(stream,
+    model.backbone[0].frozen)` does. Features of inputs that are augmented change, and are computed anew.
 
     Args:
         input_shape: channels, height and width of one image.
         classes: number of classes of the whole stream.
         architecture: of the backbone, as timm or torchvision call it; for transformers the folder says.
         library: "timm", "torchvision" or "transformers".
-        weights: path of a file with the saved state of that architecture, for transformers of a folder; None leaves
-            random weights.
+        weights: path of a file with the saved state of that architecture, for transformers of a folder; or "random".
+            None is random weights too, with a warning, and will be refused in the next release: features of random
+            weights are seldom what was meant.
         preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as the
             pretrained model's own settings say.
         size: height and width that images are resized to first; None leaves them, or takes the model's own.
         cut: name of an inner layer whose output are the features; None takes the last.
         pool: of the tokens of a transformer: "cls", "mean" or "cls_mean"; None is the model's own way.
-        cache: whether features are computed once and read from disk after that.
+        cache: whether features are computed once and read from disk after that: "auto" does where training inputs are
+            not augmented; true refuses those, and false computes features at every step.
         cache_folder: where; None takes $HOLDFAST_CACHE, else a folder `holdfast` among the user's caches.
         cache_precision: of the features on disk; float16 halves their size and rounds them.
         hidden: units of each layer between backbone and head.
         activation: after each of them.
         dropout: probability of dropping one of their units in training.
         batch_norm: whether to normalise before each activation.
+        layer: of the layers between: "plain", "low_rank" (see the model `low_rank_mlp`, of rank 1), "subspace" or
+            "subspace_rank_one" (see `subspace_mlp`, of 80 and of 20 dimensions): CLMixer's perceptrons.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -167,6 +186,7 @@ def frozen(
         DataError: if `weights` is no file that fits the architecture.
         ImportError: if the library is not installed.
     """
+    asked, weights = weights, None if weights == "random" else weights
     given: dict[str, Any] = {"preprocess": preprocess, "size": size, "cut": cut, "seed": seed}
     whole: nn.Module
     if library == "transformers":
@@ -179,6 +199,13 @@ def frozen(
     else:
         if architecture is None:
             raise ConfigError(f"no architecture of {library} is named. Write for instance architecture='resnet18'.")
+        if asked is None:
+            warnings.warn(
+                f"the frozen backbone {architecture} has random weights, which never learn. Give their file:"
+                " weights=FILE, or write weights=random if that is meant; the next release will ask for it.",
+                FutureWarning,
+                stacklevel=3,
+            )
         if library == "timm":
             given["pool"] = pool
         elif pool is not None:
@@ -191,11 +218,12 @@ def frozen(
     with seeded(seed):
         layers: list[nn.Module] = [backbone]
         for units in hidden:
-            layers += [nn.Linear(width, units), *([nn.BatchNorm1d(units)] if batch_norm else [])]
+            layers += [_LAYERS[layer](width, units), *([nn.BatchNorm1d(units)] if batch_norm else [])]
             layers += [make_activation(activation), *([nn.Dropout(dropout)] if dropout else [])]
             width = units
         model = Classifier(nn.Sequential(*layers), make_head(head, width, classes, seed))
-    if cache:
+    if isinstance(backbone, CachedBackbone):
         name = f"{library} {architecture or weights}"
         model.features_cache = {"folder": cache_folder, "precision": cache_precision, "name": name}  # type: ignore[assignment]
+        model.features_needed = cache is True  # type: ignore[assignment]
     return model

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from holdfast.core.body import chain_of
 from holdfast.core.errors import ConfigError, UsageError, unknown
 from holdfast.core.inspect import eval_mode
 from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, NonNegative, ranged
 from holdfast.core.task import forward_task, running_task
 from holdfast.models.build import Activation, check_sizes, seeded
-from holdfast.models.chain import chain_of
 from holdfast.models.chunks import ChunksGenerator
 from holdfast.models.convolutional import cnn, resnet18
 from holdfast.models.dense import linear, mlp

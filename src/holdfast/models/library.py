@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,19 @@ from holdfast.models.build import HeadName, check_image, seeded
 from holdfast.models.pretrained import NO_LINEAR, Cut, Pool, Preprocess, folder_preprocess, load_weights, with_head
 
 
-@declares(inputs="images")
+@functools.cache
+def architectures(library: str) -> frozenset[str]:
+    """The names that a library has models for: torchvision's classifiers, or timm's; it must be installed."""
+    if library == "torchvision":
+        from torchvision import models as zoo
+
+        return frozenset(zoo.list_models(module=zoo))
+    import timm as other
+
+    return frozenset(other.list_models())
+
+
+@declares(inputs="images", loads=True)
 @ranged
 def torchvision(
     *,
@@ -31,7 +44,7 @@ def torchvision(
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:
-    """A classification model of torchvision by name, its last linear layer replaced by a head.
+    """A classification model of torchvision by name, its last layer replaced by a head.
 
     Nothing is downloaded. Needs the extra `vision`. Auxiliary classifiers (googlenet, inception_v3) are cut off.
 
@@ -39,12 +52,12 @@ def torchvision(
         input_shape: channels, height and width of one image; other than 3 channels get a first convolution to match.
         classes: number of classes of the whole stream.
         architecture: a name of `torchvision.models.list_models()`, for instance "resnet18".
-        weights: path of a file with the saved state of that architecture; None starts from random weights.
+        weights: path of a file with the saved state of that architecture; "random" or None starts from random weights.
         preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as for ImageNet.
         size: height and width that images are enlarged or shrunk to first; None leaves them, or takes the model's own.
         cut: name of an inner layer whose output, averaged over positions, are the features; None takes the last.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -57,6 +70,7 @@ def torchvision(
     except ImportError as error:
         raise needs_extra("the model `torchvision`", "torchvision", "vision") from error
 
+    weights = None if weights == "random" else weights
     check_image("torchvision", input_shape)
     known = zoo.list_models(module=zoo)
     if architecture not in known:
@@ -65,13 +79,15 @@ def torchvision(
     options: dict[str, Any] = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
     with seeded(seed):
         model = zoo.get_model(architecture, weights=None, **options)
+        squeeze = architecture.startswith("squeezenet")  # whose last layer is a convolution, then a mean
         try:
-            name, _ = find_head(model)
+            name = "classifier" if squeeze else find_head(model)[0]
         except ConfigError:
             raise ConfigError(NO_LINEAR.format(architecture)) from None
         if weights is not None:
             load_weights(model, weights, (name,), architecture)
-        model.set_submodule(name, nn.Identity())
+        features = nn.Sequential(nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1)) if squeeze else nn.Identity()
+        model.set_submodule(name, features)
         for auxiliary in ("AuxLogits", "aux1", "aux2"):
             if hasattr(model, auxiliary):
                 model.aux_logits = False
@@ -87,7 +103,7 @@ def torchvision(
         return with_head(model, architecture, input_shape, classes, head, weights, seed)
 
 
-@declares(inputs="images")
+@declares(inputs="images", loads=True)
 @ranged
 def timm(
     *,
@@ -111,14 +127,14 @@ def timm(
         input_shape: channels, height and width of one image; other than 3 channels get a first convolution to match.
         classes: number of classes of the whole stream.
         architecture: a name of `timm.list_models()`, for instance "convnext_atto".
-        weights: path of a file with the saved state of that architecture; None starts from random weights.
+        weights: path of a file with the saved state of that architecture; "random" or None starts from random weights.
         preprocess: whether images (0 to 1, not normalised in the data set) are resized and normalised as the model's
             own settings say.
         size: height and width that images are enlarged or shrunk to first; None leaves them, or takes the model's own.
         cut: name of an inner layer whose output are the features; None takes the last.
         pool: of the tokens of a transformer: "cls", "mean" or "cls_mean"; None is the model's own way.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
@@ -131,6 +147,7 @@ def timm(
     except ImportError as error:
         raise needs_extra("the model `timm`", "timm", "vision") from error
 
+    weights = None if weights == "random" else weights
     check_image("timm", input_shape)
     if not zoo.is_model(architecture):
         raise ConfigError(unknown("timm architecture", architecture, zoo.list_models()))
@@ -157,7 +174,7 @@ def timm(
         return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)
 
 
-@declares(inputs="images")
+@declares(inputs="images", loads=True)
 @ranged
 def transformers(
     *,
@@ -186,7 +203,7 @@ def transformers(
         cut: name of an inner layer whose output are the features, for instance "encoder.layer.8"; None takes the last.
         pool: of the tokens: the class token ("cls"), the "mean" over the image's, or both side by side ("cls_mean").
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the head's initial weights; None draws them from torch's global generator.
 
     Raises:

@@ -39,7 +39,10 @@ def load_weights(
         DataError: for no file, a file of another kind, or a state that does not fit.
     """
     if not Path(path).is_file():
-        raise DataError(f"there is no file of weights at {path!r}. Give the path of a state saved with `torch.save`.")
+        raise DataError(
+            f"there is no file of weights at {path!r}. Give the path of a state saved with `torch.save`, or "
+            "write weights=random."
+        )
     try:
         state: Any = _safetensors(path) if path.endswith(".safetensors") else None
         state = torch.load(path, map_location="cpu", weights_only=True) if state is None else state

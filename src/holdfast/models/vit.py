@@ -99,7 +99,7 @@ def vit(
         depth: number of blocks.
         heads: of the attention; they divide the width.
         head: "fixed" (all classes from the start), "growing", "task" (one set of outputs a task), "cosine",
-            "cosine_learnable" (its scale is learnt) or "cosine_task".
+            "cosine_learnable" (its scale is learnt), "cosine_task" or "plain_cosine" (all classes, no scale).
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:

@@ -39,7 +39,7 @@ class BiasCorrection(Operation):
         True
     """
 
-    heads = frozenset({"fixed", "growing", "cosine", "cosine_learnable"})
+    heads = frozenset({"fixed", "growing", "cosine", "cosine_learnable", "plain_cosine"})
     role = "bias mitigation"
     needs = frozenset({"boundaries", "replacement", "classes"})
     state = ("inputs", "targets", "scale", "shift")

@@ -38,6 +38,10 @@ class Distillation(Operation):
         scaled: multiply by T^2, so that gradients do not shrink as T grows; van de Ven et al. 2022 do not.
         over: `old` compares the old classes among themselves; `all` takes each softmax over all outputs, as van de Ven
             et al. 2022 do.
+        adaptive: whether to multiply by the number of old classes over the number of classes in the current data, what
+            is replayed with them included, as CLMixer does.
+        form: `cross_entropy`, or `divergence` (Kullback-Leibler): the same less the teacher's entropy, with the same
+            gradient.
 
     Source: Li and Hoiem 2017, "Learning without forgetting", eq. 2 and 3; Hinton et al. 2015 for T^2.
     Differences: no warm-up of the new head alone; probabilities softened by dividing logits by T.
@@ -56,6 +60,8 @@ class Distillation(Operation):
         average: Average = "none",
         scaled: bool = True,
         over: Literal["old", "all"] = "old",
+        adaptive: bool = False,
+        form: Literal["cross_entropy", "divergence"] = "cross_entropy",
     ) -> None:
         super().__init__()
         require(
@@ -68,6 +74,8 @@ class Distillation(Operation):
         self.average = average
         self.scaled = scaled
         self.over = over
+        self.adaptive = adaptive
+        self.form = form
         self.teacher: Snapshot | None = None
         self.old: list[int] = []
         self.tasks: list[list[int]] = []
@@ -98,11 +106,16 @@ class Distillation(Operation):
             if self.over == "old" and not len(self.old) == taught.shape[1] == student.shape[1]:
                 taught, student = taught[:, self.old], student[:, self.old]
             term = self._between(taught, student)
-        return mix(term, step, learner, self.average, self.weight)
+        weight = self.weight
+        if self.adaptive:
+            weight *= len(self.old) / max(1, len(learner.members[-1]))
+        return mix(term, step, learner, self.average, weight)
 
     def _between(self, taught: Tensor, student: Tensor) -> Tensor:
         soft = F.softmax(taught / self.temperature, dim=1)
         if soft.shape != student.shape:  # outputs that came since
             soft = F.pad(soft, (0, student.shape[1] - soft.shape[1]))
         between = F.cross_entropy(student / self.temperature, soft)
+        if self.form == "divergence":
+            between = between + torch.xlogy(soft, soft).sum(1).mean()
         return self.temperature**2 * between if self.scaled else between

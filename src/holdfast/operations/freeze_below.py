@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from torch import nn
+
+from holdfast.core.body import Body, chain_of
 from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation
 from holdfast.core.ranges import Size
 from holdfast.core.services import Services
-from holdfast.operations._parts.cut import Cut, StayInEval
+from holdfast.models import Hypernetwork
+
+
+class StayInEval:
+    """Lets a module run in eval mode while `owner` has it frozen; copied models share it."""
+
+    def __init__(self, owner: FreezeBelow) -> None:
+        self.owner = owner
+
+    def __call__(self, module: nn.Module, _: tuple[Any, ...]) -> None:
+        """Switch to evaluation before the forward; `model.train()` switches back."""
+        if self.owner.frozen and module.training:
+            module.eval()
+
+    def __deepcopy__(self, _: Any) -> StayInEval:
+        return self
 
 
 class FreezeBelow(Operation):
@@ -32,7 +50,7 @@ class FreezeBelow(Operation):
         FreezeBelow(cut=2, after=1)
     """
 
-    asks = "nothing"
+    asks: ClassVar[Literal["loss", "outputs", "nothing"]] = "nothing"
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
     once = "freeze what lies below a cut"
@@ -46,9 +64,15 @@ class FreezeBelow(Operation):
 
     def setup(self, learner: Services) -> None:
         """Find the stages, and attach the hooks that keep them in eval mode once they are frozen."""
+        super().setup(learner)
         self._learner = learner
-        self._cut = Cut(learner.model, self.cut, "freeze_below")
-        for part in self._cut.parts:
+        inner = next((part for part in learner.model.modules() if isinstance(part, Hypernetwork)), None)
+        self._body = learner.body if inner is None else Body(inner)  # it may stand inside another module
+        parts, self._above = self._body.parts(self.cut)
+        if parts is None:
+            chain_of(learner.model)  # refuses it: only the whole model gives its features, so nothing lies below a cut
+        for part in parts or ():
+            assert isinstance(part, nn.Module)
             part.register_forward_pre_hook(StayInEval(self))
 
     @property
@@ -68,4 +92,4 @@ class FreezeBelow(Operation):
 
     def _freeze(self) -> None:
         if self.frozen:
-            self._learner.trainable.freeze(self._cut.parameters())
+            self._learner.trainable.freeze(self._body.parameters_below(self.cut))

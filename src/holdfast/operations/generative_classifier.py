@@ -91,6 +91,7 @@ class GenerativeClassifier(Operation):
 
     alone = "trains a model for each class on all of its samples"
     role = "knowledge incorporation"
+    captured = "parts every batch by class, on the host, among a model for each"
     needs = frozenset({"classes"})
     state = ("models",)
 

@@ -55,6 +55,7 @@ class GenerativeReplay(Operation):
     """
 
     role = "knowledge retention"
+    captured = "trains its generator by an optimiser that counts its steps on the host"
     needs = frozenset({"boundaries", "classes"})
     state = ("current", "previous", "solver", "old", "tasks")
     scratch = ("_generated",)

@@ -56,6 +56,7 @@ class GradientConstraints(Operation):
     fills = True
     role = "knowledge retention"
     needs = frozenset({"boundaries"})
+    captured = "solves a quadratic program on the host at every step that violates a constraint"
 
     def __init__(self, per_experience: Count = 256, margin: NonNegative = 0.5) -> None:
         super().__init__()
@@ -79,8 +80,9 @@ class GradientConstraints(Operation):
         constrain(learner.gradients(), references, self.margin)
 
     def observe(self, step: Step, learner: Services) -> None:
-        """Put the step's rows into the current experience's memory."""
-        self._memories.add(learner.experience, rows_of(step, learner))
+        """Put the step's rows into the current experience's memory, but for those remembered before."""
+        if step.fresh is None or bool(step.fresh.any()):
+            self._memories.add(learner.experience, rows_of(step, learner))
 
 
 def constrain(gradients: list[Tensor], references: list[list[Tensor]], margin: float) -> None:

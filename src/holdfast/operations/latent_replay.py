@@ -14,8 +14,8 @@ from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.core.task import forward_task
-from holdfast.memory import BalancedReservoir, Insertion, Memory, Reservoir, Uniform
-from holdfast.operations._parts.draws import keep_in
+from holdfast.memory import BalancedReservoir, Insertion, Memory, Reservoir
+from holdfast.operations._parts.draws import Draws, keep_in
 from holdfast.operations.freeze_below import FreezeBelow
 
 Policy = Literal["reservoir", "balanced_reservoir"]
@@ -48,7 +48,7 @@ class LatentRows(dict[str, Any]):
         )
 
 
-class LatentReplay(FreezeBelow):
+class LatentReplay(Draws, FreezeBelow):
     r"""Loss on remembered latents, which go through the stages above the cut only.
 
     $$ L = L(f(x), y) + w \, L(f_{\text{above}}(z'), y'), \qquad (z', y') \sim M, \; z = f_{\text{below}}(x) $$
@@ -81,6 +81,7 @@ class LatentReplay(FreezeBelow):
 
     asks = "outputs"
     fills = True
+    lacks = frozenset({"inputs"})
     check_arguments = {"capacity": 20}
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
@@ -95,33 +96,33 @@ class LatentReplay(FreezeBelow):
         policy: Policy = "reservoir",
         after: Literal[0, 1] = 1,
     ) -> None:
-        super().__init__(cut, after)
+        super().__init__(size)
+        self.cut = cut
+        self.after = after
         self.capacity = capacity
-        self.size = size
         self.weight = weight
         self.policy = policy
-        self.retrieval: Uniform | None = None
         if policy == "balanced_reservoir":
             self.needs = self.needs | {"classes"}
 
     def setup(self, learner: Services) -> None:
-        """Make the memory, and take generators."""
+        """Make the memory, and take generators, behind the cut and its hooks."""
         super().setup(learner)
         generator = learner.rng("remember")
         insertion: Insertion = Reservoir(generator) if self.policy == "reservoir" else BalancedReservoir(generator)
         memory = LatentMemory(self.capacity, insertion=insertion, device=learner.device, share=learner.share)
         self._memory = keep_in(learner, memory, self.name)  # of latents instead of inputs
-        self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
         learner.rng(f"order/{self.name}")
 
     def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean loss on the drawn latents, weighted."""
-        assert self.retrieval is not None
-        rows = self._memory.draw(learner.share(self.size), self.retrieval)
+        rows = self.drawn(learner)
         if rows is None or self.weight == 0:
             return None
         with forward_task(rows.get("task")):
-            outputs = self._cut.above(rows["latents"])
+            outputs = rows["latents"]
+            for stage in self._above:
+                outputs = stage(outputs)
         return learner.criterion(outputs, rows["targets"]), self.weight
 
     def end(self, experience: Experience, learner: Services) -> None:
@@ -131,7 +132,7 @@ class LatentReplay(FreezeBelow):
         with torch.no_grad(), eval_mode(learner.model):
             for batch in data.batches(learner.share.rows(order), 256):
                 inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
-                latents = self._cut.below(learner.forward.prepared(inputs, training=False))  # type: ignore[arg-type]
+                latents = self._body.below(learner.forward.prepared(inputs, training=False), self.cut)
                 rows: dict[str, Any] = {"latents": latents, "targets": batch.targets.to(learner.device)}
                 task = learner.task if batch.task is None else batch.task
                 if learner.multi_head and task is not None:

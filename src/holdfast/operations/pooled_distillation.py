@@ -34,7 +34,9 @@ class PooledDistillation(Operation):
         weight: w, the paper's lambda_c.
         pooling: `pixel` (none), `channel` (summed over channels), `gap` (over height and width), `width` (over width),
             `height` (over height), or `spatial` (both).
-        adaptive: whether to multiply by the root of seen classes over new ones.
+        adaptive: whether to multiply by the root of seen classes over new ones; `classes` multiplies by the number of
+            old classes over the number of classes in the current data, what is replayed with them included, as CLMixer
+            does.
         layers: dotted names of the layers; default: the backbone's activations and stages.
 
     Source: Douillard et al. 2020, "PODNet: pooled outputs distillation for small-tasks incremental learning", eq. 1 to
@@ -57,7 +59,7 @@ class PooledDistillation(Operation):
         self,
         weight: NonNegative = 1.0,
         pooling: Pooling = "spatial",
-        adaptive: bool = True,
+        adaptive: bool | Literal["classes"] = True,
         layers: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -80,7 +82,10 @@ class PooledDistillation(Operation):
         self.teacher = learner.snapshot()
         old = {label for members in learner.members for label in members}
         new = set(experience.classes) - old
-        self.factor = (len(old | new) / len(new)) ** 0.5 if self.adaptive and new else 1.0
+        if self.adaptive == "classes":
+            self.factor = len(old) / max(1, len(set(experience.classes)))
+        else:
+            self.factor = (len(old | new) / len(new)) ** 0.5 if self.adaptive and new else 1.0
 
     def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean distance of the pooled maps over layers and rows, once there is a teacher."""

@@ -90,4 +90,5 @@ class Remember(Operation):
 
     def observe(self, step: Step, learner: Services) -> None:
         """Insert the step's current rows."""
-        self._memory.add(rows_of(step, learner))
+        if step.fresh is None or bool(step.fresh.any()):
+            self._memory.add(rows_of(step, learner))

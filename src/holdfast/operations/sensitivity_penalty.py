@@ -28,6 +28,7 @@ class SensitivityPenalty(Operation):
         over: magnitude of the gradient of each `sample` (the paper's), or of each `batch`.
         decay: gamma; at 1 the importances add up.
         samples: samples to measure on; default: all of the experience.
+        batch_size: samples of each batch; with `over="batch"` the importance depends on it, else only memory does.
         bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD
             (`Stiffness`): a large strength then holds parameters fast, where it would make training diverge.
 
@@ -37,7 +38,7 @@ class SensitivityPenalty(Operation):
 
     Example:
         >>> SensitivityPenalty(strength=0.5)
-        SensitivityPenalty(strength=0.5, over='sample', decay=1.0, samples=None, bounded=True)
+        SensitivityPenalty(strength=0.5, over='sample', decay=1.0, samples=None, batch_size=128, bounded=True)
     """
 
     role = "knowledge retention"
@@ -51,6 +52,7 @@ class SensitivityPenalty(Operation):
         over: Over = "sample",
         decay: Share = 1.0,
         samples: Count | None = None,
+        batch_size: Count = 128,
         bounded: bool = True,
     ) -> None:
         super().__init__()
@@ -58,6 +60,7 @@ class SensitivityPenalty(Operation):
         self.over = over
         self.decay = decay
         self.samples = samples
+        self.batch_size = batch_size
         self.bounded = bounded
         self._stiffness = Stiffness(2 * strength, bounded)
         self.importance: dict[str, Tensor] = {}
@@ -75,7 +78,14 @@ class SensitivityPenalty(Operation):
             return
         self._stiffness.forget()
         generator = learner.rng(f"samples/{self.name}")
-        found = sensitivity(learner, experience.train, self.over, samples=self.samples, generator=generator)
+        found = sensitivity(
+            learner,
+            experience.train,
+            self.over,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            generator=generator,
+        )
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():
                 held = self.importance.get(name)

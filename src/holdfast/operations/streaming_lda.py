@@ -50,6 +50,7 @@ class StreamingLDA(Operation):
 
     alone = "makes its whole step itself, from statistics of every sample"
     role = "knowledge incorporation"
+    captured = "makes its whole step itself, class by class on the host"
     needs = frozenset({"classes"})
     state = ("counts", "means", "scatter", "shrunk")
     scratch = ("_map",)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.experience import Experience
+from holdfast.core.inspect import has_batch_norm, joined
 from holdfast.core.operation import Operation
 from holdfast.core.ranges import BelowOne, Count, NonNegative, Positive
 from holdfast.core.services import Services
@@ -182,7 +183,8 @@ class TrainOnMemory(Operation):
         optimizer = torch.optim.SGD(parameters, lr=self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
         for epoch in range(self.epochs):
             optimizer.param_groups[0]["lr"] = self._rate(epoch)
-            for index in torch.randperm(len(self._memory), generator=order).split(self.batch_size):
+            least = 2 if has_batch_norm(learner.model) else 1
+            for index in joined(torch.randperm(len(self._memory), generator=order), self.batch_size, least):
                 batch = take(rows, index.to(learner.device))
                 loss = learner.loss_on(batch["inputs"], batch["targets"], batch.get("task"))  # type: ignore[arg-type]
                 for parameter, gradient in zip(parameters, learner.grad(loss)):

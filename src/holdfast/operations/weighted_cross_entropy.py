@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Experience
+from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Services
-from holdfast.operations._parts.own_criterion import OwnCriterion
+from holdfast.operations._parts.rows import OwnCriterion
 
 Scheme = Literal["inverse", "complement"]
 
@@ -28,6 +29,8 @@ class WeightedCrossEntropy(OwnCriterion):
 
     Args:
         scheme: `inverse` frequency, or the `complement` of the relative one.
+        weight: factor of the loss, where several add.
+        double_softmax: whether the outputs are put through a softmax before, as CLMixer does.
 
     Source: `inverse`: King and Zeng 2001, "Logistic regression in rare events data", section 4 (weighting);
     `complement`: CLMixer's weighted cross-entropy. Differences: CLMixer applies it to a softmax; here outputs are
@@ -35,15 +38,16 @@ class WeightedCrossEntropy(OwnCriterion):
 
     Example:
         >>> WeightedCrossEntropy()
-        WeightedCrossEntropy(scheme='inverse')
+        WeightedCrossEntropy(scheme='inverse', weight=1.0, double_softmax=False)
     """
 
     needs = OwnCriterion.needs | {"classes", "boundaries"}
     state = ("weights",)
 
-    def __init__(self, scheme: Scheme = "inverse") -> None:
-        super().__init__()
+    def __init__(self, scheme: Scheme = "inverse", weight: NonNegative = 1.0, double_softmax: bool = False) -> None:
+        super().__init__(weight)
         self.scheme = scheme
+        self.double_softmax = double_softmax
         self.weights: Tensor | None = None
 
     def begin(self, experience: Experience, learner: Services) -> None:
@@ -63,8 +67,17 @@ class WeightedCrossEntropy(OwnCriterion):
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Weighted mean cross-entropy of `outputs` `[rows, classes]` under class indices `[rows]`."""
+        outputs = outputs.softmax(1) if self.double_softmax else outputs
+        return F.cross_entropy(outputs, targets, weight=self._weights_of(outputs))
+
+    def by_row(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each row times the weight of its class, `[rows]`."""
+        outputs = outputs.softmax(1) if self.double_softmax else outputs
+        return F.cross_entropy(outputs, targets, weight=self._weights_of(outputs), reduction="none")
+
+    def _weights_of(self, outputs: Tensor) -> Tensor | None:
         if self.weights is None:
-            return F.cross_entropy(outputs, targets)
+            return None
         width = outputs.shape[1]
         weights = F.pad(self.weights, (0, max(0, width - self.weights.shape[0])), value=1.0)[:width]
-        return F.cross_entropy(outputs, targets, weight=weights.to(outputs.dtype))
+        return weights.to(outputs.dtype)

@@ -14,7 +14,7 @@ from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.metrics.statistics import Spread, named
 from holdfast.metrics.table import METRICS
 from holdfast.runs.result import Result, Results
-from holdfast.runs.seeds import distinct, measures
+from holdfast.runs.words import distinct, measures
 
 NOT_THE_EXPERIMENT = (
     *("seed", "seeds", "references", "folders", "tags", "experiment_name", "threads", "checkpoint", "folder"),
@@ -29,6 +29,16 @@ COLUMNS = {
     "average_loss": "loss",
     "train_seconds": "seconds",
 }
+
+SOURCE_COLUMNS = {
+    "prequential_accuracy": "predicted",
+    "windowed_accuracy": "lately",
+    "old_accuracy": "kept",
+    "old_loss": "old loss",
+    "share_idle": "idle",
+    "train_seconds": "seconds",
+}
+"""The same of runs that learned from a source."""
 
 
 @dataclass(frozen=True)

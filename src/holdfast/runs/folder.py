@@ -181,6 +181,7 @@ class CheckpointFolder:
         every_steps: steps between checkpoints within an experience; None for none by steps.
         lines: how many lines the log has now; kept with the state, so that a resumed log knows what to drop.
         config: of the run; kept with the state, so that the file alone can be evaluated.
+        card: of the stream; kept too, so that the model can be asked without the data.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class CheckpointFolder:
         every_steps: int | None = None,
         lines: Callable[[], int] = lambda: 0,
         config: dict[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
     ) -> None:
         if (every_seconds is not None and every_seconds <= 0) or (every_steps is not None and every_steps < 1):
             raise ConfigError(
@@ -201,6 +203,7 @@ class CheckpointFolder:
         self.every_steps = every_steps
         self._lines = lines
         self._config = config
+        self._card = None if card is None else dict(card)
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.part"):
             leftover.unlink()
@@ -212,7 +215,7 @@ class CheckpointFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state` as the newest, safe against a kill at any moment."""
-        content = {"format": FORMAT, "lines": self._lines(), "config": self._config, "state": state}
+        content = {"format": FORMAT, "lines": self._lines(), "config": self._config, "data": self._card, "state": state}
         if ((self._config or {}).get("folders") or {}).get("experiences"):
             keep_experience(self.folder.parent, content)
         save_tensors(self.folder / LAST, content)

@@ -1,13 +1,14 @@
-"""What a trained model answers: outputs for inputs, counts of right answers, `predictions.csv` and `.png`."""
+"""What a trained model answers: outputs for inputs, counts of right answers, tables and pictures of predictions."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,24 +16,14 @@ from torch import Tensor
 
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.core.experience import Stream, tree_map
+from holdfast.core.experience import Stream
 from holdfast.metrics.log import replace_file
 from holdfast.runs.assemble import Restored, restore
-from holdfast.streams.datasets.folders import read_image
+from holdfast.runs.folder import numbered
+from holdfast.runs.inputs import batches, outputs, probabilities
+from holdfast.runs.pictures import SAMPLES, Samples
+from holdfast.runs.predicted_tables import TABLES, Scores, is_table, predict_table
 from holdfast.training.evaluation import evaluate
-
-
-def outputs(engine: Engine, inputs: Any, task: int | None = None) -> Tensor:
-    """The outputs for raw inputs as the method wants them, `[rows, ...]` on the CPU, in eval mode.
-
-    Args:
-        engine: of the trained model and its method.
-        inputs: a tensor, a tuple or a mapping of tensors, `[rows, ...]`, as the stream's data are.
-        task: the task label, for a model with a head for each task.
-    """
-    inputs = tree_map(lambda leaf: torch.as_tensor(leaf).to(engine.learner.device), inputs)
-    with engine.evaluating(), torch.inference_mode():
-        return engine.predict(inputs, task).float().cpu()
 
 
 def evaluated(engine: Engine, stream: Stream, split: str, batch_size: int) -> dict[str, Any]:
@@ -65,158 +56,230 @@ def evaluated(engine: Engine, stream: Stream, split: str, batch_size: int) -> di
     return {"experiences": measured, "average_accuracy": sum(accuracies) / len(accuracies) if accuracies else None}
 
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SAMPLES_SHOWN, LOOKED_AT = 24, 240
+"""Images in a report, and test images that they are chosen from."""
+
 SHOWN = 25
 """Most samples in the picture."""
 
 
-class Batch(NamedTuple):
-    """Some inputs with a name for each, and what is known of them."""
+@dataclass
+class Predictions:
+    """What `predict` wrote, and how right it is where labels are there.
 
-    names: list[str]
-    inputs: Any
-    targets: Tensor | None = None
-    task: int | None = None
+    Attributes:
+        paths: of the files, the table first.
+        rows: how many inputs were answered.
+        scores: of those with a label.
+        notes: sentences about what stands out, for instance words that the model never saw.
+    """
+
+    paths: list[Path]
+    rows: int = 0
+    scores: Scores = field(default_factory=Scores)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """Of the table."""
+        return self.paths[0]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 def predict(
-    checkpoint: Path | str, inputs: Sequence[str], out: Path, *, task: int | None = None, device: str | None = None
-) -> Path:
-    """Predict the class of inputs with the newest state of a run.
+    checkpoint: Path | str,
+    inputs: Sequence[str],
+    out: Path | None = None,
+    *,
+    task: int | None = None,
+    device: str | None = None,
+) -> Predictions:
+    """Predict new inputs with the newest state of a run; the data that it was trained on are not needed.
 
     Args:
         checkpoint: run folder, checkpoint file or address.
-        inputs: image files, folders of them, `.npy` or `.npz` arrays `[rows, ...]`, or `test` or `validation` for the
-            stream's own data.
-        out: folder for the two files; made if it does not exist.
+        inputs: tables, image files, folders of them (named by class, they count as labels), `.npy` or `.npz` arrays
+            `[rows, ...]`, or `test` or `validation` for the stream's own data.
+        out: the folder for `predictions.csv` and `predictions.png`, or the file to write; None takes `predictions`, or
+            `predictions-2` and so on where that is taken.
         task: task label of new inputs, for a model with a head per task.
         device: instead of that of the run.
 
     Returns:
-        The path of `predictions.csv`.
+        Where the predictions are, and the scores. A table comes back with its columns and those of the predictions;
+        other inputs give a line each. Labels are the user's, and each class has a column with its probability.
 
     Raises:
         DataError: for inputs that are not there or do not fit the model.
-        ConfigError: for a model with a head per task, without a task.
+        ConfigError: for a model with a head per task, without a task; or where the file to write is there already.
     """
     restored = restore(checkpoint, None if device is None else {"device": device})
     if task is None and restored.engine.learner.multi_head and any(one not in ("test", "validation") for one in inputs):
         raise ConfigError("this model has a head for each task, and new inputs do not say theirs. Write --task 0.")
+    tables = [one for one in inputs if is_table(one)]
+    others = [one for one in inputs if one not in tables]
+    made = Predictions([])
+    targets = _files(out, tables, others)
+    for path in targets.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for one in tables:
+        notes, rows = predict_table(restored, Path(one), targets[one], made.scores, task)
+        made.paths.append(targets[one])
+        made.rows += rows
+        made.notes += notes
+    if others:
+        path = targets[""]
+        samples = _predict_lines(restored, others, path, made, task)
+        made.paths.append(path)
+        if samples:
+            beside = path.with_suffix(".png")
+            replace_file(beside, picture(samples))
+            made.paths.append(beside)
+    return made
+
+
+def measured(checkpoint: Path | str, inputs: Sequence[str], *, task: int | None = None) -> dict[str, Any]:
+    """How right the newest state of a run is on data with labels, by `predict`; nothing is kept.
+
+    Args:
+        checkpoint: run folder, checkpoint file or address.
+        inputs: as `predict` takes them.
+        task: task label of the inputs, for a model with a head per task.
+
+    Returns:
+        `samples`, `accuracy` and `confusion` (label -> answer -> how often); for regression `absolute_error`,
+        `root_squared_error` and `r2`.
+
+    Raises:
+        DataError: where no input has a label.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        made = predict(checkpoint, inputs, Path(folder), task=task)
+    if not made.scores.samples:
+        raise DataError(
+            f"{', '.join(inputs)}: no input has a label to measure by. Give a table with the target's column, an .npz"
+            " with `y`, or a folder with a folder for each class."
+        )
+    return made.scores.measures()
+
+
+def write_samples(folder: Path, engine: Engine, stream: Stream) -> None:
+    """Keep some test images of a run with their answers for its report, wrong ones first; nothing for other data.
+
+    Args:
+        folder: of the run.
+        engine: of the trained model.
+        stream: with its data.
+    """
+    if len(stream.input_shape) != 3 or stream.input_shape[0] not in (1, 3) or not stream.classes:
+        return
+    tests = [one for one in stream if one.test is not None and len(one.test)]
+    rows: list[tuple[Tensor, int, int, float]] = []
+    for one in tests:
+        assert one.test is not None
+        count = min(len(one.test), -(-LOOKED_AT // len(tests)))
+        with torch.random.fork_rng(devices=[]):
+            batch = one.test.gather(torch.linspace(0, len(one.test) - 1, count).long())
+        if not isinstance(batch.inputs, Tensor) or tuple(batch.inputs.shape[1:]) != tuple(stream.input_shape):
+            return
+        shares = outputs(engine, batch.inputs, one.task).softmax(1).max(1)
+        rows += zip(batch.inputs.cpu(), batch.targets.tolist(), shares.indices.tolist(), shares.values.tolist())
+    if not rows:
+        return
+    wrong = [row for row in rows if row[1] != row[2]][: SAMPLES_SHOWN // 2]
+    right = [row for row in rows if row[1] == row[2]]
+    room = SAMPLES_SHOWN - len(wrong)
+    chosen = wrong + (right if len(right) <= room else [right[place * len(right) // room] for place in range(room)])
+    values = torch.stack([row[0].float() for row in chosen])
+    low, high = (edge.view(-1, 1, 1, 1) for edge in values.flatten(1).aminmax(dim=1))
+    grey = (255 * (values - low) / (high - low).clamp(min=1e-9)).byte().numpy()
+    columns = [np.array([row[place] for row in chosen]) for place in (1, 2, 3)]
+    samples = Samples(grey, *columns)
+    np.savez_compressed(folder / SAMPLES, **samples._asdict())  # type: ignore[arg-type]
+
+
+def _files(out: Path | None, tables: Sequence[str], others: Sequence[str]) -> dict[str, Path]:
+    """The file for each table, and under "" that for all other inputs; none of them is there yet.
+
+    Raises:
+        ConfigError: where one is.
+    """
+    several = len(tables) + bool(others) > 1
+    if out is not None and out.suffix.lower() in TABLES and not out.is_dir():
+        if several:
+            raise ConfigError(f"--out {out} is one file, and there are several kinds of inputs. Name a folder.")
+        chosen = {tables[0] if tables else "": out}
+    else:
+        folder = out if out is not None else next(one for one in numbered(Path("predictions")) if not one.exists())
+        chosen = {one: folder / _name(one, several) for one in tables}
+        chosen |= {"": folder / "predictions.csv"} if others else {}
+    for path in chosen.values():
+        if path.exists():
+            raise ConfigError(f"{path} exists already, and nothing is overwritten. Choose another --out.")
+    return chosen
+
+
+def _name(table: str, several: bool) -> str:
+    path = Path(table)
+    suffix = ".parquet" if path.suffix.lower() == ".parquet" else ".csv"
+    stem = path.name.split(".")[0]
+    return f"predictions_{stem}{suffix}" if several else f"predictions{suffix}"
+
+
+def _predict_lines(
+    restored: Restored, inputs: Sequence[str], path: Path, made: Predictions, task: int | None
+) -> list[tuple[Tensor, str, bool | None]]:
+    """Write a line for each input that is no row of a table; returns samples for the picture, wrong ones first."""
+    names = restored.stream.class_names
     rows: list[list[Any]] = []
     samples: list[tuple[Tensor, str, bool | None]] = []
+    width = restored.stream.outputs
     for batch in batches(restored, inputs, task):
-        _one_batch(restored, batch, rows, samples)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "predictions.csv"
+        answers = outputs(restored.engine, batch.inputs, batch.task)
+        if not restored.stream.classes:
+            flat = answers.flatten(1)
+            width = flat.shape[1]
+            made.scores.add_numbers(flat, batch.targets)
+            wanted = [[]] * len(flat) if batch.targets is None else batch.targets.flatten(1).tolist()
+            rows += [[name, *values, *told] for name, values, told in zip(batch.names, flat.tolist(), wanted)]
+            continue
+        shares = probabilities(answers, len(names))
+        best = answers.argmax(1).tolist()
+        made.scores.add_classes(best, batch.targets, batch.labels, names)
+        for place, (name, label) in enumerate(zip(batch.names, best)):
+            word = names[label] if label < len(names) else str(label)
+            right = None if batch.targets is None else int(batch.targets[place]) == label
+            given = "" if batch.labels is None else batch.labels[place]
+            told = [round(value, 6) for value in shares[place].tolist()]
+            rows.append(
+                [name, word, told[label] if label < len(told) else "", given, "" if right is None else right, *told]
+            )
+            if len(restored.stream.input_shape) == 3:
+                pixels = batch.inputs[place].reshape(restored.stream.input_shape)
+                words = f"{word} {100 * float(shares[place].max()):.0f}%"
+                samples.append((pixels, words if right is not False else f"{words}, is {given}", right))
+    made.rows += len(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if restored.stream.classes:
-        writer.writerow(["input", "label", "name", "probability", "target", "right"])
+        writer.writerow(["input", "label", "probability", "target", "right", *(f"p({name})" for name in names)])
     else:
-        writer.writerow(["input", *(f"output_{place}" for place in range(len(rows[0]) - 1))])
+        labelled = len(rows[0]) > 1 + width if rows else False
+        columns = [f"output_{place}" for place in range(width)]
+        writer.writerow(["input", *columns, *(f"target_{place}" for place in range(width) if labelled)])
     writer.writerows(rows)
     replace_file(path, text.getvalue())
-    if samples:
-        spread = [samples[place * len(samples) // SHOWN] for place in range(SHOWN)] if len(samples) > SHOWN else samples
-        replace_file(out / "predictions.png", picture(spread))
-    return path
+    return _chosen(samples)
 
 
-def _one_batch(
-    restored: Restored, batch: Batch, rows: list[list[Any]], samples: list[tuple[Tensor, str, bool | None]]
-) -> None:
-    engine, stream = restored.engine, restored.stream
-    answers = outputs(engine, batch.inputs, batch.task)
-    if not stream.classes:
-        rows += [[name, *values] for name, values in zip(batch.names, answers.flatten(1).tolist())]
-        return
-    found = answers.softmax(1).max(1)
-    for place, name in enumerate(batch.names):
-        label = int(found.indices[place])
-        word = stream.class_names[label] if label < len(stream.class_names) else str(label)
-        target = None if batch.targets is None else int(batch.targets[place])
-        right = None if target is None else target == label
-        probability = round(float(found.values[place]), 6)
-        rows.append([name, label, word, probability, "" if target is None else target, "" if right is None else right])
-        if place < SHOWN and len(stream.input_shape) == 3:
-            samples.append((batch.inputs[place].reshape(stream.input_shape), f"{word} {100 * probability:.0f}%", right))
-
-
-def batches(restored: Restored, inputs: Sequence[str], task: int | None) -> Iterator[Batch]:
-    """Everything that is asked about, in batches."""
-    stream, size = restored.stream, restored.trainer.eval_batch_size
-    for one in inputs:
-        if one in ("test", "validation") and not Path(one).exists():
-            yield from _own(stream, one, size)
-            continue
-        names, values = _read(Path(one), stream)
-        for start in range(0, len(values), size):
-            yield Batch(names[start : start + size], values[start : start + size], None, task)
-
-
-def _own(stream: Stream, split: str, size: int) -> Iterator[Batch]:
-    found = False
-    for experience in stream:
-        data = getattr(experience, split)
-        if data is None or not len(data):
-            continue
-        found, start = True, 0
-        for batch in data.batches(torch.arange(len(data)), size):
-            rows = len(batch.targets)
-            names = [f"{split}/{experience.index}/{start + row}" for row in range(rows)]
-            start += rows
-            yield Batch(names, batch.inputs, batch.targets, experience.task)
-    if not found:
-        raise DataError(f"the stream of this run has no {split} data. Give files instead.")
-
-
-def _read(path: Path, stream: Stream) -> tuple[list[str], Tensor]:
-    """The inputs of one file or folder, raw as in the stream, with their names."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
-        if not files:
-            raise DataError(f"{path} holds no images. Give a folder with some of {', '.join(IMAGES)}.")
-        return [str(file) for file in files], torch.stack([_image(file, stream) for file in files])
-    if not path.is_file():
-        raise DataError(f"there are no inputs at {path}. Give images, a folder, .npy, .npz, or `test`.")
-    if path.suffix.lower() in IMAGES:
-        return [str(path)], _image(path, stream)[None]
-    if path.suffix.lower() not in (".npy", ".npz"):
-        raise DataError(f"{path} cannot be read as inputs. Give images, a folder, .npy, .npz, or `test`.")
-    try:
-        content = np.load(path, allow_pickle=False)
-        array = content if isinstance(content, np.ndarray) else content[_key(content.files, path)]
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Save it with numpy.save.") from error
-    values = torch.from_numpy(np.ascontiguousarray(array))
-    values = values if values.dtype == torch.uint8 else values.float()
-    shape = tuple(stream.input_shape)
-    if values.shape == shape or tuple(values.shape) == shape[1:]:
-        values = values[None]
-    if values[0].numel() != math.prod(shape):
-        raise DataError(f"{path} holds inputs of shape {tuple(values.shape[1:])}, the model takes {shape}. Give those.")
-    return [f"{path}[{row}]" for row in range(len(values))], values.reshape(len(values), *shape)
-
-
-def _key(names: Sequence[str], path: Path) -> str:
-    known = [name for name in ("inputs", "images", "x", "data", "arr_0") if name in names]
-    if not known and len(names) != 1:
-        raise DataError(f"{path} holds {', '.join(names)}. Call the inputs `inputs`.")
-    return known[0] if known else names[0]
-
-
-def _image(path: Path, stream: Stream) -> Tensor:
-    """One image file in the colours and the size that the model takes."""
-    shape = tuple(stream.input_shape)
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise DataError(f"the model takes inputs of shape {shape}, which are no images. Give .npy instead of {path}.")
-    pixels = read_image(path, (shape[1], shape[2]), shape[0] == 1)  # as the images it was trained on were read
-    known = stream[0].train.gather(torch.tensor([0])).inputs
-    if isinstance(known, Tensor) and known.dtype == pixels.dtype:
-        return pixels
-    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-    top = max(1.0, float(stream[0].train.gather(torch.arange(min(64, len(stream[0].train)))).inputs.max()))
-    return pixels * top  # the stream's own numbers run from 0 to `top`
+def _chosen(samples: list[tuple[Tensor, str, bool | None]]) -> list[tuple[Tensor, str, bool | None]]:
+    """The samples of the picture: wrong ones first, then some of the others, spread evenly."""
+    wrong = [one for one in samples if one[2] is False][:SHOWN]
+    rest = [one for one in samples if one[2] is not False]
+    room = SHOWN - len(wrong)
+    return wrong + (rest if len(rest) <= room else [rest[place * len(rest) // room] for place in range(room)])
 
 
 def picture(samples: Sequence[tuple[Tensor, str, bool | None]]) -> bytes:

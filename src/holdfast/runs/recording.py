@@ -1,12 +1,18 @@
-"""What goes on around a training that leaves a run folder: log, loggers, checkpoints, signals, and what is derived."""
+"""What goes on around a training that leaves a run folder: log, checkpoints, signals, the model layer by layer."""
 
 from __future__ import annotations
 
+import contextlib
+import cProfile
+import io
 import json
 import math
 import os
+import pstats
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +23,87 @@ from torch import nn
 
 from holdfast.core.errors import HoldfastError
 from holdfast.core.experience import Stream
-from holdfast.metrics.log import LOG_NAME, write_json
+from holdfast.metrics.log import LOG_NAME, replace_file, write_json
 from holdfast.metrics.matrix import accuracy_matrix, write_matrix
 from holdfast.runs.folder import MODEL, CheckpointFolder, save_tensors
 from holdfast.runs.loggers import Loggers
 from holdfast.runs.result import METRICS_FILE, Result
+
+MODEL_FILE, PROFILE_FILE = "model.txt", "profile.txt"
+ROWS = 60
+"""Most rows of a profile."""
+
+
+def summarise(model: nn.Module) -> list[tuple[str, str, int, int]]:
+    """Name, kind, parameters and trainable parameters of each layer that has some of its own.
+
+    Args:
+        model: any module.
+
+    Example:
+        >>> summarise(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+        [('0', 'Linear', 9, 9)]
+    """
+    rows = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            trainable = sum(p.numel() for p in own if p.requires_grad)
+            rows.append((name or "model", type(module).__name__, sum(p.numel() for p in own), trainable))
+    return rows
+
+
+def text(model: nn.Module, stream: Stream) -> str:
+    """The summary as a table, with totals."""
+    rows = summarise(model)
+    width = max([len(name) for name, *_ in rows], default=5)
+    kinds = max([len(kind) for _, kind, *_ in rows], default=4)
+    lines = [f"{name:<{width}}  {kind:<{kinds}}  {count:>12,}" for name, kind, count, _ in rows]
+    total, trainable = (sum(int(row[place]) for row in rows) for place in (2, 3))
+    inputs = " x ".join(map(str, stream.input_shape))
+    lines.append(f"{total:,} parameters, {trainable:,} trainable; inputs {inputs}, {stream.classes} classes in all")
+    if any("Growing" in kind or "Task" in kind or "Cosine" in kind for _, kind, *_ in rows) or not rows:
+        lines.append("the head grows with the classes")
+    return "\n".join(lines) + "\n"
+
+
+def write_summary(folder: Path, model: nn.Module, stream: Stream, quiet: bool) -> None:
+    """Write `model.txt`, and say in one line what it holds unless quiet."""
+    content = text(model, stream)
+    replace_file(folder / MODEL_FILE, content)
+    if not quiet:
+        sys.stderr.write(content.splitlines()[len(summarise(model))] + "\n")
+
+
+@contextlib.contextmanager
+def profiled(kind: str | None, folder: Path) -> Iterator[None]:
+    """Measure what happens inside.
+
+    Args:
+        kind: `simple` by Python function, `pytorch` by torch operation, None for nothing.
+        folder: gets `profile.txt`, also when the run is interrupted.
+    """
+    if kind is None:
+        yield
+    elif kind == "simple":
+        profile = cProfile.Profile()
+        try:
+            with profile:
+                yield
+        finally:
+            text = io.StringIO()
+            pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(ROWS)
+            replace_file(folder / PROFILE_FILE, text.getvalue())
+    else:
+        import torch
+
+        with torch.profiler.profile() as traced:
+            try:
+                yield
+            finally:
+                traced.stop()
+                table = traced.key_averages().table(sort_by="self_cpu_time_total", row_limit=ROWS)
+                replace_file(folder / PROFILE_FILE, table + "\n")
 
 
 class Journal:
@@ -90,6 +172,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
+SOONEST = 10.0
+"""Seconds between two reports of a training in progress, at least."""
+
+
 class Stoppable(Protocol):
     """A trainer that ends after the coming step once `stop` is set."""
 
@@ -104,6 +190,8 @@ class Recording:
         config: of the run; kept with each checkpoint and given to loggers.
         loggers: the entries of `loggers`, or objects with `write(values, step)` and `close()`.
         checkpoint: arguments of `CheckpointFolder`.
+        card: of the stream; kept with each checkpoint, so that the model can be asked without the data.
+        report: makes the report of a folder; called after experiences, so that the training can be watched.
 
     Attributes:
         journal: the log.
@@ -116,20 +204,39 @@ class Recording:
         config: dict[str, Any],
         loggers: Sequence[Any] = (),
         checkpoint: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
+        report: Callable[[Path], object] | None = None,
     ) -> None:
         self.folder = folder
+        self.report = report
+        self._reported, self._cost = time.perf_counter(), 0.0
         self.journal = Journal(folder / LOG_NAME)
         try:
             self._loggers = Loggers(loggers, folder, config)
         except BaseException:
             self.journal.close()
             raise
-        self._about = (config, dict(checkpoint or {}))
+        self._about = (config, dict(checkpoint or {}), card)
 
     def record(self, event: dict[str, Any]) -> None:
-        """Write an event to the log, and its numbers to the loggers."""
+        """Write an event to the log, and its numbers to the loggers; the report follows each experience."""
         self.journal.write(event)
         self._loggers.event(event)
+        if event["event"] == "experience" and self.report is not None:
+            self._watched()
+
+    def _watched(self) -> None:
+        """Make the report again, unless that would take more than a twentieth of the time."""
+        begun = time.perf_counter()
+        if self.report is None or begun - self._reported < max(SOONEST, 20 * self._cost):
+            return
+        try:
+            derive(self.folder)
+            self.report(self.folder)
+        except Exception as error:  # a picture of the training is no reason to stop it
+            warnings.warn(f"the report could not be made so far: {type(error).__name__}: {error}.", stacklevel=2)
+        self._reported = time.perf_counter()
+        self._cost = self._reported - begun
 
     def open(self, start: Callable[[], dict[str, Any]]) -> Any:
         """Make the log ready: say where it goes on, or write its first event.
@@ -140,9 +247,9 @@ class Recording:
         Returns:
             The state of the newest checkpoint, None where there is none.
         """
-        config, settings = self._about
+        config, settings, card = self._about
         self.checkpoints = CheckpointFolder(
-            self.folder / "checkpoints", **settings, lines=self.journal.settle, config=config
+            self.folder / "checkpoints", **settings, lines=self.journal.settle, config=config, card=card
         )
         loaded = self.checkpoints.load()
         if self.journal.lines:
@@ -207,6 +314,15 @@ def derive(folder: Path) -> str:
     write_matrix(folder / "accuracy_matrix.csv", accuracy_matrix(run.log))
     write_json(folder / METRICS_FILE, run.metrics)
     return run.state
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Ctrl-C inside names the folder that is left behind, so that whoever hears of it can say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(str(folder)) from None
 
 
 @contextmanager

@@ -16,11 +16,21 @@ from holdfast.metrics.log import replace_file
 from holdfast.metrics.references import DESCRIPTIONS, end_of_scale, share_of_gap
 from holdfast.metrics.statistics import named, spread
 from holdfast.metrics.table import METRICS
+from holdfast.runs import source_report
 from holdfast.runs.drawing import series, to_png
-from holdfast.runs.figures import MOST_BARS, class_recalls, draw
+from holdfast.runs.figures import MOST_BARS, Plot, class_recalls, draw, training_plots
 from holdfast.runs.result import Result, Results
-from holdfast.runs.seeds import distinct, mean_matrix, measure, measure_against, measures
-from holdfast.runs.words import headline, number, percent, points
+from holdfast.runs.words import (
+    distinct,
+    headline,
+    mean_matrix,
+    measure,
+    measure_against,
+    measures,
+    number,
+    percent,
+    points,
+)
 
 
 def write_report(run: str | os.PathLike[str] | Results) -> Path:
@@ -44,7 +54,8 @@ def write_report(run: str | os.PathLike[str] | Results) -> Path:
     (runs.path / "plots").mkdir(exist_ok=True)
     for plot in content["figures"]:
         replace_file(runs.path / "plots" / f"{plot.name}.png", to_png(plot.figure))
-    return replace_file(runs.path / "report.html", page("report.html.j2", content))
+    template = "report.html.j2" if "facts" not in content else "source.html.j2"
+    return replace_file(runs.path / "report.html", page(template, content))
 
 
 def page(template: str, content: Mapping[str, Any]) -> str:
@@ -67,6 +78,8 @@ def page(template: str, content: Mapping[str, Any]) -> str:
 def gather(everything: Results) -> dict[str, Any]:
     """Everything the template shows, as plain values, and the figures by file name."""
     runs = distinct(run for run in everything if run.finished) or distinct(everything)
+    if source_report.of_source(runs[0]):
+        return _gather_of_a_source(everything, runs)
     references = {name: _compared(others) for name, others in everything.references.items()}
     first = max(runs, key=lambda run: int(run.metrics.get("experiences") or 0))
     prefix = first.prefix
@@ -84,6 +97,7 @@ def gather(everything: Results) -> dict[str, Any]:
         "unfinished": [run.progress for run in unfinished],
         "left_out": len(unfinished) if runs[0].finished else 0,
         "diverged": _diverged(everything),
+        "captured": list(dict.fromkeys(run.captured for run in runs if run.captured)),
         "seeds": [run.seed for run in runs],
         "statistic": named(len(runs)),
         "sentence": _sentence(runs, references, prefix, loss_only),
@@ -107,6 +121,40 @@ def gather(everything: Results) -> dict[str, Any]:
         "figures": figures,
         "plots": sorted((plot for plot in figures if plot.caption and plot.size != 1), key=lambda plot: plot.wide),
         "series": list(zip(series(len(names)), series(len(names), dark=True))),
+        "config": everything.config,
+        "config_json": json.dumps(everything.config, indent=2, ensure_ascii=False),
+        **_origin(everything.info),
+    }
+
+
+def _gather_of_a_source(everything: Results, runs: Sequence[Result]) -> dict[str, Any]:
+    """The same for runs that learned from a source."""
+    first = runs[0]
+    drawn = [Plot(*one) for one in source_report.figures(first)] + training_plots(runs)
+    references = {name: _compared(others) for name, others in everything.references.items()}
+    measured = measures(runs)
+    shown = [name for name in source_report.MEASURES if measured.get(name) is not None]
+    beside = {name: {key: measure(them, key) for key in shown} for name, them in references.items()}
+    return {
+        "title": first.title,
+        "folder": everything.path.resolve().name,
+        "unfinished": [run.progress for run in everything if not run.finished],
+        "diverged": _diverged(everything),
+        "seeds": [run.seed for run in runs],
+        "statistic": named(len(runs)),
+        "sentence": source_report.sentence(runs),
+        "links": _links(everything),
+        "headline": source_report.headline(runs),
+        "measures": measured,
+        "shown": shown,
+        "shares": source_report.SHARES,
+        "beside": beside,
+        "METRICS": METRICS,
+        "facts": source_report.facts(first),
+        "per_seed": [(run.path.name, run.progress, run.metrics) for run in everything] if len(everything) > 1 else [],
+        "figures": drawn,
+        "plots": drawn,
+        "series": list(zip(series(1), series(1, dark=True))),
         "config": everything.config,
         "config_json": json.dumps(everything.config, indent=2, ensure_ascii=False),
         **_origin(everything.info),
@@ -250,10 +298,11 @@ def _origin(info: dict[str, Any]) -> dict[str, Any]:
     if isinstance(command, (list, tuple)):
         command = shlex.join(map(str, command))
     versions = info.get("versions")
-    rest = {key: value for key, value in info.items() if key not in ("command", "versions", "state")}
+    rest = {key: value for key, value in info.items() if key not in ("command", "versions", "state", "translated")}
     return {
         "command": command,
         "versions": versions if isinstance(versions, dict) else {},
+        "translated": info.get("translated") or [],
         "rest": {key: _said(key, value) for key, value in rest.items()},
     }
 

@@ -125,6 +125,17 @@ class Result:
         return str(self.metrics.get("diverged") or "")
 
     @property
+    def captured(self) -> str:
+        """How many of its steps were run as recorded, and why others were not; empty where none were to be."""
+        events = self.log.of("capture")
+        if not events:
+            return ""
+        run, recorded, written = (sum(e[key] for e in events) for key in ("captured", "recorded", "as_written"))
+        reasons = list(dict.fromkeys(reason for event in events for reason in event["reasons"]))
+        told = f"{run} of {run + recorded + written} steps were run as recorded ({events[0]['how']})"
+        return f"{told}; others as written, because {'; '.join(reasons[:3])}" if reasons else told
+
+    @property
     def state(self) -> str:
         """In a word: `finished`, `diverged`, `running`, `interrupted`, `failed`, or `unfinished` where nothing says."""
         if self.finished:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import functools
+import shutil
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,13 +17,26 @@ import torch
 from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
-from holdfast.core.errors import Diverged, HoldfastError, Interrupted
+from holdfast.config.messages import refuse
+from holdfast.config.trial import disagreements
+from holdfast.core.errors import ConfigError, DataError, Diverged, HoldfastError, Interrupted, NeedError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
-from holdfast.runs.assemble import job_key, make_trainer, restore
-from holdfast.runs.diagnostics import profiled, write_summary
+from holdfast.runs.assemble import (
+    fetched,
+    folder_of,
+    is_address,
+    job_key,
+    keyed,
+    learn_too,
+    make_trainer,
+    restore,
+    with_others,
+)
+from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
+    LAST,
     drop_leftovers,
     locked,
     new_folder,
@@ -32,13 +47,13 @@ from holdfast.runs.folder import (
     write_info,
 )
 from holdfast.runs.loggers import specified
-from holdfast.runs.predict import evaluated
-from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
+from holdfast.runs.on_source import train_on_source
+from holdfast.runs.predict import evaluated, write_samples
+from holdfast.runs.recording import Recording, derive, naming, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
-from holdfast.runs.seeds import write_against
-from holdfast.runs.several import learn_too, with_others
+from holdfast.runs.words import write_against
 
 
 def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = False, command: str = "") -> Path:
@@ -60,38 +75,66 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     job = job if isinstance(job, Job) else validated(job)
     config = job.config
     job.make_device()
+    job.check_weights()
+    if len(job.parts()) > 1:  # the last would be refused when the others have been trained for hours
+        refuse(disagreements(job))
     specified(config["loggers"])
 
     def work() -> Path:
         folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
-        about = {"command": command, "versions": versions(), "started": time.time()}
-        write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-        return _work(folder, job, quiet)
+        about: dict[str, Any] = {
+            "command": command,
+            "versions": versions(),
+            "started": time.time(),
+            "started_in": str(Path.cwd()),
+        }
+        about |= {"translated": job.notes} if job.notes else {}
+        write_info(folder, state="running", **about, tags=config["tags"], **keyed(config), **plugins.recorded(folder))
+        try:
+            with naming(folder):
+                return _work(folder, job, quiet)
+        except (ConfigError, DataError, NeedError):
+            if not trained(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # refused: the name is free for the run that is put right
+            raise
 
     return with_others(job, work)
 
 
-def resume(folder: Path, *, quiet: bool = False) -> Path:
+def resume(folder: Path | str, *, quiet: bool = False) -> Path:
     """Go on with a run that was interrupted, from its newest checkpoint; one that ended is left as it is.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or a checkpoint file in it. From a file that lies elsewhere, or the address of one
+            (http://...), training goes on in a new run folder; its log has what came before only where the log of the
+            run lies beside.
         quiet: draw and print nothing.
 
     Returns:
         The run folder.
     """
+    folder = fetched(str(folder)) if is_address(str(folder)) else Path(folder)
+    if folder.is_file():
+        place = folder.resolve().parent.parent
+        own = folder.name == LAST and folder.resolve().parent.name == "checkpoints" and (place / CONFIG).is_file()
+        folder = place if own else folder_of(folder)
     config = read_config(folder)
     refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
     job = validated(config)
-    return with_others(job, lambda: _work(folder, job, quiet))
+
+    def work() -> Path:
+        with naming(folder):
+            return _work(folder, job, quiet)
+
+    return with_others(job, work)
 
 
-def _keyed(config: dict[str, Any]) -> dict[str, str]:
-    """The key of a single run, nothing for the folder of several seeds."""
-    return {} if config["seeds"] is not None else {"key": job_key(config)}
+def trained(folder: Path) -> bool:
+    """Whether something was learned in a run's folder, or in one below it: a checkpoint, or a line after the start."""
+    logs = (path.read_text().splitlines() for path in folder.rglob(LOG_NAME))
+    return any(len(lines) > 1 for lines in logs) or any(folder.rglob("checkpoints/*"))
 
 
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
@@ -101,6 +144,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
+        reported = time.monotonic()
         for where, part in job.parts().items():
             place = folder / where if where else folder
             if where and read_info(place).get("state") in ENDED:
@@ -118,13 +162,14 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     command=info.get("command"),
                     versions=info.get("versions"),
                     started=time.time(),
+                    started_in=info.get("started_in"),
                     tags=part.config["tags"],
-                    **_keyed(part.config),
+                    **keyed(part.config),
                     **plugins.recorded(place),
                 )
             try:
                 if not _ended(place):
-                    with suppress(Diverged):  # the log says why, and so do the report and the state of the run
+                    with suppress(Diverged), explained(place):  # the log says why, and so do report and state
                         _train(place, where, part, quiet)
                 state = derive(place)
             except BaseException as error:
@@ -137,6 +182,10 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     raise Interrupted(f"training was stopped, and its state saved. Go on with: {command}") from None
                 raise
             if where:
+                if time.monotonic() - reported > LATEST:
+                    with suppress(HoldfastError):  # so that what is there can be looked at
+                        write_report(Results.load(folder))
+                    reported = time.monotonic()
                 write_report(place)
                 write_info(place, state=state, finished=time.time())
             elif state == "diverged":
@@ -162,17 +211,60 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
         ) from error
 
 
+LATEST = 60.0
+"""Seconds after which the report of several runs is made again when one of them ends."""
+
+TRACEBACK = "traceback.txt"
+"""In a run folder: where in the code a run failed that torch, or a part of another package, broke off."""
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """What torch raises, as an error in a sentence; the traceback goes into the folder.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        HoldfastError: instead of an error that torch raised.
+    """
+    try:
+        yield
+    except (HoldfastError, ImportError, OSError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not isinstance(error, RuntimeError) and "torch" not in Path(frames[-1].filename).parts:
+            raise  # a fault of ours, or of code that the user wrote: its author needs the line
+        (folder / TRACEBACK).write_text(traceback.format_exc())
+        outside = next((one for one in reversed(frames) if "holdfast" not in one.filename), frames[-1])
+        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".") or "no reason given"
+        advice = "Give values that fit: `holdfast list KIND NAME` says what they mean."
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "Write a smaller trainer.batch_size, or trainer.eval_batch_size."
+        elif "optim" in Path(outside.filename).parts:
+            advice = "Change the optimizer's or the scheduler's values."
+        raise HoldfastError(
+            f"training failed in {Path(outside.filename).name}: {type(error).__name__}: {reason}. {advice} Where it"
+            f" happened stands in {folder / TRACEBACK}."
+        ) from error
+
+
 def _ended(place: Path) -> bool:
     return (place / LOG_NAME).is_file() and read_log(place).finished
 
 
 def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
     """One method, one seed: train from the start or from the newest checkpoint, to the end."""
+    if job.learns_from_source:
+        train_on_source(folder, job, quiet)
+        return
     config = job.config
     stream = job.make_stream()
     model = job.make_model(stream)
-    stream = with_features(stream, model, config["device"])
-    with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
+    card = card_of(stream)
+    stream = with_features(stream, model, config["device"], config["trainer"]["per_experience"])
+    with Recording(folder, config, config["loggers"], config["checkpoint"], card, write_report) as recording:
         write_summary(folder, model, stream, quiet)
         with profiled(config["profiler"], folder):
             seconds = _learn(part, job, stream, model, recording, quiet)
@@ -196,6 +288,8 @@ def _learn(part: str, job: Job, stream: Stream, model: torch.nn.Module, recordin
     with stop_on_signals(trainer):
         trainer.fit(model, stream, resume=state)
     recording.keep(model)
+    if not part.startswith("references"):
+        write_samples(recording.folder, trainer.engine, stream)
     return trainer.seconds
 
 
@@ -205,13 +299,21 @@ def evaluate(where: Path | str, split: str = "test") -> dict[str, Any]:
     Args:
         where: the folder of a single run (with several seeds: one of its `seed-*` folders), a checkpoint file, or the
             address of one.
-        split: `test` or `validation`.
+        split: `test` or `validation`, of the data that the run was trained on.
 
     Returns:
         `{"experiences": [evaluate events], "average_accuracy": ..}`.
+
+    Raises:
+        DataError: where the data are not there any more; `runs.predict.measured` takes others.
     """
     restored = restore(where)
-    return evaluated(restored.engine, restored.stream, split, restored.trainer.eval_batch_size)
+    if restored.config.get("source") is not None:
+        raise DataError(
+            "this run learned from a source, which has no test data; what it knew of rows held out is in its log. Write"
+            f" `holdfast show {where}`, or `holdfast predict {where} FILE`."
+        )
+    return evaluated(restored.engine, restored.with_data(), split, restored.eval_batch_size)
 
 
 @contextmanager

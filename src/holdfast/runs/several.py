@@ -91,7 +91,7 @@ def _follow(job: Job) -> Path:
 def _learn(job: Job, resume: dict[str, Any] | None) -> None:
     stream = job.make_stream()
     model = job.make_model(stream)
-    stream = with_features(stream, model, job.config["device"])
+    stream = with_features(stream, model, job.config["device"], job.config["trainer"]["per_experience"])
     make_trainer(job).fit(model, stream, resume=resume)
 
 

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from holdfast.config import plugins
-from holdfast.config.build import resolve
+from holdfast.config.check import validated
 from holdfast.config.compose import DEFAULT, compose
 from holdfast.config.read import Dialect
 from holdfast.config.search import Search, expand
 from holdfast.config.words import filled
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.metrics.log import read_json, write_json
-from holdfast.runs.assemble import job_key
+from holdfast.runs.assemble import job_key, shared
 from holdfast.runs.folder import locked, numbered, read_info
 from holdfast.runs.pool import Job, Pool, RayPool
+from holdfast.runs.recording import naming
 from holdfast.runs.result import ENDED
-from holdfast.runs.several import shared
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
+from holdfast.training.progress import told
 
 LOG = "workers.log"
 LAUNCHERS = ("processes", "ray")
+EVERY = 30.0
+"""Seconds between two lines that say how far the runs are."""
 
 
 def sweep(
@@ -84,7 +90,7 @@ def sweep(
             _say(f"{len(runs)} runs in {folder}" + (f", {kept} finished already" if kept else ""))
         done = [len(runs) - len(waiting)]
 
-        def told(job: Job) -> None:
+        def ended(job: Job) -> None:
             done[0] += 1
             if not quiet:
                 what = f"{job.seconds:.0f} s" if job.state == "finished" else f"{job.state}: {job.error}"
@@ -92,11 +98,12 @@ def sweep(
 
         pool: Pool | RayPool
         if launcher == "ray":
-            pool = RayPool(waiting, jobs, command, told)
+            pool = RayPool(waiting, jobs, command, ended)
         else:
-            pool = Pool(waiting, jobs or 1, folder / LOG, command, told)
+            pool = Pool(waiting, jobs or 1, folder / LOG, command, ended)
         try:
-            pool.run()
+            with naming(folder), _news(pool, runs, quiet):
+                pool.run()
         finally:
             _write_report(folder, runs, quiet)
     return folder, [job for job in runs if job.state != "finished"]
@@ -107,6 +114,7 @@ def planned(
 ) -> list[tuple[list[str], dict[str, Any]]]:
     """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once."""
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    tried: set[str] = set()  # which parts were put together, whatever their optimiser and seed
     keys = [text.split("=", 1)[0].lstrip("+~") for text in changes]
     for typed in expand(changes, folders):
         search = compose(path, typed, folders, dialects).search
@@ -119,7 +127,9 @@ def planned(
                 config["references"] = []
             if search is not None:
                 config = _measured(config)
-            config = resolve(config, " ".join(texts))
+            parts = json.dumps([config.get(key) for key in ("method", "model", "stream", "criterion")], default=str)
+            config = validated(config, " ".join(texts), together=parts not in tried).config
+            tried.add(parts)
             found.setdefault(job_key(config), (texts, config))
     return list(found.values())
 
@@ -180,6 +190,28 @@ def _enlisted(
     content["search"] = None if search is None else search.plain()
     write_json(folder / SWEEP, {**content, "finished": None, "jobs": list(listing.values())})
     return runs
+
+
+@contextlib.contextmanager
+def _news(pool: Pool | RayPool, runs: Sequence[Job], quiet: bool) -> Iterator[None]:
+    """Say every half a minute how far the runs are, while nothing else is said."""
+    over, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(EVERY):
+            done = sum(job.state in ENDED for job in runs)
+            here = sum(job.seconds > 0 for job in runs)
+            gone = time.monotonic() - started
+            left = f", about {told(gone * (len(runs) - done) / here)} left" if here else ""
+            _say(f"{done} of {len(runs)} runs ended, {sum(job.state == 'running' for job in runs)} at work{left}")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    if not quiet:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _write_report(folder: Path, runs: Sequence[Job], quiet: bool) -> None:

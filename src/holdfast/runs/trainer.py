@@ -20,7 +20,7 @@ from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
 from holdfast.core.randomness import add_tensor
 from holdfast.metrics.log import Log, write_json
-from holdfast.runs.diagnostics import write_summary
+from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
@@ -34,9 +34,10 @@ from holdfast.runs.folder import (
     versions,
     write_info,
 )
+from holdfast.runs.inputs import outputs
 from holdfast.runs.loggers import specified
-from holdfast.runs.predict import evaluated, outputs
-from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
+from holdfast.runs.predict import evaluated, write_samples
+from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals, write_summary
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED
 from holdfast.training import trainer as training
@@ -190,7 +191,7 @@ class Trainer(training.Trainer):
     # The run folder ------------------------------------------------------------------------------------
 
     def _train(self, model: nn.Module, stream: Stream, folder: Path, config: dict[str, Any]) -> None:
-        with Recording(folder, config, self.loggers) as recording:
+        with Recording(folder, config, self.loggers, None, card_of(stream), write_report) as recording:
             write_summary(folder, model, stream, quiet=not self.progress)
             state = recording.open(lambda: start_event(self.seed, self.method.name, stream, model))
             self.record, self.checkpoints = recording.record, recording.checkpoints
@@ -200,6 +201,7 @@ class Trainer(training.Trainer):
             finally:
                 self.record = self.checkpoints = None
             recording.keep(model)
+            write_samples(folder, self.engine, stream)
             recording.end(self.seconds)
 
     def _follow(self, model: nn.Module, stream: Stream, folder: Path, again: bool) -> list[dict[str, Any]]:

@@ -1,15 +1,92 @@
-"""How numbers are told: per cent, points, plain numbers, the three that come first, and what a run says at its end."""
+"""How numbers are told: several seeds as one, per cent and points, and what a run says at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from holdfast.metrics.statistics import Spread
-from holdfast.runs.result import Result, Results
-from holdfast.runs.seeds import distinct, measure
+from holdfast.metrics.log import read_json, replace_file, write_json
+from holdfast.metrics.references import against
+from holdfast.metrics.statistics import Spread, spread
+from holdfast.metrics.table import METRICS
+from holdfast.runs.result import METRICS_FILE, Result, Results
+
+
+def distinct(runs: Iterable[Result]) -> list[Result]:
+    """The runs in order of seed, each seed once: the same run twice is no second seed, and the one started last counts.
+
+    Args:
+        runs: of one configuration; one whose log does not say its seed counts by its folder.
+    """
+    kept: dict[Any, Result] = {}
+    for run in sorted(runs, key=lambda run: float(run.info.get("started") or 0.0)):
+        kept[str(run.path.resolve()) if run.seed is None else run.seed] = run
+    return sorted(kept.values(), key=lambda run: (run.seed is None, run.seed or 0, str(run.path)))
+
+
+def measure(runs: Sequence[Result], name: str) -> Spread | None:
+    """One measure over runs: mean, interval and range."""
+    return spread(run.metrics.get(name) for run in runs)
+
+
+def measures(runs: Sequence[Result]) -> dict[str, Spread | None]:
+    """Every measure in `METRICS` over runs."""
+    return {name: measure(runs, name) for name in METRICS}
+
+
+def over_runs(runs: Sequence[Result], value: Callable[[Result], float | None]) -> Spread | None:
+    """A number of each run as mean, interval and range."""
+    return spread(value(run) for run in runs)
+
+
+def mean_matrix(runs: Sequence[Result], key: str) -> np.ndarray:
+    """The mean over runs of one matrix, cell by cell over the runs that evaluated it, `[T, T]`."""
+    tables = [run.table(key) for run in runs]
+    size = max((len(table) for table in tables), default=0)
+    total, count = np.zeros((size, size)), np.zeros((size, size))
+    for table in tables:
+        known = np.isfinite(table)
+        total[: len(table), : len(table)] += np.where(known, table, 0.0)
+        count[: len(table), : len(table)] += known
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def measure_against(runs: Results) -> dict[str, Spread]:
+    """What the references of a run make measurable, seed by seed, over the seeds; see `metrics.references.against`.
+
+    Args:
+        runs: the seeds of a run; those that did not finish do not count.
+
+    Returns:
+        Name -> mean, interval and range; empty where the references are not there.
+    """
+    values: dict[str, list[float]] = {}
+    for _, measured in _against(runs):
+        for name, value in measured.items():
+            values.setdefault(name, []).append(value)
+    return {name: told for name, numbers in values.items() if (told := spread(numbers)) is not None}
+
+
+def write_against(runs: Results) -> None:
+    """Write what references make measurable into `metrics.json` of each seed, under `references`."""
+    for run, measured in _against(runs):
+        path = run.path / METRICS_FILE
+        if measured and path.is_file():
+            write_json(path, {**read_json(path), "references": measured})
+            rows = [f"{name},{value}\n" for name, value in measured.items()]
+            replace_file(run.path / "references.csv", "".join(["measure,value\n", *rows]))
+
+
+def _against(runs: Results) -> list[tuple[Result, dict[str, float]]]:
+    references = {name: {run.seed: run for run in others} for name, others in runs.references.items()}
+    measured = []
+    for run in distinct(run for run in runs if run.finished) if references else []:
+        family = run.prefix + "accuracy_matrix"
+        tables = {name: others[run.seed].table(family) for name, others in references.items() if run.seed in others}
+        measured.append((run, against(run.table(family), tables)))
+    return measured
 
 
 def percent(value: float | Spread | None) -> str:
@@ -71,18 +148,23 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
     if loss_only:
         kept, gained = measure(runs, "average_loss"), measure(runs, "loss_increase")
         return [
-            _item("Kept", number(kept), f"{moment} this is the mean loss on the experiences learned; lower is better."),
-            _item("Forgot", number(gained), "The loss on earlier experiences grew by this much after learning them."),
+            headline_item(
+                "Kept", number(kept), f"{moment} this is the mean loss on the experiences learned; lower is better."
+            ),
+            headline_item(
+                "Forgot", number(gained), "The loss on earlier experiences grew by this much after learning them."
+            ),
+            *_in_units(runs),
         ]
     told = ", told which experience it comes from" if prefix else ""
     return [
-        _item(
+        headline_item(
             "Kept",
             percent(measure(runs, prefix + "average_accuracy")),
             f"{moment} this share of the held-out samples is answered right{told}: "
-            "the mean over the experiences learned.",
+            f"the mean over the experiences learned{_measured_on(runs, prefix)}.",
         ),
-        _item(
+        headline_item(
             "Learned",
             percent(measure(runs, prefix + "plasticity")),
             "Just after an experience was learned, this share of its held-out samples was answered right.",
@@ -91,9 +173,47 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
     ]
 
 
+def _in_units(runs: Sequence[Result]) -> list[dict[str, str]]:
+    """How far off a regression is in the units of its target, and the share of the variance that it explains."""
+    error, share = measure(runs, "average_absolute_error"), measure(runs, "average_explained_variance")
+    items = []
+    if error is not None:
+        sentence = "At the end, predictions are off by this much on average, in the units of the target."
+        items.append(headline_item("Mean error", number(error), sentence))
+    if share is not None:
+        sentence = "R2: the share of the targets' variance that is explained, mean over experiences; 1 is perfect."
+        items.append(headline_item("R2", number(share), sentence))
+    return items
+
+
+def _measured_on(runs: Sequence[Result], prefix: str) -> str:
+    """How many test samples the accuracy at the end is of, and for one run its interval from their number alone."""
+    events = [event for event in runs[0].log.of("evaluate") if event["after"] >= 0]
+    last = max((event["after"] for event in events), default=-1)
+    key, split = "correct_task" if prefix else "correct", runs[0].metrics.get("split", "test")
+    ended = [
+        event
+        for event in events
+        if event["after"] == last
+        and event.get("split", split) == split
+        and event.get(key) is not None
+        and (runs[0].finished or event["experience"] <= last)
+    ]
+    count, right = sum(event["samples"] for event in ended), sum(event[key] for event in ended)
+    if not count:
+        return ""
+    if len(runs) > 1:
+        return f" ({count:,} samples for each seed)"
+    share, z = right / count, 1.96  # Wilson's interval
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5 / (1 + z**2 / count)
+    low, high = 100 * (centre - half), 100 * (centre + half)
+    return f" ({count:,} samples, whose number alone makes it {low:.1f} to {high:.1f} %)"
+
+
 def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
     if lost is None:
-        return _item("Forgot", "–", "There is nothing to forget yet: that takes a second experience.")
+        return headline_item("Forgot", "–", "There is nothing to forget yet: that takes a second experience.")
     gained = lost.mean < 0
     if gained:
         lost = lost._replace(mean=-lost.mean, low=-lost.high, high=-lost.low)
@@ -102,33 +222,11 @@ def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
     if most is not None:
         best = f"{100 * most.mean:.1f}".replace("-", "−")
         sentence += f" Counted from its best moment, it lost {best} points."
-    return _item("Forgot nothing, gained" if gained else "Forgot", points(lost).lstrip("+") + " points", sentence)
+    return headline_item(
+        "Forgot nothing, gained" if gained else "Forgot", points(lost).lstrip("+") + " points", sentence
+    )
 
 
-def _item(word: str, value: str, sentence: str) -> dict[str, str]:
+def headline_item(word: str, value: str, sentence: str) -> dict[str, str]:
+    """One of the numbers that come first."""
     return {"word": word, "value": value, "sentence": sentence}
-
-
-def closing(folder: Path) -> str:
-    """A line for the method and for each of its references, and one with the path of the report.
-
-    Args:
-        folder: of a run that came to its end.
-    """
-    runs = Results.load(folder)
-    shown = {str(runs[0].metrics.get("method") or "this method"): runs, **runs.references}
-    width = max(map(len, shown))
-    lines = [f"{name:{width}s}  {_said(distinct(together))}" for name, together in shown.items()]
-    lines += [
-        f"{name} diverged: {run.diverged}" for name, together in shown.items() for run in together if run.diverged
-    ]
-    return "\n".join([*lines, f"report: {folder / 'report.html'}"])
-
-
-def _said(runs: Sequence[Result]) -> str:
-    runs = [run for run in runs if run.finished] or runs
-    prefix = runs[0].prefix
-    loss_only = runs[0].metrics.get(prefix + "average_accuracy") is None
-    items = [item for item in headline(runs, prefix, loss_only) if item["value"] != "–"]
-    seeds = f"  ({len(runs)} seeds)" if len(runs) > 1 else ""
-    return "   ".join(f"{item['word'].lower()} {item['value']}" for item in items) + seeds

@@ -211,6 +211,11 @@ class UnionData(View):
         """The parts."""
         return self._parts
 
+    def unpacked(self) -> Sequence[Data]:
+        """Its parts where nothing was derived from it, else itself alone."""
+        same = self._targets is self._original and self.transform is None and self.task is self._original_task
+        return self._parts if same else [self]
+
     def to(self, device: torch.device | str) -> Self:
         """This union with every part on `device`."""
         new = super().to(device)
@@ -258,7 +263,7 @@ def concat(parts: Sequence[Data]) -> Data:
         >>> concat([data.subset(torch.tensor([3, 1])), data]).targets
         tensor([3, 1, 0, 1, 2, 3])
     """
-    flat = [inner for part in parts for inner in _unpack(part)]
+    flat = [inner for part in parts for inner in (part.unpacked() if isinstance(part, UnionData) else [part])]
     if not flat:
         raise ConfigError("concat of no data. Give at least one.")
     first = flat[0]
@@ -267,15 +272,8 @@ def concat(parts: Sequence[Data]) -> Data:
     views = [part for part in flat if isinstance(part, View)]
     if len(views) == len(flat) and all(view.transform == views[0].transform for view in views):
         if all(type(view) is type(first) and view.store is views[0].store for view in views):
-            return views[0]._joined(views[1:])
+            return views[0].joined(views[1:])
         loaders = [view for view in views if isinstance(view, LoaderData)]
         if len(loaders) == len(flat):
             return joined(loaders)
     return UnionData(flat)
-
-
-def _unpack(part: Data) -> Sequence[Data]:
-    """The parts of a union that nothing was derived from, else the data itself."""
-    if isinstance(part, UnionData) and part._targets is part._original and part.transform is None:
-        return part._parts if part.task is part._original_task else [part]
-    return [part]

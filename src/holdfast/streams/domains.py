@@ -164,6 +164,7 @@ def domains(
         name="_".join(("domains", *(dataset.name for dataset in datasets))),
         class_names=names,
         description=described,
+        table=None if first.table is None else first.table.describe(),
     )
 
 

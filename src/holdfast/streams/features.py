@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -24,7 +23,7 @@ from holdfast.streams.dataset import Prepare
 from holdfast.streams.feature_files import BLOCK, Column, Precision, default_folder
 from holdfast.streams.loader import LoaderData
 from holdfast.streams.transforms import Chain, Permute, Resize, Rotate
-from holdfast.streams.views import View, compact
+from holdfast.streams.views import View
 
 PARTS = ("train", "test", "validation")
 BATCH = 64
@@ -88,6 +87,12 @@ def cache_features(
     )
 
 
+def augments(stream: Stream) -> bool:
+    """Whether training inputs are changed at random, or prepared in a way that does not say what it does."""
+    prepare = stream.prepare
+    return prepare is not None and (not isinstance(prepare, Prepare) or bool(prepare.crop or prepare.flip))
+
+
 class PassFeatures:
     """Lets features through, and prepares raw inputs as before: what a model on cached features is given.
 
@@ -118,12 +123,7 @@ class Source:
     @property
     def whole(self) -> View:
         """All rows as one view, without labels."""
-        data = copy.copy(self.views[0])
-        data._rows = compact(self.rows.to(data.device))
-        data._targets = torch.zeros(len(self.rows), dtype=torch.int64)
-        data._here = data._targets.to(data.device)
-        data.task = None
-        return data
+        return self.views[0].with_rows(self.rows, torch.zeros(len(self.rows), dtype=torch.int64))
 
     def digest(self) -> str:
         """Of the inputs: their content, or what identifies the files they are in."""
@@ -148,10 +148,8 @@ class Source:
 
     def read_from(self, column: TensorData, view: View) -> TensorData:
         """The rows of `view` in the column of this source, with its targets and task labels."""
-        data = column.subset(torch.searchsorted(self.rows, _stored(view)))
-        data._targets = data._here = view._targets
-        data.task = view.task.cpu() if isinstance(view.task, Tensor) else view.task
-        return data
+        task = view.task.cpu() if isinstance(view.task, Tensor) else view.task
+        return column.with_rows(torch.searchsorted(self.rows, view.stored()), view.targets, task)
 
 
 def _sources(stream: Stream) -> list[Source]:
@@ -175,7 +173,7 @@ def _sources(stream: Stream) -> list[Source]:
             else:
                 found.append(Source([data], torch.empty(0, dtype=torch.int64)))
     for source in found:
-        source.rows = torch.cat([_stored(view) for view in source.views]).unique()
+        source.rows = torch.cat([view.stored() for view in source.views]).unique()
     return found
 
 
@@ -265,11 +263,6 @@ def _described(transform: Any) -> bool:
     if isinstance(transform, Chain):
         return _described(transform.first) and _described(transform.second)
     return isinstance(transform, (Permute, Rotate, Resize))
-
-
-def _stored(view: View) -> Tensor:
-    rows = view._rows
-    return torch.arange(rows.start, rows.stop) if isinstance(rows, range) else rows.cpu()
 
 
 def _one(inputs: Tree) -> Tensor:

@@ -24,7 +24,7 @@ def cil(
     relabel: bool = True,
     validation: BelowOne = 0.0,
     validation_seed: int = 0,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Stream:
     """Every class wholly in one random experience, so that experiences differ in their number of classes.
 
@@ -38,7 +38,7 @@ def cil(
         relabel: false keeps the data set's own labels in class-incremental streams.
         validation: fraction of each class held out from training.
         validation_seed: of the held-out choice.
-        seed: of the table.
+        seed: of the table; None is 0, and in a configuration the job's own seed.
 
     Raises:
         ConfigError: more experiences than classes.
@@ -49,6 +49,7 @@ def cil(
         >>> sum(len(experience.classes) for experience in stream)
         6
     """
+    seed = seed or 0
     _check(dataset, experiences, at_most=dataset.classes)
     generator = rng(seed, "cil")
     homes = torch.cat(
@@ -69,7 +70,7 @@ def indus(
     relabel: bool = True,
     validation: BelowOne = 0.0,
     validation_seed: int = 0,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Stream:
     """Every class in every experience, in random proportions (the `indus` table of CLMixer).
 
@@ -82,7 +83,7 @@ def indus(
         relabel: false keeps the data set's own labels in class-incremental streams.
         validation: fraction of each class held out from training.
         validation_seed: of the held-out choice.
-        seed: of the table and of which samples go where.
+        seed: of the table and of which samples go where; None is 0, and in a configuration the job's own seed.
 
     Example:
         >>> from holdfast.streams.datasets import synthetic
@@ -90,6 +91,7 @@ def indus(
         >>> sum(len(experience.train) for experience in stream)
         20
     """
+    seed = seed or 0
     _check(dataset, experiences)
     table = _uniform(dataset.classes, experiences, rng(seed, "indus"))
     return by_table(dataset, "indus", table.tolist(), paradigm, relabel, validation, validation_seed, seed, {})
@@ -103,7 +105,7 @@ def indus_cil(
     relabel: bool = True,
     validation: BelowOne = 0.0,
     validation_seed: int = 0,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Stream:
     """Classes appear, vanish and come back in uneven amounts (the `indus_cil` table of CLMixer).
 
@@ -117,7 +119,7 @@ def indus_cil(
         relabel: false keeps the data set's own labels in class-incremental streams.
         validation: fraction of each class held out from training.
         validation_seed: of the held-out choice.
-        seed: of the table and of which samples go where.
+        seed: of the table and of which samples go where; None is 0, and in a configuration the job's own seed.
 
     Raises:
         ConfigError: no table without an empty experience was found.
@@ -128,6 +130,7 @@ def indus_cil(
         >>> len(stream), stream.classes
         (3, 4)
     """
+    seed = seed or 0
     _check(dataset, experiences)
     generator = rng(seed, "indus_cil")
     for _ in range(DRAWS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -182,6 +182,7 @@ def make_stream(scenario: Scenario, dataset: Dataset) -> Stream:
         name=f"{scenario.name}_{dataset.name}",
         class_names=_names(scenario, dataset.names),
         description=scenario.to_json(),
+        table=None if dataset.table is None else dataset.table.describe(),
     )
     for experience in experiences:
         experience.name = _experience_name(scenario, experience, stream.class_names)
@@ -212,16 +213,7 @@ def cut(stream: Stream, samples: int, seed: int = 0) -> Stream:
             classes = present_classes(data) if parent.classes else ()
             name = f"{parent.name} [{number}]"
             chunks.append(Experience(len(chunks), data, parent.test, parent.validation, classes, parent.task, name))
-    return Stream(
-        chunks,
-        stream.input_shape,
-        stream.classes,
-        stream.paradigm,
-        stream.prepare,
-        stream.name,
-        stream.class_names,
-        stream.description,
-    )
+    return replace(stream, experiences=chunks)
 
 
 def first_labels(table: Sequence[Sequence[float]], dataset: Dataset, order: Sequence[int]) -> list[int]:

@@ -135,6 +135,24 @@ class View(Data):
             new.task = self.task.to(device)
         return new
 
+    def stored(self) -> Tensor:
+        """Its rows of the store, int64, on the CPU."""
+        return self._stored(torch.arange(len(self), device=self.device)).cpu()
+
+    def with_rows(self, rows: Tensor, targets: Tensor, task: int | Tensor | None = None) -> Self:
+        """A view of the same store with the same transform.
+
+        Args:
+            rows: of the store, int64.
+            targets: one per row.
+            task: the task label of all rows, one label per row, or None.
+        """
+        new = copy.copy(self)
+        new._rows = compact(rows.to(self.device))
+        new._targets, new._here = targets.cpu(), targets.to(self.device)
+        new.task = task
+        return new
+
     def _stored(self, order: Tensor) -> Tensor:
         """Rows of the store for positions in this view."""
         if isinstance(self._rows, Tensor):
@@ -151,15 +169,11 @@ class View(Data):
             return iter(self.task.index_select(0, order).split(rows))
         return repeat(self.task)
 
-    def _joined(self, others: Sequence[View]) -> Self:
+    def joined(self, others: Sequence[View]) -> Self:
         """This view followed by others of the same store and transform."""
         every: list[View] = [self, *others]
-        new = copy.copy(self)
-        new._rows = compact(torch.cat([view._stored(torch.arange(len(view), device=self.device)) for view in every]))
-        new._targets = torch.cat([view._targets for view in every])
-        new._here = new._targets.to(self.device)
-        new.task = joined_task(every)
-        return new
+        rows = torch.cat([view.stored() for view in every])
+        return self.with_rows(rows, torch.cat([view.targets for view in every]), joined_task(every))
 
 
 def joined_task(parts: Sequence[Data]) -> int | Tensor | None:

@@ -20,18 +20,19 @@ from holdfast.core.method import Method
 from holdfast.core.needs import ENDLESS, ENDLESS_WITH_BOUNDARY
 from holdfast.core.source import Iterated, Source, as_source
 from holdfast.core.step import Step
-from holdfast.training.bound import Bound
 from holdfast.training.checks import check_head, check_targets, check_values
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.export import exported, hooks_of
 from holdfast.training.loop import Loop, arriving
+from holdfast.training.observations import Observations, go_back, note_boundary
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory
 from holdfast.training.phases import Phases
 from holdfast.training.precision import Precision, recompilable
-from holdfast.training.records import NoProgress, make_bar
+from holdfast.training.progress import NoProgress, make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import Settings
 from holdfast.training.state import Saver, around, from_continual, random_state, restore, set_random, state_of
+from holdfast.training.trainer import Bound
 
 CLOSELY = 3
 """Batches whose values are looked at in the beginning; that waits for the device."""
@@ -64,9 +65,12 @@ class StreamTrainer(Bound):
         log_every: batches between two records.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
-        record: called with each event, a mapping of plain values: `train`, and `gap` where a source could not go back.
+        record: called with each event, a mapping of plain values: `train`, `boundary`, `gap` in a source, ...
         progress: whether to draw a progress bar, or the terminal to draw it on.
         checkpoints: where to keep states to resume from.
+        observe_every: batches between two looks at rows that a source holds out (`holdfast.sources.HoldOut`), at what
+            the memory holds, and at what the source counts, each an event; None for none.
+        observe_rows: rows held out that are kept for it, at most, each with equal probability.
         seed: of every random choice, those of dropout and the like too.
         device: where to train; default: where the model is.
 
@@ -113,6 +117,8 @@ class StreamTrainer(Bound):
         record: Callable[[dict[str, Any]], None] | None = None,
         progress: bool | TextIO = False,
         checkpoints: Checkpoints | None = None,
+        observe_every: int | None = None,
+        observe_rows: int = 1000,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
@@ -148,6 +154,8 @@ class StreamTrainer(Bound):
         )
         check_head(self.learner.head, boundary)
         self.session.position.phase = "training"
+        if observe_every is not None:
+            self.session.observations = Observations(self.session, observe_every, observe_rows)
         if checkpoints is not None and boundary is not None:
             boundary.state()  # what cannot be saved is refused now, and not at the first checkpoint
         if scheduler is not None:
@@ -181,12 +189,15 @@ class StreamTrainer(Bound):
         source = session.source = self._source(batches)
         if resume is not None:
             self.load_state_dict(resume)
-            self._go_back(source)
-        position = session.position
-        begun = position.step
+            self._loop = Loop(session, Saver(session))  # counts from here to the next checkpoint
+            go_back(session, source)
+        position, begun = session.position, session.position.step
         session.started, session.late = time.perf_counter() - position.clock, False
         with make_bar(session.method.name, self.progress) as session.bar:
             self._follow(source, None if steps is None else begun + steps)
+            if session.observations is not None and position.step > begun:
+                session.write_window()
+                session.observations.look()
         position.clock, session.bar = session.seconds, NoProgress()
         return position.step - begun
 
@@ -215,8 +226,8 @@ class StreamTrainer(Bound):
             goal: batches of the whole training; None for all there are.
             close: whether to move by a last group with fewer batches than `accumulate`.
         """
-        session, loop = self.session, self._loop
-        session.model.train()
+        (session := self.session).model.train()
+        loop = self._loop
         with self._around():
             batches = arriving(session, source, goal)
             step = loop.steps(itertools.islice(batches, self._closely), None, self._learn)
@@ -226,6 +237,8 @@ class StreamTrainer(Bound):
                 step = loop.steps(batches, None, session.update if plain else self._learn) or step
             if close and session.update.parts:
                 session.update.finish()
+            if session.stop:  # told so while it waited for a batch
+                loop.saver.save()
         return step
 
     def _learn(self, step: Step, weight: float, last: bool) -> None:
@@ -239,6 +252,8 @@ class StreamTrainer(Bound):
             check_targets(step.targets, step.outputs, self.learner.criterion, ignored)
         if phases.boundary is not None and phases.cross(step, between=not session.update.parts):
             session.position.experience = self.learner.experience
+            if session.position.experience > 0:
+                note_boundary(session, phases.boundary)
         if phases.watches_classes:
             phases.see(step)
         session.update(step, weight, last)
@@ -254,24 +269,6 @@ class StreamTrainer(Bound):
                 yield
             finally:
                 self._random = random_state(session.device)
-
-    def _go_back(self, source: Source) -> None:
-        """Let `source` go on where a checkpoint was made, or say how much lies between."""
-        where = self.session.position.source
-        if where is None:
-            return
-        if source.seekable:
-            source.seek(where)
-            return
-        missing = where["batches"] - source.position()["batches"]
-        self.session.records.write(
-            event="gap", step=self.engine.index, source=type(source).__name__, batches=missing, position=dict(where)
-        )
-        warnings.warn(
-            f"{type(source).__name__} cannot go back to where the checkpoint was made, {missing} batches on; the"
-            " training goes on with what it gives now. Give a source that can seek, or one that begins there.",
-            stacklevel=3,
-        )
 
     # What came of it -------------------------------------------------------------------------------------
 
@@ -318,6 +315,8 @@ class StreamTrainer(Bound):
     @stop.setter
     def stop(self, stop: bool) -> None:
         self.session.stop = stop
+        if stop and self.session.source is not None:
+            self.session.source.halt()  # it may be waiting for a batch
 
     @property
     def _phases(self) -> Phases:
@@ -334,11 +333,10 @@ class StreamTrainer(Bound):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain values: what `checkpoints` are given."""
-        waiting = len(self.session.update.parts)
-        if waiting:
+        if waiting := len(self.session.update.parts):
+            of = self.session.settings.accumulate
             raise UsageError(
-                f"the state was asked for after {waiting} of {self.session.settings.accumulate} accumulated batches."
-                " Save it between steps."
+                f"the state was asked for after {waiting} of {of} accumulated batches. Save between steps."
             )
         state = state_of(self.session)
         return state if self._random is None else {**state, "random": dict(self._random)}

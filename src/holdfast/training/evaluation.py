@@ -132,16 +132,22 @@ def _guess(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def evaluate_all(session: Session, after: int) -> None:
-    """Evaluate every experience on the data that the session is to evaluate on.
+    """Evaluate every experience, or those seen so far, on the data that the session is to evaluate on.
 
     Args:
         session: of a stream.
-        after: the experience that was learned last; -1 before any.
+        after: the experience that was learned last; -1 before any. Where only the end is to be evaluated, nothing is
+            done before the last one, or before the one that ran out of time.
     """
-    settings = session.settings
+    settings, stream = session.settings, session.stream or ()
+    if settings.evaluate_when == "end" and after < len(stream) - 1 and not session.late:
+        return
+    seen = settings.evaluate_on == "seen"
     splits = {"both": ("test", "validation"), "none": ()}.get(settings.evaluate, (settings.evaluate,))
     for split in splits:
-        for experience in session.stream or ():
+        for experience in stream:
+            if seen and experience.index > after:
+                continue
             data = getattr(experience, split)
             if data is None or len(data) == 0:
                 continue
@@ -156,8 +162,8 @@ def _evaluated(session: Session, experience: Experience, data: Data, split: str)
     return evaluate(session.engine, data, experience.classes, experience.task, size, session.ranks)
 
 
-def patience_ends(session: Session, experience: Experience) -> bool:
-    """Measure the epoch on validation data, and keep the best one's weights.
+def epoch_ends(session: Session, experience: Experience) -> bool:
+    """Measure the epoch where something depends on it: move the scheduler, keep the best weights, or stop.
 
     Args:
         session: at the end of an epoch.
@@ -167,20 +173,46 @@ def patience_ends(session: Session, experience: Experience) -> bool:
         Whether no further epoch is to come.
 
     Raises:
-        ConfigError: where there is no validation data.
+        ConfigError: where there is no data to measure on.
     """
-    data, position, settings = experience.validation, session.position, session.current
-    if data is None or len(data) == 0:
+    settings, scheduler = session.current, session.optimization.scheduler
+    moves = scheduler is not None and settings.scheduler_every == "epoch"
+    plateau = moves and isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    watched = bool(settings.patience or settings.restore_best)
+    accuracy, loss = _measured(session, experience) if watched or plateau else (None, 0.0)
+    if moves:
+        scheduler.step(*([loss] if plateau else []))
+    return watched and _patience_ends(session, accuracy, loss)
+
+
+def _measured(session: Session, experience: Experience) -> tuple[float | None, float]:
+    """Accuracy and loss of the epoch: on the experience's validation data, or on the test data of all so far."""
+    settings = session.current
+    split = settings.monitor_on
+    every = [experience]
+    if split == "test" and session.stream is not None:
+        every = [one for one in session.stream if one.index <= experience.index]
+    parts = [(one, getattr(one, split)) for one in every]
+    parts = [(one, data) for one, data in parts if data is not None and len(data)]
+    if not parts:
         raise ConfigError(
-            "patience and restore_best look at validation data, and this stream has none. "
-            "Make the stream with validation=0.1, or leave both out."
+            f"patience, restore_best and ReduceLROnPlateau look at {split} data, and this stream has none. "
+            "Make the stream with validation=0.1, or leave them out."
         )
     session.ranks.average_buffers(session.model)
-    found = _evaluated(session, experience, data, "validation")
-    right = found["correct"] if experience.task is None else found["correct_task"]
-    value = -float(found["loss"] or 0.0) if right is None else right / found["samples"]
+    found = [_evaluated(session, one, data, split) for one, data in parts]
+    samples = sum(one["samples"] for one in found)
+    loss = sum(one["samples"] * float(one["loss"] or 0.0) for one in found) / samples
+    rights = [one["correct"] if experience.task is None else one["correct_task"] for one in found]
+    return None if rights[0] is None else sum(rights) / samples, loss
+
+
+def _patience_ends(session: Session, accuracy: float | None, loss: float) -> bool:
+    """Keep the weights of the best epoch; whether too many came since."""
+    position, settings = session.position, session.current
+    value = -loss if accuracy is None or settings.monitor == "loss" else accuracy
     best = position.best
-    if best is None or value > best["value"]:
+    if best is None or value > best["value"] + settings.min_delta:
         weights = {key: tensor.clone() for key, tensor in session.model.state_dict().items()}
         position.best = {
             "value": value,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -83,12 +84,14 @@ class Followed:
         pending: the step whose gradient is complete, until the optimiser moves.
         inside: whether the optimiser is within a move that asks a closure for gradients.
         evaluating: whether all that happens there is one step to the method.
+        ignored: inside of it, forwards are the method's own: operations may call the model after the move.
     """
 
     def __init__(self, engine: Engine, before_move: Callable[[], None] | None = None) -> None:
         self.engine = engine
         self.pending: Step | None = None
         self.inside = self.evaluating = False
+        self.ignored: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._before_move = before_move
         self._optimizer: torch.optim.Optimizer | None = None
         self._moved: list[torch.optim.Optimizer] = []
@@ -109,13 +112,10 @@ class Followed:
     @optimizer.setter
     def optimizer(self, optimizer: Optimizers | None) -> None:
         every: list[torch.optim.Optimizer]
-        every = (
-            []
-            if optimizer is None
-            else [optimizer]
-            if isinstance(optimizer, torch.optim.Optimizer)
-            else list(optimizer)
-        )
+        if optimizer is None:
+            every = []
+        else:
+            every = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         for one in every:
             check_optimizer(one, self.engine.learner)
         self.close()
@@ -245,8 +245,9 @@ class Followed:
         assert step is not None
         if not self._observed:
             self._observed = True
-            self.engine.observe(step)
-        self.engine.update(step)
+            self.engine.finish(step, edits=False)
+        with self.ignored():
+            self.engine.update(step)
 
     # Moves that ask for gradients ---------------------------------------------------------------------------
 
@@ -267,7 +268,7 @@ class Followed:
         generators, first = self.engine.services.generators, self.pending is None
         if first:
             self.pending, self._observed = step, False
-        self.engine.edit(step)
+        self.engine.finish(step, observers=False)
         if self._drawn is None:
             self._drawn = generators.state()
         generators.load(self._draws)

@@ -7,7 +7,7 @@ imports the main module again: there, and on Windows and macOS, scripts need `if
 
 Where somebody else starts the processes (`torchrun`, SLURM, or by hand with `LOCAL_RANK`, `NODE_RANK`, `MASTER_ADDR`
 and `MASTER_PORT`), each of them runs the script, and `fit` only joins them; several machines work that way alone. The
-command `holdfast run` may be started so too: see `runs.several`.
+command `holdfast run` may be started so too: see `runs.assemble`.
 
 A process that dies takes the others with it: its neighbours' next exchange fails (at once under gloo; under NCCL after
 its timeout of half an hour), and `fit` raises with the rank and the signal. `resume` goes on from the last checkpoint.

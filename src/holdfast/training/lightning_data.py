@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Stream, Tree
+from holdfast.core.inspect import has_batch_norm
 from holdfast.core.learner import derive_seed
 from holdfast.training.lightning_callback import CallbackLogic
 
@@ -155,13 +156,25 @@ class Loader:
 
     def __len__(self) -> int:
         ranks = 1 if self.trainer is None else self.trainer.world_size
-        return -(-(len(self.dataset) // ranks) // self.batch_size)
+        count = len(self.dataset) // ranks
+        return -(-count // self.batch_size) - self._joins(count)
+
+    def _joins(self, count: int) -> bool:
+        """Whether a last batch of one row joins the one before, since batch norm could not take it."""
+        if self.generator is None or self.trainer is None or not 1 < self.batch_size < count:
+            return False
+        network = self.trainer.lightning_module
+        return count % self.batch_size == 1 and network is not None and has_batch_norm(network)
 
     def __iter__(self) -> Iterator[tuple[Tree, Tensor]]:
         order = self._order()
-        for batch in self.dataset.batches(order[self._given * self.batch_size :], self.batch_size):
-            self._given += 1
-            yield batch.inputs, batch.targets
+        join, start = self._joins(len(order)), self._given * self.batch_size
+        last = len(order) - self.batch_size - 1 if join else len(order)
+        rest = order[last:] if start <= last else order[:0]
+        for rows, size in ((order[start:last], self.batch_size), (rest, self.batch_size + 1)):
+            for batch in self.dataset.batches(rows, size) if len(rows) else ():
+                self._given += 1
+                yield batch.inputs, batch.targets
 
     @property
     def epoch(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Experience, tree_map, tree_rows
+from holdfast.core.inspect import has_batch_norm
 from holdfast.core.source import Source
 from holdfast.core.step import Now, Step
-from holdfast.training.evaluation import limited, patience_ends
+from holdfast.training.during import During
+from holdfast.training.evaluation import epoch_ends, limited
 from holdfast.training.session import Session
 from holdfast.training.state import Saver
 
@@ -34,6 +37,7 @@ class Loop:
         self._since = time.perf_counter()
         self._shown = 0.0
         self._last_of_epoch = 1
+        self._during: During | None = None
 
     @property
     def seconds(self) -> float:
@@ -55,11 +59,14 @@ class Loop:
         size = settings.batch_size
         data = limited(experience.train, settings.limit_train_batches, size, settings.seed, "train").to(learner.device)
         count = min(ranks.gather(len(data)))
-        per_epoch = count // size if settings.drop_last else -(-count // size)
+        session.model.train()
+        per_epoch, rest = self._per_epoch(count)
         total = per_epoch * settings.epochs if settings.iterations is None else settings.iterations * bool(per_epoch)
+        self._during = During(session, experience, total)
         order_rng = learner.rng("order")
         self._since = time.perf_counter() - position.seconds
-        session.model.train()
+        if session.captured is not None:
+            session.captured.begin(total - position.step)
         while position.step < total:
             if resumed and position.order is not None:
                 order_rng.set_state(position.order)
@@ -68,17 +75,41 @@ class Loop:
             skip = position.epoch_step
             left = min(per_epoch - skip, total - position.step)
             self._last_of_epoch = max(1, skip + left - 1)
-            self.steps(ranks.batches(data, order[skip * size : (skip + left) * size], size), total)
+            join = rest if skip + left == per_epoch else 0
+            self.steps(ranks.batches(data, order[skip * size : (skip + left) * size + join], size, join), total)
             position.epoch, position.epoch_step = position.epoch + 1, 0
-            if session.optimization.scheduler is not None and settings.scheduler_every == "epoch":
-                session.optimization.scheduler.step()
-            if session.late or ((settings.patience or settings.restore_best) and patience_ends(session, experience)):
+            if session.late or epoch_ends(session, experience):
                 break
         session.write_window()
+        if session.captured is not None:
+            session.captured.end(experience.index)
         if settings.restore_best and position.best is not None:
             session.model.load_state_dict(position.best["model"])
         ranks.average_buffers(session.model)
         return self.seconds
+
+    def _per_epoch(self, count: int) -> tuple[int, int]:
+        """How many batches an epoch has, and how many samples at its end join the last of them.
+
+        A last batch of one row, which batch norm cannot take, is joined to the one before; alone it is left out.
+
+        Args:
+            count: samples of the experience.
+        """
+        session, settings = self.session, self.session.current
+        size, ranks = settings.batch_size, session.ranks.count
+        if settings.drop_last and count >= size:
+            return count // size, 0
+        rest = count % size
+        if not 0 < rest < 2 * ranks or size < 2 * ranks or not has_batch_norm(session.model):
+            return -(-count // size), 0
+        if count > size:
+            return count // size, rest
+        warnings.warn(
+            f"an experience has {count} sample{'s' * (count > 1)}, too few for batch norm, and is not trained on.",
+            stacklevel=3,
+        )
+        return 0, 0
 
     def steps(
         self,
@@ -99,11 +130,14 @@ class Loop:
         session, position, window = self.session, self.session.position, self.session.records.window
         engine, ranks, bar, clock = session.engine, session.ranks, session.bar, time.perf_counter
         every, alone = session.settings.log_every, ranks.count == 1
+        captured = session.captured if update is None else None
         update = session.update if update is None else update
         scheduler = session.optimization.scheduler if session.current.scheduler_every == "step" else None
-        step = None
+        step, during = None, self._during
         for batch, weight in batches:
             done = position.step
+            if during is not None and during.following == done:
+                during.look()
             if total is None:
                 now = Now(engine.index)
             else:
@@ -111,8 +145,11 @@ class Loop:
             if not alone:
                 ranks.wish = self._wish(clock(), coming=1)
             before = engine.index
-            step = engine.step(batch, now, update, weight, done + 1 == total)
-            window.add(step.outputs, step.targets)
+            if captured is not None:
+                step = captured.step(batch, now, weight, done + 1 == total)
+            else:
+                step = engine.step(batch, now, update, weight, done + 1 == total)
+                window.add(step.outputs, step.targets, batch.fresh)
             position.step = done + 1
             position.epoch_step += 1
             if scheduler is not None and engine.index > before:
@@ -155,13 +192,21 @@ def arriving(session: Session, source: Source, goal: int | None) -> Iterator[tup
     Raises:
         UsageError: for a batch whose targets do not go with its inputs.
     """
-    position, device = session.position, session.device
-    batches = source.batches()
+    position, device, observations, clock = session.position, session.device, session.observations, time.perf_counter
+    batches, before = source.batches(), 0
     while goal is None or position.step < goal:
+        asked = clock()
         batch = next(batches, None)
+        position.idle += clock() - asked
         if batch is None:
             return
         rows = batch.targets.shape[0] if batch.targets.dim() else 0
+        if rows == 1 < before and has_batch_norm(session.model):
+            warnings.warn(
+                "a source gave a batch of one row, which batch norm cannot take; it is left out.", stacklevel=2
+            )
+            continue
+        before = rows
         if rows != tree_rows(batch.inputs):
             raise UsageError(
                 f"a source gave targets of shape {tuple(batch.targets.shape)} for {tree_rows(batch.inputs)} inputs."
@@ -172,5 +217,9 @@ def arriving(session: Session, source: Source, goal: int | None) -> Iterator[tup
             raise UsageError(f"a source gave targets of {kind}, and class indices are int64. Give targets.long().")
         batch.inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
         batch.targets = batch.targets.to(device)
-        position.samples += rows
+        position.samples += rows if batch.fresh is None else int(batch.fresh.sum())
+        if observations is not None:
+            observations.take(batch)
         yield batch, 1.0
+        if observations is not None and observations.due(position.step):
+            observations.look()

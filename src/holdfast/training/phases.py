@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from holdfast.core.boundary import Boundary
 from holdfast.core.criteria import ignored_label, labels_in
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
-from holdfast.core.experience import Data, Experience
+from holdfast.core.experience import Data, Experience, Tree
+from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Criterion, SeenClasses
 from holdfast.core.step import Now, Step
@@ -50,10 +52,17 @@ class Phases:
         self._seen: SeenClasses | None = None
         self._per_epoch, self._epochs, self._done = 0, 1, 0
         self._recent: Memory | None = None
+        if boundary is not None:
+            boundary.bind(self._features)
         if boundary is not None and "data" in needs:
             self._recent = Memory(
                 boundary.window, insertion=Ring(), device=engine.learner.device, fill=engine.services.fill
             )
+
+    def _features(self, inputs: Tree) -> Tensor:
+        """What enters the head, `[rows, d]`, in eval mode: looking changes no running mean."""
+        with eval_mode(self.learner.model):
+            return self.engine.services.features(inputs)
 
     # Said by the user ------------------------------------------------------------------------------------
 

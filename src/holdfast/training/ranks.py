@@ -50,7 +50,7 @@ class Ranks:
 
     # The data of a step --------------------------------------------------------------------------------
 
-    def batches(self, data: Data, order: Tensor, batch_size: int) -> Iterator[tuple[Batch, float]]:
+    def batches(self, data: Data, order: Tensor, batch_size: int, join: int = 0) -> Iterator[tuple[Batch, float]]:
         """This rank's part of each batch of `batch_size`, with its weight in the mean over ranks.
 
         Row i of a batch goes to rank i modulo the number of ranks. Weights are `count * own rows / all rows`. A last
@@ -60,7 +60,13 @@ class Ranks:
             data: the same on every rank.
             order: indices into it, the same on every rank.
             batch_size: samples of all ranks together.
+            join: so many samples at the end belong to the batch before them.
         """
+        if join and len(order) > batch_size:
+            last = len(order) - batch_size - join
+            return chain(
+                self.batches(data, order[:last], batch_size), self.batches(data, order[last:], batch_size + join)
+            )
         if self.count == 1:
             return ((batch, 1.0) for batch in data.batches(order, batch_size))
         own, parts, rest = self._parts(order, batch_size)

@@ -1,93 +1,26 @@
-"""The events of a run, the window of training steps that the next one is about, and the progress bar."""
+"""The events of a run, and the window of training steps that the next one is about."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from holdfast.core.errors import DataError
+from holdfast.core.experience import Stream
 from holdfast.core.learner import Learner
+from holdfast.core.memory import Memory
 from holdfast.training.divergence import OnDivergence, Watch
+from holdfast.training.progress import State
 
 
-class NoProgress:
-    """Draws nothing."""
+class Tally(Protocol):
+    """Sums over steps that leave neither outputs nor losses behind."""
 
-    interval = float("inf")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def show(self, done: int, total: int | None, text: str) -> None:
-        """Ignore the news."""
-
-
-class Bar(NoProgress):
-    """A `rich` progress bar on standard error.
-
-    Args:
-        title: what is being trained.
-        terminal: where to draw, whether it is a terminal or not; default: standard error, if that is one.
-    """
-
-    interval = 0.2
-
-    def __init__(self, title: str = "training", terminal: TextIO | None = None) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=Console(file=terminal or sys.stderr, force_terminal=True if terminal is not None else None),
-            transient=True,
-            auto_refresh=False,
-        )
-        self._title = title
-        self._task: Any = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        self._task = self._bar.add_task(self._title, total=None, text="")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def show(self, done: int, total: int | None, text: str) -> None:
-        """Draw `done` of `total` steps; None where nobody knows how many there are."""
-        self._bar.update(self._task, completed=done, total=total, text=text)
-        self._bar.refresh()
-
-
-def make_bar(title: str, progress: bool | TextIO) -> NoProgress:
-    """A bar on standard error (True) or on the terminal given, or none (False)."""
-    if progress is False:
-        return NoProgress()
-    return Bar(title) if progress is True else Bar(title, progress)
+    def read(self) -> tuple[dict[str, float], int | None, int, int]:
+        """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
 
 
 class Window:
@@ -100,6 +33,7 @@ class Window:
         steps: in the window.
         first: the largest loss, or term of a loss, of the very first step; None before the first reading.
         right: samples of all windows read so far that were predicted right; None before any had classes.
+        tally: of steps that were run as recorded; None where none are.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -109,24 +43,33 @@ class Window:
         self.steps = 0
         self.first: float | None = None
         self.right: int | None = None
+        self.tally: Tally | None = None
 
-    def add(self, outputs: Tensor | None, targets: Tensor) -> None:
-        """Keep one step's outputs and targets; nothing is computed yet."""
+    def add(self, outputs: Tensor | None, targets: Tensor, fresh: Tensor | None = None) -> None:
+        """Keep one step's outputs and targets, of the rows that are `fresh`; nothing is computed yet."""
         if outputs is not None and outputs.dim() == 2 and not targets.is_floating_point():
+            if fresh is not None:
+                outputs, targets = outputs[fresh.to(outputs.device)], targets[fresh.to(targets.device)]
             self._outputs.append(outputs.detach())
             self._targets.append(targets)
         self.steps += 1
 
     def read(self) -> dict[str, Any]:
         """Means over the window, as floats: `loss`, `accuracy` and `terms`; empties it."""
-        terms = {name: _weighted_sum(values) / self.steps for name, values in self._learner.logged.items()}
+        sums = {name: _weighted_sum(values) for name, values in self._learner.logged.items()}
+        more, right, rows, steps = ({}, None, 0, 0) if self.tally is None else self.tally.read()
         if self.first is None and self.steps:
-            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps]
+            logged = [values[0][0] for values in self._learner.logged.values() if len(values) == self.steps - steps]
             self.first = max((abs(float(value)) for value in logged), default=None)
+        terms = {name: (sums.get(name, 0.0) + more.get(name, 0.0)) / self.steps for name in {**sums, **more}}
         hits, accuracy = self._hits(), None
-        if hits is not None:
-            accuracy = hits.float().mean().item()
+        if hits is not None and right is None:
+            accuracy = hits.float().mean().item() if len(hits) else None
             self.right = (self.right or 0) + int(hits.sum())
+        elif right is not None:
+            found = right + (0 if hits is None else int(hits.sum()))
+            accuracy = float(torch.tensor(found).float() / (rows + (0 if hits is None else len(hits))))
+            self.right = (self.right or 0) + found
         self._learner.logged.clear()
         self._outputs.clear()
         self._targets.clear()
@@ -162,6 +105,13 @@ def _weighted_sum(values: list[tuple[Tensor, float]]) -> float:
     )
 
 
+class Stand(Protocol):
+    """Where a training stands: `training.session.Position`, which this file does not know."""
+
+    experience: int
+    step: int
+
+
 class Records:
     """Keeps every event, and passes it on.
 
@@ -173,6 +123,7 @@ class Records:
 
     Attributes:
         events: those that were kept.
+        latest: the newest `train` event; empty before.
         window: the steps since the last `train` event.
     """
 
@@ -186,8 +137,36 @@ class Records:
         self.record = record
         self.keep = keep
         self.events: list[dict[str, Any]] = []
+        self.latest: dict[str, Any] = {}
         self.window = Window(learner)
         self._watch = Watch(learner.model, on_divergence)
+
+    def state(self, position: Stand, stream: Stream | None, total: int | None, share: float) -> State:
+        """The position for a reader.
+
+        Args:
+            position: where the training stands.
+            stream: of experiences; None for a source.
+            total: batches of the experience, or of the source; None where nobody knows.
+            share: of the current experience that is done, or of the source.
+        """
+        whole = share if total else None
+        if stream is not None:
+            sizes = [len(one.train) for one in stream]
+            whole = (sum(sizes[: position.experience]) + share * sizes[position.experience]) / max(1, sum(sizes))
+        known = self.latest.get("loss"), self.latest.get("accuracy")
+        count = None if stream is None else len(stream)
+        return State(position.step, total, whole, position.experience + 1, count, *known)
+
+    def accuracy(self, after: int, task_aware: bool) -> float | None:
+        """The mean accuracy on the test data of what was learned up to experience `after`; None without any."""
+        key, shares = "correct_task" if task_aware else "correct", []
+        for event in reversed(self.events):
+            if event["event"] == "evaluate" and event["after"] != after:
+                break
+            if event["event"] == "evaluate" and event["split"] == "test" and event["experience"] <= after:
+                shares += [] if event[key] is None else [event[key] / event["samples"]]
+        return sum(shares) / len(shares) if shares else None
 
     def write(self, **event: Any) -> None:
         """Keep one event.
@@ -197,12 +176,38 @@ class Records:
         """
         if self.keep:
             self.events.append(event)
+        if event["event"] == "train":
+            self.latest = event
         if self.record is not None:
             self.record(event)
         noticed = self._watch.notice(event, self.window.first)
         if noticed is not None:
             self.write(**noticed)
             self._watch.stop(noticed)
+
+
+def classes_in(memory: Memory) -> dict[str, int]:
+    """How many samples of each class a memory holds; empty where it holds none with a class."""
+    column = getattr(memory, "column", None)  # a user's own memory need not have columns
+    if column is None or not len(memory):
+        return {}
+    try:
+        targets = column("targets")
+    except (DataError, KeyError):  # it keeps something else, or knows no columns
+        return {}
+    if targets.dim() != 1 or targets.is_floating_point():
+        return {}
+    labels, counts = targets.unique(return_counts=True)
+    return {str(label): count for label, count in zip(labels.tolist(), counts.tolist())}
+
+
+def remembered(parts: list[dict[str, int]]) -> dict[str, dict[str, int]]:
+    """The counts of all processes as an entry of an event; nothing where there are none."""
+    total: dict[str, int] = {}
+    for part in parts:
+        for label, count in part.items():
+            total[label] = total.get(label, 0) + count
+    return {"memory_classes": dict(sorted(total.items(), key=lambda one: int(one[0])))} if total else {}
 
 
 def mean_window(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast.core.boundary import Boundary
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError
-from holdfast.core.experience import Experience, Stream
+from holdfast.core.experience import Batch, Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import Way
@@ -22,10 +22,11 @@ from holdfast.core.source import Source
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
+from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import NoProgress, Records, mean_window
+from holdfast.training.records import Records, classes_in, mean_window, remembered
 from holdfast.training.settings import Settings, augmented
-from holdfast.training.update import Update
+from holdfast.training.update import Steps, Update
 
 
 class Checkpoints(Protocol):
@@ -36,6 +37,25 @@ class Checkpoints(Protocol):
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state`."""
+
+
+class Observer(Protocol):
+    """What looks at a training on a source now and then; see `training.observations`."""
+
+    def take(self, batch: Batch) -> None:
+        """Keep what is held out of a batch that arrived."""
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to look, after so many batches."""
+
+    def look(self) -> None:
+        """Record what is seen."""
+
+    def state(self) -> dict[str, Any]:
+        """What `load` restores."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
 
 
 @dataclass
@@ -56,6 +76,7 @@ class Position:
         samples: rows taken of a source.
         right: those of them whose class was predicted before they were trained on; None without classes.
         source: the source's own position.
+        idle: seconds of waiting for a source's batches.
     """
 
     experience: int = 0
@@ -71,6 +92,7 @@ class Position:
     samples: int = 0
     right: int | None = None
     source: dict[str, Any] | None = None
+    idle: float = 0.0
 
     def state(self) -> dict[str, Any]:
         """The fields that have a value, as tensors and plain values."""
@@ -120,6 +142,8 @@ class Session:
         current: the settings of the experience that is trained on.
         update: makes the optimiser's steps under them.
         opened: the experience that is trained on, with the data that the method chose.
+        observations: what is looked at now and then while a source is learned.
+        captured: makes the steps, where they are not made as written.
         bar: the progress bar.
         stop: set it to end the training after the coming step, with a checkpoint.
         late: whether `max_seconds` are over.
@@ -150,6 +174,8 @@ class Session:
     current: Settings = field(init=False)
     update: Update = field(init=False)
     opened: Experience | None = None
+    captured: Steps | None = None
+    observations: Observer | None = None
 
     @classmethod
     def bind(
@@ -265,11 +291,10 @@ class Session:
 
     def show(self, total: int | None) -> None:
         """Draw how far the training has come, of `total` batches if their number is known."""
-        number = self.position.experience + 1
         if total is None and self.source is not None:
             total = self.source.length
-        of = f" of {len(self.stream)}" if self.stream is not None else ""
-        self.bar.show(self.position.step, total, f"experience {number}{of}")
+        share = self.position.step / total if total else 0.0
+        self.bar.show(self.records.state(self.position, self.stream, total, share))
 
     # Records -------------------------------------------------------------------------------------------
 
@@ -304,6 +329,7 @@ class Session:
             parameters=sum(p.numel() for p in self.model.parameters()),
             memory_items=sum(items for items, _ in sizes),
             memory_bytes=sum(size for _, size in sizes),
+            **remembered(self.ranks.gather({} if memory is None else classes_in(memory))),
         )
 
 

@@ -11,10 +11,11 @@ import torch
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.learner import Criterion
-from holdfast.core.ranges import Count, Positive, Range, check_fields
+from holdfast.core.ranges import BelowOne, Count, NonNegative, Positive, Range, check_fields
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory, optimizer_factory
 from holdfast.training.precision import Precision, check_precision
+from holdfast.training.programs import CaptureMode, chosen
 
 Changes = Mapping[str, Any]
 PerExperience = Mapping[str | int, Changes] | Sequence[Changes | None]
@@ -39,7 +40,7 @@ class ExperienceSettings:
         epochs: passes over each experience's data.
         iterations: steps per experience instead of epochs (the data is shuffled again whenever it runs out).
         batch_size: current samples per step, of all processes together.
-        drop_last: leave out an epoch's last batch if it is smaller than the others.
+        drop_last: leave out an epoch's last batch if it is smaller than the others; an only batch is kept.
         reset_optimizer: start each experience with a new optimiser, without the momentum of the last.
         scheduler_every: move the scheduler every `step` or every `epoch`.
         clip_norm: largest norm of the whole gradient; larger ones are scaled down to it.
@@ -49,6 +50,10 @@ class ExperienceSettings:
             every epoch.
         patience: end an experience after so many epochs without a better validation accuracy.
         restore_best: end an experience with the weights of the epoch that had the best validation accuracy.
+        monitor: what `patience` and `restore_best` look at: the `accuracy`, or the `loss`, of which less is better.
+        min_delta: by how much it must be better to count.
+        monitor_on: the data it is measured on: `validation`, or the `test` data of all experiences so far. What is
+            chosen on test data looks better than it is; it is there to repeat what was measured so.
 
     Attributes:
         augment: random changes of the training inputs, set by `changed` alone.
@@ -71,6 +76,9 @@ class ExperienceSettings:
     limit_train_batches: Limit | None = None
     patience: Count | None = None
     restore_best: bool = False
+    monitor: Literal["accuracy", "loss"] = "accuracy"
+    min_delta: NonNegative = 0.0
+    monitor_on: Literal["validation", "test"] = "validation"
     augment: Mapping[str, Any] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -116,14 +124,23 @@ class Settings(ExperienceSettings):
         eval_batch_size: samples per forward in evaluation.
         precision: `32-true`; `bf16-mixed` or `16-mixed` (GPUs only) for autocast; `64-true` for doubles.
         evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
-        evaluate_before: also evaluate before any training (forward transfer needs it).
+        evaluate_before: also evaluate before any training (forward transfer needs it); not where only the end is
+            evaluated, or only what was seen.
+        evaluate_on: evaluate `all` experiences each time, or those `seen` so far, which halves the time and leaves the
+            matrix empty above its diagonal.
+        evaluate_when: evaluate `after_each` experience, or at the `end` of the training only, which leaves all but the
+            last row empty; measures that need the others are then not given.
+        evaluate_during: share of the steps that may go into measuring older experiences inside one, on a sample of
+            their test data; 0.05 shows their minimum and the stability gap, 0 measures at the end only.
         limit_experiences: learn and evaluate only so many experiences, the first ones, for a quick look.
         limit_val_batches: batches of each experience's validation data that are used, a number or a fraction.
         limit_test_batches: the same of test data.
         max_seconds: training time after which no further step is made; what was learned is evaluated.
         deterministic: let torch refuse operations whose result is not reproducible.
         detect_anomaly: let torch say where a gradient became NaN; slow.
-        compile: compile the model's forward with `torch.compile`.
+        capture: record a step once and run the recording: as a CUDA `graph` (`auto` on a GPU), compiled (`compile`, for
+            long runs on a CPU), or call by call (`tape`, which is no faster: for checks); `none` runs it as written.
+        compile: the old name of `capture="compile"`; a `StreamTrainer` compiles the model's forward.
         log_every: steps between two records of loss and accuracy.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
@@ -144,12 +161,16 @@ class Settings(ExperienceSettings):
     precision: Precision = "32-true"
     evaluate: Literal["test", "validation", "both", "none"] = "test"
     evaluate_before: bool = True
+    evaluate_during: BelowOne = 0.0
+    evaluate_on: Literal["all", "seen"] = "all"
+    evaluate_when: Literal["after_each", "end"] = "after_each"
     limit_experiences: Count | None = None
     limit_val_batches: Limit | None = None
     limit_test_batches: Limit | None = None
     max_seconds: Positive | None = None
     deterministic: bool = False
     detect_anomaly: bool = False
+    capture: CaptureMode = "auto"
     compile: bool = False
     log_every: Count = 50
     on_divergence: OnDivergence = "stop"
@@ -163,6 +184,7 @@ class Settings(ExperienceSettings):
         super().__post_init__()
         self.device = torch.device(self.device)
         check_precision(self.precision, self.device)
+        chosen(self.capture, self.device)
         for name in ("limit_val_batches", "limit_test_batches"):
             check_limit(name, getattr(self, name))
 

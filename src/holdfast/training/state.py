@@ -73,6 +73,8 @@ def state_of(session: Session) -> dict[str, Any]:
     }
     if session.phases is not None:
         state["phases"] = session.phases.state()
+    if session.observations is not None:
+        state["observations"] = session.observations.state()
     if session.ranks.count > 1:
         own = {} if session.ranks.rank == 0 else _own(state, names.values())
         state["ranks"] = session.ranks.collect(on_cpu(own))[1:]
@@ -135,6 +137,8 @@ def restore(session: Session, state: Mapping[str, Any]) -> None:
         session.scaler.load_state_dict(dict(state["scaler"]))
     if session.phases is not None:
         session.phases.load(state["phases"])
+    if session.observations is not None and "observations" in state:
+        session.observations.load(state["observations"])
     session.records.window.load(position.right)
     session.position = position
 

@@ -1,4 +1,4 @@
-"""The trainer: a method over a stream of experiences, in a loop as thin as one written by hand."""
+"""The trainer: a model, a method and a stream, from the first experience to the last."""
 
 from __future__ import annotations
 
@@ -14,23 +14,61 @@ from torch import nn
 
 from holdfast.core.criteria import mismatch
 from holdfast.core.engine import Engine
-from holdfast.core.errors import ConfigError, UsageError
+from holdfast.core.errors import ConfigError, UsageError, renamed
 from holdfast.core.experience import Experience, Stream
+from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import TRAINER
-from holdfast.training.bound import Bound
+from holdfast.training.captured import Captured
 from holdfast.training.evaluation import evaluate_all
 from holdfast.training.export import copied
 from holdfast.training.launch import check_devices, train_together
 from holdfast.training.loop import Loop
+from holdfast.training.optimization import Optimization
 from holdfast.training.precision import recompilable
+from holdfast.training.programs import chosen
+from holdfast.training.progress import make_bar
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import ExperienceSettings, Settings, described
 from holdfast.training.state import Saver, around, of_rank, restore, set_random
 
-__all__ = ["Checkpoints", "Trainer"]
+__all__ = ["Bound", "Checkpoints", "Trainer"]
+
+
+class Bound:
+    """The parts of a session that a trainer's user asks for.
+
+    Attributes:
+        session: everything the training works on.
+    """
+
+    session: Session
+
+    @property
+    def engine(self) -> Engine:
+        """The method bound to the model."""
+        return self.session.engine
+
+    @property
+    def learner(self) -> Learner:
+        """The model with its services."""
+        return self.session.learner
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, on its device."""
+        return self.session.model
+
+    @property
+    def optimization(self) -> Optimization:
+        """Optimiser and scheduler."""
+        return self.session.optimization
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the training began, those before an interruption included."""
+        return self.session.seconds
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -43,8 +81,8 @@ class Trainer(Settings, Bound):
         method: what is done around each step; bound to the model by `fit`, once.
         {settings}
         record: called with each event of the log, a mapping of plain values.
-        progress: whether to draw a progress bar with time left, or the terminal to draw it on (default: standard
-            error).
+        progress: whether to tell the progress, with loss, accuracy and time left, on standard error: by a bar in a
+            terminal, by lines elsewhere; None tells it in a terminal only; or the terminal to draw on.
         checkpoints: where to keep states to resume from.
 
     Example:
@@ -62,11 +100,17 @@ class Trainer(Settings, Bound):
 
     method: Method = dataclasses.field(kw_only=False)
     record: Callable[[dict[str, Any]], None] | None = None
-    progress: bool | TextIO = False
+    progress: bool | TextIO | None = None
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            told = f"methods.{self.method}()" if isinstance(self.method, str) else "methods.er(capacity=200)"
+            raise ConfigError(f"the trainer got {self.method!r:.60} as its method. Give one: Trainer({told}, ...).")
         super().__post_init__()
+        if self.compile:
+            renamed("compile=True", 'capture="compile"')
+            self.capture, self.compile = "compile", False
         self._stop = False
         self._session: Session | None = None
 
@@ -151,6 +195,9 @@ class Trainer(Settings, Bound):
             checkpoints=self.checkpoints if first else None,
         )
         session.stop = self._stop
+        how = chosen(self.capture, session.device)
+        if how != "none":
+            session.captured = Captured(session, how)
         wrong = mismatch(session.learner.criterion, stream[0].train.targets) if len(stream) else ""
         if wrong and not session.engine.acts_at("criterion"):
             raise ConfigError(f"criterion: {wrong}")
@@ -213,10 +260,20 @@ def over_stream(session: Session, loop: Loop, saver: Saver, fresh: bool) -> None
         start = time.perf_counter()
         evaluate_all(session, after=index)
         session.write_experience(index, seconds, time.perf_counter() - start)
+        tell_experience(session, seconds)
         position.leave()
         saver.save()
         if session.late:
             break
+
+
+def tell_experience(session: Session, seconds: float) -> None:
+    """Tell that the current experience was learned, and how right the model is on all learned so far."""
+    if session.bar.interval < float("inf"):
+        task_aware = session.opened is not None and session.opened.task is not None
+        accuracy = session.records.accuracy(session.position.experience, task_aware)
+        state = session.records.state(session.position, session.stream, session.position.step, 1.0)
+        session.bar.learned(state, accuracy, seconds)
 
 
 def open_experience(session: Session, index: int) -> Experience:

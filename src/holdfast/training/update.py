@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.engine import Engine
-from holdfast.core.experience import task_column, tree_rows
-from holdfast.core.step import Step
+from holdfast.core.experience import Batch, task_column, tree_rows
+from holdfast.core.step import Now, Step
 from holdfast.core.tree import Fill, tree_cat_padded
 
 
@@ -21,6 +21,19 @@ class Mover(Protocol):
 
     def move(self) -> None:
         """Move the weights by the gradients that are there."""
+
+
+class Steps(Protocol):
+    """What makes the steps of a training in another way than as they are written; see `training.captured`."""
+
+    def begin(self, steps: int) -> None:
+        """Before the steps of an experience, or what is left of it: so many, at most."""
+
+    def end(self, experience: int) -> None:
+        """After the steps of an experience."""
+
+    def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
+        """Train on one batch. Returns what was seen and computed, if that is known."""
 
 
 class Update:
@@ -186,6 +199,12 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = (), fill: Fill = l
             extras[name] = torch.cat([step.extras[name] for step in steps])
     outputs = [step.outputs for step in steps if step.outputs is not None]
     task = last.task
+    fresh = None
+    if any(step.fresh is not None for step in steps):
+        every = [
+            torch.ones(len(step.targets), dtype=torch.bool) if step.fresh is None else step.fresh for step in steps
+        ]
+        fresh = torch.cat([part.to(steps[0].targets.device) for part in every])
     if any(isinstance(step.task, Tensor) or step.task != task for step in steps):
         unlabelled = -1
         task = torch.cat([
@@ -202,4 +221,5 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = (), fill: Fill = l
         last.progress,
         extras,
         last.weight,
+        fresh,
     )

@@ -30,7 +30,7 @@ class Draws(Operation):
         retrieval: which rows are drawn: each set of them with equal probability.
     """
 
-    asks = "loss"
+    asks: ClassVar[Literal["loss", "outputs", "nothing"]] = "loss"
     draws = True
     state: ClassVar[tuple[str, ...]] = ("retrieval",)
 
@@ -41,6 +41,7 @@ class Draws(Operation):
 
     def setup(self, learner: Services) -> None:
         """Take a generator for the draws."""
+        super().setup(learner)
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
 
     def drawn(self, learner: Services, size: int | None = None) -> Rows | None:

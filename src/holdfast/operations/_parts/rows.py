@@ -1,7 +1,8 @@
-"""What operations share about rows: those of a step that are to be remembered, some of a draw, a loss for each."""
+"""What operations share about rows: those to be remembered, some of a draw, a loss for each, a loss of one's own."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.criteria import ignored_label, likelihood
+from holdfast.core.criteria import Sum, by_row, ignored_label, likelihood
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
-from holdfast.core.operation import require
+from holdfast.core.operation import Operation, require
+from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Criterion, Services
 from holdfast.core.step import Step
+from holdfast.models.heads import MASKED
 
 HALF = (torch.bfloat16, torch.float16)
 """What autocast makes of outputs; they are remembered in full precision, as the rest of the state is kept."""
@@ -57,7 +60,17 @@ def rows_of(step: Step, learner: Services) -> dict[str, Any]:
                 rows[field] = step.task
         else:
             rows[field] = step.extras[field]
-    return rows
+    return rows if step.fresh is None else _fresh(rows, step.fresh)
+
+
+def _fresh(rows: dict[str, Any], fresh: Tensor) -> dict[str, Any]:
+    """The rows that are trained on for the first time; the others were remembered then."""
+    keep, every = fresh.to(rows["targets"].device), len(fresh)
+
+    def chosen(leaf: Tensor) -> Tensor:
+        return leaf[keep] if leaf.dim() and len(leaf) == every else leaf
+
+    return {name: value if isinstance(value, int) else tree_map(chosen, value) for name, value in rows.items()}
 
 
 def rows_of_batch(batch: Batch, learner: Services) -> dict[str, Any]:
@@ -104,10 +117,12 @@ def row_losses(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor
         >>> row_losses(torch.nn.functional.mse_loss, torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
         tensor([1., 9.])
     """
+    if isinstance(criterion, Sum):
+        return criterion.by_row(outputs, targets)
     if criterion in _BY_ROW:
         losses: Tensor = criterion(outputs, targets, reduction="none")  # type: ignore[call-arg]
         return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
-    return torch.stack([criterion(outputs[row : row + 1], targets[row : row + 1]) for row in range(outputs.shape[0])])
+    return by_row(criterion, outputs, targets)
 
 
 def counted(order: Tensor, targets: Tensor, criterion: Callable[..., Tensor]) -> Tensor:
@@ -183,3 +198,54 @@ def sum_of_rows(criterion: Callable[..., Tensor], outputs: Tensor, labels: Tenso
         return whole
     total = torch.stack([criterion(outputs[row : row + 1], labels[row : row + 1]) for row in range(rows)]).sum()
     return whole if bool(torch.isclose(whole, total, rtol=1e-4)) else total
+
+
+class OwnCriterion(Operation):
+    """A loss in place of the learner's criterion, for current data, replayed data and evaluation alike.
+
+    Several of them in one method add, each with its weight and a line of its own in the log; beside an operation that
+    owns the criterion, such as `MaskedCrossEntropy`, they add to that.
+
+    Args:
+        weight: factor of the loss.
+    """
+
+    role = "knowledge incorporation"
+    needs = frozenset({"criterion"})
+    adds = True
+
+    def __init__(self, weight: NonNegative = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def setup(self, learner: Services) -> None:
+        """Put this loss in the learner's place, or add it to those that are there, for replay and evaluation too."""
+        others = learner.criterion.terms if isinstance(learner.criterion, Sum) else ()
+        learner.criterion = Sum(*others, (self.weighted, self.weighted_rows))
+
+    def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree, learner: Services) -> Tensor:
+        """The mean loss of the current rows, with its weight."""
+        return self.weighted(outputs, targets)
+
+    def weighted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`measure` with its weight."""
+        loss = self.measure(outputs, targets)
+        return loss if self.weight == 1.0 else self.weight * loss
+
+    def weighted_rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`by_row` with its weight."""
+        losses = self.by_row(outputs, targets)
+        return losses if self.weight == 1.0 else self.weight * losses
+
+    @abstractmethod
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of `outputs` `[rows, ...]` under `targets` `[rows, ...]`, a scalar."""
+
+    def by_row(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, `[rows]`; a subclass without one of its own measures row by row."""
+        return by_row(self.measure, outputs, targets)
+
+
+def inside(outputs: Tensor) -> Tensor:
+    """`[rows, width]` bool: which outputs belong to the row's task; all of them without a head per task."""
+    return outputs != MASKED

@@ -1,7 +1,7 @@
 """Data sets: functions that load or make one. Those whose arguments are plain values can be used in a configuration."""
 
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.datasets.arrays import arrays, digits, polynomial, synthetic, torch_dataset
+from holdfast.streams.datasets.arrays import arrays, digits, polynomial, spiral, synthetic, torch_dataset
 from holdfast.streams.datasets.folders import image_folder
 from holdfast.streams.datasets.npz import npz
 from holdfast.streams.datasets.tables import csv, frame, parquet
@@ -20,6 +20,7 @@ __all__ = [
     "npz",
     "parquet",
     "polynomial",
+    "spiral",
     "synthetic",
     "torch_dataset",
     "torchvision",

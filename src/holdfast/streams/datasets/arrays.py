@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +37,8 @@ def arrays(
     normalise: bool = False,
     crop: int = 0,
     flip: bool = False,
+    by: Any = None,
+    test_by: Any = None,
 ) -> Dataset:
     """A data set of tensors or NumPy arrays (Python only); nothing is copied unless doubles must become floats.
 
@@ -54,6 +59,9 @@ def arrays(
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
+        by: one value per training row, which cuts them into groups for the stream `grouped`: numbers in their order,
+            words in that of their first rows.
+        test_by: the same for the test rows.
 
     Example:
         >>> data = arrays([[0.0], [1.0], [2.0], [3.0]], ["b", "a", "b", "a"], test_fraction=0.5)
@@ -63,7 +71,7 @@ def arrays(
     rows = images(inputs, layout, scale)
     tests = None if test_inputs is None else images(test_inputs, layout, scale)
     look: dict[str, Any] = {"scale": scale, "normalise": normalise, "crop": crop, "flip": flip}
-    look |= {"missing": missing, "tokens": layout == "tokens"}
+    look |= {"missing": missing, "tokens": layout == "tokens", "by": by, "test_by": test_by}
     return of_tensors(name, rows, targets, tests, test_targets, class_names, test_fraction, split_seed, kind, **look)
 
 
@@ -137,6 +145,7 @@ def _check_names(train: Sequence[str], test: Sequence[str]) -> None:
         raise DataError(f"the test data have the classes {strange[:5]}, which the training data do not have. Add them.")
 
 
+@declares(inputs="images", shape=(1, 8, 8), classes=10, rows=(1438, 359))
 @ranged
 def digits(test_fraction: BelowOne = 0.2, split_seed: int = 0, normalise: bool = False) -> Dataset:
     """The 1,797 handwritten digits that come with scikit-learn: 8 x 8 images with values 0..16.
@@ -150,14 +159,11 @@ def digits(test_fraction: BelowOne = 0.2, split_seed: int = 0, normalise: bool =
         >>> digits().input_shape, len(digits().train), len(digits().test)
         ((1, 8, 8), 1438, 359)
     """
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    pixels = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)
+    table = _digits_table()
     return of_tensors(
         "digits",
-        pixels,
-        found.target,
+        torch.from_numpy(table[:, :-1].astype(np.uint8)).reshape(-1, 1, 8, 8),
+        table[:, -1].astype(np.int64),
         test_fraction=test_fraction,
         split_seed=split_seed,
         scale=16.0,
@@ -165,7 +171,20 @@ def digits(test_fraction: BelowOne = 0.2, split_seed: int = 0, normalise: bool =
     )
 
 
-@declares(inputs="vectors")
+def _digits_table() -> np.ndarray:
+    """The digits as scikit-learn's file has them, `[1797, 65]`: the pixels of each, and its class."""
+    package = importlib.util.find_spec("sklearn")
+    file = Path((package.origin if package else None) or "").parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        return np.loadtxt(file, delimiter=",")  # the package takes longer to import than a small run takes to train
+    except (OSError, ValueError):  # another version of it keeps them elsewhere
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        return np.column_stack([found.data, found.target])
+
+
+@declares(inputs="vectors", made=True)
 @ranged
 def synthetic(
     classes: Count = 10,
@@ -205,6 +224,39 @@ def synthetic(
     return of_tensors("synthetic", inputs, labels, *around(test_samples))
 
 
+@declares(inputs="vectors")
+@ranged
+def spiral(
+    classes: Count = 5,
+    samples: Count = 100,
+    test_fraction: BelowOne = 0.2,
+    spread: NonNegative = 0.005,
+    seed: int = 0,
+) -> Dataset:
+    """Small clusters of points in the plane, whose centres lie on half a turn of a spiral: CLMixer's `dummy` data.
+
+    Centre i of K has the radius `1 - 0.99 a` and the angle `(1 - a) pi`, with a from 0 to 1 in equal steps.
+
+    Args:
+        classes: how many clusters.
+        samples: points of each, training and test together.
+        test_fraction: of each cluster.
+        spread: standard deviation of a cluster along each axis.
+        seed: of everything.
+
+    Example:
+        >>> data = spiral(samples=10)
+        >>> len(data.train), len(data.test), data.input_shape
+        (40, 10, (2,))
+    """
+    share = torch.linspace(0, 1, classes)
+    radius, angle = 1 - 0.99 * share, (1 - share) * math.pi
+    centres = radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    labels = torch.arange(classes).repeat_interleave(samples)
+    points = centres[labels] + spread * torch.randn(len(labels), 2, generator=rng(seed, "spiral"))
+    return of_tensors("spiral", points, labels, test_fraction=test_fraction, split_seed=seed)
+
+
 POLYNOMIALS: tuple[tuple[float, float, Callable[[np.ndarray], np.ndarray]], ...] = (
     (-4.0, -2.0, lambda x: x + 3),
     (-1.0, 1.0, lambda x: 2 * x**2 - 1),
@@ -213,6 +265,7 @@ POLYNOMIALS: tuple[tuple[float, float, Callable[[np.ndarray], np.ndarray]], ...]
 """Where each of the three polynomials is sampled, and the polynomial."""
 
 
+@declares(made=True)
 @ranged
 def polynomial(
     degree: Literal[1, 2, 3] = 1,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,27 +15,14 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Data
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset, Prepare
+from holdfast.streams.datasets.columns import check_groups, grouped_by
 from holdfast.streams.datasets.missing import Completed, Missing, absent
 from holdfast.streams.tables import rng
 
 Kind = Literal["classification", "regression"]
 Layout = Literal["auto", "hw", "chw", "hwc", "tokens"]
-VARIABLE = "HOLDFAST_DATA"
-
-
-def data_folder(name: str, path: str | None = None) -> Path:
-    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says.
-
-    Raises:
-        DataError: it is not there.
-    """
-    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "../shared/data")) / name
-    if not folder.exists():
-        hint = (
-            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder of data sets."
-        )
-        raise DataError(f"there is no folder {folder} for {name}. {hint}")
-    return folder
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's red, green and blue, from 0 to 1, that its networks were trained with."""
 
 
 def encode(labels: Any, others: Any = None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
@@ -106,7 +92,7 @@ def finish(
     class_names: Sequence[str],
     kind: Kind = "classification",
     scale: float | None = None,
-    normalise: bool = False,
+    normalise: bool | Literal["imagenet"] = False,
     crop: int = 0,
     flip: bool = False,
     tokens: bool = False,
@@ -124,7 +110,9 @@ def finish(
     if isinstance(first, Tensor) and not tokens:
         counts = not first.is_floating_point() and first.dtype != torch.uint8
         divisor = (1.0 if counts else 255.0) if scale is None else scale
-        mean, std = statistics(known or train, divisor) if normalise else (None, None)
+        mean, std = statistics(known or train, divisor) if normalise is True else (None, None)
+        if normalise == "imagenet":
+            mean, std = list(IMAGENET[0]), list(IMAGENET[1])
         prepare = Prepare(mean, std, divisor, crop, flip)
     classes = 0 if kind == "regression" else len(class_names)
     return Dataset(name, train, test, classes, shape, tuple(class_names), prepare, kind)
@@ -204,15 +192,20 @@ def of_tensors(
     ordered: Literal["no", "spread", "end"] = "no",
     encoded: Sequence[str] | None = None,
     missing: Missing = "refuse",
+    by: Any = None,
+    test_by: Any = None,
     **prepare: Any,
 ) -> Dataset:
     """A data set of tensors; without test inputs a part of the training data is held out, sharing their memory.
 
-    Labels are encoded here, unless `encoded` gives the names of labels that are class indices already.
+    Labels are encoded here, unless `encoded` gives the names of labels that are class indices already. With `by`, one
+    value per row, the data come in groups, and the part that is held out is one of each group.
 
     Raises:
         DataError: for missing values that are refused.
+        ConfigError: for groups of the training data alone, or of another number of rows.
     """
+    check_groups(name, len(inputs), by, None if test_inputs is None else len(test_inputs), test_by)
     if (test_inputs is None) != (test_labels is None):
         raise ConfigError("test inputs without test targets, or the reverse. Give both or neither.")
     if kind not in ("classification", "regression"):
@@ -229,10 +222,11 @@ def of_tensors(
     inputs = inputs.unsqueeze(1) if inputs.dim() == 1 else inputs
     test_inputs = test_inputs.unsqueeze(1) if test_inputs is not None and test_inputs.dim() == 1 else test_inputs
     whole = Completed(name, inputs, labels, missing)
-    inputs, labels = whole.inputs, whole.of(labels)
+    inputs, labels, by = whole.inputs, whole.of(labels), whole.of(by)
     if test_inputs is not None:
         rest = Completed(f"{name}, test data", test_inputs, test_labels, missing, means=whole.means)
-        test_inputs, test_labels = rest.inputs, rest.of(test_labels)
+        test_inputs, test_labels, test_by = rest.inputs, rest.of(test_labels), rest.of(test_by)
+    groups, test_groups, group_names = grouped_by(name, by, test_by)
     names: tuple[str, ...] = ()
     targets, test_targets = labels, test_labels
     if kind == "classification" and encoded is not None:
@@ -249,9 +243,26 @@ def of_tensors(
     if test_inputs is not None:
         test: TensorData | None = TensorData(_single(test_inputs), test_targets)
     else:
-        kept, tested = held_out(train.targets, test_fraction, split_seed, ordered)
+        kept, tested = held_out_of(groups, train.targets, test_fraction, split_seed, ordered)
         train, test = train.subset(kept), train.subset(tested) if len(tested) else None
-    return finish(name, train, test, names, kind, **prepare)
+        if groups is not None:
+            groups, test_groups = groups[kept], groups[tested]
+    made = finish(name, train, test, names, kind, **prepare)
+    return replace(made, groups=groups, test_groups=test_groups, group_names=group_names)
+
+
+def held_out_of(
+    groups: Tensor | None, targets: Tensor, fraction: float, seed: int, ordered: Literal["no", "spread", "end"] = "no"
+) -> tuple[Tensor, Tensor]:
+    """Training and test rows, ascending: by `held_out` of each group, where there are groups."""
+    if groups is None:
+        return held_out(targets, fraction, seed, ordered)
+    parts = []
+    for group in range(int(groups.max()) + 1):
+        rows = (groups == group).nonzero().flatten()
+        parts.append([rows[part] for part in held_out(targets[rows], fraction, seed, ordered)])
+    kept, tested = (torch.cat(list(part)).sort().values for part in zip(*parts))
+    return kept, tested
 
 
 def _whole(codes: Any) -> Tensor:
@@ -261,7 +272,10 @@ def _whole(codes: Any) -> Tensor:
 
 def _numbers(values: Any) -> Tensor:
     """Targets of regression, `[rows, numbers]` float32; one number a row is a column, as a model's outputs are."""
-    found = torch.as_tensor(values).to(torch.float32)
+    try:
+        found = torch.as_tensor(values).to(torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the targets are no numbers: {error}. For words give kind='classification'.") from error
     return found.unsqueeze(1) if found.dim() == 1 else found
 
 

@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, unknown
-from holdfast.streams.datasets.missing import ADVICE
+from holdfast.streams.datasets.missing import ADVICE, absent
 
 Period = Literal["year", "quarter", "month", "week", "day", "hour"]
 Decimal = Literal["auto", ".", ","]
@@ -235,6 +237,61 @@ def groups_of(raw: Raw, number: int, period: Period | None, decimal: str) -> tup
     words = [str(value).strip() for value in column]
     order = {word: place for place, word in enumerate(dict.fromkeys(words))}
     return np.array([order[word] for word in words]), tuple(order)
+
+
+def check_groups(name: str, rows: int, by: Any, test_rows: int | None, test_by: Any) -> None:
+    """Refuse groups that do not go with the rows."""
+    if by is None and test_by is None:
+        return
+    if by is None or (test_rows is not None) != (test_by is not None):
+        lacking = "test" if by is not None else "training"
+        raise ConfigError(f"{name}: the groups of the {lacking} data are not there. Give by and test_by.")
+    for part, count, values in (("training", rows, by), ("test", test_rows, test_by)):
+        if values is not None and count != len(values):
+            raise ConfigError(f"{name}: {len(values)} groups for {count} {part} inputs. Give one for each.")
+
+
+def grouped_by(name: str, by: Any, test_by: Any = None) -> tuple[Tensor | None, Tensor | None, tuple[str, ...]]:
+    """The group of each training row and of each test row, and the names of the groups in order.
+
+    Args:
+        name: for messages.
+        by: one value per training row: numbers are in their own order, words in that of their first rows.
+        test_by: the same for the test rows.
+
+    Raises:
+        DataError: for a value that is missing, or a group of the test data alone.
+    """
+    if by is None:
+        return None, None, ()
+    columns = [
+        np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+        for values in (by, test_by)
+        if values is not None
+    ]
+    if any(column.ndim != 1 or bool(absent(column).any()) for column in columns):
+        raise DataError(
+            f"{name}: the groups have values that are missing, or are no list. Give one value for each row."
+        )
+    known = [_group_name(value) for value in columns[0].tolist()]
+    order = (
+        list(dict.fromkeys(known))
+        if columns[0].dtype.kind in "OUS"
+        else [_group_name(one) for one in np.unique(columns[0]).tolist()]
+    )
+    place = {word: number for number, word in enumerate(order)}
+    codes = [
+        torch.tensor([place.get(_group_name(value), -1) for value in column.tolist()], dtype=torch.int64)
+        for column in columns
+    ]
+    if len(codes) > 1 and bool((codes[1] < 0).any()):
+        strange = _group_name(columns[1].tolist()[int((codes[1] < 0).int().argmax())])
+        raise DataError(f"{name}: the test data have the group {strange!r}, which no training sample has. Remove it.")
+    return codes[0], codes[1] if len(codes) > 1 else None, tuple(order)
+
+
+def _group_name(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _periods(when: np.ndarray, period: Period | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.datasets.build import Kind, encode, finish, held_out
+from holdfast.streams.datasets.build import Kind, encode, finish, held_out_of
 from holdfast.streams.datasets.columns import (
     Decimal,
     Period,
@@ -223,14 +223,7 @@ class Sharing:
         if self.test_at not in ("spread", "end"):
             raise ConfigError(f"test_at is {self.test_at!r}. Give 'spread' or 'end'.")
         how = self.test_at if self.ordered else "no"
-        if groups is None:
-            return held_out(targets, self.test_fraction, self.split_seed, how)
-        parts = []
-        for group in range(int(groups.max()) + 1):
-            rows = (groups == group).nonzero().flatten()
-            parts.append([rows[part] for part in held_out(targets[rows], self.test_fraction, self.split_seed, how)])
-        kept, tested = (torch.cat(list(part)).sort().values for part in zip(*parts))
-        return kept, tested
+        return held_out_of(groups, targets, self.test_fraction, self.split_seed, how)  # type: ignore[arg-type]
 
 
 def dataset_of(
@@ -263,6 +256,15 @@ def dataset_of(
             f" {'training lines' if group is None else 'first group'}, and are zeros in all of its features.",
             stacklevel=3,
         )
+    if class_names and len(tested):
+        untested = sorted(set(labels[kept].tolist()) - set(labels[tested].tolist()))
+        if untested:
+            listed = ", ".join(repr(class_names[label]) for label in untested[:5])
+            warnings.warn(
+                f"{name}: the classes {listed} have no test row, so nothing is measured on them. Write ordered=false to"
+                " draw test rows of each class.",
+                stacklevel=3,
+            )
     whole = TensorData(matrix, labels)
     train, test = whole.subset(kept), whole.subset(tested) if len(tested) else None
     known = whole.subset(first) if standardise == "first" else None

@@ -6,17 +6,14 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from holdfast.core.errors import ConfigError, DataError, needs_extra
-from holdfast.core.ranges import BelowOne, NonNegative, Size, ranged
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.ranges import BelowOne, Count, NonNegative, Size, ranged
 from holdfast.streams.data import LoaderData, TensorData
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import encode, finish, held_out
+from holdfast.streams.datasets.images import ImageFiles, middle_of, pillow, pixels_of, shape_of
 from holdfast.streams.views import View
 
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -30,75 +27,6 @@ SPLITS = ("train", "test", *VALIDATION)
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
-class ImageFiles:
-    """Image files as a map-style data set of tensors `[channels, height, width]`, bytes or floats (`read_image`).
-
-    Args:
-        paths: of the files.
-        targets: class indices.
-        size: height and width to resize to; None leaves them.
-        grayscale: one channel instead of three.
-    """
-
-    def __init__(
-        self, paths: Sequence[Path], targets: Tensor, size: tuple[int, int] | None, grayscale: bool = False
-    ) -> None:
-        self.paths = list(paths)
-        self.targets = targets
-        self.size = size
-        self.grayscale = grayscale
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.read(index), int(self.targets[index])
-
-    def identity(self, index: int) -> str:
-        """What tells one image from another without reading it: path, bytes, time of change, and how it is read."""
-        path = self.paths[index].resolve()
-        state = path.stat()
-        return f"{path} {state.st_size} {state.st_mtime_ns} {self.size} {self.grayscale}"
-
-    def read(self, index: int) -> Tensor:
-        """The pixels of one image."""
-        return read_image(self.paths[index], self.size, self.grayscale)
-
-
-def read_image(path: Path, size: tuple[int, int] | None = None, grayscale: bool = False) -> Tensor:
-    """The pixels of an image file `[channels, height, width]`: bytes, or floats from 0 to 1 of 16-bit grey images.
-
-    Args:
-        path: of the file.
-        size: height and width to resize to, bilinearly; None leaves them.
-        grayscale: one channel instead of three.
-
-    Raises:
-        DataError: for a file that is no image, or one of 32-bit numbers, whose black and white nobody knows.
-    """
-    image = _pillow()
-    try:
-        with image.open(path) as opened:
-            deep = opened.mode.startswith("I")
-            if opened.mode == "F" or (opened.mode == "I" and opened.format != "PNG"):
-                raise DataError(
-                    f"{path} has pixels of 32 bits, and does not say which value is white. Save it with 8 or 16 bits,"
-                    " or as an array (npz)."
-                )
-            if deep:  # of 16 bits; Pillow's own conversion cuts everything off above 255
-                picture = image.fromarray(np.asarray(opened).astype(np.float32))
-            else:
-                picture = opened.convert("L" if grayscale else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is no image that Pillow can read: {error}. Remove or replace it.") from error
-    if size is not None and picture.size != size[::-1]:
-        picture = picture.resize(size[::-1], image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(picture))
-    if deep:
-        return (pixels / 65535).expand(1 if grayscale else 3, -1, -1).contiguous()
-    return pixels[None] if grayscale else pixels.permute(2, 0, 1).contiguous()
-
-
 @ranged
 def image_folder(
     path: str,
@@ -110,17 +38,21 @@ def image_folder(
     test_fraction: BelowOne = 0.2,
     split_seed: int = 0,
     name: str | None = None,
-    normalise: bool = False,
+    normalise: bool | Literal["imagenet"] = False,
     crop: Size = 0,
     flip: bool = False,
+    shorter_side: Count | None = None,
+    filter: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Dataset:
     """A folder of images with one sub-folder per class; classes are numbered in sorted order of their names.
 
     All images below the folder of a class are its own, however deep they lie. Test images are, in this order: what
     `test.txt` lists beside `train.txt` (one path per line, relative to the folder); the folder `test` (or `val`) beside
-    `train`, or in the folder of each class (`cat/train`, `cat/test`); else a part of each class, drawn by the seed.
-    The class of a listed image is the first folder of its path that is not the same for all, leaving out `train` and
-    `test`. Bytes stay bytes; 16-bit grey images become floats from 0 to 1. Needs Pillow (extra `images`).
+    `train`, or in the folder of each class (`cat/train`, `cat/test`), or the other images of a class that has a folder
+    `train` alone; else a part of each class, drawn by the seed. The class of a listed image is the first folder of its
+    path that is not the same for all, leaving out `train` and `test`; a list that was written where the folder lay
+    elsewhere is understood by the end of its paths. Bytes stay bytes; 16-bit grey images become floats from 0 to 1.
+    Needs Pillow (extra `images`).
 
     Args:
         path: of the folder.
@@ -132,9 +64,13 @@ def image_folder(
         test_fraction: of each class, where neither lists nor folders say.
         split_seed: of that choice.
         name: for reports; None takes the folder's name.
-        normalise: whether inputs are normalised by mean and standard deviation of the training data.
+        normalise: whether inputs are normalised by mean and standard deviation of the training data, or by those of
+            ImageNet's colours, which networks trained on it expect ("imagenet").
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
+        shorter_side: pixels that the shorter side is resized to first, with an image's own proportions; then the middle
+            square of `size` is cropped out, as is usual for ImageNet (256 and 224). None resizes to `size` at once.
+        filter: of that resizing.
 
     Raises:
         DataError: no folder, no images, images of different sizes without size, a listed file that is not there, images
@@ -146,8 +82,8 @@ def image_folder(
         raise DataError(f"there is no folder {path}. Give a folder with one sub-folder of images per class.")
     if in_memory not in ("auto", True, False):
         raise ConfigError(f"in_memory is {in_memory!r}. Give 'auto', true or false.")
-    _pillow()
-    shape = _shape(size)
+    pillow()
+    shape = shape_of(size) if shorter_side is None else middle_of(size, shorter_side, filter)
     files, tests = _files(folder)
     labels = [label for _, label in files]
     if tests is None:
@@ -158,6 +94,8 @@ def image_folder(
     else:
         targets, other, names = encode(labels, [label for _, label in tests])
         test_targets = targets[:0] if other is None else other
+    if not files:
+        raise DataError(f"{folder} has no training images. Put some of each class where the others' are.")
     train = ImageFiles([file for file, _ in files], targets, shape, grayscale)
     test = ImageFiles([file for file, _ in tests], test_targets, shape, grayscale)
     if len(test) and test.read(0).dtype != train.read(0).dtype:
@@ -166,7 +104,7 @@ def image_folder(
         in_memory = (len(train) + len(test)) * train.read(0).nbytes <= memory_limit_mb * 2**20
 
     def data(files: ImageFiles) -> View:
-        return TensorData(_pixels(files), files.targets) if in_memory else LoaderData(files, workers=workers)
+        return TensorData(pixels_of(files), files.targets) if in_memory else LoaderData(files, workers=workers)
 
     return finish(
         name or folder.resolve().name,
@@ -177,26 +115,6 @@ def image_folder(
         crop=crop,
         flip=flip,
     )
-
-
-def _pixels(files: ImageFiles) -> Tensor:
-    """All images in one tensor, filled image by image."""
-    first = files.read(0)
-    pixels = torch.empty((len(files), *first.shape), dtype=first.dtype)
-    for row in range(len(files)):
-        image = files.read(row)
-        if image.shape != first.shape:
-            raise DataError(
-                f"{files.paths[row]} has {tuple(image.shape[1:])} pixels, and "
-                f"{files.paths[0]} {tuple(first.shape[1:])}. "
-                "Give size=, the height and width to resize to."
-            )
-        if image.dtype != first.dtype:
-            raise DataError(
-                f"{files.paths[row]} and {files.paths[0]} have pixels of 8 and of 16 bits. Give all images one kind."
-            )
-        pixels[row] = image
-    return pixels
 
 
 Files = list[tuple[Path, str]]
@@ -216,6 +134,7 @@ def _files(folder: Path) -> tuple[Files, Files | None]:
     parted = [sub for sub, (inner, _) in inside.items() if inner is not None]
     if not parted:
         return _walk(folder), None
+    # The images of a class that lie beside its training images are for tests, as CLMixer takes them.
     whole = next((sub.name for sub in subs if sub not in parted and _images(sub)), None)
     if whole is not None:
         raise DataError(
@@ -224,8 +143,17 @@ def _files(folder: Path) -> tuple[Files, Files | None]:
         )
     found: tuple[Files, Files] = ([], [])
     for sub in parted:
-        for files, part in zip(found, inside[sub]):
-            files += [] if part is None else [(file, sub.name) for file in _images(part)]
+        train, test = inside[sub]
+        assert train is not None
+        trained = _images(train)
+        tested = _images(test) if test is not None else sorted(set(_images(sub)) - set(trained))
+        found[0].extend((file, sub.name) for file in trained)
+        found[1].extend((file, sub.name) for file in tested)
+        left = len(_images(sub)) - len(trained) - len(tested)
+        if left:
+            warnings.warn(
+                f"{sub}: {left} images beside {train.name} and {test and test.name} are left out.", stacklevel=4
+            )
     return found[0], found[1] or None
 
 
@@ -281,13 +209,20 @@ def _is_image(file: Path) -> bool:
 
 def _listed(folder: Path, *lists: Path) -> tuple[Files, Files]:
     """The files of both lists; a class is the first folder of a path that differs, but for `train` and `test`."""
-    listed = [[folder / line.strip() for line in _lines(one)] for one in lists]
+    dropped = 0
+    listed: list[list[Path]] = []
+    for one in lists:
+        listed.append([])
+        for line in _lines(one):
+            file, dropped = _here(folder, line, dropped)
+            listed[-1].append(file)
     paths: dict[Path, list[str]] = {}
     for name, files in zip(lists, listed):
         for file in files:
             if not file.is_file():
                 raise DataError(f"{name} lists {file}, which is not there. Mend the list.")
-            inside = file.relative_to(folder) if file.is_relative_to(folder) else file
+            start = folder / "data" if file.is_relative_to(folder / "data") else folder
+            inside = file.relative_to(start) if file.is_relative_to(start) else file
             paths[file] = [part for part in inside.parts[:-1] if PARTS.get(part.lower(), part.lower()) not in SPLITS]
             if not paths[file]:
                 raise DataError(f"{name} lists {file}, which lies in no folder of a class. Mend the list.")
@@ -300,25 +235,24 @@ def _listed(folder: Path, *lists: Path) -> tuple[Files, Files]:
     return train, test
 
 
+def _here(folder: Path, line: str, dropped: int) -> tuple[Path, int]:
+    """The file that a line of a list means, and how many leading parts of its path were left out to find it.
+
+    Args:
+        folder: of the lists.
+        line: a path in `folder`, or one of the time when the list was written, whose end is a path in `folder`.
+        dropped: parts that were left out of the line before.
+    """
+    parts = Path(line).parts
+    for start in dict.fromkeys((dropped, *range(len(parts)))):
+        file = folder.joinpath(*parts[start:])
+        if parts[start:] and file.is_file():
+            return file, start
+    return folder / line, dropped
+
+
 def _lines(file: Path) -> list[str]:
     lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{file} lists no image. Give one path per line.")
     return lines
-
-
-def _shape(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    pair = [size, size] if isinstance(size, int) else list(size)
-    if len(pair) != 2 or any(side < 1 for side in pair):
-        raise ConfigError(f"size is {size}. Give the height and width in pixels, as one number or two.")
-    return pair[0], pair[1]
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise needs_extra("image_folder", "Pillow", "images") from error
-    return Image

@@ -44,6 +44,8 @@ def npz(
     normalise: bool = False,
     crop: Size = 0,
     flip: bool = False,
+    by: str | None = None,
+    test_by: str | None = None,
 ) -> Dataset:
     """A data set in one .npz file, or in files that belong together.
 
@@ -72,6 +74,9 @@ def npz(
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
+        by: array with a value per training row, which cuts them into groups for the stream `grouped`: numbers in their
+            order, words in that of their first rows.
+        test_by: the same for the test rows, where test inputs are there.
 
     Raises:
         DataError: no such file or array, a file that is no archive or needs unpickling, rows that differ in number, or
@@ -82,6 +87,8 @@ def npz(
     if x is None or y is None:
         lacking = "inputs" if x is None else "targets"
         raise DataError(f"{path} holds {', '.join(file.names)}, and none is known for {lacking}. Give {lacking}=.")
+    if len(x) == 0:
+        raise DataError(f"{path} has no training samples: its inputs have shape {x.shape}. Give at least one.")
     x_test, y_test = file.find("test_inputs", test_inputs), file.find("test_targets", test_targets)
     for part, rows, labels in (("training", x, y), ("test", x_test, y_test)):
         if rows is not None and labels is not None and len(rows) != len(labels):
@@ -96,6 +103,10 @@ def npz(
         keep &= np.isin(column, values)
     if not keep.any():
         raise DataError(f"no row of {path} fits {where}. Choose other values.")
+    groups = None if by is None else file.array(by)
+    test_groups = None if test_by is None else file.array(test_by)
+    if groups is not None and len(groups) != len(x):
+        raise ConfigError(f"{path}: the array {by!r} has {len(groups)} rows and the inputs {len(x)}. Choose another.")
     parts = None if split == "" else file.find("split", split)
     encoded: tuple[str, ...] | None = None
     if kind == "classification":  # over the whole file, so that groups agree on the numbers
@@ -107,6 +118,7 @@ def npz(
         if not keep.any():
             raise DataError(f"{path}: the split has no training row where {where}. Give split='' to draw one instead.")
         x_test, y_test = x[test], y[test]
+        test_groups = None if groups is None else groups[test]
     names = class_names if isinstance(class_names, list) else file.find("class_names", class_names)
     every = bool(keep.all())
     return of_tensors(
@@ -126,6 +138,8 @@ def npz(
         normalise=normalise,
         crop=crop,
         flip=flip,
+        by=None if groups is None else groups[keep],
+        test_by=test_groups,
     )
 
 

@@ -128,6 +128,22 @@ def parquet(
         ConfigError: an unknown column, or periods without dates.
         ImportError: pyarrow is not installed.
     """
+    raw = read_parquet(path)
+    columns = Columns(target, features, drop, by, period, categories, ".")
+    sharing = Sharing(test_fraction, ordered, test_at, split_seed)
+    return dataset_of(raw, name or Path(path).stem, columns, sharing, missing, standardise, kind)
+
+
+def read_parquet(path: str) -> Raw:
+    """The columns of a Parquet file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        DataError: no such file, or one that is no Parquet file.
+        ImportError: pyarrow is not installed.
+    """
     try:
         import pyarrow.parquet as reader  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
@@ -139,9 +155,7 @@ def parquet(
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no Parquet file: {error}. Get it again.") from error
     raw = from_lists(table.column_names, [column.to_pylist() for column in table.columns], path)
-    columns = Columns(target, features, drop, by, period, categories, ".")
-    sharing = Sharing(test_fraction, ordered, test_at, split_seed)
-    return dataset_of(raw, name or Path(path).stem, columns, sharing, missing, standardise, kind)
+    return raw
 
 
 def frame(
@@ -184,11 +198,21 @@ def frame(
         ConfigError: an unknown column, or periods without dates.
         DataError: a column with values that are missing, or words among numbers.
     """
-    names = list(dataframe.keys()) if isinstance(dataframe, dict) else list(dataframe.columns)
-    raw = Raw([str(column) for column in names], [_series(dataframe[column]) for column in names], name)
+    raw = read_frame(dataframe, name)
     columns = Columns(target, features, drop, by, period, categories, ".")
     sharing = Sharing(test_fraction, ordered, test_at, split_seed)
     return dataset_of(raw, name, columns, sharing, missing, standardise, kind)
+
+
+def read_frame(dataframe: Any, name: str = "frame") -> Raw:
+    """The columns of a data frame of pandas or polars, or of a mapping of lists.
+
+    Args:
+        dataframe: one sample per row.
+        name: for messages.
+    """
+    names = list(dataframe.keys()) if isinstance(dataframe, dict) else list(dataframe.columns)
+    return Raw([str(column) for column in names], [_series(dataframe[column]) for column in names], name)
 
 
 def _series(values: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -16,10 +17,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
-from holdfast.core.ranges import Count, Size, ranged
+from holdfast.core.needs import declares
+from holdfast.core.ranges import BelowOne, Count, Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import torch_dataset
-from holdfast.streams.datasets.build import data_folder, images, of_tensors
+from holdfast.streams.datasets.build import images, of_tensors
+
+VARIABLE = "HOLDFAST_DATA"
+FOUR_FILES = (
+    "It holds the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and"
+    " t10k-labels-idx1-ubyte.gz"
+)
+ORIGINS = {
+    "mnist": f"{FOUR_FILES}, which `torchvision.datasets.MNIST(folder, download=True)` puts into MNIST/raw. ",
+    "fashion_mnist": (
+        f"{FOUR_FILES}, which `torchvision.datasets.FashionMNIST(folder, download=True)` puts into FashionMNIST/raw. "
+    ),
+    "usps": "It holds usps.h5, which is on Kaggle as `bistaumanga/usps-dataset`. ",
+}
+"""Where a data set comes from, by its name."""
+
+
+def data_folder(name: str, path: str | None = None) -> Path:
+    """The folder of a known data set: `path`, or `name` in the folder that HOLDFAST_DATA says, or else in `data`.
+
+    Raises:
+        DataError: it is not there.
+    """
+    folder = Path(path) if path is not None else Path(os.environ.get(VARIABLE, "data")) / name
+    if not folder.exists():
+        where = ORIGINS.get(name, "")
+        hint = (
+            "Give the right path." if path is not None else f"Give path=, or set {VARIABLE} to the folder it lies in."
+        )
+        raise DataError(f"there is no folder {folder} for {name}. {where}{hint}")
+    return folder
+
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -102,6 +135,7 @@ def idx(
     )
 
 
+@declares(inputs="images", shape=(1, 28, 28), classes=10, rows=(60_000, 10_000))
 @ranged
 def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad: Size = 0) -> Dataset:
     """MNIST: 60,000 + 10,000 handwritten digits of 28 x 28 pixels.
@@ -118,6 +152,7 @@ def mnist(path: str | None = None, normalise: bool = False, crop: Size = 0, pad:
     return idx(str(data_folder("mnist", path)), "mnist", None, normalise, crop, pad=pad)
 
 
+@declares(inputs="images", shape=(1, 28, 28), classes=10, rows=(60_000, 10_000))
 @ranged
 def fashion_mnist(
     path: str | None = None, normalise: bool = False, crop: Size = 0, flip: bool = False, pad: Size = 0
@@ -138,6 +173,7 @@ def fashion_mnist(
     return idx(str(data_folder("fashion_mnist", path)), "fashion_mnist", names, normalise, crop, flip, pad)
 
 
+@declares(inputs="images", shape=(1, 16, 16), classes=10, rows=(7291, 2007))
 def usps(path: str | None = None, normalise: bool = False) -> Dataset:
     """USPS: 7,291 + 2,007 handwritten digits of 16 x 16 pixels, from `usps.h5`.
 
@@ -193,11 +229,14 @@ def torchvision(
     normalise: bool = False,
     crop: Size = 0,
     flip: bool = False,
+    test_fraction: BelowOne = 0.2,
+    split_seed: int = 0,
 ) -> Dataset:
     """A data set of torchvision, by the name of its class (`CIFAR10`, `SVHN`, `EMNIST`, ...).
 
     Those that hold their pixels as bytes (the MNIST family, CIFAR, SVHN, STL10, USPS) stay in memory; others are read
-    through a `DataLoader` and need images of one size. Needs the extra `vision`.
+    through a `DataLoader` and need images of one size: give `size`. Those without a training and a test part of their
+    own (Caltech101, Caltech256, EuroSAT, SEMEION, SUN397) are parted by the seed. Needs the extra `vision`.
 
     Args:
         which: the class in `torchvision.datasets`.
@@ -209,9 +248,11 @@ def torchvision(
         normalise: whether inputs are normalised by mean and standard deviation of the training data.
         crop: padding of the random crop in training.
         flip: whether training images are mirrored at random.
+        test_fraction: of each class, held out where the data set has no test part.
+        split_seed: of that choice.
 
     Raises:
-        ConfigError: an unknown name, or a data set without a training and a test part.
+        ConfigError: an unknown name, or options that the data set does not take.
         DataError: the files are not there.
         ImportError: torchvision is not installed.
     """
@@ -219,7 +260,7 @@ def torchvision(
         from torchvision import datasets
     except ImportError as error:
         raise needs_extra("torchvision", "torchvision", "vision") from error
-    known = [entry for entry in datasets.__all__ if inspect.isclass(getattr(datasets, entry))]
+    known = known_datasets()
     exact = {entry.lower(): entry for entry in known}.get(which.lower())
     if exact is None:
         raise ConfigError(unknown("torchvision data set", which, known))
@@ -232,15 +273,28 @@ def torchvision(
     look: dict[str, Any] = {"normalise": normalise, "crop": crop, "flip": flip}
     class_names = getattr(train, "classes", None)
     named = list(class_names) if isinstance(class_names, (list, tuple)) else None
-    if _held(train) and _held(test):
+    held: dict[str, Any] = {"test_fraction": test_fraction, "split_seed": split_seed}
+    if _held(train) and (test is None or _held(test)):
         if size is not None:
             raise ConfigError(f"size is {size}, and {exact} is held in memory as it is. Leave size out.")
-        pixels, others = images(train.data), images(test.data)
-        labels, other_labels = _labels(train), _labels(test)
+        pixels, others = images(train.data), None if test is None else images(test.data)
+        labels, other_labels = _labels(train), None if test is None else _labels(test)
         if named is not None and len(named) != len(np.unique(labels)):
             named = None
-        return of_tensors(title, pixels, labels, others, other_labels, named, **look)
-    return torch_dataset(train, test, title, named, workers=workers, **look)
+        return of_tensors(title, pixels, labels, others, other_labels, named, **held, **look)
+    return torch_dataset(train, test, title, named, workers=workers, **held, **look)
+
+
+PARTS = {"OxfordIIITPet": ("trainval", "test"), "Places365": ("train-standard", "val")}
+PARTS |= dict.fromkeys(("Imagenette", "ImageNet"), ("train", "val"))
+"""What some data sets call their training and test part."""
+
+
+def known_datasets() -> list[str]:
+    """The names of torchvision's data sets; torchvision must be installed."""
+    from torchvision import datasets
+
+    return [entry for entry in datasets.__all__ if inspect.isclass(getattr(datasets, entry))]
 
 
 class _Sized:
@@ -256,21 +310,21 @@ class _Sized:
 
 
 def _made(kind: Any, name: str, training: bool, root: str, download: bool, options: dict[str, Any]) -> Any:
-    """The training or test part, by whichever parameter the class has for it."""
+    """The training or test part, by whichever parameter the class has for it; None for a test part that it lacks."""
     parameters = inspect.signature(kind.__init__).parameters
     arguments: dict[str, Any] = {"root": root, **options}
     inner = inspect.signature(kind.__mro__[1].__init__).parameters if "kwargs" in parameters else {}
     if "train" in parameters or "train" in inner:
         arguments["train"] = training
     elif "split" in parameters and "split" not in options:
-        arguments["split"] = "train" if training else "test"
-    else:
-        raise ConfigError(f"{name} has no training and test part that can be asked for. Use torch_dataset in Python.")
+        arguments["split"] = PARTS.get(name, ("train", "test"))[not training]
+    elif not training:
+        return None
     if "download" in parameters or "download" in inner:
         arguments["download"] = download
     try:
         return kind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} cannot take these options: {error}. Change options.") from error
     except (RuntimeError, FileNotFoundError) as error:
         raise DataError(f"{name} is not in {root!r}: {error}. Give the right root, or download=true.") from error

@@ -1,0 +1,150 @@
+"""What the values of a CLMixer file may be, where each is kept in a job of ours, and what is told of the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from holdfast.config.words import nearest, shown
+from holdfast.core.errors import ConfigError
+
+METHOD, DATA, SMALL = range(3)
+"""How much a difference matters: to the method, to the data and their evaluation, or hardly."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """Something that is translated differently.
+
+    Attributes:
+        path: of the file's key.
+        text: what is done instead.
+        weight: how much it matters, `METHOD` first.
+    """
+
+    path: str
+    text: str
+    weight: int = SMALL
+
+
+@dataclass
+class Translation:
+    """A job of ours that grows from a CLMixer file, with where each of the file's values went.
+
+    Attributes:
+        source: the file's name, for messages.
+        job: what the file means so far.
+        kept: our path -> the file's path of the value there.
+        told: what is translated differently.
+    """
+
+    source: str = ""
+    job: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    told: list[Told] = field(default_factory=list)
+
+    def tell(self, path: str, text: str, weight: int = SMALL) -> None:
+        """Note a difference."""
+        self.told.append(Told(path, text, weight))
+
+    def put(self, ours: str, value: Any, path: str) -> None:
+        """Keep a value of the file at a path of ours.
+
+        Args:
+            ours: with dots; blocks on the way are made.
+            value: there.
+            path: of the file.
+        """
+        here: dict[str, Any] = self.job
+        *blocks, key = ours.split(".")
+        for block in blocks:
+            here = here.setdefault(block, {})
+        here[key] = value
+        self.kept[ours] = path
+
+    @property
+    def notes(self) -> list[str]:
+        """The differences in sentences, the most important first, equal ones once with the paths of all."""
+        paths: dict[tuple[int, str], list[str]] = {}
+        for one in self.told:
+            places = paths.setdefault((one.weight, one.text), [])
+            if one.path not in places:
+                places.append(one.path)
+        ordered = sorted(paths, key=lambda key: key[0])
+        return [f"{', '.join(paths[weight, text])}: {text}" for weight, text in ordered]
+
+    def error(self, path: str, text: str) -> ConfigError:
+        """An error about the file's key at `path`."""
+        return ConfigError(f"{self.source}: {path}: {text}" if self.source else f"{path}: {text}")
+
+    def in_its_words(self, error: ConfigError) -> ConfigError:
+        """An error about our job, with the file's keys in the place of ours."""
+        text = str(error)
+        for ours in sorted(self.kept, key=len, reverse=True):
+            text = re.sub(rf"(?<![\w.]){re.escape(ours)}(?=[:.=])", self.kept[ours], text)
+        text = re.sub(r"(?<![\w.])method(?=(\.operations)?[.:])(\.operations)?", "plugins", text)
+        return type(error)(text)
+
+    # Values ----------------------------------------------------------------------------------------------------
+
+    def whole(self, path: str, value: Any, low: int = 1) -> int:
+        """A whole number, which may be written `3.0`."""
+        number = self._number(path, value, f"a number of {low} or more, without a fraction")
+        if number != int(number) or number < low:
+            raise self.error(path, f"got {shown(value)}, expected a number of {low} or more, without a fraction.")
+        return int(number)
+
+    def number(self, path: str, value: Any, low: float = 0.0, above: bool = False) -> float:
+        """A number from `low` up, or above it."""
+        wanted = f"a number above {low:g}" if above else f"a number of {low:g} or more"
+        number = self._number(path, value, wanted)
+        if number < low or (above and number == low):
+            raise self.error(path, f"got {shown(value)}, expected {wanted}.")
+        return number
+
+    def flag(self, path: str, value: Any) -> bool:
+        """True or false."""
+        if not isinstance(value, bool):
+            raise self.error(path, f"got {shown(value)}, expected true or false.")
+        return value
+
+    def choice(self, path: str, value: Any, choices: Sequence[str], what: str) -> str:
+        """One of some words."""
+        if not isinstance(value, str) or value not in choices:
+            near = nearest(value, choices) if isinstance(value, str) else None
+            advice = f"did you mean {near!r}?" if near else f"choose one of {', '.join(choices)}."
+            advice += f" CLMixer has {' and '.join(choices)}." if len(choices) == 2 else ""
+            raise self.error(path, f"unknown {what} {shown(value)}; {advice}")
+        return value
+
+    def word(self, path: str, value: Any) -> str:
+        """A string that is not empty."""
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(path, f"got {shown(value)}, expected a string.")
+        return value
+
+    def block(self, path: str, value: Any, keys: Iterable[str]) -> Mapping[str, Any]:
+        """An object whose keys are among `keys`."""
+        known = list(keys)
+        if not isinstance(value, Mapping):
+            raise self.error(path, f"got {shown(value)}, expected an object with {', '.join(known)}.")
+        for key in value:
+            if key not in known:
+                near = nearest(key, known)
+                advice = f"did you mean {near!r}?" if near else f"its keys are {', '.join(known)}."
+                where = f"{path}.{key}" if path else str(key)
+                what = f"CLMixer's {path}" if path else "a CLMixer file"
+                raise self.error(where, f"unknown key {key!r} of {what}; {advice}")
+        return value
+
+    def _number(self, path: str, value: Any, wanted: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            hint = ""
+            if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d*\.?\d+([eE][-+]?\d+)?\s*", value):
+                hint = f" Write {value.strip()} without quotes."
+            raise self.error(path, f"got {shown(value)}, expected {wanted}.{hint}")
+        if abs(value) > 1e15:
+            raise self.error(path, f"got {shown(value)}, expected {wanted}, and not so large.")
+        return value

@@ -1,0 +1,345 @@
+"""The search at work: what is tried next, who trains it, what is said meanwhile, and the final runs on test data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.config.check import validated
+from holdfast.core.errors import ConfigError, Interrupted
+from holdfast.discovery import knowledge
+from holdfast.discovery.findings import duration, said
+from holdfast.discovery.plan import Plan
+from holdfast.discovery.protocols import FRESH
+from holdfast.discovery.rungs import highest, ordered, promotions
+from holdfast.discovery.study import Book, Entry
+from holdfast.discovery.trial import finish
+from holdfast.discovery.worker import ABOUT, CLOSED, POLL, Worker, Workers
+from holdfast.metrics.log import read_json, write_json
+from holdfast.runs.folder import locked, read_info
+from holdfast.runs.result import ENDED
+
+SEARCH, DATABASE, LOG, FINAL = "search.json", "study.db", "workers.log", "final"
+SHARE_OF_FINALS = 0.25
+"""Part of a budget that is kept for the final runs until it is known what they cost."""
+
+MOST_SHARE = 0.5
+
+
+class Driver:
+    """A search in its folder.
+
+    Args:
+        plan: what is searched.
+        folder: where everything is kept; one that is there is gone on with.
+        jobs: compositions trained at once, each in a process of its own with one torch thread.
+        url: of a storage that other machines share; None for a file in the folder.
+        say: gets every line that is said.
+        command: as typed, kept in `search.json`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        jobs: int = 1,
+        url: str | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        command: str = "",
+    ) -> None:
+        self.plan, self.folder, self.jobs, self.say = plan, folder, jobs, say
+        self.shared = url is not None
+        place = str(folder.resolve() / DATABASE).replace("{", "{{").replace("}", "}}")  # Optuna fills in templates
+        self.url = url or f"sqlite:///{place}"
+        self.command = command
+        self._told: set[int] = set()
+        self._workers = Workers(folder / LOG)
+        self._exhausted = False
+        self._leading = ""
+
+    # The whole -----------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Search, run the best on test data, and report; returns the folder.
+
+        Raises:
+            ConfigError: where the folder holds something else, or another search.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder):
+            self._begin()
+            try:
+                self._search()
+                self._finals()
+            except (KeyboardInterrupt, Interrupted):
+                raise Interrupted(
+                    f"the search was stopped, and what was measured is kept in {self.folder}. The same command goes on"
+                    " with it."
+                ) from None
+            finally:
+                self._workers.stop()
+                self._note(state="interrupted")
+                self._report()
+            if self.plan.settings.warm_start and not self.plan.sweep:
+                knowledge.keep(self.plan, self.book)
+            self._note(state="finished", finished=time.time())
+            self.book.study.set_user_attr(CLOSED, True)
+        return self.folder
+
+    def _begin(self) -> None:
+        said = read_json(self.folder / SEARCH)
+        others = [one for one in self.folder.iterdir() if one.name not in (".lock", ".turn", DATABASE)]
+        if not said and others:
+            raise ConfigError(f"{self.folder} exists already and holds no search. Choose another --out.")
+        if said and said["plan"] != self.plan.plain():
+            raise ConfigError(f"{self.folder} holds another search. Choose another --out, or type the same again.")
+        self._before = float(said.get("seconds", 0.0))
+        self._started = self.plan.started
+        if not said:
+            about = {"command": self.command, "plan": self.plan.plain(), "started": time.time(), "seconds": 0.0}
+            write_json(self.folder / SEARCH, {**about, "storage": self.url if self.shared else DATABASE})
+        self.book = Book(self.url, self.plan.settings, self.plan.space, {ABOUT: self.plan.plain()})
+        again = self.book.begin_again(lambda one: not self.shared)
+        known = self.book.entries()
+        self._told = {one.number for one in known if one.state not in ("waiting", "running")}
+        done = len({one.key for one in known if one.state in ("done", "diverged", "failed")})
+        if done or again:
+            self.say(f"going on with {self.folder}: {self.plan.told(done)} tried, {len(again)} begun again")
+        self._points = self._first_points()
+        for note in self.plan.notes:
+            self.say(note)
+
+    def _first_points(self) -> list[tuple[str, dict[str, Any]]]:
+        """What is tried first: what earlier searches found on data like these, then the literature."""
+        known = []
+        if self.plan.settings.warm_start and not self.plan.sweep:
+            known = [("earlier search", params) for params in knowledge.proposals(self.plan)]
+        return [*known, *self.plan.literature]
+
+    @property
+    def spent(self) -> float:
+        """Seconds of this search, those before an interruption included."""
+        return self._before + time.perf_counter() - self._started
+
+    # Searching -----------------------------------------------------------------------------------------
+
+    def _search(self) -> None:
+        inside = self.jobs == 1 and not self.shared
+        worker = Worker(self.plan, self.book, self.folder)
+        while True:
+            entries = self.book.entries()
+            self._tell(entries)
+            self._plan_next(entries)
+            busy = [one for one in self.book.entries() if one.state in ("waiting", "running")]
+            if not busy:
+                break
+            if inside:
+                worker.work()
+            else:
+                self._tend()
+                time.sleep(POLL)
+            self._note()
+        self._tell(self.book.entries())
+
+    def _plan_next(self, entries: Sequence[Entry]) -> None:
+        """Let as much wait as there are workers for: promotions first, then new compositions."""
+        busy = [one for one in entries if one.state in ("waiting", "running")]
+        running = sum(one.state == "running" for one in busy)
+        room = (max(self.jobs, running) + 1 if self.shared else self.jobs) - len(busy)
+        for _ in range(max(0, room)):
+            if not self._enqueue_one(self.book.entries()):
+                break
+
+    def _enqueue_one(self, entries: Sequence[Entry]) -> bool:
+        prefixes, settings = self.plan.prefixes, self.plan.settings
+        levels = self.book.levels(entries)
+        busy = {(one.key, one.length) for one in entries if one.state in ("waiting", "running")}
+        ended = {(one.key, one.length) for one in entries if one.state in ("done", "diverged", "failed")}
+        hopeless = [one.key for one in entries if one.state in ("diverged", "failed")]
+        by_key = {one.key: one for one in entries}
+        top = highest(levels, prefixes, self.plan.noise)
+        taken = [*(key for key, _ in busy), *hopeless]
+        going = self._time_left(entries)
+        for key, length in promotions(levels, prefixes, top, settings.keep, taken) if going else ():
+            if (key, length) not in ended:
+                self._promote(by_key[key], length)
+                return True
+        keys = {one.key for one in entries}
+        if going and (settings.trials is None or len(keys) < settings.trials) and self._new(keys, entries):
+            return True
+        if busy:
+            return False
+        for key in self.best(entries, max(1, settings.finals)):  # the last ones are compared on all they may see
+            if (key, prefixes[-1]) not in ended:
+                self._promote(by_key[key], prefixes[-1])
+                return True
+        return False
+
+    def _promote(self, one: Entry, length: int) -> None:
+        self.book.enqueue(one.params, one.key, length, one.origin, one.extra)
+
+    def _new(self, keys: set[str], entries: Sequence[Entry]) -> bool:
+        """Enqueue a composition that was not tried yet; returns whether there was one."""
+        most = None if self.plan.settings.trials is None else max(1, self.plan.settings.trials // 2)
+        tried = sum(one.origin != "sampler" and one.length == self.plan.prefixes[0] for one in entries)
+        known = dict.fromkeys(keys)
+        if most is None or tried < most or self.plan.settings.methods is not None:
+            while self._points:
+                origin, params = self._points.pop(0)
+                try:
+                    key = self.plan.accepted(params, known)
+                except ConfigError:
+                    continue
+                self.book.enqueue(params, key, self.plan.prefixes[0], origin)
+                return True
+        proposed = (
+            None if self._exhausted else self.book.propose(lambda params: self.plan.accepted(params, known), entries)
+        )
+        if proposed is None:
+            if not self._exhausted:
+                self.say("nothing new is left to try")
+            self._exhausted = True
+            return False
+        params, key, extra = proposed
+        self.book.enqueue(params, key, self.plan.prefixes[0], "sampler", extra)
+        return True
+
+    def best(self, entries: Sequence[Entry], count: int) -> list[str]:
+        """The keys of the best compositions: those of the longest prefix first, then those of shorter ones."""
+        found: list[str] = []
+        for _, level in sorted(self.book.levels(entries).items(), reverse=True):
+            found += [key for key in ordered(level) if key not in found]
+        return found[:count]
+
+    # Time ----------------------------------------------------------------------------------------------
+
+    def _time_left(self, entries: Sequence[Entry]) -> bool:
+        """Whether another composition fits beside what the final runs will take."""
+        budget = self.plan.settings.budget
+        if budget is None:
+            return self.plan.settings.trials is not None or not self._exhausted
+        costs = [one.seconds / one.length for one in entries if one.state == "done" and one.seconds]
+        typical = sorted(costs)[len(costs) // 2] if costs else 0.0
+        best = set(self.best(entries, self.plan.settings.finals))
+        dear = [one.seconds / one.length for one in entries if one.key in best and one.seconds]
+        finals = self.plan.seconds_of_finals(max(dear)) / self.jobs if dear else SHARE_OF_FINALS * budget
+        next_one = typical * self.plan.prefixes[0]
+        return self.spent + next_one < budget - min(MOST_SHARE * budget, finals)
+
+    def _remaining(self, entries: Sequence[Entry]) -> str:
+        """How long it will take, in words."""
+        settings = self.plan.settings
+        ended = [one for one in entries if one.state not in ("waiting", "running")]
+        keys = {one.key for one in ended}
+        guesses = []
+        if settings.budget is not None:
+            guesses.append(settings.budget - self.spent)
+        if settings.trials is not None and keys:
+            guesses.append(sum(one.seconds for one in ended) / len(keys) * (settings.trials - len(keys)) / self.jobs)
+        return f", about {duration(max(0.0, min(guesses)))} left" if guesses else ""
+
+    def _tell(self, entries: Sequence[Entry]) -> None:
+        """Say what became of each trial that ended."""
+        total = f"/{self.plan.settings.trials}" if self.plan.settings.trials is not None else ""
+        count = len({one.key for one in entries if one.state not in ("waiting", "running", "lost")})
+        for one in entries:
+            if one.number in self._told or one.state in ("waiting", "running"):
+                continue
+            self._told.add(one.number)
+            if one.state == "lost":
+                self.say(f"a worker was lost with {self.plan.space.named(one.params)}; it is begun again")
+                continue
+            leading = self.best(entries, 1)
+            best = next((other for other in reversed(entries) if leading and other.key == leading[0]
+                         and other.state == "done"), None)  # fmt: skip
+            what = self.shown(one.values) if one.state == "done" else f"{one.state}: {one.reason[:80]}"
+            what += " (beyond a limit)" if one.state == "done" and not self.book.within(one) else ""
+            record = "" if best is None else f"; best {self.shown(best.values)}"
+            if best is not None and best.key != self._leading:
+                self._leading = best.key
+                record += f" by {self.plan.space.named(best.params)}"
+            where = f"after {one.length} of {self.plan.experiences}"
+            name = self.plan.space.named(one.params)
+            self.say(f"[{count}{total}] {name} {where}: {what}{record}{self._remaining(entries)}")
+
+    def shown(self, values: Mapping[str, float]) -> str:
+        """The objectives of a composition, for reading."""
+        return ", ".join(said(name, values.get(name)) for name in self.plan.settings.objectives)
+
+    # The end -------------------------------------------------------------------------------------------
+
+    def finalists(self) -> list[Entry]:
+        """The compositions that are run on test data: the best by validation data, and the best published method."""
+        entries = self.book.entries()
+        latest = {one.key: one for one in sorted(entries, key=lambda one: one.length) if one.state == "done"}
+        keys = self.best(entries, len(latest))
+        settings = self.plan.settings
+        chosen = keys[: settings.finals]
+        published = [key for key in keys if latest[key].origin not in ("sampler", "earlier search")]
+        if settings.finals > 1 and published and not set(published) & set(chosen):
+            chosen = [*chosen[:-1], published[0]]
+        return [latest[key] for key in chosen]
+
+    def _finals(self) -> None:
+        """Run the finalists on test data, with fresh seeds and fresh class orders."""
+        settings = self.plan.settings
+        chosen = self.finalists()
+        if not chosen:
+            return
+        self._workers.stop()
+        each = f"{settings.final_seeds} final run{'' if settings.final_seeds == 1 else 's'} on test data"
+        self.say(f"{self.plan.told(len(chosen))} with {each}{' each' if len(chosen) > 1 else ''}")
+        todo: list[tuple[str, dict[str, Any]]] = []
+        for one in chosen:
+            for seed in range(FRESH, FRESH + settings.final_seeds):
+                config = validated(self.plan.protocol.final(self.plan.space.job(one.params), seed)).config
+                place = self.folder / FINAL / f"{one.key}-{seed}"
+                if read_info(place).get("state") not in ENDED:
+                    job: dict[str, Any] = {"folder": str(place.resolve()), "config": config, "command": self.command}
+                    todo.append((self.plan.space.named(one.params), job))
+        self._note(finalists=[one.key for one in chosen])
+        if self.jobs == 1:
+            for name, job in todo:
+                finish(Path(job["folder"]), job["config"], job["command"])
+                self._final_told(name, job)
+            return
+        for first in range(self.jobs):
+            self._workers.start({"finals": [job for _, job in todo[first :: self.jobs]]})
+        left = list(todo)
+        while left:
+            running = self._workers.alive
+            for name, job in list(left):
+                if read_info(Path(job["folder"])).get("state") in {*ENDED, "failed"} or not running:
+                    left.remove((name, job))
+                    self._final_told(name, job)
+            time.sleep(POLL)
+
+    def _final_told(self, name: str, job: Mapping[str, Any]) -> None:
+        state = read_info(Path(job["folder"])).get("state") or "failed"
+        self.say(f"final run of {name}, seed {job['config']['seed']}: {state}")
+
+    def _tend(self) -> None:
+        """Have as many workers as jobs; what one had that is gone is begun again."""
+        if self.shared:  # of machines whose processes cannot be seen from here
+            self.book.look_for_lost()
+        gone = self._workers.gone()
+        if gone:
+            self.book.begin_again(lambda one: one.worker.rsplit("-", 1)[-1] in gone)
+        while self._workers.alive < self.jobs:
+            self._workers.start({"url": self.url, "folder": str(self.folder.resolve())})
+
+    def _note(self, **changes: Any) -> None:
+        said = read_json(self.folder / SEARCH)
+        if changes.get("state") == "interrupted" and said.get("state") == "finished":
+            return
+        changes["seconds"] = self.spent
+        write_json(self.folder / SEARCH, {**said, **changes})
+
+    def _report(self) -> None:
+        from holdfast.discovery.report import write_search_report
+
+        text = write_search_report(self.folder, self.plan, self.book)
+        self._note(verdict=text)
+        self.say(text)

@@ -1,0 +1,329 @@
+"""What a search has before it starts: its job, its space without what cannot work, its points, what it will cost."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from holdfast.config import kinds
+from holdfast.config.check import validated
+from holdfast.config.compose import compose
+from holdfast.config.read import Dialect
+from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.discovery.protocols import Protocol, count, tuning_stream
+from holdfast.discovery.rungs import Values, lengths
+from holdfast.discovery.settings import Settings, made, parsed
+from holdfast.discovery.space import Space, composed, kinds_default, own_numbers, without
+from holdfast.discovery.trial import impossible, reach
+from holdfast.runs.assemble import job_key
+
+FIRST = ("finetune", "er", "der_plus_plus", "ewc_online", "er_ace", "lwf", "icarl", "mas", "si", "agem")
+"""The methods that a search begins with, in this order; then all others."""
+
+
+@dataclass
+class Plan:
+    """A search as it was asked for, checked, with everything that follows from it.
+
+    Attributes:
+        settings: what to look for.
+        base: the job, every default written out.
+        space: what may be tried.
+        experiences: of the stream.
+        sweep: whether the method stays and only its numbers vary.
+        notes: what the user should know before it starts.
+        started: when it was begun to be made, by `time.perf_counter`; a budget counts from there.
+    """
+
+    settings: Settings
+    base: dict[str, Any]
+    space: Space
+    experiences: int
+    sweep: bool = False
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        path: str | None,
+        words: Sequence[str],
+        folders: Sequence[Path] = (),
+        dialects: Sequence[Dialect] = (),
+        *,
+        sweep: bool = False,
+        **more: Any,
+    ) -> Plan:
+        """The plan of a command's arguments, everything checked; each operation is bound to the model once.
+
+        Args:
+            path: a space file, or for a sweep a job; None for none.
+            words: settings of the search, and changes of the job.
+            folders: the user's own config groups.
+            dialects: other projects' ways to write a job.
+            sweep: whether only numbers of the job's method vary.
+            more: settings that go before those in the file.
+
+        Raises:
+            ConfigError: for whatever is wrong.
+        """
+        said, changes, inside = parsed(None if sweep else path, words)
+        said |= {key: value for key, value in more.items() if value is not None}
+        varying: dict[str, Any] = {}
+        if sweep:
+            changes, varying = _split(changes)
+        composition = compose(path if sweep else None, changes, folders, dialects)
+        config: dict[str, Any] = dict(composition.config)
+        if inside:
+            config = dict(compose(written(inside), changes, folders, dialects).config)
+        found = composition.search
+        if sweep and found is not None:
+            varying = {**found.params, **varying}
+            said.setdefault("objectives", [found.metric])
+            if found.method == "random":
+                said.setdefault("trials", found.trials)
+        if varying:
+            said["parameters"] = {**varying, **dict(said.get("parameters") or {})}
+        return cls.made(made(said), {**config, "references": [], "seeds": None}, sweep)
+
+    @staticmethod
+    def keys_of(path: str | None, sweep: bool) -> set[str]:
+        """The settings that a file says something of."""
+        if path is None:
+            return set()
+        if not sweep:
+            return set(parsed(path, [])[0])
+        search = compose(path, []).search
+        return {"trials"} if search is not None and search.method == "random" else set()
+
+    @classmethod
+    def made(cls, settings: Settings, config: Mapping[str, Any], sweep: bool = False) -> Plan:
+        """The plan of settings and a job.
+
+        Args:
+            settings: checked.
+            config: of the job.
+            sweep: whether only numbers of the job's method vary.
+        """
+        started = time.perf_counter()
+        base = {**validated(dict(config)).config, "seed": settings.seed}
+        if base["protocol"] != "continual":
+            raise ConfigError(f"protocol: a search looks among methods, and this job is {base['protocol']}.")
+        experiences = count(base)
+        settings.made_protocol().first(experiences)
+        if sweep:
+            space = own_numbers(base, settings.parameters, experiences)
+            if not space.common:
+                raise ConfigError(
+                    f"method: `{base['method'].get('name')}` declares no ranges. Say what shall vary: "
+                    "optimizer.lr=interval(0.01,1)."
+                )
+            return cls(settings, base, space, experiences, True, started=started)
+        parameters = dict(settings.parameters)
+        rate = (base.get("optimizer") or {}).get("lr")
+        if "optimizer.lr" not in parameters and isinstance(rate, (int, float)) and rate > 0:
+            parameters["optimizer.lr"] = {"low": rate / 10, "high": rate * 10, "log": True}
+        space = composed(
+            base,
+            roles=settings.operations,
+            slots=settings.slots,
+            sizes=settings.sizes(kinds_default(base)),
+            parameters=parameters,
+            experiences=experiences,
+        )
+        plan = cls(settings, base, space, experiences, started=started)
+        plan.space = without(space, plan._problems())
+        if not plan.space.slots:
+            raise ConfigError("no operation fits this job. `holdfast list operations` shows what each needs.")
+        return plan
+
+    @classmethod
+    def loaded(cls, about: Mapping[str, Any]) -> Plan:
+        """The plan that `plain` wrote down; nothing is tried out again."""
+        settings, base, sweep = made(about["settings"]), dict(about["base"]), bool(about["sweep"])
+        experiences = int(about["experiences"])
+        if sweep:
+            return cls(settings, base, own_numbers(base, settings.parameters, experiences), experiences, True)
+        space = composed(
+            base,
+            roles=settings.operations,
+            slots=settings.slots,
+            sizes=settings.sizes(kinds_default(base)),
+            parameters={**about["common"], **settings.parameters},
+            experiences=experiences,
+        )
+        return cls(settings, base, without(space, about["left_out"]), experiences)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        common = {}
+        for axis in self.space.common if not self.sweep else ():
+            numbers = {"low": axis.low, "high": axis.high, "log": axis.log, "whole": axis.whole}
+            common[axis.name] = list(axis.choices) or numbers
+        return {
+            "settings": self.settings.plain(),
+            "base": self.base,
+            "experiences": self.experiences,
+            "sweep": self.sweep,
+            "left_out": dict(self.space.left_out),
+            "common": common,
+        }
+
+    # What follows from it ------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def protocol(self) -> Protocol:
+        """Which data the trials may look at, `k` written out."""
+        protocol = self.settings.made_protocol()
+        if protocol.name != "first-k":
+            return protocol
+        return Protocol(protocol.name, protocol.first(self.experiences), None, protocol.fresh_orders)
+
+    def told(self, count: int) -> str:
+        """So many of what is tried, in words: compositions, or settings of one method."""
+        word = "setting" if self.sweep else "composition"
+        return f"{count} {word}{'' if count == 1 else 's'}"
+
+    @functools.cached_property
+    def prefixes(self) -> list[int]:
+        """The lengths of the stream that trials learn, the shortest first."""
+        most = self.protocol.first(self.experiences)
+        return [most] if self.settings.whole else lengths(self.settings.shortest, most)
+
+    @functools.cached_property
+    def noise(self) -> Values:
+        """How much of each objective may be chance: of accuracies the largest standard error, of the rest nothing."""
+        stream = tuning_stream(validated(self.protocol.tuned(self.base)))
+        samples = sum(len(one.validation) for one in stream if one.validation is not None)
+        error = 0.5 / max(1, samples) ** 0.5
+        shares = ("accuracy", "worst_class", "forgetting", "waacc", "wamica", "plasticity", "transfer")
+        return tuple(error if any(word in name for word in shares) else 0.0 for name in self.settings.objectives)
+
+    def trial_job(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The resolved job of a trial.
+
+        Raises:
+            ConfigError: where the composition cannot be.
+        """
+        return validated(self.protocol.tuned(self.space.job(params))).config
+
+    def accepted(self, params: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+        """The key of a composition that can be trained.
+
+        Args:
+            params: as they are stored.
+            keys: those that were tried.
+
+        Raises:
+            ConfigError: where it cannot be trained, or was tried.
+        """
+        config = self.trial_job(params)
+        key = job_key(config)
+        if key in keys:
+            raise ConfigError("it was tried already")
+        problem = impossible(config)
+        if problem:
+            raise ConfigError(problem)
+        return key
+
+    @functools.cached_property
+    def literature(self) -> list[tuple[str, dict[str, Any]]]:
+        """The published methods that are points of the space, the best known first; what is not one goes to `notes`."""
+        if self.sweep:
+            return [("as configured", self.space.usual())]
+        names = kinds.names("methods")
+        wanted = self.settings.methods
+        listed = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
+        found = []
+        for name in listed if wanted is None else wanted:
+            try:
+                params = self.space.point(names[name]())
+                self.accepted(params, {})
+                found.append((name, params))
+            except (HoldfastError, TypeError) as error:
+                if wanted is not None:
+                    self.notes.append(f"{name} is no point of this search: {error}")
+        return found
+
+    def _problems(self) -> dict[str, str]:
+        """Why operations cannot be trained on this stream with this model, each tried alone with its defaults."""
+        found = {}
+        for name in self.space.operations:
+            params = self.alone(name)
+            try:
+                problem = impossible(self.protocol.tuned(self.space.job(params)))
+            except HoldfastError as error:
+                problem = str(error)
+            if problem:
+                found[name] = problem.split(". Write")[0].removeprefix("method: ").replace("`custom`", f"`{name}`")
+        return found
+
+    def alone(self, name: str) -> dict[str, Any]:
+        """One operation with its defaults, on a memory where it needs one, as a composition; a filler with replay."""
+        space = self.space
+        params: dict[str, Any] = {f"{slot}.used": False for slot in space.slots} | space.usual()
+        filler = name in space.fillers
+        wanted = "joined_replay" if filler and "joined_replay" in space.operations else name
+        slot = next((slot for slot, names in space.slots.items() if wanted in names), None)
+        if slot is not None:
+            params |= {slot: wanted, f"{slot}.used": True}
+        if filler or (slot is not None and space.unfilled(params)):
+            params["memory"] = name if filler else space.fillers[0]
+        for one in (*space.chosen(params), *([params["memory"]] if "memory" in params else [])):
+            defaults = {p.name: p.default for p in kinds.configurable("operations", kinds.find("operations", one))}
+            for axis in space.operations[one]:
+                params[axis.name] = axis.nearest(defaults[axis.name.split(".", 1)[1]])
+        return params
+
+    # What it will cost ---------------------------------------------------------------------------------
+
+    def measured_cost(self) -> tuple[str, float]:
+        """The name of one composition, and the seconds that one experience takes it; measured on the shortest run."""
+        points = self.literature
+        name, params = next((one for one in points if one[0] == "er"), points[0] if points else ("one", {}))
+        with tempfile.TemporaryDirectory() as place:
+            config = self.trial_job(params)
+            tuning_stream(validated(config))  # loading is paid once for many trials
+            started = time.perf_counter()
+            reach(Path(place), config, 1)
+            return name, time.perf_counter() - started
+
+    def seconds_per_composition(self, experience: float) -> float:
+        """What one composition costs on average, those counted in that go on to longer prefixes."""
+        total, share, before = 0.0, 1.0, 0
+        for length in self.prefixes[:2]:
+            total += share * (length - before) * experience
+            share, before = share * self.settings.keep, length
+        return total
+
+    def seconds_of_finals(self, experience: float) -> float:
+        """What the final runs cost."""
+        return self.settings.finals * self.settings.final_seeds * self.experiences * experience
+
+
+def _split(changes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Changes of the job, and keys that shall vary."""
+    from holdfast.config.search import swept
+
+    varying = set(swept(changes))
+    fixed, axes = [], {}
+    for text in changes:
+        key, _, value = text.partition("=")
+        if key.lstrip("+") in varying:
+            axes[key.lstrip("+")] = value if "(" in value else f"choice({value})"
+        else:
+            fixed.append(text)
+    return fixed, axes
+
+
+def written(job: Mapping[str, Any]) -> str:
+    """What a user gave as a mapping, as a file of its own."""
+    place = Path(tempfile.mkdtemp(prefix="holdfast-")) / "job.json"
+    place.write_text(json.dumps(job))
+    return str(place)

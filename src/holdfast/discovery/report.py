@@ -1,0 +1,324 @@
+"""The files that a search leaves: `best.json`, `pareto.json`, `optimization_results.json`, and `report.html`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from holdfast.discovery import findings
+from holdfast.discovery.findings import duration, said
+from holdfast.discovery.plan import Plan
+from holdfast.discovery.protocols import FRESH
+from holdfast.discovery.rungs import ordered, ranks
+from holdfast.discovery.study import Book, Entry
+from holdfast.metrics.log import read_json, replace_file, write_json
+from holdfast.metrics.statistics import Paired, Spread, named
+from holdfast.metrics.table import METRICS
+from holdfast.runs.drawing import ACCENT, GRID, INK, MUTED, SMALL, fitted, legend_entry, new_axes
+from holdfast.runs.figures import Plot
+from holdfast.runs.plots import so_far
+from holdfast.runs.report import page
+from holdfast.runs.result import Result, is_run
+from holdfast.runs.sweep_report import Setting, pairs
+from holdfast.runs.words import mean_matrix, number, over_runs, percent, points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BESIDE = ("average_accuracy", "worst_class", "forgetting_first", "memory_bytes_peak", "parameters", "train_seconds")
+"""What the table of final runs says besides the objectives."""
+
+
+def write_search_report(folder: Path, plan: Plan, book: Book) -> str:
+    """Write every file, and return the verdict in words.
+
+    Args:
+        folder: of the search.
+        plan: what was searched.
+        book: its study.
+    """
+    about = read_json(folder / "search.json")
+    entries = book.entries()
+    finals = final_runs(folder, plan, entries, about.get("finalists", []))
+    text = verdict(plan, entries, finals)
+    best = best_of(book, entries)
+    if best is not None:
+        write_json(folder / "best.json", best_job(folder, plan, best, finals))
+        write_json(folder / "pareto.json", pareto(plan, book, entries))
+        write_json(folder / "optimization_results.json", optimization(plan, best, pareto(plan, book, entries)))
+    content = _content(folder, plan, book, entries, finals, text, about)
+    replace_file(folder / "report.html", page("search.html.j2", content))
+    return text
+
+
+def best_of(book: Book, entries: Sequence[Entry]) -> Entry | None:
+    """The composition that is best on the longest prefix, by validation data."""
+    levels = book.levels(entries)
+    if not levels:
+        return None
+    length = max(levels)
+    key = ordered(levels[length])[0]
+    return next(one for one in entries if one.key == key and one.length == length and one.state == "done")
+
+
+def final_runs(folder: Path, plan: Plan, entries: Sequence[Entry], keys: Sequence[str]) -> list[Setting]:
+    """The finished final runs, grouped by composition, in the order of validation data."""
+    found = []
+    latest = {one.key: one for one in entries if one.state == "done"}
+    names = [plan.space.named(latest[key].params) for key in keys if key in latest]
+    for key in keys:
+        if key not in latest:
+            continue
+        places = sorted((folder / "final").glob(f"{key}-*"))
+        runs = [run for place in places if is_run(place) and (run := Result(place)).finished]
+        name = titled(plan, latest[key])
+        name += f" ({key[:4]})" if names.count(plan.space.named(latest[key].params)) > 1 else ""
+        by_seed = {int(run.seed or 0): run for run in runs}
+        measures = dict.fromkeys((*plan.settings.objectives, *BESIDE))
+        values = {one: over_runs(runs, lambda run, one=one: run.value(one)) for one in measures}  # type: ignore[misc]
+        if by_seed:
+            found.append(Setting(name, by_seed, values))
+    return found
+
+
+def titled(plan: Plan, one: Entry) -> str:
+    """A composition by its operations; a published method by its name."""
+    name = plan.space.named(one.params)
+    own = one.origin in ("sampler", "earlier search", "as configured", name)
+    return name if own else f"{one.origin} ({name})"
+
+
+def verdict(plan: Plan, entries: Sequence[Entry], finals: Sequence[Setting]) -> str:
+    """What came out, in words: what is best by validation data, what test data say of it, and how sure that is."""
+    measure = plan.settings.objectives[0]
+    count = len({one.key for one in entries if one.state in ("done", "diverged", "failed")})
+    if not finals:
+        done = [one for one in entries if one.state == "done"]
+        return f"{plan.told(count)} tried; no final run on test data has ended." if done else "Nothing was measured."
+    first = finals[0]
+    lines = [
+        f"Of {plan.told(count)}, {first.name} was best on validation data. Its {measure} on test data is "
+        f"{shown(measure, first.values[measure])} ({named(len(first.runs))})."
+    ]
+    compared = [one for one in pairs(list(finals), measure) if first in one[:2]]
+    down = METRICS[measure].direction == "down"
+    for one, other, result in compared:
+        lines.append(_compared(first, other if one is first else one, result, one is first, measure, down))
+    better = [one for one in finals[1:] if _mean(one, measure) is not None and _beats(one, first, measure, down)]
+    if better:
+        lines.append(
+            f"On test data {better[0].name} came out ahead; the choice was made by validation data, and stands."
+        )
+    return " ".join(lines)
+
+
+def _compared(first: Setting, other: Setting, result: Paired, ahead: bool, measure: str, down: bool) -> str:
+    difference = result.difference if ahead else -result.difference
+    good = difference < 0 if down else difference > 0
+    share = METRICS[measure].direction == "up"
+    size = points(abs(difference)).lstrip("+") + " points" if share else number(abs(difference))
+    half = ""
+    if result.half is not None:
+        half = f" ± {100 * result.half:.1f}" if share else f" ± {number(result.half)}"
+        size = size.replace(" points", f"{half} points") if share else size + half
+    told = f"That is {size} {'better' if good else 'worse'} than {other.name} over the same {result.seeds} seeds"
+    if result.corrected is None:
+        return f"{told}, too few for an interval."
+    sure = "" if result.corrected < 0.05 else ", which may be chance"
+    return f"{told} (paired, 95 % t interval; p = {result.corrected:.2g}{sure})."
+
+
+def _mean(one: Setting, measure: str) -> float | None:
+    value = one.values[measure]
+    return None if value is None else value.mean
+
+
+def _beats(one: Setting, other: Setting, measure: str, down: bool) -> bool:
+    first, second = _mean(one, measure), _mean(other, measure)
+    return first is not None and second is not None and (first < second if down else first > second)
+
+
+def shown(name: str, value: Spread | float | None) -> str:
+    """A measure over seeds, for reading."""
+    share = METRICS[name].direction == "up" or "forgetting" in name
+    return percent(value) if share else number(value)
+
+
+def best_job(folder: Path, plan: Plan, best: Entry, finals: Sequence[Setting]) -> dict[str, Any]:
+    """The job of the best composition as its first final run had it, so that `holdfast run` gives the same numbers."""
+    place = folder / "final" / f"{best.key}-{FRESH}" / "config.json"
+    config = read_json(place)
+    return config or _validated(plan.protocol.final(plan.space.job(best.params), FRESH))
+
+
+def _validated(config: dict[str, Any]) -> dict[str, Any]:
+    from holdfast.config.check import validated
+
+    return validated(config).config
+
+
+def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
+    """The compositions on the longest prefix that no other one dominates, with their jobs."""
+    levels = book.levels(entries)
+    length = max(levels, default=0)
+    front = [key for key, rank in ranks(levels.get(length, {})).items() if rank == 0]
+    found = [one for one in entries if one.key in front and one.length == length and one.state == "done"]
+    return {
+        "objectives": list(plan.settings.objectives),
+        "measured": f"on validation data, after {length} experiences",
+        "front": [
+            {
+                "name": titled(plan, one),
+                "key": one.key,
+                "values": {name: one.values[name] for name in plan.settings.objectives},
+                "job": plan.space.job(one.params),
+            }
+            for one in {one.key: one for one in found}.values()
+        ],
+    }
+
+
+def optimization(plan: Plan, best: Entry, front: Mapping[str, Any]) -> dict[str, Any]:
+    """The best values as Hydra's Optuna sweeper writes them."""
+    axes = plan.space.axes()
+    params = {name: axes[name].value(value) for name, value in best.params.items() if name in axes}
+    values = [best.values[name] for name in plan.settings.objectives]
+    if len(values) == 1:
+        return {"name": "optuna", "best_params": params, "best_value": values[0]}
+    solutions = [{"name": one["name"], "values": list(one["values"].values())} for one in front["front"]]
+    return {"name": "optuna", "best_params": params, "best_value": values, "solutions": solutions}
+
+
+# The page --------------------------------------------------------------------------------------------------
+
+
+def _content(
+    folder: Path,
+    plan: Plan,
+    book: Book,
+    entries: Sequence[Entry],
+    finals: Sequence[Setting],
+    text: str,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    length, found = findings.measured(book)
+    names = [*dict.fromkeys((*plan.settings.objectives, *BESIDE))]
+    roles, numbers = findings.families(book), findings.parameters(book)
+    wrong = findings.failures(entries, plan.space)
+    rounds: dict[int, int] = {}
+    for one in entries:
+        if one.state == "done":
+            rounds[one.length] = rounds.get(one.length, 0) + 1
+    return {
+        "title": "Sweep" if plan.sweep else "Search",
+        "command": about.get("command", ""),
+        "verdict": text,
+        "protocol": plan.protocol.words(plan.experiences),
+        "orders": plan.protocol.fresh_orders,
+        "limits": [
+            f"{name} at most {said(name, most).removeprefix(name)}" for name, most in plan.settings.at_most.items()
+        ]
+        + [f"{name} at least {said(name, least).removeprefix(name)}" for name, least in plan.settings.at_least.items()],
+        "head": ["composition", "seeds", *names],
+        "rows": [[one.name, str(len(one.runs)), *(shown(name, one.values[name]) for name in names)] for one in finals],
+        "links": [
+            (one.name, [(seed, os.path.relpath(run.path / "metrics.json", folder)) for seed, run in one.runs.items()])
+            for one in finals
+        ],
+        "statistic": named(max((len(one.runs) for one in finals), default=1)),
+        "board": _board(plan, book, entries),
+        "objectives": list(plan.settings.objectives),
+        "families": roles,
+        "parameters": numbers,
+        "few": ""
+        if roles or numbers
+        else f"Fewer than {findings.FEWEST} compositions were measured on one prefix, too few to say.",
+        "measured": (length, len(found)),
+        "trust": findings.trust(book, folder, plan.prefixes),
+        "rounds": sorted(rounds.items()),
+        "tried": findings.tried(entries, plan.space) if not plan.sweep else [],
+        "failed": wrong["failed"],
+        "diverged": wrong["diverged"],
+        "left_out": sorted(plan.space.left_out.items()),
+        "notes": plan.notes,
+        "plots": _plots(plan, book, entries, finals),
+        "seconds": duration(float(about.get("seconds", 0.0))),
+        "sampler": plan.settings.chosen_sampler,
+        "plan": json.dumps(plan.settings.plain(), indent=2, ensure_ascii=False),
+    }
+
+
+def _board(plan: Plan, book: Book, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Every measured composition once, on the longest prefix it reached, the best first."""
+    levels = book.levels(entries)
+    rows, seen = [], set()
+    for length in sorted(levels, reverse=True):
+        for key in ordered(levels[length]):
+            if key not in seen:
+                seen.add(key)
+                one = next(e for e in entries if e.key == key and e.length == length and e.state == "done")
+                cells = [said(name, one.values[name]).removeprefix(f"{name} ") for name in plan.settings.objectives]
+                rows.append({"name": titled(plan, one), "origin": one.origin, "length": length, "cells": cells,
+                             "seconds": duration(one.seconds), "key": key})  # fmt: skip
+    over = {one.key: one for one in entries if one.state == "done" and one.key not in seen}
+    for key, one in over.items():
+        cells = [said(name, one.values.get(name)).removeprefix(f"{name} ") for name in plan.settings.objectives]
+        rows.append({"name": f"{titled(plan, one)} (beyond a limit)", "origin": one.origin, "length": one.length,
+                     "cells": cells, "seconds": duration(one.seconds), "key": key})  # fmt: skip
+    return rows
+
+
+def _plots(plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Setting]) -> list[Plot]:
+    found = []
+    tables = {one.name: mean_matrix(list(one.runs.values()), next(iter(one.runs.values())).prefix + "accuracy_matrix")
+              for one in finals}  # fmt: skip
+    if tables and plan.experiences > 1 and all(np.isfinite(table).any() for table in tables.values()):
+        names = [str(index) for index in range(plan.experiences)]
+        caption = "Mean accuracy on what was learned so far, test data of the final runs, mean over their seeds."
+        found.append(Plot("learning_curves", so_far(tables, names), "Learning curves", caption))
+    length, measured = findings.measured(book)
+    if len(measured) > 1:
+        caption = (
+            f"Each point is a composition after {length} experiences, in the order tried; the line is the best so far."
+        )
+        found.append(Plot("progress", progress(plan, measured), "How the search went", caption))
+    level = book.levels(entries)
+    if len(plan.settings.objectives) > 1 and level:
+        caption = f"After {max(level)} experiences, validation data. The line joins those that no other one dominates."
+        found.append(Plot("pareto", front(plan, level[max(level)]), "Pareto front", caption))
+    return found
+
+
+def progress(plan: Plan, found: Sequence[Entry]) -> Figure:
+    """The first objective of each composition in the order tried, and the best so far."""
+    figure, axes = new_axes(4.7, 3.75)
+    name = plan.settings.objectives[0]
+    values = np.array([one.values[name] for one in sorted(found, key=lambda one: one.number)])
+    up = plan.settings.better[0] == "up"
+    axes.scatter(range(len(values)), values, s=16, color=MUTED, zorder=2)
+    best = np.maximum.accumulate(values) if up else np.minimum.accumulate(values)
+    axes.step(range(len(values)), best, where="post", color=ACCENT, linewidth=1.8)
+    axes.set_xlabel("composition")
+    axes.set_ylabel(fitted(name, 30))
+    return figure
+
+
+def front(plan: Plan, level: Mapping[str, tuple[float, ...]]) -> Figure:
+    """The first two objectives of all compositions on a prefix; the front's are joined."""
+    figure, axes = new_axes(4.7, 3.75)
+    first = ranks(level)
+    turned = {key: plan.settings.turned(values) for key, values in level.items()}
+    for key, (x, y, *_) in turned.items():
+        axes.scatter([x], [y], s=26 if first[key] == 0 else 14, color=ACCENT if first[key] == 0 else MUTED, zorder=2)
+    line = sorted(turned[key][:2] for key in level if first[key] == 0)
+    axes.plot([x for x, _ in line], [y for _, y in line], color=INK, linewidth=1.0, label=legend_entry("front"))
+    axes.set_xlabel(fitted(plan.settings.objectives[0], 30))
+    axes.set_ylabel(fitted(plan.settings.objectives[1], 30))
+    axes.tick_params(labelsize=SMALL)
+    axes.spines["left"].set_color(GRID)
+    return figure

@@ -1,0 +1,339 @@
+"""What a search is asked to do: objectives, limits, protocol and space, from a file and from words, checked at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from holdfast.config import kinds, schema
+from holdfast.config.messages import check_block
+from holdfast.config.read import read
+from holdfast.config.words import nearest, shown
+from holdfast.core.errors import ConfigError, unknown
+from holdfast.discovery.axes import Axis, written
+from holdfast.discovery.protocols import FRESH, PROTOCOLS, Protocol
+from holdfast.discovery.space import SHORT
+from holdfast.metrics.table import METRICS
+
+ALIASES = {
+    "accuracy": "average_accuracy",
+    "forgetting": "forgetting_first",
+    "memory": "memory_bytes_peak",
+    "memory_bytes": "memory_bytes_peak",
+    "time": "train_seconds",
+}
+"""Short words for measures."""
+
+SAMPLERS = ("auto", "tpe", "nsga2", "random")
+PRICES = ("memory_bytes", "memory_bytes_peak", "memory_items")
+"""Measures that make a larger memory cost something."""
+
+ADDING = ("train_seconds", "evaluation_seconds", "total_seconds", "steps")
+"""Measures that grow with every experience."""
+
+UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+MEMORY_KEYS = ("capacity", "bytes", "per_class", "per_experience")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search does.
+
+    Attributes:
+        objectives: measures; with several, what is looked for is the set that nobody dominates.
+        at_most: measure -> the most it may be.
+        at_least: measure -> the least it may be.
+        trials: how many compositions are tried; None for as many as the budget has room for.
+        budget: seconds for everything, the final runs included; None for no limit.
+        protocol: which data the choices may look at: `first-k`, `validation` or `transfer`.
+        k: experiences that `first-k` looks at; three, or all but one, where nothing is said.
+        transfer: the data set that `transfer` tunes on.
+        sampler: `tpe`, `nsga2`, `random`; `auto` is `tpe` for one objective and `nsga2` for several.
+        shortest: experiences of the shortest prefix.
+        keep: part of those on a prefix that goes on to the next.
+        whole: whether every composition learns all experiences at once, without prefixes.
+        finals: how many compositions are run on test data.
+        final_seeds: fresh seeds of each of them.
+        fresh_orders: whether each of these has a class order of its own.
+        seed: of the search and its trials.
+        warm_start: whether what earlier searches found is tried first, and what this one finds is kept.
+        memory: items in a memory: a number, a list of numbers, or a range.
+        slots: role -> how many of its operations a composition may have.
+        operations: role -> the operations to choose from.
+        parameters: name of a parameter, or key of the job -> what it may be.
+        methods: published methods to begin with; None for all that fit.
+    """
+
+    objectives: tuple[str, ...] = ("average_accuracy",)
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    at_least: Mapping[str, float] = field(default_factory=dict)
+    trials: int | None = None
+    budget: float | None = None
+    protocol: str = "first-k"
+    k: int | None = None
+    transfer: Any = None
+    sampler: str = "auto"
+    shortest: int = 2
+    keep: float = 1 / 3
+    whole: bool = False
+    finals: int = 3
+    final_seeds: int = 3
+    fresh_orders: bool = True
+    seed: int = 0
+    warm_start: bool = True
+    memory: Any = None
+    slots: Mapping[str, int] = field(default_factory=dict)
+    operations: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    methods: tuple[str, ...] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @property
+    def better(self) -> tuple[str, ...]:
+        """For each objective whether `up` or `down` is better."""
+        return tuple(METRICS[name].direction for name in self.objectives)
+
+    def turned(self, values: Sequence[float]) -> tuple[float, ...]:
+        """The values of the objectives so that smaller is better; turning twice gives what was there."""
+        return tuple(-value if way == "up" else value for value, way in zip(values, self.better))
+
+    def over(self, values: Mapping[str, float], part: float = 1.0) -> dict[str, float]:
+        """For each limit how far a composition is beyond it, as a part of the limit; 0 or less where it keeps to it.
+
+        Args:
+            values: measured after a part of the stream.
+            part: of the stream; a limit on what adds up, such as time, is shared out over it.
+        """
+        shares = {name: part if name in ADDING else 1.0 for name in self.at_most}
+        above = {name: values.get(name, 0.0) / (most * shares[name]) - 1 for name, most in self.at_most.items()}
+        return above | {name: least - values.get(name, 0.0) for name, least in self.at_least.items()}
+
+    @property
+    def chosen_sampler(self) -> str:
+        """The sampler, where nothing was said the one that fits the objectives."""
+        return self.sampler if self.sampler != "auto" else "tpe" if len(self.objectives) == 1 else "nsga2"
+
+    def made_protocol(self) -> Protocol:
+        """The protocol, with its data set as a block."""
+        other = None
+        if self.transfer is not None:
+            other = schema.dump(check_block("datasets", self.transfer, ("transfer",)))
+        return Protocol(self.protocol, self.k, other, self.fresh_orders)
+
+    def sizes(self, usual: int) -> Axis:
+        """How large a memory may be, in items."""
+        said = usual if self.memory is None else self.memory
+        return written("memory.items", said, "search")
+
+
+FIELDS = {one.name: one for one in dataclasses.fields(Settings)}
+
+
+def parsed(path: str | None, words: Sequence[str]) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """What a file and `key=value` words say of a search, the other words, and the job inside the file.
+
+    Args:
+        path: of a JSON or YAML file with keys of `Settings`, and `job`; None for none.
+        words: as typed; those that name no setting are changes of the job.
+
+    Raises:
+        ConfigError: for a key that is neither.
+    """
+    said: dict[str, Any] = {}
+    job: dict[str, Any] = {}
+    if path is not None:
+        content = dict(read(path))
+        content.pop("$schema", None)
+        job = content.pop("job", {}) or {}
+        if not isinstance(job, dict):
+            raise ConfigError(f"{path}: job is {shown(job)}. Write a mapping with keys of a job.")
+        for key in content:
+            if key not in FIELDS:
+                near = nearest(key, [*FIELDS, "job"])
+                raise ConfigError(
+                    f"{path}: unknown key {key!r}; " + (f"did you mean {near!r}? " if near else "")
+                    + "Keys of the job go under `job`."
+                )  # fmt: skip
+        said = content
+    rest = []
+    for word in words:
+        key, _, text = word.partition("=")
+        first, _, inner = key.partition(".")
+        if first not in FIELDS or (inner and first not in ("at_most", "at_least", "slots", "operations", "parameters")):
+            rest.append(word)
+        elif inner:
+            said[first] = {**dict(said.get(first) or {}), inner: _value(text)}
+        else:
+            said[first] = _value(text)
+    return said, rest, job
+
+
+def _value(text: str) -> Any:
+    if re.match(r"(choice|range|interval|tag)\(", text):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def made(said: Mapping[str, Any]) -> Settings:
+    """The settings of a search, each value checked.
+
+    Args:
+        said: key -> value, plain.
+
+    Raises:
+        ConfigError: for the first one that makes no sense.
+
+    Example:
+        >>> made({"objectives": "accuracy,memory", "at_most": {"memory": "200 kB"}, "trials": 8}).at_most
+        {'memory_bytes_peak': 200000.0}
+    """
+    for key in said:
+        if key not in FIELDS:
+            raise ConfigError(unknown("setting of a search", key, FIELDS))
+    values = dict(said)
+    names = values.get("objectives", ("average_accuracy",))
+    names = [one.strip() for one in names.split(",")] if isinstance(names, str) else list(names)
+    values["objectives"] = tuple(measure(one, "objectives") for one in names)
+    if not values["objectives"] or len(set(values["objectives"])) < len(values["objectives"]):
+        raise ConfigError(f"objectives: got {shown(names)}. Name one measure or several different ones.")
+    for key in ("at_most", "at_least"):
+        limits = _mapping(values.get(key) or {}, key)
+        values[key] = {measure(name, key): quantity(one, f"{key}.{name}") for name, one in limits.items()}
+        for name, limit in values[key].items():
+            if limit <= 0 and key == "at_most":
+                raise ConfigError(f"at_most.{name}: got {limit:g}, which leaves nothing. Give a number above 0.")
+    if values.get("budget") is not None:
+        values["budget"] = quantity(values["budget"], "budget")
+        if values["budget"] <= 0:
+            raise ConfigError(f"budget: got {values['budget']:g}. Give a time above 0, for instance 30m.")
+    for key, least in (("trials", 1), ("k", 2), ("shortest", 1), ("finals", 0), ("final_seeds", 1), ("seed", 0)):
+        _whole(values.get(key), key, least, FIELDS[key].default is None)
+    if isinstance(values.get("seed"), int) and values["seed"] >= FRESH:
+        raise ConfigError(
+            f"seed: got {values['seed']}, and those from {FRESH} on are for final runs. Give a smaller one."
+        )
+    for key, known in (("protocol", PROTOCOLS), ("sampler", SAMPLERS)):
+        if values.get(key, known[0]) not in known:
+            raise ConfigError(unknown(key, values[key], known))
+    _check_protocol(values)
+    keep = values.get("keep", 1 / 3)
+    if not isinstance(keep, (int, float)) or not 0 < keep < 1:
+        raise ConfigError(f"keep: got {shown(keep)}. Give the part that goes on, between 0 and 1.")
+    _check_space(values)
+    settings = Settings(**values)
+    _check_memory(settings)
+    return settings
+
+
+def measure(name: object, key: str) -> str:
+    """The measure that a word stands for.
+
+    Raises:
+        ConfigError: for one that there is not.
+    """
+    found = ALIASES.get(str(name), str(name))
+    if found not in METRICS:
+        near = nearest(found, [*METRICS, *ALIASES])
+        advice = f"did you mean {near!r}?" if near else "`holdfast list metrics` shows them all."
+        raise ConfigError(f"{key}: unknown measure {shown(name)}; {advice}")
+    return found
+
+
+def quantity(value: Any, key: str) -> float:
+    """A number with its unit as bytes or seconds.
+
+    Raises:
+        ConfigError: for something else.
+
+    Example:
+        >>> quantity("200 kB", "at_most"), quantity("1.5h", "budget"), quantity(3, "budget")
+        (200000.0, 5400.0, 3.0)
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    parts = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
+    if parts is None or parts[1].count(".") > 1 or (parts[2] and parts[2].lower() not in UNITS):
+        raise ConfigError(f"{key}: got {shown(value)}. Write a number, or one with a unit: 30m, 2h, 200kB, 5MB.")
+    return float(parts[1]) * UNITS.get(parts[2].lower(), 1)
+
+
+def _check_protocol(values: Mapping[str, Any]) -> None:
+    protocol = values.get("protocol", "first-k")
+    if protocol == "transfer" and values.get("transfer") is None:
+        raise ConfigError("protocol: transfer tunes on another data set. Name it: transfer=digits.")
+    if protocol != "transfer" and values.get("transfer") is not None:
+        raise ConfigError(f"transfer: names a data set, and the protocol is {protocol}. Write protocol=transfer.")
+    if protocol != "first-k" and values.get("k") is not None:
+        raise ConfigError(f"k: is for protocol=first-k, and the protocol is {protocol}. Leave it out.")
+
+
+def _check_space(values: dict[str, Any]) -> None:
+    for key in ("slots", "operations", "parameters"):
+        values[key] = _mapping(values.get(key) or {}, key)
+    for key in ("slots", "operations"):
+        for role in values[key]:
+            if role not in SHORT.values():
+                raise ConfigError(f"{key}: {unknown('role', role, SHORT.values())}")
+    for role, count in values["slots"].items():
+        _whole(count, f"slots.{role}", 0, False)
+    for role, names in values["operations"].items():
+        listed = [names] if isinstance(names, str) else names
+        if not isinstance(listed, (list, tuple)):
+            raise ConfigError(f"operations.{role}: got {shown(names)}. Write a list of names.")
+        for name in listed:
+            kind = kinds.find("operations", name)
+            if SHORT[kind.role] != role:
+                raise ConfigError(f"operations.{role}: {name!r} is for {SHORT[kind.role]}. List it there.")
+        values["operations"][role] = tuple(listed)
+    for name, what in values["parameters"].items():
+        written(name, what)
+    if values.get("methods") is not None:
+        listed = values["methods"]
+        listed = [one.strip() for one in listed.split(",") if one.strip()] if isinstance(listed, str) else listed
+        for name in listed:
+            kinds.find("methods", name)
+        values["methods"] = tuple(listed)
+
+
+def _check_memory(settings: Settings) -> None:
+    """Refuse a search that may take the largest memory without paying for it."""
+    free = [name for name in settings.parameters if name.split(".")[-1] in MEMORY_KEYS]
+    free = [name for name in free if len(written(name, settings.parameters[name]).choices) != 1]
+    if settings.memory is not None:
+        axis = written("memory", settings.memory, "search")
+        sizes = axis.choices or (axis.low, axis.high)
+        if any(not isinstance(one, int) or isinstance(one, bool) or one < 1 for one in sizes):
+            raise ConfigError(f"memory: got {shown(settings.memory)}. Give items: 200, or [50, 100, 200].")
+        free += ["memory"] if len(axis.choices) != 1 else []
+    if free and not set(PRICES) & {*settings.objectives, *settings.at_most}:
+        raise ConfigError(
+            f"{free[0]}: this search is free to take the largest memory, which nearly always wins. Fix it "
+            "(memory=200), limit it (at_most.memory=200kB), or make it an objective (objectives=accuracy,memory)."
+        )
+
+
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: got {shown(value)}. Write a mapping, or {key}.NAME=VALUE.")
+    return dict(value)
+
+
+def _whole(value: Any, key: str, least: int, optional: bool) -> None:
+    if value is None:
+        if optional or key not in FIELDS or FIELDS[key].default is not None:
+            return
+    elif isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return
+    raise ConfigError(f"{key}: got {shown(value)}, expected a whole number from {least} up.")

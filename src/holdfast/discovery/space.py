@@ -1,0 +1,331 @@
+"""The space of a search: for each role none or some of its operations, with the ranges on their signatures."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from holdfast.config import kinds
+from holdfast.core.errors import ConfigError
+from holdfast.core.method import Method, conflicts
+from holdfast.core.operation import ROLES, Operation
+from holdfast.discovery.axes import Axis, Trial, declared, get, put, written
+
+SHORT = dict(zip(ROLES, ("incorporation", "retention", "bias", "representation", "uncertainty")))
+"""Role -> its word in names of parameters."""
+
+SLOTS = {"retention": 2}
+"""How many operations of a role a composition may have; one of the others."""
+
+SIZES = ("capacity", "bytes", "per_class", "per_experience")
+"""Parameters of an operation that fills a memory that are the memory's size."""
+
+ACTING = ("batch", "criterion", "loss", "gradient", "take_step", "predict")
+"""What an operation does that does more than to fill a memory for others."""
+
+EVERYTHING = "it goes over the data of all experiences, which no continual learner has"
+
+Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Space:
+    """All that a search may try.
+
+    Attributes:
+        base: the job that everything else follows, without defaults missing.
+        slots: name of a slot -> the operations that it may hold.
+        operations: operation -> its axes.
+        fillers: operations that fill a memory for others.
+        sizes: how large the memory may be, in items.
+        common: axes of keys of the job: `optimizer.lr`, `model`, `method.size`.
+        experiences: of the stream, by which a memory per experience is shared out.
+        left_out: operation -> why it cannot be in any composition here.
+        fixed: whether the method stays that of `base` and only `common` varies.
+    """
+
+    base: dict[str, Any]
+    slots: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    operations: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
+    fillers: tuple[str, ...] = ()
+    sizes: Axis = field(default_factory=lambda: Axis("memory.items", (200,)))
+    common: tuple[Axis, ...] = ()
+    experiences: int = 1
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    fixed: bool = False
+
+    # From a trial to a job -----------------------------------------------------------------------------
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """Ask a trial for everything that its composition has; returns the values as they are stored."""
+        params: dict[str, Any] = {}
+        for slot, names in self.slots.items():
+            params[f"{slot}.used"] = Axis(f"{slot}.used", (False, True)).suggest(trial)
+            if params[f"{slot}.used"]:
+                params[slot] = Axis(slot, names).suggest(trial)
+        for name in self.chosen(params):
+            params |= {axis.name: axis.suggest(trial) for axis in self.operations[name]}
+        if self.slots and self.unfilled(params):
+            params["memory"] = Axis("memory", self.fillers).suggest(trial)
+            params |= {axis.name: axis.suggest(trial) for axis in self.operations[params["memory"]]}
+        if len(self.sizes.choices) != 1 and self.uses_memory(params):
+            params[self.sizes.name] = self.sizes.suggest(trial)
+        return params | {axis.name: axis.suggest(trial) for axis in self.common}
+
+    def chosen(self, params: Params) -> list[str]:
+        """The operations in the slots, each once."""
+        return list(dict.fromkeys(params[slot] for slot in self.slots if slot in params))
+
+    def unfilled(self, params: Params) -> bool:
+        """Whether an operation draws from a memory that none of those in the slots fills.
+
+        Raises:
+            ConfigError: where the operations cannot stand in one method.
+        """
+        chosen = self.chosen(params)
+        problems = conflicts(kinds.find("operations", name) for name in chosen)
+        if problems:
+            raise ConfigError(problems[0])
+        return bool(Method(*(_made(self._block(name, params)) for name in chosen)).unfilled)
+
+    def uses_memory(self, params: Params) -> bool:
+        """Whether a composition has a memory whose size is to be said."""
+        return "memory" in params or any(kinds.find("operations", name).fills for name in self.chosen(params))
+
+    def job(self, params: Params) -> dict[str, Any]:
+        """The job that stored values stand for; not checked yet."""
+        config = copy.deepcopy(self.base)
+        if not self.fixed:
+            config["method"] = {"operations": self._ordered(params)}
+        for axis in sorted(self.common, key=lambda one: one.name.count(".")):
+            if axis.name in params:
+                put(config, axis.name, axis.value(params[axis.name]))
+        return config
+
+    def named(self, params: Params) -> str:
+        """A composition in a few words."""
+        if self.fixed:
+            return " ".join(f"{axis.name}={_short(params.get(axis.name))}" for axis in self.common)
+        chosen = [*self.chosen(params), *([params["memory"]] if "memory" in params else [])]
+        return " + ".join(chosen) or "finetune"
+
+    def axes(self) -> dict[str, Axis]:
+        """Every axis by name, those of operations included."""
+        found = {slot: Axis(slot, names) for slot, names in self.slots.items()}
+        found |= {f"{slot}.used": Axis(f"{slot}.used", (False, True)) for slot in self.slots}
+        if self.fillers:
+            found["memory"] = Axis("memory", self.fillers)
+        if len(self.sizes.choices) != 1:
+            found[self.sizes.name] = self.sizes
+        for axes in self.operations.values():
+            found |= {axis.name: axis for axis in axes}
+        return found | {axis.name: axis for axis in self.common}
+
+    def _ordered(self, params: Params) -> list[dict[str, Any]]:
+        """The operations in the order of the published methods: who changes the data first, who answers last."""
+        early: list[dict[str, Any]] = []
+        late: list[dict[str, Any]] = []
+        for name in self.chosen(params):
+            kind = kinds.find("operations", name)
+            last = kind.role in ("bias mitigation", "uncertainty reduction") and name != "bias_correction"
+            (late if last else early).append(self._block(name, params))
+        early.sort(key=lambda block: block["name"] != "bias_correction")
+        filler = [self._block(params["memory"], params)] if "memory" in params else []
+        return [*early, *filler, *late]
+
+    def _block(self, name: str, params: Params) -> dict[str, Any]:
+        """One operation with its arguments."""
+        kind, block = kinds.find("operations", name), {"name": name}
+        for axis in self.operations.get(name, ()):
+            if axis.name in params:
+                block[axis.name.split(".", 1)[1]] = axis.value(params[axis.name])
+        if kind.fills:
+            items = params.get(self.sizes.name, self.sizes.choices[0] if self.sizes.choices else int(self.sizes.low))
+            block |= size_of(kind, items, self.experiences)
+        return block
+
+    # From a method to a point --------------------------------------------------------------------------
+
+    def point(self, method: Method) -> dict[str, Any]:
+        """The values that stand for a method, at the memory and the settings of this search.
+
+        Raises:
+            ConfigError: where it is no point of this space, with the reason.
+        """
+        if method.wrap is not None:
+            raise ConfigError(f"`{method.name}` changes the model, which a composition does not")
+        params: dict[str, Any] = {f"{slot}.used": False for slot in self.slots}
+        for operation in method:
+            block = operation.config()
+            name = block.pop("name")
+            if name in self.fillers:
+                params["memory"] = name
+            else:
+                free = [slot for slot, names in self.slots.items() if name in names and slot not in params]
+                if not free:
+                    why = self.left_out.get(name, "no slot of its role is free for it")
+                    raise ConfigError(f"`{method.name}` has the operation `{name}`: {why}")
+                params |= {free[0]: name, f"{free[0]}.used": True}
+            params |= self._values(method.name, name, operation, block)
+        if self.uses_memory(params) and len(self.sizes.choices) != 1:
+            middle = self.sizes.labels[0] if self.sizes.choices else self.sizes.nearest(kinds_default(self.base))
+            params[self.sizes.name] = middle
+        return params | self.usual()
+
+    def usual(self) -> dict[str, Any]:
+        """The common axes as the base job has them."""
+        return {axis.name: axis.nearest(get(self.base, axis.name)) for axis in self.common}
+
+    def _values(self, method: str, name: str, operation: Operation, block: Mapping[str, Any]) -> dict[str, Any]:
+        known = {axis.name.split(".", 1)[1]: axis for axis in self.operations[name]}
+        defaults = {p.name: p.default for p in kinds.configurable("operations", type(operation))}
+        found = {}
+        for key, value in block.items():
+            if key in known:
+                found[known[key].name] = known[key].nearest(value)
+            elif value != defaults.get(key) and not (operation.fills and key in SIZES):
+                raise ConfigError(f"`{method}` has {name}.{key}={value!r}, and the search does not vary that")
+        return found
+
+
+def size_of(kind: type[Operation], items: int, experiences: int) -> dict[str, Any]:
+    """The arguments that give a memory so many items."""
+    names = {parameter.name for parameter in kinds.configurable("operations", kind)}
+    if "capacity" in names:
+        return {"capacity": items}
+    if "per_experience" in names:
+        return {"per_experience": max(1, items // max(1, experiences))}
+    raise ConfigError(f"`{kind.__name__}` fills a memory, and has none of {', '.join(SIZES)} to say how large it is")
+
+
+def composed(
+    base: dict[str, Any],
+    *,
+    roles: Mapping[str, Iterable[str] | None],
+    slots: Mapping[str, int],
+    sizes: Axis,
+    parameters: Mapping[str, Any],
+    experiences: int,
+) -> Space:
+    """The space of compositions over what exists, before anything was found not to fit.
+
+    Args:
+        base: the job, every default written out.
+        roles: word of a role -> the operations to choose from; None for all; a role left out stands for all.
+        slots: word of a role -> how many of its operations a composition may have; 0 leaves the role out.
+        sizes: of the memory.
+        parameters: name of a parameter -> what it may be instead of what its signature says.
+        experiences: of the stream.
+    """
+    left_out: dict[str, str] = {}
+    by_role: dict[str, list[str]] = {word: [] for word in SHORT.values()}
+    axes: dict[str, tuple[Axis, ...]] = {}
+    fillers: list[str] = []
+    for name, kind in kinds.names("operations").items():
+        word = SHORT[kind.role]
+        listed = roles.get(word)
+        if listed is not None and name not in set(listed) and not only_fills(kind):
+            continue
+        if isinstance(kind.needs, frozenset) and "stream" in kind.needs:
+            left_out[name] = EVERYTHING
+            continue
+        axes[name] = _axes(name, kind, parameters)
+        if only_fills(kind):
+            fillers.append(name)
+        else:
+            by_role[word].append(name)
+    places: dict[str, tuple[str, ...]] = {}
+    for word, names in by_role.items():
+        count = slots.get(word, SLOTS.get(word, 1))
+        for number in range(count if names else 0):
+            places[word if count == 1 else f"{word}.{number + 1}"] = tuple(names)
+    common = [written(key, values) for key, values in parameters.items() if key.split(".", 1)[0] not in axes]
+    return Space(base, places, axes, tuple(fillers), sizes, tuple(common), experiences, left_out)
+
+
+def only_fills(kind: type[Operation]) -> bool:
+    """Whether an operation does nothing but to fill a memory for others."""
+    acts = any(getattr(kind, point) is not getattr(Operation, point) for point in ACTING)
+    return kind.fills and kind.role == "knowledge retention" and not acts
+
+
+def _axes(name: str, kind: type[Operation], parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
+    found = []
+    for parameter in kinds.configurable("operations", kind):
+        key = f"{name}.{parameter.name}"
+        if key in parameters:
+            found.append(written(key, parameters[key]))
+        elif not (kind.fills and parameter.name in SIZES):
+            axis = declared(key, parameter)
+            if axis is not None and axis.choices:  # some are for a base class, and refused by this one
+                choices = tuple(one for one in axis.choices if _takes(kind, parameter.name, one))
+                axis = dataclasses.replace(axis, choices=choices) if len(choices) > 1 else None
+            found += [axis] if axis is not None else []
+    return tuple(found)
+
+
+def _takes(kind: type[Operation], name: str, value: Any) -> bool:
+    """Whether an operation can be made with this value, everything else as it is by default."""
+    required = {p.name: 10 for p in kinds.configurable("operations", kind) if p.required}
+    sizes = size_of(kind, 10, 1) if kind.fills else {}
+    try:
+        kind(**{**required, **sizes, name: value})
+    except ConfigError:
+        return False
+    return True
+
+
+def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any], experiences: int = 1) -> Space:
+    """The space of one method's own numbers, for a sweep: those given, or else the ranges on its signature.
+
+    Args:
+        base: the job.
+        parameters: key of the job -> what it may be; empty for those that the method declares and the learning rate.
+        experiences: of the stream.
+    """
+    method = base["method"]
+    if parameters:
+        return Space(base, common=_common(parameters), experiences=experiences, fixed=True)
+    function = kinds.find("methods", method.get("name"))
+    found = []
+    for parameter in kinds.configurable("methods", function):
+        if parameter.name in SIZES:
+            continue
+        axis = declared(f"method.{parameter.name}", parameter)
+        found += [axis] if axis is not None else []
+    rate = (base.get("optimizer") or {}).get("lr")
+    if isinstance(rate, (int, float)) and rate > 0:
+        found.append(Axis("optimizer.lr", (), rate / 10, rate * 10, True))
+    return Space(base, common=tuple(found), experiences=experiences, fixed=True)
+
+
+def _common(parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
+    return tuple(written(key, values) for key, values in parameters.items())
+
+
+def without(space: Space, problems: Mapping[str, str]) -> Space:
+    """The space without operations that were found not to fit, with the reasons."""
+    kept = {slot: tuple(name for name in names if name not in problems) for slot, names in space.slots.items()}
+    axes = {name: found for name, found in space.operations.items() if name not in problems}
+    fillers = tuple(name for name in space.fillers if name not in problems)
+    left = {**space.left_out, **problems}
+    kept = {slot: names for slot, names in kept.items() if names}
+    return Space(space.base, kept, axes, fillers, space.sizes, space.common, space.experiences, left, space.fixed)
+
+
+def kinds_default(base: Mapping[str, Any]) -> int:
+    """The items in the memory of a job's own method, 200 where it has none."""
+    found = (base.get("method") or {}).get("capacity")
+    return int(found) if isinstance(found, int) else 200
+
+
+def _made(block: dict[str, Any]) -> Operation:
+    kind = kinds.find("operations", block["name"])
+    return kind(**{key: value for key, value in block.items() if key != "name"})  # type: ignore[no-any-return]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,321 @@
+"""The study of a search: its trials in a storage of Optuna's, what they measured, and what is tried next."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from holdfast.core.errors import ConfigError, needs_extra
+from holdfast.discovery.rungs import Level, Values
+from holdfast.discovery.settings import Settings
+from holdfast.discovery.space import Space
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+NAME = "holdfast"
+HEARTBEAT, GRACE = 10, 60
+"""Seconds between two signs of life of a trial, and after which it is taken for lost."""
+
+TRIES = 3
+"""How often a composition is begun whose worker was lost."""
+
+ENOUGH = 10
+"""Compositions on a prefix from which on it is what proposals follow."""
+
+MOST_ASKED = 100
+"""Proposals that may be refused, one after the other, before the search is at its end."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trial: a composition, and how many experiences it was to learn.
+
+    Attributes:
+        number: of the trial.
+        state: `waiting`, `running`, `done`, `diverged`, `failed`, or `lost` with its worker.
+        key: of the composition; the name of its folder.
+        length: experiences.
+        params: as they are stored.
+        origin: where the composition comes from: `sampler`, the name of a method, or `earlier search`.
+        values: every measure.
+        reason: why it failed or diverged.
+        seconds: that it took.
+        worker: who works on it.
+        extra: what the sampler wrote down.
+        tries: how often it was lost.
+    """
+
+    number: int
+    state: str
+    key: str
+    length: int
+    params: dict[str, Any]
+    origin: str = "sampler"
+    values: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+    worker: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    tries: int = 0
+
+
+def library() -> Any:
+    """Optuna, which does not talk.
+
+    Raises:
+        ImportError: where it is not installed, with what to install.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise needs_extra("a search", "optuna", "search") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's remarks on what is experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Book:
+    """The trials of a search, kept in a storage that several processes share.
+
+    Args:
+        url: of the storage: `sqlite:///file.db`, `postgresql+psycopg://host/base`.
+        settings: of the search.
+        space: of the compositions.
+        about: what else is kept with the study, as JSON.
+        name: of the study.
+    """
+
+    def __init__(
+        self, url: str, settings: Settings, space: Space, about: Mapping[str, Any] | None = None, name: str = NAME
+    ) -> None:
+        self.settings, self.space = settings, space
+        optuna = library()
+        with quiet():
+            self.study: Study = optuna.create_study(
+                storage=storage(url),
+                study_name=name,
+                directions=["maximize" if way == "up" else "minimize" for way in settings.better],
+                load_if_exists=True,
+                sampler=optuna.samplers.RandomSampler(seed=settings.seed),
+            )
+        for key, value in (about or {}).items():
+            self.study.set_user_attr(key, value)
+
+    # What there is -------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """Every trial, in order."""
+        return [entry(one) for one in self.study.get_trials(deepcopy=False)]
+
+    def levels(self, entries: Sequence[Entry]) -> dict[int, Level]:
+        """Length -> the compositions that kept to all limits there, with their objectives, smaller is better."""
+        found: dict[int, dict[str, Values]] = {}
+        for one in entries:
+            values = self.objectives(one)
+            if one.state == "done" and values is not None and self.within(one):
+                found.setdefault(one.length, {})[one.key] = self.settings.turned(values)
+        return dict(sorted(found.items()))
+
+    def objectives(self, one: Entry) -> Values | None:
+        """Its objectives; None where one has no value."""
+        if all(name in one.values for name in self.settings.objectives):
+            return tuple(one.values[name] for name in self.settings.objectives)
+        return None
+
+    def within(self, one: Entry) -> bool:
+        """Whether it keeps to every limit."""
+        return all(over <= 0 for over in self.over(one).values())
+
+    def over(self, one: Entry) -> dict[str, float]:
+        """How far it is beyond each limit."""
+        return self.settings.over(one.values, min(1.0, one.length / self.space.experiences))
+
+    # What is next --------------------------------------------------------------------------------------
+
+    def enqueue(
+        self,
+        params: Mapping[str, Any],
+        key: str,
+        length: int,
+        origin: str = "sampler",
+        extra: Mapping[str, Any] | None = None,
+        tries: int = 0,
+    ) -> None:
+        """Let a free worker train a composition until it has learned `length` experiences."""
+        attributes = {"key": key, "length": length, "origin": origin, "extra": dict(extra or {}), "tries": tries}
+        with quiet():
+            self.study.enqueue_trial(dict(params), user_attrs=attributes)
+
+    def propose(
+        self, accept: Callable[[dict[str, Any]], str], entries: Sequence[Entry]
+    ) -> tuple[dict[str, Any], str, dict[str, Any]] | None:
+        """A new composition, with its key and what the sampler wrote down; None where nothing new comes.
+
+        The sampler sees the trials of one prefix alone, whose numbers can be compared: the longest on which there are
+        enough (as in BOHB, Falkner et al. 2018), those that diverged as the worst of them.
+
+        Args:
+            accept: gives the key of a composition, or raises `ConfigError` where it cannot be trained or is there.
+            entries: every trial.
+        """
+        optuna = library()
+        with quiet():
+            view = optuna.create_study(directions=self.study.directions, sampler=self._sampler(len(entries)))
+            for one in self._seen(entries):
+                view.add_trial(one)
+            for _ in range(MOST_ASKED):
+                trial = view.ask()
+                try:
+                    self.space.suggest(trial)
+                    key = accept(dict(trial.params))
+                except ConfigError:
+                    view.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    continue
+                return dict(trial.params), key, dict(view.trials[trial.number].system_attrs)
+        return None
+
+    def _sampler(self, seen: int) -> Any:
+        samplers = library().samplers
+        seed = 1000 * self.settings.seed + seen
+        if self.settings.chosen_sampler == "random":
+            return samplers.RandomSampler(seed=seed)
+        if self.settings.chosen_sampler == "nsga2":
+            return samplers.NSGAIISampler(population_size=self.population, seed=seed)
+        return samplers.TPESampler(n_startup_trials=ENOUGH, seed=seed)
+
+    @property
+    def population(self) -> int:
+        """How many compositions make a generation."""
+        return max(8, min(50, (self.settings.trials or 80) // 4))
+
+    def _seen(self, entries: Sequence[Entry]) -> Iterator[Any]:
+        """The trials as the sampler sees them."""
+        optuna = library()
+        measured = [one for one in entries if one.state in ("done", "diverged")]
+        lengths = sorted({one.length for one in measured})
+        enough = [n for n in lengths if len({one.key for one in measured if one.length == n}) >= ENOUGH]
+        shortest = lengths[0] if lengths else 0
+        length = enough[-1] if enough and self.settings.chosen_sampler == "tpe" else shortest
+        axes = self.space.axes()
+        known = [values for one in measured if one.length == length and (values := self.objectives(one)) is not None]
+        worst = [max(column) for column in zip(*map(self.settings.turned, known))] if known else []
+        at_work = {one.key for one in entries if one.state in ("waiting", "running")}
+        shown: set[str] = set()
+        for one in entries:
+            pending = one.key in at_work and one.state in ("waiting", "running") and one.length == shortest
+            if one.key in shown or not (pending or (one in measured and one.length == length)):
+                continue
+            ranges = {name: distribution(axes[name]) for name in one.params if name in axes}
+            params = {name: value for name, value in one.params.items() if name in ranges}
+            about: dict[str, Any] = {"params": params, "distributions": ranges, "system_attrs": dict(one.extra)}
+            values = self.objectives(one) if one.state == "done" else None
+            if pending:
+                about["state"] = optuna.trial.TrialState.RUNNING
+            elif values is not None or worst:
+                about["values"] = list(values if values is not None else self.settings.turned(worst))
+                limits = self.over(one) if one.values else {}
+                about |= {"constraints": limits} if limits else {}
+            else:
+                continue
+            try:
+                found = optuna.trial.create_trial(**about)
+            except ValueError:  # outside of the space as it is now: an earlier search's
+                continue
+            shown.add(one.key)
+            yield found
+
+    # What was lost -------------------------------------------------------------------------------------
+
+    def look_for_lost(self) -> None:
+        """Give trials that show no sign of life any more to another worker, though nobody asks for one now."""
+        with quiet():
+            library().storages.fail_stale_trials(self.study)
+
+    def begin_again(self, gone: Callable[[Entry], bool]) -> list[Entry]:
+        """Give trials whose worker is gone to another one, at most `TRIES` times.
+
+        Args:
+            gone: whether the worker of a running trial is gone.
+        """
+        optuna = library()
+        for one in self.entries():
+            if one.state == "running" and gone(one):
+                with quiet():
+                    self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
+        latest = {(one.key, one.length): one for one in self.entries()}
+        found = [one for one in latest.values() if one.state == "lost"]
+        for one in found:
+            if one.tries + 1 < TRIES:
+                self.enqueue(one.params, one.key, one.length, one.origin, one.extra, one.tries + 1)
+        return found
+
+
+def storage(url: str) -> Any:
+    """The storage at an address, with signs of life, so that trials of lost workers are begun again.
+
+    Raises:
+        ConfigError: where it cannot be reached.
+    """
+    optuna = library()
+    again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=TRIES - 1)
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    try:
+        return optuna.storages.RDBStorage(
+            url,
+            engine_kwargs=options,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=again,
+        )
+    except ImportError as error:
+        raise ConfigError(
+            f"--storage: {url.split('@')[-1]} needs a driver that is not installed ({error}). For PostgreSQL: "
+            "pip install 'psycopg[binary]', and write postgresql+psycopg://..."
+        ) from None
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
+
+
+def distribution(axis: Any) -> Any:
+    """An axis as Optuna writes it down."""
+    kinds = library().distributions
+    if axis.choices:
+        return kinds.CategoricalDistribution(axis.labels)
+    if axis.whole:
+        return kinds.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+    return kinds.FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def entry(trial: Any) -> Entry:
+    """A trial of Optuna's, as what it stands for."""
+    told = trial.user_attrs
+    name = trial.state.name
+    fallback = {"COMPLETE": "done", "WAITING": "waiting", "RUNNING": "running"}.get(name, "lost")
+    state = fallback if name in ("WAITING", "RUNNING") else str(told.get("state", fallback))
+    params = {**dict(trial.system_attrs.get("fixed_params", {})), **trial.params}
+    return Entry(
+        trial.number,
+        state,
+        str(told.get("key", "")),
+        int(told.get("length", 0)),
+        params,
+        str(told.get("origin", "sampler")),
+        dict(told.get("values", {})),
+        str(told.get("reason", "")),
+        float(told.get("seconds", 0.0)),
+        str(told.get("worker", "")),
+        dict(told.get("extra", {})),
+        int(told.get("tries", 0)),
+    )

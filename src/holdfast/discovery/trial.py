@@ -1,0 +1,188 @@
+"""One composition at work: learn so many experiences, from where it was left, and measure what was learned by then."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.config.check import validated
+from holdfast.config.job import Job, with_features
+from holdfast.core.errors import ConfigError, Diverged, HoldfastError, Interrupted
+from holdfast.core.experience import Stream
+from holdfast.discovery.protocols import tuning_stream
+from holdfast.metrics.log import LOG_NAME, Event, Log, write_json
+from holdfast.metrics.summary import compute
+from holdfast.metrics.table import METRICS
+from holdfast.runs.assemble import job_key, make_trainer
+from holdfast.runs.folder import CONFIG, drop_leftovers, locked, read_config, read_info, versions, write_info
+from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
+from holdfast.runs.result import ENDED
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What became of a composition after so many experiences.
+
+    Attributes:
+        state: `done` or `diverged`.
+        values: every measure, in the family that counts for the paradigm, on validation data.
+        reason: why it diverged.
+        seconds: that this call took.
+    """
+
+    state: str
+    values: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def reach(folder: Path, config: Mapping[str, Any], length: int, most_seconds: float | None = None) -> Measured:
+    """Train a job until it has learned `length` experiences, and measure it there.
+
+    What its folder holds already is gone on with, so that a promoted trial gives what it would have given in one piece.
+
+    Args:
+        folder: of the trial; an ordinary run folder, unfinished.
+        config: of a job that measures on validation data; resolved.
+        length: experiences.
+        most_seconds: of training, after which it ends with the experience it is at.
+
+    Raises:
+        ConfigError: where the folder holds another job.
+        HoldfastError: where the composition cannot be trained.
+    """
+    started = time.perf_counter()
+    job = validated(dict(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        drop_leftovers(folder)
+        if not (folder / CONFIG).is_file():
+            write_json(folder / CONFIG, job.config)
+            write_info(folder, state="running", started=time.time(), versions=versions())
+        elif read_config(folder) != job.config:
+            raise ConfigError(f"{folder} holds another job. Choose another --out.")
+        if learned(folder) < length and not _log(folder).diverged:
+            try:
+                _train(folder, job, tuning_stream(job), length, most_seconds)
+            except Diverged:
+                write_info(folder, state="diverged")
+        log = _log(folder)
+        state = "diverged" if log.diverged else "done"
+        return Measured(state, measures(log, length), log.diverged, time.perf_counter() - started)
+
+
+def finish(folder: Path, config: Mapping[str, Any], command: str = "") -> tuple[str, str]:
+    """Do a whole run, or what is left of it, and measure it on test data; it is a run folder without report.
+
+    Args:
+        folder: of the run.
+        config: of its job.
+        command: kept in its `run.json`.
+
+    Returns:
+        Its state, `finished`, `diverged` or `failed`, and why.
+    """
+    job = validated(dict(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if read_info(folder).get("state") in ENDED:
+            return str(read_info(folder)["state"]), ""
+        drop_leftovers(folder)
+        write_json(folder / CONFIG, job.config)
+        about = {"command": command, "versions": versions(), "started": time.time(), "key": job_key(job.config)}
+        write_info(folder, state="running", **about, tags=job.config["tags"])
+        state, reason = "finished", ""
+        try:
+            stream = job.make_stream()
+            _train(folder, job, stream, len(stream), None, end=True)
+        except Diverged:
+            state, reason = "diverged", _log(folder).diverged
+        except (Interrupted, KeyboardInterrupt):
+            write_info(folder, state="interrupted")
+            raise
+        except HoldfastError as error:
+            state, reason = "failed", str(error)
+        if state != "failed":
+            derive(folder)
+        write_info(folder, state=state, finished=time.time())
+        return state, reason
+
+
+def _train(folder: Path, job: Job, stream: Stream, length: int, most_seconds: float | None, end: bool = False) -> None:
+    model = job.make_model(stream)
+    stream = with_features(stream, model, job.config["device"])
+    with Recording(folder, job.config, (), job.config["checkpoint"]) as recording:
+        start = functools.partial(start_event, job.config["seed"], job.method_name, stream, model)
+        state = recording.open(start)
+        trainer = make_trainer(job, checkpoints=recording.checkpoints)
+
+        def record(event: dict[str, Any]) -> None:
+            recording.record(event)
+            if event["event"] == "experience":
+                spent = most_seconds is not None and trainer.session.seconds > most_seconds
+                if event["experience"] + 1 >= length or spent:
+                    trainer.session.late = True  # ends after the checkpoint that follows, before the next experience
+
+        trainer.record = record
+        with stop_on_signals(trainer):
+            trainer.fit(model, stream, resume=state)
+        if end:
+            recording.end(trainer.session.seconds)
+            recording.keep(model)
+
+
+def learned(folder: Path) -> int:
+    """How many experiences the trial in a folder has learned and was measured on."""
+    return len(_log(folder).of("experience"))
+
+
+def _log(folder: Path) -> Log:
+    return Log.read(folder) if (folder / LOG_NAME).is_file() else Log([])
+
+
+def prefix(log: Sequence[Event], length: int) -> Log:
+    """The log as it was when `length` experiences had been learned."""
+    kept = []
+    for event in log:
+        index = event.get("after") if event["event"] == "evaluate" else event.get("experience")
+        if event["event"] != "end" and (index is None or index < length):
+            kept.append(event)
+    return Log(kept)
+
+
+def measures(log: Log, length: int) -> dict[str, float]:
+    """Every measure after `length` experiences, on validation data; what has no value is left out."""
+    found = compute(prefix(log, length), "validation")
+    family = str(found.get("headline") or "")
+    values: dict[str, float] = {}
+    for name in METRICS:
+        value = found.get(family + name, found.get(name))
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            values[name] = float(value)
+    return values
+
+
+def impossible(config: Mapping[str, Any]) -> str:
+    """Why a job cannot be trained, found out by binding its method to its model; empty where it can.
+
+    Args:
+        config: of a trial.
+    """
+    try:
+        job = validated(dict(config))
+        stream = tuning_stream(job)
+        model = job.make_model(stream)
+        with torch.random.fork_rng(devices=[]):
+            make_trainer(job).bind(model, with_features(stream, model, job.config["device"]))
+    except (HoldfastError, ImportError) as error:
+        return " ".join(str(error).split())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,237 @@
+"""Who trains compositions: one trial after another from the study, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from holdfast.config import plugins
+from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
+from holdfast.discovery.plan import Plan
+from holdfast.discovery.study import Book, library, quiet
+from holdfast.discovery.trial import finish, reach
+
+POLL = 0.3
+TRIALS = "trials"
+ABOUT = "search"
+"""Attribute of a study that says what is searched, so that a worker needs nothing else."""
+
+CLOSED = "closed"
+"""Attribute of a study that tells workers to go home."""
+
+
+class Ended(Exception):  # noqa: N818
+    """A trial that has no objectives: it failed, or diverged; what happened is written down with it."""
+
+
+class Worker:
+    """Trains what waits in a study.
+
+    Args:
+        plan: of the search.
+        book: the study.
+        folder: of the search, where the trials have their folders.
+    """
+
+    def __init__(self, plan: Plan, book: Book, folder: Path) -> None:
+        self.plan, self.book, self.folder = plan, book, folder
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._turn: int | None = None
+
+    def work(self) -> None:
+        """Train what waits first."""
+        self._turn = taken(self.folder / ".turn")
+        try:
+            with quiet():
+                self.book.study.optimize(self.objective, n_trials=1, catch=(Ended,))
+        finally:
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            os.close(self._turn)
+        self._turn = None
+
+    def objective(self, trial: Any) -> tuple[float, ...]:
+        """One trial, with its objectives; everything else that is known of it is written into its attributes."""
+        self._end_turn()  # it is this worker's now
+        told = trial.user_attrs
+        params = self.plan.space.suggest(trial)
+        if "key" not in told:  # two workers saw the last that waited, and this one came late: it draws its own
+            trial.set_user_attr("key", self.plan.accepted(params, {}))
+            trial.set_user_attr("length", self.plan.prefixes[0])
+            told = trial.user_attrs
+        trial.set_user_attr("worker", self.name)
+        settings = self.plan.settings
+        try:
+            config = self.plan.trial_job(params)
+            part = min(1.0, told["length"] / self.plan.experiences)
+            most = settings.at_most.get("train_seconds")
+            folder = self.folder / TRIALS / told["key"]
+            measured = reach(folder, config, told["length"], None if most is None else most * part)
+        except (Interrupted, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            if not isinstance(error, HoldfastError):
+                traceback.print_exc()
+            self._end(trial, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+            raise Ended from error
+        trial.set_user_attr("values", measured.values)
+        trial.set_user_attr("seconds", measured.seconds)
+        missing = [name for name in settings.objectives if name not in measured.values]
+        if measured.state == "diverged":
+            self._end(trial, "diverged", measured.reason)
+            raise Ended
+        if missing:
+            self._end(trial, "failed", f"nothing measures {', '.join(missing)} here")
+            raise Ended
+        for name, over in settings.over(measured.values, part).items():
+            trial.set_constraint(name, over)
+        trial.set_user_attr("state", "done")
+        return tuple(measured.values[name] for name in settings.objectives)
+
+    def _end(self, trial: Any, state: str, reason: str) -> None:
+        trial.set_user_attr("state", state)
+        trial.set_user_attr("reason", reason[:500])
+
+    def until_closed(self, poll: Callable[[], bool] = lambda: False) -> None:
+        """Work until the search is closed, or `poll` says that it is time to stop."""
+        while not poll():
+            if any(one.state == "waiting" for one in self.book.entries()):
+                self.work()
+            elif self.book.study.user_attrs.get(CLOSED):
+                return
+            else:
+                time.sleep(POLL)
+
+
+def taken(path: Path) -> int | None:
+    """A lock that one process of this machine has at a time, as an open file; None where there are no such locks.
+
+    SQLite locks no rows, so that two workers that ask for what waits at the same moment would both get the same trial.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+class Workers:
+    """Processes of one torch thread each, which end when this one does.
+
+    Args:
+        log: file that gets what they print.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._processes: list[subprocess.Popen[str]] = []
+
+    @property
+    def alive(self) -> int:
+        """How many are at work."""
+        return sum(process.poll() is None for process in self._processes)
+
+    def gone(self) -> set[str]:
+        """The process ids of those that ended since this was asked last."""
+        ended = [process for process in self._processes if process.poll() is not None]
+        self._processes = [process for process in self._processes if process not in ended]
+        return {str(process.pid) for process in ended}
+
+    def start(self, content: Mapping[str, Any]) -> None:
+        """Start one.
+
+        Args:
+            content: what it is to do: `url` and `folder` of a search, or `finals`, jobs with their folders.
+        """
+        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(roots)}
+        with open(self.log, "a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "holdfast.discovery.worker"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C comes to the driver; the worker learns of it when its input ends
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({**content, "plugins": plugins.described()}) + "\n")
+        process.stdin.flush()
+        self._processes.append(process)
+
+    def stop(self) -> None:
+        """End them all; what they trained goes on from its last checkpoint."""
+        for process in self._processes:
+            if process.stdin is not None and not process.stdin.closed:
+                process.stdin.close()
+        for process in self._processes:
+            process.wait()
+        self._processes = []
+
+
+def joined(url: str, folder: Path) -> Worker:
+    """A worker for the search in a storage, from what the study says of it.
+
+    Args:
+        url: of the storage.
+        folder: where this machine keeps the trials it trains; shared, so that it can go on with those of others.
+
+    Raises:
+        ConfigError: where the storage holds no search.
+    """
+    optuna = library()
+    from holdfast.discovery.study import NAME, storage
+
+    try:
+        with quiet():
+            about = optuna.load_study(study_name=NAME, storage=storage(url)).user_attrs.get(ABOUT)
+    except KeyError:
+        about = None
+    if not about:
+        raise ConfigError(
+            f"--worker: {url.split('@')[-1]} holds no search yet. Start it with `holdfast search ... --storage` first."
+        )
+    plan = Plan.loaded(about)
+    return Worker(plan, Book(url, plan.settings, plan.space), folder)
+
+
+def main() -> None:
+    """Read what to work on from the first line of standard input; when the input ends, end at once."""
+    content: Mapping[str, Any] = json.loads(sys.stdin.readline())
+    threading.Thread(target=_watch, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    if content.get("plugins"):
+        plugins.use_all(content["plugins"])
+    for one in content.get("finals", []):
+        finish(Path(one["folder"]), one["config"], one["command"])
+    if "url" in content:
+        joined(content["url"], Path(content["folder"])).until_closed()
+
+
+def _watch() -> None:
+    """End this process when the one that started it is gone: what it trained goes on from its last checkpoint."""
+    while os.read(0, 1024):  # not `sys.stdin`, whose lock a thread may not hold when Python ends
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

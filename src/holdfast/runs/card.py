@@ -1,0 +1,152 @@
+"""What a trained model must know of its data to be asked without them: kept with each checkpoint as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import DataError
+from holdfast.core.experience import Batch, Data, Experience, Stream
+from holdfast.streams.dataset import Prepare
+
+LOOKED_AT = 64
+"""Samples that the range of values is read from."""
+
+
+def card_of(stream: Stream) -> dict[str, Any]:
+    """The card of a stream: classes and their names, shape and range of inputs, preprocessing, columns of a table.
+
+    Args:
+        stream: with its data.
+
+    Returns:
+        JSON values; `stream_of` makes a stream without data of them. `prepare` is missing where the preprocessing is a
+        function that no file can hold.
+    """
+    card: dict[str, Any] = {
+        "name": stream.name,
+        "classes": stream.classes,
+        "class_names": list(stream.class_names),
+        "input_shape": list(stream.input_shape),
+        "outputs": stream.outputs,
+        "paradigm": stream.paradigm,
+        "table": stream.table,
+        "description": stream.description,
+        "experiences": [
+            {"name": one.name, "classes": list(one.classes), "task": one.task, "samples": len(one.train)}
+            for one in stream
+        ],
+        **_range(stream),
+    }
+    if stream.prepare is None:
+        card["prepare"] = None
+    elif isinstance(stream.prepare, Prepare):
+        card["prepare"] = stream.prepare.describe()
+    return card
+
+
+def _range(stream: Stream) -> dict[str, Any]:
+    """Type and largest value of raw inputs, which say how an image file becomes such an input."""
+    if not len(stream) or not len(stream[0].train):
+        return {"dtype": None, "top": 1.0}
+    data = stream[0].train
+    with torch.random.fork_rng(devices=[]):  # a reader may draw seeds for its processes
+        inputs = data.gather(torch.arange(min(LOOKED_AT, len(data)))).inputs
+    if not isinstance(inputs, Tensor):
+        return {"dtype": None, "top": 1.0}
+    return {"dtype": str(inputs.dtype).removeprefix("torch."), "top": float(inputs.max())}
+
+
+def stream_of(card: Mapping[str, Any]) -> Stream:
+    """The stream of a card, with everything but the data.
+
+    Raises:
+        DataError: when the data of one of its experiences are asked for.
+    """
+    classes, outputs = int(card["classes"]), int(card["outputs"])
+    experiences = [
+        Experience(
+            index=index,
+            train=NoData(classes, outputs),
+            classes=tuple(one["classes"]),
+            task=one["task"],
+            name=one["name"],
+        )
+        for index, one in enumerate(card["experiences"])
+    ]
+    prepare = card["prepare"]
+    return Stream(
+        experiences,
+        tuple(card["input_shape"]),
+        classes,
+        card["paradigm"],
+        None if prepare is None else Prepare(**prepare),
+        card["name"],
+        tuple(card["class_names"]),
+        dict(card["description"]),
+        card["table"],
+    )
+
+
+class NoData(Data):
+    """The data of an experience that are not here: no samples, and targets of the right type.
+
+    Args:
+        classes: of the stream; 0 for regression.
+        outputs: numbers of a target of regression.
+    """
+
+    def __init__(self, classes: int, outputs: int) -> None:
+        self._targets = torch.empty(0, dtype=torch.int64) if classes else torch.empty(0, outputs)
+
+    def __len__(self) -> int:
+        return 0
+
+    @property
+    def targets(self) -> Tensor:
+        """None of them."""
+        return self._targets
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """No batch, as there is no sample.
+
+        Raises:
+            DataError: where a sample is asked for.
+        """
+        if len(order):
+            raise DataError("the data of this run are not loaded. Evaluate the run, or give data of your own.")
+        return iter(())
+
+    def subset(self, index: Tensor) -> Data:
+        """Nothing of nothing."""
+        return self
+
+    def to(self, device: torch.device | str) -> Data:
+        """The same."""
+        return self
+
+
+def number_of(label: object, class_names: Sequence[str]) -> int:
+    """The class of a label as its user writes it; -1 where the model has no such class.
+
+    Args:
+        label: a word or a number: `"setosa"`, `3`, `3.0`.
+        class_names: of the stream; classes that share a label are joined by `/`.
+
+    Example:
+        >>> number_of("b", ["a", "b/c"]), number_of(7.0, ["5", "7"]), number_of("x", ["a"])
+        (1, 1, -1)
+    """
+    word = str(label).strip()
+    if isinstance(label, float) and label.is_integer():
+        word = str(int(label))
+    if word in class_names:
+        return list(class_names).index(word)
+    within = [place for place, name in enumerate(class_names) if word in name.split("/")]
+    if len(within) == 1:
+        return within[0]
+    whole = word.removesuffix(".0")
+    return list(class_names).index(whole) if whole != word and whole in class_names else -1

@@ -1,0 +1,215 @@
+"""What a report and `holdfast show` say of a run on a source: its numbers, its plots, and what arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from holdfast.metrics.stream import accuracy_so_far, passed
+from holdfast.runs.drawing import ACCENT, GRID, INK, MUTED, QUALITATIVE, SMALL, new_axes, series
+from holdfast.runs.result import Result
+from holdfast.runs.words import headline_item, measure, number, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEASURES = (
+    *("prequential_accuracy", "windowed_accuracy", "anytime_accuracy", "held_out_accuracy", "old_accuracy", "old_loss"),
+    *("anytime_held_out_accuracy", "share_seen", "rows_dropped", "share_idle", "detection_delay", "missed_drifts"),
+    "false_alarms",
+)
+"""The measures that are shown, in order."""
+
+SHARES = tuple(name for name in MEASURES if "accuracy" in name or name.startswith("share"))
+"""Those of them that are shares."""
+
+MOST_LISTED = 20
+"""Boundaries that are listed one by one."""
+
+
+def of_source(run: Result) -> bool:
+    """Whether a run learned from a source."""
+    return bool(run.log.start.get("source"))
+
+
+def headline(runs: Sequence[Result]) -> list[dict[str, str]]:
+    """The numbers that matter: right before training on it, lately, and on what the stream has moved on from."""
+    right, lately = measure(runs, "prequential_accuracy"), measure(runs, "windowed_accuracy")
+    old, loss = measure(runs, "old_accuracy"), measure(runs, "old_loss")
+    items = []
+    if right is not None:
+        items.append(
+            headline_item(
+                "Predicted", percent(right), "This share of all rows was predicted right before it was trained on."
+            )
+        )
+        items.append(headline_item("Lately", percent(lately), "The same over about the last thousand rows."))
+    if old is not None:
+        sentence = "At the end, this share of the rows held out of the older half of the stream is answered right."
+        items.append(headline_item("Kept", percent(old), sentence))
+    elif loss is not None:
+        sentence = (
+            "At the end, this is the mean loss on rows held out of the older half of the stream; lower is better."
+        )
+        items.append(headline_item("Kept", number(loss), sentence))
+    if right is None and loss is None:
+        last = [run.log.values("train", "loss") for run in runs]
+        known = [float(values[-1]) for values in last if values.size and np.isfinite(values[-1])]
+        value = number(float(np.mean(known))) if known else "–"
+        items.append(headline_item("Loss", value, "The mean training loss of the last records, before the steps."))
+    return items
+
+
+def sentence(runs: Sequence[Result]) -> str:
+    """What was done, and what came of it."""
+    run = runs[0]
+    start = run.log.start
+    train = run.log.of("train")
+    rows = int(train[-1]["samples"]) if train else 0
+    boundaries = len(run.log.of("boundary"))
+    found = (
+        f" and came to {boundaries} boundar{'y' if boundaries == 1 else 'ies'}" if start["source"]["boundary"] else ""
+    )
+    gaps = run.log.of("gap")
+    gap = "" if not gaps else f" It was resumed {len(gaps)} time{'s' * (len(gaps) > 1)} with a gap in the stream."
+    return f"{start.get('method')} learned {rows:,} rows of {start['source']['name']}{found}.{gap}"
+
+
+def facts(run: Result) -> list[tuple[str, str]]:
+    """What arrived, what was lost, what was waited for, and where boundaries were found."""
+    last = (run.log.of("source") or [{}])[-1]
+    words = {
+        "samples": "rows trained on",
+        "arrived": "rows that arrived",
+        "dropped": "rows dropped while the queue was full",
+        "passed_over": "rows that left the window untrained",
+        "waiting": "rows that waited at the end",
+    }
+    rows = [(word, number(last[key])) for key, word in words.items() if key in last]
+    if last.get("seconds"):
+        idle = last["idle_seconds"]
+        rows.append(("seconds of waiting for data", f"{idle:.1f} of {last['seconds']:.1f}"))
+    for gap in run.log.of("gap"):
+        rows.append((f"gap at step {gap['step']}", f"{gap['batches']} batches that {gap['source']} did not give again"))
+    boundaries = run.log.of("boundary")
+    for event in boundaries[:MOST_LISTED]:
+        why = ", ".join(str(event[key]) for key in ("detector", "on") if key in event)
+        name = f"experience {event['experience']} begins"
+        rows.append((name, f"after {event['samples']:,} rows ({why or event['boundary']})"))
+    if len(boundaries) > MOST_LISTED:
+        rows.append(("further boundaries", number(len(boundaries) - MOST_LISTED)))
+    return rows
+
+
+def figures(run: Result) -> list[tuple[str, Figure, str, str]]:
+    """Name, figure, title and caption of each plot."""
+    found = []
+    accuracy = _accuracy(run)
+    if accuracy is not None:
+        caption = "Share of the rows that were predicted right before being trained on: in each record, and so far."
+        found.append(("stream_accuracy", accuracy, "Predicted before trained on", caption + _marks_in_words(run)))
+    else:
+        caption = "The mean loss of each record, before the steps."
+        found.append(("stream_loss", _loss(run), "Loss", caption + _marks_in_words(run)))
+    if run.log.of("held_out"):
+        known = any(event.get("correct") is not None for event in run.log.of("held_out"))
+        what = "Accuracy" if known else "Loss"
+        caption = f"{what} on rows that were never trained on, by quarters of all that had arrived, the oldest first."
+        found.append(("held_out", _held_out(run, known), "Rows held out", caption))
+    if any("ages" in event for event in run.log.of("memory")):
+        caption = "Rows in the memory by tenths of the stream so far; the darkest are the oldest."
+        found.append(("memory", _memory(run), "What the memory holds", caption))
+    return found
+
+
+def _marks_in_words(run: Result) -> str:
+    words = ""
+    if run.log.of("boundary"):
+        words += " Upright lines are boundaries."
+    if run.log.start["source"].get("drifts"):
+        words += " Ticks at the bottom are known changes."
+    return words
+
+
+def _marked(axes: Axes, run: Result) -> None:
+    """Boundaries as upright lines, known changes as ticks at the bottom."""
+    for event in run.log.of("boundary")[:500]:
+        axes.axvline(event["samples"], color=GRID, linewidth=1.0, zorder=0)
+    drifts = [drift for drift in run.log.start["source"].get("drifts") or [] if drift <= axes.get_xlim()[1]]
+    for drift in drifts[:500]:
+        axes.axvline(drift, ymax=0.04, color=MUTED, linewidth=1.4)
+    axes.set_xlabel("rows")
+    axes.grid(visible=False, axis="x")
+
+
+def _accuracy(run: Result) -> Figure | None:
+    from matplotlib.ticker import PercentFormatter
+
+    windows = passed(run.log)
+    if not windows.samples.size:
+        return None
+    figure, axes = new_axes(4.7, 3.75)
+    rows = np.cumsum(windows.samples)
+    axes.plot(rows, windows.accuracy, color=ACCENT, linewidth=1.0, alpha=0.65, label="each record")
+    axes.plot(rows, accuracy_so_far(run.log), color=INK, linewidth=1.8, label="so far")
+    axes.set(ylim=(0, 1), xlim=(0, float(rows[-1])))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _marked(axes, run)
+    axes.set_ylabel("predicted right")
+    axes.legend(loc="lower right", frameon=False, fontsize=SMALL, labelcolor=INK)
+    return figure
+
+
+def _loss(run: Result) -> Figure:
+    figure, axes = new_axes(4.7, 3.75)
+    axes.plot(run.log.values("train", "samples"), run.log.values("train", "loss"), color=ACCENT, linewidth=1.2)
+    _marked(axes, run)
+    axes.set_ylabel("loss")
+    return figure
+
+
+def _held_out(run: Result, known: bool) -> Figure:
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = new_axes(4.7, 3.75)
+    looks: list[Any] = run.log.of("held_out")
+    rows = [event["samples"] for event in looks]
+    names = ("oldest quarter", "second", "third", "newest")
+    for age, colour in enumerate(series(len(names))):
+        parts = [event["ages"][age] for event in looks]
+        if known:
+            heights = [part["correct"] / part["rows"] if part["rows"] else np.nan for part in parts]
+        else:
+            heights = [np.nan if part["loss"] is None else part["loss"] for part in parts]
+        marker = "o" if len(rows) == 1 else None
+        axes.plot(rows, heights, color=colour, linewidth=1.6, marker=marker, label=names[age])
+    if known:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _marked(axes, run)
+    axes.set_ylabel("answered right" if known else "loss")
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=SMALL, labelcolor=INK,
+        borderaxespad=0.2, handlelength=1.2, columnspacing=1.0,
+    )  # fmt: skip
+    return figure
+
+
+def _memory(run: Result) -> Figure:
+    figure, axes = new_axes(4.7, 3.75)
+    looks: list[Any] = [event for event in run.log.of("memory") if "ages" in event]
+    rows = [event["samples"] for event in looks]
+    ages = np.array([event["ages"] for event in looks], dtype=np.float64).T
+    colours = series(len(ages))
+    if len(rows) == 1:
+        axes.bar(range(len(ages)), ages[:, 0], color=QUALITATIVE[0])
+        axes.set_xlabel("tenth of the stream")
+    else:
+        axes.stackplot(rows, ages, colors=colours, linewidth=0)
+        axes.set_xlim(rows[0], rows[-1])
+        axes.set_xlabel("rows")
+    axes.set_ylabel("rows in the memory")
+    return figure

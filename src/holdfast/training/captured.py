@@ -1,0 +1,354 @@
+"""Captured steps of a training: which can be captured, what the host gives them anew, and what is said of the rest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from holdfast.core.batch import Batch
+from holdfast.core.engine import Engine
+from holdfast.core.step import Now, Step
+from holdfast.core.tape import Live, Ref, Tape, aten, leaves
+from holdfast.core.tree import tree_map
+from holdfast.training.decisions import Decisions
+from holdfast.training.programs import runner
+from holdfast.training.recordings import Recordings
+from holdfast.training.session import Session
+
+COLD, LATER = 18.0, 5.0
+"""Seconds that compiling a step took the first time in a process, and after a head grew, on one core."""
+
+SAVED = 0.4
+"""Part of a step's time that compiling was seen to save."""
+
+
+class Rates:
+    """The learning rates of an optimiser in a recorded step, which the host gives it anew at each run.
+
+    The plain move of SGD (`p += -lr * g`) and the fused optimisers take it so; in those of others it stands as a
+    constant, and a step with another rate is recorded anew.
+
+    Args:
+        optimizer: returns the optimiser.
+    """
+
+    def __init__(self, optimizer: Callable[[], torch.optim.Optimizer | None]) -> None:
+        self._optimizer = optimizer
+        self.constant: set[int] = set()
+        self._moved: tuple[int, int] = (0, 0)
+        self._before = 0
+        self._tape: Tape | None = None
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the optimiser."""
+        optimizer = self._optimizer()
+        return [] if optimizer is None else optimizer.param_groups
+
+    @property
+    def numbers(self) -> dict[str, Callable[[], float]]:
+        """How each rate is asked for."""
+        return {f"lr/{i}": lambda i=i: float(self.groups[i]["lr"]) for i in range(len(self.groups))}  # type: ignore[misc]
+
+    def moving(self, move: Callable[[], Any], tape: Callable[[], Tape | None]) -> Callable[[], Any]:
+        """`move`, with a note of where on the tape it stands."""
+
+        def noted() -> Any:
+            self.start(tape())
+            out = move()
+            self.stop()
+            return out
+
+        return noted
+
+    def start(self, tape: Tape | None) -> None:
+        """The optimiser is about to move."""
+        self._tape = tape
+        if tape is not None:
+            self._moved, self._before = (len(tape.nodes), 0), len(tape.problems)
+
+    def stop(self) -> None:
+        """The optimiser has moved."""
+        if self._tape is not None:
+            self._moved = (self._moved[0], len(self._tape.nodes))
+            if len(self._tape.problems) > self._before:
+                self._tape.problems[self._before :] = [self._sentence()]
+
+    def _sentence(self) -> str:
+        name, group = type(self._optimizer()).__name__, self.groups[0]
+        if "fused" in group:
+            return f"{name} counts its steps on the host; with optimizer.fused=true it does so on the device"
+        if "capturable" in group and group["params"][0].device.type == "cuda":
+            return f"{name} counts its steps on the host; with optimizer.capturable=true it does so on the device"
+        return f"{name} reads its own values on the host"
+
+    def mark(self, tape: Tape) -> None:
+        """Mark the rates on a tape."""
+        group_of = {
+            parameter.untyped_storage()._cdata: i for i, g in enumerate(self.groups) for parameter in g["params"]
+        }
+        marked = set()
+        start, end = self._moved if self._tape is tape else (0, 0)
+        for position in range(start, end):
+            node = tape.nodes[position]
+            first = next(iter(leaves(node.args)), None)
+            group = group_of.get(tape.groups[first.number]) if isinstance(first, Ref) else None
+            if group is None:
+                continue
+            rate, kwargs = self.groups[group]["lr"], node.kwargs
+            if node.func in (aten.add_.Tensor, aten._foreach_add_.List) and kwargs.get("alpha") == -rate:
+                tape.nodes[position] = node._replace(kwargs={**kwargs, "alpha": Live(f"lr/{group}", -1.0)})
+                marked.add(group)
+            elif node.func._schema.name.startswith("aten::_fused_") and kwargs.get("lr") == rate:
+                tape.nodes[position] = node._replace(kwargs={**kwargs, "lr": Live(f"lr/{group}", 1.0)})
+                marked.add(group)
+        self.constant = set(range(len(self.groups))) - marked
+
+    def baked(self) -> Hashable:
+        """The numbers of the optimiser that stand in a step as they are."""
+        return tuple(
+            tuple((key, _plain(value)) for key, value in group.items() if key not in ("params", "lr", "initial_lr"))
+            + ((_plain(group["lr"]),) if i in self.constant else ())
+            for i, group in enumerate(self.groups)
+        )
+
+
+def _plain(value: Any) -> Hashable:
+    return float(value) if isinstance(value, Tensor) else tuple(value) if isinstance(value, list) else value
+
+
+class Tally:
+    """What captured steps log, summed on the device until the window is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sums: dict[str, Tensor] = {}
+        self.hits: Tensor | None = None
+        self.rows = self.steps = 0
+
+    def take(self, outputs: Tensor | None, targets: Tensor, logged: Mapping[str, list[tuple[Tensor, float]]]) -> None:
+        """Add one step; it is recorded with the step."""
+        with torch.no_grad():
+            for name, values in logged.items():
+                for value, factor in values:
+                    self._sum(name).add_(value.double() * factor)
+            if outputs is not None and outputs.dim() == 2 and not targets.is_floating_point():
+                if self.hits is None:
+                    self.hits = self._zero(torch.int64)
+                self.hits.add_((outputs.detach().argmax(1) == targets).sum())
+
+    def _sum(self, name: str) -> Tensor:
+        if name not in self.sums:
+            self.sums[name] = self._zero(torch.float64)
+        return self.sums[name]
+
+    def _zero(self, dtype: torch.dtype) -> Tensor:
+        with _disable_current_modes():  # it is there before the step that is recorded
+            return torch.zeros((), dtype=dtype, device=self.device)
+
+    def read(self) -> tuple[dict[str, float], int | None, int, int]:
+        """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
+        terms = {name: float(value) for name, value in self.sums.items()} if self.steps else {}
+        hits = int(self.hits) if self.hits is not None and self.steps else None
+        told = (terms, hits, self.rows, self.steps)
+        for value in (*self.sums.values(), *([] if self.hits is None else [self.hits])):
+            value.zero_()
+        self.rows = self.steps = 0
+        return told
+
+
+def leaves_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order."""
+    leaves: list[Tensor] = []
+    tree_map(lambda leaf: leaves.append(leaf) or leaf, batch.inputs)  # type: ignore[func-returns-value]
+    return [*leaves, batch.targets, *([batch.task] if isinstance(batch.task, Tensor) else [])]
+
+
+def roots_of(engine: Engine, optimizer: torch.optim.Optimizer | None) -> dict[str, object]:
+    """Everything that a step may change, by name."""
+    return {  # what operations share comes first: it is told by the same path at any moment of a step
+        "learner": engine.services,
+        "optimizer": {} if optimizer is None else optimizer.state,
+        **{operation.name: operation for operation in engine.method},
+    }
+
+
+def reasons_against(session: Session) -> list[str]:
+    """Why no step of a training can be captured, as far as that is known beforehand."""
+    settings, engine = session.settings, session.engine
+    reasons = [f"`{operation.name}`: {operation.captured}" for operation in engine.method if operation.captured]
+    if engine.acts_at("take_step") and not reasons:
+        reasons.append(f"`{engine.method.name}` makes the whole step itself")
+    if session.current.accumulate > 1:
+        reasons.append("several batches add up to one step of the optimiser (accumulate)")
+    if session.scaler is not None:
+        reasons.append("precision 16-mixed looks at every gradient before the weights may move; bf16-mixed does not")
+    if session.ranks.count > 1:
+        reasons.append("several processes train together (devices)")
+    if settings.detect_anomaly:
+        reasons.append("detect_anomaly looks at every gradient")
+    return reasons
+
+
+class Captured:
+    """Makes the steps of a session, as recordings where it can, and says why where it cannot.
+
+    Args:
+        session: whose steps these are.
+        how: `graph`, `compile` or `tape`.
+
+    Attributes:
+        recordings: of its steps.
+    """
+
+    def __init__(self, session: Session, how: str) -> None:
+        self.session = session
+        self.how = how
+        first = next(session.model.parameters(), None)
+        dtype = torch.float32 if first is None or first.dtype != torch.float64 else torch.float64
+        self.rates = Rates(lambda: session.optimization.optimizer)
+        self.recordings = Recordings(
+            lambda: roots_of(session.engine, session.optimization.optimizer),
+            Decisions(session.device, dtype),
+            self._ready,
+            self._mark,
+            self.rates.baked,
+            (session, session.engine, session.learner, session.optimization, session.records, session.ranks, self),
+        )
+        self.tally = session.records.window.tally = Tally(session.device)
+        self.reasons: list[str] = []
+        self._static: dict[Hashable, Batch] = {}
+        self._seconds = float("inf")
+        self._left = 0
+        self._compiled = self._judged = False
+        self._before = dict(self.recordings.counts)
+
+    def begin(self, steps: int) -> None:
+        """Before the steps of an experience, or what is left of it.
+
+        Args:
+            steps: how many there will be, at most.
+        """
+        self.recordings.forget()
+        self._static.clear()
+        self.reasons = reasons_against(self.session)
+        self._left, self._judged = steps, False
+        self._seconds = float("inf")
+
+    def end(self, experience: int) -> None:
+        """Record how the steps of an experience were made."""
+        counts, before = self.recordings.counts, self._before
+        self._before = dict(counts)
+        self.session.records.write(
+            event="capture",
+            experience=experience,
+            how=self.how,
+            captured=counts["run"] - before["run"],
+            recorded=counts["recorded"] - before["recorded"],
+            as_written=counts["plain"] - before["plain"],
+            reasons=self.reasons or self.recordings.problems,
+        )
+
+    # One step --------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
+        """Train on one batch, and add it to the window.
+
+        Returns:
+            What was seen and computed where the step was made as written; None where a recording was run.
+        """
+        session, engine = self.session, self.session.engine
+        self._left -= 1
+        start = time.perf_counter()
+        if self.reasons:
+            self.recordings.counts["plain"] += 1
+            return self._as_written(batch, now, weight, last)
+        if batch.task is None:
+            batch.task = engine.services.forward.task
+        tensors = leaves_of(batch)
+        key = (tuple((t.shape, t.dtype) for t in tensors), None if isinstance(batch.task, Tensor) else batch.task)
+        static = self._static.get(key)
+        if static is None:
+            static = self._static[key] = _clone(batch)
+        fed = leaves_of(static)
+        for kept, new in zip(fed, tensors):
+            kept.copy_(new, non_blocking=True)
+        engine.services.now = now
+        index = engine.index
+        done: list[Step | None] = [None]
+
+        def as_written() -> None:
+            done[0] = self._as_written(batch, now, weight, last)
+            self._seconds = min(self._seconds, time.perf_counter() - start)
+
+        self.recordings.step(key, lambda: self._body(static, now, last), as_written, fed)
+        if done[0] is None:
+            engine.index = index + 1
+            self.tally.steps += 1
+            self.tally.rows += batch.targets.shape[0]
+            session.records.window.steps += 1
+        return done[0]
+
+    def _as_written(self, batch: Batch, now: Now, weight: float, last: bool) -> Step:
+        session = self.session
+        step = session.engine.step(batch, now, session.update, weight, last)
+        session.records.window.add(step.outputs, step.targets, batch.fresh)
+        return step
+
+    def _body(self, static: Batch, now: Now, last: bool) -> None:
+        """The step that is recorded: that of the engine, and what its window wants to know."""
+        session, services = self.session, self.session.engine.services
+        batch = Batch(static.inputs, static.targets, static.task)
+        decisions, optimization = self.recordings.decisions, session.optimization
+        move, logged = optimization.move, services.logged
+        optimization.move = self.rates.moving(move, lambda: None if decisions.watch is None else decisions.watch.tape)
+        services.logged = {}
+        try:
+            step = session.engine.step(batch, now.watched(decisions.peek), session.update, 1.0, last)
+            self.tally.take(step.outputs, step.targets, services.logged)
+        finally:
+            optimization.move, services.logged = move, logged
+
+    def _mark(self, tape: Tape) -> None:
+        self.rates.mark(tape)
+        every_step = self.session.current.scheduler_every == "step" and self.session.optimization.scheduler is not None
+        if self.rates.constant and every_step:
+            name = type(self.session.optimization.optimizer).__name__
+            tape.problems.append(
+                f"the scheduler changes the learning rate at every step, and the step of {name} has it as a constant;"
+                " fused optimisers (optimizer.fused=true) and SGD do not"
+            )
+
+    def _ready(self, tape: Tape) -> Callable[[], None]:
+        if self.how == "compile":
+            self._judge()
+        return runner(self.how, tape, self.rates.numbers)
+
+    def _judge(self) -> None:
+        """Say beforehand whether compiling will pay for itself in what is left of the experience."""
+        if self._judged:
+            return
+        cost, gain = (LATER if self._compiled else COLD), self._left * self._seconds * SAVED
+        self._judged = self._compiled = True
+        tell = logging.getLogger("holdfast").warning if gain < cost else logging.getLogger("holdfast").info
+        tell(
+            "compiling a step takes about %.0f s; the %d steps left of this experience take %.1f s as written and about"
+            " %.1f s less compiled: it will %spay for itself%s",
+            cost,
+            self._left,
+            self._left * self._seconds,
+            gain,
+            "not " if gain < cost else "",
+            ". Leave capture=compile out for runs of this length" if gain < cost else "",
+        )
+
+
+def _clone(batch: Batch) -> Batch:
+    task = batch.task.clone() if isinstance(batch.task, Tensor) else batch.task
+    return Batch(tree_map(torch.clone, batch.inputs), batch.targets.clone(), task)

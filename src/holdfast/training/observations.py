@@ -1,0 +1,153 @@
+"""What is looked at now and then while a source is learned: rows held out of it, the memory, the source's counts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.boundary import Boundary
+from holdfast.core.errors import ConfigError
+from holdfast.core.experience import Batch
+from holdfast.core.learner import derive_seed
+from holdfast.core.operation import snake_case
+from holdfast.core.source import Source
+from holdfast.memory import Memory, Reservoir
+from holdfast.streams.data import TensorData
+from holdfast.training.evaluation import evaluate
+from holdfast.training.session import Session
+
+AGES = 4
+"""Parts of equal length into which everything that has arrived is cut, to ask the model about each."""
+
+BINS = 10
+"""The same for what a memory holds."""
+
+
+class Observations:
+    """Looks at a training on a source after every so many batches, and records what it sees.
+
+    Events: `held_out`, loss and accuracy on rows that were never trained on, over all of them and by `ages`, the oldest
+    quarter of everything that has arrived first; `memory`, how many rows of each class and of each tenth of the stream
+    so far the memory holds; `source`, rows trained on, the source's own counts, and the seconds spent on waiting.
+
+    Args:
+        session: of a source.
+        every: batches between two looks.
+        rows: held out that are kept, at most, each that arrived with equal probability.
+
+    Raises:
+        ConfigError: for a number below 1.
+    """
+
+    def __init__(self, session: Session, every: int, rows: int = 1000) -> None:
+        if every < 1 or rows < 1:
+            raise ConfigError(f"observe_every is {every} and observe_rows {rows}. Give numbers of at least 1.")
+        self.session = session
+        self.every = every
+        generator = torch.Generator().manual_seed(derive_seed(session.settings.seed, "held out"))
+        self._kept = Memory(rows, insertion=Reservoir(generator), device=session.device)
+
+    def take(self, batch: Batch) -> None:
+        """Keep what is held out of a batch that arrived."""
+        if batch.held_out is not None:
+            self._kept.add({"inputs": batch.held_out.inputs, "targets": batch.held_out.targets})
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to look, after so many batches."""
+        return step % self.every == 0
+
+    def look(self) -> None:
+        """Record the events."""
+        session, position = self.session, self.session.position
+        where = {"experience": position.experience, "step": session.engine.index, "samples": position.samples}
+        if len(self._kept):
+            session.records.write(event="held_out", **where, **self._asked())
+        memory = session.learner.memory
+        if memory is not None and len(memory):
+            session.records.write(event="memory", **where, **_composition(memory))
+        counts = {} if session.source is None else session.source.counts()
+        seconds = {"seconds": session.seconds, "idle_seconds": position.idle}
+        session.records.write(event="source", **where, **counts, **seconds)
+
+    def _asked(self) -> dict[str, Any]:
+        """Loss and right answers over all rows that were kept, and by age."""
+        rows, arrivals = self._kept.all(), self._kept.arrivals.cpu()
+        ages = (arrivals * AGES).div(max(1, self._kept.seen), rounding_mode="floor").clamp_max(AGES - 1)
+        data = TensorData(rows["inputs"], rows["targets"])
+        found = []
+        for age in range(AGES):
+            chosen = (ages == age).nonzero().flatten()
+            counts = evaluate(self.session.engine, data.subset(chosen), (), None) if len(chosen) else {}
+            found.append({"rows": len(chosen), "loss": counts.get("loss"), "correct": counts.get("correct")})
+        return {**_total(found), "old": _total(found[: AGES // 2]), "ages": found}
+
+    def state(self) -> dict[str, Any]:
+        """The rows that were kept."""
+        return {"kept": self._kept.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self._kept.load(state["kept"])
+
+
+def _total(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of several parts together, their loss weighted by their rows."""
+    known = [part for part in parts if part["rows"] and part["loss"] is not None]
+    rows = sum(part["rows"] for part in known)
+    right = [part["correct"] for part in known if part["correct"] is not None]
+    return {
+        "rows": rows,
+        "loss": sum(part["loss"] * part["rows"] for part in known) / rows if rows else None,
+        "correct": sum(right) if right else None,
+    }
+
+
+def _composition(memory: Any) -> dict[str, Any]:
+    """What a memory holds: rows, bytes, rows by class, and by tenths of all that it has seen."""
+    found: dict[str, Any] = {"items": len(memory), "bytes": memory.nbytes}
+    targets: Tensor = memory.column("targets")
+    if not targets.is_floating_point() and targets.dim() == 1:
+        counts = torch.bincount(targets.cpu()).tolist()
+        found["classes"] = {str(label): count for label, count in enumerate(counts) if count}
+    seen = getattr(memory, "seen", None)
+    if seen:
+        bins = (memory.arrivals.cpu() * BINS).div(seen, rounding_mode="floor").clamp_max(BINS - 1)
+        found["offered"] = seen
+        found["ages"] = torch.bincount(bins, minlength=BINS).tolist()
+    return found
+
+
+def note_boundary(session: Session, boundary: Boundary) -> None:
+    """Record that an experience begins with the batch that is being trained on."""
+    position = session.position
+    session.records.write(
+        event="boundary",
+        experience=position.experience,
+        step=session.engine.index,
+        samples=position.samples,
+        boundary=snake_case(type(boundary).__name__),
+        **boundary.reason(),
+    )
+
+
+def go_back(session: Session, source: Source) -> None:
+    """Let `source` go on where a checkpoint was made, or say how much lies between."""
+    where = session.position.source
+    if where is None:
+        return
+    if source.seekable:
+        source.seek(where)
+        return
+    missing = where["batches"] - source.position()["batches"]
+    session.records.write(
+        event="gap", step=session.engine.index, source=type(source).__name__, batches=missing, position=dict(where)
+    )
+    warnings.warn(
+        f"{type(source).__name__} cannot go back to where the checkpoint was made, {missing} batches on; the"
+        " training goes on with what it gives now. Give a source that can seek, or one that begins there.",
+        stacklevel=4,
+    )

@@ -1,0 +1,337 @@
+"""A search at work: it goes on from checkpoints, never sees what it must not, and what it leaves runs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import holdfast
+from holdfast.config.check import validated
+from holdfast.core.errors import ConfigError, Interrupted
+from holdfast.discovery import Outcome, knowledge, search, sweep
+from holdfast.discovery.command import estimate, planned
+from holdfast.discovery.driver import Driver
+from holdfast.discovery.plan import Plan
+from holdfast.discovery.protocols import Protocol, meta_features, tuning_stream
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import learned, measures, prefix, reach
+from holdfast.discovery.worker import Worker
+from holdfast.metrics.log import Log
+from holdfast.metrics.summary import compute
+from holdfast.runs.run import run
+
+pytest.importorskip("optuna")
+
+SMALL = ["trainer.epochs=1", "stream.experiences=4", "model.hidden=[8]", "checkpoint.every_seconds=null"]
+NARROW = {
+    "operations": {"retention": ["replay", "distillation", "logit_replay"]},
+    "slots": {"incorporation": 0, "bias": 0, "representation": 0, "uncertainty": 0},
+    "methods": ["finetune", "er_exemplars"],
+}
+SOURCE = str(Path(holdfast.__file__).parents[1])
+
+
+@pytest.fixture(autouse=True)
+def own_knowledge(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_KNOWLEDGE", str(tmp_path_factory.mktemp("known") / "searches.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    out = tmp_path_factory.mktemp("search") / "one"
+    return search(NARROW, *SMALL, out=out, trials=5, finals=2, final_seeds=2, warm_start=False)
+
+
+def matrix(folder: Path, length: int | None = None) -> Any:
+    log = Log.read(folder)
+    return compute(log if length is None else prefix(log, length), "validation")["accuracy_matrix"]
+
+
+# Going on ------------------------------------------------------------------------------------------------
+
+
+def test_a_promoted_trial_has_the_accuracy_matrix_of_one_in_one_piece(tmp_path: Path) -> None:
+    plan = Plan.of(None, [*SMALL, "method=er", "protocol=validation", "parameters.optimizer.lr=[0.1]"], sweep=True)
+    config = plan.trial_job(plan.space.usual())
+    for length in (1, 2, 4):
+        reach(tmp_path / "promoted", config, length)
+        assert learned(tmp_path / "promoted") == length
+    reach(tmp_path / "whole", config, 4)
+    assert matrix(tmp_path / "promoted") == matrix(tmp_path / "whole")
+    assert np.isfinite(np.array(matrix(tmp_path / "whole"), dtype=float)).all()
+
+
+def test_a_prefix_of_the_log_measures_what_was_measured_when_it_ended(tmp_path: Path) -> None:
+    plan = Plan.of(None, [*SMALL, "method=er", "protocol=validation", "parameters.optimizer.lr=[0.1]"], sweep=True)
+    config = plan.trial_job(plan.space.usual())
+    first = reach(tmp_path / "a", config, 2)
+    reach(tmp_path / "a", config, 4)
+    again = measures(Log.read(tmp_path / "a"), 2)
+    assert {k: v for k, v in again.items() if "seconds" not in k} == {
+        k: v for k, v in first.values.items() if "seconds" not in k
+    }
+
+
+def test_a_search_that_was_left_goes_on_to_the_same_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(None, [*SMALL, "trials=4", "finals=1", "final_seeds=1", "warm_start=false"], sweep=True)
+    calls = []
+    work = Worker.work
+
+    def stopped(self: Worker) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        work(self)
+
+    monkeypatch.setattr(Worker, "work", stopped)
+    with pytest.raises(Interrupted, match="The same command goes on"):
+        Driver(plan, tmp_path / "s").run()
+    assert json.loads((tmp_path / "s" / "search.json").read_text())["state"] == "interrupted"
+    monkeypatch.setattr(Worker, "work", work)
+    said: list[str] = []
+    driver = Driver(plan, tmp_path / "s", say=said.append)
+    driver.run()
+    assert any("going on with" in line for line in said)
+    entries = driver.book.entries()
+    assert len({one.key for one in entries}) == 4
+    assert all(one.state in ("done", "diverged") for one in entries)
+
+
+def test_another_search_in_the_same_folder_is_refused(finished: Outcome, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds another search"):
+        search(NARROW, *SMALL, out=finished.folder, trials=6, warm_start=False)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no search"):
+        search(NARROW, *SMALL, out=tmp_path, trials=2, warm_start=False)
+
+
+# What it leaves ------------------------------------------------------------------------------------------
+
+
+def test_the_best_runs_again_to_the_same_accuracy_matrix(finished: Outcome, tmp_path: Path) -> None:
+    best = json.loads((finished.folder / "best.json").read_text())
+    assert best == finished.best
+    place = run(best, tmp_path / "again", quiet=True)
+    first = next(
+        one for one in (finished.folder / "final").iterdir() if json.loads((one / "config.json").read_text()) == best
+    )
+    assert compute(Log.read(place))["accuracy_matrix"] == compute(Log.read(first))["accuracy_matrix"]
+
+
+def test_the_report_says_what_won_on_which_data_and_what_cannot_be_seen(finished: Outcome) -> None:
+    text = (finished.folder / "report.html").read_text()
+    assert finished.verdict
+    assert finished.verdict.split(". ")[0].replace("+", "&#43;") in text or finished.verdict.split(". ")[0] in text
+    assert "validation data of the first 3 of 4 experiences" in text
+    assert "Final runs on test data" in text
+    assert "Spearman" in text
+
+
+def test_the_front_and_the_values_of_the_best_are_written_as_json(finished: Outcome) -> None:
+    front = json.loads((finished.folder / "pareto.json").read_text())
+    assert len(front["front"]) == 1
+    validated(front["front"][0]["job"])
+    told = json.loads((finished.folder / "optimization_results.json").read_text())
+    assert told["name"] == "optuna"
+    assert told["best_value"] == front["front"][0]["values"]["average_accuracy"]
+
+
+def test_final_runs_have_fresh_seeds_and_fresh_orders_of_classes(finished: Outcome) -> None:
+    configs = [json.loads((one / "config.json").read_text()) for one in (finished.folder / "final").iterdir()]
+    assert {one["seed"] for one in configs} == {1000, 1001}
+    assert all(one["stream"]["class_order"] == "random" for one in configs)
+    assert all(one["stream"]["seed"] == one["seed"] for one in configs)
+
+
+def test_several_objectives_leave_a_front(tmp_path: Path) -> None:
+    found = search(
+        NARROW, *SMALL, "objectives=accuracy,memory", "memory=[20,60]", out=tmp_path / "s", trials=4, finals=1,
+        final_seeds=1, warm_start=False,
+    )  # fmt: skip
+    front = json.loads((found.folder / "pareto.json").read_text())
+    values = [tuple(one["values"].values()) for one in front["front"]]
+    assert not any(a != b and a[0] >= b[0] and a[1] <= b[1] for a in values for b in values)
+    assert "Pareto front" in (found.folder / "report.html").read_text()
+
+
+def test_what_is_beyond_a_limit_is_never_the_best(tmp_path: Path) -> None:
+    plan = planned(None, [*SMALL, "trials=2", "finals=1", "final_seeds=1", "at_most.memory=1kB"], sweep=True)
+    Driver(plan, tmp_path / "s").run()
+    assert not (tmp_path / "s" / "best.json").exists()
+    assert "beyond a limit" in (tmp_path / "s" / "report.html").read_text()
+
+
+def test_a_diverged_composition_stands_apart_and_does_not_end_the_search(tmp_path: Path) -> None:
+    found = sweep(
+        None, *SMALL, "method=finetune", "optimizer.lr=choice(0.1,1e12)", out=tmp_path / "s", trials=2, finals=1,
+        final_seeds=1,
+    )  # fmt: skip
+    text = (found.folder / "report.html").read_text()
+    assert "Diverged" in text
+    assert found.best["optimizer"]["lr"] == 0.1
+
+
+def test_a_sweep_varies_the_numbers_of_one_method_alone(tmp_path: Path) -> None:
+    found = sweep(None, *SMALL, "method=er", out=tmp_path / "s", trials=3, finals=1, final_seeds=1)
+    assert found.best["method"]["name"] == "er"
+    told = json.loads((found.folder / "optimization_results.json").read_text())
+    assert set(told["best_params"]) == {"method.size", "method.policy", "optimizer.lr"}
+
+
+# Leakage -------------------------------------------------------------------------------------------------
+
+
+def data(folder: Path, test_seed: int | None = None, later_seed: int | None = None) -> Path:
+    """Digits as a file, its test labels shuffled, or the labels of samples of the classes from 6 on."""
+    from sklearn.datasets import load_digits
+
+    inputs, labels = load_digits(return_X_y=True)
+    inputs, labels = inputs[:900].astype(np.float32) / 16, labels[:900].copy()
+    train, test = slice(0, 700), slice(700, 900)
+    train_labels, test_labels = labels[train].copy(), labels[test].copy()
+    if test_seed is not None:
+        test_labels = np.random.default_rng(test_seed).permutation(test_labels)
+    if later_seed is not None:
+        later = np.flatnonzero(train_labels >= 6)
+        train_labels[later] = np.random.default_rng(later_seed).permutation(train_labels[later])
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "data.npz", x_train=inputs[train], y_train=train_labels, x_test=inputs[test], y_test=test_labels)
+    return folder / "data.npz"
+
+
+def trials_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, **shuffled: int) -> list[Any]:
+    """Everything that a search measured in its trials, on data in the same folder."""
+    place = data(tmp_path, **shuffled)
+    tuning_stream.__globals__["_stream"].cache_clear()
+    name = f"{protocol}-{shuffled}"  # braces in the name of a folder mean nothing
+    words = ["trainer.epochs=1", "stream.experiences=5", "model.hidden=[8]", f"stream.dataset.path={place}"]
+    plan = planned(
+        None,
+        ["stream.dataset=npz", *words, f"protocol={protocol}", "trials=3", "finals=0", "warm_start=false"],
+        sweep=True,
+    )
+    driver = Driver(plan, tmp_path / name)
+    driver.run()
+    entries = driver.book.entries()
+    matrices = [matrix(tmp_path / name / "trials" / one.key, one.length) for one in entries]
+    return [[(one.key, one.length, one.params) for one in entries], matrices]
+
+
+@pytest.mark.parametrize("protocol", ["first-k", "validation"])
+def test_shuffled_test_labels_change_nothing_in_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    first = trials_of(tmp_path, monkeypatch, protocol)
+    assert first == trials_of(tmp_path, monkeypatch, protocol, test_seed=1)
+
+
+def test_shuffled_labels_beyond_k_change_nothing_under_first_k_and_something_under_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = trials_of(tmp_path, monkeypatch, "first-k")
+    assert first == trials_of(tmp_path, monkeypatch, "first-k", later_seed=1)
+    all_of_it = trials_of(tmp_path, monkeypatch, "validation")
+    assert all_of_it != trials_of(tmp_path, monkeypatch, "validation", later_seed=1)
+
+
+def test_the_stream_of_a_trial_has_no_test_data_and_no_experience_beyond_k() -> None:
+    base = validated({"stream": {"name": "split", "dataset": "digits", "experiences": 5}}).config
+    stream = tuning_stream(validated(Protocol("first-k", 3).tuned(base)))
+    assert len(stream) == 3
+    assert all(one.test is None and one.validation is not None for one in stream)
+
+
+def test_transfer_tunes_on_the_other_data_set() -> None:
+    plan = planned(
+        None, [*SMALL, "protocol=transfer", "transfer={name: synthetic, classes: 8}", "trials=1"], sweep=True
+    )
+    assert plan.trial_job(plan.space.usual())["stream"]["dataset"]["name"] == "synthetic"
+    assert plan.protocol.final(plan.space.job(plan.space.usual()), 1000)["stream"]["dataset"]["name"] == "digits"
+    assert "synthetic" in plan.protocol.words(4)
+
+
+# Before it starts, and afterwards ------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_it_will_cost_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = estimate(planned(None, [*SMALL, "method=er", "budget=10m"], sweep=True), 2)
+    assert "compositions fit, 2 at once" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_search_found_is_proposed_first_on_the_next_data_set(tmp_path: Path) -> None:
+    search(NARROW, *SMALL, out=tmp_path / "s", trials=3, finals=1, final_seeds=1)
+    [kept] = list(knowledge.entries())
+    assert kept["features"]["classes"] == 10
+    plan = planned(None, [*SMALL, "trials=2"])
+    points = knowledge.proposals(plan)
+    assert points
+    for point in points:
+        plan.accepted(point, {})
+
+
+def test_meta_features_tell_a_balanced_data_set_from_an_unbalanced_one() -> None:
+    base = validated({"stream": {"name": "split", "dataset": "digits", "experiences": 5}}).config
+    found = meta_features(tuning_stream(validated(Protocol("validation").tuned(base))))
+    assert 0 <= found["c2"] < 0.01
+    assert found["linear_discr"] > 0.85
+    assert found["classes"] == 10
+
+
+# Processes -----------------------------------------------------------------------------------------------
+
+
+def started(folder: Path) -> subprocess.Popen[bytes]:
+    words = ["trainer.epochs=1", "stream.experiences=4", "model.hidden=[8]", "method=er", "warm_start=false"]
+    command = [sys.executable, "-m", "holdfast", "sweep", *words, "--trials", "60", "-j", "2", "-o", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": SOURCE}
+    return subprocess.Popen(
+        [*command, "finals=1", "final_seeds=1"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_search_killed_three_times_loses_at_most_the_trials_in_flight(tmp_path: Path) -> None:
+    plan = planned(
+        None,
+        ["trainer.epochs=1", "stream.experiences=4", "model.hidden=[8]", "method=er", "warm_start=false", "finals=1",
+         "final_seeds=1"],
+        sweep=True, trials=60,
+    )  # fmt: skip
+    folder, before = tmp_path / "s", 0
+    for goal in (5, 20, 40):
+        process = started(folder)
+        try:
+            while len(done(folder, plan)) < goal:
+                assert process.poll() is None
+                time.sleep(0.2)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert len(done(folder, plan)) >= max(goal, before)
+        before = len(done(folder, plan))
+    assert started(folder).wait(900) == 0
+    entries = Book(f"sqlite:///{folder / 'study.db'}", plan.settings, plan.space).entries()
+    assert len({one.key for one in entries if one.state in ("done", "diverged")}) == 60
+    assert sum(one.state == "lost" for one in entries) <= 6
+
+
+def done(folder: Path, plan: Plan) -> set[str]:
+    if not (folder / "study.db").is_file():
+        return set()
+    try:
+        entries = Book(f"sqlite:///{folder / 'study.db'}", plan.settings, plan.space).entries()
+    except ConfigError:  # the tables are being made
+        return set()
+    return {one.key for one in entries if one.state == "done"}

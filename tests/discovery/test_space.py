@@ -1,0 +1,178 @@
+"""What a search may try: axes from signatures, compositions from roles, methods as points, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from holdfast.config import kinds
+from holdfast.config.check import validated
+from holdfast.config.job import make_method
+from holdfast.core.errors import ConfigError
+from holdfast.core.method import conflicts
+from holdfast.core.operation import ROLES
+from holdfast.discovery.axes import Axis, written
+from holdfast.discovery.plan import Plan
+from holdfast.discovery.settings import made, parsed
+from holdfast.discovery.space import SHORT, composed, only_fills, size_of
+
+SMALL = ["trainer.epochs=1", "stream.experiences=3", "model.hidden=[8]", "warm_start=false"]
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return Plan.of(None, [*SMALL, "trials=4"])
+
+
+class Draw:
+    """A trial that takes what a generator says."""
+
+    def __init__(self, seed: int) -> None:
+        import random
+
+        self.random = random.Random(seed)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self.random.choice(list(choices))
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return self.random.randint(low, high)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return self.random.uniform(low, high)
+
+
+def test_every_range_of_an_operation_holds_its_default_and_only_what_its_signature_allows() -> None:
+    base = validated({"references": []}).config
+    sizes = Axis("memory.items", (20,))
+    space = composed(base, roles={}, slots={}, sizes=sizes, parameters={}, experiences=2)
+    for name, axes in space.operations.items():
+        kind = kinds.find("operations", name)
+        known = {parameter.name: parameter for parameter in kinds.configurable("operations", kind)}
+        for axis in axes:
+            parameter = known[axis.name.split(".", 1)[1]]
+            if not parameter.required and parameter.default is not None:
+                assert axis.holds(parameter.default), (axis.name, str(axis))
+            for value in axis.choices or (axis.low, axis.high):
+                size = size_of(kind, 20, 2) if kind.fills else {}
+                kind(**size, **{parameter.name: int(value) if axis.whole else value})
+
+
+def test_a_composition_has_at_most_the_operations_of_its_slots_and_a_memory_where_one_draws(plan: Plan) -> None:
+    refused = 0
+    for seed in range(40):
+        try:
+            params = plan.space.suggest(Draw(seed))
+        except ConfigError:  # two operations that exclude each other
+            refused += 1
+            continue
+        method = make_method(validated(plan.space.job(params)).block.method)
+        assert not method.unfilled
+        assert not conflicts(method)
+        acting = [SHORT[one.role] for one in method if not only_fills(type(one))]
+        assert acting.count("retention") <= 2
+        assert all(acting.count(word) <= 1 for word in SHORT.values() if word != "retention")
+    assert refused < 20
+
+
+def test_the_slots_hold_every_operation_of_their_role_that_can_be_trained_here(plan: Plan) -> None:
+    for role in ROLES:
+        known = {name for name, kind in kinds.names("operations").items() if kind.role == role}
+        held = {n for slot, names in plan.space.slots.items() if slot.split(".")[0] == SHORT[role] for n in names}
+        assert known == held | (known & {*plan.space.left_out, *plan.space.fillers})
+    assert "every" in plan.space.left_out["joint_data"] or "all experiences" in plan.space.left_out["joint_data"]
+    assert "task labels" in plan.space.left_out["subnetworks"]
+
+
+@pytest.mark.parametrize("name", ["er", "der_plus_plus", "icarl", "ewc", "finetune", "gem", "bic"])
+def test_a_published_method_is_a_point_that_stands_for_its_own_operations(plan: Plan, name: str) -> None:
+    params = plan.space.point(kinds.find("methods", name)())
+    method = make_method(validated(plan.space.job(params)).block.method)
+    wanted = {one.config()["name"]: one.config() for one in kinds.find("methods", name)()}
+    found = {one.config()["name"]: one.config() for one in method}
+    assert found.keys() == wanted.keys()
+    for operation, arguments in wanted.items():
+        differing = {key for key, value in arguments.items() if found[operation][key] != value}
+        assert differing <= {"capacity", "per_class", "per_experience"}  # the memory is that of the search
+
+
+def test_the_first_trials_are_the_literature_the_best_known_first(plan: Plan) -> None:
+    names = [name for name, _ in plan.literature]
+    assert names[:3] == ["finetune", "er", "der_plus_plus"]
+    assert "joint" not in names
+
+
+def test_a_plan_that_was_written_down_is_the_same_plan(plan: Plan) -> None:
+    again = Plan.loaded(plan.plain())
+    assert again.space == plan.space
+    assert dataclasses.asdict(again.settings) == dataclasses.asdict(plan.settings)
+
+
+def test_a_search_that_is_free_to_take_the_largest_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="free to take the largest memory"):
+        made({"memory": [50, 200]})
+    with pytest.raises(ConfigError, match="free to take the largest memory"):
+        made({"parameters": {"method.capacity": {"low": 10, "high": 100}}})
+    assert made({"memory": [50, 200], "objectives": "accuracy,memory"}).objectives[1] == "memory_bytes_peak"
+    assert made({"memory": [50, 200], "at_most": {"memory": "20kB"}}).at_most == {"memory_bytes_peak": 20000.0}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"objectives": "acuracy"}, "did you mean 'accuracy'"),
+        ({"protocol": "first"}, "did you mean 'first-k'"),
+        ({"protocol": "transfer"}, "Name it: transfer="),
+        ({"protocol": "validation", "k": 3}, "k: is for protocol=first-k"),
+        ({"trials": 0}, "trials: got 0"),
+        ({"budget": "soon"}, 'budget: got "soon"'),
+        ({"slots": {"memory": 1}}, "unknown role 'memory'"),
+        ({"operations": {"bias": ["replay"]}}, "'replay' is for retention"),
+        ({"operations": {"bias": ["weight_aling"]}}, "did you mean 'weight_align'"),
+        ({"parameters": {"replay.size": {"low": 4, "high": 1}}}, "Give the smaller number as low"),
+        ({"trails": 3}, "did you mean 'trials'"),
+        ({"seed": 1000}, "for final runs"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(said: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told.replace("(", r"\(")):
+        made(said)
+
+
+def test_a_limit_on_time_is_shared_out_over_the_stream() -> None:
+    settings = made({"at_most": {"time": "10s", "memory": "1kB"}})
+    assert settings.over({"train_seconds": 4.0, "memory_bytes_peak": 800.0}, 0.5)["train_seconds"] < 0
+    assert settings.over({"train_seconds": 6.0, "memory_bytes_peak": 800.0}, 0.5)["train_seconds"] > 0
+    assert settings.over({"train_seconds": 6.0, "memory_bytes_peak": 800.0}, 0.5)["memory_bytes_peak"] < 0
+
+
+def test_words_are_settings_of_the_search_or_changes_of_the_job() -> None:
+    said, rest, _ = parsed(None, ["k=2", "at_most.memory=20kB", "stream.experiences=3", "slots.bias=0"])
+    assert said == {"k": 2, "at_most": {"memory": "20kB"}, "slots": {"bias": 0}}
+    assert rest == ["stream.experiences=3"]
+
+
+def test_a_space_file_narrows_the_space_and_says_what_else_varies(tmp_path: Any) -> None:
+    file = tmp_path / "space.json"
+    file.write_text(
+        '{"operations": {"retention": ["replay"]}, "slots": {"bias": 0, "incorporation": 0, "representation": 0, '
+        '"uncertainty": 0, "retention": 1}, "parameters": {"replay.size": [8, 16], "trainer.batch_size": [16, 32]}, '
+        '"methods": [], "job": {"trainer": {"epochs": 1}, "model": {"name": "mlp", "hidden": [8]}}}'
+    )
+    plan = Plan.of(str(file), ["trials=2", "warm_start=false"])
+    assert plan.space.slots == {"retention": ("replay",)}
+    assert plan.space.axes()["replay.size"].choices == (8, 16)
+    assert [axis.name for axis in plan.space.common] == ["trainer.batch_size", "optimizer.lr"]
+    assert (plan.base["model"]["hidden"], plan.base["trainer"]["epochs"]) == ([8], 1)
+
+
+def test_what_a_user_writes_for_an_axis_can_be_a_choice_a_range_or_hydras_grammar() -> None:
+    assert written("a", "choice(1,2)").choices == (1, 2)
+    assert written("a", "range(1,4)").choices == (1, 2, 3)
+    assert written("a", "tag(log,interval(0.01,1))") == Axis("a", (), 0.01, 1, True, False)
+    blocks = written("model", ["mlp", {"name": "mlp", "hidden": [4]}])
+    assert blocks.value(blocks.labels[1]) == {"name": "mlp", "hidden": [4]}
+    with pytest.raises(ConfigError, match=r"parameters\.a"):
+        written("a", {"low": 1})

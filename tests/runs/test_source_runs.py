@@ -1,0 +1,280 @@
+"""A run that learns from a source: the same folder, log, report and resume as any other, and what only it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import holdfast
+from holdfast.cli import app
+from holdfast.config.build import resolve
+from holdfast.config.check import validated
+from holdfast.core.errors import ConfigError, DataError
+from holdfast.metrics.log import Log
+from holdfast.runs import source_report
+from holdfast.runs.on_source import train_on_source
+from holdfast.runs.predict import predict
+from holdfast.runs.run import evaluate, resume, run
+
+DRAWN_BY = source_report.figures
+"""Before reports are made without figures; it is called by hand below."""
+
+JOB: dict[str, Any] = {
+    "source": {"name": "toy8", "npoints": 64, "steps": 6},
+    "model": {"name": "mlp", "hidden": [12]},
+    "method": {"name": "er", "capacity": 50},
+    "boundary": {"name": "every", "steps": 5},
+    "arrival": {"hold_out": 0.1, "observe_every": 4},
+    "trainer": {"batch_size": 16, "log_every": 2},
+    "checkpoint": {"every_seconds": None, "every_steps": 3},
+}
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    return {**JOB, **changes}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "model.pt", weights_only=True)  # type: ignore[no-any-return]
+
+
+def equal(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_on_a_source_leaves_the_folder_of_any_run(tmp_path: Path) -> None:
+    folder = run(job(), tmp_path / "run", quiet=True)
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "log.jsonl", "metrics.json", "report.html", "run.json", "model.txt"} <= names
+    opened = holdfast.open(folder)
+    assert opened.state == "finished"
+    assert opened.title == "er on toy8"
+    log = Log.read(folder)
+    assert [event["experience"] for event in log.of("boundary")] == [1, 2, 3, 4]
+    measured = opened.metrics
+    assert 0.25 < measured["prequential_accuracy"] <= 1
+    assert measured["share_seen"] == 1
+    assert 0 < measured["old_accuracy"] <= 1
+    assert measured["anytime_held_out_accuracy"] > 0.3
+    assert 0 <= measured["share_idle"] <= 1
+    held = log.of("held_out")[-1]
+    assert held["rows"] == pytest.approx(0.1 * 6 * 64, abs=2)
+    assert sum(part["rows"] for part in held["ages"]) == held["rows"]
+    memory = log.of("memory")[-1]
+    assert sum(memory["classes"].values()) == sum(memory["ages"]) == memory["items"] == 50
+    page = (folder / "report.html").read_text()
+    for words in ("er learned", "held out accuracy", "share idle", "experience 4 begins"):
+        assert words in page
+    drawn = DRAWN_BY(opened)
+    assert [title for _, _, title, _ in drawn] == [
+        "Predicted before trained on",
+        "Rows held out",
+        "What the memory holds",
+    ]
+    assert "known changes" in drawn[0][3]
+
+
+def test_command_line_json_and_python_give_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["source=toy8", "source.npoints=64", "source.steps=4", "method=er", "trainer.batch_size=16", "-q"]
+    typed = CliRunner().invoke(app, ["run", *words, "--out", "typed"])
+    assert typed.exit_code == 0, typed.output
+    Path("job.json").write_text(
+        json.dumps({"source": {"name": "toy8", "npoints": 64, "steps": 4}, "trainer": {"batch_size": 16}})
+    )
+    assert CliRunner().invoke(app, ["run", "job.json", "--out", "read", "-q"]).exit_code == 0
+    config = json.loads(Path("typed/config.json").read_text())
+    assert config["stream"] is None
+    assert config == resolve(config) == json.loads(Path("read/config.json").read_text())
+    run(config, Path("python"), quiet=True)
+    assert equal(Path("typed"), Path("read"))
+    assert equal(Path("typed"), Path("python"))
+    shown = CliRunner().invoke(app, ["show", "typed"])
+    assert "prequential accuracy" in shown.output
+    assert "rows trained on" in shown.output
+    valid = CliRunner().invoke(app, ["validate", "job.json"])
+    assert "source     toy8(npoints=64, steps=4)" in valid.output
+    for kind, names in (("sources", ("csv", "folder", "open_pmd", "toy8")), ("boundaries", ("every", "on_drift"))):
+        listed = CliRunner().invoke(app, ["list", kind])
+        assert all(name in listed.output for name in names)
+
+
+class Stop(Exception):  # noqa: N818
+    """What a test throws where a process would die."""
+
+
+@pytest.mark.parametrize("after", [4, 11])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"arrival": {"window": 40, "min_steps": 2, "max_steps": 2, "hold_out": 0.1, "observe_every": 4}},
+        {"arrival": {"policy": "block", "capacity": 2, "observe_every": 4}},
+        {"boundary": {"name": "on_drift", "detector": "mmd", "on": "inputs", "parameters": {"window": 20}}},
+    ],
+    ids=["plain", "window", "queue", "drift"],
+)
+def test_killed_anywhere_a_resumed_run_ends_with_equal_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, changes: dict[str, Any]
+) -> None:
+    from holdfast.runs.recording import Recording
+
+    def trained(folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        train_on_source(folder, validated(job(**changes)), quiet=True)
+        return folder
+
+    whole = trained(tmp_path / "whole")
+    record, written = Recording.record, []
+
+    def dying(self: Recording, event: dict[str, Any]) -> None:
+        written.append(event)
+        if len(written) == after:
+            raise Stop
+        record(self, event)
+
+    monkeypatch.setattr(Recording, "record", dying)
+    with pytest.raises(Stop):
+        trained(tmp_path / "killed")
+    monkeypatch.setattr(Recording, "record", record)
+    killed = trained(tmp_path / "killed")
+    assert equal(whole, killed)
+    kept = ("train", "boundary", "held_out", "memory")
+    one, other = ([e for e in Log.read(folder) if e["event"] in kept] for folder in (whole, killed))
+    assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_killed_can_be_resumed_and_one_that_is_told_to_stop_says_how(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    config = job(source={"name": "toy8", "npoints": 2048, "steps": 20}, checkpoint={"every_steps": 20})
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(config))
+    whole = run(config, tmp_path / "whole", quiet=True)
+    command = [sys.executable, "-m", "holdfast", "run", str(path), "-q", "--out", str(tmp_path / "other")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(holdfast.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "other" / "log.jsonl"
+    import threading
+
+    pause = threading.Event()
+    while process.poll() is None and (not log.is_file() or log.read_text().count('"train"') < 40):
+        pause.wait(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    if number == signal.SIGTERM:
+        assert process.returncode == 130
+        assert f"holdfast resume {tmp_path / 'other'}" in said
+    assert equal(whole, resume(tmp_path / "other", quiet=True))
+
+
+PASSING = '''
+import torch
+from holdfast.core.source import Iterated
+
+class Passing(Iterated):
+    """What passes by and never comes back.
+
+    Args:
+        count: of batches.
+        fail: at half of them.
+    """
+
+    input_shape, classes = (2,), 2
+
+    def __init__(self, count: int = 20, fail: bool = False):
+        self.fail = fail
+        super().__init__(self.given(count))
+
+    def given(self, count):
+        for number in range(count):
+            if self.fail and number == count // 2:
+                raise OSError("gone")
+            yield torch.randn(8, 2, generator=torch.Generator().manual_seed(number)), torch.tensor([0, 1] * 4)
+'''
+
+
+def test_a_source_that_cannot_go_back_goes_on_and_the_gap_is_in_log_and_report(tmp_path: Path) -> None:
+    from holdfast.config import plugins
+
+    file = tmp_path / "mine.py"
+    file.write_text(PASSING)
+    plugins.use(file)
+    try:
+        config = {"source": {"name": "passing", "fail": True}, "checkpoint": {"every_steps": 1, "every_seconds": None}}
+        with pytest.raises(OSError, match="gone"):
+            run(config, tmp_path / "run", quiet=True)
+        path = tmp_path / "run" / "config.json"
+        path.write_text(path.read_text().replace('"fail": true', '"fail": false'))
+        with pytest.warns(UserWarning, match="cannot go back"):
+            folder = resume(tmp_path / "run", quiet=True)
+    finally:
+        plugins.drop(file) if hasattr(plugins, "drop") else None
+    gap = Log.read(folder).of("gap")[0]
+    assert gap["batches"] == 10
+    assert "10 batches that Passing did not give again" in (folder / "report.html").read_text()
+
+
+def test_a_model_trained_on_a_source_predicts_and_has_no_test_data(tmp_path: Path) -> None:
+    folder = run(job(), tmp_path / "run", quiet=True)
+    np.save(tmp_path / "x.npy", np.zeros((3, 2), dtype=np.float32))
+    table = predict(folder, [str(tmp_path / "x.npy")], tmp_path / "out").path.read_text().splitlines()
+    assert len(table) == 4
+    with pytest.raises(DataError, match="learned from a source, which has no test data"):
+        evaluate(folder)
+
+
+@pytest.mark.slow
+def test_seeds_and_references_run_beside_each_other(tmp_path: Path) -> None:
+    folder = run(job(seeds=[0, 1], references=["finetune"]), tmp_path / "run", quiet=True)
+    page = (folder / "report.html").read_text()
+    assert '<th scope="col">finetune</th>' in page
+    assert not equal(folder / "seed-0", folder / "seed-1")
+
+
+def test_a_number_of_batches_ends_a_run_and_a_resumed_one_at_the_same(tmp_path: Path) -> None:
+    config = job(trainer={"batch_size": 16, "iterations": 7, "log_every": 1}, arrival={})
+    folder = run(config, tmp_path / "run", quiet=True)
+    assert [event["step"] for event in Log.read(folder).of("train")] == list(range(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stream": {"name": "split", "dataset": "digits"}}, "both a stream and a source"),
+        ({"trainer": {"epochs": 3}}, r"trainer\.epochs: got 3.*trainer\.iterations"),
+        ({"trainer": {"patience": 2}}, r"trainer\.patience.*means nothing for a source"),
+        ({"references": ["joint"]}, "'joint' takes all data at once"),
+        ({"protocol": "independent"}, "protocol"),
+        ({"source": {"name": "toy9"}}, "did you mean 'toy8'"),
+        ({"source": {"name": "toy8", "batch_size": 3}}, r"batch_size.*trainer\.batch_size"),
+        ({"method": {"name": "ewc"}, "boundary": None}, r"boundary=every boundary\.steps"),
+        ({"arrival": {"watermark": 3}}, r"arrival\.watermark: it is for the policy reservoir"),
+        ({"arrival": {"policy": "reservoir", "window": 8}}, "Choose one of the two"),
+        ({"arrival": {"min_steps": 4, "max_steps": 2}}, r"arrival\.max_steps"),
+        ({"boundary": {"name": "on_drift", "detector": "ddm", "on": "loss"}}, "ddm counts errors"),
+        ({"model": {"name": "mlp", "head": "growing"}}, r"model\.head"),
+    ],
+)
+def test_what_a_source_cannot_do_is_refused_before_anything_starts(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(job(**changes))
+
+
+def test_a_boundary_or_an_arrival_of_a_stream_is_refused() -> None:
+    for key, value in (("boundary", {"name": "on_new_class"}), ("arrival", {})):
+        with pytest.raises(ConfigError, match=f"{key}: it is for a source"):
+            resolve({"method": "er", key: value})
