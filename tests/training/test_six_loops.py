@@ -281,7 +281,7 @@ def test_an_autoencoder_trained_past_its_forward_works_with_si() -> None:
 
 
 def transformers_model(method: Any) -> float:
-    """A model of transformers that is given its labels and returns its loss, on text as long as each batch's longest."""
+    """A model of transformers that is given labels and returns its loss, on text padded to each batch's longest."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
