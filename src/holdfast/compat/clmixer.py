@@ -123,9 +123,6 @@ def convert(content: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any
         content: of the file.
         source: its name, for error messages.
 
-    Returns:
-        The job, and the sentences, the most important first.
-
     Raises:
         ConfigError: for a key, name or value that CLMixer does not have, or that has no equivalent here.
     """

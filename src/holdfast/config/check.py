@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from holdfast.config import arrivals, kinds, schema
@@ -21,6 +22,7 @@ from holdfast.core.operation import acts_at
 from holdfast.models.library import architectures
 from holdfast.streams.datasets.vision import known_datasets
 from holdfast.training.precision import launched
+from holdfast.training.programs import chosen
 from holdfast.training.ranks import check_shared
 
 
@@ -248,6 +250,11 @@ def check_processes(job: Job) -> list[str]:
         problems.append(
             "trainer.precision: 16-mixed is for GPUs, and the device is the CPU. Write trainer.precision=bf16-mixed."
         )
+    if job.config["device"] == "cpu":
+        try:
+            chosen(trainer["capture"], torch.device("cpu"))
+        except ConfigError as error:
+            problems.append(f"trainer.capture: {str(error).replace('capture=', 'trainer.capture=')}")
     if trainer["num_nodes"] > 1 and not launched():
         problems.append(
             f"trainer.num_nodes: got {trainer['num_nodes']}, and a run starts the processes of one machine. Write"

@@ -18,7 +18,7 @@ from holdfast.core.forward import backward, constant
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
-from holdfast.core.needs import check_needs, refuse_ignored, refuse_positions
+from holdfast.core.needs import TargetNeeds, check_needs
 from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
 from holdfast.core.snapshot import restore_snapshots
@@ -44,6 +44,7 @@ class Engine:
     Attributes:
         index: how many steps were made.
         services: what operations get.
+        targets: what the method takes as targets.
         evaluating: `with engine.evaluating():` is in eval mode, and in the mode from before afterwards.
     """
 
@@ -53,8 +54,8 @@ class Engine:
         if without_classes(learner.criterion):
             offers = set(offers) - {"classes"}
         check_needs(method.name, method.needs, offers, advice)
-        self._labelled = "classes" in method.needs
-        self._single = next((one.name for one in method if "classes" in one.needs and not one.positions), "")
+        single = next((one.name for one in method if "classes" in one.needs and not one.positions), "")
+        self.targets = TargetNeeds(method.name, method.needs, single)
         for operation in method:
             if getattr(operation, "bound", False):
                 raise ConfigError(f"{method!r} is already bound to a learner. Use method.clone() for a second one.")
@@ -104,18 +105,6 @@ class Engine:
                 "Add Remember(capacity=200) to it."
             )
 
-    def _check_targets(self, targets: Tensor) -> None:
-        """Refuse numbers as targets where class indices are needed, and several where one is."""
-        if targets.is_floating_point():
-            check_needs(self.method.name, {"classes": self.method.needs["classes"]}, ())
-        if self._single and targets.dim() > 1:
-            refuse_positions(self.method.name, self._single, targets)
-
-    def check_labels(self, targets: Tensor) -> None:
-        """Refuse labels that count for nothing where every sample must have a class; reads the values."""
-        if self._single:
-            refuse_ignored(self.method.name, self._single, targets, ignored_label(self.services.criterion))
-
     def acts_at(self, entry_point: str) -> bool:
         """Whether some operation acts at `entry_point`."""
         return bool(getattr(self, f"_{entry_point}"))
@@ -132,9 +121,10 @@ class Engine:
             UsageError: if an operation replaced the data that did not declare it.
         """
         given = experience
-        if self._labelled and len(experience.train) and (self._single or not experience.classes):
-            self._check_targets(experience.train.targets)
-            self.check_labels(experience.train.targets)
+        targets = self.targets
+        if targets.classes and len(experience.train) and (targets.single or not experience.classes):
+            targets.check(experience.train.targets)
+            targets.check_values(experience.train.targets, ignored_label(self.services.criterion))
         for begin in self._begin:
             data = begin(experience, self.services)
             if data is not None:
@@ -225,8 +215,8 @@ class Engine:
         """The current data's loss: the method's own criterion, else the learner's; several add, each in the log."""
         if not self._criterion:
             return self.services.criterion(outputs, targets)
-        if self._single:
-            self._check_targets(targets)
+        if self.targets.single:
+            self.targets.check(targets)
         if len(self._criterion) == 1:
             return self._criterion[0](outputs, targets, inputs, self.services)
         losses = []
@@ -247,8 +237,8 @@ class Engine:
 
     def accumulate(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
-        if self._labelled:
-            self._check_targets(step.targets)
+        if self.targets.classes:
+            self.targets.check(step.targets)
         if self._head_untried:
             self._try_head(step)
         with self.services.forward.autocasting():

@@ -22,7 +22,7 @@ from holdfast.core.snapshot import Snapshot, Twin, copy_of
 from holdfast.core.step import Now
 from holdfast.core.task import Task, forward_task
 from holdfast.core.trainable import Trainable
-from holdfast.core.tree import Tree
+from holdfast.core.tree import Fill, Tree
 
 T = TypeVar("T")
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -105,6 +105,7 @@ class Services:
         memory: what is remembered, once an operation made one (see `operations.Remember`).
         memory_device: where memories keep their rows; they come to the model's device when they are drawn.
         pads: what inputs of different lengths are padded with, where the model does not say.
+        fill: what rows of a column that are of different lengths are padded with: `fill(column, rows)`, or None.
         fields: the extra fields that the method's operations want remembered.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         forward: how forwards are made: with which `prepare`, `autocast` and `output`.
@@ -151,6 +152,7 @@ class Services:
         self.seen = SeenClasses(self.device)
         self.logged: dict[str, list[tuple[Tensor, float]]] = {}
         self.pads: float | Mapping[str, float] | None = None
+        self.fill: Fill = lambda column, value: padding_of(column, value, self.model, self.criterion, self.pads)
         self.memory_device = self.device
         self._checkpoints: bool | None = None
         self._teachers: list[tuple[Any, Snapshot]] = []
@@ -197,10 +199,6 @@ class Services:
         """The model's outputs on latents: `above(below(inputs, cut), cut)` is `learner(inputs)`."""
         with forward_task(self.task if task is None else task):
             return self.body.above(latents, cut)
-
-    def fill(self, column: str, value: Tensor) -> float | None:
-        """What rows of a column that are of different lengths are padded with; None where nobody knows."""
-        return padding_of(column, value, self.model, self.criterion, self.pads)
 
     # Gradients -----------------------------------------------------------------------------------------
 

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from holdfast.core.decide import decide
 from holdfast.core.experience import Tree, tree_map
-from holdfast.core.tree import Fill
+from holdfast.core.tree import Fill, flatten, join, restore
 from holdfast.memory.exemplars import ExemplarSets
 from holdfast.memory.insertion import Ring
 from holdfast.memory.memory import Memory
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import flatten, join, restore
 
 Selection = Literal["herding", "random", "closest"]
 

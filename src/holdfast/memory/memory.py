@@ -12,10 +12,10 @@ from holdfast.core.decide import decide, recording
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
 from holdfast.core.ranks import Share
-from holdfast.core.tree import Fill
+from holdfast.core.tree import Fill, flatten, restore, row_count
 from holdfast.memory.insertion import Insertion, Placement
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import Storage, flatten, restore, row_count
+from holdfast.memory.storage import Storage
 
 ARRIVAL_BYTES = 8
 """Bytes a slot takes beside its row: the number its row had in the stream."""

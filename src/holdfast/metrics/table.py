@@ -52,7 +52,7 @@ class Record:
         self.learned = max(map(last_row, whole)) + 1
         rows = np.asarray(np.isfinite(whole).any(axis=(0, 2)))
         self.joint = log.finished and log.experiences > 1 and int(rows.sum()) == 1 and len(log.of("experience")) < 2
-        self.gaps = not self.joint and not bool(rows[: self.learned].all())
+        self.gaps = not self.joint and not bool(np.atleast_1d(rows)[: self.learned].all())
         self.seen = log.experiences if log.finished else self.learned
         self.accuracy, self.aware, self.loss = map(self._as_last, whole)
 

@@ -15,7 +15,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.fisher import Kind, distribution, fisher_diagonal
 from holdfast.operations._parts.layer_gradients import square
-from holdfast.operations._parts.quadratic import quadratic
+from holdfast.operations._parts.quadratic import Stiffness, quadratic
 
 Normalize = Literal["none", "mean", "max"]
 
@@ -42,6 +42,9 @@ class FisherPenalty(Operation):
         samples: samples for the Fisher diagonal; default: all of the experience.
         normalize: what each experience's diagonal is divided by before it is merged: nothing, its `mean` over all
             parameters, or its `max` (so that it lies in 0..1). The strength then does not depend on the loss's scale.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD
+            (`Stiffness`): a large strength then holds parameters fast, where it would make training diverge.
+        batch_size: samples of each forward; with `fisher="batch"` the diagonal depends on it, else only time does.
 
     Source: Kirkpatrick et al. 2017, eq. 3; online: Schwarz et al. 2018, "Progress and compress", eq. 8 and 9, where
     each diagonal is normalised, without a formula; one quadratic for all: Huszar 2018, "Note on the quadratic penalties
@@ -52,6 +55,7 @@ class FisherPenalty(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("importance", "anchor", "constant")
+    scratch = ("_stiffness",)
 
     def __init__(
         self,
@@ -61,6 +65,8 @@ class FisherPenalty(Operation):
         decay: Share = 1.0,
         samples: Count | None = None,
         normalize: Normalize = "none",
+        bounded: bool = True,
+        batch_size: Count | None = None,
     ) -> None:
         super().__init__()
         self.strength = strength
@@ -69,6 +75,9 @@ class FisherPenalty(Operation):
         self.decay = decay
         self.samples = samples
         self.normalize = normalize
+        self.bounded = bounded
+        self._stiffness = Stiffness(strength, bounded)
+        self.batch_size = batch_size
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
         self.constant = 0.0
@@ -82,19 +91,27 @@ class FisherPenalty(Operation):
         """Half the strength times the weighted squared distance."""
         if not self.anchor:
             return None
-        return quadratic(learner, self.importance, self.anchor) + self.constant, 0.5 * self.strength
+        held = self._stiffness.of(learner, self.importance)
+        return quadratic(learner, held, self.anchor) + self.constant, 0.5 * self.strength
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Measure the Fisher diagonal on the experience's data and move the anchor."""
         if total_over_ranks(len(experience.train), learner.device) == 0:
             return
         found = fisher_diagonal(
-            learner, experience.train, self.fisher, samples=self.samples, generator=learner.rng(f"fisher/{self.name}")
+            learner,
+            experience.train,
+            self.fisher,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            generator=learner.rng(f"fisher/{self.name}"),
         )
         found = normalized(found, self.normalize)
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():
                 self._merge(name, found[name], parameter.detach())
+
+        self._stiffness.forget()
 
     def _merge(self, name: str, found: Tensor, parameter: Tensor) -> None:
         if name not in self.anchor:

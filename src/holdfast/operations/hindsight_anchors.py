@@ -13,7 +13,7 @@ from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import memory_of
-from holdfast.operations._parts.rows import row_losses, take
+from holdfast.operations._parts.rows import HALF, row_losses, take
 
 
 class HindsightAnchors(Operation):
@@ -111,14 +111,14 @@ class HindsightAnchors(Operation):
             torch._foreach_add_([self._twin.values[name] for name in names], gradients, alpha=-rate)
         ahead = self._twin(self.anchors, self.tasks)
         with eval_mode(learner.model):
-            term = (learner(self.anchors, self.tasks).float() - ahead.float()).square().mean()
+            term = (_full(learner(self.anchors, self.tasks)) - _full(ahead)).square().mean()
         learner.log(self.name, term, self.weight)
         torch._foreach_add_(gradients, learner.grad(term), alpha=self.weight)
 
     def update(self, step: Step, learner: Services) -> None:
         """Move the mean of features towards that of the batch."""
         with eval_mode(learner.model), torch.no_grad():
-            batch = (1 - self.decay) * _features(step.inputs, step.task, learner).float().mean(0)
+            batch = (1 - self.decay) * _full(_features(step.inputs, step.task, learner)).mean(0)
         self.mean = batch if self.mean is None else self.decay * self.mean + batch
 
     def end(self, experience: Experience, learner: Services) -> None:
@@ -195,3 +195,8 @@ class HindsightAnchors(Operation):
 
 def _features(inputs: Tree, task: int | Tensor | None, learner: Services) -> Tensor:
     return learner.features(inputs, task).flatten(1)
+
+
+def _full(values: Tensor) -> Tensor:
+    """Values that autocast may have made of half precision, in full."""
+    return values.float() if values.dtype in HALF else values

@@ -15,7 +15,7 @@ from holdfast.core.ranges import BelowOne, Count, NonNegative, Positive, Range, 
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory, optimizer_factory
 from holdfast.training.precision import Precision, check_precision
-from holdfast.training.programs import CaptureMode
+from holdfast.training.programs import CaptureMode, chosen
 
 Changes = Mapping[str, Any]
 PerExperience = Mapping[str | int, Changes] | Sequence[Changes | None]
@@ -184,6 +184,7 @@ class Settings(ExperienceSettings):
         super().__post_init__()
         self.device = torch.device(self.device)
         check_precision(self.precision, self.device)
+        chosen(self.capture, self.device)
         for name in ("limit_val_batches", "limit_test_batches"):
             check_limit(name, getattr(self, name))
 
