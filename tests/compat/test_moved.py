@@ -10,7 +10,6 @@ import pytest
 from holdfast.compat.moved import MOVED
 
 SAMPLES = [
-    "config.blocks:check_block",
     "config.cross:cross_checks",
     "config.describe:describe",
     "config.files:read",

@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from holdfast import cli
-from holdfast.config import check, kinds, plugins, schema
 from holdfast.config import job as jobs
+from holdfast.config import kinds, plugins, schema, updates
 from holdfast.config.build import resolve
 from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError
@@ -40,7 +40,7 @@ def made(monkeypatch):
 
     make = Method.__init__
     monkeypatch.setattr(jobs, "called", counted)
-    monkeypatch.setattr(check, "called", counted)
+    monkeypatch.setattr(updates, "called", counted)
     monkeypatch.setattr(model, "model_validate", counted_validation)
     monkeypatch.setattr(Method, "__init__", counted_method)
     return counts

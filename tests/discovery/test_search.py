@@ -16,7 +16,7 @@ import pytest
 
 import holdfast
 from holdfast.config.check import validated
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.discovery import Outcome, knowledge, search, sweep
 from holdfast.discovery.command import estimate, planned
 from holdfast.discovery.driver import Driver
@@ -93,7 +93,7 @@ def test_a_search_that_was_left_goes_on_to_the_same_count(tmp_path: Path, monkey
         work(self)
 
     monkeypatch.setattr(Worker, "work", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="The same command goes on"):
         Driver(plan, tmp_path / "s").run()
     assert json.loads((tmp_path / "s" / "search.json").read_text())["state"] == "interrupted"
     monkeypatch.setattr(Worker, "work", work)

@@ -13,7 +13,7 @@ from typing import Any
 HERE = "holdfast."
 
 _SAME_PACKAGE = {
-    "config": "blocks:messages cross:check defaults:read describe:show files:read folders:words groups:overrides"
+    "config": "cross:check defaults:read describe:show files:read folders:words groups:overrides"
     " hints:messages json_schema:show json_types:signatures layers:compose+messages+read load:compose make:job"
     " namespaces:kinds plain:read summary:show sweeps:search tree:show",
     "core": "backward:forward digests:randomness",

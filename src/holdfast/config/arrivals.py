@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from holdfast.config import kinds, schema
-from holdfast.config.job import Job, called, make_stream, needs_argument
+from holdfast.config.job import Job, make_stream
+from holdfast.config.messages import called, needs_argument
 from holdfast.config.words import shown
 from holdfast.core.batch import Batch
 from holdfast.core.boundary import Boundary

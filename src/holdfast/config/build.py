@@ -17,7 +17,6 @@ from holdfast.config.compose import compose
 from holdfast.config.job import (
     OptimizerFactory,
     SchedulerFactory,
-    check_device_name,
     make_criterion,
     make_device,
     make_method,
@@ -28,6 +27,7 @@ from holdfast.config.job import (
     with_features,
 )
 from holdfast.config.messages import check_block, refuse
+from holdfast.config.trial import check_device_name
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 

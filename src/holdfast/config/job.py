@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.config import kinds, schema
-from holdfast.config.messages import called as called
-from holdfast.config.messages import needs_argument as needs_argument
+from holdfast.config.messages import called, needs_argument
 from holdfast.config.signatures import parameters
-from holdfast.config.words import nearest, renamed_compile
+from holdfast.config.words import renamed_compile
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
@@ -309,19 +308,6 @@ def make_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0].split(". ")[0].split(" with arguments")[0].rstrip(".")
         raise ConfigError(f"device: this machine has no {name!r} ({reason}). Write device=cpu.") from None
     return device
-
-
-def check_device_name(device: str) -> list[str]:
-    """Whether torch knows a device of this name; whether it is there is asked when it is used."""
-    if device == "auto":
-        return []
-    try:
-        torch.device(device)
-    except RuntimeError:
-        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
-        advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
-        return [f"device: unknown device {device!r}; {advice}"]
-    return []
 
 
 def trainer_arguments(block: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from holdfast.config import kinds, schema
 from holdfast.config.job import Job, make_dataset, make_stream
+from holdfast.config.words import nearest
 from holdfast.core.errors import ConfigError, HoldfastError
 from holdfast.core.experience import Experience, Stream
 from holdfast.streams.data import TensorData
@@ -149,3 +150,16 @@ def assumed(job: Job) -> Stream:
         classes = () if numbers else (2 * index, 2 * index + 1)
         experiences.append(Experience(index, data, data, classes=classes, task=task))
     return Stream(experiences, shape, 0 if numbers else 4, paradigm)
+
+
+def check_device_name(device: str) -> list[str]:
+    """Whether torch knows a device of this name; whether it is there is asked when it is used."""
+    if device == "auto":
+        return []
+    try:
+        torch.device(device)
+    except RuntimeError:
+        near = nearest(device.split(":")[0], ["cpu", "cuda", "mps", "xpu", "auto"])
+        advice = f"did you mean {near!r}?" if near else "write cpu, cuda, cuda:1 or mps."
+        return [f"device: unknown device {device!r}; {advice}"]
+    return []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from holdfast.config import kinds, schema
-from holdfast.config.job import called
+from holdfast.config.messages import called
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
 from holdfast.training.settings import indices

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Tree
 from holdfast.core.randomness import on_cpu
-from holdfast.memory.storage import Structure, flatten, join, restore, row_count
+from holdfast.core.tree import Structure, flatten, join, restore, row_count
 
 
 def unit_rows(features: Tensor) -> Tensor:

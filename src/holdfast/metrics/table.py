@@ -50,7 +50,7 @@ class Record:
         self.log, self.split = log, split
         whole = accuracy_matrix(log, split=split), accuracy_matrix(log, aware=True, split=split), self._values("loss")
         self.learned = max(map(last_row, whole)) + 1
-        rows = np.isfinite(whole).any(axis=(0, 2))
+        rows = np.asarray(np.isfinite(whole).any(axis=(0, 2)))
         self.joint = log.finished and log.experiences > 1 and int(rows.sum()) == 1 and len(log.of("experience")) < 2
         self.gaps = not self.joint and not bool(np.atleast_1d(rows)[: self.learned].all())
         self.seen = log.experiences if log.finished else self.learned

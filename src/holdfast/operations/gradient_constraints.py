@@ -65,7 +65,9 @@ class GradientConstraints(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the memories."""
-        memories = ExperienceMemories(learner.share(self.per_experience), learner.device)
+        memories = ExperienceMemories(
+            learner.share(self.per_experience), learner.memory_device, fill=learner.fill, gives=learner.device
+        )
         self._memories = keep_in(learner, memories, self.name)
 
     def gradient(self, step: Step, learner: Services) -> None:

@@ -132,7 +132,7 @@ def _move(learner: Services, loss: Tensor) -> None:
     if rate is None:
         raise UsageError("meta_replay makes steps of the learning rate, and this loop has none. Pass optimizer=...")
     with torch.no_grad():
-        torch._foreach_add_(list[Tensor](learner.parameters()), learner.grad(loss), alpha=-rate)
+        torch._foreach_add_([*learner.parameters()], learner.grad(loss), alpha=-rate)
 
 
 def _copied(parameters: list[nn.Parameter]) -> list[Tensor]:
@@ -144,4 +144,4 @@ def _part_of_the_way(parameters: list[nn.Parameter], begin: list[Tensor], share:
     if share == 1.0:
         return
     with torch.no_grad():
-        torch._foreach_lerp_(list[Tensor](parameters), begin, 1 - share)
+        torch._foreach_lerp_([*parameters], begin, 1 - share)

@@ -79,7 +79,8 @@ class PathPenalty(Operation):
         with torch.no_grad():
             torch._foreach_sub_(back, [p.detach() for _, p in held])  # minus the move
             contributions = [self.contribution[name] for name, _ in held]
-            torch._foreach_addcmul_(contributions, [p.grad for _, p in held], back)  # type: ignore[misc]
+            grads = [p.grad.to_dense() if p.grad.is_sparse else p.grad for _, p in held]  # type: ignore[union-attr]
+            torch._foreach_addcmul_(contributions, grads, back)  # type: ignore[arg-type]
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Turn contributions into importance and move the anchor."""

@@ -165,7 +165,14 @@ class RememberDiverse(Operation):
         """Make the learner's memory."""
         self._insertion = DiverseInsertion(learner.rng(f"replace/{self.name}"))
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
-        memory = Memory(self.capacity, insertion=self._insertion, device=learner.device, share=learner.share)
+        memory = Memory(
+            self.capacity,
+            insertion=self._insertion,
+            device=learner.memory_device,
+            share=learner.share,
+            fill=learner.fill,
+            gives=learner.device,
+        )
         self._memory = keep_in(learner, memory, self.name)
 
     def observe(self, step: Step, learner: Services) -> None:

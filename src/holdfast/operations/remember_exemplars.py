@@ -102,7 +102,9 @@ class RememberExemplars(Operation):
         generator = learner.rng(f"select/{self.name}")
         each = self.per_class if self.per_experience is None else self._budget(0)
         by = self.by if self.per_experience is None else "experience"
-        self._memory = ExemplarMemory(self.capacity, each, self.selection, generator, learner.device, by)
+        self._memory = ExemplarMemory(
+            self.capacity, each, self.selection, generator, learner.memory_device, by, learner.device
+        )
         held = learner.memory
         if isinstance(held, ExemplarMemory | Joined):
             learner.memory = Joined([*(held.members if isinstance(held, Joined) else [held]), self._memory])

@@ -84,7 +84,8 @@ class WalkPenalty(Operation):
                 continue
             if name not in self.fisher:
                 self._begin(name, parameter)
-            gradient = parameter.grad.detach().clone()
+            gradient = parameter.grad.detach()
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient.clone()
             if name in self.importance:
                 pull = self.importance[name] * (parameter - self.anchor[name])
                 gradient.sub_(pull, alpha=2 * self.strength)

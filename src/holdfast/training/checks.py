@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from holdfast.core.boundary import Boundary
-from holdfast.core.criteria import likelihood, without_classes
+from holdfast.core.criteria import ignored_label, likelihood, without_classes
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Tree, tree_rows
@@ -263,7 +263,7 @@ class Watch:
     """
 
     def __init__(self, engine: Engine, forwards: Forwards, criterion: bool, reruns: bool = True) -> None:
-        self._services = engine.services
+        self._engine, self._services = engine, engine.services
         self._name = engine.method.name
         self._forwards = forwards
         self._criterion = criterion
@@ -319,8 +319,8 @@ class Watch:
             self._parameters.check()
         if self.closely:
             criterion = self._services.criterion
-            ignored = getattr(criterion, "ignore_index", -100) if self._criterion else None
-            check_targets(targets, outputs, criterion, ignored)
+            check_targets(targets, outputs, criterion, ignored_label(criterion))
+            self._engine.targets.check_values(targets, ignored_label(criterion))
 
     def check_parameters(self) -> None:
         """Refuse layers that were replaced or compiled since."""

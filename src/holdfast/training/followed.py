@@ -245,7 +245,7 @@ class Followed:
         assert step is not None
         if not self._observed:
             self._observed = True
-            self.engine.observe(step)
+            self.engine.finish(step, edits=False)
         with self.ignored():
             self.engine.update(step)
 
@@ -268,7 +268,7 @@ class Followed:
         generators, first = self.engine.services.generators, self.pending is None
         if first:
             self.pending, self._observed = step, False
-        self.engine.edit(step)
+        self.engine.finish(step, observers=False)
         if self._drawn is None:
             self._drawn = generators.state()
         generators.load(self._draws)

@@ -35,6 +35,9 @@ UNLIKE = 32
 PAUSE = 100
 """Steps of the first such while; each is twice as long as the one before."""
 
+TOLD = 5
+"""Problems of one step that are told, at most."""
+
 AUDIT = 1000
 """Runs of a recording after which the step is recorded once more, and compared."""
 
@@ -311,7 +314,7 @@ class Recordings:
         fits: Recording | None,
         rest: bool = False,
     ) -> None:
-        self.problems = list(dict.fromkeys([*self.problems, *problems]))
+        self.problems = list(dict.fromkeys([*self.problems, *problems[:TOLD]]))
         self.failed += 1
         if signature[1] is not None:
             self.refused[signature] = self.refused.get(signature, 0) + 1

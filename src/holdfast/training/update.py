@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.engine import Engine
-from holdfast.core.experience import Batch, task_column, tree_cat, tree_rows
+from holdfast.core.experience import Batch, task_column, tree_rows
 from holdfast.core.step import Now, Step
+from holdfast.core.tree import Fill, tree_cat_padded
 
 
 class Mover(Protocol):
@@ -179,15 +180,17 @@ class Update:
         parts, self.parts = self.parts, []
         if len(parts) == 1:
             return parts[0]
-        return join_steps(parts, [name for name in self.engine.services.fields if name not in ("logits", "task")])
+        services = self.engine.services
+        return join_steps(parts, [name for name in services.fields if name not in ("logits", "task")], services.fill)
 
 
-def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
+def join_steps(steps: Sequence[Step], fields: Sequence[str] = (), fill: Fill = lambda *_: None) -> Step:
     """Several accumulated batches as the one step that the optimiser makes of them.
 
     Args:
         steps: in order, without their graphs.
         fields: extras with a row per sample, to be joined; of others the last step's are kept.
+        fill: what rows of different lengths are padded with.
     """
     last = steps[-1]
     extras: dict[str, Any] = dict(last.extras)
@@ -209,10 +212,10 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
             for step in steps
         ])  # fmt: skip
     return Step(
-        tree_cat([step.inputs for step in steps]),
-        torch.cat([step.targets for step in steps]),
+        tree_cat_padded([step.inputs for step in steps], fill),
+        cast(Tensor, tree_cat_padded([step.targets for step in steps], fill, "targets")),
         torch.stack([step.loss for step in steps]).mean(),
-        torch.cat(outputs) if len(outputs) == len(steps) else None,
+        cast(Tensor, tree_cat_padded(outputs, fill, "logits")) if len(outputs) == len(steps) else None,
         task,
         last.index,
         last.progress,

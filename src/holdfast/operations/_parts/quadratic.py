@@ -9,10 +9,10 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, tree_map
+from holdfast.core.forward import gradients_of
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import mean_over_ranks
 from holdfast.core.services import Services
-from holdfast.operations._parts.functional_model import gradients_of
 from holdfast.operations._parts.layer_gradients import Diagonal
 from holdfast.operations._parts.per_sample import PerSample
 
@@ -154,7 +154,7 @@ def sensitivity(
             inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
             if measured is None:
                 norm = _squared_norm(learner(inputs, batch.task), learner)
-                part = {name: value.abs() for name, value in zip(named, gradients_of(norm, list(named.values())))}
+                part = {name: value.abs() for name, value in zip(named, gradients_of(norm, list(named.values()))[0])}
             else:
                 rows = torch.zeros(len(batch.targets), device=learner.device)  # no labels are needed
                 part = measured.summed(
