@@ -14,9 +14,18 @@ MOST = 8
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Take the options that pyproject.toml gives to xdist also where it is not installed or switched off."""
+    parser.addoption("--examples", action="store_true", help="also run the examples that draw and train for longer")
     if not pluginmanager.has_plugin("xdist"):
         for name in ("--numprocesses", "--dist"):
             parser.addoption(name, help="of pytest-xdist, which is not here; the tests run in one process")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the longer examples out, unless they are asked for."""
+    if not config.getoption("--examples"):
+        for item in items:
+            if item.get_closest_marker("examples"):
+                item.add_marker(pytest.mark.skip(reason="a longer example; run with --examples"))
 
 
 @pytest.hookimpl(optionalhook=True)

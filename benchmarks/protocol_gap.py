@@ -3,10 +3,10 @@
 python benchmarks/protocol_gap.py                                  six methods, two data sets, eight settings each
 python benchmarks/protocol_gap.py --methods er,ewc --settings 3 --seeds 1 --json gap.json
 
-For each method and data set, some settings are drawn from the ranges on the method's signature (learning rate included).
-Each is trained once and measured on validation data after k experiences (`first-k`) and after all (`validation`), and with
-fresh seeds and class orders on test data. `transfer` takes the setting that was best on the other data set. The gap of a
-protocol is the test accuracy of the setting that is best in hindsight less that of the setting it chooses.
+For each method and data set, settings are drawn from the ranges on the method's signature and of the learning rate.
+Each is trained once and measured on validation data after k experiences (`first-k`) and after all (`validation`), and
+with fresh seeds and class orders on test data. `transfer` takes the setting that was best on the other data set. The
+gap of a protocol is the test accuracy of the best setting in hindsight less that of the setting it chooses.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Whether a search is worth its time: the composition it finds beside single methods tuned for as long, and random draws.
+"""Whether a search is worth its time: what it finds beside single methods tuned for as long, and random draws.
 
 python benchmarks/search_gain.py --out gain --budget 20m
 python benchmarks/search_gain.py --out gain --budget 20m --words "stream.dataset=npz stream.dataset.path=DIR/data.npz"
 
 Everything has the same stream, memory, budget, protocol and fresh seeds: `holdfast search`, the same search with random
-proposals, and `holdfast sweep` of each of four methods. What is compared is test accuracy, seed by seed. The folders are
-gone on with, so that a run that was stopped can be started again.
+proposals, and `holdfast sweep` of each of four methods. What is compared is test accuracy, seed by seed. Folders that
+are there are gone on with, so that a run that was stopped can be started again.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from holdfast.runs import drawing, report
+from holdfast.runs import drawing, report, source_report
 from holdfast.testing.toys import (
     KeepAt,
     batches,
@@ -62,4 +62,6 @@ def no_figures(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setattr(drawing, "LAYOUT", None)
         patch.setattr(drawing, "BOUNDS", None)
         patch.setattr(report, "draw", lambda *_, **__: [])
+        patch.setattr(report, "training_plots", lambda *_: [])
+        patch.setattr(source_report, "figures", lambda *_: [])
         yield

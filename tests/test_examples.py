@@ -132,3 +132,17 @@ def test_an_example_is_short_and_is_run_here(path):
     assert lines[0].startswith('"""')
     tests = Path(__file__).parent.rglob("test_*.py")
     assert any(path.name in test.read_text(encoding="utf-8") for test in tests)
+
+
+@pytest.mark.examples
+def test_the_wandering_gaussians_are_drawn(tmp_path):
+    for kind in ("td", "tdds"):
+        assert "(10, 512, 2) points" in run(FOLDER / "toy8_picture.py", kind, f"{kind}.png", cwd=tmp_path)
+        assert (tmp_path / f"{kind}.png").stat().st_size > 10_000
+
+
+@pytest.mark.examples
+def test_replay_keeps_what_a_wandering_stream_was_at_first(tmp_path):
+    output = run(FOLDER / "toy8_training.py", cwd=tmp_path)
+    without, replayed = (float(text) for text in re.findall(r"first step (\d+\.\d+)", output))
+    assert replayed < without / 2

@@ -141,6 +141,13 @@ def test_wrong_settings_are_refused_by_name(said: dict[str, Any], told: str) -> 
         made(said)
 
 
+def test_a_limit_on_time_is_shared_out_over_the_stream() -> None:
+    settings = made({"at_most": {"time": "10s", "memory": "1kB"}})
+    assert settings.over({"train_seconds": 4.0, "memory_bytes_peak": 800.0}, 0.5)["train_seconds"] < 0
+    assert settings.over({"train_seconds": 6.0, "memory_bytes_peak": 800.0}, 0.5)["train_seconds"] > 0
+    assert settings.over({"train_seconds": 6.0, "memory_bytes_peak": 800.0}, 0.5)["memory_bytes_peak"] < 0
+
+
 def test_words_are_settings_of_the_search_or_changes_of_the_job() -> None:
     said, rest, _ = parsed(None, ["k=2", "at_most.memory=20kB", "stream.experiences=3", "slots.bias=0"])
     assert said == {"k": 2, "at_most": {"memory": "20kB"}, "slots": {"bias": 0}}

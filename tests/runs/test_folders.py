@@ -10,7 +10,7 @@ import torch
 
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
-from holdfast.core.errors import ConfigError, Interrupted
+from holdfast.core.errors import ConfigError, DataError, Interrupted
 from holdfast.metrics import read_log
 from holdfast.runs.assemble import job_key
 from holdfast.runs.folder import drop_leftovers, keep_experience, new_folder
@@ -128,3 +128,16 @@ def test_interrupted_and_resumed_it_has_the_same_folders(folder, tmp_path, monke
         name = f"experience{index}/results.csv"
         assert (tmp_path / "two" / name).read_text() == (folder / name).read_text()
     assert json.loads((tmp_path / "two" / "run.json").read_text())["state"] == "finished"
+
+
+def test_a_run_that_is_refused_before_it_learns_leaves_no_folder_that_blocks_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOLDFAST_DATA", str(tmp_path / "nothing"))
+    job = {"stream": {"name": "split", "dataset": "mnist"}, "method": "finetune", "trainer": {"epochs": 1}}
+    with pytest.raises(DataError, match="mnist"):
+        run(job, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+    job["stream"] = {"name": "split", "dataset": "digits", "experiences": 2}
+    assert run(job, tmp_path / "out", quiet=True) == tmp_path / "out"
+    with pytest.raises(ConfigError, match="exists already"):
+        run(job, tmp_path / "out", quiet=True)
+    assert (tmp_path / "out" / "metrics.json").is_file()

@@ -199,6 +199,37 @@ def test_rotated_streams_turn_digits_and_keep_the_first():
     assert [values["degrees"] for values in rotated(data, experiences=4).description["transforms"]] == [0, 45, 90, 135]
 
 
+def test_random_angles_are_drawn_by_the_seed_within_their_span():
+    data = digits()
+    angles = [
+        [
+            values["degrees"]
+            for values in rotated(data, angles="random", experiences=20, **how).description["transforms"]
+        ]
+        for how in ({"seed": 0}, {"seed": 0}, {"seed": 1}, {"seed": 0, "span": 30.0})
+    ]
+    assert angles[0] == angles[1] != angles[2]
+    assert len(set(angles[0])) == 20
+    assert 90 < max(angles[0]) < 180
+    assert max(angles[3]) < 30
+    even = rotated(data, angles="even", experiences=3, span=90.0).description["transforms"]
+    assert [values["degrees"] for values in even] == [0, 30, 60]
+    with pytest.raises(ConfigError, match="angles"):
+        rotated(data, angles="odd")
+
+
+def test_a_rotation_to_the_nearest_pixel_makes_no_new_values_and_is_kept_in_the_scenario():
+    data = digits()
+    index = torch.arange(20)
+    raw = data.train.gather(index).inputs
+    near, smooth = (rotated(data, angles=[30.0], interpolation=how) for how in ("nearest", "bilinear"))
+    values = set(raw.unique().tolist())
+    assert set(near[0].train.gather(index).inputs.unique().tolist()) <= values
+    assert near.description["transforms"][0] == {"kind": "rotate", "degrees": 30.0, "interpolation": "nearest"}
+    assert smooth.description["transforms"][0] == {"kind": "rotate", "degrees": 30.0}
+    assert not torch.equal(near[0].train.gather(index).inputs, smooth[0].train.gather(index).inputs)
+
+
 def test_validation_is_stratified_apart_from_training_and_has_its_own_seed(make, rows):
     whole = split(make(COUNTS), experiences=3, class_order="random", seed=4)
     parted = split(make(COUNTS), experiences=3, class_order="random", seed=4, validation=0.25)

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.methods import er
+from holdfast.methods import agem, er, si
 from holdfast.operations import Remember, Replay
 from holdfast.testing import toys
-from holdfast.training import Trainer, programs, recordings
+from holdfast.training import Continual, Trainer, programs, recordings
 
 SGD = {"name": "SGD", "lr": 0.05}
 MOMENTUM = {"name": "SGD", "lr": 0.05, "momentum": 0.9, "nesterov": True}
@@ -178,7 +178,7 @@ def test_a_step_that_cannot_be_captured_runs_as_written_and_says_why(settings: d
 class Fool(Operation):
     role = "representation learning"
     state = ("kept",)
-    scratch = ("other", "steps", "history", "rng", "draws", "tick")
+    scratch = ("other", "steps", "history", "rng", "draws", "tick", "share")
 
     def __init__(self) -> None:
         super().__init__()
@@ -335,6 +335,27 @@ REFUSED = {
 CAPTURED = [ReplacesItsState, TurnsItsStateAround, GivesOtherMemory, BranchesByDecision, WritesIntoAList]
 
 
+class TurnsOverOnce(Fool):
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = 1.0
+
+    def _due(self) -> bool:
+        self.steps += 1
+        return self.steps == 11  # steps before were recorded, with the share of before
+
+    def gradient(self, step: Step, learner: Services) -> None:
+        self.scale(learner, self.share)
+        if learner.decide(self._due):
+            self.share = 0.5
+
+
+def test_what_a_step_as_written_changes_is_recorded_anew() -> None:
+    events = both(with_memory(TurnsOverOnce), epochs=4)
+    assert captured_steps(events) > 10
+    assert any("share changes from 1.0 to 0.5" in one for one in events[0]["reasons"])
+
+
 def with_memory(kind: type[Operation]) -> Callable[[], Method]:
     return lambda: Method(Replay(size=4), kind(), Remember(capacity=20))
 
@@ -349,6 +370,14 @@ def test_what_cannot_be_run_again_is_refused_with_its_line(kind: type[Operation]
 @pytest.mark.parametrize("kind", CAPTURED)
 def test_what_can_be_run_again_is_captured_rightly(kind: type[Operation]) -> None:
     assert captured_steps(both(with_memory(kind), epochs=4)) > 10
+
+
+def test_a_step_that_is_recorded_again_makes_each_decision_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "AUDIT", 3)
+    events = both(epochs=6)
+    assert captured_steps(events) > 20
+    assert sum(event["recorded"] for event in events) > 20
+    assert events[-1]["reasons"] == []
 
 
 COUNTED = [0]
@@ -377,3 +406,57 @@ def test_an_operation_that_says_why_not_is_not_tried() -> None:
     events = both(with_memory(SaysWhyNot))
     assert [event["recorded"] for event in events] == [0, 0, 0]
     assert events[0]["reasons"] == ["`says_why_not`: asks an oracle at every step"]
+
+
+# A loop of one's own --------------------------------------------------------------------------------------
+
+
+def looped(capture: Any, method: Callable[[], Method], step_of: Callable[..., Any] | None = None) -> tuple[Any, ...]:
+    stream = toys.stream(samples=13)
+    net = toys.model(stream, "growing")
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    cl = Continual(net, method(), optimizer, seed=3, capture=capture, prepare=stream.prepare)
+    scheduler = exponential(optimizer)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        loss = cl.loss(cl(x), y, x)
+        optimizer.zero_grad()
+        cl.backward(loss, y, inputs=x)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    train, losses = cl.captured(step if step_of is None else step_of(cl, net, optimizer)), []
+    for experience in stream:
+        data = cl.begin(experience, epochs=2, batch_size=4)
+        assert data is not None
+        for _ in range(2):
+            for batch in data.batches(torch.randperm(len(data), generator=cl.learner.rng("order")), 4):
+                losses.append(train(batch.inputs, batch.targets))
+                scheduler.step()
+        cl.end()
+    return net, torch.stack(losses), train, cl.losses()
+
+
+@pytest.mark.parametrize("make", [lambda: er(capacity=20, size=4), lambda: agem(capacity=20, size=4), lambda: si()])
+def test_the_step_of_a_loop_of_ones_own_is_captured(make: Callable[[], Method]) -> None:
+    plain, losses, _, logged = looped(False, make)
+    net, again, train, sums = looped(True, make)
+    assert toys.differing(plain, net) == []
+    assert torch.equal(losses, again)
+    assert train.counts["run"] > 8
+    assert sums == pytest.approx(logged)
+
+
+def test_a_function_that_makes_no_step_is_refused() -> None:
+    with pytest.raises(UsageError, match="made 0 steps, and it must make one"):
+        looped(True, lambda: er(capacity=20, size=4), lambda cl, net, optimizer: lambda x, y: cl(x).sum())
+
+
+def test_a_loop_that_adds_up_batches_is_refused_before_it_begins() -> None:
+    net = nn.Linear(4, 2)
+    with pytest.raises(ConfigError, match="one batch a step"):
+        Continual(net, er(), torch.optim.SGD(net.parameters(), lr=0.1), accumulate=2, capture=True)
+    with pytest.raises(ConfigError, match="needs to know the optimizer"):
+        Continual(net, er(), capture=True)

@@ -12,13 +12,13 @@ import typer
 
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
-from holdfast.cli import configurations, models, searches
+from holdfast.cli import beginnings, configurations, models, searches
 from holdfast.cli.common import (
+    Checkpoint,
     Folders,
     Job,
     Plugins,
     Quiet,
-    Run,
     launched,
     plugged,
     reported,
@@ -32,7 +32,7 @@ from holdfast.core.errors import ConfigError
 app = typer.Typer(
     name="holdfast",
     help="Continual learning with PyTorch: learn the new without losing the old.",
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -104,11 +104,12 @@ def run(
     with reported(None if multirun else out, makes_run=True):
         plugged(plugin)
         if multirun:
+            from holdfast.compat.arena_keys import enforced
             from holdfast.compat.dialects import DIALECTS
             from holdfast.runs.sweep import sweep
 
             path, changes = split_words(words)
-            chosen, changes = launched(changes, launcher)
+            chosen, changes = launched(enforced(changes), launcher)
             folder, failed = sweep(
                 path,
                 changes,
@@ -134,9 +135,12 @@ def run(
 
 
 @app.command()
-def resume(folder: Run, quiet: Quiet = False, plugin: Plugins = None) -> None:
-    """Go on with a run that was interrupted, to the same weights as if it had not been."""
-    with reported(folder, makes_run=True):
+def resume(folder: Checkpoint, quiet: Quiet = False, plugin: Plugins = None) -> None:
+    """Go on with a run that was interrupted, to the same weights as if it had not been.
+
+    From a checkpoint that lies outside of its run folder it goes on in a new one.
+    """
+    with reported(Path(folder) if Path(folder).is_dir() else None, makes_run=True):
         plugged(plugin)
         from holdfast.runs.run import resume as resume_run
 
@@ -192,6 +196,7 @@ def show(
 
 app.command()(searches.search)
 app.command()(searches.sweep)
+app.command()(beginnings.init)
 app.command("config")(configurations.show_config)
 app.command()(configurations.convert)
 app.command("list")(configurations.list_names)

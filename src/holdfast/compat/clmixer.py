@@ -54,10 +54,16 @@ PATIENCE, MIN_DELTA = 500, 0.01
 """Of CLMixer's early stopping, which watches the loss on the test data of all experiences so far."""
 
 
+ARENAS = tuple(("data", key) for key in ("batch_size", "num_workers", "pin_memory", "validation_percentage", "root"))
+"""Keys of `data` that Continual Learning Arena has, and CLMixer has not."""
+
+
 def owns(path: Sequence[str]) -> bool:
     """Whether a change of this path is one of a CLMixer file, and not of a job of ours."""
     if path[0] == "model":
         return len(path) == 2 and path[1] in SECTIONS["model"]
+    if tuple(path) in ARENAS:
+        return False
     return path[0] in ("optimisation", "data", "plugins", "human_knowledge")
 
 
@@ -116,9 +122,6 @@ def convert(content: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any
     Args:
         content: of the file.
         source: its name, for error messages.
-
-    Returns:
-        The job, and the sentences, the most important first.
 
     Raises:
         ConfigError: for a key, name or value that CLMixer does not have, or that has no equivalent here.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from holdfast.compat import clmixer, flags
+from holdfast.compat import arena_keys, clmixer, flags
 from holdfast.config.read import Dialect
 
 
@@ -36,11 +36,13 @@ class Lightning(Dialect):
 
     def translated(self, content: Mapping[str, Any], package: tuple[str, ...]) -> dict[str, Any]:
         """A part of a job with these flags under our names."""
-        return flags.translated(content, package)
+        return flags.translated(content if package else arena_keys.translated(content), package)
 
     def change(self, path: tuple[str, ...], value: Any) -> dict[tuple[str, ...], Any] | None:
-        """What a change of a flag changes here."""
-        return flags.flag(path[1], value) if len(path) == 2 and path[0] == "trainer" else None
+        """What a change of a flag, or of another key of Arena's, changes here."""
+        if len(path) == 2 and path[0] == "trainer":
+            return flags.flag(path[1], value)
+        return arena_keys.change(path, value)
 
 
 DIALECTS: tuple[Dialect, ...] = (CLMixer(), Lightning())

@@ -22,6 +22,7 @@ from holdfast.compat.components import (
     network_of,
     optimizer_of,
 )
+from holdfast.core.errors import needs_extra
 from holdfast.core.method import Method
 from holdfast.core.operation import acts_at
 from holdfast.operations import AsymmetricCrossEntropy, GenerativeClassifier, StreamingLDA, TrainOnMemory
@@ -234,6 +235,36 @@ class EstimatorLogic:
         return torch.cat([self.continual_.predict(part) for part in rows.split(ROWS)])
 
     # River -----------------------------------------------------------------------------------------------
+
+    def as_river(self) -> Any:
+        """This estimator as a model of river's, for its `evaluate.progressive_val_score`, pipelines and metrics.
+
+        Both are one: what the model of river learns, this estimator has learnt.
+
+        Raises:
+            ImportError: where river is not installed.
+        """
+        try:
+            from river import base
+        except ImportError as error:
+            raise needs_extra("a model of river", "river", "stream") from error
+        estimator = self
+        kind = base.Classifier if hasattr(self, "predict_proba_one") else base.Regressor
+
+        class Continual(kind):  # type: ignore[misc, valid-type]
+            _multiclass = True
+
+            def learn_one(self, x: Mapping[str, float], y: Any) -> None:
+                estimator.learn_one(x, y)  # type: ignore[attr-defined]
+
+            def predict_one(self, x: Mapping[str, float]) -> Any:
+                return estimator.predict_one(x)  # type: ignore[attr-defined]
+
+            def predict_proba_one(self, x: Mapping[str, float]) -> dict[Any, float]:
+                return estimator.predict_proba_one(x)  # type: ignore[attr-defined, no-any-return]
+
+        Continual.__name__ = type(self).__name__
+        return Continual()
 
     def _row_of(self, x: Mapping[str, float]) -> Tensor:
         """One sample `[1, features]` from features by name, in the order of the first sample."""

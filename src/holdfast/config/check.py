@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from holdfast.config import arrivals, kinds, schema
@@ -21,6 +22,7 @@ from holdfast.core.operation import acts_at
 from holdfast.models.library import architectures
 from holdfast.streams.datasets.vision import known_datasets
 from holdfast.training.precision import launched
+from holdfast.training.programs import chosen
 from holdfast.training.ranks import check_shared
 
 
@@ -234,9 +236,9 @@ def _check_libraries(job: Job, stream: dict[str, Any]) -> list[str]:
     library, name = model.get("library", model["name"]), model.get("architecture")
     if library in ("torchvision", "timm") and model["name"] in ("torchvision", "timm", "frozen") and name is not None:
         with contextlib.suppress(ImportError):
-            known = architectures(library)
-            if str(name).split(".")[0] not in known:
-                problems.append(f"model.architecture: {unknown(f'{library} architecture', name, known)}")
+            made = architectures(library)
+            if str(name).split(".")[0] not in made:
+                problems.append(f"model.architecture: {unknown(f'{library} architecture', name, made)}")
     return problems
 
 
@@ -248,6 +250,12 @@ def check_processes(job: Job) -> list[str]:
         problems.append(
             "trainer.precision: 16-mixed is for GPUs, and the device is the CPU. Write trainer.precision=bf16-mixed."
         )
+    if job.config["device"] == "cpu":
+        try:
+            chosen(trainer["capture"], torch.device("cpu"))
+        except ConfigError as error:
+            told = str(error).removeprefix("capture=").replace("capture=", "trainer.capture=")
+            problems.append(f"trainer.capture: {told}")
     if trainer["num_nodes"] > 1 and not launched():
         problems.append(
             f"trainer.num_nodes: got {trainer['num_nodes']}, and a run starts the processes of one machine. Write"

@@ -166,6 +166,9 @@ def _composition() -> type[BaseModel]:
     )
 
 
+DURING = 0.05
+"""Share of a run's steps that goes into measuring older experiences inside one."""
+
 MOST_SEEDS = 10_000
 """Seeds that a number may be short for."""
 
@@ -182,6 +185,8 @@ def job_model() -> type[BaseModel]:
     for parameter in trainer_parameters():
         if parameter.name == "epochs":  # null where `iterations` is given
             parameter = dataclasses.replace(parameter, type=Union[parameter.type, None])  # noqa: UP007
+        if parameter.name == "evaluate_during":  # a run folder has a report that shows it
+            parameter = dataclasses.replace(parameter, default=DURING)
         trainer |= _field(parameter)
     trainer["per_experience"] = (changes_type() | None, Field(None, description=CHANGES))
     seed: Any = Annotated[int, Field(ge=0)]

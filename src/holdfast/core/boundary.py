@@ -156,7 +156,7 @@ class OnNewClass(Boundary):
                 f"`OnNewClass` watches class labels, but the targets are {step.targets.dtype}. "
                 "Use Every(steps=...) or call begin() and end() yourself."
             )
-        classes = set(torch.unique(step.targets).tolist())
+        classes = {label for label in torch.unique(step.targets).tolist() if label >= 0}
         new = classes - self._seen
         first = not self._seen
         self._seen |= new

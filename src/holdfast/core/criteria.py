@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -134,6 +134,69 @@ def next_position_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         targets: `[rows, positions]` class indices; -100 counts for nothing.
     """
     return position_cross_entropy(outputs[:, :-1], targets[:, 1:])
+
+
+def ignored_label(criterion: Callable[..., Tensor]) -> int:
+    """The label that counts for nothing under `criterion`: its `ignore_index`, else cross-entropy's own, -100.
+
+    Example:
+        >>> ignored_label(nn.CrossEntropyLoss(ignore_index=255)), ignored_label(F.cross_entropy)
+        (255, -100)
+    """
+    keywords = getattr(criterion, "keywords", {})  # of a functools.partial
+    return int(getattr(criterion, "ignore_index", keywords.get("ignore_index", -100)))
+
+
+def labels_in(targets: Tensor, criterion: Callable[..., Tensor] | None = None) -> tuple[int, ...]:
+    """The classes among class indices, ascending: without labels that count for nothing, and negative ones.
+
+    Example:
+        >>> import torch
+        >>> labels_in(torch.tensor([3, -100, 1, 255]), nn.CrossEntropyLoss(ignore_index=255))
+        (1, 3)
+    """
+    ignored = -100 if criterion is None else ignored_label(criterion)
+    return tuple(label for label in targets.unique().tolist() if label >= 0 and label != ignored)
+
+
+def padding_of(
+    column: str,
+    value: Tensor,
+    model: nn.Module,
+    criterion: Callable[..., Tensor],
+    asked: float | Mapping[str, float] | None = None,
+) -> float | None:
+    """What rows of different lengths are padded with; None where neither the model nor the user says.
+
+    Args:
+        column: `targets`, `logits`, `inputs`, or of several inputs `inputs.name`.
+        value: some of the rows.
+        model: its embeddings say what tokens are padded with (`padding_idx`), or its `config.pad_token_id`.
+        criterion: says which label counts for nothing.
+        asked: of the inputs, or of each by name; it comes first.
+
+    Example:
+        >>> import torch
+        >>> model, tokens = nn.Embedding(9, 2, padding_idx=3), torch.ones(2, 5, dtype=torch.int64)
+        >>> [padding_of(one, tokens, model, F.cross_entropy) for one in ("inputs", "inputs.mask", "targets")]
+        [3, 0, -100]
+    """
+    name = column.partition(".")[2] or column
+    if isinstance(asked, Mapping) and name in asked:
+        return asked[name]
+    if column == "logits":
+        return float("nan")
+    if column == "targets" or "label" in name.lower():
+        return None if value.is_floating_point() else ignored_label(criterion)
+    if any(word in name.lower() for word in ("mask", "token_type", "segment", "position")):
+        return 0
+    if asked is not None and not isinstance(asked, Mapping):
+        return asked
+    if value.is_floating_point() or value.dtype.itemsize < 4:
+        return None
+    known = {getattr(part, "padding_idx", None) for part in model.modules() if isinstance(part, nn.Embedding)} - {None}
+    known = known or {getattr(getattr(model, "config", None), "pad_token_id", None)} - {None}
+    return known.pop() if len(known) == 1 else None
 
 
 def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:

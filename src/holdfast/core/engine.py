@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.batch import Batch
-from holdfast.core.criteria import beside, without_classes
+from holdfast.core.criteria import beside, ignored_label, labels_in, without_classes
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Experience
 from holdfast.core.forward import backward, constant
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
-from holdfast.core.needs import check_needs
+from holdfast.core.needs import TargetNeeds, check_needs
 from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
 from holdfast.core.snapshot import check_operations, restore_snapshots
@@ -44,6 +44,7 @@ class Engine:
     Attributes:
         index: how many steps were made.
         services: what operations get.
+        targets: what the method takes as targets.
         evaluating: `with engine.evaluating():` is in eval mode, and in the mode from before afterwards.
     """
 
@@ -53,7 +54,8 @@ class Engine:
         if without_classes(learner.criterion):
             offers = set(offers) - {"classes"}
         check_needs(method.name, method.needs, offers, advice)
-        self._labelled = "classes" in method.needs
+        single = next((one.name for one in method if "classes" in one.needs and not one.positions), "")
+        self.targets = TargetNeeds(method.name, method.needs, single)
         for operation in method:
             if getattr(operation, "bound", False):
                 raise ConfigError(f"{method!r} is already bound to a learner. Use method.clone() for a second one.")
@@ -96,17 +98,12 @@ class Engine:
     _take_step: tuple[Callable[[Step, Services, torch.optim.Optimizer], None], ...]
 
     def _check_memory(self) -> None:
-        drawing = [operation.name for operation in self.method if operation.remembers or operation.draws]
-        if drawing and self.learner.memory is None:
+        name = next((one.name for one in self.method if one.remembers or one.draws), "")
+        if name and self.learner.memory is None:
             raise ConfigError(
-                f"operation {drawing[0]!r} draws from a memory, and nothing in this method fills one. "
+                f"operation {name!r} draws from a memory, and nothing in this method fills one. "
                 "Add Remember(capacity=200) to it."
             )
-
-    def _check_targets(self, targets: Tensor) -> None:
-        """Refuse numbers as targets where class indices are needed."""
-        if targets.is_floating_point():
-            check_needs(self.method.name, {"classes": self.method.needs["classes"]}, ())
 
     def acts_at(self, entry_point: str) -> bool:
         """Whether some operation acts at `entry_point`."""
@@ -124,8 +121,10 @@ class Engine:
             UsageError: if an operation replaced the data that did not declare it.
         """
         given = experience
-        if self._labelled and not experience.classes and len(experience.train):
-            self._check_targets(experience.train.targets)
+        targets = self.targets
+        if targets.classes and len(experience.train) and (targets.single or not experience.classes):
+            targets.check(experience.train.targets)
+            targets.check_values(experience.train.targets, ignored_label(self.services.criterion))
         for begin in self._begin:
             data = begin(experience, self.services)
             if data is not None:
@@ -136,7 +135,7 @@ class Engine:
                     )
                 classes = experience.classes
                 if len(data) and not data.targets.is_floating_point():
-                    classes = tuple(torch.unique(data.targets).tolist())
+                    classes = labels_in(data.targets, self.services.criterion)
                 experience = dataclasses.replace(experience, train=data, classes=classes)
         replaced = experience is not given
         self.learner.enter(experience, experience.tasks() if replaced else None)
@@ -216,6 +215,8 @@ class Engine:
         """The current data's loss: the method's own criterion, else the learner's; several add, each in the log."""
         if not self._criterion:
             return self.services.criterion(outputs, targets)
+        if self.targets.single:
+            self.targets.check(targets)
         if len(self._criterion) == 1:
             return self._criterion[0](outputs, targets, inputs, self.services)
         losses = []
@@ -236,8 +237,8 @@ class Engine:
 
     def accumulate(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
-        if self._labelled:
-            self._check_targets(step.targets)
+        if self.targets.classes:
+            self.targets.check(step.targets)
         if self._head_untried:
             self._try_head(step)
         with self.services.forward.autocasting():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _disable_current_modes
 
 from holdfast.core.errors import UsageError
@@ -67,7 +68,7 @@ class Forward:
         module = self.model if through is None else through
         token = enter_task(self.task if task is None else task)
         try:
-            outputs = call(module, self.prepared(inputs, module.training))
+            outputs = self._called(module, self.prepared(inputs, module.training))
         finally:
             leave_task(token)
         if self.output is not None:
@@ -78,6 +79,28 @@ class Forward:
                 " Pass output=lambda returned: returned[0], or whichever it is."
             )
         return outputs
+
+    @staticmethod
+    def _called(module: nn.Module, inputs: Tree) -> Any:
+        """What `module` returns; a batch of one value a channel is normalised by the statistics of those before it."""
+        try:
+            return call(module, inputs)
+        except ValueError as error:
+            norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+            if "more than 1 value per channel" not in str(error) or not norms:
+                raise
+            if any(not part.track_running_stats for part in norms):
+                raise UsageError(
+                    "a batch of one sample reached a BatchNorm that keeps no running statistics, and has none of its"
+                    " own. Write drop_last=True where batches are made, or choose another batch size."
+                ) from error
+            for part in norms:
+                part.eval()
+            try:
+                return call(module, inputs)
+            finally:
+                for part in norms:
+                    part.train()
 
     def prepared(self, inputs: Tree, training: bool) -> Tree:
         """Raw `inputs` as the model takes them."""
@@ -103,6 +126,43 @@ def call(module: nn.Module, inputs: Tree) -> Any:
     if isinstance(inputs, Tensor):
         return module(inputs)
     return module(**inputs) if isinstance(inputs, Mapping) else module(*inputs)
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = True) -> tuple[list[Tensor], bool]:
+    """The gradient of `loss` by each parameter, dense, zeros where there is none; `p.grad` stays as it was.
+
+    Reentrant checkpoints know no gradient by chosen tensors: there it is a backward, and `p.grad` is put back.
+
+    Args:
+        loss: a scalar.
+        parameters: leaves of its graph.
+        retain_graph: whether the graph stays; without it a reentrant checkpoint is an error.
+
+    Returns:
+        The gradients, and whether there was such a checkpoint.
+    """
+    found: Sequence[Tensor | None]
+    checkpointed = False
+    try:
+        found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        if "checkpoint" not in str(error) or not retain_graph:
+            raise
+        checkpointed = True
+        before = [p.grad for p in parameters]
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            loss.backward(retain_graph=retain_graph)
+            found = [p.grad for p in parameters]
+        finally:
+            for parameter, kept in zip(parameters, before):
+                parameter.grad = kept
+    dense = [
+        torch.zeros_like(p) if value is None else value.to_dense() if value.is_sparse else value
+        for value, p in zip(found, parameters)
+    ]
+    return dense, checkpointed
 
 
 _constants: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}

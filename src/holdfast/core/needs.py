@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from holdfast.core.errors import NeedError
+from torch import Tensor
+
+from holdfast.core.errors import NeedError, UsageError
 
 Made = TypeVar("Made", bound=Callable[..., object])
 
@@ -101,6 +103,47 @@ def check_needs(
             who = f"`{method}`" if method == operation else f"`{method}` (its operation `{operation}`)"
             help_ = (advice or {}).get(need, "Choose a method that does without: er, der, der_plus_plus, agem.")
             raise NeedError(f"{who} {NEEDS[need]}.\n  {help_}")
+
+
+class TargetNeeds:
+    """What a method takes as targets, and the sentence for what it does not.
+
+    Args:
+        method: its name.
+        needs: need -> name of the operation that has it.
+        single: the operation that takes one class per sample, and not one at each position; "" where none does.
+    """
+
+    def __init__(self, method: str, needs: Mapping[str, str], single: str) -> None:
+        self.method, self.needs, self.single = method, needs, single
+        self.classes = "classes" in needs
+
+    def check(self, targets: Tensor) -> None:
+        """Refuse numbers where class indices are needed, and several where one is.
+
+        Raises:
+            NeedError: for such targets.
+        """
+        if self.classes and targets.is_floating_point():
+            check_needs(self.method, {"classes": self.needs["classes"]}, ())
+        if self.single and targets.dim() > 1:
+            raise NeedError(
+                f"`{self.method}` (its operation `{self.single}`) takes one class per sample, and these targets of"
+                f" shape {tuple(targets.shape)} have one at each position. Choose a method that takes them: er, er_ace,"
+                " der_plus_plus, agem, lwf, ewc, si."
+            )
+
+    def check_values(self, targets: Tensor, ignored: int) -> None:
+        """Refuse labels that count for nothing where every sample must have a class; reads the values.
+
+        Raises:
+            UsageError: if there are some.
+        """
+        if self.single and bool((targets == ignored).any()):
+            raise UsageError(
+                f"`{self.method}` (its operation `{self.single}`) takes a class for every sample, and some labels are"
+                f" {ignored}, which count for nothing. Leave those rows out."
+            )
 
 
 def declares(

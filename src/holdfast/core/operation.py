@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ class Operation(nn.Module):
     lacks: ClassVar[frozenset[str]] = frozenset()
     joins: ClassVar[bool] = False
     draws: bool = False
-    asks: ClassVar[Literal["loss", "outputs", "nothing"]] = "outputs"
+    asks: ClassVar[str] = "outputs"
     positions: ClassVar[bool] = False
     heads: ClassVar[frozenset[str]] = frozenset()
 

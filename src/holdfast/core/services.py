@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from holdfast.core.attributes import Of
 from holdfast.core.body import Body, Cut
+from holdfast.core.criteria import padding_of
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
-from holdfast.core.forward import Forward
+from holdfast.core.forward import Forward, gradients_of
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import Generators
 from holdfast.core.ranks import Share, average_over_ranks
@@ -21,10 +22,13 @@ from holdfast.core.snapshot import Snapshot, Twin, copy_of
 from holdfast.core.step import Now
 from holdfast.core.task import Task, forward_task
 from holdfast.core.trainable import Trainable
-from holdfast.core.tree import Tree
+from holdfast.core.tree import Fill, Tree
 
 T = TypeVar("T")
 Criterion = Callable[[Tensor, Tensor], Tensor]
+
+ROOM = 256
+"""Values behind a mask of classes, for labels that are none: from -256 to -1, and 255 where there are fewer classes."""
 
 SNAPSHOTS = 8
 """Copies of the model that are kept for snapshots that came back as plain dictionaries, at most."""
@@ -36,12 +40,23 @@ class SeenClasses:
     Args:
         device: of the mask.
 
-    Attributes:
-        mask: `[outputs]` bool.
+    Labels that count for nothing (-100, -1, 255) may be among those of a batch: there is room behind the mask where
+    they leave their mark, so that no step has to look for them.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.mask = torch.zeros(0, dtype=torch.bool, device=device)
+        self._room = torch.zeros(ROOM, dtype=torch.bool, device=device)
+        self._width = 0
+
+    @property
+    def mask(self) -> Tensor:
+        """`[outputs]` bool."""
+        return self._room[: self._width]
+
+    @mask.setter
+    def mask(self, mask: Tensor) -> None:
+        self._width = len(mask)
+        self._room = torch.cat((mask, mask.new_zeros(ROOM)))
 
     def add(self, classes: Sequence[int]) -> None:
         """Add classes that are known on the host, at a boundary."""
@@ -50,12 +65,12 @@ class SeenClasses:
             self.mask[torch.tensor(list(classes), device=self.mask.device)] = True
 
     def add_targets(self, targets: Tensor) -> None:
-        """Add the classes of a batch without waiting for the device; they must be below the width."""
-        self.mask.index_fill_(0, targets, True)
+        """Add the classes of a batch without waiting for the device: those below the width."""
+        self._room.index_fill_(0, targets, True)
 
     def widen(self, width: int) -> None:
         """Make room for classes below `width`."""
-        missing = width - self.mask.shape[0]
+        missing = width - self._width
         if missing > 0:
             self.mask = torch.cat((self.mask, self.mask.new_zeros(missing)))
 
@@ -88,6 +103,9 @@ class Services:
         classes: which classes were seen, `[outputs]` bool on the device; read it without waiting for the device.
         members: the classes of each finished or current experience, in order.
         memory: what is remembered, once an operation made one (see `operations.Remember`).
+        memory_device: where memories keep their rows; they come to the model's device when they are drawn.
+        pads: what inputs of different lengths are padded with, where the model does not say.
+        fill: what rows of a column that are of different lengths are padded with: `fill(column, rows)`, or None.
         fields: the extra fields that the method's operations want remembered.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         forward: how forwards are made: with which `prepare`, `autocast` and `output`.
@@ -133,6 +151,10 @@ class Services:
         self.grown = False
         self.seen = SeenClasses(self.device)
         self.logged: dict[str, list[tuple[Tensor, float]]] = {}
+        self.pads: float | Mapping[str, float] | None = None
+        self.fill: Fill = lambda column, value: padding_of(column, value, self.model, self.criterion, self.pads)
+        self.memory_device = self.device
+        self._checkpoints: bool | None = None
         self._teachers: list[tuple[Any, Snapshot]] = []
 
     # The forward ---------------------------------------------------------------------------------------
@@ -195,9 +217,9 @@ class Services:
             loss: a scalar with its graph.
             average: over ranks, which must then all ask at the same time.
         """
-        parameters = self.parameters()
-        computed = torch.autograd.grad(loss, parameters, allow_unused=True)
-        grads = [torch.zeros_like(p) if g is None else g for g, p in zip(computed, parameters)]
+        # The first graph is kept, since a reentrant checkpoint in it is only found when half of it is used up.
+        grads, checkpointed = gradients_of(loss, self.parameters(), self._checkpoints is not False)
+        self._checkpoints = self._checkpoints or checkpointed
         return average_over_ranks(grads) if average else grads
 
     def gradients(self) -> list[Tensor]:
@@ -206,6 +228,8 @@ class Services:
         for parameter in self.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            elif parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
             grads.append(parameter.grad)
         return grads
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from holdfast.config import kinds
 from holdfast.config.signatures import Parameter
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
@@ -230,3 +231,25 @@ def plain(value: Any) -> Any:
     from hydra.core.override_parser.types import QuotedString
 
     return value.text if isinstance(value, QuotedString) else value
+
+
+def get(config: Mapping[str, Any], path: str) -> Any:
+    """What stands at a dotted path; None where nothing does."""
+    value: Any = config
+    for key in path.split("."):
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            value = value[int(key)] if key.isdigit() and int(key) < len(value) else None
+        else:
+            value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def put(config: dict[str, Any], path: str, value: Any) -> None:
+    """Set what stands at a dotted path; a name alone stands for a block of that name."""
+    *parents, last = path.split(".")
+    place: Any = config
+    for key in parents:
+        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+    if not parents and last in kinds.BLOCKS and isinstance(value, str):
+        value = {"name": value}
+    place[int(last) if isinstance(place, list) else last] = value

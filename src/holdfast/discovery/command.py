@@ -172,16 +172,16 @@ def estimate(plan: Plan, jobs: int) -> str:
     settings = plan.settings
     prefixes = ", ".join(map(str, plan.prefixes))
     lines = [
-        f"One experience with {name} took {duration(experience)}; a composition takes about {duration(composition)} "
+        f"One experience ({name}) took {duration(experience)}; {plan.told(1)} takes about {duration(composition)} "
         f"(prefixes of {prefixes} of {plan.experiences} experiences), the final runs together {duration(finals)}.",
     ]
     if settings.budget is not None:
         room = settings.budget - min(finals, settings.budget / 2)
         fits = math.floor(room / composition * jobs)
-        lines.append(f"In {duration(settings.budget)} about {fits} compositions fit, {jobs} at once.")
+        lines.append(f"In {duration(settings.budget)} about {plan.told(fits)} fit, {jobs} at once.")
     if settings.trials is not None:
         total = settings.trials * composition / jobs + finals
-        lines.append(f"{settings.trials} compositions take about {duration(total)}.")
+        lines.append(f"{plan.told(settings.trials)}: about {duration(total)}.")
     if not plan.sweep:
         names = {name for names in plan.space.slots.values() for name in names}
         lines.append(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config.check import validated
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.discovery import knowledge
 from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
@@ -73,6 +73,11 @@ class Driver:
             try:
                 self._search()
                 self._finals()
+            except (KeyboardInterrupt, Interrupted):
+                raise Interrupted(
+                    f"the search was stopped, and what was measured is kept in {self.folder}. The same command goes on"
+                    " with it."
+                ) from None
             finally:
                 self._workers.stop()
                 self._note(state="interrupted")
@@ -91,7 +96,7 @@ class Driver:
         if said and said["plan"] != self.plan.plain():
             raise ConfigError(f"{self.folder} holds another search. Choose another --out, or type the same again.")
         self._before = float(said.get("seconds", 0.0))
-        self._started = time.perf_counter()
+        self._started = self.plan.started
         if not said:
             about = {"command": self.command, "plan": self.plan.plain(), "started": time.time(), "seconds": 0.0}
             write_json(self.folder / SEARCH, {**about, "storage": self.url if self.shared else DATABASE})
@@ -101,7 +106,7 @@ class Driver:
         self._told = {one.number for one in known if one.state not in ("waiting", "running")}
         done = len({one.key for one in known if one.state in ("done", "diverged", "failed")})
         if done or again:
-            self.say(f"going on with {self.folder}: {done} compositions were tried, {len(again)} are begun again")
+            self.say(f"going on with {self.folder}: {self.plan.told(done)} tried, {len(again)} begun again")
         self._points = self._first_points()
         for note in self.plan.notes:
             self.say(note)
@@ -217,7 +222,9 @@ class Driver:
             return self.plan.settings.trials is not None or not self._exhausted
         costs = [one.seconds / one.length for one in entries if one.state == "done" and one.seconds]
         typical = sorted(costs)[len(costs) // 2] if costs else 0.0
-        finals = self.plan.seconds_of_finals(typical) / self.jobs if costs else SHARE_OF_FINALS * budget
+        best = set(self.best(entries, self.plan.settings.finals))
+        dear = [one.seconds / one.length for one in entries if one.key in best and one.seconds]
+        finals = self.plan.seconds_of_finals(max(dear)) / self.jobs if dear else SHARE_OF_FINALS * budget
         next_one = typical * self.plan.prefixes[0]
         return self.spent + next_one < budget - min(MOST_SHARE * budget, finals)
 
@@ -282,7 +289,8 @@ class Driver:
         if not chosen:
             return
         self._workers.stop()
-        self.say(f"{len(chosen)} compositions go to {settings.final_seeds} final runs on test data")
+        each = f"{settings.final_seeds} final run{'' if settings.final_seeds == 1 else 's'} on test data"
+        self.say(f"{self.plan.told(len(chosen))} with {each}{' each' if len(chosen) > 1 else ''}")
         todo: list[tuple[str, dict[str, Any]]] = []
         for one in chosen:
             for seed in range(FRESH, FRESH + settings.final_seeds):

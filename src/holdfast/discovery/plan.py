@@ -38,6 +38,7 @@ class Plan:
         experiences: of the stream.
         sweep: whether the method stays and only its numbers vary.
         notes: what the user should know before it starts.
+        started: when it was begun to be made, by `time.perf_counter`; a budget counts from there.
     """
 
     settings: Settings
@@ -46,6 +47,7 @@ class Plan:
     experiences: int
     sweep: bool = False
     notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter, compare=False)
 
     @classmethod
     def of(
@@ -109,19 +111,20 @@ class Plan:
             config: of the job.
             sweep: whether only numbers of the job's method vary.
         """
+        started = time.perf_counter()
         base = {**validated(dict(config)).config, "seed": settings.seed}
         if base["protocol"] != "continual":
             raise ConfigError(f"protocol: a search looks among methods, and this job is {base['protocol']}.")
         experiences = count(base)
         settings.made_protocol().first(experiences)
         if sweep:
-            space = own_numbers(base, settings.parameters)
+            space = own_numbers(base, settings.parameters, experiences)
             if not space.common:
                 raise ConfigError(
                     f"method: `{base['method'].get('name')}` declares no ranges. Say what shall vary: "
                     "optimizer.lr=interval(0.01,1)."
                 )
-            return cls(settings, base, space, experiences, True)
+            return cls(settings, base, space, experiences, True, started=started)
         parameters = dict(settings.parameters)
         rate = (base.get("optimizer") or {}).get("lr")
         if "optimizer.lr" not in parameters and isinstance(rate, (int, float)) and rate > 0:
@@ -134,7 +137,7 @@ class Plan:
             parameters=parameters,
             experiences=experiences,
         )
-        plan = cls(settings, base, space, experiences)
+        plan = cls(settings, base, space, experiences, started=started)
         plan.space = without(space, plan._problems())
         if not plan.space.slots:
             raise ConfigError("no operation fits this job. `holdfast list operations` shows what each needs.")
@@ -146,7 +149,7 @@ class Plan:
         settings, base, sweep = made(about["settings"]), dict(about["base"]), bool(about["sweep"])
         experiences = int(about["experiences"])
         if sweep:
-            return cls(settings, base, own_numbers(base, settings.parameters), experiences, True)
+            return cls(settings, base, own_numbers(base, settings.parameters, experiences), experiences, True)
         space = composed(
             base,
             roles=settings.operations,
@@ -181,6 +184,11 @@ class Plan:
         if protocol.name != "first-k":
             return protocol
         return Protocol(protocol.name, protocol.first(self.experiences), None, protocol.fresh_orders)
+
+    def told(self, count: int) -> str:
+        """So many of what is tried, in words: compositions, or settings of one method."""
+        word = "setting" if self.sweep else "composition"
+        return f"{count} {word}{'' if count == 1 else 's'}"
 
     @functools.cached_property
     def prefixes(self) -> list[int]:

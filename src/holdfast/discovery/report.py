@@ -99,14 +99,10 @@ def verdict(plan: Plan, entries: Sequence[Entry], finals: Sequence[Setting]) -> 
     count = len({one.key for one in entries if one.state in ("done", "diverged", "failed")})
     if not finals:
         done = [one for one in entries if one.state == "done"]
-        return (
-            f"{count} compositions were tried; no final run on test data has ended."
-            if done
-            else "Nothing was measured."
-        )
+        return f"{plan.told(count)} tried; no final run on test data has ended." if done else "Nothing was measured."
     first = finals[0]
     lines = [
-        f"Of {count} compositions, {first.name} was best on validation data. Its {measure} on test data is "
+        f"Of {plan.told(count)}, {first.name} was best on validation data. Its {measure} on test data is "
         f"{shown(measure, first.values[measure])} ({named(len(first.runs))})."
     ]
     compared = [one for one in pairs(list(finals), measure) if first in one[:2]]

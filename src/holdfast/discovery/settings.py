@@ -34,6 +34,9 @@ SAMPLERS = ("auto", "tpe", "nsga2", "random")
 PRICES = ("memory_bytes", "memory_bytes_peak", "memory_items")
 """Measures that make a larger memory cost something."""
 
+ADDING = ("train_seconds", "evaluation_seconds", "total_seconds", "steps")
+"""Measures that grow with every experience."""
+
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 MEMORY_KEYS = ("capacity", "bytes", "per_class", "per_experience")
 
@@ -103,9 +106,15 @@ class Settings:
         """The values of the objectives so that smaller is better; turning twice gives what was there."""
         return tuple(-value if way == "up" else value for value, way in zip(values, self.better))
 
-    def over(self, values: Mapping[str, float]) -> dict[str, float]:
-        """For each limit how far a composition is beyond it, as a part of the limit; 0 or less where it keeps to it."""
-        above = {name: values.get(name, 0.0) / most - 1 for name, most in self.at_most.items()}
+    def over(self, values: Mapping[str, float], part: float = 1.0) -> dict[str, float]:
+        """For each limit how far a composition is beyond it, as a part of the limit; 0 or less where it keeps to it.
+
+        Args:
+            values: measured after a part of the stream.
+            part: of the stream; a limit on what adds up, such as time, is shared out over it.
+        """
+        shares = {name: part if name in ADDING else 1.0 for name in self.at_most}
+        above = {name: values.get(name, 0.0) / (most * shares[name]) - 1 for name, most in self.at_most.items()}
         return above | {name: least - values.get(name, 0.0) for name, least in self.at_least.items()}
 
     @property

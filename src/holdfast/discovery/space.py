@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from holdfast.config import kinds
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method, conflicts
 from holdfast.core.operation import ROLES, Operation
-from holdfast.discovery.axes import Axis, Trial, declared, written
+from holdfast.discovery.axes import Axis, Trial, declared, get, put, written
 
 SHORT = dict(zip(ROLES, ("incorporation", "retention", "bias", "representation", "uncertainty")))
 """Role -> its word in names of parameters."""
@@ -278,16 +278,17 @@ def _takes(kind: type[Operation], name: str, value: Any) -> bool:
     return True
 
 
-def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any]) -> Space:
+def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any], experiences: int = 1) -> Space:
     """The space of one method's own numbers, for a sweep: those given, or else the ranges on its signature.
 
     Args:
         base: the job.
         parameters: key of the job -> what it may be; empty for those that the method declares and the learning rate.
+        experiences: of the stream.
     """
     method = base["method"]
     if parameters:
-        return Space(base, common=tuple(written(key, values) for key, values in parameters.items()), fixed=True)
+        return Space(base, common=_common(parameters), experiences=experiences, fixed=True)
     function = kinds.find("methods", method.get("name"))
     found = []
     for parameter in kinds.configurable("methods", function):
@@ -298,7 +299,11 @@ def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any]) -> Space:
     rate = (base.get("optimizer") or {}).get("lr")
     if isinstance(rate, (int, float)) and rate > 0:
         found.append(Axis("optimizer.lr", (), rate / 10, rate * 10, True))
-    return Space(base, common=tuple(found), fixed=True)
+    return Space(base, common=tuple(found), experiences=experiences, fixed=True)
+
+
+def _common(parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
+    return tuple(written(key, values) for key, values in parameters.items())
 
 
 def without(space: Space, problems: Mapping[str, str]) -> Space:
@@ -309,28 +314,6 @@ def without(space: Space, problems: Mapping[str, str]) -> Space:
     left = {**space.left_out, **problems}
     kept = {slot: names for slot, names in kept.items() if names}
     return Space(space.base, kept, axes, fillers, space.sizes, space.common, space.experiences, left, space.fixed)
-
-
-def get(config: Mapping[str, Any], path: str) -> Any:
-    """What stands at a dotted path; None where nothing does."""
-    value: Any = config
-    for key in path.split("."):
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            value = value[int(key)] if key.isdigit() and int(key) < len(value) else None
-        else:
-            value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def put(config: dict[str, Any], path: str, value: Any) -> None:
-    """Set what stands at a dotted path; a name alone stands for a block of that name."""
-    *parents, last = path.split(".")
-    place: Any = config
-    for key in parents:
-        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
-    if not parents and last in kinds.BLOCKS and isinstance(value, str):
-        value = {"name": value}
-    place[int(last) if isinstance(place, list) else last] = value
 
 
 def kinds_default(base: Mapping[str, Any]) -> int:

@@ -135,7 +135,11 @@ class Book:
 
     def within(self, one: Entry) -> bool:
         """Whether it keeps to every limit."""
-        return all(over <= 0 for over in self.settings.over(one.values).values())
+        return all(over <= 0 for over in self.over(one).values())
+
+    def over(self, one: Entry) -> dict[str, float]:
+        """How far it is beyond each limit."""
+        return self.settings.over(one.values, min(1.0, one.length / self.space.experiences))
 
     # What is next --------------------------------------------------------------------------------------
 
@@ -220,7 +224,7 @@ class Book:
                 about["state"] = optuna.trial.TrialState.RUNNING
             elif values is not None or worst:
                 about["values"] = list(values if values is not None else self.settings.turned(worst))
-                limits = self.settings.over(one.values) if one.values else {}
+                limits = self.over(one) if one.values else {}
                 about |= {"constraints": limits} if limits else {}
             else:
                 continue

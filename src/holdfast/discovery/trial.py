@@ -14,7 +14,7 @@ import torch
 
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
-from holdfast.core.errors import ConfigError, Diverged, HoldfastError
+from holdfast.core.errors import ConfigError, Diverged, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
 from holdfast.discovery.protocols import tuning_stream
 from holdfast.metrics.log import LOG_NAME, Event, Log, write_json
@@ -43,7 +43,7 @@ class Measured:
     seconds: float = 0.0
 
 
-def reach(folder: Path, config: Mapping[str, Any], length: int, at_most: Mapping[str, float] | None = None) -> Measured:
+def reach(folder: Path, config: Mapping[str, Any], length: int, most_seconds: float | None = None) -> Measured:
     """Train a job until it has learned `length` experiences, and measure it there.
 
     What its folder holds already is gone on with, so that a promoted trial gives what it would have given in one piece.
@@ -52,7 +52,7 @@ def reach(folder: Path, config: Mapping[str, Any], length: int, at_most: Mapping
         folder: of the trial; an ordinary run folder, unfinished.
         config: of a job that measures on validation data; resolved.
         length: experiences.
-        at_most: measure -> the most it may be; training is stopped where `train_seconds` says so.
+        most_seconds: of training, after which it ends with the experience it is at.
 
     Raises:
         ConfigError: where the folder holds another job.
@@ -70,7 +70,7 @@ def reach(folder: Path, config: Mapping[str, Any], length: int, at_most: Mapping
             raise ConfigError(f"{folder} holds another job. Choose another --out.")
         if learned(folder) < length and not _log(folder).diverged:
             try:
-                _train(folder, job, tuning_stream(job), length, (at_most or {}).get("train_seconds"))
+                _train(folder, job, tuning_stream(job), length, most_seconds)
             except Diverged:
                 write_info(folder, state="diverged")
         log = _log(folder)
@@ -104,6 +104,9 @@ def finish(folder: Path, config: Mapping[str, Any], command: str = "") -> tuple[
             _train(folder, job, stream, len(stream), None, end=True)
         except Diverged:
             state, reason = "diverged", _log(folder).diverged
+        except (Interrupted, KeyboardInterrupt):
+            write_info(folder, state="interrupted")
+            raise
         except HoldfastError as error:
             state, reason = "failed", str(error)
         if state != "failed":

@@ -75,7 +75,10 @@ class Worker:
         settings = self.plan.settings
         try:
             config = self.plan.trial_job(params)
-            measured = reach(self.folder / TRIALS / told["key"], config, told["length"], settings.at_most)
+            part = min(1.0, told["length"] / self.plan.experiences)
+            most = settings.at_most.get("train_seconds")
+            folder = self.folder / TRIALS / told["key"]
+            measured = reach(folder, config, told["length"], None if most is None else most * part)
         except (Interrupted, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         except Exception as error:
@@ -92,7 +95,7 @@ class Worker:
         if missing:
             self._end(trial, "failed", f"nothing measures {', '.join(missing)} here")
             raise Ended
-        for name, over in settings.over(measured.values).items():
+        for name, over in settings.over(measured.values, part).items():
             trial.set_constraint(name, over)
         trial.set_user_attr("state", "done")
         return tuple(measured.values[name] for name in settings.objectives)

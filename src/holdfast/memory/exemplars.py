@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Tree
 from holdfast.core.randomness import on_cpu
-from holdfast.memory.storage import Structure, flatten, join, restore, row_count
+from holdfast.core.tree import Structure, flatten, join, restore, row_count
 
 
 def unit_rows(features: Tensor) -> Tensor:
@@ -193,13 +193,14 @@ class ExemplarSets:
         self._sets: dict[int, dict[str, Tensor]] = {}
         self.structure: Structure = {}
 
-    def update(self, key: int, rows: Mapping[str, Tree], features: Tensor) -> None:
+    def update(self, key: int, rows: Mapping[str, Tree], features: Tensor, size: int | None = None) -> None:
         """Choose the exemplars of `key` and shrink the other sets; a set that `key` had is replaced.
 
         Args:
             key: class index, or experience index.
             rows: all samples of that key; fields by name, one row per sample.
             features: `[samples, d]` of the same samples in the same order.
+            size: exemplars of this key instead of `per_class`; the other sets stay as they are.
 
         Raises:
             DataError: rows and features differ in number, fields differ from before, or a target is not the key.
@@ -221,7 +222,9 @@ class ExemplarSets:
         self.structure = structure
         others = [other for other in self._sets if other != key]
         keys = sorted([*others, key])
-        if self.per_class is not None:
+        if size is not None:
+            share = {**{other: self.count(other) for other in others}, key: size}
+        elif self.per_class is not None:
             share = dict.fromkeys(keys, self.per_class)
         else:
             available = [count if other == key else self.count(other) for other in keys]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from holdfast.core.decide import decide
-from holdfast.core.experience import Tree
+from holdfast.core.experience import Tree, tree_map
+from holdfast.core.tree import Fill, flatten, join, restore
 from holdfast.memory.exemplars import ExemplarSets
 from holdfast.memory.insertion import Ring
 from holdfast.memory.memory import Memory
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import flatten, join, restore
 
 Selection = Literal["herding", "random", "closest"]
 
@@ -33,6 +33,7 @@ class ExemplarMemory:
         by: what a set belongs to.
         generator: CPU generator for the selection "random".
         device: where samples are kept.
+        gives: the device that samples are drawn to; None leaves them where they are kept.
     """
 
     def __init__(
@@ -43,28 +44,36 @@ class ExemplarMemory:
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         by: Literal["class", "experience"] = "experience",
+        gives: torch.device | None = None,
     ) -> None:
         self.by = by
         self._labels: list[int] = []  # the class of each set, in the order in which they came
         self._sets = ExemplarSets(capacity, per_class, selection, by="experience", generator=generator)
         self._device = None if device is None else torch.device(device)
+        self._gives = None if gives == self._device else gives
         self._columns: dict[str, Tensor] | None = None
+        self._count: int | None = None
 
-    def choose(self, rows: Mapping[str, Tree], features: Tensor, label: int | None = None) -> None:
+    def choose(
+        self, rows: Mapping[str, Tree], features: Tensor, label: int | None = None, size: int | None = None
+    ) -> None:
         """Choose the exemplars of one more class, and shrink the other sets to make room.
 
         Args:
             rows: all samples of one class of one experience, fields by name; with `by="class"` its exemplars too.
             features: `[samples, d]` of the same samples; for the selection "random" only their number counts.
             label: the class, with `by="class"`.
+            size: exemplars of it instead of `per_class`.
         """
+        if self._gives is not None:
+            rows = {name: tree_map(lambda leaf: leaf.to(self._device), tree) for name, tree in rows.items()}
         key = len(self._sets.keys)
         if self.by == "class" and label is not None:
             if label not in self._labels:
                 self._labels.append(label)
             key = self._labels.index(label)
-        self._sets.update(key, rows, features)
-        self._columns = None
+        self._sets.update(key, rows, features, size)
+        self._columns = self._count = None
 
     def of(self, label: int) -> dict[str, Tree]:
         """A copy of the exemplars of a class; empty where it has none, or sets belong to experiences."""
@@ -72,16 +81,18 @@ class ExemplarMemory:
 
     def all(self) -> dict[str, Tree]:
         """A copy of all exemplars, by experience and class, the most important of each set first."""
-        return self._sets.all()
+        return {name: self._given(tree) for name, tree in self._sets.all().items()}
+
+    def _given(self, tree: Tree) -> Tree:
+        return tree if self._gives is None else tree_map(lambda leaf: leaf.to(self._gives), tree)
 
     def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
         """`size` exemplars, or all if fewer are held, as `Memory.draw`; None if there are none."""
         if not len(self):
             return None
         chosen = decide(lambda: retrieval.indices(len(self), min(size, len(self)), self), self._device)
-        return restore(
-            {name: value.index_select(0, chosen) for name, value in self._all().items()}, self._sets.structure
-        )
+        drawn = {name: value.index_select(0, chosen) for name, value in self._all().items()}
+        return {name: self._given(tree) for name, tree in restore(drawn, self._sets.structure).items()}
 
     def column(self, name: str) -> Tensor:
         """`[len(self), ...]` one column of all exemplars, to look at only."""
@@ -98,7 +109,9 @@ class ExemplarMemory:
         return self._device
 
     def __len__(self) -> int:
-        return len(self._sets)
+        if self._count is None:  # counted once an experience: every step asks
+            self._count = len(self._sets)
+        return self._count
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +128,7 @@ class ExemplarMemory:
         self._labels = list(state.get("labels", []))
         if self._device is not None:
             self._sets.to(self._device)
-        self._columns = None
+        self._columns = self._count = None
 
     def _all(self) -> dict[str, Tensor]:
         if self._columns is None:
@@ -195,6 +208,8 @@ class ExperienceMemories:
     Args:
         per_experience: rows kept of each.
         device: where rows are kept.
+        fill: what rows of different lengths are padded with; None refuses them.
+        gives: the device that rows are drawn to; None leaves them where they are kept.
 
     Example:
         >>> from holdfast.memory import Uniform
@@ -205,16 +220,27 @@ class ExperienceMemories:
         ([3, 4, 7, 8], [4, 3])
     """
 
-    def __init__(self, per_experience: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        per_experience: int,
+        device: torch.device | str | None = None,
+        *,
+        fill: Fill | None = None,
+        gives: torch.device | None = None,
+    ) -> None:
         self.per_experience = per_experience
+        self._fill, self._gives = fill, gives
         self._device = None if device is None else torch.device(device)
         self._parts: dict[int, Memory] = {}
 
     def add(self, experience: int, rows: Mapping[str, Tree | int]) -> None:
         """Offer a batch to the memory of `experience`, which is made if need be."""
         if experience not in self._parts:
-            self._parts[experience] = Memory(self.per_experience, insertion=Ring(), device=self._device)
+            self._parts[experience] = self._made()
         self._parts[experience].add(rows)
+
+    def _made(self) -> Memory:
+        return Memory(self.per_experience, insertion=Ring(), device=self._device, fill=self._fill, gives=self._gives)
 
     def of(self, experience: int) -> dict[str, Any]:
         """A copy of the rows of one experience; empty if there are none."""
@@ -271,5 +297,5 @@ class ExperienceMemories:
         """Go on where `state` was taken."""
         self._parts = {}
         for key, part in state["parts"].items():
-            self._parts[key] = Memory(self.per_experience, insertion=Ring(), device=self._device)
+            self._parts[key] = self._made()
             self._parts[key].load(part)

@@ -12,9 +12,10 @@ from holdfast.core.decide import decide, recording
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
 from holdfast.core.ranks import Share
+from holdfast.core.tree import Fill, flatten, restore, row_count
 from holdfast.memory.insertion import Insertion, Placement
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import Storage, flatten, restore, row_count
+from holdfast.memory.storage import Storage
 
 ARRIVAL_BYTES = 8
 """Bytes a slot takes beside its row: the number its row had in the stream."""
@@ -30,6 +31,8 @@ class Memory:
         insertion: decides what is kept.
         device: where rows are kept; None takes the device of the first rows.
         share: this process's part of the room, where several ranks keep a memory between them.
+        fill: what rows of different lengths are padded with; None refuses them.
+        gives: the device that rows are drawn to; None leaves them where they are kept.
 
     Raises:
         ConfigError: not exactly one of `capacity` and `bytes`, or one too small to hold a row.
@@ -44,7 +47,10 @@ class Memory:
         torch.Size([2])
     """
 
-    __slots__ = ("_arrivals", "_count", "_device", "_size", "_storage", "bytes", "capacity", "insertion", "seen")
+    __slots__ = (
+        *("_arrivals", "_count", "_device", "_fill", "_gives", "_size", "_storage"),
+        *("bytes", "capacity", "insertion", "seen"),
+    )
 
     def __init__(
         self,
@@ -54,6 +60,8 @@ class Memory:
         insertion: Insertion,
         device: torch.device | str | None = None,
         share: Share | None = None,
+        fill: Fill | None = None,
+        gives: torch.device | None = None,
     ) -> None:
         if (capacity is None) == (bytes is None):
             raise ConfigError(
@@ -66,6 +74,8 @@ class Memory:
         self.bytes = None if bytes is None else part(bytes)
         self.insertion = insertion
         self._device = None if device is None else torch.device(device)
+        self._fill = fill
+        self._gives = None if gives == self._device else gives
         self._storage: Storage | None = None
         self._arrivals: Tensor | None = None
         self._count = 0
@@ -119,6 +129,11 @@ class Memory:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows of different lengths were padded."""
+        return self._storage is not None and self._storage.ragged
 
     @property
     def nbytes(self) -> int:
@@ -276,7 +291,7 @@ class Memory:
 
     def _allocate(self, capacity: int, device: torch.device) -> tuple[Storage, Tensor]:
         self._device = self._device or device
-        self._storage = Storage(capacity, self._device)
+        self._storage = Storage(capacity, self._device, self._fill, self._gives)
         self._arrivals = torch.zeros(capacity, dtype=torch.int64, device=self._device)
         return self._storage, self._arrivals
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,100 +10,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
-
-Structure = dict[str, int | list[str] | None]
-"""Per field: None for one tensor, the length of a tuple, or the sorted keys of a mapping; plain values for saving."""
-
-
-def flatten(rows: Mapping[str, Tree]) -> tuple[dict[str, Tensor], Structure]:
-    """Split fields into columns of one tensor each.
-
-    Args:
-        rows: fields by name; each a tensor, a tuple of tensors or a mapping of tensors.
-
-    Returns:
-        The columns by name (`field`, `field.0`, `field.key`), and the structure that `restore` needs.
-
-    Raises:
-        DataError: two columns get the same name, or something is not a tensor.
-
-    Example:
-        >>> import torch
-        >>> columns, structure = flatten({"inputs": (torch.zeros(2), torch.ones(2)), "targets": torch.arange(2)})
-        >>> list(columns), structure
-        (['inputs.0', 'inputs.1', 'targets'], {'inputs': 2, 'targets': None})
-    """
-    columns: dict[str, Tensor] = {}
-    structure: Structure = {}
-    count = 0
-    for field, tree in rows.items():
-        if isinstance(tree, Mapping):
-            structure[field] = sorted(tree)
-            parts = {f"{field}.{key}": value for key, value in tree.items()}
-        elif isinstance(tree, tuple | list):
-            structure[field] = len(tree)
-            parts = {f"{field}.{place}": value for place, value in enumerate(tree)}
-        else:
-            structure[field] = None
-            parts = {field: tree}
-        count += len(parts)
-        columns.update(parts)
-    for name, value in columns.items():
-        if not isinstance(value, Tensor):
-            raise DataError(
-                f"column {name!r} is a {type(value).__name__}, and only tensors can be remembered. "
-                "Pass a tensor with one row per sample, or leave the field out."
-            )
-    if len(columns) != count:
-        raise DataError(f"two of the fields {sorted(rows)} become the same column. Rename a field that contains a dot.")
-    return columns, structure
-
-
-def restore(columns: Mapping[str, Tensor], structure: Structure) -> dict[str, Tree]:
-    """Put columns back into the fields they came from; the inverse of `flatten`.
-
-    Args:
-        columns: tensors by column name.
-        structure: what `flatten` returned with them.
-    """
-    rows: dict[str, Tree] = {}
-    for field, shape in structure.items():
-        if shape is None:
-            rows[field] = columns[field]
-        elif isinstance(shape, int):
-            rows[field] = tuple(columns[f"{field}.{place}"] for place in range(shape))
-        else:
-            rows[field] = {key: columns[f"{field}.{key}"] for key in shape}
-    return rows
-
-
-def row_count(columns: Mapping[str, Tensor]) -> int:
-    """The number of rows that all columns agree on.
-
-    Raises:
-        DataError: there is no column, a column has no row dimension, or they disagree.
-    """
-    counts = {name: value.shape[0] if value.ndim else -1 for name, value in columns.items()}
-    first = next(iter(counts.values()), -1)
-    if first < 0 or any(count != first for count in counts.values()):
-        raise DataError(f"columns of different lengths: {counts} rows. Give every field one row per sample.")
-    return first
-
-
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of one column, one part after the other; narrower rows of floats (logits of a head that grew) end in NaN.
-
-    Example:
-        >>> join([torch.zeros(1, 1), torch.ones(1, 2)])
-        tensor([[0., nan],
-                [1., 1.]])
-    """
-    widths = {part.shape[-1] for part in parts if part.dim() > 1}
-    if len(widths) < 2 or not parts[0].is_floating_point():
-        return torch.cat(list(parts))
-    wide = max(widths)
-    return torch.cat([torch.nn.functional.pad(part, (0, wide - part.shape[-1]), value=torch.nan) for part in parts])
-
+from holdfast.core.tree import Fill, Structure, flatten, longest, padded, restore, row_count
 
 Slots = slice | Tensor
 """Where rows lie: a slice of consecutive slots, or an int64 vector without repeats."""
@@ -125,6 +32,11 @@ class Storage:
     Args:
         capacity: number of slots.
         device: where the columns lie; None takes the device of the first rows.
+        fill: what columns are padded with whose rows are of different lengths (text); None refuses such rows.
+        gives: the device that rows are read to; None leaves them where they lie.
+
+    Attributes:
+        ragged: whether rows of different lengths were padded.
 
     Example:
         >>> storage = Storage(capacity=4)
@@ -133,9 +45,15 @@ class Storage:
         (tensor([[2]], dtype=torch.uint8), 4)
     """
 
-    __slots__ = ("_plain", "_spare", "capacity", "columns", "device", "structure")
+    __slots__ = ("_plain", "_spare", "capacity", "columns", "device", "fill", "gives", "ragged", "structure")
 
-    def __init__(self, capacity: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        device: torch.device | str | None = None,
+        fill: Fill | None = None,
+        gives: torch.device | None = None,
+    ) -> None:
         if capacity < 1:
             raise ConfigError(f"a storage of {capacity} slots can hold nothing. Give a capacity of 1 or more.")
         self.capacity = capacity
@@ -144,6 +62,9 @@ class Storage:
         self.structure: Structure = {}
         self._plain = True
         self._spare = False
+        self.fill = fill
+        self.gives = gives
+        self.ragged = False
 
     def write(self, slots: Slots, rows: Mapping[str, Tree]) -> None:
         """Copy `rows` into `slots`, one row each.
@@ -167,6 +88,7 @@ class Storage:
         held = slots.stop - slots.start if isinstance(slots, slice) else slots.numel()
         if count != held:
             raise DataError(f"{count} rows for {held} slots. Give exactly one row for each slot.")
+        values = {name: self._as_long(name, value) for name, value in values.items()}
         wider = [name for name, value in values.items() if not self._fits(name, value)]
         for name in wider:
             self._widen(name, values[name].shape[-1])
@@ -250,6 +172,8 @@ class Storage:
             columns = {name: column[slots].clone() for name, column in self.columns.items()}
         else:
             columns = {name: column.index_select(0, slots) for name, column in self.columns.items()}
+        if self.gives is not None:
+            columns = {name: column.to(self.gives) for name, column in columns.items()}
         return columns if self._plain else restore(columns, self.structure)  # type: ignore[return-value]
 
     @property
@@ -278,7 +202,8 @@ class Storage:
         """
         last = self.capacity if rows is None else rows
         columns = {name: column[:last].clone() for name, column in self.columns.items()}
-        return {"capacity": self.capacity, "structure": dict(self.structure), "columns": columns}
+        state = {"capacity": self.capacity, "structure": dict(self.structure), "columns": columns}
+        return {**state, "ragged": True} if self.ragged else state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned, on this storage's device.
@@ -295,6 +220,7 @@ class Storage:
                 f"Build the memory with capacity={state['capacity']}."
             )
         self.clear()
+        self.ragged = bool(state.get("ragged"))
         columns = state["columns"]
         if columns:
             self._create(columns, dict(state["structure"]))
@@ -329,8 +255,23 @@ class Storage:
             return False
         raise DataError(
             f"column {name!r} holds rows of shape {tuple(column.shape[1:])} and got {tuple(value.shape[1:])}. "
-            "Give rows of the first shape; only float columns beside inputs and targets may grow, and only wider."
+            "Give rows of the first shape; only float columns beside inputs and targets may grow, and only wider. Text"
+            " of different lengths is padded where the model's embedding has a padding_idx, or with"
+            " Continual(..., pad=0)."
         )
+
+    def _as_long(self, name: str, value: Tensor) -> Tensor:
+        """Rows as long as their column, which grows with longer ones; untouched where nobody knows the padding."""
+        column = self.columns[name]
+        grows = value.ndim == column.ndim == 2 and name.partition(".")[0] not in FIXED
+        if self.fill is None or grows or value.ndim != column.ndim or value.shape[1:] == column.shape[1:]:
+            return value
+        fill = self.fill(name, value)
+        if fill is None:
+            return value
+        shape = longest([value.shape[1:], column.shape[1:]])
+        self.columns[name], self.ragged = padded(column, shape, fill), True
+        return padded(value, shape, fill)
 
     def _widen(self, name: str, width: int) -> None:
         old = self.columns[name]

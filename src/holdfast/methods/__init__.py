@@ -19,6 +19,7 @@ from holdfast.methods.er_exemplars import er_exemplars
 from holdfast.methods.ewc import ewc
 from holdfast.methods.ewc_online import ewc_online
 from holdfast.methods.exemplar_replay import exemplar_replay
+from holdfast.methods.fdr import fdr
 from holdfast.methods.fecam import fecam
 from holdfast.methods.fg_adahat import fg_adahat
 from holdfast.methods.finetune import finetune
@@ -29,6 +30,7 @@ from holdfast.methods.gdumb import gdumb
 from holdfast.methods.gem import gem
 from holdfast.methods.generative_classifier import generative_classifier
 from holdfast.methods.gss import gss
+from holdfast.methods.hal import hal
 from holdfast.methods.hat import hat
 from holdfast.methods.hypernetwork_regularised import hypernetwork_regularised
 from holdfast.methods.icarl import icarl
@@ -38,6 +40,7 @@ from holdfast.methods.labels_trick import labels_trick
 from holdfast.methods.latent_replay import latent_replay
 from holdfast.methods.lwf import lwf
 from holdfast.methods.mas import mas
+from holdfast.methods.mer import mer
 from holdfast.methods.mir import mir
 from holdfast.methods.ncm import ncm
 from holdfast.methods.packnet import packnet
@@ -75,6 +78,7 @@ __all__ = [
     "ewc",
     "ewc_online",
     "exemplar_replay",
+    "fdr",
     "fecam",
     "fg_adahat",
     "finetune",
@@ -85,6 +89,7 @@ __all__ = [
     "gem",
     "generative_classifier",
     "gss",
+    "hal",
     "hat",
     "hypernetwork_regularised",
     "icarl",
@@ -94,6 +99,7 @@ __all__ = [
     "latent_replay",
     "lwf",
     "mas",
+    "mer",
     "mir",
     "ncm",
     "packnet",

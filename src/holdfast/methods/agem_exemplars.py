@@ -15,6 +15,8 @@ def agem_exemplars(
     capacity: Count | None = None,
     size: Count = 128,
     selection: Literal["random", "herding", "closest"] = "random",
+    per_experience: Count | list[int] | None = None,
+    per_layer: bool = False,
 ) -> Method:
     r"""A step may not raise the loss on a reference batch of past experiences.
 
@@ -26,16 +28,19 @@ def agem_exemplars(
         capacity: samples in all, shared by the classes seen.
         size: samples in the reference batch.
         selection: which samples of a class are kept.
+        per_experience: samples of each experience, one number or one for each, instead of the other two.
+        per_layer: project each parameter tensor on its own.
 
     Differences: the memory holds past experiences only, as in the paper; it is a random sample of each class
     instead of a ring.
     """
     return Method(
-        GradientProjection(size=size),
+        GradientProjection(size=size, per_layer=per_layer),
         RememberExemplars(
             capacity=capacity,
-            per_class=None if capacity is not None else per_class,
+            per_class=None if capacity is not None or per_experience is not None else per_class,
             selection=selection,
             by="experience",
+            per_experience=per_experience,
         ),
     )

@@ -15,6 +15,7 @@ def er_exemplars(
     capacity: Count | None = None,
     size: Count = 128,
     selection: Literal["random", "herding", "closest"] = "random",
+    per_experience: Count | list[int] | None = None,
 ) -> Method:
     r"""Replay of past experiences only, weighted against the current one by how many there are.
 
@@ -26,6 +27,7 @@ def er_exemplars(
         capacity: samples in all, shared by the classes seen.
         size: old samples per step.
         selection: which samples of a class are kept.
+        per_experience: samples of each experience, one number or one for each, instead of the other two.
 
     Differences: each step draws from the whole memory without replacement, where the authors' code goes through a
     shuffled memory; with one head per task the tasks share the draw by chance, and not exactly evenly.
@@ -34,8 +36,9 @@ def er_exemplars(
         Replay(size=size, average="experiences"),
         RememberExemplars(
             capacity=capacity,
-            per_class=None if capacity is not None else per_class,
+            per_class=None if capacity is not None or per_experience is not None else per_class,
             selection=selection,
             by="experience",
+            per_experience=per_experience,
         ),
     )

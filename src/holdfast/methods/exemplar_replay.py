@@ -15,6 +15,7 @@ def exemplar_replay(
     per_class: Count | None = 10,
     selection: Literal["random", "herding", "closest"] = "random",
     repeat: Count = 1,
+    per_experience: Count | list[int] | None = None,
 ) -> Method:
     r"""A few samples per class, drawn without replacement when an experience ends, join the next one's data.
 
@@ -25,15 +26,17 @@ def exemplar_replay(
         per_class: exemplars of each class; None where `capacity` is given.
         selection: which samples of a class are kept.
         repeat: copies of the memory that join.
+        per_experience: samples of each experience, one number or one for each, instead of the other two.
 
     Differences: none; CLMixer's version draws with replacement.
     """
     return Method(
         RememberExemplars(
             capacity=capacity,
-            per_class=None if capacity is not None else per_class,
+            per_class=None if capacity is not None or per_experience is not None else per_class,
             selection=selection,
             by="experience",
+            per_experience=per_experience,
         ),
         MergedReplay(repeat=repeat),
     )

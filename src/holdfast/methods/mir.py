@@ -21,6 +21,13 @@ def mir(
     $$ \theta^v = \theta - \alpha \nabla_\theta L(x, y), \qquad
        s(x', y') = \ell(f_{\theta^v}(x'), y') - \ell(f_\theta(x'), y') $$
 
+    $$ \text{none: } L = \frac{1}{n} \sum_{i=1}^{n} \ell(x_i, y_i) + \frac{1}{m} \sum_{j=1}^{m} \ell(x'_j, y'_j),
+       \qquad \text{rows: } L = \frac{1}{n + m} \Big( \sum_{i=1}^{n} \ell(x_i, y_i) + \sum_{j=1}^{m} \ell(x'_j, y'_j)
+       \Big) $$
+
+    With as many old samples as current ones (n = m) the first is twice the second, so a step is twice as long. `er`
+    has the same two forms; its default is the second. Compare methods with the same form.
+
     Args:
         capacity: samples in the memory.
         size: old samples replayed per step.

@@ -16,6 +16,7 @@ from holdfast.metrics.continual import (
     waacc,
 )
 from holdfast.metrics.cost import costs, curves
+from holdfast.metrics.during import accuracy_inside, minimum_accuracy, stability_gap, worst_case_accuracy
 from holdfast.metrics.log import Log, read_log, replace_file
 from holdfast.metrics.losses import (
     average_absolute_error,
@@ -55,6 +56,7 @@ __all__ = [
     "Log",
     "Metric",
     "Record",
+    "accuracy_inside",
     "accuracy_matrix",
     "accuracy_so_far",
     "anytime_accuracy",
@@ -82,6 +84,7 @@ __all__ = [
     "loss_increase",
     "loss_matrix",
     "metric",
+    "minimum_accuracy",
     "missed_drifts",
     "missing_class_accuracy",
     "old_accuracy",
@@ -102,10 +105,12 @@ __all__ = [
     "share_idle",
     "share_of_gap",
     "share_seen",
+    "stability_gap",
     "stability_weighted",
     "waacc",
     "wamica",
     "windowed_accuracy",
+    "worst_case_accuracy",
     "worst_class",
     "worst_class_so_far",
     "write_matrix",

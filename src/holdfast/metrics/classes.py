@@ -117,7 +117,7 @@ def worst_class_so_far(events: Iterable[Event], split: str = "test") -> np.ndarr
     return np.where(np.isfinite(worst), worst, np.nan)[rows[rows >= 0]]
 
 
-@metric("up", "worst recall so far, mean over time, less its swing (CLMixer)")
+@metric("up", "worst recall so far, mean over time, less its swing (CLMixer)", over_time=True)
 def wamica(events: Iterable[Event], split: str = "test") -> float:
     """CLMixer's `wamica`: `stability_weighted` over the worst class's recall after each experience.
 

@@ -69,7 +69,7 @@ def sample_accuracy(matrix: np.ndarray, samples: np.ndarray, seen: int | None = 
     return _weighted(matrix[row], samples, row + 1 if seen is None else seen) if row >= 0 else NAN
 
 
-@metric("up", "accuracy on what was learned so far, mean over experiences and over time")
+@metric("up", "accuracy on what was learned so far, mean over experiences and over time", over_time=True)
 def average_incremental_accuracy(matrix: np.ndarray) -> float:
     """Mean over time of the accuracy on what was learned so far: `1/T sum_i 1/(i+1) sum_{j<=i} A[i, j]`.
 
@@ -89,7 +89,7 @@ def average_incremental_accuracy(matrix: np.ndarray) -> float:
     return mean(accuracy_so_far(matrix))
 
 
-@metric("up", "accuracy over all samples of what was learned so far, mean over time")
+@metric("up", "accuracy over all samples of what was learned so far, mean over time", over_time=True)
 def sample_incremental_accuracy(matrix: np.ndarray, samples: np.ndarray) -> float:
     """Mean over time of the share of right answers on what was learned so far.
 
@@ -202,7 +202,7 @@ def forward_transfer(matrix: np.ndarray, before: np.ndarray) -> float:
     return mean([matrix[j - 1, j] - before[j] for j in range(1, len(matrix))])
 
 
-@metric("up", "accuracy on each experience right after learning it, mean", joint=False)
+@metric("up", "accuracy on each experience right after learning it, mean", joint=False, over_time=True)
 def plasticity(matrix: np.ndarray) -> float:
     """How well each experience was learned when it came: `1/T sum_j A[j, j]`.
 
@@ -241,7 +241,7 @@ def stability_weighted(values: Iterable[float] | np.ndarray) -> float:
     return float(known.mean() * (1 - (known.max() - known.min()))) if known.size else NAN
 
 
-@metric("up", "accuracy so far, mean over time, less its swing (CLMixer)")
+@metric("up", "accuracy so far, mean over time, less its swing (CLMixer)", over_time=True)
 def waacc(matrix: np.ndarray) -> float:
     """CLMixer's `waacc`: `stability_weighted` over the accuracy on what was learned so far.
 

@@ -41,6 +41,9 @@ def costs(events: Iterable[Event]) -> dict[str, float | None]:
     done = log.of("experience")
     first = log.start.get("parameters")
     steps, seconds = _total(done, "steps"), _total(done, "seconds")
+    if log.start.get("source"):
+        steps, seconds = _last(log.of("train"), "step"), _last([*log.of("source"), *log.of("end")], "seconds")
+        done = [{"memory_items": event["items"], "memory_bytes": event["bytes"]} for event in log.of("memory")]
     return {
         "steps": steps,
         "train_seconds": seconds,
@@ -48,7 +51,7 @@ def costs(events: Iterable[Event]) -> dict[str, float | None]:
         "total_seconds": _last(log.of("end"), "seconds"),
         "steps_per_second": steps / seconds if steps and seconds else None,
         "parameters_start": first,
-        "parameters": _last(done, "parameters") if done else first,
+        "parameters": first if _last(done, "parameters") is None else _last(done, "parameters"),
         "memory_items": _last(done, "memory_items"),
         "memory_bytes": _last(done, "memory_bytes"),
         "memory_bytes_peak": max(_values(done, "memory_bytes"), default=None),

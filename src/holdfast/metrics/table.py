@@ -32,7 +32,10 @@ class Record:
         log: the events that count.
         split: the data evaluated on.
         joint: whether everything was learned at once, so that nothing was learned one after the other: a finished run
-            with a single evaluated row. That row then stands for the last one, and every experience counts.
+            with a single evaluated row, and not several experiences learned. That row then stands for the last one, and
+            every experience counts.
+        gaps: whether some experience was learned after which nothing was evaluated, so that nothing can be said of the
+            time between: a run that evaluated at its end only.
         seen: how many experiences the measures at the end average over.
         learned: how many experiences were evaluated after they were learned.
         accuracy: `[T, T]`, class-incremental.
@@ -47,8 +50,9 @@ class Record:
         self.log, self.split = log, split
         whole = accuracy_matrix(log, split=split), accuracy_matrix(log, aware=True, split=split), self._values("loss")
         self.learned = max(map(last_row, whole)) + 1
-        rows = np.isfinite(whole).any(axis=(0, 2))
-        self.joint = log.finished and log.experiences > 1 and int(rows.sum()) == 1
+        rows = np.asarray(np.isfinite(whole).any(axis=(0, 2)))
+        self.joint = log.finished and log.experiences > 1 and int(rows.sum()) == 1 and len(log.of("experience")) < 2
+        self.gaps = not self.joint and not bool(np.atleast_1d(rows)[: self.learned].all())
         self.seen = log.experiences if log.finished else self.learned
         self.accuracy, self.aware, self.loss = map(self._as_last, whole)
 
@@ -117,7 +121,7 @@ PARTS: dict[str, Callable[[Record, bool], Any]] = {
 
 
 def metric(
-    direction: Direction, description: str = "", *, joint: bool = True, name: str = ""
+    direction: Direction, description: str = "", *, joint: bool = True, over_time: bool = False, name: str = ""
 ) -> Callable[[Function], Function]:
     """Enter a function into `METRICS`, and so into `metrics.json`, `holdfast show`, reports, sweeps and searches.
 
@@ -132,6 +136,7 @@ def metric(
         direction: `"up"` where more is better, else `"down"`.
         description: one line; default: the first line of the docstring.
         joint: whether it means something for a run that learned everything at once.
+        over_time: whether it needs an evaluation after each experience; without one it is not given.
         name: default: the function's.
 
     Raises:
@@ -157,7 +162,7 @@ def metric(
         for aware in [False, True] if "matrix" in wanted else [False]:
             note = "; answers among the classes of the experience only" if aware else ""
             METRICS[(TASK_AWARE if aware else "") + known] = Metric(
-                _computed(function, wanted, aware, joint), direction, said + note
+                _computed(function, wanted, aware, joint, over_time), direction, said + note
             )
         return function
 
@@ -165,10 +170,10 @@ def metric(
 
 
 def _computed(
-    function: Callable[..., Any], wanted: list[str], aware: bool, joint: bool
+    function: Callable[..., Any], wanted: list[str], aware: bool, joint: bool, over_time: bool
 ) -> Callable[[Record], float | None]:
     def value(record: Record) -> float | None:
-        if record.joint and not joint:
+        if (record.joint and not joint) or (record.gaps and over_time):
             return None
         found = function(**{key: PARTS[key](record, aware) for key in wanted})
         return None if found is None or not math.isfinite(found) else found

@@ -44,7 +44,7 @@ def torchvision(
     head: HeadName = "fixed",
     seed: int | None = None,
 ) -> nn.Module:
-    """A classification model of torchvision by name, its last linear layer replaced by a head.
+    """A classification model of torchvision by name, its last layer replaced by a head.
 
     Nothing is downloaded. Needs the extra `vision`. Auxiliary classifiers (googlenet, inception_v3) are cut off.
 
@@ -79,13 +79,15 @@ def torchvision(
     options: dict[str, Any] = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
     with seeded(seed):
         model = zoo.get_model(architecture, weights=None, **options)
+        squeeze = architecture.startswith("squeezenet")  # whose last layer is a convolution, then a mean
         try:
-            name, _ = find_head(model)
+            name = "classifier" if squeeze else find_head(model)[0]
         except ConfigError:
             raise ConfigError(NO_LINEAR.format(architecture)) from None
         if weights is not None:
             load_weights(model, weights, (name,), architecture)
-        model.set_submodule(name, nn.Identity())
+        features = nn.Sequential(nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1)) if squeeze else nn.Identity()
+        model.set_submodule(name, features)
         for auxiliary in ("AuxLogits", "aux1", "aux2"):
             if hasattr(model, auxiliary):
                 model.aux_logits = False

@@ -20,10 +20,12 @@ from holdfast.operations.feature_distillation import FeatureDistillation
 from holdfast.operations.fisher_penalty import FisherPenalty
 from holdfast.operations.freeze_backbone import FreezeBackbone
 from holdfast.operations.freeze_below import FreezeBelow
+from holdfast.operations.function_distance import FunctionDistance
 from holdfast.operations.generative_classifier import GenerativeClassifier
 from holdfast.operations.generative_replay import GenerativeReplay
 from holdfast.operations.gradient_constraints import GradientConstraints
 from holdfast.operations.gradient_projection import GradientProjection
+from holdfast.operations.hindsight_anchors import HindsightAnchors
 from holdfast.operations.infer_task import InferTask
 from holdfast.operations.interfered_replay import InterferedReplay
 from holdfast.operations.joined_replay import JoinedReplay
@@ -34,6 +36,7 @@ from holdfast.operations.loss_surrogate import LossSurrogate
 from holdfast.operations.mahalanobis import Mahalanobis
 from holdfast.operations.masked_cross_entropy import MaskedCrossEntropy
 from holdfast.operations.merged_replay import MergedReplay
+from holdfast.operations.meta_replay import MetaReplay
 from holdfast.operations.nearest_class_mean import NearestClassMean
 from holdfast.operations.nearest_exemplar_mean import NearestExemplarMean
 from holdfast.operations.one_hot_error import OneHotError
@@ -79,10 +82,12 @@ __all__ = [
     "FisherPenalty",
     "FreezeBackbone",
     "FreezeBelow",
+    "FunctionDistance",
     "GenerativeClassifier",
     "GenerativeReplay",
     "GradientConstraints",
     "GradientProjection",
+    "HindsightAnchors",
     "InferTask",
     "InterferedReplay",
     "JoinedReplay",
@@ -94,6 +99,7 @@ __all__ = [
     "Mahalanobis",
     "MaskedCrossEntropy",
     "MergedReplay",
+    "MetaReplay",
     "NearestClassMean",
     "NearestExemplarMean",
     "OneHotError",

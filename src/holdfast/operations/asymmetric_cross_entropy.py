@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.core.criteria import ignored_label
 from holdfast.core.experience import Experience
 from holdfast.core.operation import Operation, Term, require
-from holdfast.core.services import Services
+from holdfast.core.services import ROOM, Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.rows import require_outputs
+from holdfast.operations._parts.rows import by_position, require_outputs
 
 Among = Literal["batch", "experience"]
 
@@ -23,7 +24,8 @@ class AsymmetricCrossEntropy(Operation):
     $$ L(x, y) = - \frac{1}{n} \sum_{i=1}^{n} \log \frac{\exp z_{i, y_i}}{\sum_{c \in C} \exp z_{i, c}},
        \qquad C = \{ y_1, \dots, y_n \} $$
 
-    The outputs of all other classes get no gradient from the current rows; they move by replay only, whose softmax
+    Where a class stands at each position (segmentation, language models), the rows here are the positions. The outputs
+    of all other classes get no gradient from the current rows; they move by replay only, whose softmax
     runs over all classes. The loss that the loop computed enters the total with factor 0, and this one with the
     factor that the loop's had: after `Replay(average=...)` the two are averaged as they were. So it works in the
     reader's own loop too, which needs no change; there the loss passed to `backward` is not used.
@@ -73,15 +75,16 @@ class AsymmetricCrossEntropy(Operation):
 
     def loss(self, step: Step, learner: Services) -> Term:
         """The masked cross-entropy, with the factor that the current loss had."""
-        outputs = require_outputs(step)
-        masked = outputs.masked_fill(self._absent(outputs, step.targets), -torch.inf)
+        outputs, targets = by_position(learner.criterion, require_outputs(step), step.targets)
+        masked = outputs.masked_fill(self._absent(outputs, targets), -torch.inf)
         factor, step.weight = step.weight, 0.0
-        return F.cross_entropy(masked, step.targets), factor
+        return F.cross_entropy(masked, targets, ignore_index=ignored_label(learner.criterion)), factor
 
     def _absent(self, outputs: Tensor, targets: Tensor) -> Tensor:
         width = outputs.shape[1]
-        if self.among == "batch":
-            return torch.ones(width, dtype=torch.bool, device=outputs.device).index_fill_(0, targets, False)
+        if self.among == "batch":  # labels that count for nothing leave their mark behind the classes
+            room = torch.ones(width + ROOM, dtype=torch.bool, device=outputs.device).index_fill_(0, targets, False)
+            return room[:width]
         if self._mask is None or self._mask.shape[0] != width:
             self._mask = torch.ones(width, dtype=torch.bool, device=outputs.device)
             self._mask[self.current] = False

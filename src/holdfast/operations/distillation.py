@@ -15,6 +15,7 @@ from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import Average, mix
+from holdfast.operations._parts.rows import class_dim
 
 
 class Distillation(Operation):
@@ -26,7 +27,8 @@ class Distillation(Operation):
 
     Both softmaxes run over the classes seen before this experience only; with `over="all"` over all outputs of each
     model, where outputs that the old model did not have yet get no probability. With one head per task the loss is
-    the mean of this over the old tasks, each over its own classes.
+    the mean of this over the old tasks, each over its own classes; with a class at each position (segmentation,
+    language models) it is the mean over positions.
 
     Args:
         temperature: the paper's T.
@@ -98,6 +100,9 @@ class Distillation(Operation):
             term = torch.stack(terms).mean()
         else:
             taught, student = self.teacher(step.inputs), step.outputs
+            if student.dim() > 2:  # a class at each position: the loss is the mean over positions
+                dim = class_dim(learner.criterion, student, step.targets)
+                taught, student = (values.movedim(dim, -1).flatten(0, -2) for values in (taught, student))
             if self.over == "old" and not len(self.old) == taught.shape[1] == student.shape[1]:
                 taught, student = taught[:, self.old], student[:, self.old]
             term = self._between(taught, student)

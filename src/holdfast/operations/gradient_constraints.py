@@ -65,7 +65,9 @@ class GradientConstraints(Operation):
 
     def setup(self, learner: Services) -> None:
         """Make the memories."""
-        memories = ExperienceMemories(learner.share(self.per_experience), learner.device)
+        memories = ExperienceMemories(
+            learner.share(self.per_experience), learner.memory_device, fill=learner.fill, gives=learner.device
+        )
         self._memories = keep_in(learner, memories, self.name)
 
     def gradient(self, step: Step, learner: Services) -> None:
@@ -78,8 +80,9 @@ class GradientConstraints(Operation):
         constrain(learner.gradients(), references, self.margin)
 
     def observe(self, step: Step, learner: Services) -> None:
-        """Put the step's rows into the current experience's memory."""
-        self._memories.add(learner.experience, rows_of(step, learner))
+        """Put the step's rows into the current experience's memory, but for those remembered before."""
+        if step.fresh is None or bool(step.fresh.any()):
+            self._memories.add(learner.experience, rows_of(step, learner))
 
 
 def constrain(gradients: list[Tensor], references: list[list[Tensor]], margin: float) -> None:

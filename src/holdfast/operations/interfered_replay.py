@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from holdfast.core.forward import gradients_of
 from holdfast.core.operation import Term, require
 from holdfast.core.ranges import Count, NonNegative, Positive
 from holdfast.core.ranks import average_over_ranks
@@ -97,10 +98,7 @@ class InterferedReplay(Draws):
         assert self._twin is not None
         twin = self._twin
         parameters = learner.named_parameters()
-        found = torch.autograd.grad(step.loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        grads = average_over_ranks(
-            [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters.values())]
-        )
+        grads = average_over_ranks(gradients_of(step.loss, list(parameters.values()))[0])
         twin.copy_from(learner.model.state_dict())
         before = self._losses(twin, rows, learner)
         with torch.no_grad():

@@ -41,8 +41,9 @@ class LogitReplay(Draws):
         if rows is None:
             return None
         outputs, stored = learner(rows["inputs"], rows.get("task")), rows["logits"]
-        if not learner.grown:
+        if not learner.grown and not getattr(learner.memory, "ragged", False):
             return F.mse_loss(outputs, stored), self.weight
         known = ~torch.isnan(stored)
-        difference = torch.where(known, outputs[:, : stored.shape[1]] - stored, 0.0)
+        held = outputs[tuple(slice(0, length) for length in stored.shape)]
+        difference = torch.where(known, held - stored, 0.0)
         return difference.square().sum() / known.sum(), self.weight

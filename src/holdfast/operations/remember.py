@@ -72,7 +72,13 @@ class Remember(Operation):
         else:
             insertion = Ring() if self.policy == "ring" else First()
         memory = Memory(
-            self.capacity, bytes=self.bytes, insertion=insertion, device=learner.device, share=learner.share
+            self.capacity,
+            bytes=self.bytes,
+            insertion=insertion,
+            device=learner.memory_device,
+            share=learner.share,
+            fill=learner.fill,
+            gives=learner.device,
         )
         self._memory = keep_in(learner, memory, self.name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,20 +46,22 @@ SMALLEST = 1e-12
 class DiverseInsertion(Insertion):
     """Greedy choice by scores: a row that is unlike the others takes the place of one that is alike.
 
-    Set `incoming` to the scores of the rows before they are added. Each decision depends on the one before, so this
+    Set `incoming` to the scores of the rows before they are added, and `gate` to that of their batch where it decides
+    instead of theirs whether they are offered. Each decision depends on the one before, so this
     policy walks over the scores on the host (from a GPU that is a synchronisation per insertion).
 
     Args:
         generator: CPU generator the draws come from.
     """
 
-    __slots__ = ("_uniforms", "generator", "incoming", "scores")
+    __slots__ = ("_uniforms", "gate", "generator", "incoming", "scores")
 
     _uniforms: list[float]  # left of those drawn for the rows that are being placed
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
         self.incoming: Tensor | None = None
+        self.gate: float | None = None
         self.reset()
 
     def plan(self, rows: int, seen: int, capacity: int, targets: Tensor | None = None) -> Placement | None:
@@ -69,8 +71,8 @@ class DiverseInsertion(Insertion):
         for row, score in enumerate(self.incoming.clamp(LEAST, MOST).tolist()):
             if len(self.scores) < capacity:
                 places[len(self.scores)] = row
-                self.scores.append(score)
-            elif score < 1:
+                self.scores.append(score if self.gate is None else self.gate)
+            elif (score if self.gate is None else self.gate) < 1:
                 slot = self._drawn()
                 if self._uniform() < self.scores[slot] / (self.scores[slot] + score):
                     places[slot] = row
@@ -121,6 +123,9 @@ class RememberDiverse(Operation):
     Args:
         capacity: number of samples kept.
         compare: samples of the memory that each new one is compared with, the paper's n.
+        over: whether a `sample` is offered where its own score is below 1, or all those of a `batch` where the score of
+            the gradient of the batch's mean loss is. That is what the code of Buzzega et al. 2020 does: fewer gradients
+            are made, and while the memory fills, each sample is kept with its batch's score.
 
     Raises:
         ConfigError: a size that is not positive, or a method that already has a memory.
@@ -136,7 +141,7 @@ class RememberDiverse(Operation):
 
     Example:
         >>> RememberDiverse(capacity=200)
-        RememberDiverse(capacity=200, compare=10)
+        RememberDiverse(capacity=200, compare=10, over='sample')
     """
 
     asks = "loss"
@@ -147,10 +152,11 @@ class RememberDiverse(Operation):
     state = ("retrieval",)
     scratch = ("_per_sample",)
 
-    def __init__(self, capacity: Count, compare: Count = 10) -> None:
+    def __init__(self, capacity: Count, compare: Count = 10, over: Literal["sample", "batch"] = "sample") -> None:
         super().__init__()
         self.capacity = capacity
         self.compare = compare
+        self.over = over
         self.retrieval: Uniform | None = None
         self._insertion: DiverseInsertion | None = None
         self._per_sample: tuple[list[nn.Parameter], int, PerSample] | None = None
@@ -159,7 +165,14 @@ class RememberDiverse(Operation):
         """Make the learner's memory."""
         self._insertion = DiverseInsertion(learner.rng(f"replace/{self.name}"))
         self.retrieval = Uniform(learner.rng(f"draw/{self.name}"))
-        memory = Memory(self.capacity, insertion=self._insertion, device=learner.device, share=learner.share)
+        memory = Memory(
+            self.capacity,
+            insertion=self._insertion,
+            device=learner.memory_device,
+            share=learner.share,
+            fill=learner.fill,
+            gives=learner.device,
+        )
         self._memory = keep_in(learner, memory, self.name)
 
     def observe(self, step: Step, learner: Services) -> None:
@@ -168,8 +181,34 @@ class RememberDiverse(Operation):
         if step.fresh is not None and not bool(step.fresh.any()):
             return
         rows = rows_of(step, learner)
-        self._insertion.incoming = self._scores(rows, learner)
+        if self.over == "batch":
+            self._insertion.gate, self._insertion.incoming = self._batch_scores(rows, learner)
+        else:
+            self._insertion.incoming = self._scores(rows, learner)
         self._memory.add(rows)
+
+    def _batch_scores(self, rows: Rows, learner: Services) -> tuple[float, Tensor]:
+        """The score of the gradient of the batch's mean loss, and of each row's own, against the same samples."""
+        assert self.retrieval is not None
+        held: Rows | None = self._memory.draw(self.compare, self.retrieval)
+        count = rows["targets"].shape[0]
+        if held is None:
+            return 1.0, torch.ones(count)
+        criterion, measured = learner.criterion, self._measured(learner)
+
+        def own(outputs: Tensor, targets: Tensor) -> Tensor:
+            return sum_of_rows(criterion, outputs, targets)
+
+        with eval_mode(learner.model):
+            old = F.normalize(measured.matrix(held["inputs"], held["targets"], held.get("task"), own), dim=1)
+            with torch.enable_grad():
+                loss = learner.loss_on(rows["inputs"], rows["targets"], rows.get("task"))
+                whole = torch.cat([part.flatten() for part in learner.grad(loss)])
+            gate = float((1 + (old @ F.normalize(whole, dim=0)).amax()).clamp(LEAST, MOST))
+            if gate >= 1 and len(self._memory) >= self.capacity:
+                return gate, torch.full((count,), MOST)  # nothing of it is offered
+            new = F.normalize(measured.matrix(rows["inputs"], rows["targets"], rows.get("task"), own), dim=1)
+        return gate, 1 + (new @ old.T).amax(1)
 
     def _scores(self, rows: Rows, learner: Services) -> Tensor:
         assert self.retrieval is not None

@@ -11,9 +11,10 @@ from torch import Tensor
 from holdfast.core.batch import Batch
 from holdfast.core.experience import Data, Experience, Tree, tree_cat
 from holdfast.core.inspect import eval_mode
-from holdfast.core.operation import Operation
+from holdfast.core.operation import Operation, require
 from holdfast.core.ranges import Count
 from holdfast.core.services import Services
+from holdfast.memory.exemplars import quotas
 from holdfast.memory.memories import ExemplarMemory, Joined, Selection
 from holdfast.operations._parts.draws import keep_in
 from holdfast.operations._parts.rows import rows_of_batch
@@ -35,18 +36,24 @@ class RememberExemplars(Operation):
     $$ \text{herding: } p_k = \arg\min_x
        \Big\lVert \mu - \tfrac{1}{k} \Big( \varphi(x) + \sum_{j < k} \varphi(p_j) \Big) \Big\rVert $$
 
+    With `per_experience`, every experience has a budget of its own, which its classes share as evenly as they have
+    samples, and which nobody takes away later: one number for all, or one for each in order, the last for those that
+    follow.
+
     With `by="experience"` a class that comes again in a later experience gets one more set. Fields that other
     operations ask for (`logits`) are those of the model at the end of the experience.
 
     Args:
-        capacity: samples in all; give this or `per_class`.
+        capacity: samples in all; give this, `per_class` or `per_experience`.
         per_class: samples of each class; with `by="experience"` of each class of each experience.
         selection: `herding` (the running mean of features stays nearest to the class mean), `random` (without
             replacement), or `closest` (nearest to the class mean).
-        by: whether a set belongs to a `class`, or to a class of one `experience`.
+        by: whether a set belongs to a `class`, or to a class of one `experience`; to one with `per_experience`.
+        per_experience: samples of each experience, one number or one for each.
 
     Raises:
-        ConfigError: not exactly one of `capacity` and `per_class`, or a method that already has a memory.
+        ConfigError: not exactly one of `capacity`, `per_class` and `per_experience`, a budget below 1, or a method that
+            already has a memory.
 
     Source: Rebuffi et al. 2017, "iCaRL: incremental classifier and representation learning", algorithms 4 and 5;
     `random` with `per_class` and `by="experience"`: van de Ven et al. 2022, "Three types of incremental learning",
@@ -54,7 +61,7 @@ class RememberExemplars(Operation):
 
     Example:
         >>> RememberExemplars(per_class=100, selection="random")
-        RememberExemplars(capacity=None, per_class=100, selection='random', by='class')
+        RememberExemplars(capacity=None, per_class=100, selection='random', by='class', per_experience=None)
     """
 
     fills = True
@@ -71,19 +78,33 @@ class RememberExemplars(Operation):
         per_class: Count | None = None,
         selection: Selection = "herding",
         by: Literal["class", "experience"] = "class",
+        per_experience: Count | list[int] | None = None,
     ) -> None:
         super().__init__()
-        ExemplarMemory(capacity, per_class, selection, torch.Generator())  # refuses what is wrong, early
+        budgets = [per_experience] if isinstance(per_experience, int) else per_experience
+        require(
+            budgets is None or (capacity is None and per_class is None and min(budgets, default=0) >= 1),
+            "remember_exemplars",
+            f"got capacity={capacity}, per_class={per_class}, per_experience={per_experience}. Give one of the"
+            " three, and 1 or more of it.",
+        )
+        if budgets is None:
+            ExemplarMemory(capacity, per_class, selection, torch.Generator())  # refuses what is wrong, early
         self.capacity = capacity
         self.per_class = per_class
         self.selection = selection
         self.by = by
+        self.per_experience = per_experience
         self.arrived = 0
 
     def setup(self, learner: Services) -> None:
         """Make the learner's memory, or a part of it beside that of another of these."""
         generator = learner.rng(f"select/{self.name}")
-        self._memory = ExemplarMemory(self.capacity, self.per_class, self.selection, generator, learner.device, self.by)
+        each = self.per_class if self.per_experience is None else self._budget(0)
+        by = self.by if self.per_experience is None else "experience"
+        self._memory = ExemplarMemory(
+            self.capacity, each, self.selection, generator, learner.memory_device, by, learner.device
+        )
         held = learner.memory
         if isinstance(held, ExemplarMemory | Joined):
             learner.memory = Joined([*(held.members if isinstance(held, Joined) else [held]), self._memory])
@@ -98,7 +119,13 @@ class RememberExemplars(Operation):
         """Choose the exemplars of each class that arrived."""
         targets = experience.train.targets
         arrived = targets[: self.arrived or len(targets)]
-        for label in torch.unique(arrived).tolist():
+        labels, counts = (found.tolist() for found in torch.unique(arrived, return_counts=True))
+        sizes: list[int | None] = [None] * len(labels)
+        if self.per_experience is not None:
+            sizes = [*quotas(self._budget(max(0, learner.experience)), counts)]
+        for label, size in zip(labels, sizes):
+            if size == 0:
+                continue  # a budget of fewer samples than there are classes
             index = (arrived == label).nonzero().flatten()
             rows, features = self._rows(experience.train, index, learner)
             old = self._memory.of(label)
@@ -106,7 +133,14 @@ class RememberExemplars(Operation):
                 held = rows_of_batch(Batch(old["inputs"], old["targets"], old.get("task")), learner)  # type: ignore[arg-type]
                 features = torch.cat([self._features(held, learner), features])
                 rows = {field: tree_cat([held[field], rows[field]]) for field in rows}
-            self._memory.choose(rows, features, label)
+            self._memory.choose(rows, features, label, size)
+
+    def _budget(self, experience: int) -> int:
+        """The samples of an experience; of one beyond those that were listed, as many as of the last."""
+        assert self.per_experience is not None
+        if isinstance(self.per_experience, int):
+            return self.per_experience
+        return self.per_experience[min(experience, len(self.per_experience) - 1)]
 
     def _rows(self, data: Data, index: Tensor, learner: Services) -> tuple[dict[str, Tree], Tensor]:
         """All samples at `index` with the fields that the method remembers, and their features."""

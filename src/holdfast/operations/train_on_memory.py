@@ -138,7 +138,9 @@ class TrainOnMemory(Operation):
     def setup(self, learner: Services) -> None:
         """Make the learner's memory."""
         insertion = GreedyBalance(learner.rng(f"replace/{self.name}"))
-        memory = Memory(self.capacity, insertion=insertion, device=learner.device)
+        memory = Memory(
+            self.capacity, insertion=insertion, device=learner.memory_device, fill=learner.fill, gives=learner.device
+        )
         self._memory = keep_in(learner, memory, self.name)
         learner.rng(f"order/{self.name}")
 

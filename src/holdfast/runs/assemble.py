@@ -7,6 +7,7 @@ import hashlib
 import json
 import signal
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,9 +24,22 @@ from holdfast.config.job import Job, make_model, with_features
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
 from holdfast.core.experience import Stream
+from holdfast.metrics.log import LOG_NAME, write_json
 from holdfast.runs.card import card_of, stream_of
-from holdfast.runs.folder import CONFIG, LAST, load_tensors, read_config, read_info, refuse_objects
+from holdfast.runs.folder import (
+    CONFIG,
+    LAST,
+    load_tensors,
+    new_folder,
+    read_config,
+    read_info,
+    refuse_objects,
+    save_tensors,
+    versions,
+    write_info,
+)
 from holdfast.runs.on_source import make_stream_trainer, restored_outline
+from holdfast.runs.recording import start_event
 from holdfast.training import Trainer
 from holdfast.training.endless import StreamTrainer
 from holdfast.training.launch import together
@@ -178,6 +192,39 @@ def _restored_from_source(job: Job, state: Mapping[str, Any], checkpoint: Path, 
     trainer = make_stream_trainer(job, make_model(job.block.model, outline, job.config["seed"]))
     trainer.engine.load(state["engine"])
     return Restored(job.config, outline, card_of(outline), trainer, trainer.engine, checkpoint, job)
+
+
+def keyed(config: dict[str, Any]) -> dict[str, str]:
+    """The key of a single run, nothing for the folder of several seeds."""
+    return {} if config["seeds"] is not None else {"key": job_key(config)}
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """A new run folder that goes on where a checkpoint file was written.
+
+    Raises:
+        DataError: for a file that holds no state, or does not say of which job.
+    """
+    loaded = load_tensors(checkpoint)
+    if not isinstance(loaded, dict) or "state" not in loaded or not loaded.get("config"):
+        raise DataError(f"{checkpoint} holds no state of a run with its job. Give a run folder, or its {LAST}.")
+    config = loaded["config"]
+    refuse_objects(config, checkpoint)
+    job = validated(config)
+    folder = new_folder(None, job.method_name, config["experiment_name"], config["folders"]["run"])
+    write_json(folder / CONFIG, config)
+    about = {"versions": versions(), "started": time.time(), "resumed_from": str(checkpoint)}
+    write_info(folder, state="interrupted", **about, tags=config["tags"], **keyed(config), **plugins.recorded(folder))
+    beside = checkpoint.resolve().parents[2] / LOG_NAME
+    lines = beside.read_text(encoding="utf-8").splitlines(keepends=True)[: loaded["lines"]] if beside.is_file() else []
+    if len(lines) < loaded["lines"]:
+        stream = job.make_stream()
+        start = start_event(config["seed"], job.method_name, stream, job.make_model(stream))
+        lines = [json.dumps(start) + "\n"]
+    (folder / LOG_NAME).write_text("".join(lines), encoding="utf-8")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    save_tensors(folder / "checkpoints" / LAST, {**loaded, "lines": len(lines)})
+    return folder
 
 
 def is_address(where: str) -> bool:

@@ -30,6 +30,16 @@ COLUMNS = {
     "train_seconds": "seconds",
 }
 
+SOURCE_COLUMNS = {
+    "prequential_accuracy": "predicted",
+    "windowed_accuracy": "lately",
+    "old_accuracy": "kept",
+    "old_loss": "old loss",
+    "share_idle": "idle",
+    "train_seconds": "seconds",
+}
+"""The same of runs that learned from a source."""
+
 
 @dataclass(frozen=True)
 class Row:

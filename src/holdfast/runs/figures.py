@@ -9,8 +9,10 @@ import numpy as np
 
 from holdfast.metrics.classes import recall_over_time
 from holdfast.metrics.cost import curves
+from holdfast.metrics.during import inside
 from holdfast.metrics.statistics import Spread, spread
 from holdfast.runs.drawing import to_svg
+from holdfast.runs.pictures import confusions_over_time, inside_lines, loss_map, memory_map, read_samples, sample_grid
 from holdfast.runs.plots import (
     class_bars,
     confusion_map,
@@ -90,6 +92,13 @@ def draw(
         found.insert(1, Plot("references_over_time", figure, "Beside the references", caption))
     found += training_plots(runs)
     found += _class_plots(runs, names)
+    of = f" of the first seed ({runs[0].seed})" if len(runs) > 1 else ""
+    found += _more_plots(runs[0], names, of)
+    if table is None:
+        losses = mean_matrix(runs, "loss_matrix")
+        if np.isfinite(losses).any():
+            caption = "The loss on each experience (columns) after learning each (rows), the lower the lighter."
+            found.insert(0, Plot("loss_matrix", loss_map(losses, names), "Loss matrix", caption, len(names)))
     if classes:
         found.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
     return found
@@ -107,6 +116,56 @@ def training_plots(runs: Sequence[Result]) -> list[Plot]:
         caption = f"The rate of the steps before each point{of}; upright lines part the experiences."
         found.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
     return found
+
+
+def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
+    """Of one run: samples, the memory, confusions over time, and old knowledge inside later experiences."""
+    plots: list[Plot] = []
+    samples = read_samples(run.path)
+    if samples is not None:
+        wrong = int((samples.answers != samples.targets).sum())
+        caption = (
+            f"Test images with the answers at the end{of}, wrong ones first ({wrong} of {len(samples.answers)} shown)."
+        )
+        plots.append(Plot("samples", sample_grid(samples, run.log.class_names), "Samples", caption, WIDE + 1))
+    parts = {index: inside(run.log, index, "task" if run.prefix else "") for index in range(1, len(names))}
+    parts = {index: part for index, part in parts.items() if part[1].size}
+    ended = {int(event["experience"]): event for event in run.log.of("experience")}
+    if parts:
+        steps = [int(ended[index]["steps"]) if index in ended else 0 for index in range(len(names))]
+        steps = [
+            count or int(max([0.0, *parts[index][0]]) if index in parts else 0) for index, count in enumerate(steps)
+        ]
+        caption = f"Accuracy on a sample of the old experiences' test data at moments inside later ones{of}."
+        figure = inside_lines(parts, steps, names)
+        plots.append(Plot("inside", figure, "Inside the experiences", caption, WIDE + 1, len(names)))
+    held = {index: event["memory_classes"] for index, event in ended.items() if event.get("memory_classes")}
+    labels = sorted({int(label) for counts in held.values() for label in counts})
+    if labels:
+        table = np.array([[held.get(index, {}).get(str(label), 0) for label in labels] for index in range(len(names))])
+        caption = f"How many samples of each class the memory held after each experience{of}."
+        figure = memory_map(table, [_class_name(run, label) for label in labels], names)
+        plots.append(Plot("memory", figure, "Memory by class", caption, len(names)))
+    moments = sorted({int(event["after"]) for event in run.log.of("evaluate") if int(event["after"]) >= 0})
+    tables = [(index, *run.confusion(after=index)) for index in moments]
+    classes = sorted({label for _, known, _ in tables for label in known})
+    if len(tables) > 1 and len(classes) > 1:
+        caption = (
+            f"What each class (rows) is answered with (columns), after each experience{of}; the lighter, the oftener."
+        )
+        whole = [(names[index], _spread_out(known, counts, classes)) for index, known, counts in tables]
+        plots.append(
+            Plot("confusion_over_time", confusions_over_time(whole), "Confusions over time", caption, WIDE + 1)
+        )
+    return plots
+
+
+def _spread_out(known: Sequence[int], counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """A confusion matrix with rows and columns for more classes."""
+    place = [classes.index(label) for label in known]
+    whole = np.zeros((len(classes), len(classes)), dtype=counts.dtype)
+    whole[np.ix_(place, place)] = counts
+    return whole
 
 
 def class_recalls(runs: Sequence[Result]) -> list[tuple[str, Spread]]:

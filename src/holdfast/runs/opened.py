@@ -16,7 +16,7 @@ from holdfast.metrics.log import LOG_NAME
 from holdfast.metrics.statistics import Spread, named
 from holdfast.metrics.table import METRICS
 from holdfast.runs import source_report
-from holdfast.runs.compare import COLUMNS, Row, gathered, row_of
+from holdfast.runs.compare import COLUMNS, SOURCE_COLUMNS, Row, gathered, row_of
 from holdfast.runs.report import write_report
 from holdfast.runs.result import METRICS_FILE, Result, Results, found_runs
 from holdfast.runs.source_report import MEASURES, facts, of_source
@@ -148,20 +148,21 @@ def _side_by_side(rows: Sequence[Row]) -> Table:
     """A table with a row for each configuration, and in each column the best of comparable rows marked."""
     from rich.text import Text
 
+    columns = SOURCE_COLUMNS if all(of_source(row.runs[0]) for row in rows) else COLUMNS
     counts = {len(row.runs) for row in rows}
     several = max(counts, default=1) > 1
     title = named(counts.pop()) if several and len(counts) == 1 else "mean ± 95 % t interval over seeds (of two, both)"
     table = _table("run", f"{title}; {BEST} best of the column" if several else f"{BEST} best of the column")
-    for head in ("seeds", *COLUMNS.values()):
+    for head in ("seeds", *columns.values()):
         table.add_column(head, justify="right")
     differ = any(row.settings for row in rows)
     for head in ["state", "settings"] if differ else ["state"]:
         table.add_column(head, overflow="fold")
-    best = {name: _best(rows, name) for name in COLUMNS}
+    best = {name: _best(rows, name) for name in columns}
     for row in rows:
         cells = []
-        for name in COLUMNS:
-            told = _percent(row.value(name)) if name in SHARES else number(row.value(name))
+        for name in columns:
+            told = _percent(row.value(name)) if name in (*SHARES, *PER_CENT) else number(row.value(name))
             cells.append(Text(f"{told} {BEST}", "bold") if best[name] is row else Text(told))
         state = Text(row.state, "bold red" if any(run.diverged for run in row.runs) else "")
         settings = " ".join(f"{key}={_shown(value)}" for key, value in row.settings.items())

@@ -48,12 +48,12 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     count = len(matrix)
     side = min(max(4.4, 0.44 * count + 1.4), 10.0)
     figure, axes = new_axes(side, side * 0.92 if count > 1 else 2.2)
-    _cells(axes, matrix, lambda row, column: cell_text(matrix[row, column], count))
+    cells(axes, matrix, lambda row, column: cell_text(matrix[row, column], count))
     if count <= MOST_NUMBERS:
         for index in np.flatnonzero(np.isfinite(np.diagonal(matrix))):
             corner = (index - 0.46, index - 0.46)
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#ffffff", linewidth=1.1))
-    _name_cells(axes, names, names, 12 * side)
+    name_cells(axes, names, names, 12 * side)
     axes.set_xlabel("tested on experience")
     axes.set_ylabel("after learning experience")
     return figure
@@ -108,8 +108,8 @@ def recall_map(recalls: np.ndarray, classes: Sequence[str], names: Sequence[str]
     rows, columns = table.shape
     width = min(max(4.4, 0.44 * columns + 1.8), 10.0)
     figure, axes = new_axes(width, min(max(2.2, 0.34 * rows + 1.0), 12.0))
-    _cells(axes, table, lambda row, column: cell_text(table[row, column], max(rows, columns, 7)))
-    _name_cells(axes, classes, names, 12 * width)
+    cells(axes, table, lambda row, column: cell_text(table[row, column], max(rows, columns, 7)))
+    name_cells(axes, classes, names, 12 * width)
     axes.set_xlabel("after learning experience")
     axes.set_ylabel("class")
     return figure
@@ -130,14 +130,14 @@ def confusion_map(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     figure, axes = new_axes(side, side * 0.92 if count > 1 else 2.2)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
-    _cells(axes, shares, lambda row, column: str(int(counts[row, column])) if counts[row, column] else "")
-    _name_cells(axes, classes, classes, 12 * side)
+    cells(axes, shares, lambda row, column: str(int(counts[row, column])) if counts[row, column] else "")
+    name_cells(axes, classes, classes, 12 * side)
     axes.set_xlabel("answered")
     axes.set_ylabel("class of the sample")
     return figure
 
 
-def _cells(axes: Axes, values: np.ndarray, text: Callable[[int, int], str]) -> None:
+def cells(axes: Axes, values: np.ndarray, text: Callable[[int, int], str]) -> None:
     """A table of shares from 0 to 1 as coloured cells with their text, or as a picture where it is too large."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -161,7 +161,8 @@ def _cells(axes: Axes, values: np.ndarray, text: Callable[[int, int], str]) -> N
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
 
 
-def _name_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str], letters: float) -> None:
+def name_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str], letters: float) -> None:
+    """Names along the rows and the columns of a table, as many as fit into so many letters."""
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)

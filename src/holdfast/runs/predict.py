@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from holdfast.core.engine import Engine
@@ -19,6 +21,7 @@ from holdfast.metrics.log import replace_file
 from holdfast.runs.assemble import Restored, restore
 from holdfast.runs.folder import numbered
 from holdfast.runs.inputs import batches, outputs, probabilities
+from holdfast.runs.pictures import SAMPLES, Samples
 from holdfast.runs.predicted_tables import TABLES, Scores, is_table, predict_table
 from holdfast.training.evaluation import evaluate
 
@@ -52,6 +55,9 @@ def evaluated(engine: Engine, stream: Stream, split: str, batch_size: int) -> di
     accuracies = [one["correct"] / one["samples"] for one in measured if one["correct"] is not None]
     return {"experiences": measured, "average_accuracy": sum(accuracies) / len(accuracies) if accuracies else None}
 
+
+SAMPLES_SHOWN, LOOKED_AT = 24, 240
+"""Images in a report, and test images that they are chosen from."""
 
 SHOWN = 25
 """Most samples in the picture."""
@@ -157,6 +163,41 @@ def measured(checkpoint: Path | str, inputs: Sequence[str], *, task: int | None 
             " with `y`, or a folder with a folder for each class."
         )
     return made.scores.measures()
+
+
+def write_samples(folder: Path, engine: Engine, stream: Stream) -> None:
+    """Keep some test images of a run with their answers for its report, wrong ones first; nothing for other data.
+
+    Args:
+        folder: of the run.
+        engine: of the trained model.
+        stream: with its data.
+    """
+    if len(stream.input_shape) != 3 or stream.input_shape[0] not in (1, 3) or not stream.classes:
+        return
+    tests = [one for one in stream if one.test is not None and len(one.test)]
+    rows: list[tuple[Tensor, int, int, float]] = []
+    for one in tests:
+        assert one.test is not None
+        count = min(len(one.test), -(-LOOKED_AT // len(tests)))
+        with torch.random.fork_rng(devices=[]):
+            batch = one.test.gather(torch.linspace(0, len(one.test) - 1, count).long())
+        if not isinstance(batch.inputs, Tensor) or tuple(batch.inputs.shape[1:]) != tuple(stream.input_shape):
+            return
+        shares = outputs(engine, batch.inputs, one.task).softmax(1).max(1)
+        rows += zip(batch.inputs.cpu(), batch.targets.tolist(), shares.indices.tolist(), shares.values.tolist())
+    if not rows:
+        return
+    wrong = [row for row in rows if row[1] != row[2]][: SAMPLES_SHOWN // 2]
+    right = [row for row in rows if row[1] == row[2]]
+    room = SAMPLES_SHOWN - len(wrong)
+    chosen = wrong + (right if len(right) <= room else [right[place * len(right) // room] for place in range(room)])
+    values = torch.stack([row[0].float() for row in chosen])
+    low, high = (edge.view(-1, 1, 1, 1) for edge in values.flatten(1).aminmax(dim=1))
+    grey = (255 * (values - low) / (high - low).clamp(min=1e-9)).byte().numpy()
+    columns = [np.array([row[place] for row in chosen]) for place in (1, 2, 3)]
+    samples = Samples(grey, *columns)
+    np.savez_compressed(folder / SAMPLES, **samples._asdict())  # type: ignore[arg-type]
 
 
 def _files(out: Path | None, tables: Sequence[str], others: Sequence[str]) -> dict[str, Path]:

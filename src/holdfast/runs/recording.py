@@ -12,6 +12,7 @@ import pstats
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,9 +230,11 @@ class Recording:
         begun = time.perf_counter()
         if self.report is None or begun - self._reported < max(SOONEST, 20 * self._cost):
             return
-        with contextlib.suppress(HoldfastError, OSError):  # a picture of the training is no reason to stop it
+        try:
             derive(self.folder)
             self.report(self.folder)
+        except Exception as error:  # a picture of the training is no reason to stop it
+            warnings.warn(f"the report could not be made so far: {type(error).__name__}: {error}.", stacklevel=2)
         self._reported = time.perf_counter()
         self._cost = self._reported - begun
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,13 +19,24 @@ from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.config.messages import refuse
 from holdfast.config.trial import disagreements
-from holdfast.core.errors import DataError, Diverged, HoldfastError, Interrupted
+from holdfast.core.errors import ConfigError, DataError, Diverged, HoldfastError, Interrupted, NeedError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
-from holdfast.runs.assemble import job_key, learn_too, make_trainer, restore, with_others
+from holdfast.runs.assemble import (
+    fetched,
+    folder_of,
+    is_address,
+    job_key,
+    keyed,
+    learn_too,
+    make_trainer,
+    restore,
+    with_others,
+)
 from holdfast.runs.card import card_of
 from holdfast.runs.folder import (
     CONFIG,
+    LAST,
     drop_leftovers,
     locked,
     new_folder,
@@ -36,7 +48,7 @@ from holdfast.runs.folder import (
 )
 from holdfast.runs.loggers import specified
 from holdfast.runs.on_source import train_on_source
-from holdfast.runs.predict import evaluated
+from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, naming, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
@@ -78,23 +90,35 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
             "started_in": str(Path.cwd()),
         }
         about |= {"translated": job.notes} if job.notes else {}
-        write_info(folder, state="running", **about, tags=config["tags"], **_keyed(config), **plugins.recorded(folder))
-        with naming(folder):
-            return _work(folder, job, quiet)
+        write_info(folder, state="running", **about, tags=config["tags"], **keyed(config), **plugins.recorded(folder))
+        try:
+            with naming(folder):
+                return _work(folder, job, quiet)
+        except (ConfigError, DataError, NeedError):
+            if not trained(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # refused: the name is free for the run that is put right
+            raise
 
     return with_others(job, work)
 
 
-def resume(folder: Path, *, quiet: bool = False) -> Path:
+def resume(folder: Path | str, *, quiet: bool = False) -> Path:
     """Go on with a run that was interrupted, from its newest checkpoint; one that ended is left as it is.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or a checkpoint file in it. From a file that lies elsewhere, or the address of one
+            (http://...), training goes on in a new run folder; its log has what came before only where the log of the
+            run lies beside.
         quiet: draw and print nothing.
 
     Returns:
         The run folder.
     """
+    folder = fetched(str(folder)) if is_address(str(folder)) else Path(folder)
+    if folder.is_file():
+        place = folder.resolve().parent.parent
+        own = folder.name == LAST and folder.resolve().parent.name == "checkpoints" and (place / CONFIG).is_file()
+        folder = place if own else folder_of(folder)
     config = read_config(folder)
     refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
@@ -107,9 +131,10 @@ def resume(folder: Path, *, quiet: bool = False) -> Path:
     return with_others(job, work)
 
 
-def _keyed(config: dict[str, Any]) -> dict[str, str]:
-    """The key of a single run, nothing for the folder of several seeds."""
-    return {} if config["seeds"] is not None else {"key": job_key(config)}
+def trained(folder: Path) -> bool:
+    """Whether something was learned in a run's folder, or in one below it: a checkpoint, or a line after the start."""
+    logs = (path.read_text().splitlines() for path in folder.rglob(LOG_NAME))
+    return any(len(lines) > 1 for lines in logs) or any(folder.rglob("checkpoints/*"))
 
 
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
@@ -139,7 +164,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
                     started=time.time(),
                     started_in=info.get("started_in"),
                     tags=part.config["tags"],
-                    **_keyed(part.config),
+                    **keyed(part.config),
                     **plugins.recorded(place),
                 )
             try:
@@ -263,6 +288,8 @@ def _learn(part: str, job: Job, stream: Stream, model: torch.nn.Module, recordin
     with stop_on_signals(trainer):
         trainer.fit(model, stream, resume=state)
     recording.keep(model)
+    if not part.startswith("references"):
+        write_samples(recording.folder, trainer.engine, stream)
     return trainer.seconds
 
 

@@ -29,7 +29,16 @@ MEASURES = {
     "worst_class": "worst class",
     "train_seconds": "seconds",
 }
-PER_CENT = tuple(MEASURES)[:-1]
+OF_SOURCES = {
+    "prequential_accuracy": "predicted",
+    "windowed_accuracy": "lately",
+    "old_accuracy": "kept",
+    "old_loss": "old loss",
+    "train_seconds": "seconds",
+}
+"""The same of runs that learned from a source."""
+
+PER_CENT = (*tuple(MEASURES)[:-1], *tuple(OF_SOURCES)[:3])
 MOST_PAIRED = 6
 """With more settings than this, each is compared with the best only."""
 
@@ -66,15 +75,25 @@ def settings(folder: str | os.PathLike[str]) -> list[Setting]:
         for run in Results.load(place):
             if run.finished:
                 grouped.setdefault(name, {})[int(run.seed or 0)] = run
-    return [Setting(name, runs, {key: _over(runs, key) for key in MEASURES}) for name, runs in grouped.items()]
+    return [
+        Setting(name, runs, {key: _over(runs, key) for key in {**MEASURES, **OF_SOURCES}})
+        for name, runs in grouped.items()
+    ]
+
+
+def measures_of(found: list[Setting]) -> dict[str, str]:
+    """What is shown of these settings, the most important first."""
+    first = next((run for setting in found for run in setting.runs.values()), None)
+    return OF_SOURCES if first is not None and first.log.start.get("source") else MEASURES
 
 
 def _over(runs: Mapping[int, Result], measure: str) -> Spread | None:
     return over_runs(list(runs.values()), lambda run: run.value(measure))
 
 
-def pairs(found: list[Setting], measure: str = "average_accuracy") -> list[tuple[Setting, Setting, Paired]]:
+def pairs(found: list[Setting], measure: str = "") -> list[tuple[Setting, Setting, Paired]]:
     """The better of two settings, the other, and how they compare over common seeds, corrected for all of them."""
+    measure = measure or next(iter(measures_of(found)))
     ordered = sorted(found, key=lambda one: -(one.values[measure].mean if one.values[measure] else -1.0))  # type: ignore[union-attr]
     both = list(itertools.combinations(ordered, 2))
     if len(ordered) > MOST_PAIRED:
@@ -157,10 +176,11 @@ def _csv(found: list[Setting]) -> str:
     """One row per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["folder", "setting", "seed", *MEASURES])
+    shown_of = measures_of(found)
+    writer.writerow(["folder", "setting", "seed", *shown_of])
     for setting in found:
         for seed, run in setting.runs.items():
-            writer.writerow([run.path.name, setting.name, seed, *(run.value(key) for key in MEASURES)])
+            writer.writerow([run.path.name, setting.name, seed, *(run.value(key) for key in shown_of)])
     return text.getvalue()
 
 
@@ -189,10 +209,11 @@ def shown(key: str, one: Spread | None) -> str:
 
 
 def _rows(found: list[Setting]) -> list[list[str]]:
-    head = ["setting", "seeds", *MEASURES.values()]
+    measures = measures_of(found)
+    head = ["setting", "seeds", *measures.values()]
     return [
         head,
-        *([one.name, str(len(one.runs)), *(shown(key, one.values[key]) for key in MEASURES)] for one in found),
+        *([one.name, str(len(one.runs)), *(shown(key, one.values[key]) for key in measures)] for one in found),
     ]
 
 
@@ -234,6 +255,7 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
     failed = [job for job in said.get("jobs", []) if job.get("state") not in ("finished", None)]
     runs = [(setting.name, seed, run) for setting in found for seed, run in setting.runs.items()]
     head, *rows = _rows(found)
+    main = next(iter(measures_of(found)))
     content = {
         "title": path.resolve().name,
         "command": said.get("command") or "",
@@ -251,7 +273,7 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
                 "name": run.path.name,
                 "setting": name,
                 "seed": seed,
-                "kept": shown("average_accuracy", spread([run.value("average_accuracy")])),
+                "kept": shown(main, spread([run.value(main)])),
             }
             for name, seed, run in runs
         ],
@@ -261,9 +283,9 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
 
 def _bars(found: list[Setting]) -> list[dict[str, Any]]:
     """Average accuracy of each setting as the geometry of a bar, in per cent of the width."""
-    bars = []
+    bars, main = [], next(iter(measures_of(found)))
     for setting in found:
-        one = setting.values["average_accuracy"]
+        one = setting.values[main]
         if one is not None:
             half = 100 * (one.half or 0.0)
             low, high = max(0.0, 100 * one.mean - half), min(100.0, 100 * one.mean + half)

@@ -36,7 +36,7 @@ from holdfast.runs.folder import (
 )
 from holdfast.runs.inputs import outputs
 from holdfast.runs.loggers import specified
-from holdfast.runs.predict import evaluated
+from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals, write_summary
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED
@@ -201,6 +201,7 @@ class Trainer(training.Trainer):
             finally:
                 self.record = self.checkpoints = None
             recording.keep(model)
+            write_samples(folder, self.engine, stream)
             recording.end(self.seconds)
 
     def _follow(self, model: nn.Module, stream: Stream, folder: Path, again: bool) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.metrics.log import read_json, write_json
+from holdfast.metrics.log import read_json, replace_file, write_json
 from holdfast.metrics.references import against
 from holdfast.metrics.statistics import Spread, spread
 from holdfast.metrics.table import METRICS
@@ -75,6 +75,8 @@ def write_against(runs: Results) -> None:
         path = run.path / METRICS_FILE
         if measured and path.is_file():
             write_json(path, {**read_json(path), "references": measured})
+            rows = [f"{name},{value}\n" for name, value in measured.items()]
+            replace_file(run.path / "references.csv", "".join(["measure,value\n", *rows]))
 
 
 def _against(runs: Results) -> list[tuple[Result, dict[str, float]]]:
@@ -152,6 +154,7 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
             headline_item(
                 "Forgot", number(gained), "The loss on earlier experiences grew by this much after learning them."
             ),
+            *_in_units(runs),
         ]
     told = ", told which experience it comes from" if prefix else ""
     return [
@@ -159,7 +162,7 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
             "Kept",
             percent(measure(runs, prefix + "average_accuracy")),
             f"{moment} this share of the held-out samples is answered right{told}: "
-            "the mean over the experiences learned.",
+            f"the mean over the experiences learned{_measured_on(runs, prefix)}.",
         ),
         headline_item(
             "Learned",
@@ -168,6 +171,44 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
         ),
         _forgot(measure(runs, prefix + "forgetting_first"), measure(runs, prefix + "forgetting_max")),
     ]
+
+
+def _in_units(runs: Sequence[Result]) -> list[dict[str, str]]:
+    """How far off a regression is in the units of its target, and the share of the variance that it explains."""
+    error, share = measure(runs, "average_absolute_error"), measure(runs, "average_explained_variance")
+    items = []
+    if error is not None:
+        sentence = "At the end, predictions are off by this much on average, in the units of the target."
+        items.append(headline_item("Mean error", number(error), sentence))
+    if share is not None:
+        sentence = "R2: the share of the targets' variance that is explained, mean over experiences; 1 is perfect."
+        items.append(headline_item("R2", number(share), sentence))
+    return items
+
+
+def _measured_on(runs: Sequence[Result], prefix: str) -> str:
+    """How many test samples the accuracy at the end is of, and for one run its interval from their number alone."""
+    events = [event for event in runs[0].log.of("evaluate") if event["after"] >= 0]
+    last = max((event["after"] for event in events), default=-1)
+    key, split = "correct_task" if prefix else "correct", runs[0].metrics.get("split", "test")
+    ended = [
+        event
+        for event in events
+        if event["after"] == last
+        and event.get("split", split) == split
+        and event.get(key) is not None
+        and (runs[0].finished or event["experience"] <= last)
+    ]
+    count, right = sum(event["samples"] for event in ended), sum(event[key] for event in ended)
+    if not count:
+        return ""
+    if len(runs) > 1:
+        return f" ({count:,} samples for each seed)"
+    share, z = right / count, 1.96  # Wilson's interval
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5 / (1 + z**2 / count)
+    low, high = 100 * (centre - half), 100 * (centre + half)
+    return f" ({count:,} samples, whose number alone makes it {low:.1f} to {high:.1f} %)"
 
 
 def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:

@@ -53,7 +53,8 @@ class Pieces(Source):
         """Rows in batches, from the current position on."""
         if self._reading is None:
             self._reading = self._cut()
-        yield from self._reading
+        while (batch := next(self._reading, None)) is not None:  # whoever stops asking must not end the reading
+            yield batch
 
     def _cut(self) -> Iterator[Batch]:
         skip = self._row

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.experience import Stream
 from holdfast.core.needs import declares
-from holdfast.core.ranges import BelowOne, Count, ranged
+from holdfast.core.ranges import BelowOne, Count, Range, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.scenario import (
     Paradigm,
@@ -21,6 +21,8 @@ from holdfast.streams.scenario import (
 )
 from holdfast.streams.tables import labels_of_first_appearance, ordered_classes, rng, whole_classes
 from holdfast.streams.transforms import CORRUPTIONS
+
+Angle = Annotated[float, Range(0, 360, low_open=True)]
 
 
 @ranged
@@ -66,8 +68,10 @@ def permuted(
 @ranged
 def rotated(
     dataset: Dataset,
-    angles: list[float] | None = None,
+    angles: list[float] | Literal["even", "random"] | None = None,
     experiences: Count | None = None,
+    span: Angle = 180.0,
+    interpolation: Literal["bilinear", "nearest"] = "bilinear",
     paradigm: Paradigm = "domain",
     validation: BelowOne = 0.0,
     validation_seed: int = 0,
@@ -75,16 +79,20 @@ def rotated(
 ) -> Stream:
     """Every experience is the whole data set of images rotated by another angle (Rotated MNIST).
 
-    Images are rotated about their centre, bilinearly, when batches are gathered; 0 degrees is exact.
+    Images are rotated about their centre when batches are gathered; 0 degrees is exact.
 
     Args:
         dataset: images.
-        angles: in degrees, counter-clockwise, one per experience; None spaces them evenly in 0..180 (180 left out).
+        angles: in degrees, counter-clockwise, one per experience; "even" (as None) spaces them evenly from 0 to `span`,
+            which is left out; "random" draws each from 0 to `span`, by the seed, as Buzzega et al. 2020 do with
+            20 experiences.
         experiences: how many; 5, or as many as angles are given.
+        span: degrees that angles are spaced in or drawn from.
+        interpolation: "bilinear", the weighted mean of the four nearest pixels, or "nearest", the nearest one.
         paradigm: "class", "task" or "domain" incremental.
         validation: fraction of each class held out from training, the same samples in every experience.
         validation_seed: of the held-out choice.
-        seed: for the record; nothing here is drawn from it.
+        seed: of random angles.
 
     Raises:
         ConfigError: no images, or angles and experiences that disagree.
@@ -96,12 +104,19 @@ def rotated(
     """
     if len(dataset.input_shape) != 3:
         raise ConfigError(f"{dataset.name} has inputs of shape {dataset.input_shape}. Only images can be rotated.")
-    if angles is None:
+    if angles is None or isinstance(angles, str):
+        if angles not in (None, "even", "random"):
+            raise ConfigError(unknown("choice of angles", str(angles), ["even", "random"]))
         experiences = 5 if experiences is None else experiences
-        angles = [180.0 * number / experiences for number in range(experiences)]
+        places = [number / experiences for number in range(experiences)]
+        if angles == "random":
+            drawn = torch.rand(experiences, generator=rng(seed, "angles"), dtype=torch.float64)
+            places = drawn.tolist()
+        angles = [round(span * place, 6) for place in places]
     elif not angles or (experiences is not None and experiences != len(angles)):
         raise ConfigError(f"experiences is {experiences} and there are {len(angles)} angles. Leave one of them out.")
-    transforms = [{"kind": "rotate", "degrees": float(angle)} for angle in angles]
+    how = {} if interpolation == "bilinear" else {"interpolation": interpolation}
+    transforms = [{"kind": "rotate", "degrees": float(angle), **how} for angle in angles]
     return _transformed(dataset, "rotated", paradigm, transforms, validation, validation_seed, seed)
 
 

@@ -115,6 +115,7 @@ def _back(images: Tensor, inputs: Tensor) -> Tensor:
     return images.to(inputs.dtype) if inputs.is_floating_point() else images.round_().to(inputs.dtype)
 
 
+INTERPOLATIONS = ("bilinear", "nearest")
 PIECE = 2**20
 
 
@@ -166,13 +167,14 @@ class Permute:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Rotate images counter-clockwise about their centre, bilinearly, with black corners.
+    """Rotate images counter-clockwise about their centre, with black corners.
 
     Multiples of 90 degrees are exact on square images, and 0 degrees returns the input itself. Integer images are
     rounded to the nearest value.
 
     Args:
         degrees: the angle.
+        interpolation: "bilinear", the weighted mean of the four nearest pixels, or "nearest", the nearest one.
 
     Example:
         >>> Rotate(90.0)(torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8))
@@ -181,6 +183,11 @@ class Rotate:
     """
 
     degrees: float
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(unknown("interpolation", self.interpolation, INTERPOLATIONS))
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Rotate a batch of images `[rows, channels, height, width]`, keeping its shape and type."""
@@ -205,7 +212,7 @@ class Rotate:
         grid = F.affine_grid(theta[None].to(inputs.device), [1, 1, height, width], align_corners=False)
         # One grid serves every image: they become the channels of a single one.
         stacked = inputs.reshape(1, rows * channels, height, width).to(torch.float32)
-        turned = F.grid_sample(stacked, grid, align_corners=False).view(inputs.shape)
+        turned = F.grid_sample(stacked, grid, mode=self.interpolation, align_corners=False).view(inputs.shape)
         return turned.to(inputs.dtype) if inputs.is_floating_point() else turned.round_().to(inputs.dtype)
 
 

@@ -42,6 +42,7 @@ class Rates:
         self._optimizer = optimizer
         self.constant: set[int] = set()
         self._moved: tuple[int, int] = (0, 0)
+        self._before = 0
         self._tape: Tape | None = None
 
     @property
@@ -59,17 +60,25 @@ class Rates:
         """`move`, with a note of where on the tape it stands."""
 
         def noted() -> Any:
-            record = self._tape = tape()
-            if record is None:
-                return move()
-            start, before = len(record.nodes), len(record.problems)
+            self.start(tape())
             out = move()
-            self._moved = (start, len(record.nodes))
-            if len(record.problems) > before:
-                record.problems[before:] = [self._sentence()]
+            self.stop()
             return out
 
         return noted
+
+    def start(self, tape: Tape | None) -> None:
+        """The optimiser is about to move."""
+        self._tape = tape
+        if tape is not None:
+            self._moved, self._before = (len(tape.nodes), 0), len(tape.problems)
+
+    def stop(self) -> None:
+        """The optimiser has moved."""
+        if self._tape is not None:
+            self._moved = (self._moved[0], len(self._tape.nodes))
+            if len(self._tape.problems) > self._before:
+                self._tape.problems[self._before :] = [self._sentence()]
 
     def _sentence(self) -> str:
         name, group = type(self._optimizer()).__name__, self.groups[0]

@@ -18,6 +18,7 @@ from holdfast.training.followed import Followed, Optimizers
 from holdfast.training.forwards import Forwards
 from holdfast.training.intake import Intake
 from holdfast.training.phases import Phases
+from holdfast.training.records import Tally
 from holdfast.training.update import Update
 
 
@@ -59,10 +60,12 @@ class DropIn:
         self.phases = phases
         self.update = update
         self._followed = followed
+        followed.ignored = forwards.ignored
         self._own_hooks = own_hooks
         self.intake = Intake(engine, forwards, update, criterion)
         self._watch = self.intake.watch
         self._count = 0
+        self.tally: Tally | None = None  # of steps that were run as recorded
         self._makes_steps, self._owns_loss = engine.acts_at("take_step"), engine.acts_at("criterion")
         self._needs_boundaries = "boundaries" in engine.method.needs and phases.boundary is None
 
@@ -193,12 +196,17 @@ class DropIn:
 
         They are summed over the calls of `backward` since the last reading (at most 1000).
         """
-        sums = {
-            name: float(sum(value.double() * factor for value, factor in values))
-            for name, values in self.learner.logged.items()
-        }
+        sums = {} if self.tally is None else self.tally.read()[0]
+        for name, values in self.learner.logged.items():
+            sums[name] = sums.get(name, 0.0) + float(sum(value.double() * factor for value, factor in values))
         self.learner.logged.clear()
         return sums
+
+    def passed(self) -> None:
+        """Count a step that was run as recorded."""
+        self.engine.index += 1
+        self.phases.advance()
+        self._count += 1
 
     # Experiences -----------------------------------------------------------------------------------------
 

@@ -65,8 +65,7 @@ class StreamTrainer(Bound):
         log_every: batches between two records.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
-        record: called with each event, a mapping of plain values: `train`, `boundary`, and `gap` where a source could
-            not go back.
+        record: called with each event, a mapping of plain values: `train`, `boundary`, `gap` in a source, ...
         progress: whether to draw a progress bar, or the terminal to draw it on.
         checkpoints: where to keep states to resume from.
         observe_every: batches between two looks at rows that a source holds out (`holdfast.sources.HoldOut`), at what

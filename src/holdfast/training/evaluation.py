@@ -132,16 +132,22 @@ def _guess(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def evaluate_all(session: Session, after: int) -> None:
-    """Evaluate every experience on the data that the session is to evaluate on.
+    """Evaluate every experience, or those seen so far, on the data that the session is to evaluate on.
 
     Args:
         session: of a stream.
-        after: the experience that was learned last; -1 before any.
+        after: the experience that was learned last; -1 before any. Where only the end is to be evaluated, nothing is
+            done before the last one, or before the one that ran out of time.
     """
-    settings = session.settings
+    settings, stream = session.settings, session.stream or ()
+    if settings.evaluate_when == "end" and after < len(stream) - 1 and not session.late:
+        return
+    seen = settings.evaluate_on == "seen"
     splits = {"both": ("test", "validation"), "none": ()}.get(settings.evaluate, (settings.evaluate,))
     for split in splits:
-        for experience in session.stream or ():
+        for experience in stream:
+            if seen and experience.index > after:
+                continue
             data = getattr(experience, split)
             if data is None or len(data) == 0:
                 continue

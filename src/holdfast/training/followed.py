@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -83,12 +84,14 @@ class Followed:
         pending: the step whose gradient is complete, until the optimiser moves.
         inside: whether the optimiser is within a move that asks a closure for gradients.
         evaluating: whether all that happens there is one step to the method.
+        ignored: inside of it, forwards are the method's own: operations may call the model after the move.
     """
 
     def __init__(self, engine: Engine, before_move: Callable[[], None] | None = None) -> None:
         self.engine = engine
         self.pending: Step | None = None
         self.inside = self.evaluating = False
+        self.ignored: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._before_move = before_move
         self._optimizer: torch.optim.Optimizer | None = None
         self._moved: list[torch.optim.Optimizer] = []
@@ -243,7 +246,8 @@ class Followed:
         if not self._observed:
             self._observed = True
             self.engine.finish(step, edits=False)
-        self.engine.update(step)
+        with self.ignored():
+            self.engine.update(step)
 
     # Moves that ask for gradients ---------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from holdfast.core.experience import Batch, Experience, tree_map, tree_rows
 from holdfast.core.inspect import has_batch_norm
 from holdfast.core.source import Source
 from holdfast.core.step import Now, Step
+from holdfast.training.during import During
 from holdfast.training.evaluation import epoch_ends, limited
 from holdfast.training.session import Session
 from holdfast.training.state import Saver
@@ -36,6 +37,7 @@ class Loop:
         self._since = time.perf_counter()
         self._shown = 0.0
         self._last_of_epoch = 1
+        self._during: During | None = None
 
     @property
     def seconds(self) -> float:
@@ -60,6 +62,7 @@ class Loop:
         session.model.train()
         per_epoch, rest = self._per_epoch(count)
         total = per_epoch * settings.epochs if settings.iterations is None else settings.iterations * bool(per_epoch)
+        self._during = During(session, experience, total)
         order_rng = learner.rng("order")
         self._since = time.perf_counter() - position.seconds
         if session.captured is not None:
@@ -130,9 +133,11 @@ class Loop:
         captured = session.captured if update is None else None
         update = session.update if update is None else update
         scheduler = session.optimization.scheduler if session.current.scheduler_every == "step" else None
-        step = None
+        step, during = None, self._during
         for batch, weight in batches:
             done = position.step
+            if during is not None and during.following == done:
+                during.look()
             if total is None:
                 now = Now(engine.index)
             else:

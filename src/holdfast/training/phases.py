@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from holdfast.core.boundary import Boundary
+from holdfast.core.criteria import ignored_label, labels_in
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Data, Experience, Tree
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import total_over_ranks
+from holdfast.core.services import Criterion, SeenClasses
 from holdfast.core.step import Now, Step
 from holdfast.memory import Memory, Ring
 from holdfast.streams.data import TensorData
@@ -47,13 +49,15 @@ class Phases:
         self.current: Experience | None = None
         self.watches_classes = bool({"boundaries", "classes"} & set(needs))
         self._before: Any = None
-        self._seen: Tensor | None = None
+        self._seen: SeenClasses | None = None
         self._per_epoch, self._epochs, self._done = 0, 1, 0
         self._recent: Memory | None = None
         if boundary is not None:
             boundary.bind(self._features)
         if boundary is not None and "data" in needs:
-            self._recent = Memory(boundary.window, insertion=Ring(), device=engine.learner.device)
+            self._recent = Memory(
+                boundary.window, insertion=Ring(), device=engine.learner.device, fill=engine.services.fill
+            )
 
     def _features(self, inputs: Tree) -> Tensor:
         """What enters the head, `[rows, d]`, in eval mode: looking changes no running mean."""
@@ -177,7 +181,8 @@ class Phases:
     def _close(self) -> None:
         assert self.current is not None
         if self._seen is not None and not self.current.classes:
-            classes = tuple(self._seen.nonzero().flatten().tolist())
+            ignored = ignored_label(self.learner.criterion)
+            classes = tuple(label for label in self._seen.mask.nonzero().flatten().tolist() if label != ignored)
             if self.distributed:
                 classes = union_over_ranks(classes)
             self.current = dataclasses.replace(self.current, classes=classes)
@@ -187,7 +192,7 @@ class Phases:
         self.current = self._before = None
 
     def _wrap(self, data: Data | None, task: int | None, classes: tuple[int, ...]) -> Experience:
-        experience = as_experience(self.learner.experience + 1, data, task, classes)
+        experience = as_experience(self.learner.experience + 1, data, task, classes, self.learner.criterion)
         if data is not None and self.distributed:
             experience.classes = union_over_ranks(experience.classes)
         return experience
@@ -195,19 +200,24 @@ class Phases:
     def see(self, step: Step) -> None:
         """Note the classes of a batch, where nobody announced them, without waiting for the device."""
         outputs, targets = step.outputs, step.targets
-        if outputs is None or outputs.dim() != 2 or targets.dtype != torch.int64 or targets.dim() != 1:
+        if outputs is None or outputs.dim() < 2 or targets.dtype != torch.int64:
             return
-        width = outputs.shape[1]
+        if outputs.dim() == 2 and targets.dim() == 1:
+            width = outputs.shape[1]
+        elif outputs.shape[:-1] == targets.shape:
+            width, targets = outputs.shape[-1], targets.flatten()
+        elif outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+            width, targets = outputs.shape[1], targets.flatten()
+        else:
+            return
         if self.current is None:
             self.engine.services.seen.widen(width)
             self.engine.services.seen.add_targets(targets)
         elif not self.current.classes:
-            if self._seen is None or len(self._seen) < width:
-                seen = torch.zeros(width, dtype=torch.bool, device=targets.device)
-                if self._seen is not None:
-                    seen[: len(self._seen)] = self._seen
-                self._seen = seen
-            self._seen.index_fill_(0, targets, True)
+            if self._seen is None:
+                self._seen = SeenClasses(targets.device)
+            self._seen.widen(width)
+            self._seen.add_targets(targets)
 
     @property
     def keeper(self) -> Callable[[Step], None] | None:
@@ -245,7 +255,7 @@ class Phases:
             "recent": None if self._recent is None else self._recent.state(),
             "inside": self.current is not None,
             "classes": None if self.current is None else list(self.current.classes),
-            "seen": self._seen,
+            "seen": None if self._seen is None else self._seen.mask,
             "before": self._before,
             "progress": [self._per_epoch, self._epochs, self._done],
         }
@@ -260,7 +270,10 @@ class Phases:
         if state["inside"]:
             self.current = self._wrap(None, self.learner.task, tuple(state["classes"]))
             self.current.index = self.learner.experience
-        self._seen, self._before = copied(state["seen"]), state["before"]
+        self._seen, self._before = None, state["before"]
+        if state["seen"] is not None:
+            self._seen = SeenClasses(self.learner.device)
+            self._seen.mask = state["seen"].to(self.learner.device, copy=True)
         self._per_epoch, self._epochs, self._done = state["progress"]
         if self.current is not None:
             self._tell_progress()
@@ -280,10 +293,12 @@ def checked_data(data: object) -> Data:
     return data
 
 
-def as_experience(index: int, data: Data | None, task: int | None, classes: tuple[int, ...]) -> Experience:
+def as_experience(
+    index: int, data: Data | None, task: int | None, classes: tuple[int, ...], criterion: Criterion | None = None
+) -> Experience:
     """An experience of `data`, whose classes are read off it unless they are given; of nothing without data."""
     if data is None:
         data = TensorData(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
     elif not classes and not checked_data(data).targets.is_floating_point():
-        classes = tuple(torch.unique(data.targets).tolist())
+        classes = labels_in(data.targets, criterion)
     return Experience(index, checked_data(data), classes=tuple(classes), task=task)

@@ -35,6 +35,9 @@ UNLIKE = 32
 PAUSE = 100
 """Steps of the first such while; each is twice as long as the one before."""
 
+TOLD = 5
+"""Problems of one step that are told, at most."""
+
 AUDIT = 1000
 """Runs of a recording after which the step is recorded once more, and compared."""
 
@@ -163,6 +166,9 @@ class Recordings:
         while left:
             whole = next((one for one in left if len(one.decisions) == len(made)), None)
             if whole is not None:
+                if (whole.runs + 1) % AUDIT == 0:  # it is recorded again, with these decisions
+                    self.decisions.made.extend(made)
+                    return whole
                 for decision, value in zip(whole.decisions, made):
                     if isinstance(decision.value, Tensor):
                         _set(decision.value, value)
@@ -227,6 +233,7 @@ class Recordings:
         if match is not None and not problems:
             problems = self._disagreements(match, made, fed) or self._torn(made)
         if problems:
+            self._stay_valid(before)  # what this step changed, others may have been recorded with
             self._refuse((key, self._prefix), problems, fits)
         elif fits is None and match is None:
             self.unlike += 1
@@ -311,7 +318,7 @@ class Recordings:
         fits: Recording | None,
         rest: bool = False,
     ) -> None:
-        self.problems = list(dict.fromkeys([*self.problems, *problems]))
+        self.problems = list(dict.fromkeys([*self.problems, *problems[:TOLD]]))
         self.failed += 1
         if signature[1] is not None:
             self.refused[signature] = self.refused.get(signature, 0) + 1

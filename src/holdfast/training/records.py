@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
 from holdfast.core.learner import Learner
+from holdfast.core.memory import Memory
 from holdfast.training.divergence import OnDivergence, Watch
 from holdfast.training.progress import State
 
@@ -182,6 +184,30 @@ class Records:
         if noticed is not None:
             self.write(**noticed)
             self._watch.stop(noticed)
+
+
+def classes_in(memory: Memory) -> dict[str, int]:
+    """How many samples of each class a memory holds; empty where it holds none with a class."""
+    column = getattr(memory, "column", None)  # a user's own memory need not have columns
+    if column is None or not len(memory):
+        return {}
+    try:
+        targets = column("targets")
+    except (DataError, KeyError):  # it keeps something else, or knows no columns
+        return {}
+    if targets.dim() != 1 or targets.is_floating_point():
+        return {}
+    labels, counts = targets.unique(return_counts=True)
+    return {str(label): count for label, count in zip(labels.tolist(), counts.tolist())}
+
+
+def remembered(parts: list[dict[str, int]]) -> dict[str, dict[str, int]]:
+    """The counts of all processes as an entry of an event; nothing where there are none."""
+    total: dict[str, int] = {}
+    for part in parts:
+        for label, count in part.items():
+            total[label] = total.get(label, 0) + count
+    return {"memory_classes": dict(sorted(total.items(), key=lambda one: int(one[0])))} if total else {}
 
 
 def mean_window(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
 from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
-from holdfast.training.records import Records, mean_window
+from holdfast.training.records import Records, classes_in, mean_window, remembered
 from holdfast.training.settings import Settings, augmented
 from holdfast.training.update import Steps, Update
 
@@ -329,6 +329,7 @@ class Session:
             parameters=sum(p.numel() for p in self.model.parameters()),
             memory_items=sum(items for items, _ in sizes),
             memory_bytes=sum(size for _, size in sizes),
+            **remembered(self.ranks.gather({} if memory is None else classes_in(memory))),
         )
 
 

@@ -11,11 +11,11 @@ import torch
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.learner import Criterion
-from holdfast.core.ranges import Count, NonNegative, Positive, Range, check_fields
+from holdfast.core.ranges import BelowOne, Count, NonNegative, Positive, Range, check_fields
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory, optimizer_factory
 from holdfast.training.precision import Precision, check_precision
-from holdfast.training.programs import CaptureMode
+from holdfast.training.programs import CaptureMode, chosen
 
 Changes = Mapping[str, Any]
 PerExperience = Mapping[str | int, Changes] | Sequence[Changes | None]
@@ -124,7 +124,14 @@ class Settings(ExperienceSettings):
         eval_batch_size: samples per forward in evaluation.
         precision: `32-true`; `bf16-mixed` or `16-mixed` (GPUs only) for autocast; `64-true` for doubles.
         evaluate: which data the accuracy matrix is measured on: `test`, `validation`, `both` or `none`.
-        evaluate_before: also evaluate before any training (forward transfer needs it).
+        evaluate_before: also evaluate before any training (forward transfer needs it); not where only the end is
+            evaluated, or only what was seen.
+        evaluate_on: evaluate `all` experiences each time, or those `seen` so far, which halves the time and leaves the
+            matrix empty above its diagonal.
+        evaluate_when: evaluate `after_each` experience, or at the `end` of the training only, which leaves all but the
+            last row empty; measures that need the others are then not given.
+        evaluate_during: share of the steps that may go into measuring older experiences inside one, on a sample of
+            their test data; 0.05 shows their minimum and the stability gap, 0 measures at the end only.
         limit_experiences: learn and evaluate only so many experiences, the first ones, for a quick look.
         limit_val_batches: batches of each experience's validation data that are used, a number or a fraction.
         limit_test_batches: the same of test data.
@@ -154,6 +161,9 @@ class Settings(ExperienceSettings):
     precision: Precision = "32-true"
     evaluate: Literal["test", "validation", "both", "none"] = "test"
     evaluate_before: bool = True
+    evaluate_during: BelowOne = 0.0
+    evaluate_on: Literal["all", "seen"] = "all"
+    evaluate_when: Literal["after_each", "end"] = "after_each"
     limit_experiences: Count | None = None
     limit_val_batches: Limit | None = None
     limit_test_batches: Limit | None = None
@@ -174,6 +184,7 @@ class Settings(ExperienceSettings):
         super().__post_init__()
         self.device = torch.device(self.device)
         check_precision(self.precision, self.device)
+        chosen(self.capture, self.device)
         for name in ("limit_val_batches", "limit_test_batches"):
             check_limit(name, getattr(self, name))
 

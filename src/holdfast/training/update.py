@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.engine import Engine
-from holdfast.core.experience import Batch, task_column, tree_cat, tree_rows
+from holdfast.core.experience import Batch, task_column, tree_rows
 from holdfast.core.step import Now, Step
+from holdfast.core.tree import Fill, tree_cat_padded
 
 
 class Mover(Protocol):
@@ -179,15 +180,17 @@ class Update:
         parts, self.parts = self.parts, []
         if len(parts) == 1:
             return parts[0]
-        return join_steps(parts, [name for name in self.engine.services.fields if name not in ("logits", "task")])
+        services = self.engine.services
+        return join_steps(parts, [name for name in services.fields if name not in ("logits", "task")], services.fill)
 
 
-def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
+def join_steps(steps: Sequence[Step], fields: Sequence[str] = (), fill: Fill = lambda *_: None) -> Step:
     """Several accumulated batches as the one step that the optimiser makes of them.
 
     Args:
         steps: in order, without their graphs.
         fields: extras with a row per sample, to be joined; of others the last step's are kept.
+        fill: what rows of different lengths are padded with.
     """
     last = steps[-1]
     extras: dict[str, Any] = dict(last.extras)
@@ -196,6 +199,12 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
             extras[name] = torch.cat([step.extras[name] for step in steps])
     outputs = [step.outputs for step in steps if step.outputs is not None]
     task = last.task
+    fresh = None
+    if any(step.fresh is not None for step in steps):
+        every = [
+            torch.ones(len(step.targets), dtype=torch.bool) if step.fresh is None else step.fresh for step in steps
+        ]
+        fresh = torch.cat([part.to(steps[0].targets.device) for part in every])
     if any(isinstance(step.task, Tensor) or step.task != task for step in steps):
         unlabelled = -1
         task = torch.cat([
@@ -203,13 +212,14 @@ def join_steps(steps: Sequence[Step], fields: Sequence[str] = ()) -> Step:
             for step in steps
         ])  # fmt: skip
     return Step(
-        tree_cat([step.inputs for step in steps]),
-        torch.cat([step.targets for step in steps]),
+        tree_cat_padded([step.inputs for step in steps], fill),
+        cast(Tensor, tree_cat_padded([step.targets for step in steps], fill, "targets")),
         torch.stack([step.loss for step in steps]).mean(),
-        torch.cat(outputs) if len(outputs) == len(steps) else None,
+        cast(Tensor, tree_cat_padded(outputs, fill, "logits")) if len(outputs) == len(steps) else None,
         task,
         last.index,
         last.progress,
         extras,
         last.weight,
+        fresh,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import ADVICE, LOOP, LOOP_WITH_BOUNDARY, Way
+from holdfast.training.captured_loop import CapturedLoop
 from holdfast.training.checks import check_arguments, check_compiled, hook_count, unwrapped
 from holdfast.training.dropin import DropIn
 from holdfast.training.export import Hooks, hooks_of
 from holdfast.training.followed import Followed, Optimizers
 from holdfast.training.forwards import Forwards
 from holdfast.training.phases import Phases
+from holdfast.training.programs import CaptureMode
 from holdfast.training.ranks import average_unknown
 from holdfast.training.update import Update
 
@@ -64,6 +66,12 @@ class Continual(DropIn):
             `logits`.
         seed: of every random choice.
         head: dotted path of the output layer; default: `model.head`, else the last linear layer.
+        capture: how `captured` runs steps: True for a CUDA graph on a GPU (elsewhere call by call, for checks), or
+            `graph`, `compile` or `tape`.
+        pad: what inputs are padded with that are as long as the longest of their batch (text), a number or one by name;
+            default: the embedding's `padding_idx`, 0 for masks, the ignored label for labels.
+        memory_device: where the memory keeps its rows, for instance "cpu" beside a model on a GPU; they are moved when
+            they are drawn. Default: where the model is.
 
     Raises:
         NeedError: if the method needs what this loop does not offer, with what to write instead.
@@ -98,12 +106,25 @@ class Continual(DropIn):
         output: Callable[[Any], Tensor] | None = None,
         seed: int = 0,
         head: str | None = None,
+        capture: bool | CaptureMode = False,
+        pad: float | Mapping[str, float] | None = None,
+        memory_device: torch.device | str | None = None,
     ) -> None:
         check_arguments(method, optimizer, accumulate, scaler)
         way = LOOP if boundary is None else LOOP_WITH_BOUNDARY
         without = frozenset({"update"} if optimizer is None else ())
         engine, own_hooks = bound(
-            model, method, way, without, criterion=criterion, prepare=prepare, output=output, seed=seed, head=head
+            model,
+            method,
+            way,
+            without,
+            criterion=criterion,
+            prepare=prepare,
+            output=output,
+            seed=seed,
+            head=head,
+            pad=pad,
+            memory_device=memory_device,
         )
         if engine.acts_at("take_step") and (optimizer is None or accumulate > 1 or scaler is not None):
             raise ConfigError(
@@ -123,6 +144,35 @@ class Continual(DropIn):
         forwards = Forwards(engine, model, output)
         super().__init__(engine, forwards, phases, update, followed, own_hooks, criterion is not None)
         self.optimizer = optimizer  # type: ignore[assignment]
+        self.capture: CaptureMode = "auto" if capture is True else "none" if capture is False else capture
+        if self.capture != "none":
+            self.captured(lambda: None)  # what cannot be is refused here
+
+    def captured(self, step: Callable[..., Any]) -> CapturedLoop:
+        """The loop's own step, as something that is called with each batch and runs recordings of it where it can.
+
+        Args:
+            step: from a batch to the optimiser's move: `step(x, y)` calls the model, `cl.backward` and
+                `optimizer.step()`, and returns tensors to look at, for instance the loss. Values that differ from
+                step to step are its arguments.
+
+        Example:
+            >>> from holdfast.methods import er
+            >>> model = nn.Linear(4, 2)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> cl = Continual(model, er(capacity=20, size=8), optimizer=optimizer, capture=True)
+            >>> def step(x, y):
+            ...     loss = nn.functional.cross_entropy(model(x), y)
+            ...     optimizer.zero_grad()
+            ...     cl.backward(loss, y, inputs=x)
+            ...     optimizer.step()
+            ...     return loss
+            >>> train = cl.captured(step)
+            >>> losses = [train(torch.randn(8, 4), torch.randint(0, 2, (8,))) for _ in range(9)]
+            >>> train.counts["run"], train.reasons
+            (4, [])
+        """
+        return CapturedLoop(self, step, self.capture)
 
 
 def bound(
@@ -136,6 +186,8 @@ def bound(
     output: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
     head: str | None = None,
+    pad: float | Mapping[str, float] | None = None,
+    memory_device: torch.device | str | None = None,
 ) -> tuple[Engine, Hooks]:
     """A method bound to the plain model inside `model`, and the hooks that the model had before.
 
@@ -149,10 +201,15 @@ def bound(
         output: takes the tensor of outputs out of what the model returns.
         seed: of every random choice.
         head: dotted path of the output layer.
+        pad: what inputs of different lengths are padded with.
+        memory_device: where memories keep their rows.
     """
     plain = unwrapped(model)
     learner = Learner(plain, criterion=criterion, prepare=prepare, seed=seed, head=head)
     learner.output = output
+    learner.services.pads = pad
+    if memory_device is not None:
+        learner.services.memory_device = torch.device(memory_device)
     learner.replaceable = False
     own_hooks, before = hooks_of(plain), hook_count(plain)
     engine = Engine(method, learner, way.offers - without, way.advice)

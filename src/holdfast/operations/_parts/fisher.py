@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.core.criteria import Likelihood, likelihood
+from holdfast.core.criteria import Likelihood, ignored_label, likelihood
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Tree, tree_map
+from holdfast.core.forward import gradients_of
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import mean_over_ranks
 from holdfast.core.services import Services
-from holdfast.operations._parts.functional_model import gradients_of
 from holdfast.operations._parts.layer_gradients import Diagonal, square
 from holdfast.operations._parts.per_sample import Labels, PerSample
-from holdfast.operations._parts.rows import class_dim, counted, ignored_label, sum_of_rows
+from holdfast.operations._parts.rows import class_dim, counted, sum_of_rows
 
 Kind = Literal["exact", "true", "predicted", "empirical", "batch"]
 
@@ -102,7 +102,7 @@ def fisher_diagonal(
             targets = batch.targets.to(learner.device)
             if measured is None:
                 loss = learner.loss_on(inputs, targets, batch.task)
-                gradients = gradients_of(loss, list(named.values()))
+                gradients = gradients_of(loss, list(named.values()))[0]
                 part = {name: square(value) * len(targets) for name, value in zip(named, gradients)}
             else:
                 part = _of_batch(measured, inputs, targets, batch.task, kind, generator)

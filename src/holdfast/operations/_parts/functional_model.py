@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -101,35 +101,6 @@ class FunctionalModel:
         with forward_task(task.unsqueeze(0) if isinstance(task, Tensor) else task):
             outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
         return outputs if self.output is None else self.output(outputs)
-
-
-def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of `loss` by each parameter, dense, zeros where there is none; `p.grad` stays as it was.
-
-    Reentrant checkpoints know no gradient by chosen tensors: there it is a backward, and `p.grad` is put back.
-
-    Args:
-        loss: a scalar; its graph stays.
-        parameters: leaves of the graph.
-    """
-    try:
-        found: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "checkpoint" not in str(error):
-            raise
-        before = [p.grad for p in parameters]
-        try:
-            for parameter in parameters:
-                parameter.grad = None
-            loss.backward(retain_graph=True)
-            found = [p.grad for p in parameters]
-        finally:
-            for parameter, kept in zip(parameters, before):
-                parameter.grad = kept
-    return [
-        torch.zeros_like(p) if value is None else value.to_dense() if value.is_sparse else value
-        for value, p in zip(found, parameters)
-    ]
 
 
 Values = dict[str, Tensor]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, HoldfastError, UsageError
 from holdfast.core.experience import Tree, tree_cat, tree_map, tree_rows
+from holdfast.core.forward import gradients_of
 from holdfast.core.services import Services
-from holdfast.operations._parts.functional_model import TOGETHER, FunctionalModel, RowLoss, gradients_of
+from holdfast.operations._parts.functional_model import TOGETHER, FunctionalModel, RowLoss
 from holdfast.operations._parts.layer_gradients import (
     Diagonal,
     Magnitude,
@@ -273,7 +274,7 @@ class PerSample:
                     one = slice(row, row + 1)
                     with torch.enable_grad():
                         value = loss(outputs, labels) if way == "alone" else loss(outputs[one], labels[one])
-                        gradients = gradients_of(value, parameters)
+                        gradients = gradients_of(value, parameters)[0]
                     yield gradients, factor[row] if isinstance(factor, Tensor) else factor
 
     def _outputs_of(self, way: Way, inputs: Tree, tasks: Any, rows: int) -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, tree_map
+from holdfast.core.forward import gradients_of
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import mean_over_ranks
 from holdfast.core.services import Services
-from holdfast.operations._parts.functional_model import gradients_of
 from holdfast.operations._parts.layer_gradients import Diagonal
 from holdfast.operations._parts.per_sample import PerSample
 
@@ -50,6 +50,44 @@ def quadratic(learner: Services, importance: dict[str, Tensor], anchor: dict[str
     weights = [importance[n].unsqueeze(-1).expand(*p.shape, 2) if p.is_complex() else importance[n] for n, p in held]
     anchors = [_real(anchor[name]) for name, _ in held]
     return _Quadratic.apply(len(held), *parameters, *weights, *anchors)  # type: ignore[no-untyped-call]
+
+
+class Stiffness:
+    r"""Holds the importance of parameters to what a step of SGD can follow.
+
+    A step of learning rate eta moves a parameter by eta times its gradient, so a pull of curvature kappa on it
+    overshoots its anchor where kappa > 1 / eta, and throws it further away with every step where kappa > 2 / eta. The
+    curvature is therefore at most 1 / eta: the pull brings a parameter back to its anchor in one step, and no further.
+
+    $$ \kappa_i = \min\big( \kappa \, \Omega_i, \; 1 / \eta \big) $$
+
+    Under other optimisers than `torch.optim.SGD`, whose steps are not in proportion to the gradient, nothing is held.
+
+    Args:
+        curvature: of the penalty on a parameter of importance 1: twice its factor.
+        active: whether anything is held at all.
+    """
+
+    def __init__(self, curvature: float, active: bool) -> None:
+        self.curvature = curvature
+        self.active = active
+        self._made: tuple[float, dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    def forget(self) -> None:
+        """The importance is another one."""
+        self._made = None
+
+    def of(self, learner: Services, importance: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The importance to pull with, by parameter name; worked out anew where the learning rate changed."""
+        optimizer = learner.trainable.optimizer() if importance and self.active and self.curvature > 0 else None
+        if not isinstance(optimizer, torch.optim.SGD):
+            return importance
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        if self._made is None or self._made[0] != rate or self._made[1] is not importance:
+            most = 1 / (max(rate, 1e-30) * self.curvature)
+            held = torch._foreach_clamp_max(list(importance.values()), most)
+            self._made = rate, importance, dict(zip(importance, held))
+        return self._made[2]
 
 
 def _real(value: Tensor) -> Tensor:
@@ -154,7 +192,7 @@ def sensitivity(
             inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
             if measured is None:
                 norm = _squared_norm(learner(inputs, batch.task), learner)
-                part = {name: value.abs() for name, value in zip(named, gradients_of(norm, list(named.values())))}
+                part = {name: value.abs() for name, value in zip(named, gradients_of(norm, list(named.values()))[0])}
             else:
                 rows = torch.zeros(len(batch.targets), device=learner.device)  # no labels are needed
                 part = measured.summed(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.criteria import Sum, by_row, likelihood
+from holdfast.core.criteria import Sum, by_row, ignored_label, likelihood
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
@@ -125,17 +125,6 @@ def row_losses(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor
     return by_row(criterion, outputs, targets)
 
 
-def ignored_label(criterion: Callable[..., Tensor]) -> int:
-    """The label that counts for nothing under `criterion`: its `ignore_index`, else cross-entropy's own, -100.
-
-    Example:
-        >>> ignored_label(torch.nn.CrossEntropyLoss(ignore_index=255)), ignored_label(F.cross_entropy)
-        (255, -100)
-    """
-    keywords = getattr(criterion, "keywords", {})  # of a functools.partial
-    return int(getattr(criterion, "ignore_index", keywords.get("ignore_index", -100)))
-
-
 def counted(order: Tensor, targets: Tensor, criterion: Callable[..., Tensor]) -> Tensor:
     """The samples of `order` that have a label which counts.
 
@@ -168,7 +157,7 @@ def class_dim(criterion: Callable[..., Tensor], outputs: Tensor, targets: Tensor
     last = outputs.dim() == targets.dim() + 1 and outputs.shape[:-1] == targets.shape
     if not second and not last:
         raise UsageError(
-            f"no Fisher diagonal can be measured of outputs of shape {tuple(outputs.shape)} under targets of shape"
+            f"outputs of shape {tuple(outputs.shape)} have no value per class for targets of shape"
             f" {tuple(targets.shape)}. Return a value per class for each target: [rows, classes, ...]."
         )
     if second and last:
@@ -177,6 +166,19 @@ def class_dim(criterion: Callable[..., Tensor], outputs: Tensor, targets: Tensor
             own = criterion(outputs, targets)
         return 1 if bool((losses[0] - own).abs() <= (losses[1] - own).abs()) else -1
     return 1 if second else -1
+
+
+def by_position(criterion: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs `[n, classes]` and targets `[n]`: of each row, or of each position where a class stands at each.
+
+    Args:
+        criterion: decides between two readings of the outputs, as for `class_dim`.
+        outputs: `[rows, classes]`, `[rows, classes, ...]` or `[rows, ..., classes]`.
+        targets: class indices `[rows, ...]`.
+    """
+    if outputs.dim() == 2 and targets.dim() == 1:
+        return outputs, targets
+    return outputs.movedim(class_dim(criterion, outputs, targets), -1).flatten(0, -2), targets.flatten()
 
 
 def sum_of_rows(criterion: Callable[..., Tensor], outputs: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,244 @@
+"""What a captured step costs beside one made as written and a hand-written loop, and whether its weights are the same.
+
+    python benchmarks/captured.py                                  on a GPU: graphs, all methods, two networks
+    python benchmarks/captured.py --how compile --method er ewc    on a CPU: compiled, which takes seconds a method
+    python benchmarks/captured.py --how tape                       on a CPU: the same recordings, call by call
+
+For each method a model learns a first experience, and steps of the second are timed: as written and captured in turn,
+on the same batches, beside experience replay written by hand. The figure is the median over rounds of microseconds a
+step, and the median of the ratio to the hand-written loop within the round; on a CPU these are seconds of the process.
+Then the weights of both are compared: equal with graphs and the tape, within rounding when compiled. A method that is
+not captured is listed with the line that prevents it. On a GPU a line ends in
+WAITS where torch sees the host wait for the device within a captured step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from holdfast import Trainer, methods
+from holdfast.core.experience import Batch, Stream
+from holdfast.models import mlp, resnet18
+from holdfast.streams.datasets import arrays
+from holdfast.streams.splits import split
+from holdfast.training.loop import Loop
+from holdfast.training.state import Saver
+from holdfast.training.trainer import open_experience
+
+NETWORKS = {"mlp": (10, (1, 28, 28)), "resnet18": (32, (3, 32, 32))}
+"""Network -> batch size, and shape of an image."""
+
+
+def stream_of(network: str, steps: int, tasks: bool) -> Stream:
+    """Two experiences of images of noise, long enough for so many steps."""
+    batch, shape = NETWORKS[network]
+    rows = batch * steps
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2 * rows, *shape), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(2 * rows) % 4
+    data = arrays(images.numpy(), labels.numpy(), test_fraction=0.01)
+    return split(data, experiences=2, paradigm="task" if tasks else "class")
+
+
+def net(network: str, of: Stream, head: str) -> nn.Module:
+    """The network of a measurement."""
+    if network == "mlp":
+        return mlp(input_shape=of.input_shape, classes=of.classes, hidden=[100, 100], head=head, seed=0)
+    return resnet18(input_shape=of.input_shape, classes=of.classes, head=head, seed=0)
+
+
+class Timed:
+    """A method on its way through the second experience, some steps at a time.
+
+    Args:
+        name: of the method.
+        network: of `NETWORKS`.
+        capture: how steps are made.
+        device: where.
+        warm: steps of the first experience, and of the second before any is timed.
+        timed: steps that will be.
+    """
+
+    def __init__(self, name: str, network: str, capture: str, device: str, warm: int, timed: int) -> None:
+        factory = getattr(methods, name)
+        batch, _ = NETWORKS[network]
+        known = inspect.signature(factory).parameters
+        chosen = {"capacity": 500, "size": batch}
+        method = factory(**{key: value for key, value in chosen.items() if key in known})
+        tasks = "task" in method.needs
+        of = stream_of(network, warm + timed + 8, tasks)
+        self.model = net(network, of, "task" if tasks else "growing")
+        optimizer = {"name": "SGD", "lr": 0.01}
+        self.trainer = Trainer(
+            method, optimizer=optimizer, batch_size=batch, evaluate="none", device=device, capture=capture, log_every=50
+        )
+        self.trainer.bind(self.model, of)
+        self.session = session = self.trainer.session
+        self.loop = Loop(session, Saver(session))
+        self.model.train()
+        for index in range(2):
+            self.opened = open_experience(session, index)
+            if session.captured is not None:
+                session.captured.begin(warm + timed)
+            data = self.opened.train.to(session.device)
+            order = torch.randperm(len(data), generator=session.learner.rng("order"))
+            self.batches: list[tuple[Batch, float]] = [(one, 1.0) for one in data.batches(order, batch)]
+            self.run(warm)
+            if index == 0:
+                session.engine.end(self.opened)
+                session.position.leave()
+
+    def run(self, steps: int) -> int:
+        """Make so many steps; returns how many were left to make."""
+        chosen, self.batches = self.batches[:steps], self.batches[steps:]
+        self.loop.steps(chosen, 10**6)
+        return len(chosen)
+
+    def told(self) -> str:
+        """Why not every step was run as recorded, if so."""
+        captured = self.session.captured
+        if captured is None:
+            return ""
+        captured.end(1)
+        event = self.session.records.events[-1]
+        return "; ".join(event["reasons"]) if not event["captured"] else ""
+
+
+class ByHand:
+    """Experience replay written by hand, on the same data."""
+
+    def __init__(self, network: str, device: str, steps: int) -> None:
+        self.batch, shape = NETWORKS[network]
+        of = stream_of(network, 2, False)
+        self.model = net(network, of, "fixed").to(device).train()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        rows = self.batch * (steps + 1)
+        self.inputs = torch.rand(rows, *shape).to(device)
+        self.targets = torch.randint(0, 4, (rows,)).to(device)
+        self.kept, self.labels = torch.rand(500, *shape).to(device), torch.randint(0, 4, (500,)).to(device)
+        self.seen = 500
+        self.start = 0
+
+    def run(self, steps: int) -> int:
+        """Make so many steps."""
+        size, device = self.batch, self.inputs.device
+        for _ in range(steps):
+            at = self.start % (len(self.targets) - size)
+            self.start += size
+            x, y = self.inputs[at : at + size], self.targets[at : at + size]
+            drawn = torch.randperm(500)[:size].to(device)
+            outputs = self.model(torch.cat((x, self.kept[drawn])))
+            loss = F.cross_entropy(outputs[:size], y) + F.cross_entropy(outputs[size:], self.labels[drawn])
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            numbers = torch.arange(self.seen, self.seen + size)
+            slots = (torch.rand(size, dtype=torch.float64) * (numbers + 1)).long()
+            kept = (slots < 500).nonzero().squeeze(1)
+            self.kept[slots[kept].to(device)] = x[kept.to(device)]
+            self.labels[slots[kept].to(device)] = y[kept.to(device)]
+            self.seen += size
+        return steps
+
+
+def microseconds(run: Callable[[int], int], steps: int, device: str) -> float:
+    """Of one step; NaN where there is none left."""
+    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = clock()
+    made = run(steps)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return 1e6 * (clock() - start) / made if made else float("nan")
+
+
+def waits_in(timed: Timed, device: str) -> bool | None:
+    """Whether the host waits for the device in captured steps; None on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        timed.run(4)
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def measure(name: str, network: str, how: str, device: str, rounds: int, steps: int) -> dict[str, Any]:
+    """One method on one network."""
+    timed = rounds * steps + 4
+    hand = ByHand(network, device, timed)
+    plain = Timed(name, network, "none", device, 40, timed)
+    fast = Timed(name, network, how, device, 40, timed)
+    hand.run(20)
+    found: dict[str, list[float]] = {"hand": [], "written": [], "captured": []}
+    for _ in range(rounds):
+        for key, one in (("hand", hand), ("written", plain), ("captured", fast)):
+            found[key].append(microseconds(one.run, steps, device))
+    a, b = plain.model.state_dict(), fast.model.state_dict()
+    gaps = [float((a[key].double() - b[key].double()).abs().max()) for key in a if a[key].numel()]
+    ratios = [[x / y for x, y in zip(found[key], found["hand"])] for key in ("written", "captured")]
+    return {
+        "method": name,
+        "network": network,
+        **{key: round(statistics.median(values), 1) for key, values in found.items()},
+        "written_ratio": round(statistics.median(ratios[0]), 3),
+        "captured_ratio": round(statistics.median(ratios[1]), 3),
+        "difference": max(gaps, default=0.0),
+        "waits": waits_in(fast, device),
+        "why_not": fast.told(),
+    }
+
+
+def main() -> int:
+    """Print a line for each method and network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--how", choices=["graph", "compile", "tape"], help="default: graph on a GPU, else tape")
+    parser.add_argument("--method", nargs="*", default=None, help="default: all")
+    parser.add_argument("--network", nargs="*", choices=list(NETWORKS), help="default: both on a GPU, else mlp")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--json", help="write the figures to this file")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    how = arguments.how or ("graph" if device == "cuda" else "tape")
+    networks = arguments.network or (list(NETWORKS) if device == "cuda" else ["mlp"])
+    torch.set_num_threads(1)
+    print(f"{device}, {how}, torch {torch.__version__}: microseconds a step (and ratio to the hand-written loop of ER)")
+    results = []
+    for network in networks:
+        for name in arguments.method or methods.__all__:
+            try:
+                one = measure(name, network, how, device, arguments.rounds, arguments.steps)
+            except Exception as error:  # one method must not cost the figures of the others
+                print(f"{network:9s} {name:26s} failed: {type(error).__name__}: {error}", flush=True)
+                continue
+            results.append(one)
+            same = "equal" if one["difference"] == 0 else f"within {one['difference']:.0e}"
+            told = f"  as written: {one['why_not']}" if one["why_not"] else "  WAITS" if one["waits"] else ""
+            columns = [f"{network:9s} {name:26s} by hand {one['hand']:8.1f}"]
+            for label, key in (("as written", "written"), ("captured", "captured")):
+                columns.append(f"{label} {one[key]:8.1f} ({one[f'{key}_ratio']:.2f})")
+            print("   ".join([*columns, same]) + told, flush=True)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"device": device, "how": how, "torch": torch.__version__, "rows": results}, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
