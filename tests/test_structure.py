@@ -24,11 +24,7 @@ TEXTS = [
 
 MOST_FILES, MOST_LINES, MOST_METHODS = 240, 350, 15
 
-<<<<<<< HEAD
 FILES_TODAY = 364
-=======
-FILES_TODAY = 363
->>>>>>> truth
 LONG_TODAY: set[str] = set()
 WIDE_TODAY: dict[str, int] = {}
 PRIVATE_TODAY = 0
