@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import DataError, UsageError, renamed
 from holdfast.core.forward import Forward
 from holdfast.core.task import Task
-from holdfast.core.tree import Tree
+from holdfast.core.tree import Saved, Tree
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -130,7 +130,7 @@ def restore_snapshots(
             setattr(operation, name, make(loaded))
 
 
-def check_operations(names: Sequence[str], saved: Mapping[str, Any]) -> None:
+def check_operations(names: Sequence[str], saved: Saved) -> None:
     """Refuse a checkpoint of another method.
 
     Args:
