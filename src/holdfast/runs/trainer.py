@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
@@ -40,6 +41,7 @@ from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals, write_summary
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED
+from holdfast.streams.data import Pairs, stream_of
 from holdfast.training import trainer as training
 from holdfast.training.precision import first
 
@@ -58,11 +60,12 @@ class Evaluate(str):
 
     trainer: Trainer
 
-    def __call__(self, stream: Stream | None = None, split: str = "test") -> dict[str, Any]:
+    def __call__(self, stream: Stream | Sequence[Pairs] | None = None, split: str = "test") -> dict[str, Any]:
         """Evaluate the model as it is now on every experience.
 
         Args:
-            stream: on its data; None for the stream that was trained on.
+            stream: on its data; a list of test data, each a data set, a loader or a list of batches; None for the
+                stream that was trained on.
             split: `test` or `validation`.
 
         Returns:
@@ -72,6 +75,8 @@ class Evaluate(str):
             DataError: if the stream has no such data.
             UsageError: before the first `fit`.
         """
+        if stream is not None and not isinstance(stream, Stream):
+            stream = stream_of(stream, stream)
         engine, chosen = self.trainer.engine, self.trainer.session.stream if stream is None else stream
         assert chosen is not None  # a trainer's session is of a stream
         return evaluated(engine, chosen, split, self.trainer.eval_batch_size)
@@ -99,9 +104,10 @@ class Trainer(training.Trainer):
     def fit(
         self,
         model: nn.Module,
-        stream: Stream,
+        stream: Stream | Sequence[Pairs],
         resume: Mapping[str, Any] | bool | None = None,
         out: str | os.PathLike[str] | None = None,
+        tests: Sequence[Pairs] | None = None,
     ) -> list[dict[str, Any]]:
         """Train `model` over `stream`, and leave a run folder where `out` names one.
 
@@ -111,10 +117,12 @@ class Trainer(training.Trainer):
 
         Args:
             model: moved to the device and trained in place.
-            stream: the experiences, in order.
+            stream: the experiences, in order: a stream, or a list with the data of each: data sets, loaders, or lists of
+                batches `(inputs, targets)`.
             resume: a state that `checkpoints` was given, of the same method, model and stream; or, with `out`, True to
                 go on with what is there from its newest checkpoint, and to begin where there is nothing.
             out: the run folder to make.
+            tests: the test data of each experience, where the stream is a list.
 
         Returns:
             The events that were recorded, the raw log from which every metric is computed; with `out` those of the
@@ -136,6 +144,10 @@ class Trainer(training.Trainer):
             ...     sorted(path.name for path in Path(folder, "x").iterdir() if path.suffix == ".json")
             ['config.json', 'metrics.json', 'run.json']
         """
+        if not isinstance(stream, Stream):
+            stream = stream_of(stream, tests)
+        elif tests is not None:
+            raise ConfigError("tests are for a list of data, and a stream has its own. Leave them out.")
         if out is None:
             if isinstance(resume, bool):
                 raise ConfigError("resume is True, and out is not given. Name the run folder to go on with: out=...")
@@ -176,16 +188,20 @@ class Trainer(training.Trainer):
             write_info(folder, state=_close(folder), finished=time.time())
         return [dict(event) for event in Log.read(folder)]
 
-    def predict(self, inputs: Tree, task: int | None = None) -> Tensor:
+    def predict(self, inputs: Tree | DataLoader[Any], task: int | None = None) -> Tensor:
         """The outputs for raw inputs as the method wants them, `[rows, ...]` on the CPU, in eval mode.
 
         Args:
-            inputs: a tensor, a tuple or a mapping of tensors, `[rows, ...]`, as the stream's data are.
+            inputs: a tensor, a tuple or a mapping of tensors, `[rows, ...]`, as the stream's data are; or a loader of
+                batches, whose first entries are the inputs.
             task: the task label, for a model with a head for each task.
 
         Raises:
             UsageError: before the first `fit`.
         """
+        if isinstance(inputs, DataLoader):
+            batches = (batch[0] if isinstance(batch, tuple | list) else batch for batch in inputs)
+            return torch.cat([outputs(self.engine, batch, task) for batch in batches])
         return outputs(self.engine, inputs, task)
 
     # The run folder ------------------------------------------------------------------------------------

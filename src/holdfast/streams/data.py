@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.core.experience import Data, Tree, tree_cat, tree_map
+from holdfast.core.experience import Data, Experience, Stream, Tree, tree_cat, tree_map
 from holdfast.streams.loader import LoaderData, joined
 from holdfast.streams.views import View, as_targets, compact, joined_task, relabel
 
-__all__ = ["LoaderData", "Pairs", "TensorData", "UnionData", "View", "as_data", "concat"]
+__all__ = ["LoaderData", "Pairs", "TensorData", "UnionData", "View", "as_data", "concat", "stream_of"]
 
 Pairs = Data | Dataset[Any] | DataLoader[Any] | Iterable[Any] | tuple[Tensor, Tensor]
 """Data in any usual form: ours, a torch data set or loader, a list of batches, or one batch `(inputs, targets)`."""
@@ -160,6 +160,46 @@ def as_data(data: Pairs) -> Data:
     if isinstance(data, Dataset) and hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return LoaderData(data)
     return _of_batches(data)  # type: ignore[arg-type]
+
+
+def stream_of(experiences: Sequence[Pairs], tests: Sequence[Pairs] | None = None, name: str = "data") -> Stream:
+    """The stream of data that somebody has in experiences already, as they are.
+
+    Args:
+        experiences: the training data of each, in any usual form: data sets, loaders, lists of batches.
+        tests: the test data of each; None for none.
+        name: for reports.
+
+    Raises:
+        DataError: for no experience, tests that are not one for each, or data that are none.
+
+    Example:
+        >>> batch = (torch.zeros(3, 2), torch.tensor([0, 1, 0]))
+        >>> stream = stream_of([[batch], [(torch.ones(1, 2), torch.tensor([2]))]], tests=[[batch], [batch]])
+        >>> stream.classes, [experience.classes for experience in stream], stream.input_shape
+        (3, [(0, 1), (2,)], (2,))
+    """
+    if not experiences or (tests is not None and len(tests) != len(experiences)):
+        count = "none" if tests is None else len(tests)
+        raise DataError(f"there are {len(experiences)} experiences and {count} tests. Give one test for each, or none.")
+    train = [as_data(one) for one in experiences]
+    test = [None] * len(train) if tests is None else [as_data(one) for one in tests]
+    single = not train[0].targets.is_floating_point() and train[0].targets.dim() == 1
+    highest = max(int(data.targets.max()) for data in (*train, *filter(None, test))) if single else -1
+    first = train[0].gather(torch.tensor([0])).inputs
+    made = [
+        Experience(
+            index,
+            data,
+            test[index],
+            classes=tuple(data.targets.unique().tolist()) if single else (),
+            name=f"{index + 1} of {len(train)}",
+        )
+        for index, data in enumerate(train)
+    ]
+    shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else ()
+    names = tuple(str(label) for label in range(highest + 1))
+    return Stream(made, shape, highest + 1, "class" if single else "domain", name=name, class_names=names)
 
 
 def _of_batches(batches: Iterable[Any]) -> TensorData:

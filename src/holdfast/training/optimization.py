@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,11 +34,15 @@ def optimizer_factory(optimizer: str | Mapping[str, Any] | OptimizerFactory) -> 
 
     Args:
         optimizer: a torch name (`"Adam"`), a mapping with `name` and arguments (`{"name": "SGD", "lr": 0.1}`),
-            or such a function already (`functools.partial(torch.optim.SGD, lr=0.1)`).
+            or such a function already (`functools.partial(torch.optim.SGD, lr=0.1)`); or an optimiser, whose class and
+            values are taken, over the parameters of the model that is trained.
 
     Raises:
-        ConfigError: for a name that `torch.optim` does not have, or arguments that its class does not take.
+        ConfigError: for a name that `torch.optim` does not have, arguments that its class does not take, or an
+            optimiser whose groups of parameters have values of their own.
     """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return _like(optimizer)
     if callable(optimizer):
         return optimizer
     arguments = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
@@ -50,6 +55,22 @@ def optimizer_factory(optimizer: str | Mapping[str, Any] | OptimizerFactory) -> 
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the optimizer {name} does not take {arguments}: {error}. See torch.optim.{name}.") from None
     return functools.partial(known[name], **arguments)
+
+
+def _like(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
+    """What makes optimisers of the same class and values; the trainer makes a new one where a method asks for that."""
+    kind = type(optimizer)
+    taken = inspect.signature(kind).parameters
+    values = {key: value for key, value in optimizer.defaults.items() if key in taken}
+    for group in optimizer.param_groups:
+        own = {key: group[key] for key in values if key in group and group[key] != values[key]}
+        if own and len(optimizer.param_groups) > 1:
+            raise ConfigError(
+                f"the optimizer {kind.__name__} has groups of parameters with values of their own ({own}). Give a"
+                " function of the parameters that makes it."
+            )
+        values |= own
+    return functools.partial(kind, **values)
 
 
 def step_function(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
