@@ -271,6 +271,14 @@ def test_a_dry_run_says_what_it_will_cost_and_leaves_nothing(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_budget_that_is_over_before_the_start_still_tries_one(tmp_path: Path) -> None:
+    plan = planned(None, [*SMALL, "method=er", "budget=0.001", "finals=1", "final_seeds=1"], sweep=True)
+    driver = Driver(plan, tmp_path / "s")
+    driver.run()
+    assert len({one.key for one in driver.book.entries()}) == 1
+    assert (tmp_path / "s" / "best.json").is_file()
+
+
 def test_what_a_search_found_is_proposed_first_on_the_next_data_set(tmp_path: Path) -> None:
     search(NARROW, *SMALL, out=tmp_path / "s", trials=3, finals=1, final_seeds=1)
     [kept] = list(knowledge.entries())
