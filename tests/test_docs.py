@@ -113,7 +113,9 @@ def test_the_commands_of_a_page_are_accepted(page, tmp_path, written):
         assert f"## `holdfast {command}" in COMMANDS, line
         if command == "run" and "-m" in given:  # the first of its runs
             given = [first_of(word) for word in given if word != "-m"]
-        for option in ("--out", "--jobs"):
+        if command == "init":  # what it writes is named by the commands below it
+            assert CliRunner().invoke(cli.app, words[1:]).exit_code == 0, line
+        for option in ("--out", "--jobs", "-j"):
             if command == "run" and option in given:
                 at = given.index(option)
                 del given[at : at + 2]

@@ -178,7 +178,7 @@ def test_a_step_that_cannot_be_captured_runs_as_written_and_says_why(settings: d
 class Fool(Operation):
     role = "representation learning"
     state = ("kept",)
-    scratch = ("other", "steps", "history", "rng", "draws", "tick")
+    scratch = ("other", "steps", "history", "rng", "draws", "tick", "share")
 
     def __init__(self) -> None:
         super().__init__()
@@ -335,6 +335,27 @@ REFUSED = {
 CAPTURED = [ReplacesItsState, TurnsItsStateAround, GivesOtherMemory, BranchesByDecision, WritesIntoAList]
 
 
+class TurnsOverOnce(Fool):
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = 1.0
+
+    def _due(self) -> bool:
+        self.steps += 1
+        return self.steps == 11  # steps before were recorded, with the share of before
+
+    def gradient(self, step: Step, learner: Services) -> None:
+        self.scale(learner, self.share)
+        if learner.decide(self._due):
+            self.share = 0.5
+
+
+def test_what_a_step_as_written_changes_is_recorded_anew() -> None:
+    events = both(with_memory(TurnsOverOnce), epochs=4)
+    assert captured_steps(events) > 10
+    assert any("share changes from 1.0 to 0.5" in one for one in events[0]["reasons"])
+
+
 def with_memory(kind: type[Operation]) -> Callable[[], Method]:
     return lambda: Method(Replay(size=4), kind(), Remember(capacity=20))
 
@@ -349,6 +370,14 @@ def test_what_cannot_be_run_again_is_refused_with_its_line(kind: type[Operation]
 @pytest.mark.parametrize("kind", CAPTURED)
 def test_what_can_be_run_again_is_captured_rightly(kind: type[Operation]) -> None:
     assert captured_steps(both(with_memory(kind), epochs=4)) > 10
+
+
+def test_a_step_that_is_recorded_again_makes_each_decision_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "AUDIT", 3)
+    events = both(epochs=6)
+    assert captured_steps(events) > 20
+    assert sum(event["recorded"] for event in events) > 20
+    assert events[-1]["reasons"] == []
 
 
 COUNTED = [0]

@@ -12,7 +12,7 @@ import typer
 
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
-from holdfast.cli import configurations, models, searches
+from holdfast.cli import beginnings, configurations, models, searches
 from holdfast.cli.common import (
     Checkpoint,
     Folders,
@@ -32,7 +32,7 @@ from holdfast.core.errors import ConfigError
 app = typer.Typer(
     name="holdfast",
     help="Continual learning with PyTorch: learn the new without losing the old.",
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -196,6 +196,7 @@ def show(
 
 app.command()(searches.search)
 app.command()(searches.sweep)
+app.command()(beginnings.init)
 app.command("config")(configurations.show_config)
 app.command()(configurations.convert)
 app.command("list")(configurations.list_names)

@@ -29,9 +29,9 @@ _SAME_PACKAGE = {
     " per_sample:_parts.per_sample+_parts.layer_gradients quadratic:_parts.quadratic"
     " quadratic_program:_parts.quadratic rows:_parts.rows score_masks:_parts.blocking sensitivity:_parts.quadratic"
     " taps:_parts.functional_model",
-    "streams": "datasets.idx:datasets.vision datasets.usps:datasets.vision prepare:dataset union:data",
+    "streams": "prepare:dataset union:data",
     "training": "agreement:ranks capture:forwards+update compiling:precision early_stopping:loop experiences:phases"
-    " fabric:precision given:phases lightning_batches:lightning_callback limits:evaluation progress:records"
+    " fabric:precision given:phases lightning_batches:lightning_callback limits:evaluation"
     " steps:update streaming:endless window:records",
 }
 """Package -> its modules that moved within it, `old:new`, with `+` between several new ones."""

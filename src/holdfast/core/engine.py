@@ -21,7 +21,7 @@ from holdfast.core.method import Method
 from holdfast.core.needs import TargetNeeds, check_needs
 from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
-from holdfast.core.snapshot import restore_snapshots
+from holdfast.core.snapshot import check_operations, restore_snapshots
 from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
 from holdfast.core.tree import Tree, tree_rows
@@ -337,6 +337,7 @@ class Engine:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
+        check_operations([operation.name for operation in self.method], state["operations"])
         self.index = state["index"]
         if "wrap" in state and isinstance(self.method.wrap, Stateful):
             self.method.wrap.load(state["wrap"])

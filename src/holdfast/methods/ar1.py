@@ -20,4 +20,6 @@ def ar1(strength: Strength = 1.0, damping: Positive = 0.1, limit: Positive | Non
     Differences: the path's integral is divided by the squared distance plus xi, as in SI (the paper clips the sum
     over batches); see `copy_weights` for the head.
     """
-    return Method(PathPenalty(strength=strength, damping=damping, limit=limit, head=False), CopyWeights())
+    return Method(
+        PathPenalty(strength=strength, damping=damping, limit=limit, head=False, bounded=False), CopyWeights()
+    )

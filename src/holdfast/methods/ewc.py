@@ -13,6 +13,7 @@ def ewc(
     fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
     samples: Count | None = None,
     normalize: Literal["none", "mean", "max"] = "none",
+    bounded: bool = True,
 ) -> Method:
     r"""One quadratic penalty per past experience, weighted by the Fisher diagonal.
 
@@ -23,7 +24,12 @@ def ewc(
         fisher: how the labels in the Fisher diagonal are chosen.
         samples: samples for the Fisher diagonal; default: all of the experience.
         normalize: what each Fisher diagonal is divided by: nothing, its `mean` or its `max` over all parameters.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD, so
+            that no strength makes training diverge.
 
-    Differences: the penalties are kept as one equal quadratic (Huszar 2018).
+    Differences: the penalties are kept as one equal quadratic (Huszar 2018); the bound is ours, and
+    acts where `lr * lambda * F` is above 1. Without it, SGD diverges where that is above 2.
     """
-    return Method(FisherPenalty(strength=strength, fisher=fisher, samples=samples, normalize=normalize))
+    return Method(
+        FisherPenalty(strength=strength, fisher=fisher, samples=samples, normalize=normalize, bounded=bounded)
+    )

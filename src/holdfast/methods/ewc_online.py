@@ -14,6 +14,7 @@ def ewc_online(
     fisher: Literal["exact", "true", "predicted", "empirical", "batch"] = "true",
     samples: Count | None = None,
     normalize: Literal["none", "mean", "max"] = "none",
+    bounded: bool = True,
 ) -> Method:
     r"""One running quadratic penalty around the latest parameters.
 
@@ -26,10 +27,20 @@ def ewc_online(
         fisher: how the labels in the Fisher diagonal are chosen.
         samples: samples for the Fisher diagonal; default: all of the experience.
         normalize: what each Fisher diagonal is divided by: nothing, its `mean` or its `max` over all parameters.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD, so
+            that no strength makes training diverge.
 
     Differences: the paper normalises each Fisher diagonal; here it is as measured, as in van de Ven et al. 2022, unless
-    `normalize` says otherwise.
+    `normalize` says otherwise. The bound is ours, and acts where `lr * lambda * F` is above 1.
     """
     return Method(
-        FisherPenalty(strength=strength, fisher=fisher, online=True, decay=decay, samples=samples, normalize=normalize)
+        FisherPenalty(
+            strength=strength,
+            fisher=fisher,
+            online=True,
+            decay=decay,
+            samples=samples,
+            normalize=normalize,
+            bounded=bounded,
+        )
     )

@@ -13,6 +13,7 @@ def mas(
     samples: Count | None = None,
     over: Literal["sample", "batch"] = "sample",
     batch_size: Count = 128,
+    bounded: bool = True,
 ) -> Method:
     r"""A quadratic penalty weighted by how much each parameter moves the outputs; it needs no labels.
 
@@ -25,8 +26,13 @@ def mas(
         samples: samples to measure the importance on; default: all of the experience.
         over: magnitude of the gradient of each `sample` (the paper's), or of each `batch`.
         batch_size: samples of each of these batches.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD, so
+            that no strength makes training diverge.
 
     Differences: the gradient of each sample's own squared norm, as in the paper; several implementations take that of a
-    batch's mean over samples and outputs (`over="batch"`), so that their lambdas are larger.
+    batch's mean over samples and outputs (`over="batch"`), so that their lambdas are larger. The bound is ours, and
+    acts where `lr * 2 lambda Omega` is above 1; without it, SGD diverges where that is above 2.
     """
-    return Method(SensitivityPenalty(strength=strength, over=over, samples=samples, batch_size=batch_size))
+    return Method(
+        SensitivityPenalty(strength=strength, over=over, samples=samples, batch_size=batch_size, bounded=bounded)
+    )

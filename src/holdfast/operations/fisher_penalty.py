@@ -15,7 +15,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.fisher import Kind, distribution, fisher_diagonal
 from holdfast.operations._parts.layer_gradients import square
-from holdfast.operations._parts.quadratic import quadratic
+from holdfast.operations._parts.quadratic import Stiffness, quadratic
 
 Normalize = Literal["none", "mean", "max"]
 
@@ -42,6 +42,8 @@ class FisherPenalty(Operation):
         samples: samples for the Fisher diagonal; default: all of the experience.
         normalize: what each experience's diagonal is divided by before it is merged: nothing, its `mean` over all
             parameters, or its `max` (so that it lies in 0..1). The strength then does not depend on the loss's scale.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD
+            (`Stiffness`): a large strength then holds parameters fast, where it would make training diverge.
         batch_size: samples of each forward; with `fisher="batch"` the diagonal depends on it, else only time does.
 
     Source: Kirkpatrick et al. 2017, eq. 3; online: Schwarz et al. 2018, "Progress and compress", eq. 8 and 9, where
@@ -53,6 +55,7 @@ class FisherPenalty(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("importance", "anchor", "constant")
+    scratch = ("_stiffness",)
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class FisherPenalty(Operation):
         decay: Share = 1.0,
         samples: Count | None = None,
         normalize: Normalize = "none",
+        bounded: bool = True,
         batch_size: Count | None = None,
     ) -> None:
         super().__init__()
@@ -71,6 +75,8 @@ class FisherPenalty(Operation):
         self.decay = decay
         self.samples = samples
         self.normalize = normalize
+        self.bounded = bounded
+        self._stiffness = Stiffness(strength, bounded)
         self.batch_size = batch_size
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
@@ -85,7 +91,8 @@ class FisherPenalty(Operation):
         """Half the strength times the weighted squared distance."""
         if not self.anchor:
             return None
-        return quadratic(learner, self.importance, self.anchor) + self.constant, 0.5 * self.strength
+        held = self._stiffness.of(learner, self.importance)
+        return quadratic(learner, held, self.anchor) + self.constant, 0.5 * self.strength
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Measure the Fisher diagonal on the experience's data and move the anchor."""
@@ -103,6 +110,8 @@ class FisherPenalty(Operation):
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():
                 self._merge(name, found[name], parameter.detach())
+
+        self._stiffness.forget()
 
     def _merge(self, name: str, found: Tensor, parameter: Tensor) -> None:
         if name not in self.anchor:

@@ -10,7 +10,7 @@ from holdfast.core.operation import Operation, Term
 from holdfast.core.ranges import Positive, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.quadratic import quadratic
+from holdfast.operations._parts.quadratic import Stiffness, quadratic
 
 
 class PathPenalty(Operation):
@@ -25,6 +25,8 @@ class PathPenalty(Operation):
         damping: the paper's xi.
         limit: the largest importance that a parameter can have; None leaves it free.
         head: whether the head is pulled back too.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD
+            (`Stiffness`): a large strength then holds parameters fast, where it would make training diverge.
 
     Source: Zenke, Poole and Ganguli 2017, "Continual learning through synaptic intelligence", eq. 3 to 5.
     Differences: g is the gradient the optimiser uses, so it includes the penalty's own part and clipping, as in
@@ -36,15 +38,23 @@ class PathPenalty(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "update"})
     state = ("contribution", "importance", "anchor", "before")
+    scratch = ("_stiffness",)
 
     def __init__(
-        self, strength: Strength = 1.0, damping: Positive = 0.1, limit: Positive | None = None, head: bool = True
+        self,
+        strength: Strength = 1.0,
+        damping: Positive = 0.1,
+        limit: Positive | None = None,
+        head: bool = True,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         self.strength = strength
         self.damping = damping
         self.limit = limit
         self.head = head
+        self.bounded = bounded
+        self._stiffness = Stiffness(2 * strength, bounded)
         self.contribution: dict[str, Tensor] = {}
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
@@ -54,7 +64,7 @@ class PathPenalty(Operation):
         """Strength times the weighted squared distance, once something was consolidated."""
         if not self.importance:
             return None
-        return quadratic(learner, self.importance, self.anchor), self.strength
+        return quadratic(learner, self._stiffness.of(learner, self.importance), self.anchor), self.strength
 
     def observe(self, step: Step, learner: Services) -> None:
         """Note where the parameters are before the optimiser moves."""
@@ -84,6 +94,7 @@ class PathPenalty(Operation):
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Turn contributions into importance and move the anchor."""
+        self._stiffness.forget()
         with torch.no_grad():
             for name, parameter in self._watched(learner).items():
                 if name not in self.contribution:

@@ -11,7 +11,7 @@ from holdfast.core.ranges import Count, Share, Strength
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.quadratic import Over, quadratic, sensitivity
+from holdfast.operations._parts.quadratic import Over, Stiffness, quadratic, sensitivity
 
 
 class SensitivityPenalty(Operation):
@@ -29,6 +29,8 @@ class SensitivityPenalty(Operation):
         decay: gamma; at 1 the importances add up.
         samples: samples to measure on; default: all of the experience.
         batch_size: samples of each batch; with `over="batch"` the importance depends on it, else only memory does.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD
+            (`Stiffness`): a large strength then holds parameters fast, where it would make training diverge.
 
     Source: Aljundi et al. 2018, "Memory aware synapses: learning what (not) to forget", eq. 2 to 4.
     Differences: gamma is ours, the paper adds up; importance is measured on the experience's training data, where the
@@ -36,12 +38,13 @@ class SensitivityPenalty(Operation):
 
     Example:
         >>> SensitivityPenalty(strength=0.5)
-        SensitivityPenalty(strength=0.5, over='sample', decay=1.0, samples=None, batch_size=128)
+        SensitivityPenalty(strength=0.5, over='sample', decay=1.0, samples=None, batch_size=128, bounded=True)
     """
 
     role = "knowledge retention"
     needs = frozenset({"boundaries", "data"})
     state = ("importance", "anchor")
+    scratch = ("_stiffness",)
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class SensitivityPenalty(Operation):
         decay: Share = 1.0,
         samples: Count | None = None,
         batch_size: Count = 128,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         self.strength = strength
@@ -57,6 +61,8 @@ class SensitivityPenalty(Operation):
         self.decay = decay
         self.samples = samples
         self.batch_size = batch_size
+        self.bounded = bounded
+        self._stiffness = Stiffness(2 * strength, bounded)
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 
@@ -64,12 +70,13 @@ class SensitivityPenalty(Operation):
         """Strength times the weighted squared distance, once something was measured."""
         if not self.importance:
             return None
-        return quadratic(learner, self.importance, self.anchor), self.strength
+        return quadratic(learner, self._stiffness.of(learner, self.importance), self.anchor), self.strength
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Measure the sensitivity on the experience's data and move the anchor."""
         if total_over_ranks(len(experience.train), learner.device) == 0:
             return
+        self._stiffness.forget()
         generator = learner.rng(f"samples/{self.name}")
         found = sensitivity(
             learner,

@@ -10,7 +10,7 @@ from holdfast.core.operation import Operation, Term
 from holdfast.core.ranges import BelowOne, Count, Positive, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.quadratic import quadratic
+from holdfast.operations._parts.quadratic import Stiffness, quadratic
 from holdfast.operations._parts.rows import row_count
 
 
@@ -33,6 +33,8 @@ class WalkPenalty(Operation):
         decay: gamma, which weighs the old Fisher diagonal (the paper's 1 - alpha).
         interval: the paper's Delta t, in steps.
         damping: the paper's epsilon.
+        bounded: whether the pull on a parameter is at most what brings it back to its anchor in one step of SGD
+            (`Stiffness`): a large strength then holds parameters fast, where it would make training diverge.
 
     Source: Chaudhry et al. 2018, "Riemannian walk for incremental learning: understanding forgetting and
     intransigence", section 4: 4.1 (running Fisher), 4.2 (score) and 4.3 (objective).
@@ -48,16 +50,23 @@ class WalkPenalty(Operation):
     role = "knowledge retention"
     needs = frozenset({"boundaries", "update"})
     state = ("fisher", "fall", "start", "path", "score", "importance", "anchor", "count")
-    scratch = ("_before",)
+    scratch = ("_before", "_stiffness")
 
     def __init__(
-        self, strength: Strength = 1.0, decay: BelowOne = 0.9, interval: Count = 10, damping: Positive = 1e-8
+        self,
+        strength: Strength = 1.0,
+        decay: BelowOne = 0.9,
+        interval: Count = 10,
+        damping: Positive = 1e-8,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         self.strength = strength
         self.decay = decay
         self.interval = interval
         self.damping = damping
+        self.bounded = bounded
+        self._stiffness = Stiffness(2 * strength, bounded)
         self.fisher: dict[str, Tensor] = {}
         self.fall: dict[str, Tensor] = {}
         self.start: dict[str, Tensor] = {}
@@ -72,12 +81,12 @@ class WalkPenalty(Operation):
         """Strength times the weighted squared distance, once something was consolidated."""
         if not self.importance:
             return None
-        return quadratic(learner, self.importance, self.anchor), self.strength
+        return quadratic(learner, self._stiffness.of(learner, self.importance), self.anchor), self.strength
 
     @torch.no_grad()
     def observe(self, step: Step, learner: Services) -> None:
         """Move the Fisher diagonal on, and note the gradient and where the parameters are."""
-        rows = row_count(step, learner)
+        rows, pulled = row_count(step, learner), self._stiffness.of(learner, self.importance)
         self._before = {}
         for name, parameter in learner.named_parameters().items():
             if parameter.grad is None:
@@ -87,7 +96,7 @@ class WalkPenalty(Operation):
             gradient = parameter.grad.detach()
             gradient = gradient.to_dense() if gradient.is_sparse else gradient.clone()
             if name in self.importance:
-                pull = self.importance[name] * (parameter - self.anchor[name])
+                pull = pulled[name] * (parameter - self.anchor[name])
                 gradient.sub_(pull, alpha=2 * self.strength)
             self.fisher[name].lerp_(gradient.square().mul_(rows), 1 - self.decay)
             self._before[name] = gradient, parameter.detach().clone()
@@ -126,6 +135,7 @@ class WalkPenalty(Operation):
     @torch.no_grad()
     def end(self, experience: Experience, learner: Services) -> None:
         """Join Fisher diagonal and score into the importance, and move the anchor."""
+        self._stiffness.forget()
         if not self.fisher:
             return
         parameters = learner.named_parameters()

@@ -59,7 +59,7 @@ def read_samples(folder: Path) -> Samples | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Samples(*(file[name] for name in Samples._fields))
+            return Samples(*(file[name] for name in ("images", "targets", "answers", "probabilities")))
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"{path} cannot be read: {error}. Remove it, and make the report again.") from error
 

@@ -52,6 +52,44 @@ def quadratic(learner: Services, importance: dict[str, Tensor], anchor: dict[str
     return _Quadratic.apply(len(held), *parameters, *weights, *anchors)  # type: ignore[no-untyped-call]
 
 
+class Stiffness:
+    r"""Holds the importance of parameters to what a step of SGD can follow.
+
+    A step of learning rate eta moves a parameter by eta times its gradient, so a pull of curvature kappa on it
+    overshoots its anchor where kappa > 1 / eta, and throws it further away with every step where kappa > 2 / eta. The
+    curvature is therefore at most 1 / eta: the pull brings a parameter back to its anchor in one step, and no further.
+
+    $$ \kappa_i = \min\big( \kappa \, \Omega_i, \; 1 / \eta \big) $$
+
+    Under other optimisers than `torch.optim.SGD`, whose steps are not in proportion to the gradient, nothing is held.
+
+    Args:
+        curvature: of the penalty on a parameter of importance 1: twice its factor.
+        active: whether anything is held at all.
+    """
+
+    def __init__(self, curvature: float, active: bool) -> None:
+        self.curvature = curvature
+        self.active = active
+        self._made: tuple[float, dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    def forget(self) -> None:
+        """The importance is another one."""
+        self._made = None
+
+    def of(self, learner: Services, importance: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The importance to pull with, by parameter name; worked out anew where the learning rate changed."""
+        optimizer = learner.trainable.optimizer() if importance and self.active and self.curvature > 0 else None
+        if not isinstance(optimizer, torch.optim.SGD):
+            return importance
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        if self._made is None or self._made[0] != rate or self._made[1] is not importance:
+            most = 1 / (max(rate, 1e-30) * self.curvature)
+            held = torch._foreach_clamp_max(list(importance.values()), most)
+            self._made = rate, importance, dict(zip(importance, held))
+        return self._made[2]
+
+
 def _real(value: Tensor) -> Tensor:
     """A complex tensor as pairs of numbers, whose squares add up to its squared magnitude."""
     return torch.view_as_real(value) if value.is_complex() else value
