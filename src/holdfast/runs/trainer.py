@@ -117,8 +117,8 @@ class Trainer(training.Trainer):
 
         Args:
             model: moved to the device and trained in place.
-            stream: the experiences, in order: a stream, or a list with the data of each: data sets, loaders, or lists of
-                batches `(inputs, targets)`.
+            stream: the experiences, in order: a stream, or a list with the data of each: data sets, loaders, or lists
+                of batches `(inputs, targets)`.
             resume: a state that `checkpoints` was given, of the same method, model and stream; or, with `out`, True to
                 go on with what is there from its newest checkpoint, and to begin where there is nothing.
             out: the run folder to make.
