@@ -24,7 +24,7 @@ TEXTS = [
 
 MOST_FILES, MOST_LINES, MOST_METHODS = 240, 350, 15
 
-FILES_TODAY = 363
+FILES_TODAY = 364
 LONG_TODAY: set[str] = set()
 WIDE_TODAY: dict[str, int] = {}
 PRIVATE_TODAY = 0
@@ -224,7 +224,7 @@ def test_every_private_name_of_another_library_is_one_that_is_read() -> None:
 
 # Types -----------------------------------------------------------------------------------------------------
 
-ANY_TODAY = 125
+ANY_TODAY = 86
 """How often `Any` stands in the core: it belongs only where a user's value, or JSON, passes through."""
 
 

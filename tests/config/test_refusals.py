@@ -56,6 +56,7 @@ WRONG = [
     ({"method": {"operations": {"Replay_2": None}}}, "method.operations.Replay_2:", "did you mean 'replay'?"),
     # misspelt values
     ({"trainer": {"evaluate": "tset"}}, "trainer.evaluate:", "did you mean 'test'?"),
+    ({"trainer": {"capture": "graph"}}, "trainer.capture:", "Write trainer.capture='compile'"),
     ({"trainer": {"precision": "bf16"}}, "trainer.precision:", "expected one of '32-true', 'bf16-mixed'"),
     ({"model": {"name": "mlp", "activation": "rellu"}}, "model.activation:", "did you mean 'relu'?"),
     ({"method": {"name": "er", "policy": "reservior"}}, "method.policy:", "did you mean 'reservoir'?"),

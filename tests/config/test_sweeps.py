@@ -2,6 +2,7 @@
 
 import pytest
 
+from holdfast.config.compose import compose
 from holdfast.config.search import expand
 from holdfast.core.errors import ConfigError
 
@@ -43,3 +44,12 @@ def test_a_glob_that_fits_nothing_is_refused():
 def test_what_cannot_be_read_is_refused():
     with pytest.raises(ConfigError, match="cannot read"):
         expand(["seed=range(1"])
+
+
+@pytest.mark.parametrize("change", ["sweep.trials=3", "hydra.sweeper.n_trials=3"])
+def test_the_number_of_trials_can_be_typed(change):
+    search = compose(None, ["hparams_search=learning_rate", change]).search
+    assert (search.trials, search.method) == (3, "random")
+    assert search.params == compose(None, ["hparams_search=learning_rate"]).search.params
+    with pytest.raises(ConfigError, match=r"sweep\.params: is missing"):
+        compose(None, [change])

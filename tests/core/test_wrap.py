@@ -136,3 +136,39 @@ def test_a_wrap_is_called_once_before_operations_are_set_up(toy: Any) -> None:
     assert repr(method).endswith("wrap=once)")
     assert method.config()["wrap"] == "once"
     assert "wrap" not in methods.er().config()
+
+
+@pytest.mark.slow
+def test_under_lightning_a_change_of_the_model_itself_gives_the_weights_of_the_trainer(toy: Any) -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    from holdfast.lightning import ContinualCallback, StreamDataModule
+
+    stream = toy.stream(experiences=2, classes=4)
+
+    def fitted(wrap: Any) -> nn.Module:
+        net = toy.model(stream)
+        callback = ContinualCallback(Method(Replay(size=3), Remember(capacity=8), wrap=wrap), seed=3)
+
+        class Module(lightning.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = net
+
+            def training_step(self, batch: Any, index: int) -> Tensor:
+                return F.cross_entropy(self.net(batch[0]), batch[1])
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return torch.optim.SGD(self.parameters(), lr=0.05)
+
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = lightning.Trainer(max_epochs=2, callbacks=[callback], accelerator="cpu", **off)
+        trainer.fit(Module(), datamodule=StreamDataModule(stream, batch_size=4, epochs=1))
+        return net
+
+    ours = toy.model(stream)
+    toy.train(Method(Replay(size=3), Remember(capacity=8), wrap=Masked()), ours, stream)
+    theirs = fitted(Masked())
+    assert (theirs.gains - 1).abs().max() > 1e-4
+    assert toy.equal(ours, theirs)
+    with pytest.raises(NeedError, match="another model in the place of yours"):
+        fitted(prompted)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.config import kinds
 from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.discovery import Outcome, knowledge, search, sweep
@@ -184,7 +185,8 @@ def test_a_sweep_varies_the_numbers_of_one_method_alone(tmp_path: Path) -> None:
     found = sweep(None, *SMALL, "method=er", out=tmp_path / "s", trials=3, finals=1, final_seeds=1)
     assert found.best["method"]["name"] == "er"
     told = json.loads((found.folder / "optimization_results.json").read_text())
-    assert set(told["best_params"]) == {"method.size", "method.policy", "optimizer.lr"}
+    declared = {f"method.{parameter.name}" for parameter in kinds.configurable("methods", kinds.find("methods", "er"))}
+    assert set(told["best_params"]) == {*declared - {"method.capacity"}, "optimizer.lr"}
 
 
 # Leakage -------------------------------------------------------------------------------------------------
@@ -265,8 +267,16 @@ def test_transfer_tunes_on_the_other_data_set() -> None:
 def test_a_dry_run_says_what_it_will_cost_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = estimate(planned(None, [*SMALL, "method=er", "budget=10m"], sweep=True), 2)
-    assert "compositions fit, 2 at once" in text
+    assert "settings fit, 2 at once" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_is_over_before_the_start_still_tries_one(tmp_path: Path) -> None:
+    plan = planned(None, [*SMALL, "method=er", "budget=0.001", "finals=1", "final_seeds=1"], sweep=True)
+    driver = Driver(plan, tmp_path / "s")
+    driver.run()
+    assert len({one.key for one in driver.book.entries()}) == 1
+    assert (tmp_path / "s" / "best.json").is_file()
 
 
 def test_what_a_search_found_is_proposed_first_on_the_next_data_set(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_killed_anywhere_a_resumed_run_ends_with_equal_weights(
 def test_a_process_that_is_killed_can_be_resumed_and_one_that_is_told_to_stop_says_how(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    config = job(source={"name": "toy8", "npoints": 2048, "steps": 20}, checkpoint={"every_steps": 20})
+    config = job(source={"name": "toy8", "npoints": 1024, "steps": 10}, checkpoint={"every_steps": 20})
     path = tmp_path / "job.json"
     path.write_text(json.dumps(config))
     whole = run(config, tmp_path / "whole", quiet=True)
@@ -171,7 +171,7 @@ def test_a_process_that_is_killed_can_be_resumed_and_one_that_is_told_to_stop_sa
     import threading
 
     pause = threading.Event()
-    while process.poll() is None and (not log.is_file() or log.read_text().count('"train"') < 40):
+    while process.poll() is None and (not log.is_file() or log.read_text().count('"train"') < 15):
         pause.wait(0.02)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)

@@ -163,13 +163,13 @@ def test_a_writer_that_dies_is_an_error_after_what_it_had_written(writer: Path, 
     reader = OpenPMDReader(str(tmp_path / "x.sst"), {"meshes": ["E"]}, timeout=40)
     got = []
     try:
-        with pytest.raises(DataError, match="broke off after iteration 10"):
+        with pytest.raises(DataError, match=r"x\.sst broke off after iteration \d+"):
             got.extend(one["iteration_index"] for one in reader)
     finally:
         reader.close()
         process.kill()
         process.wait()
-    assert got in ([], [0, 10])
+    assert got in ([], [0], [0, 10])
 
 
 def test_a_writer_that_never_comes_is_an_error_after_the_timeout(tmp_path: Path) -> None:

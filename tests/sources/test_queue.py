@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from holdfast import StreamTrainer, methods
 from holdfast.core.batch import Batch
-from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.errors import ConfigError, DataError, Interrupted
 from holdfast.core.source import Arrays, Iterated, Source
 from holdfast.sources import HoldOut, Queued, Window
 
@@ -265,3 +267,63 @@ def test_rows_held_out_are_never_trained_on_and_are_the_same_again() -> None:
     assert rows(HoldOut(arrays(200, batch_size=7), 0.1)) == (trained, held)
     through = Window(HoldOut(arrays(200), 0.1), rows=20, batch_size=5, max_steps=2)
     assert not set(rows(through)[0]) & set(held)
+
+
+# In a training ---------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """Checkpoints in memory."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+
+    def due(self, seconds: float, steps: int) -> bool:
+        return False
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.states.append(state)
+
+
+def test_told_to_stop_while_it_waits_for_data_a_training_saves_and_stops_at_once() -> None:
+    source, kept, trained = Gated(), Kept(), threading.Event()
+    events: list[dict[str, Any]] = []
+
+    def record(event: dict[str, Any]) -> None:
+        events.append(event)
+        if sum(one["event"] == "train" for one in events) == 2:
+            trained.set()
+
+    with Queued(source, timeout=20) as queue:
+        trainer = StreamTrainer(
+            nn.Linear(1, 400), methods.finetune(), optimizer={"name": "SGD", "lr": 1e-4}, log_every=1, record=record,
+            checkpoints=kept, on_divergence="go_on",
+        )  # fmt: skip
+        for _ in range(2):
+            source.gate.release()
+
+        def stop() -> None:
+            assert trained.wait(20)
+            trainer.stop = True
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        with pytest.raises(Interrupted, match="saved"):
+            trainer.train(queue)
+        thread.join()
+    assert kept.states[-1]["position"]["source"]["batches"] == 2
+    assert kept.states[-1]["position"]["samples"] == 4
+
+
+def test_a_window_puts_each_row_into_the_memory_once() -> None:
+    window = Window(arrays(64, batch_size=8), rows=16, batch_size=8, min_steps=4, max_steps=4)
+    trainer = StreamTrainer(
+        nn.Linear(1, 64), methods.er(capacity=100, size=4), optimizer={"name": "SGD", "lr": 1e-5}, on_divergence="go_on"
+    )
+    trainer.train(window)
+    memory = trainer.learner.memory
+    assert memory is not None
+    held = memory.column("targets").tolist()
+    assert len(held) == len(set(held)) == trainer.samples
+    assert trainer.samples + window.counts()["passed_over"] == 64
+    assert trainer.steps > 16

@@ -141,7 +141,7 @@ def test_a_graph_gets_the_rate_as_a_tensor(spec: dict[str, Any], monkeypatch: py
 
     settings: dict[str, Any] = {"optimizer": spec, "scheduler": exponential, "scheduler_every": "step"}
     _, plain = trained("none", **settings)
-    monkeypatch.setattr(programs, "chosen", lambda capture, device: "graph")
+    monkeypatch.setattr("holdfast.training.settings.chosen", lambda capture, device: "graph")
     monkeypatch.setattr("holdfast.training.trainer.chosen", lambda capture, device: "graph")
     monkeypatch.setattr(programs, "graphed", graphed)
     trainer, net = trained("graph", **settings)
@@ -178,7 +178,7 @@ def test_a_step_that_cannot_be_captured_runs_as_written_and_says_why(settings: d
 class Fool(Operation):
     role = "representation learning"
     state = ("kept",)
-    scratch = ("other", "steps", "history", "rng", "draws", "tick")
+    scratch = ("other", "steps", "history", "rng", "draws", "tick", "share")
 
     def __init__(self) -> None:
         super().__init__()
@@ -335,6 +335,27 @@ REFUSED = {
 CAPTURED = [ReplacesItsState, TurnsItsStateAround, GivesOtherMemory, BranchesByDecision, WritesIntoAList]
 
 
+class TurnsOverOnce(Fool):
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = 1.0
+
+    def _due(self) -> bool:
+        self.steps += 1
+        return self.steps == 11  # steps before were recorded, with the share of before
+
+    def gradient(self, step: Step, learner: Services) -> None:
+        self.scale(learner, self.share)
+        if learner.decide(self._due):
+            self.share = 0.5
+
+
+def test_what_a_step_as_written_changes_is_recorded_anew() -> None:
+    events = both(with_memory(TurnsOverOnce), epochs=4)
+    assert captured_steps(events) > 10
+    assert any("share changes from 1.0 to 0.5" in one for one in events[0]["reasons"])
+
+
 def with_memory(kind: type[Operation]) -> Callable[[], Method]:
     return lambda: Method(Replay(size=4), kind(), Remember(capacity=20))
 
@@ -351,6 +372,14 @@ def test_what_can_be_run_again_is_captured_rightly(kind: type[Operation]) -> Non
     assert captured_steps(both(with_memory(kind), epochs=4)) > 10
 
 
+def test_a_step_that_is_recorded_again_makes_each_decision_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "AUDIT", 3)
+    events = both(epochs=3)
+    assert captured_steps(events) > 8
+    assert sum(event["recorded"] for event in events) > 12
+    assert events[-1]["reasons"] == []
+
+
 COUNTED = [0]
 
 
@@ -364,7 +393,7 @@ class CountsOutOfSight(Fool):
 def test_what_nobody_sees_at_first_is_noticed_when_a_step_is_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "AUDIT", 4)
     COUNTED[0] = 0
-    trainer, _ = trained("tape", with_memory(CountsOutOfSight), epochs=8)
+    trainer, _ = trained("tape", with_memory(CountsOutOfSight), epochs=5)
     first = told(trainer)[0]
     assert any("a step calls" in one or "calls, and the next" in one for one in first["reasons"])
 
@@ -416,7 +445,7 @@ def test_the_step_of_a_loop_of_ones_own_is_captured(make: Callable[[], Method]) 
     net, again, train, sums = looped(True, make)
     assert toys.differing(plain, net) == []
     assert torch.equal(losses, again)
-    assert train.counts["run"] > 8
+    assert train.counts["run"] > 4
     assert sums == pytest.approx(logged)
 
 

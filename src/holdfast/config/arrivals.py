@@ -195,8 +195,9 @@ def problems_of(job: Job) -> list[str]:
         found.append("scheduler.every: a source has no epochs. Write scheduler.every=step.")
     if config["folders"]["experiences"]:
         found.append("folders.experiences: a source has no experiences beforehand. Leave it out.")
-    usual = {parameter.name: parameter.default for parameter in schema.trainer_parameters()}
-    usual |= {"epochs": None, "evaluate_during": schema.DURING}
+    fields = type(job.block.trainer).model_fields
+    usual = {field.alias or name: field.default for name, field in fields.items()}
+    usual["epochs"] = None
     for key, value in config["trainer"].items():
         if key not in TRAINER and value != usual.get(key) and not (key == "epochs" and value == 1):
             advice = "write trainer.iterations for a number of batches" if key == "epochs" else "leave it out"

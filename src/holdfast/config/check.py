@@ -254,7 +254,8 @@ def check_processes(job: Job) -> list[str]:
         try:
             chosen(trainer["capture"], torch.device("cpu"))
         except ConfigError as error:
-            problems.append(f"trainer.capture: {str(error).replace('capture=', 'trainer.capture=')}")
+            told = str(error).removeprefix("capture=").replace("capture=", "trainer.capture=")
+            problems.append(f"trainer.capture: {told}")
     if trainer["num_nodes"] > 1 and not launched():
         problems.append(
             f"trainer.num_nodes: got {trainer['num_nodes']}, and a run starts the processes of one machine. Write"

@@ -9,7 +9,7 @@ from typing import Any
 
 from holdfast.config.overrides import GroupFile, Library, Override, apply, element_names, is_block, nested, parse
 from holdfast.config.read import CHOSEN, Dialect, completed, default, merged, read, settle_length
-from holdfast.config.search import Search, made, split_off
+from holdfast.config.search import HYDRA, SWEEP, Search, made, split_off
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
 
@@ -228,7 +228,13 @@ def compose(
     for file in sorted(later, key=lambda one: one.group in LAST):
         for layer in reader.choice(file):
             config = put(config, layer, origins)
+    sweeps = [one for one in parsed if _of_sweep(one.path)]
+    for one in sweeps:
+        said = split_off(nested(one.path, one.value), TYPED)[1]  # type: ignore[arg-type]
+        params = {**reader.search.get("params", {}), **said.pop("params", {})}
+        reader.search |= {**said, "params": params}
     rest = [one for i, one in enumerate(parsed) if i not in chosen and not _empty(library, one) and i not in owners]
+    rest = [one for one in rest if one not in sweeps]
     changes = [change for one in rest for change in _translated(one, dialects)]
     config = apply(completed(config), changes)
     if config.get("source") is not None:
@@ -239,6 +245,11 @@ def compose(
         elif not change.delete:
             note(origins, _numbered(config, change.path), change.value, TYPED)
     return Composition(config, origins, notes, made(reader.search))
+
+
+def _of_sweep(path: Sequence[str]) -> bool:
+    """Whether a change is about the sweep and not the job: `sweep.trials`, `hydra.sweeper.n_trials`."""
+    return len(path) > 1 and (path[0] == SWEEP or tuple(path[:2]) == (HYDRA, "sweeper"))
 
 
 def _without_a_stream(config: dict[str, Any], origins: Origins, changes: Sequence[Override]) -> dict[str, Any]:

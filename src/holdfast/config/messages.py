@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -175,6 +175,7 @@ def known_keys(where: Place) -> tuple[str, list[str]]:
     if parent[0] == "loggers":
         return "a logger", list(schema.LOGGER_FIELDS)
     part: Any = fields[parent[0]].annotation
+    part = next((one for one in get_args(part) if hasattr(one, "model_fields")), part)  # of a part that may be null
     return f"`{parent[0]}`", [field.alias or key for key, field in part.model_fields.items()]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.step import Step
-from holdfast.core.tree import Tree
+from holdfast.core.tree import Saved, State, Tree
 
 __all__ = ["Boundary", "Every", "OnNewClass"]
 
@@ -59,7 +59,7 @@ class Boundary(ABC):
         """Plain values for the log on why the last boundary was crossed; nothing by default."""
         return {}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """What restores this boundary, as plain values and tensors: a copy of each attribute in `keeps`.
 
         Raises:
@@ -75,7 +75,7 @@ class Boundary(ABC):
                 )
         return {name: _plain(type(self).__name__, name, getattr(self, name)) for name in self.keeps}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Saved) -> None:
         """Restore what `state` returned."""
         for name in self.keeps:
             setattr(self, name, copy.deepcopy(state[name]))
@@ -124,11 +124,11 @@ class Every(Boundary):
         self._count += 1
         return crossed
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """The number of steps seen."""
         return {"count": self._count}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Saved) -> None:
         """Restore the number of steps seen."""
         self._count = int(state["count"])
 
@@ -162,11 +162,11 @@ class OnNewClass(Boundary):
         self._seen |= new
         return bool(new) and not first
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """The classes seen."""
         return {"seen": sorted(self._seen)}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Saved) -> None:
         """Restore the classes seen."""
         self._seen = set(state["seen"])
 

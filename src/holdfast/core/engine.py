@@ -21,10 +21,10 @@ from holdfast.core.method import Method
 from holdfast.core.needs import TargetNeeds, check_needs
 from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
-from holdfast.core.snapshot import restore_snapshots
+from holdfast.core.snapshot import check_operations, restore_snapshots
 from holdfast.core.step import Now, Step
 from holdfast.core.task import forward_task
-from holdfast.core.tree import Tree, tree_rows
+from holdfast.core.tree import Saved, State, Tree, tree_rows
 from holdfast.core.undeclared import Undeclared
 
 
@@ -314,7 +314,7 @@ class Engine:
 
     # State ---------------------------------------------------------------------------------------------
 
-    def state(self, check: bool = True) -> dict[str, Any]:
+    def state(self, check: bool = True) -> State:
         """Learner, operations and step count, as tensors and plain values.
 
         Args:
@@ -335,8 +335,9 @@ class Engine:
             state["wrap"] = self.method.wrap.state()
         return state
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Saved) -> None:
         """Restore what `state` returned."""
+        check_operations([operation.name for operation in self.method], state["operations"])
         self.index = state["index"]
         if "wrap" in state and isinstance(self.method.wrap, Stateful):
             self.method.wrap.load(state["wrap"])

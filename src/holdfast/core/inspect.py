@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +102,7 @@ def features_of(model: nn.Module, head: nn.Module, inputs: Tree) -> Tensor:
     """
     seen: list[Tensor] = []
 
-    def keep(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def keep(module: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         seen.append(arguments[0] if arguments else next(iter(named.values())))
 
     handle = head.register_forward_pre_hook(keep, with_kwargs=True)
@@ -140,8 +139,8 @@ def makers_of_outputs(model: nn.Module, inputs: Tree, head: nn.Module | None = N
     """
     marks: list[tuple[str, Tensor]] = []
 
-    def marked(name: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, __: Any, outputs: Any) -> Any:
+    def marked(name: str) -> Callable[..., object]:
+        def hook(_: nn.Module, __: object, outputs: object) -> object:
             if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
                 return None
             marks.append((name, outputs.detach().requires_grad_()))

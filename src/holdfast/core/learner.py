@@ -21,7 +21,7 @@ from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Now
 from holdfast.core.task import Task
 from holdfast.core.trainable import Listener, Trainable
-from holdfast.core.tree import Tree
+from holdfast.core.tree import Saved, State, Tree
 
 __all__ = ["Criterion", "Learner", "Services", "Snapshot", "derive_seed"]
 
@@ -219,7 +219,7 @@ class Learner:
 
     # State ---------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Everything that changes while learning, as tensors and plain values."""
         return {
             "model": dict(self.model.state_dict()),
@@ -233,7 +233,7 @@ class Learner:
             "memory": None if self.memory is None else self.memory.state(),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Saved) -> None:
         """Restore what `state` returned into a learner bound to an equal method; outputs grow as they did."""
         self.members = [tuple(classes) for classes in state["members"]]
         for self.experience, classes in enumerate(self.members):  # noqa: B020

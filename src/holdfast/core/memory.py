@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from holdfast.core.tree import Saved, State
 
 Rows = dict[str, Any]
 """Samples by field: `inputs` (a tree, `[rows, ...]`), `targets` (`[rows, ...]`), `logits`, `task` and so on."""
@@ -17,10 +18,10 @@ class Retrieval(Protocol):
     def indices(self, n: int, size: int, held: Any = None) -> Tensor:
         """`[size]` distinct slots out of the first `n`, int64."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """All that `load` needs to go on exactly here."""
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Saved) -> None:
         """Go on where `state` was taken."""
 
 
@@ -44,8 +45,8 @@ class Memory(Protocol):
     def nbytes(self) -> int:
         """Bytes allocated for rows."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """All that `load` needs to go on exactly here, as tensors and plain values."""
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Saved) -> None:
         """Go on where `state` was taken."""

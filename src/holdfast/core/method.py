@@ -13,6 +13,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.operation import ROLES, Operation
 from holdfast.core.ranges import ranged
 from holdfast.core.services import Services
+from holdfast.core.tree import Plain
 
 P = ParamSpec("P")
 Wrap = Callable[[nn.Module, Services], nn.Module | None]
@@ -82,7 +83,7 @@ class Method:
         """The extra fields that the memory must keep for these operations, each once."""
         return tuple(dict.fromkeys(field for operation in self.operations for field in operation.remembers))
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Plain:
         """What JSON writes down: the published name and its arguments, or the list of operations."""
         if self._config is not None:
             return dict(self._config)

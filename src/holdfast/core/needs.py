@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
 from holdfast.core.errors import NeedError, UsageError
 
-Made = TypeVar("Made", bound=Callable[..., Any])
+Made = TypeVar("Made", bound=Callable[..., object])
 
 NEEDS: dict[str, str] = {
     "boundaries": "does something when an experience begins or ends, and this loop never says when that is",

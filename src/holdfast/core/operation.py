@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import ConfigError
 from holdfast.core.ranges import guard
 from holdfast.core.snapshot import Snapshot, Twin
+from holdfast.core.tree import Plain, Saved, State
 
 Term = Tensor | tuple[Tensor, float]
 """A term of the loss: a scalar with its graph, alone or with the factor it enters the total with."""
@@ -189,7 +190,7 @@ class Operation(nn.Module):
 
     # What every operation can do ---------------------------------------------------------------------
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Plain:
         """Name and arguments: what JSON writes down and what builds an equal operation."""
         parameters = inspect.signature(type(self).__init__).parameters
         arguments = {key: getattr(self, key) for key in parameters if key != "self"}
@@ -201,7 +202,7 @@ class Operation(nn.Module):
         del config["name"]
         return type(self)(**config)
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> State:
         """Everything learnt, as plain values and tensors: declared state, and parameters if there are any."""
         values: dict[str, Any] = {}
         for key in self.state:
@@ -215,7 +216,7 @@ class Operation(nn.Module):
             values["parameters"] = dict(parameters)
         return values
 
-    def load(self, values: Mapping[str, Any]) -> None:
+    def load(self, values: Saved) -> None:
         """Restore what `save` returned."""
         for key in self.state:
             held = getattr(self, key)

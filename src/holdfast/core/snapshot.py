@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.errors import UsageError, renamed
+from holdfast.core.errors import DataError, UsageError, renamed
 from holdfast.core.forward import Forward
 from holdfast.core.task import Task
-from holdfast.core.tree import Tree
+from holdfast.core.tree import Saved, Tree
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -128,6 +128,24 @@ def restore_snapshots(
         loaded = getattr(operation, name, None)
         if isinstance(loaded, dict):
             setattr(operation, name, make(loaded))
+
+
+def check_operations(names: Sequence[str], saved: Saved) -> None:
+    """Refuse a checkpoint of another method.
+
+    Args:
+        names: of the operations that are to be loaded.
+        saved: what the checkpoint has, by the name of the operation.
+
+    Raises:
+        DataError: if it lacks one of them.
+    """
+    missing = [name for name in names if name not in saved]
+    if missing:
+        raise DataError(
+            f"this checkpoint holds nothing of the operation {missing[0]!r}; it has {', '.join(saved) or 'none'}. It is"
+            " of another method, or of a version of Holdfast whose operations were called otherwise. Begin anew."
+        )
 
 
 class Live(Protocol):

@@ -14,7 +14,7 @@ from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, DataError, UsageError
 from holdfast.core.experience import Stream
 from holdfast.core.learner import derive_seed
-from holdfast.core.tree import Tree, tree_map, tree_rows
+from holdfast.core.tree import Plain, Saved, Tree, tree_map, tree_rows
 
 __all__ = ["Arrays", "Experiences", "Iterated", "Source", "as_source"]
 
@@ -55,10 +55,10 @@ class Source(ABC):
         """The batches from the current position on; the position moves as each is given."""
 
     @abstractmethod
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Plain:
         """Plain values that name the next batch; `batches`, how many were given, is always among them."""
 
-    def seek(self, position: Mapping[str, Any]) -> None:
+    def seek(self, position: Saved) -> None:
         """Make the batch that `position` names the next one.
 
         Raises:
@@ -123,11 +123,11 @@ class Iterated(Source):
             self._given += 1
             yield item if isinstance(item, Batch) else Batch(*_pair(item))
 
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Plain:
         """How many items were given."""
         return {"batches": self._given}
 
-    def seek(self, position: Mapping[str, Any]) -> None:
+    def seek(self, position: Saved) -> None:
         """Go to an item of a list or tuple; see `Source.seek`."""
         if not self.seekable:
             super().seek(position)
@@ -213,11 +213,11 @@ class Arrays(Source):
             inputs = tree_map(lambda leaf: leaf[rows], self.inputs)  # noqa: B023
             yield from zip(_split(inputs, size), self.targets[rows].split(size))
 
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Plain:
         """How many batches were given."""
         return {"batches": self._given}
 
-    def seek(self, position: Mapping[str, Any]) -> None:
+    def seek(self, position: Saved) -> None:
         """Go to a batch, in any pass."""
         self._given = int(position["batches"])
 
@@ -277,11 +277,11 @@ class Experiences(Source):
                     yield batch
                 skip = max(0, skip - -(-rows // self.batch_size))
 
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Plain:
         """How many batches were given."""
         return {"batches": self._given}
 
-    def seek(self, position: Mapping[str, Any]) -> None:
+    def seek(self, position: Saved) -> None:
         """Go to a batch."""
         self._given = int(position["batches"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -12,6 +12,15 @@ from holdfast.core.errors import DataError
 
 Tree = Union[Tensor, tuple[Tensor, ...], Mapping[str, Tensor]]  # noqa: UP007
 """Model inputs: one tensor, a tuple passed as positional arguments, or a mapping passed as keyword arguments."""
+
+State = dict[str, Any]
+"""What a checkpoint has of something: tensors and plain values by name, those of a user's own classes among them."""
+
+Saved = Mapping[str, Any]
+"""The same, as it comes back."""
+
+Plain = dict[str, Any]
+"""What JSON holds of something: plain values by name."""
 
 
 def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,14 +53,14 @@ class Undeclared:
                         " whenever it is needed."
                     )
 
-    def _noted(self, operation: Operation) -> dict[str, Any]:
+    def _noted(self, operation: Operation) -> dict[str, object]:
         if type(operation).save is not Operation.save:
             return {}  # it saves what it wants to
         scratch = (name for kind in type(operation).__mro__ for name in vars(kind).get("scratch", ()))
         spared = {*operation.state, *scratch, *OURS, *vars(nn.Module()), *_properties(type(operation))}
         return {name: self._note(value, 0) for name, value in vars(operation).items() if name not in spared}
 
-    def _note(self, value: Any, depth: int) -> Any:
+    def _note(self, value: object, depth: int) -> object:
         """A value to compare with later: plain values and copies of tensors, in tuples; objects as themselves."""
         if isinstance(value, nn.Parameter):
             return value  # the model's, or saved with the operation's parameters
@@ -81,7 +80,7 @@ class Undeclared:
             return set(value)
         if value is self._services.memory or not hasattr(value, "__dict__"):
             return value
-        state: Callable[[], Any] | None = getattr(value, "state", None)
+        state: Callable[[], object] | None = getattr(value, "state", None)
         if callable(state) and hasattr(value, "load"):
             return value, self._note(state(), depth + 1)
         return value, {key: self._note(item, depth + 1) for key, item in vars(value).items()}
@@ -91,12 +90,12 @@ def _properties(kind: type) -> Iterable[str]:
     return [name for name, value in inspect.getmembers(kind) if isinstance(value, property)]
 
 
-def _empty(noted: Any) -> bool:
+def _empty(noted: object) -> bool:
     """Whether what was noted holds nothing: None, or a container without elements."""
     return noted is None or noted in ((dict, {}), (list, []), set())
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if isinstance(one, nn.Parameter) or isinstance(other, nn.Parameter):
             return one is other
@@ -104,9 +103,9 @@ def _same(one: Any, other: Any) -> bool:
         return alike and torch.equal(torch.nan_to_num(one.cpu()), torch.nan_to_num(other.cpu()))
     if type(one) is not type(other):
         return False
-    if isinstance(one, dict):
+    if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, bool | int | float | complex | str | bytes | set):
         return one == other or one != one  # nan stays nan

@@ -220,6 +220,8 @@ class Driver:
         budget = self.plan.settings.budget
         if budget is None:
             return self.plan.settings.trials is not None or not self._exhausted
+        if not entries:
+            return True  # a budget that starting up has eaten still buys one
         costs = [one.seconds / one.length for one in entries if one.state == "done" and one.seconds]
         typical = sorted(costs)[len(costs) // 2] if costs else 0.0
         best = set(self.best(entries, self.plan.settings.finals))

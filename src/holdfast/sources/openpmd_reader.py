@@ -195,7 +195,7 @@ class OpenPMDReader:
         except DataError as error:
             self._put(into, error, left)
         except Exception as error:  # the library raises RuntimeError and others of its own
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             if last is None:
                 text = f"{path} cannot be read: {reason}. Look whether the simulation runs and writes there."
             else:

@@ -21,11 +21,8 @@ from holdfast.training.programs import runner
 from holdfast.training.recordings import Recordings
 from holdfast.training.session import Session
 
-COLD, LATER = 18.0, 5.0
-"""Seconds that compiling a step took the first time in a process, and after a head grew, on one core."""
-
-SAVED = 0.4
-"""Part of a step's time that compiling was seen to save."""
+COLD, LATER, SAVED = 18.0, 5.0, 0.4
+"""Seconds that compiling took at first, and after a head grew, on one core; the part of a step's time that it saved."""
 
 
 class Rates:
@@ -336,17 +333,14 @@ class Captured:
             return
         cost, gain = (LATER if self._compiled else COLD), self._left * self._seconds * SAVED
         self._judged = self._compiled = True
-        tell = logging.getLogger("holdfast").warning if gain < cost else logging.getLogger("holdfast").info
-        tell(
-            "compiling a step takes about %.0f s; the %d steps left of this experience take %.1f s as written and about"
-            " %.1f s less compiled: it will %spay for itself%s",
-            cost,
-            self._left,
-            self._left * self._seconds,
-            gain,
-            "not " if gain < cost else "",
-            ". Leave capture=compile out for runs of this length" if gain < cost else "",
+        told = (
+            f"compiling a step takes about {cost:.0f} s; the {self._left} steps left of this experience take"
+            f" {self._left * self._seconds:.1f} s as written and about {gain:.1f} s less compiled: it will"
         )
+        if gain < cost:
+            logging.getLogger("holdfast").warning(f"{told} not pay for itself. Leave trainer.capture=compile out here")
+        else:
+            logging.getLogger("holdfast").info(f"{told} pay for itself")
 
 
 def _clone(batch: Batch) -> Batch:

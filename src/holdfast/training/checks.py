@@ -139,7 +139,8 @@ def check_values(loss: Tensor, targets: Tensor, inputs: Tree, given_criterion: b
     rows = tree_rows(inputs)
     if targets.dim() == 0 or targets.shape[0] != rows:
         raise UsageError(
-            f"backward() got targets of shape {tuple(targets.shape)} for {rows} inputs. Pass those of the same batch."
+            f"backward() got targets of shape {tuple(targets.shape)} for {rows} inputs. Pass those of the same batch;"
+            " a model that takes sequences first wants a module around it that turns rows to the first dimension."
         )
     if given_criterion or targets.dtype == torch.int64:
         return
@@ -208,6 +209,9 @@ def check_range(targets: Tensor, width: int) -> None:
             f"targets run from {low} to {high}, and the model has outputs for 0 to {width - 1}. "
             "Number the classes from 0, leave out rows to be ignored, and give the model an output for each class."
         )
+
+
+PAST_FORWARD = "Where other methods of the model make what the loss is of, let its forward do it: decode(encode(x))."
 
 
 class Parameters:
@@ -307,13 +311,14 @@ class Watch:
         if capture is None and ((outputs is None and self._forwards.heard) or self._forwards.joins):
             raise UsageError(
                 "backward() was called without a forward, in training mode, of the model that was given to Continual. "
-                "Call that model once a step, and make a new Continual for a new model."
+                f"Call that model once a step, and make a new Continual for a new model. {PAST_FORWARD}"
             )
         self._unheard = capture is None and outputs is None and self._reruns
         if outputs is None and self._needs_outputs:
             raise UsageError(
                 f"`{self._name}` needs the model's outputs, and none were captured. Call the model that was given"
                 " to Continual in training mode before backward(), or pass outputs=..., or output=... to Continual."
+                f" {PAST_FORWARD}"
             )
         if self.closely or count % 256 == 0:
             self._parameters.check()
@@ -339,7 +344,6 @@ class Watch:
         if self._unheard:
             raise UsageError(
                 f"the loss was made without a forward of the model that was given, and `{self._name}` makes forwards of"
-                " it on other samples: they would not be what was trained. Let the model's forward make what the loss"
-                " is of (an autoencoder's forward: decode(encode(x))) and call the model, or give the part that is"
-                " called. A method that makes no other forwards, such as si, needs none of this."
+                f" it on other samples: they would not be what was trained. {PAST_FORWARD} A method that makes no other"
+                " forwards, such as si, needs none of this."
             )

@@ -25,7 +25,6 @@ from holdfast.training.export import copied
 from holdfast.training.launch import check_devices, train_together
 from holdfast.training.loop import Loop
 from holdfast.training.optimization import Optimization
-from holdfast.training.precision import recompilable
 from holdfast.training.programs import chosen
 from holdfast.training.progress import make_bar
 from holdfast.training.ranks import ALONE, Ranks
@@ -167,7 +166,6 @@ class Trainer(Settings, Bound):
         session.started = time.perf_counter() - session.position.clock
         with (
             around(session),
-            recompilable(self.compile, len(stream)),
             make_bar(self.method.name, self.progress if ranks.rank == 0 else False) as session.bar,
         ):
             if state is not None:
