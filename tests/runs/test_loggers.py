@@ -54,6 +54,9 @@ class FakeMLflow(types.ModuleType):
         assert all(isinstance(value, float) for value in values.values())
         self.values.append((step, values))
 
+    def log_image(self, pixels, file):
+        self.pictures = [*getattr(self, "pictures", []), file]
+
     def end_run(self):
         self.said.append(("end",))
 
@@ -118,6 +121,9 @@ class FakeExperiment:
     def log_metrics(self, values, step=None):
         self.values.append((step, values))
 
+    def log_image(self, pixels, name, step):
+        self.pictures = [*getattr(self, "pictures", []), name]
+
     def end(self):
         self.ended = True
 
@@ -154,3 +160,30 @@ def test_every_logger_is_closed_when_training_fails(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run(job("loggers=[mlflow]"), tmp_path / "one", quiet=True)
     assert fake.said[-1] == ("end",)
+
+
+def test_loggers_get_average_accuracy_forgetting_and_the_matrix_as_a_picture(tmp_path):
+    class Sink:
+        def __init__(self):
+            self.values, self.pictures = {}, []
+
+        def write(self, values, step):
+            self.values |= {(step, name): value for name, value in values.items()}
+
+        def picture(self, name, pixels, step):
+            self.pictures.append((name, pixels.shape[2], step))
+
+        def close(self):
+            pass
+
+    from holdfast import Trainer, datasets, methods, metrics, models, streams
+
+    sink = Sink()
+    stream = streams.split(datasets.synthetic(classes=4, samples=20), experiences=2)
+    model = models.mlp(input_shape=stream.input_shape, classes=4, hidden=[8], seed=0)
+    events = Trainer(methods.finetune(), loggers=[sink]).fit(model, stream, out=tmp_path / "run")
+    last = max(step for step, _ in sink.values)
+    found = metrics.compute(events)
+    for name in ("average_accuracy", "forgetting_first", "plasticity"):
+        assert sink.values[last, f"continual/{name}"] == pytest.approx(found[name])
+    assert [(name, channels) for name, channels, _ in sink.pictures] == [("continual/accuracy_matrix", 3)] * 2

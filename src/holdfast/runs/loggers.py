@@ -10,9 +10,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from holdfast.core.errors import ConfigError, needs_extra, unknown
+from holdfast.metrics import Log, compute
+from holdfast.metrics.log import LOG_NAME
+from holdfast.runs.result import Result
 
 EXTRA = "loggers"
+MATRIX = "continual/accuracy_matrix"
+SHOWN = (
+    *("average_accuracy", "task_aware_average_accuracy", "average_incremental_accuracy", "plasticity"),
+    *("forgetting_first", "forgetting_max", "backward_transfer", "average_loss", "stability_gap"),
+)
+"""Measures that loggers get after each experience."""
 
 
 class Sink(Protocol):
@@ -49,6 +60,10 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Keep a picture under `step`."""
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
@@ -74,6 +89,12 @@ class WeightsAndBiases:
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Keep `values`; the step is a value of its own, since steps of training and evaluation differ."""
         self._run.log({**values, "step": step})
+
+    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Keep a picture."""
+        import wandb
+
+        self._run.log({name: wandb.Image(pixels), "step": step})
 
     def close(self) -> None:
         """Finish the run."""
@@ -106,6 +127,10 @@ class MLflow:
         """Keep `values` under `step`."""
         self._mlflow.log_metrics(dict(values), step=step)
 
+    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Keep a picture as an artifact of its step."""
+        self._mlflow.log_image(pixels, f"{name}_{step}.png")
+
     def close(self) -> None:
         """Finish the run."""
         self._mlflow.end_run()
@@ -133,6 +158,10 @@ class Comet:
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Keep `values` under `step`."""
         self._experiment.log_metrics(dict(values), step=step)
+
+    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Keep a picture under `step`."""
+        self._experiment.log_image(pixels, name=name, step=step)
 
     def close(self) -> None:
         """Finish the experiment."""
@@ -203,7 +232,7 @@ class Loggers:
             place = Path(spec["folder"]) if spec["folder"] else folder / str(spec["name"])
             place.mkdir(parents=True, exist_ok=True)
             self._sinks.append(SINKS[spec["name"]](place, about, spec))
-        self._step = 0
+        self._step, self._folder = 0, folder
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Pass the numbers of an event of the log on."""
@@ -211,13 +240,43 @@ class Loggers:
             return
         self._step = int(event.get("step", self._step))
         values = {name: float(value) for name, value in numbers(event).items() if value is not None}
+        if event["event"] == "experience":
+            values |= self._measures()
         for sink in self._sinks:
             sink.write(values, self._step)
+        drawing = [sink.picture for sink in self._sinks if hasattr(sink, "picture")]
+        if event["event"] == "experience" and drawing:
+            pixels = matrix_picture(self._folder)
+            for draw in drawing if pixels is not None else ():
+                draw(MATRIX, pixels, self._step)
+
+    def _measures(self) -> dict[str, float]:
+        """Average accuracy, forgetting and the like after an experience, from the log as far as it goes."""
+        found = compute(Log.read(self._folder)) if (self._folder / LOG_NAME).is_file() else {}
+        names = [name for name in SHOWN if found.get(name) is not None]
+        return {f"continual/{name}": float(found[name]) for name in names}
 
     def close(self) -> None:
         """Finish all."""
         for sink in self._sinks:
             sink.close()
+
+
+def matrix_picture(folder: Path) -> np.ndarray | None:
+    """The accuracy matrix of a run so far, `[height, width, 3]` bytes; None without accuracies.
+
+    Args:
+        folder: of the run.
+    """
+    from holdfast.runs.plots import heat_map
+
+    run = Result(folder)
+    if not np.isfinite(run.matrix).any():
+        return None
+    figure = heat_map(run.matrix, run.names)
+    figure.canvas.draw()
+    pixels: np.ndarray = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+    return pixels
 
 
 def numbers(event: Mapping[str, Any]) -> dict[str, float | None]:
