@@ -37,6 +37,7 @@ class JointData(Operation):
     asks = "nothing"
     role = "knowledge incorporation"
     needs = frozenset({"replacement", "stream"})
+    once = "choose the data of an experience"
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +59,7 @@ class CumulativeData(Operation):
     asks = "nothing"
     role = "knowledge incorporation"
     needs = frozenset({"replacement", "stream"})
+    once = "choose the data of an experience"
 
     def __init__(self) -> None:
         super().__init__()

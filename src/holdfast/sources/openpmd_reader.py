@@ -39,6 +39,10 @@ class StreamData(NamedTuple):
     pic_shape: Any = None
 
 
+_HDF5 = threading.Lock()
+"""HDF5's library serves one thread at a time, also where the files differ."""
+
+
 class OpenPMDReader:
     """The iterations of one or several openPMD series, each as a nested dictionary.
 
@@ -179,16 +183,26 @@ class OpenPMDReader:
     # In the thread of a series -----------------------------------------------------------------------------
 
     def _follow(self, path: str, into: queue.Queue[Any], left: threading.Event) -> None:
-        last = series = None
+        last = series = steps = iteration = None
+        alone = _HDF5 if path.endswith(".h5") else contextlib.nullcontext()
         try:
-            series = self._library.Series(path, self._library.Access.read_linear, json.dumps(self._configuration()))
-            for iteration in series.read_iterations():
-                index = int(iteration.iteration_index)
-                if self.stop is not None and index >= self.stop:
-                    break
-                if index < self.start:
-                    iteration.close()
-                elif not self._put(into, self._read(iteration, index), left):
+            with alone:
+                series = self._library.Series(path, self._library.Access.read_linear, json.dumps(self._configuration()))
+                steps = iter(series.read_iterations())
+            while True:
+                with alone:
+                    iteration = next(steps, None)
+                    if iteration is None:
+                        break
+                    index = int(iteration.iteration_index)
+                    if self.stop is not None and index >= self.stop:
+                        break
+                    if index < self.start:
+                        iteration.close()
+                        last = index
+                        continue
+                    values = self._read(iteration, index)
+                if not self._put(into, values, left):
                     break
                 last = index
             self._put(into, None, left)
@@ -202,9 +216,10 @@ class OpenPMDReader:
                 text = f"{path} broke off after iteration {last}: {reason}. Look why its writer stopped."
             self._put(into, DataError(text), left)
         finally:
-            if series is not None:
-                with contextlib.suppress(Exception):  # it says again why it broke off
+            with alone, contextlib.suppress(Exception):  # it says again why it broke off
+                if series is not None:
                     series.close()
+                del iteration, steps, series  # whose destructors call the library, too
 
     def _put(self, into: queue.Queue[Any], value: Any, left: threading.Event) -> bool:
         while not (self._closed.is_set() or left.is_set()):

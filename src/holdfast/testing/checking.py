@@ -135,6 +135,28 @@ def arguments_of(value: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 START = {"event": "start", "seed": 0, "method": "er", "parameters": 100, "stream": {"paradigm": "class"}}
 END = {"event": "end", "seconds": 3.0}
+DURING = [
+    {"event": "during", "experience": 1, "step": step, "old": [0], "samples": [10], "correct": [right]}
+    for step, right in enumerate((9, 4, 7))
+]
+"""What is measured on an older experience inside one."""
+
+ARRIVED: list[dict[str, Any]] = [
+    {"event": "train", "step": 9, "samples": 300, "loss": 0.5, "right": 200},
+    {"event": "boundary", "samples": 130},
+    {"event": "boundary", "samples": 150},
+    {"event": "held_out", "rows": 10, "correct": 4, "loss": 1.0, "old": {"rows": 5, "correct": 3, "loss": 0.8}},
+    {
+        "event": "source",
+        "samples": 300,
+        "arrived": 320,
+        "dropped": 20,
+        "waiting": 0,
+        "idle_seconds": 1.0,
+        "seconds": 4.0,
+    },
+]
+"""What a run on a source writes."""
 
 
 def evaluations(matrix: list[list[float]]) -> list[dict[str, Any]]:
@@ -176,6 +198,8 @@ def logs() -> dict[str, list[dict[str, Any]]]:
         "a run that goes on": [START, *evaluations([[0.3, 0.3, 0.4], [0.9, 0.3, 0.3]])],
         "joint training": [START, *evaluations([[0.3, 0.3, 0.4], [], [], [0.9, 0.8, 0.9]]), END],
         "a class-incremental run": trained(toys.stream()),
+        "a run measured while it learns": [START, *DURING, *evaluations([[0.3, 0.3], [0.9, 0.3], [0.8, 0.9]]), END],
+        "a run on a source": [{**START, "source": {"drifts": [100, 200]}}, *ARRIVED, END],
         "a task-incremental run": trained(toys.stream("task")),
         "a run on numbers": runs["numbers"],
         "a run on several labels a row": runs["labels"],

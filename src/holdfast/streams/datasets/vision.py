@@ -325,7 +325,9 @@ def _made(kind: Any, name: str, training: bool, root: str, download: bool, optio
     try:
         return kind(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} cannot take these options: {error}. Change options.") from error
+        raise ConfigError(
+            f"{name} cannot take these options: {error}. Change options, or make it and pass it to torch_dataset."
+        ) from error
     except (RuntimeError, FileNotFoundError) as error:
         raise DataError(f"{name} is not in {root!r}: {error}. Give the right root, or download=true.") from error
 
