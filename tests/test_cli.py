@@ -210,7 +210,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_resume(stand_in, tmp_path):
     result = call("run", "--out", str(tmp_path / "new"))
     assert result.exit_code == 130
     assert "nothing was made yet, so run the same command again" in result.stderr
-    assert "holdfast resume a" in call("resume", "a").stderr
+    assert "run the same command again" in call("resume", "a").stderr
 
 
 def test_an_interrupted_training_ends_with_130(stand_in):
