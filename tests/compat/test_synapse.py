@@ -164,3 +164,13 @@ def test_a_multi_linear_head_gives_one_tasks_outputs_or_all() -> None:
         head(x, "c")
     with pytest.raises(ConfigError, match="already"):
         head.extend("a", 3)
+
+
+def test_a_forward_that_no_hook_sees_is_told_what_to_write_instead() -> None:
+    model = network()
+    cl = Continual(model, methods.lwf(), torch.optim.SGD(model.parameters(), lr=0.1))
+    cl.begin(classes=(0, 1, 2, 3))
+    inputs, targets = torch.randn(6, 2), torch.tensor([0, 1, 2, 3, 0, 1])
+    loss = F.cross_entropy(model.forward(inputs), targets)
+    with pytest.raises(HoldfastError, match=r"self\(x\), where model.forward\(x\) was called"):
+        cl.backward(loss, targets, inputs=inputs)

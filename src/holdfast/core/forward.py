@@ -15,7 +15,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.task import Task, enter_task, leave_task, running_task
 from holdfast.core.tree import Tree
 
-FULL_PRECISION: AbstractContextManager[Any] = nullcontext()
+FULL_PRECISION: AbstractContextManager[object] = nullcontext()
 
 
 class Forward:
@@ -57,7 +57,7 @@ class Forward:
         with self.autocasting():
             return self._run(inputs, task, through)
 
-    def autocasting(self) -> AbstractContextManager[Any]:
+    def autocasting(self) -> AbstractContextManager[object]:
         """The autocast of the main forward; nothing in full precision, or inside of it."""
         kind = self.autocast
         if kind is None or torch.is_autocast_enabled(kind[0]):

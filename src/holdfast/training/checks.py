@@ -344,6 +344,7 @@ class Watch:
         if self._unheard:
             raise UsageError(
                 f"the loss was made without a forward of the model that was given, and `{self._name}` makes forwards of"
-                f" it on other samples: they would not be what was trained. {PAST_FORWARD} A method that makes no other"
-                " forwards, such as si, needs none of this."
+                f" it on other samples: they would not be what was trained. {PAST_FORWARD} Call the model itself, as"
+                " model(x) or self(x), where model.forward(x) was called, which no hook sees. A method that makes no"
+                " other forwards, such as si, needs none of this."
             )
