@@ -111,7 +111,7 @@ class Stream(Sequence[Experience]):
     name: str = "stream"
     class_names: tuple[str, ...] = ()
     description: dict[str, Any] = field(default_factory=dict)
-    table: dict[str, Any] | None = None
+    table: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
         for experience in self.experiences:
