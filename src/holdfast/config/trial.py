@@ -16,7 +16,7 @@ from torch import Tensor
 from holdfast.config import kinds, schema
 from holdfast.config.job import Job, make_dataset, make_stream
 from holdfast.config.words import nearest
-from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.core.errors import ConfigError, HoldfastError, NeedError, UsageError
 from holdfast.core.experience import Experience, Stream
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset, Prepare
@@ -87,11 +87,13 @@ def _trial(job: Job) -> list[str]:
             arguments = {**job.trainer_arguments(job.method.clone(), torch.device("cpu")), **settings}
             if arguments["precision"] == "16-mixed":
                 arguments["precision"] = "32-true"
-            Trainer(**arguments).bind(net, stream)
+            engine = Trainer(**arguments).bind(net, stream)
+            if exact:
+                engine.begin(stream[0])  # who chooses the data shows there
     except ConfigError as error:
         return [_placed(error)]
     except HoldfastError as error:  # of files and data, which here are none, only what is needed counts
-        return [_placed(error)] if "Need" in type(error).__name__ else []
+        return [_placed(error)] if isinstance(error, NeedError | UsageError) else []
     return []
 
 
