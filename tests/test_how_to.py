@@ -5,14 +5,24 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from holdfast.cli import app
+from holdfast.config import plugins
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_plugin_is_left() -> Iterator[None]:
+    """What a page's plug-in defined is forgotten, for the tests that come after."""
+    yield
+    for one in plugins.used():
+        plugins.drop(one.path.stem)
 
 
 def commands(page: str) -> list[list[str]]:

@@ -457,13 +457,10 @@ def test_two_instances_of_an_operation_keep_their_hyperparameters_through_json()
     assert [one["size"] for one in method.config()["operations"][:2]] == [3, 9]
 
 
-def test_two_operations_that_both_choose_the_data_refuse_each_other(toy: Any) -> None:
+def test_two_operations_that_both_choose_the_data_refuse_each_other() -> None:
     """Line 16: never does the second silently overwrite the first."""
-    from holdfast.core.errors import UsageError
-
-    stream = toy.stream()
-    with pytest.raises(UsageError, match="keep one"):
-        toy.train(Method(JointData(), CumulativeData()), toy.model(stream), stream)
+    with pytest.raises(ConfigError, match="both choose the data of an experience. Keep one"):
+        Method(JointData(), CumulativeData())
 
 
 def test_reading_a_run_never_changes_it_and_an_interrupted_one_resumes_mid_experience(tmp_path: Path, toy: Any) -> None:
