@@ -459,7 +459,7 @@ def test_two_instances_of_an_operation_keep_their_hyperparameters_through_json()
 
 def test_two_operations_that_both_choose_the_data_refuse_each_other() -> None:
     """Line 16: never does the second silently overwrite the first."""
-    with pytest.raises(ConfigError, match="both choose the data of an experience. Keep one"):
+    with pytest.raises(ConfigError, match="both choose the data of an experience"):
         Method(JointData(), CumulativeData())
 
 
