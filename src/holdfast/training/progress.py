@@ -138,7 +138,7 @@ class Lines(NoProgress):
         self._first = 0.0 if self._first is None else self._first
         of = "" if state.experiences is None else f" of {state.experiences}"
         kept = "" if accuracy is None else f", {100 * accuracy:.1f} % right on what was learned"
-        self._say(f"experience {state.experience}{of} learned in {seconds:.3g} s{kept}{self._left(state.share)}")
+        self._say(f"experience {state.experience}{of} learned in {seconds:.1f} s{kept}{self._left(state.share)}")
 
     def _left(self, share: float | None) -> str:
         """The share that is done and the time left, by the speed since the first news."""
