@@ -85,7 +85,7 @@ class Stiffness:
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
         if self._made is None or self._made[0] != rate or self._made[1] is not importance:
             most = 1 / (max(rate, 1e-30) * self.curvature)
-            held = torch._foreach_clamp_max(list(importance.values()), most)
+            held = torch._foreach_clamp_max([value.detach() for value in importance.values()], most)
             self._made = rate, importance, dict(zip(importance, held))
         return self._made[2]
 
