@@ -24,7 +24,7 @@ TEXTS = [
 
 MOST_FILES, MOST_LINES, MOST_METHODS = 240, 350, 15
 
-FILES_TODAY = 364
+FILES_TODAY = 363
 LONG_TODAY: set[str] = set()
 WIDE_TODAY: dict[str, int] = {}
 PRIVATE_TODAY = 0
@@ -268,7 +268,7 @@ def test_docstrings_say_raises() -> None:
 
 
 def test_no_text_names_a_path_of_a_machine_a_registry_or_a_document_that_is_not_here() -> None:
-    assert lines_with(r"/work/|/home/\w|/root/|/tmp/venv|/Users/\w", TEXTS) == []
+    assert lines_with(r"/(work|root)/|/(home|Users)/\w|/tmp/[a-z]*env\b", TEXTS) == []
     assert lines_with(r"pypi\.|index-url|artifactory|\bhttps?://[^ ]*(mirror|proxy)", TEXTS) == []
     assert lines_with(r"(frame|design|known_bugs|published_results)\.md", TEXTS) == []
     found = lines_with(r"\b(CM|CA|SY)-\d\d", TEXTS)

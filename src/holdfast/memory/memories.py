@@ -136,23 +136,13 @@ class ExemplarMemory:
         return self._columns
 
 
-class Joined:
-    """Several memories as one, for what draws from them or lists them; each is filled by itself.
-
-    Args:
-        parts: of the same fields.
-
-    Attributes:
-        members: the same.
-    """
-
-    def __init__(self, parts: Sequence[ExemplarMemory]) -> None:
-        self.members: list[Any] = list(parts)
+class _Several:
+    """What several memories are as one, for whoever draws from them or lists them."""
 
     @property
     def parts(self) -> list[Any]:
-        """Those that hold anything, in order."""
-        return [part for part in self.members if len(part)]
+        """The memories, in order."""
+        raise NotImplementedError
 
     def all(self) -> dict[str, Tree]:
         """A copy of all rows, memory by memory."""
@@ -182,15 +172,39 @@ class Joined:
     @property
     def device(self) -> torch.device | None:
         """Where rows are kept; None until known."""
-        return next((part.device for part in self.members), None)
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.members)
+        return sum(len(part) for part in self.parts)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows."""
-        return sum(part.nbytes for part in self.members)
+        """Bytes allocated, empty slots included."""
+        return sum(part.nbytes for part in self.parts)
+
+
+class Joined(_Several):
+    """Several memories as one, for what draws from them or lists them; each is filled by itself.
+
+    Args:
+        parts: of the same fields.
+
+    Attributes:
+        members: the same.
+    """
+
+    def __init__(self, parts: Sequence[ExemplarMemory]) -> None:
+        self.members: list[Any] = list(parts)
+
+    @property
+    def parts(self) -> list[Any]:
+        """Those that hold anything, in order."""
+        return [part for part in self.members if len(part)]
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where rows are kept; None until known."""
+        return next((part.device for part in self.members), None)
 
     def state(self) -> dict[str, Any]:
         """A copy of all that `load` needs, as tensors and plain values."""
@@ -202,7 +216,7 @@ class Joined:
             part.load(held)
 
 
-class ExperienceMemories:
+class ExperienceMemories(_Several):
     """The newest rows of each experience, the same number of each; draws are over all of them.
 
     Args:
@@ -251,43 +265,15 @@ class ExperienceMemories:
         """The experiences that have a memory, ascending."""
         return sorted(self._parts)
 
-    def all(self) -> dict[str, Tree]:
-        """A copy of all rows, by experience."""
-        parts = [flatten(self._parts[key].all()) for key in self.experiences]
-        if not parts:
-            return {}
-        columns, structure = parts[0]
-        return restore({name: join([part[name] for part, _ in parts]) for name in columns}, structure)
-
-    def draw(self, size: int, retrieval: Retrieval) -> dict[str, Tree] | None:
-        """`size` rows of any experience, or all if fewer are held, as `Memory.draw`; None if there are none."""
-        if not len(self):
-            return None
-        chosen = decide(lambda: retrieval.indices(len(self), min(size, len(self)), self), self.device)
-        columns, structure = flatten(self.all())
-        return restore({name: value.index_select(0, chosen) for name, value in columns.items()}, structure)
-
-    def column(self, name: str) -> Tensor:
-        """`[len(self), ...]` one column of all rows, by experience."""
-        return join([self._parts[key].column(name) for key in self.experiences])
-
     @property
-    def arrivals(self) -> Tensor:
-        """`[len(self)]` the number each row had within its experience."""
-        return torch.cat([self._parts[key].arrivals for key in self.experiences])
+    def parts(self) -> list[Any]:
+        """The memory of each experience, in order."""
+        return [self._parts[key] for key in self.experiences]
 
     @property
     def device(self) -> torch.device | None:
         """Where rows are kept; None until known."""
         return next((part.device for part in self._parts.values()), self._device)
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self._parts.values())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated, empty slots included."""
-        return sum(part.nbytes for part in self._parts.values())
 
     def state(self) -> dict[str, Any]:
         """A copy of all that `load` needs, as tensors and plain values."""
