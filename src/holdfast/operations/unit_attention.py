@@ -256,7 +256,9 @@ class UnitAttention(Blocking):
             for key in self.covered(layer):
                 path = f"{name}.{key}"
                 if path in self._uses:
-                    count = len(self.finished) if self.mode == "adapt_without_counts" else self._uses[path]
+                    count = self._uses[path]
+                    if self.mode == "adapt_without_counts":
+                        count = torch.full_like(count, len(self.finished))
                     self.rates[path].copy_(rate / (count + rate))
 
     def update(self, step: Step, learner: Services) -> None:

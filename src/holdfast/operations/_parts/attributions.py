@@ -97,7 +97,7 @@ def attribute(
             mean = {name: torch.stack([one[name] for one in slopes_at]).mean(0) for name in layers}
             found = {name: (outputs[name] - zero[name]) * mean[name] for name in layers}
         else:
-            found = asked.rescaled(inputs, _baseline(kind, inputs, learner, generator), shift=kind != "lrp")
+            found = asked.rescaled(inputs, _baseline(kind, inputs, learner, generator))
     return {name: _by_unit(value.abs(), layers[name]) for name, value in found.items()}
 
 
@@ -119,8 +119,9 @@ class _Asked:
         """Normalisation and dropout in evaluation; the model itself stays in training, which opens its gates softly."""
         model = self.learner.model
         kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-        moved = [module for module in model.modules() if isinstance(module, kinds) and module.training]
-        inside = [module for module in model.modules() if getattr(module, "inplace", False)]
+        modules: list[Any] = list(model.modules())
+        moved = [module for module in modules if isinstance(module, kinds) and module.training]
+        inside = [module for module in modules if getattr(module, "inplace", False)]
         for module in moved:
             module.training = False
         for module in inside:  # would overwrite what the layer wrote
@@ -186,9 +187,9 @@ class _Asked:
                 moved.append((after.view(len(units), rows) - before).abs().mean(1))
         return torch.cat(moved)
 
-    def rescaled(self, inputs: Tree, baseline: Tree | None, shift: bool) -> dict[str, Tensor]:
+    def rescaled(self, inputs: Tree, baseline: Tree | None) -> dict[str, Tensor]:
         """What layers write (beyond the baseline's) times the gradient with slopes for derivatives of activations."""
-        zero: dict[str, Tensor] = {}
+        zero: dict[str, Tensor] | None = None
         pairs: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
         acts = [module for module in self.learner.model.modules() if isinstance(module, UNITWISE)]
 
@@ -197,13 +198,14 @@ class _Asked:
 
         def sloped(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
             value = arguments[0]
-            inside, outside = pairs[module].pop(0) if shift else (torch.zeros_like(value), torch.zeros_like(output))
+            nothing = (torch.zeros_like(value), torch.zeros_like(output))
+            inside, outside = nothing if baseline is None else pairs[module].pop(0)
             run = value.detach() - inside
             near = run.abs() < SMALLEST
             slope = torch.where(near, torch.zeros_like(run), (output.detach() - outside) / run.where(~near, run + 1))
             return output.detach() + slope * (value - value.detach())
 
-        if shift:
+        if baseline is not None:
             with ExitStack() as stack, torch.no_grad():
                 for module in acts:
                     stack.enter_context(_removed(module.register_forward_hook(note)))
@@ -212,7 +214,9 @@ class _Asked:
             for module in acts:
                 stack.enter_context(_removed(module.register_forward_hook(sloped)))
             outputs, slopes = self.gradients(inputs)
-        return {name: (outputs[name] - zero[name] if shift else outputs[name]) * slopes[name] for name in self.layers}
+        if zero is not None:
+            outputs = {name: value - zero[name] for name, value in outputs.items()}
+        return {name: outputs[name] * slopes[name] for name in self.layers}
 
 
 @contextmanager
