@@ -76,8 +76,7 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     config = job.config
     job.make_device()
     job.check_weights()
-    if len(job.parts()) > 1:  # the last would be refused when the others have been trained for hours
-        refuse(disagreements(job))
+    refuse(disagreements(job, here=True))  # before any data are read, which may take minutes
     specified(config["loggers"])
 
     def work() -> Path:
@@ -133,7 +132,7 @@ def resume(folder: Path | str, *, quiet: bool = False) -> Path:
 
 def trained(folder: Path) -> bool:
     """Whether something was learned in a run's folder, or in one below it: a checkpoint, or a line after the start."""
-    logs = (path.read_text().splitlines() for path in folder.rglob(LOG_NAME))
+    logs = (path.read_bytes().splitlines() for path in folder.rglob(LOG_NAME))
     return any(len(lines) > 1 for lines in logs) or any(folder.rglob("checkpoints/*"))
 
 
