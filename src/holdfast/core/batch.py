@@ -10,6 +10,9 @@ from torch import Tensor
 
 from holdfast.core.tree import Tree, tree_cat, tree_rows
 
+Extras = dict[str, Any]
+"""Side results of a forward (masks, chosen prompts, outputs of appended rows), by the name of the operation."""
+
 
 def task_column(task: int | Tensor, rows: int, device: torch.device) -> Tensor:
     """The task label of each of `rows` samples, `[rows]` int64."""
@@ -46,16 +49,20 @@ class Batch:
     def joined(self, device: torch.device) -> tuple[Tree, int | Tensor | None]:
         """Inputs and tasks of the current and the appended rows, for one forward on `device`."""
         appended = self.appended or {}
-        inputs = tree_cat([self.inputs, *(rows["inputs"] for rows in appended.values())])
+        inputs = tree_cat([self.inputs, *[rows["inputs"] for rows in appended.values()]])
         if self.task is None or not all("task" in rows for rows in appended.values()):
             return inputs, self.task
         current = task_column(self.task, tree_rows(self.inputs), device)
         return inputs, torch.cat([current, *(rows["task"] for rows in appended.values())])
 
-    def parted(self, outputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def parted(self, outputs: Tensor) -> tuple[Tensor, Extras]:
         """Outputs of the current rows, and each operation's appended rows with their `outputs`."""
         appended = self.appended or {}
-        sizes = [tree_rows(self.inputs), *(tree_rows(rows["inputs"]) for rows in appended.values())]
+        sizes = [tree_rows(self.inputs)]
+        for rows in appended.values():  # loops, and not comprehensions: this is done at every step
+            sizes.append(tree_rows(rows["inputs"]))
         parts = torch.split_with_sizes(outputs, sizes)
-        extras = {name: {**rows, "outputs": part} for (name, rows), part in zip(appended.items(), parts[1:])}
+        extras: Extras = {}
+        for name, part in zip(appended, parts[1:]):
+            extras[name] = {**appended[name], "outputs": part}
         return parts[0], extras
