@@ -13,7 +13,7 @@ from holdfast.discovery import knowledge
 from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
-from holdfast.discovery.rungs import highest, ordered, promotions
+from holdfast.discovery.rungs import highest, promotions
 from holdfast.discovery.study import Book, Entry
 from holdfast.discovery.trial import finish
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, Worker, Workers
@@ -26,6 +26,9 @@ SHARE_OF_FINALS = 0.25
 """Part of a budget that is kept for the final runs until it is known what they cost."""
 
 MOST_SHARE = 0.5
+
+LAST = 4
+"""How many of the best compositions are compared on all that the protocol allows, before any is chosen."""
 
 
 class Driver:
@@ -171,7 +174,7 @@ class Driver:
             return True
         if busy:
             return False
-        for key in self.best(entries, max(1, settings.finals)):  # the last ones are compared on all they may see
+        for key in self.book.best(entries, max(LAST, settings.finals)):  # compared on all they may see
             if (key, prefixes[-1]) not in ended:
                 self._promote(by_key[key], prefixes[-1])
                 return True
@@ -206,13 +209,6 @@ class Driver:
         self.book.enqueue(params, key, self.plan.prefixes[0], "sampler", extra)
         return True
 
-    def best(self, entries: Sequence[Entry], count: int) -> list[str]:
-        """The keys of the best compositions: those of the longest prefix first, then those of shorter ones."""
-        found: list[str] = []
-        for _, level in sorted(self.book.levels(entries).items(), reverse=True):
-            found += [key for key in ordered(level) if key not in found]
-        return found[:count]
-
     # Time ----------------------------------------------------------------------------------------------
 
     def _time_left(self, entries: Sequence[Entry]) -> bool:
@@ -224,7 +220,7 @@ class Driver:
             return True  # a budget that starting up has eaten still buys one
         costs = [one.seconds / one.length for one in entries if one.state == "done" and one.seconds]
         typical = sorted(costs)[len(costs) // 2] if costs else 0.0
-        best = set(self.best(entries, self.plan.settings.finals))
+        best = set(self.book.best(entries, self.plan.settings.finals))
         dear = [one.seconds / one.length for one in entries if one.key in best and one.seconds]
         finals = self.plan.seconds_of_finals(max(dear)) / self.jobs if dear else SHARE_OF_FINALS * budget
         next_one = typical * self.plan.prefixes[0]
@@ -253,7 +249,7 @@ class Driver:
             if one.state == "lost":
                 self.say(f"a worker was lost with {self.plan.space.named(one.params)}; it is begun again")
                 continue
-            leading = self.best(entries, 1)
+            leading = self.book.best(entries, 1)
             best = next((other for other in reversed(entries) if leading and other.key == leading[0]
                          and other.state == "done"), None)  # fmt: skip
             what = self.shown(one.values) if one.state == "done" else f"{one.state}: {one.reason[:80]}"
@@ -276,7 +272,7 @@ class Driver:
         """The compositions that are run on test data: the best by validation data, and the best published method."""
         entries = self.book.entries()
         latest = {one.key: one for one in sorted(entries, key=lambda one: one.length) if one.state == "done"}
-        keys = self.best(entries, len(latest))
+        keys = self.book.best(entries, len(latest))
         settings = self.plan.settings
         chosen = keys[: settings.finals]
         published = [key for key in keys if latest[key].origin not in ("sampler", "earlier search")]

@@ -275,10 +275,9 @@ class Plan:
             params |= {slot: wanted, f"{slot}.used": True}
         if filler or (slot is not None and space.unfilled(params)):
             params["memory"] = name if filler else space.fillers[0]
+        defaults = space.defaults()
         for one in (*space.chosen(params), *([params["memory"]] if "memory" in params else [])):
-            defaults = {p.name: p.default for p in kinds.configurable("operations", kinds.find("operations", one))}
-            for axis in space.operations[one]:
-                params[axis.name] = axis.nearest(defaults[axis.name.split(".", 1)[1]])
+            params |= {axis.name: defaults[axis.name] for axis in space.operations[one]}
         return params
 
     # What it will cost ---------------------------------------------------------------------------------

@@ -124,6 +124,14 @@ class Space:
             found |= {axis.name: axis for axis in axes}
         return found | {axis.name: axis for axis in self.common}
 
+    def defaults(self) -> dict[str, Any]:
+        """The numbers and choices of every operation as its signature has them, and the common ones as the job has."""
+        found: dict[str, Any] = {}
+        for name, axes in self.operations.items():
+            stated = {p.name: p.default for p in kinds.configurable("operations", kinds.find("operations", name))}
+            found |= {axis.name: axis.nearest(stated[axis.name.split(".", 1)[1]]) for axis in axes}
+        return found | self.usual()
+
     def _ordered(self, params: Params) -> list[dict[str, Any]]:
         """The operations in the order of the published methods: who changes the data first, who answers last."""
         early: list[dict[str, Any]] = []
@@ -289,17 +297,29 @@ def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any], experiences
     method = base["method"]
     if parameters:
         return Space(base, common=_common(parameters), experiences=experiences, fixed=True)
-    function = kinds.find("methods", method.get("name"))
-    found = []
-    for parameter in kinds.configurable("methods", function):
-        if parameter.name in SIZES:
-            continue
-        axis = declared(f"method.{parameter.name}", parameter)
-        found += [axis] if axis is not None else []
+    found: list[Axis] = []
+    if isinstance(method.get("operations"), list):
+        for number, block in enumerate(method["operations"]):
+            kind = kinds.find("operations", block.get("name"))
+            found += _declared(f"method.operations.{number}", "operations", kind, block)
+    else:
+        found += _declared("method", "methods", kinds.find("methods", method.get("name")), method)
     rate = (base.get("optimizer") or {}).get("lr")
     if isinstance(rate, (int, float)) and rate > 0:
         found.append(Axis("optimizer.lr", (), rate / 10, rate * 10, True))
     return Space(base, common=tuple(found), experiences=experiences, fixed=True)
+
+
+def _declared(prefix: str, group: str, kind: Any, block: Mapping[str, Any]) -> list[Axis]:
+    """The axes that a signature declares, around what the job says, without those that size a memory."""
+    found = []
+    for parameter in kinds.configurable(group, kind):
+        value = block.get(parameter.name)
+        if parameter.name not in SIZES:
+            stated = parameter if value is None else dataclasses.replace(parameter, default=value)
+            axis = declared(f"{prefix}.{parameter.name}", stated)
+            found += [axis] if axis is not None else []
+    return found
 
 
 def _common(parameters: Mapping[str, Any]) -> tuple[Axis, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError, needs_extra
-from holdfast.discovery.rungs import Level, Values
+from holdfast.discovery.axes import Neighbour
+from holdfast.discovery.rungs import Level, Values, ordered
 from holdfast.discovery.settings import Settings
 from holdfast.discovery.space import Space
 
@@ -25,6 +27,9 @@ TRIES = 3
 
 ENOUGH = 10
 """Compositions on a prefix from which on it is what proposals follow."""
+
+PARENTS = 4
+"""How many of the best compositions have neighbours that are tried."""
 
 MOST_ASKED = 100
 """Proposals that may be refused, one after the other, before the search is at its end."""
@@ -162,14 +167,21 @@ class Book:
     ) -> tuple[dict[str, Any], str, dict[str, Any]] | None:
         """A new composition, with its key and what the sampler wrote down; None where nothing new comes.
 
-        The sampler sees the trials of one prefix alone, whose numbers can be compared: the longest on which there are
-        enough (as in BOHB, Falkner et al. 2018), those that diverged as the worst of them.
+        Every other proposal of the sampler `auto` is a neighbour of one of the best, unless there are several
+        objectives: among so many compositions a model of all of them learns slowly. The model sees the trials of one
+        prefix alone, whose numbers can be compared: the longest on which there are enough (as in BOHB, Falkner et al.
+        2018), those that diverged as the worst of them.
 
         Args:
             accept: gives the key of a composition, or raises `ConfigError` where it cannot be trained or is there.
             entries: every trial.
         """
         optuna = library()
+        drawn = sum(one.origin == "sampler" for one in {one.key: one for one in entries}.values())
+        if self.settings.sampler == "auto" and len(self.settings.objectives) == 1 and drawn % 2 == 0:
+            near = self._neighbour(accept, entries)
+            if near is not None:
+                return near
         with quiet():
             view = optuna.create_study(directions=self.study.directions, sampler=self._sampler(len(entries)))
             for one in self._seen(entries):
@@ -184,6 +196,29 @@ class Book:
                     continue
                 return dict(trial.params), key, dict(view.trials[trial.number].system_attrs)
         return None
+
+    def _neighbour(
+        self, accept: Callable[[dict[str, Any]], str], entries: Sequence[Entry]
+    ) -> tuple[dict[str, Any], str, dict[str, Any]] | None:
+        """A new composition near the best one, or near one of the `PARENTS` best; None where none can be trained."""
+        by_key = {one.key: one for one in entries}
+        parents = self.best(entries, PARENTS)
+        draw, defaults = random.Random(f"{self.settings.seed}/{len(entries)}"), self.space.defaults()
+        for _ in range(MOST_ASKED if parents else 0):
+            parent = by_key[parents[0] if draw.random() < 0.5 else draw.choice(parents)]
+            try:
+                params = self.space.suggest(Neighbour(parent.params, list(self.space.slots), defaults, draw))
+                return params, accept(params), {}
+            except ConfigError:
+                continue
+        return None
+
+    def best(self, entries: Sequence[Entry], count: int) -> list[str]:
+        """The keys of the best compositions: those of the longest prefix first, then those of shorter ones."""
+        found: list[str] = []
+        for _, level in sorted(self.levels(entries).items(), reverse=True):
+            found += [key for key in ordered(level) if key not in found]
+        return found[:count]
 
     def _sampler(self, seen: int) -> Any:
         samplers = library().samplers
