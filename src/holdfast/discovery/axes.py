@@ -13,10 +13,14 @@ from holdfast.config import kinds
 from holdfast.config.signatures import Parameter
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
+from holdfast.core.operation import Operation
 from holdfast.core.ranges import Range, rule
 
 WHOLE_FACTOR, FACTOR, LOG_FACTOR = 4, 10, 100
 """How far a search goes from a default where the declared range has no end: whole numbers, numbers, strengths."""
+
+SIZES = ("capacity", "bytes", "per_class", "per_experience")
+"""Parameters of an operation that fills a memory that are the memory's size."""
 
 EDGE = 1e-4
 """How near to an end that is left out a search goes, as a part of the range."""
@@ -308,3 +312,13 @@ def put(config: dict[str, Any], path: str, value: Any) -> None:
     if not parents and last in kinds.BLOCKS and isinstance(value, str):
         value = {"name": value}
     place[int(last) if isinstance(place, list) else last] = value
+
+
+def size_of(kind: type[Operation], items: int, experiences: int) -> dict[str, Any]:
+    """The arguments that give a memory so many items."""
+    names = {parameter.name for parameter in kinds.configurable("operations", kind)}
+    if "capacity" in names:
+        return {"capacity": items}
+    if "per_experience" in names:
+        return {"per_experience": max(1, items // max(1, experiences))}
+    raise ConfigError(f"`{kind.__name__}` fills a memory, and has none of {', '.join(SIZES)} to say how large it is")

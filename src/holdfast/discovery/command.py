@@ -115,6 +115,7 @@ def planned(
     **more: Any,
 ) -> Plan:
     """The plan of a command, with trials where neither trials nor a budget was given."""
+    begun = time.perf_counter()
     from holdfast.discovery.plan import Plan
     from holdfast.discovery.study import library
 
@@ -123,7 +124,9 @@ def planned(
         said = [word.partition("=")[0] for word in words]
         if not {"trials", "budget"} & {*said, *Plan.keys_of(path, sweep)}:
             more["trials"] = USUAL_TRIALS
-    return Plan.of(path, words, folders, dialects, sweep=sweep, **more)
+    plan = Plan.of(path, words, folders, dialects, sweep=sweep, **more)
+    plan.started = begun  # a budget counts from here
+    return plan
 
 
 def started(

@@ -12,16 +12,13 @@ from holdfast.config import kinds
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method, conflicts
 from holdfast.core.operation import ROLES, Operation
-from holdfast.discovery.axes import Axis, Trial, declared, get, put, written
+from holdfast.discovery.axes import SIZES, Axis, Trial, declared, get, put, size_of, written
 
 SHORT = dict(zip(ROLES, ("incorporation", "retention", "bias", "representation", "uncertainty")))
 """Role -> its word in names of parameters."""
 
 SLOTS = {"retention": 2}
 """How many operations of a role a composition may have; one of the others."""
-
-SIZES = ("capacity", "bytes", "per_class", "per_experience")
-"""Parameters of an operation that fills a memory that are the memory's size."""
 
 ACTING = ("batch", "criterion", "loss", "gradient", "take_step", "predict")
 """What an operation does that does more than to fill a memory for others."""
@@ -199,16 +196,6 @@ class Space:
         return found
 
 
-def size_of(kind: type[Operation], items: int, experiences: int) -> dict[str, Any]:
-    """The arguments that give a memory so many items."""
-    names = {parameter.name for parameter in kinds.configurable("operations", kind)}
-    if "capacity" in names:
-        return {"capacity": items}
-    if "per_experience" in names:
-        return {"per_experience": max(1, items // max(1, experiences))}
-    raise ConfigError(f"`{kind.__name__}` fills a memory, and has none of {', '.join(SIZES)} to say how large it is")
-
-
 def composed(
     base: dict[str, Any],
     *,
@@ -296,12 +283,14 @@ def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any], experiences
     """
     method = base["method"]
     if parameters:
-        return Space(base, common=_common(parameters), experiences=experiences, fixed=True)
+        axes = tuple(written(key, values) for key, values in parameters.items())
+        return Space(base, common=axes, experiences=experiences, fixed=True)
     found: list[Axis] = []
     if isinstance(method.get("operations"), list):
         for number, block in enumerate(method["operations"]):
-            kind = kinds.find("operations", block.get("name"))
-            found += _declared(f"method.operations.{number}", "operations", kind, block)
+            if block.get("name") in kinds.names("operations"):
+                kind = kinds.find("operations", block["name"])
+                found += _declared(f"method.operations.{number}", "operations", kind, block)
     else:
         found += _declared("method", "methods", kinds.find("methods", method.get("name")), method)
     rate = (base.get("optimizer") or {}).get("lr")
@@ -322,18 +311,16 @@ def _declared(prefix: str, group: str, kind: Any, block: Mapping[str, Any]) -> l
     return found
 
 
-def _common(parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
-    return tuple(written(key, values) for key, values in parameters.items())
-
-
 def without(space: Space, problems: Mapping[str, str]) -> Space:
     """The space without operations that were found not to fit, with the reasons."""
     kept = {slot: tuple(name for name in names if name not in problems) for slot, names in space.slots.items()}
-    axes = {name: found for name, found in space.operations.items() if name not in problems}
-    fillers = tuple(name for name in space.fillers if name not in problems)
-    left = {**space.left_out, **problems}
-    kept = {slot: names for slot, names in kept.items() if names}
-    return Space(space.base, kept, axes, fillers, space.sizes, space.common, space.experiences, left, space.fixed)
+    return dataclasses.replace(
+        space,
+        slots={slot: names for slot, names in kept.items() if names},
+        operations={name: found for name, found in space.operations.items() if name not in problems},
+        fillers=tuple(name for name in space.fillers if name not in problems),
+        left_out={**space.left_out, **problems},
+    )
 
 
 def kinds_default(base: Mapping[str, Any]) -> int:

@@ -17,21 +17,24 @@ from typing import Any
 
 from holdfast.config import plugins
 from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
+from holdfast.discovery.finals import run_finals
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.study import Book, library, quiet
-from holdfast.discovery.trial import finish, reach
+from holdfast.discovery.trial import TRIALS, reach
 
 POLL = 0.3
-TRIALS = "trials"
 ABOUT = "search"
 """Attribute of a study that says what is searched, so that a worker needs nothing else."""
+
+UNTIL = "until"
+"""Attribute of a study that says when a trial that is begun now has to end, by `time.time`; None for no limit."""
 
 CLOSED = "closed"
 """Attribute of a study that tells workers to go home."""
 
 
 class Ended(Exception):  # noqa: N818
-    """A trial that has no objectives: it failed, or diverged; what happened is written down with it."""
+    """A trial that has no objectives: it failed, diverged or was stopped; what happened is written down with it."""
 
 
 class Worker:
@@ -78,7 +81,8 @@ class Worker:
             part = min(1.0, told["length"] / self.plan.experiences)
             most = settings.at_most.get("train_seconds")
             folder = self.folder / TRIALS / told["key"]
-            measured = reach(folder, config, told["length"], None if most is None else most * part)
+            until = self.book.study.user_attrs.get(UNTIL)
+            measured = reach(folder, config, told["length"], None if most is None else most * part, until)
         except (Interrupted, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         except Exception as error:
@@ -89,8 +93,8 @@ class Worker:
         trial.set_user_attr("values", measured.values)
         trial.set_user_attr("seconds", measured.seconds)
         missing = [name for name in settings.objectives if name not in measured.values]
-        if measured.state == "diverged":
-            self._end(trial, "diverged", measured.reason)
+        if measured.state != "done":
+            self._end(trial, measured.state, measured.reason)
             raise Ended
         if missing:
             self._end(trial, "failed", f"nothing measures {', '.join(missing)} here")
@@ -155,7 +159,7 @@ class Workers:
         """Start one.
 
         Args:
-            content: what it is to do: `url` and `folder` of a search, or `finals`, jobs with their folders.
+            content: what it is to do: `url` and `folder` of a search, or `finals` and `until`, as for `run_finals`.
         """
         one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -220,8 +224,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if content.get("plugins"):
         plugins.use_all(content["plugins"])
-    for one in content.get("finals", []):
-        finish(Path(one["folder"]), one["config"], one["command"])
+    if "finals" in content:
+        run_finals(content["finals"], content["until"])
     if "url" in content:
         joined(content["url"], Path(content["folder"])).until_closed()
 
