@@ -19,6 +19,7 @@ import json
 import os
 import statistics
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,18 +181,20 @@ def reached(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def measured(words: list[str], out: Path, trials: int, seeds: int, jobs: int, random: int) -> dict[str, Any]:
-    """Every contender on one data set, by name."""
+def measured(words: list[str], out: Path, trials: int, seeds: int, jobs: int, random: int) -> Iterator[dict[str, Any]]:
+    """Every contender on one data set, by name; what there is so far, after each of them."""
     common: dict[str, Any] = {"trials": trials, "jobs": jobs, "final_seeds": seeds, "finals": 1, "warm_start": False}
     common["quiet"] = False
     found = {"search": reached(search(None, *words, out=out / "search", **common))}
     for name, job in TUNED.items():
         place = out / name.replace(" + ", "_")
+        yield found
         found[name] = reached(sweep(job, *words, out=place, **common))
     for number in range(1, random + 1):
+        yield found
         drawn = search(None, *words, out=out / f"random-{number}", sampler="random", methods="", seed=number, **common)
         found[f"random search {number}"] = reached(drawn)
-    return found
+    yield found
 
 
 def compared(found: dict[str, Any]) -> list[str]:
@@ -267,8 +270,10 @@ def page(kept: dict[str, Any]) -> str:
     ]
     for name, one in kept.items():
         about = one["about"]
+        absent = [key for key in (*TUNED, *(f"random search {n}" for n in (1, 2, 3))) if key not in one["found"]]
         lines += [f"## {name}", "", f"{about[0].upper()}{about[1:]}. {one['trials']} trials each, {one['seeds']} fresh"
                   f" seeds, `{' '.join(one['words'])}`.", "", *compared(one["found"]), ""]  # fmt: skip
+        lines += [f"Not run: {', '.join(absent)}.", ""] if absent else []
     missing = [name for name in DATA if name not in kept]
     if missing:
         lines += [f"Not run yet: {', '.join(missing)}.", ""]
@@ -299,12 +304,12 @@ def main() -> None:
         about, usual = DATA[arguments.data]
         block = ["stream.dataset=npz", f"stream.dataset.path={prepared(arguments.data, arguments.out)}"]
         words = [*usual, *words]
-    found = measured([*(block if arguments.data else []), *words], arguments.out, arguments.trials, arguments.seeds,
-                     arguments.jobs, arguments.random)  # fmt: skip
-    print("\n".join(compared(found)))
     file = arguments.json or arguments.out / "gain.json"
-    row = {"about": about, "words": words, "trials": arguments.trials, "seeds": arguments.seeds, "found": found}
-    write_json(file, {**read_json(file), arguments.data or "own": row})
+    row: dict[str, Any] = {"about": about, "words": words, "trials": arguments.trials, "seeds": arguments.seeds}
+    every = [*(block if arguments.data else []), *words]
+    for found in measured(every, arguments.out, arguments.trials, arguments.seeds, arguments.jobs, arguments.random):
+        write_json(file, {**read_json(file), arguments.data or "own": {**row, "found": found}})
+    print("\n".join(compared(found)))
 
 
 if __name__ == "__main__":

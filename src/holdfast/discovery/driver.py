@@ -14,7 +14,7 @@ from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.rungs import highest, promotions
 from holdfast.discovery.study import Book, Entry
-from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, Worker, Workers
+from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, RayWorkers, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
 from holdfast.runs.folder import locked
 from holdfast.runs.result import ENDED
@@ -32,6 +32,7 @@ class Driver:
         url: of a storage that other machines share; None for a file in the folder.
         say: gets every line that is said.
         command: as typed, kept in `search.json`.
+        launcher: `processes` of this machine, or tasks of a `ray` cluster.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Driver:
         url: str | None = None,
         say: Callable[[str], None] = lambda text: None,
         command: str = "",
+        launcher: str = "processes",
     ) -> None:
         self.plan, self.folder, self.jobs, self.say = plan, folder, jobs, say
         self.shared = url is not None
@@ -49,7 +51,8 @@ class Driver:
         self.url = url or f"sqlite:///{place}"
         self.command = command
         self._told: set[int] = set()
-        self._workers = Workers(folder / LOG)
+        self._workers: Workers | RayWorkers = Workers(folder / LOG) if launcher == "processes" else RayWorkers()
+        self._inside = jobs == 1 and launcher == "processes"
         self._exhausted = False
         self._leading = ""
 
@@ -121,15 +124,14 @@ class Driver:
     # Searching -----------------------------------------------------------------------------------------
 
     def _search(self) -> None:
-        inside = self.jobs == 1 and not self.shared
+        inside = self._inside and not self.shared
         worker = Worker(self.plan, self.book, self.folder)
         while True:
             entries = self.book.entries()
             self._tell(entries)
-            self._plan_next(entries)
-            busy = [one for one in self.book.entries() if one.state in ("waiting", "running")]
-            if not busy:
-                break
+            more = self._plan_next(entries)
+            if not more and not any(one.state in ("waiting", "running") for one in entries):
+                break  # by what was seen before planning: what has ended since may be promoted
             if inside:
                 worker.work()
             else:
@@ -138,14 +140,12 @@ class Driver:
             self._note()
         self._tell(self.book.entries())
 
-    def _plan_next(self, entries: Sequence[Entry]) -> None:
-        """Let as much wait as there are workers for: promotions first, then new compositions."""
+    def _plan_next(self, entries: Sequence[Entry]) -> bool:
+        """Let as much wait as there are workers for: promotions first, then new compositions; returns whether any."""
         busy = [one for one in entries if one.state in ("waiting", "running")]
         running = sum(one.state == "running" for one in busy)
         room = (max(self.jobs, running) + 1 if self.shared else self.jobs) - len(busy)
-        for _ in range(max(0, room)):
-            if not self._enqueue_one(self.book.entries()):
-                break
+        return any([self._enqueue_one(self.book.entries()) for _ in range(max(0, room))])
 
     def _enqueue_one(self, entries: Sequence[Entry]) -> bool:
         prefixes, settings = self.plan.prefixes, self.plan.settings
@@ -256,7 +256,7 @@ class Driver:
         self.say(f"{self.plan.told(len(chosen))} with {each}{' each' if len(chosen) > 1 else ''}")
         self._note(finalists=[one.key for one in chosen])
         jobs = final_jobs(self.plan, self.folder, chosen, self.command)
-        if self.jobs == 1:
+        if self._inside:
             run_finals(jobs, self.clock.over, PAGE * self.clock.slow, self._final_told)
         else:
             self._share_out([job for job in jobs if state_of(job) not in ENDED])

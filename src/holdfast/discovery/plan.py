@@ -194,7 +194,8 @@ class Plan:
     def prefixes(self) -> list[int]:
         """The lengths of the stream that trials learn, the shortest first."""
         most = self.protocol.first(self.experiences)
-        return [most] if self.settings.whole else lengths(self.settings.shortest, most)
+        shortest = self.settings.shortest or max(2, -(-most // 3))
+        return [most] if self.settings.whole else lengths(shortest, most)
 
     @functools.cached_property
     def noise(self) -> Values:

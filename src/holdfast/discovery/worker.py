@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config import plugins
-from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
+from holdfast.core.errors import ConfigError, HoldfastError, Interrupted, needs_extra
 from holdfast.discovery.finals import run_finals
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.study import Book, library, quiet
@@ -44,17 +45,20 @@ class Worker:
         plan: of the search.
         book: the study.
         folder: of the search, where the trials have their folders.
+        name: by which it is told from others on its machine; the number of its process where nothing is said.
     """
 
-    def __init__(self, plan: Plan, book: Book, folder: Path) -> None:
+    def __init__(self, plan: Plan, book: Book, folder: Path, name: str = "") -> None:
         self.plan, self.book, self.folder = plan, book, folder
-        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self.name = f"{socket.gethostname()}-{name or os.getpid()}"
         self._turn: int | None = None
 
     def work(self) -> None:
-        """Train what waits first."""
+        """Train what waits first, if anything does."""
         self._turn = taken(self.folder / ".turn")
         try:
+            if not any(one.state == "waiting" for one in self.book.entries()):
+                return  # another one was faster
             with quiet():
                 self.book.study.optimize(self.objective, n_trials=1, catch=(Ended,))
         finally:
@@ -150,7 +154,7 @@ class Workers:
         return sum(process.poll() is None for process in self._processes)
 
     def gone(self) -> set[str]:
-        """The process ids of those that ended since this was asked last."""
+        """The names of those that ended since this was asked last: their process ids."""
         ended = [process for process in self._processes if process.poll() is not None]
         self._processes = [process for process in self._processes if process not in ended]
         return {str(process.pid) for process in ended}
@@ -189,12 +193,67 @@ class Workers:
         self._processes = []
 
 
-def joined(url: str, folder: Path) -> Worker:
+class RayWorkers:
+    """Tasks of Ray: on the cluster that `RAY_ADDRESS` names, or that this process is in, else on this machine.
+
+    Raises:
+        ImportError: where Ray is not installed, with what to install.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise needs_extra("--launcher ray", "ray", "cluster") from error
+        self._ray: Any = ray
+        self._started = False
+        self._tasks: dict[str, Any] = {}
+
+    @property
+    def alive(self) -> int:
+        """How many are at work."""
+        return len(self._tasks) - len(self._ended())
+
+    def _ended(self) -> set[str]:
+        if not self._tasks:
+            return set()
+        ready = set(self._ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0)[0])
+        return {name for name, task in self._tasks.items() if task in ready}
+
+    def gone(self) -> set[str]:
+        """The names of those that ended since this was asked last."""
+        ended = self._ended()
+        self._tasks = {name: task for name, task in self._tasks.items() if name not in ended}
+        return ended
+
+    def start(self, content: Mapping[str, Any]) -> None:
+        """Start one; `content` as for `Workers`."""
+        if not self._ray.is_initialized():
+            self._ray.init(log_to_driver=False)
+            self._started = True
+        name = f"ray{secrets.token_hex(4)}"
+        task = self._ray.remote(num_cpus=1, max_retries=0)(attend)
+        self._tasks[name] = task.remote({**content, "plugins": plugins.described(), "name": name})
+
+    def stop(self) -> None:
+        """End them all; what they trained goes on from its last checkpoint."""
+        for task in self._tasks.values():
+            self._ray.cancel(task, force=True)
+        if self._tasks:
+            self._ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=60.0)
+        self._tasks = {}
+        if self._started:
+            self._ray.shutdown()
+            self._started = False
+
+
+def joined(url: str, folder: Path, name: str = "") -> Worker:
     """A worker for the search in a storage, from what the study says of it.
 
     Args:
         url: of the storage.
         folder: where this machine keeps the trials it trains; shared, so that it can go on with those of others.
+        name: of the worker, as for `Worker`.
 
     Raises:
         ConfigError: where the storage holds no search.
@@ -212,13 +271,22 @@ def joined(url: str, folder: Path) -> Worker:
             f"--worker: {url.split('@')[-1]} holds no search yet. Start it with `holdfast search ... --storage` first."
         )
     plan = Plan.loaded(about)
-    return Worker(plan, Book(url, plan.settings, plan.space), folder)
+    return Worker(plan, Book(url, plan.settings, plan.space), folder, name)
 
 
 def main() -> None:
     """Read what to work on from the first line of standard input; when the input ends, end at once."""
     content: Mapping[str, Any] = json.loads(sys.stdin.readline())
     threading.Thread(target=_watch, daemon=True).start()
+    attend(content)
+
+
+def attend(content: Mapping[str, Any]) -> None:
+    """Do what a worker is to do, on one thread: final runs, or what waits in a study until that is closed.
+
+    Args:
+        content: as for `Workers.start`, with the `plugins` in use, and perhaps a `name`.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -227,7 +295,7 @@ def main() -> None:
     if "finals" in content:
         run_finals(content["finals"], content["until"])
     if "url" in content:
-        joined(content["url"], Path(content["folder"])).until_closed()
+        joined(content["url"], Path(content["folder"]), content.get("name", "")).until_closed()
 
 
 def _watch() -> None:
