@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -14,21 +15,13 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import Interrupted, UsageError
 from holdfast.core.experience import Stream
-from holdfast.training.decisions import Recording
 from holdfast.training.session import Session
-from holdfast.training.stacked_calls import CannotStack
-from holdfast.training.stacked_steps import Alone, StackedSteps
-from holdfast.training.stacking import Stacked, runner_of
+from holdfast.training.stacked_blocks import Blocks
+from holdfast.training.stacked_steps import StackedSteps
 from holdfast.training.state import random_state, set_random
 
 RESERVE = 512 * 2**20
 """Bytes of memory that are left to everything else."""
-
-BUFFER = 256 * 2**20
-"""Bytes of batches that are brought to the device at once, at most."""
-
-IN_VAIN = 40
-"""Blocks in a row without a step, after which an experience's steps are made alone."""
 
 _place: ContextVar[Member | None] = ContextVar("holdfast_member", default=None)
 
@@ -83,6 +76,12 @@ class Member:
         if self.stack.broken:
             raise KeyboardInterrupt
 
+    def tell(self, reason: str) -> None:
+        """Say why something is not stacked, once for all of them."""
+        if reason not in self.stack.told:
+            self.stack.told.add(reason)
+            logging.getLogger("holdfast").warning(f"steps are made run by run, and not stacked: {reason}")
+
     def go(self) -> None:
         """In the thread of the stack: let it run until it waits or ends; torch's random numbers are its own."""
         device = self.stack.device
@@ -127,8 +126,9 @@ class Stack:
         self.broken = False
         self.members = [Member(self, work) for work in works]
         self.most_at_once = 0
+        self.told: set[str] = set()
         self._stop = False
-        self._stacks: list[tuple[Stacked, dict[Member, Recording]]] = []
+        self._blocks = Blocks()
         self._need = 0
 
     @property
@@ -191,167 +191,13 @@ class Stack:
             first = min((one.experience for one in beginning), default=0)
             if beginning and all(first <= one.experience for one in offers):  # who is behind catches up
                 if not offers:
-                    self._stacks.clear()  # recordings are of one experience
+                    self._blocks.forget()  # recordings are of one experience
                 for one in beginning:
                     one.waits = "" if one.experience == first else one.waits
                 continue
-            self._blocks(offers)
+            self._blocks.make([one.steps for one in offers if one.steps is not None])
             for one in offers:
                 one.waits = ""
-
-    # Blocks of steps ------------------------------------------------------------------------------------------
-
-    def _blocks(self, offers: list[Member]) -> None:
-        """Make a block of steps of each member, those of the same program together."""
-        parts: dict[Any, list[tuple[Member, Recording, list[Any]]]] = {}
-        for one in offers:
-            steps = _steps(one)
-            recording, made = steps.decide(0)
-            if recording is None:
-                self._by_itself(one, made)
-                continue
-            run = recording.run
-            assert isinstance(run, Alone) and steps.block is not None
-            key = (run.signature, steps.block.size)
-            parts.setdefault(key, []).append((one, recording, made))
-        for part in parts.values():
-            if len(part) == 1:
-                one, _, made = part[0]
-                self._by_itself(one, made)
-                if _steps(one).refused > IN_VAIN:
-                    _steps(one).leave("no other run makes the same step")
-                continue
-            try:
-                self._block(part)
-            except CannotStack as error:
-                for one, _, made in part:
-                    _steps(one).leave(str(error))
-                    self._by_itself(one, made)
-
-    def _by_itself(self, one: Member, made: list[Any]) -> None:
-        """Let a member make its next step, whose decisions are made already."""
-        steps = _steps(one)
-        assert steps.block is not None
-        steps.recordings.ahead = made
-        steps.block.by_itself = True
-        steps.refused = 0 if steps.block.made else steps.refused + 1
-
-    def _block(self, part: list[tuple[Member, Recording, list[Any]]]) -> None:
-        """Make the steps of a block as long as all decide alike."""
-        members = [one for one, _, _ in part]
-        chosen = [recording for _, recording, _ in part]
-        stacked, rows = self._stacked(members, chosen)
-        blocks = [_block_of(one) for one in members]
-        start = [block.now(0).index for block in blocks]
-        count = min([stacked.steps, *(block.steps for block in blocks)])
-        if any(recording.looked & recording.wrote for recording in chosen):
-            count = 1  # decisions look at what the steps before have left
-        decided = [[made for _, _, made in part]]
-        rates = [[_rates(one, recording) for one, recording in zip(members, chosen)]]
-        for block in blocks:
-            block.passed()
-        while len(decided) < count:
-            step = len(decided)
-            found = [_steps(one).decide(step) for one in members]
-            alike = all(recording is before for (recording, _), before in zip(found, chosen))
-            if not alike:
-                for one, block, (_, made) in zip(members, blocks, found):
-                    _steps(one).recordings.ahead = made
-                    block.by_itself = any(other is None for other, _ in found)
-                break
-            decided.append([made for _, made in found])
-            rates.append([_rates(one, recording) for one, recording in zip(members, chosen)])
-            for block in blocks:
-                block.passed()
-        self._fill(stacked, rows, members, chosen, decided, rates)
-        stacked.load()
-        stacked.counter.zero_()
-        for _ in decided:
-            stacked.run()
-        stacked.store(rows)
-        for one, recording, index in zip(members, chosen, start):
-            _steps(one).passed(recording, index, len(decided), len(members))
-            _steps(one).refused = 0
-
-    def _stacked(self, members: list[Member], chosen: list[Recording]) -> tuple[Stacked, list[int]]:
-        """The stack of recordings, made where there is none yet, and which of its rows these members are."""
-        for stacked, rows in self._stacks:
-            if all(rows.get(one) is recording for one, recording in zip(members, chosen)):
-                order = list(rows)
-                return stacked, [order.index(one) for one in members]
-        blocks = [_block_of(one) for one in members]
-        size = sum(leaf[0].nbytes for leaf in blocks[0].leaves) * len(members)
-        steps = _steps(members[0])
-        most = max(1, min(steps.session.settings.log_every, BUFFER // max(1, size)))
-        stacked = Stacked(
-            [_program(recording) for recording in chosen],
-            [_given(recording) for recording in chosen],
-            steps.recordings.decisions.dtype,
-            most,
-        )
-        if steps.how == "compile":
-            steps.judge(len(members))
-        stacked.run = runner_of(stacked, steps.how)
-        self._stacks.append((stacked, dict(zip(members, chosen))))
-        return stacked, list(range(len(members)))
-
-    @torch.no_grad()
-    def _fill(
-        self,
-        stacked: Stacked,
-        rows: list[int],
-        members: list[Member],
-        chosen: list[Recording],
-        decided: list[list[list[Any]]],
-        rates: list[list[list[float]]],
-    ) -> None:
-        """Bring the batches and decisions of a block to the device, all steps of all runs at once."""
-        count, leaves = len(decided), len(chosen[0].fed)
-        for place, buffer in enumerate(stacked.buffers[:leaves]):
-            if buffer is not None:
-                for row, one in zip(rows, members):
-                    buffer[:count, row].copy_(_block_of(one).leaves[place][:count], non_blocking=True)
-        tensors = [place for place, one in enumerate(chosen[0].decisions) if isinstance(one.value, Tensor)]
-        values = [[[run[place] for run in step] for step in decided] for place in tensors]
-        values += [[[run[place] for run in step] for step in rates] for place in range(len(rates[0][0]))]
-        for buffer, steps in zip(stacked.buffers[leaves:], values):
-            if buffer is None:
-                continue
-            flat = [value for step in steps for value in step]
-            if isinstance(flat[0], Tensor):
-                packed = torch.stack(flat).view(count, len(rows), *flat[0].shape)
-            else:
-                packed = torch.tensor(flat, dtype=buffer.dtype).view(count, len(rows))
-            if len(rows) == stacked.count:
-                buffer[:count].copy_(packed, non_blocking=True)
-            else:
-                buffer[:count, rows] = packed.to(buffer)
-
-
-def _steps(one: Member) -> StackedSteps:
-    assert one.steps is not None
-    return one.steps
-
-
-def _block_of(one: Member) -> Any:
-    return _steps(one).block
-
-
-def _program(recording: Recording) -> Any:
-    assert isinstance(recording.run, Alone)
-    return recording.run.program
-
-
-def _given(recording: Recording) -> list[Tensor]:
-    """What a recorded step is given anew each time: its batch, its decisions, its learning rates."""
-    program = _program(recording)
-    decided = [one.value for one in recording.decisions if isinstance(one.value, Tensor)]
-    return [*recording.fed, *decided, *(program.external[number] for number in program.rates)]
-
-
-def _rates(one: Member, recording: Recording) -> list[float]:
-    program = _program(recording)
-    return [program.numbers[name]() * factor for name, factor in program.rates.values()]
 
 
 # Memory ------------------------------------------------------------------------------------------------------

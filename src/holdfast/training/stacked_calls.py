@@ -28,8 +28,8 @@ ELEMENTWISE = frozenset((
 
 
 def _index_copy_(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    before: list[Tensor | None] = [None] * (dim % x.dim())
-    return aten.index_put_(x, [*before, index], source)  # type: ignore[no-any-return]
+    aten.index_put_(x.movedim(dim, 0), [index], source.movedim(dim, 0))
+    return x
 
 
 FORMS: dict[str, Callable[..., Any]] = {"index_copy_": _index_copy_}

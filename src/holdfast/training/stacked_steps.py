@@ -31,6 +31,9 @@ class Turns(Protocol):
     def wait(self, kind: str, experience: int = 0) -> None:
         """Let the others go on, until what is waited for has happened."""
 
+    def tell(self, reason: str) -> None:
+        """Say why something is not stacked, once for all of them."""
+
 
 class Alone:
     """A recorded step of one run, made call by call: what is stacked, and what runs where nothing can be.
@@ -132,6 +135,7 @@ class StackedSteps(Captured):
         if self.together:
             self.turns.wait("begin", self.session.position.experience)
         else:
+            self.turns.tell(self.reasons[0])
             self._go_alone()
 
     def more(self) -> dict[str, Any]:
@@ -142,8 +146,19 @@ class StackedSteps(Captured):
         """Make the rest of the experience's steps alone, in the way that `capture` says."""
         if self.together:
             self.together = False
+            self.turns.tell(reason)
             self.recordings.problems = list(dict.fromkeys([*self.recordings.problems, f"not stacked: {reason}"]))
             self._go_alone()
+
+    def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
+        """Train on one batch alone; decisions that were made for it already are taken as they are."""
+        if not self.reasons or not self.recordings.ahead:
+            return super().step(batch, now, weight, last)
+        reasons, self.reasons = self.reasons, []
+        try:
+            return super().step(batch, now, weight, last)
+        finally:
+            self.reasons = reasons
 
     def _go_alone(self) -> None:
         how = self.alone
