@@ -114,6 +114,8 @@ def job_key(config: Mapping[str, Any]) -> str:
     """
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     kept = {key: value for key, value in kept.items() if key not in OF_SOURCES or value is not None}
+    if isinstance(kept.get("trainer"), dict):  # a run is the same whether others are trained beside it or not
+        kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key != "stack"}
     if plugins.used():
         kept["plugins"] = plugins.digests()
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
