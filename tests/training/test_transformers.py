@@ -237,7 +237,9 @@ def test_a_training_resumed_from_its_checkpoint_ends_with_equal_weights(name: st
         found.append(weights(first.model))
     assert (tmp_path / "True" / "checkpoint-4" / "holdfast.pt").is_file()
     assert torch.equal(found[0], found[1])
-    plain = transformers.Trainer(model=classifier(), args=arguments(tmp_path / "plain", save_strategy="epoch", max_steps=3))
+    plain = transformers.Trainer(
+        model=classifier(), args=arguments(tmp_path / "plain", save_strategy="epoch", max_steps=3)
+    )
     plain.data_collator, plain.train_dataset = padded, texts(0)
     plain.train()
     other = trainer(tmp_path)
@@ -276,12 +278,16 @@ def test_a_trainer_with_a_loss_of_its_own_and_a_mixin_are_as_good(tmp_path: Path
     class Mixed(ContinualMixin, transformers.Trainer):
         pass
 
-    found = [weights(trained(METHODS["er"](), tmp_path, made=made, num_train_epochs=2).model) for made in (OwnLoss, Mixed)]
+    found = [
+        weights(trained(METHODS["er"](), tmp_path, made=made, num_train_epochs=2).model) for made in (OwnLoss, Mixed)
+    ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("problem", "labels"), [("regression", 1), ("multi_label_classification", 3)])
-def test_numbers_and_several_labels_are_learned_by_the_models_own_loss(problem: str, labels: int, tmp_path: Path) -> None:
+def test_numbers_and_several_labels_are_learned_by_the_models_own_loss(
+    problem: str, labels: int, tmp_path: Path
+) -> None:
     rows = [torch.rand(labels).round() for _ in range(48)]
     items = [{**item, "labels": row if labels > 1 else float(row)} for item, row in zip(texts(0), rows)]
 
