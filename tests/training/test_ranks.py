@@ -264,6 +264,7 @@ def test_processes_that_are_spawned_get_all_they_need(toy: Any) -> None:
 
 # Every method -------------------------------------------------------------------------------------------
 
+
 def work(rank: int, ports: list[int], names: list[str], toy: Any, folder: str) -> None:
     """One of two processes that somebody else started, as `torchrun` does."""
     torch.set_num_threads(1)
