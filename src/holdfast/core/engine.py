@@ -181,9 +181,13 @@ class Engine:
         if batch.task is None:
             batch.task = self.services.forward.task
         batch = self.batch(batch)
-        with self.services.forward.autocasting():
+        if self.services.forward.autocast is None:  # without the context, which would cost a microsecond a step
             outputs, extras = self.forward(batch)
             loss = self.criterion(outputs, batch.targets, batch.inputs)
+        else:
+            with self.services.forward.autocasting():
+                outputs, extras = self.forward(batch)
+                loss = self.criterion(outputs, batch.targets, batch.inputs)
         step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
         return now.stamped(step, self.index)
 
@@ -206,7 +210,8 @@ class Engine:
         else:
             inputs, task = batch.joined(self.services.device)
             outputs, extras = batch.parted(self.services.forward(inputs, task, through))
-        note_unmasked(self.services, outputs, extras)
+        if self.services.multi_head:
+            note_unmasked(self.services, outputs, extras)
         return outputs, extras
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
@@ -235,12 +240,15 @@ class Engine:
 
     def accumulate(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
-        if self.targets.classes:
+        if self.targets.classes and (step.targets.is_floating_point() or self.targets.single):
             self.targets.check(step.targets)
         if self._head_untried:
             self._try_head(step)
-        with self.services.forward.autocasting():
+        if self.services.forward.autocast is None:
             roots, factors = self._terms(step)
+        else:
+            with self.services.forward.autocasting():
+                roots, factors = self._terms(step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
             weights = [weight * scale for weight in weights]

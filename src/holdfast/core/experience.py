@@ -50,7 +50,7 @@ class Batch:
     def joined(self, device: torch.device) -> tuple[Tree, int | Tensor | None]:
         """Inputs and tasks of the current and the appended rows, for one forward on `device`."""
         appended = self.appended or {}
-        inputs = tree_cat([self.inputs, *(rows["inputs"] for rows in appended.values())])
+        inputs = tree_cat([self.inputs, *[rows["inputs"] for rows in appended.values()]])
         if self.task is None or not all("task" in rows for rows in appended.values()):
             return inputs, self.task
         current = task_column(self.task, tree_rows(self.inputs), device)
@@ -59,9 +59,13 @@ class Batch:
     def parted(self, outputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Outputs of the current rows, and each operation's appended rows with their `outputs`."""
         appended = self.appended or {}
-        sizes = [tree_rows(self.inputs), *(tree_rows(rows["inputs"]) for rows in appended.values())]
+        sizes = [tree_rows(self.inputs)]
+        for rows in appended.values():  # loops, and not comprehensions: this is done at every step
+            sizes.append(tree_rows(rows["inputs"]))
         parts = torch.split_with_sizes(outputs, sizes)
-        extras = {name: {**rows, "outputs": part} for (name, rows), part in zip(appended.items(), parts[1:])}
+        extras: dict[str, Any] = {}
+        for name, part in zip(appended, parts[1:]):
+            extras[name] = {**appended[name], "outputs": part}
         return parts[0], extras
 
 
