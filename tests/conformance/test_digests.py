@@ -161,6 +161,7 @@ def test_numbers_recorded_anew_void_what_other_environments_had(now: Any, record
     assert WAY not in record["environments"]["elsewhere"]["er"]
 
 
+@pytest.mark.slow  # every process that runs the tests has other hashes, and holds the same record
 def test_another_process_with_other_hashes_gives_the_same_digests() -> None:
     ways = ["trainer, growing head, momentum, resumed", "loop with Every, fixed head, momentum"]
     script = (
