@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
 from holdfast.config import kinds
-from holdfast.config.plain_parts import ARRIVAL, CHECKPOINT, FOLDERS
-from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
+from holdfast.config.signatures import ARRIVAL, CHECKPOINT, FOLDERS, REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
 """Opens the part of an error's location that says which model of a union was tried; no key starts with it."""

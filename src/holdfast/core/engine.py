@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.batch import Batch, Extras
 from holdfast.core.criteria import beside, ignored_label, labels_in, without_classes
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.experience import Data, Experience
-from holdfast.core.forward import backward, constant
+from holdfast.core.experience import Batch, Data, Experience, Extras
+from holdfast.core.forward import backward, constant, forward_task
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
@@ -23,7 +22,6 @@ from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
 from holdfast.core.snapshot import check_operations, restore_snapshots
 from holdfast.core.step import Now, Step
-from holdfast.core.task import forward_task
 from holdfast.core.tree import Saved, State, Tree, tree_rows
 from holdfast.core.undeclared import Undeclared
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from holdfast.core.batch import Batch
+from holdfast.core.experience import Batch
 from holdfast.core.experience import Data
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Tape
