@@ -108,7 +108,10 @@ KINDS = {
         ),
         Kind(
             *("criteria", "criterion", "torch.nn.functional"),
-            lambda module: {name: getattr(module, function) for name, function in CRITERIA.items()},
+            lambda module: {
+                **{name: getattr(module, function) for name, function in CRITERIA.items() if hasattr(module, function)},
+                **importlib.import_module("holdfast.models.losses").LOSSES,
+            },
             leading=2,
             made=False,
             refused={
