@@ -144,7 +144,9 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
             known = ", ".join(sorted(operation.heads))
             problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
     problems += _check_inputs(model, stream) + _check_libraries(job, stream)
-    return problems + _check_criterion(method, criterion) + _check_targets(criterion, stream, job.config["stream"]["name"])
+    return (
+        problems + _check_criterion(method, criterion) + _check_targets(criterion, stream, job.config["stream"]["name"])
+    )
 
 
 def _check_criterion(method: Method, criterion: str) -> list[str]:

@@ -267,16 +267,27 @@ class ConvAutoencoder(Autoencoder):
 
     def _up(self, codes: Tensor, places: Sequence[Tensor]) -> Tensor:
         maps = self.decoder.dense(self._at(codes, 1))  # type: ignore[operator]
-        flat = len(self.sizes[0]) == 2
-        back: Any = F.max_unpool2d if flat else F.max_unpool3d
+        mode = "bilinear" if len(self.sizes[0]) == 2 else "trilinear"
         for number, level in enumerate(self.decoder.levels):  # type: ignore[arg-type]
             size = self.sizes[-2 - number]
             if places:
-                maps = back(maps, self._at(places[-1 - number], 1), 2, output_size=size)
+                maps = unpooled(maps, self._at(places[-1 - number], 1), size)
             else:
-                maps = F.interpolate(maps, size=size, mode="bilinear" if flat else "trilinear", align_corners=False)
+                maps = F.interpolate(maps, size=size, mode=mode, align_corners=False)
             maps = level(maps)
         return self.head(maps)
+
+
+def unpooled(maps: Tensor, places: Tensor, size: Sequence[int]) -> Tensor:
+    """Maxima put back to where they were, all else zero: torch's `max_unpool2d` and 3d, which `torch.func` lacks.
+
+    Args:
+        maps: `[rows, channels, ...]`.
+        places: of each value within its larger map, flattened, as max-pools return them.
+        size: of the larger maps.
+    """
+    zeros = maps.new_zeros(*maps.shape[:2], prod(size))
+    return zeros.scatter(2, places.flatten(2), maps.flatten(2)).unflatten(2, tuple(size))
 
 
 @declares(inputs="images")

@@ -32,7 +32,7 @@ class Coupling(nn.Module):
 
     def __init__(self, size: int, condition: int, hidden: int, clamp: float) -> None:
         super().__init__()
-        self.halves = (size - size // 2, size // 2)
+        self.halves = (size // 2, size - size // 2)
         self.clamp = clamp
         first, second = self.halves
         self.subnet1 = subnet(first + condition, 2 * second, hidden)
@@ -57,11 +57,21 @@ class Coupling(nn.Module):
 
     def _affine(self, net: nn.Module, half: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = net(torch.cat([half, condition], dim=1)).chunk(2, dim=1)
-        return self.clamp * 0.636 * torch.atan(raw / self.clamp), shift
+        return self.clamp * 0.636 * torch.atan(raw), shift
+
+
+class Nothing(nn.Module):
+    """No outputs at all, `[rows, 0]`."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Nothing of each row."""
+        return inputs[:, :0]
 
 
 def subnet(inputs: int, outputs: int, hidden: int) -> nn.Module:
     """Two hidden layers whose last layer starts at zero, so that a block starts as the identity."""
+    if not outputs:  # of the empty half of a single dimension
+        return Nothing()
     last = nn.Linear(hidden, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
