@@ -177,6 +177,7 @@ def blank(shape: tuple[int, ...], rows: int, classes: int, first: int = 0) -> Te
 def assumed(job: Job) -> Stream:
     """Two experiences of two classes, of the paradigm that the stream of a job has as far as anybody can tell."""
     block = job.config["stream"]
+    recast = getattr(kinds.find("streams", block["name"]), "kind", None)
     if block.get("of") is not None:
         block = {**block["of"], "dataset": block["dataset"]}
     sets = [block["dataset"]] if block.get("dataset") else block.get("datasets") or []
@@ -186,7 +187,7 @@ def assumed(job: Job) -> Stream:
     paradigm = block.get("paradigm", getattr(factory, "paradigm", "class"))
     if not isinstance(paradigm, str):
         paradigm = "class"
-    numbers = any(one.get("kind") == "regression" for one in sets)
+    numbers = "regression" in (recast, *(one.get("kind") for one in sets))
     experiences = []
     for index in range(2):
         task = index if paradigm == "task" else None

@@ -304,7 +304,7 @@ class Engine:
 
     def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
         """Outputs in eval mode, as the method wants them; the model must be in eval mode."""
-        outputs = self.learner(inputs, task)
+        outputs = self.services.forward.answer(inputs, task)
         if self._predict:
             with forward_task(self.learner.task if task is None else task):  # operations answer for the same task
                 for change in self._predict:
