@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.batch import Batch
+from holdfast.core.batch import Batch, Extras
 from holdfast.core.criteria import beside, ignored_label, labels_in, without_classes
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Data, Experience
@@ -183,15 +183,13 @@ class Engine:
         if batch.task is None:
             batch.task = self.services.forward.task
         batch = self.batch(batch)
-        if self.services.forward.autocast is None:  # without the context, which would cost a microsecond a step
-            outputs, extras = self.forward(batch)
-            loss = self.criterion(outputs, batch.targets, batch.inputs)
-        else:
-            with self.services.forward.autocasting():
-                outputs, extras = self.forward(batch)
-                loss = self.criterion(outputs, batch.targets, batch.inputs)
+        outputs, extras, loss = self.services.forward.autocasted(self._outputs, batch)
         step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
         return now.stamped(step, self.index)
+
+    def _outputs(self, batch: Batch) -> tuple[Tensor, Extras, Tensor]:
+        outputs, extras = self.forward(batch)
+        return outputs, extras, self.criterion(outputs, batch.targets, batch.inputs)
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
@@ -199,16 +197,15 @@ class Engine:
             batch = change(batch, self.services)
         return batch
 
-    def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, dict[str, Any]]:
+    def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, Extras]:
         """The main forward: outputs of the current rows, and extras by operation.
 
         Args:
             batch: with the rows that operations appended.
             through: what wraps the model, if the forward must go through that.
         """
-        extras: dict[str, Any]
         if not batch.appended:
-            outputs, extras = self.services.forward(batch.inputs, batch.task, through), {}
+            outputs, extras = self.services.forward(batch.inputs, batch.task, through), Extras()
         else:
             inputs, task = batch.joined(self.services.device)
             outputs, extras = batch.parted(self.services.forward(inputs, task, through))
@@ -246,11 +243,7 @@ class Engine:
             self.targets.check(step.targets)
         if self._head_untried:
             self._try_head(step)
-        if self.services.forward.autocast is None:
-            roots, factors = self._terms(step)
-        else:
-            with self.services.forward.autocasting():
-                roots, factors = self._terms(step)
+        roots, factors = self.services.forward.autocasted(self._terms, step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
             weights = [weight * scale for weight in weights]

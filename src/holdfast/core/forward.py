@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from holdfast.core.errors import UsageError
 from holdfast.core.task import Task, enter_task, leave_task, running_task
 from holdfast.core.tree import Tree
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 FULL_PRECISION: AbstractContextManager[object] = nullcontext()
 
@@ -63,6 +66,13 @@ class Forward:
         if kind is None or torch.is_autocast_enabled(kind[0]):
             return FULL_PRECISION
         return torch.autocast(kind[0], dtype=kind[1])
+
+    def autocasted(self, make: Callable[[T], R], argument: T) -> R:
+        """`make(argument)` inside `autocasting`; without a context where there is none, as at most steps."""
+        if self.autocast is None:
+            return make(argument)
+        with self.autocasting():
+            return make(argument)
 
     def _run(self, inputs: Tree, task: Task, through: nn.Module | None) -> Tensor:
         module = self.model if through is None else through
