@@ -10,7 +10,6 @@ from torch import Tensor
 
 from holdfast.core.tree import Tree, tree_cat, tree_rows
 
-
 Extras = dict[str, Any]
 """Side results of a forward (masks, chosen prompts, outputs of appended rows), by the name of the operation."""
 
