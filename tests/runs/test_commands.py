@@ -26,7 +26,7 @@ NOT_HERE = ("trainer=gpu", "trainer=mps", "trainer=ddp ", "synapse_cifar", "stin
 SMALL_IMAGES = ("scifar100", "noisy_cifar")
 """Experiments whose images are made up here."""
 
-DOTS = {"name": "image_folder", "path": "dots", "size": 32, "crop": 4, "flip": True}
+DOTS = {"name": "image_folder", "path": "dots/data", "size": 32, "crop": 4, "flip": True}
 
 
 def commands():
@@ -113,7 +113,11 @@ def test_the_command_of_the_page_works(command, here, monkeypatch):
         assert len(list(here.glob("multirun/*/*/*/run/metrics.json"))) == 2
         return
     assert program == "holdfast"
-    if any("RUN" in word for word in words) or "show" in words:
+    if any(f"experiment={name}" in words for name in SMALL_IMAGES):
+        images(here / "dots", classes=40, each=4)
+    if "start_from=RUN" in words:
+        assert call([*shortened(["run", *words[1:2]]), "-o", "RUN"]).exit_code == 0
+    elif any("RUN" in word for word in words) or "show" in words:
         many = ["-m", "tags=[batch_size_exp]", "seed=0,1"] if "show" in words else ["-o", "RUN"]
         assert call(["run", "experiment=digits", *SHORT, "-q", *many]).exit_code == 0
     if "data.data_path=images" in words:
@@ -121,8 +125,6 @@ def test_the_command_of_the_page_works(command, here, monkeypatch):
         content = json.loads(Path("clmixer.json").read_text())
         content["data"] = {"data_path": "nowhere", "scenario": "cil", "n_experiments": 2}
         Path("clmixer.json").write_text(json.dumps(content))
-    if any(f"experiment={name}" in words for name in SMALL_IMAGES):
-        images(here / "dots", classes=40, each=4)
     if any(part in command for part in NOT_HERE):
         result = call(["validate", *words[1:]])
         assert result.exit_code == 0, result.output

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config.overrides import Library
-from holdfast.config.words import nearest, shown
+from holdfast.config.words import nearest, shown, without_json
 from holdfast.core.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ def expand(texts: Sequence[str], folders: Sequence[Path | str] = ()) -> list[lis
     every: list[list[str]] = []
     for text in texts:
         try:
-            override = parser.parse_override(text)
+            override = parser.parse_override(without_json(text))
             if not override.is_sweep_override():
                 every.append([text])
                 continue
