@@ -18,7 +18,7 @@ from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.config.messages import refuse
-from holdfast.config.trial import disagreements
+from holdfast.config.trial import at_hand, disagreements
 from holdfast.core.errors import ConfigError, DataError, Diverged, HoldfastError, Interrupted, NeedError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
@@ -77,7 +77,8 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     config = job.config
     job.make_device()
     job.check_weights()
-    refuse(disagreements(job, here=True))  # before any data are read, which may take minutes
+    if len(job.parts()) > 1 or not at_hand(job):  # before any data are read, or another part is trained
+        refuse(disagreements(job, here=True))
     specified(config["loggers"])
 
     def work() -> Path:
