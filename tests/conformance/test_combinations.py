@@ -121,7 +121,9 @@ def verdict(first: str, second: str, head: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", ["AnchorPenalty", "RememberExemplars", "GradientConstraints", "BinaryMasks", "InferTask"])
+@pytest.mark.parametrize(
+    "name", ["AnchorPenalty", "RememberExemplars", "GradientConstraints", "BinaryMasks", "InferTask"]
+)
 def test_an_operation_trains_beside_some_others_or_is_refused_in_a_sentence(name: str) -> None:
     """The check `beside` of `test_checks.py` trains each operation beside six; the slow test below each beside each."""
     chosen = random.Random(name).sample(NAMES, 4)
