@@ -204,6 +204,10 @@ def job_model() -> type[BaseModel]:
             Field(None, description="how batches of a source arrive"),
         ),
         "model": (block("models"), Field(description="what learns")),
+        "start_from": (
+            str | None,
+            Field(None, description="weights to begin with, where they fit: a run, a checkpoint, a file; or null"),
+        ),
         "method": (block("methods"), Field(description="how it learns without losing the old")),
         "optimizer": (block("optimizers"), Field(description="any of torch.optim, by its torch name")),
         "scheduler": (block("schedulers") | None, Field(None, description="of the learning rate; null for none")),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from holdfast.core.criteria import beside, ignored_label, labels_in, without_classes
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.experience import Batch, Data, Experience
+from holdfast.core.experience import Batch, Data, Experience, Extras
 from holdfast.core.forward import backward, constant, forward_task
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
@@ -181,15 +181,13 @@ class Engine:
         if batch.task is None:
             batch.task = self.services.forward.task
         batch = self.batch(batch)
-        if self.services.forward.autocast is None:  # without the context, which would cost a microsecond a step
-            outputs, extras = self.forward(batch)
-            loss = self.criterion(outputs, batch.targets, batch.inputs)
-        else:
-            with self.services.forward.autocasting():
-                outputs, extras = self.forward(batch)
-                loss = self.criterion(outputs, batch.targets, batch.inputs)
+        outputs, extras, loss = self.services.forward.autocasted(self._outputs, batch)
         step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
         return now.stamped(step, self.index)
+
+    def _outputs(self, batch: Batch) -> tuple[Tensor, Extras, Tensor]:
+        outputs, extras = self.forward(batch)
+        return outputs, extras, self.criterion(outputs, batch.targets, batch.inputs)
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
@@ -197,16 +195,15 @@ class Engine:
             batch = change(batch, self.services)
         return batch
 
-    def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, dict[str, Any]]:
+    def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, Extras]:
         """The main forward: outputs of the current rows, and extras by operation.
 
         Args:
             batch: with the rows that operations appended.
             through: what wraps the model, if the forward must go through that.
         """
-        extras: dict[str, Any]
         if not batch.appended:
-            outputs, extras = self.services.forward(batch.inputs, batch.task, through), {}
+            outputs, extras = self.services.forward(batch.inputs, batch.task, through), Extras()
         else:
             inputs, task = batch.joined(self.services.device)
             outputs, extras = batch.parted(self.services.forward(inputs, task, through))
@@ -244,11 +241,7 @@ class Engine:
             self.targets.check(step.targets)
         if self._head_untried:
             self._try_head(step)
-        if self.services.forward.autocast is None:
-            roots, factors = self._terms(step)
-        else:
-            with self.services.forward.autocasting():
-                roots, factors = self._terms(step)
+        roots, factors = self.services.forward.autocasted(self._terms, step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
             weights = [weight * scale for weight in weights]
@@ -311,7 +304,7 @@ class Engine:
 
     def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
         """Outputs in eval mode, as the method wants them; the model must be in eval mode."""
-        outputs = self.learner(inputs, task)
+        outputs = self.services.forward.answer(inputs, task)
         if self._predict:
             with forward_task(self.learner.task if task is None else task):  # operations answer for the same task
                 for change in self._predict:

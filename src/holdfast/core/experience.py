@@ -15,6 +15,10 @@ from holdfast.core.tree import Tree, tree_cat, tree_map, tree_rows
 __all__ = ["Batch", "Data", "Experience", "Stream", "Tree", "task_column", "tree_cat", "tree_map", "tree_rows"]
 
 
+Extras = dict[str, Any]
+"""Side results of a forward (masks, chosen prompts, outputs of appended rows), by the name of the operation."""
+
+
 def task_column(task: int | Tensor, rows: int, device: torch.device) -> Tensor:
     """The task label of each of `rows` samples, `[rows]` int64."""
     return task if isinstance(task, Tensor) else torch.full((rows,), task, dtype=torch.int64, device=device)
@@ -56,14 +60,14 @@ class Batch:
         current = task_column(self.task, tree_rows(self.inputs), device)
         return inputs, torch.cat([current, *(rows["task"] for rows in appended.values())])
 
-    def parted(self, outputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def parted(self, outputs: Tensor) -> tuple[Tensor, Extras]:
         """Outputs of the current rows, and each operation's appended rows with their `outputs`."""
         appended = self.appended or {}
         sizes = [tree_rows(self.inputs)]
         for rows in appended.values():  # loops, and not comprehensions: this is done at every step
             sizes.append(tree_rows(rows["inputs"]))
         parts = torch.split_with_sizes(outputs, sizes)
-        extras: dict[str, Any] = {}
+        extras: Extras = {}
         for name, part in zip(appended, parts[1:]):
             extras[name] = {**appended[name], "outputs": part}
         return parts[0], extras

@@ -16,7 +16,7 @@ from holdfast.core.errors import ConfigError, UsageError, unknown
 from holdfast.core.forward import forward_task, running_task
 from holdfast.core.inspect import eval_mode
 from holdfast.core.needs import declares
-from holdfast.core.ranges import Count, NonNegative, ranged
+from holdfast.core.ranges import Count, NonNegative, Size, ranged
 from holdfast.models.build import Activation, check_sizes, seeded
 from holdfast.models.chunks import ChunksGenerator
 from holdfast.models.convolutional import cnn, resnet18
@@ -185,7 +185,7 @@ def hypernetwork(
     generator: Literal["heads", "chunks"] = "heads",
     embedding: Count = 32,
     hidden: Sequence[Count] = (50, 32),
-    head_embedding: Count = 32,
+    head_embedding: Size = 32,
     chunk: Count = 1000,
     chunk_embedding: Count = 32,
     chunk_per_task: bool = False,
