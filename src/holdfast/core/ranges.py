@@ -11,8 +11,9 @@ import difflib
 import functools
 import inspect
 import math
+import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -101,6 +102,13 @@ UpToOne = Annotated[float, Range(0, 1, low_open=True)]
 
 Inside = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 """A part of a whole, neither nothing nor all."""
+
+
+@dataclass(frozen=True)
+class Doc:
+    """What docstrings say under `Args:` of a parameter of this type, where they say nothing of their own."""
+
+    text: str
 
 
 @dataclass
@@ -195,22 +203,47 @@ def _add(found: Rule, hint: Any) -> None:
 
 def rules(function: Callable[..., Any]) -> dict[str, Rule]:
     """The rules of a signature: for each parameter whose annotation holds a range or choices."""
+    made = {}
+    for parameter, hint in _hints(function):
+        one = rule(hint)
+        if parameter.default is None:
+            one.optional = True
+        if one.speaks():
+            made[parameter.name] = one
+    return made
+
+
+def _hints(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
+    """The parameters of a function with what their annotations stand for."""
     target = inspect.unwrap(function)
     namespace = {**vars(typing), **vars(collections.abc), **getattr(target, "__globals__", {})}
-    found = {}
-    for name, parameter in inspect.signature(target).parameters.items():
+    for parameter in inspect.signature(target).parameters.values():
         hint = parameter.annotation
         if isinstance(hint, str):
             try:
                 hint = eval(hint, namespace)  # our own source or a plug-in's, never a configuration's
             except Exception:  # imported for type checkers only, so nothing that can be checked
                 continue
-        one = rule(hint)
-        if parameter.default is None:
-            one.optional = True
-        if one.speaks():
-            found[name] = one
-    return found
+        yield parameter, hint
+
+
+def completed(text: str, names: Iterable[str], shared: Mapping[str, str]) -> str:
+    """A docstring whose `Args:` also say what is shared, in the order of the signature.
+
+    Args:
+        text: the docstring.
+        names: of all parameters, in order.
+        shared: what to say of some of them, where the docstring does not.
+    """
+    section = re.search(r"^( *)Args:\n((?:\1    .*\n)+)", text, re.MULTILINE)
+    if section is None:
+        return text
+    margin = f"{section[1]}    "
+    entries = re.split(rf"^(?={margin}\S)", section[2], flags=re.MULTILINE)[1:]
+    said = {re.match(r"[ *]*(\w*)", entry)[1]: entry for entry in entries}  # type: ignore[index]
+    added = {name: f"{margin}{name}: {words}\n" for name, words in shared.items()}
+    whole = {**dict.fromkeys(names, ""), **added, **said}
+    return text[: section.start(2)] + "".join(whole.values()) + text[section.end(2) :]
 
 
 def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, Any]]) -> None:
@@ -241,6 +274,9 @@ def ranged(function: Callable[P, R]) -> Callable[P, R]:
         holdfast.core.errors.ConfigError: `soften` got temperature=0.0. Give a number above 0.
     """
     found, signature = _defined(function, function.__name__)
+    docs = {p.name: one.text for p, hint in _hints(function) for one in get_args(hint) if isinstance(one, Doc)}
+    if docs and function.__doc__:
+        function.__doc__ = completed(function.__doc__, signature.parameters, docs)
     if not found:
         return function
 
