@@ -19,8 +19,8 @@ from holdfast.testing.subjects import TRAINED
 from holdfast.testing.toys import model as any_model
 from holdfast.testing.toys import model_for
 
-SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured"}
-"""Checks that are left to the slow tests: the digests train in the same ways, and the last three take long."""
+SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured", "stacked"}
+"""Checks that are left to the slow tests: the digests train in the same ways, and the last four take long."""
 
 BASIC = ("der_plus_plus", "ewc_online", "si", "lwf", "agem")
 """One method of each kind, which every check is run on."""

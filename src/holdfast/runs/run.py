@@ -222,7 +222,7 @@ def _train_together(folder: Path, job: Job, parts: dict[str, Job], quiet: bool) 
             functools.partial(train, where, place, quiet or number > 0)
             for number, (where, place) in enumerate(todo.items())
         ]
-        errors = together(works, job)
+        errors = [one.error for one in together(works, job.config)]
         broken = [place for place, error in zip(todo.values(), errors) if error is not None]
         error = next((error for error in errors if error is not None), None)
         if error is not None:

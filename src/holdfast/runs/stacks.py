@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.config.job import Job, make_device
 from holdfast.runs.recording import stop_on_signals
-from holdfast.training.stacked import Stack, member
+from holdfast.training.stacked import Member, Stack, member
 
 NUMBERS = ("method", "optimizer", "criterion")
 """Blocks of a job whose fractional numbers change no shape: strengths, temperatures, learning rates, momentum."""
@@ -45,18 +45,17 @@ def alike(config: Mapping[str, Any]) -> str:
     return json.dumps({key: without(value, key in NUMBERS) for key, value in kept.items()}, sort_keys=True, default=str)
 
 
-def together(works: Sequence[Callable[[], None]], job: Job) -> list[BaseException | None]:
+def together(works: Sequence[Callable[[], Any]], config: Mapping[str, Any]) -> list[Member]:
     """Do several trainings at once; Ctrl-C lets all of them save their state.
 
     Args:
         works: each trains one run.
-        job: of one of them.
+        config: of one of them.
 
     Returns:
-        For each, what broke it off; None where it came to its end.
+        For each, its result or the error that broke it off.
     """
-    most = job.config["trainer"]["stack"]
-    stack = Stack(works, make_device(job.config["device"]), most if isinstance(most, int) else None)
+    most = config["trainer"]["stack"]
+    stack = Stack(works, make_device(config["device"]), most if isinstance(most, int) else None)
     with stop_on_signals(stack):
-        members = stack.run()
-    return [one.error for one in members]
+        return stack.run()

@@ -230,14 +230,14 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     ]
     forms = tuple((t.shape, t.stride(), t.dtype, t.device, t.storage_offset(), t.requires_grad) for t in inputs)
     key = (module.code, forms, tuple(aliased))
-    call = _compiled.get(key) if alone else None
-    if call is None:
-        with torch.no_grad(), config.patch(fallback_random=True):
-            call = compile_fx(module, inputs)  # type: ignore[arg-type]
-        if len(_compiled) >= MOST:
-            _compiled.pop(next(iter(_compiled)))
-        _compiled[key] = call
-    return call  # type: ignore[return-value]
+    if alone and key in _compiled:
+        return _compiled[key]
+    with torch.no_grad(), config.patch(fallback_random=True):
+        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    if len(_compiled) >= MOST:
+        _compiled.pop(next(iter(_compiled)))
+    _compiled[key] = call
+    return call  # type: ignore[no-any-return]
 
 
 def as_graph(program: Program) -> tuple[torch.fx.GraphModule, list[Tensor]]:

@@ -73,8 +73,8 @@ class Calls:
         if "out" in node.kwargs:
             rest = {key: value for key, value in node.kwargs.items() if key != "out"}
             kind = node.func._overloadname.removesuffix("out").removesuffix("_") or "default"
-            function = getattr(aten, name)
-            plain = node._replace(func=getattr(function, kind, function), kwargs=rest, writes=(), outs=(0,))
+            packet = getattr(aten, name)
+            plain = node._replace(func=getattr(packet, kind, packet), kwargs=rest, writes=(), outs=(0,))
             target = self.values[node.kwargs["out"].number]
             target.copy_(self.make(plain, unlike)[0])
             return [target]
