@@ -39,7 +39,7 @@ def runs(
         stream = toys.stream(samples=samples[number])
         net = toys.model(stream, "growing", seed=number)
         net = more.get("net", lambda one: one)(net)
-        optimizer = {"name": "SGD", "lr": 0.03 + 0.02 * number, "momentum": 0.9, **more.get("optimizer", {})}
+        optimizer = {**more.get("optimizer", {"name": "SGD", "momentum": 0.9}), "lr": 0.03 + 0.02 * number}
         settings: dict[str, Any] = {"epochs": 2, "batch_size": 4, "log_every": 5, "evaluate": "none", "capture": "tape"}
         settings |= {key: value for key, value in more.items() if key not in ("net", "optimizer")}
         trainer = Trainer(make(number), optimizer=optimizer, precision="64-true", seed=number, **settings)
@@ -58,13 +58,15 @@ def both(make: Callable[[int], Method], **more: Any) -> list[dict[str, Any]]:
         told = [[e for e in t.events if e["event"] in ("train", "evaluate")] for t in (one, other)]
         assert len(told[0]) == len(told[1])
         for a, b in zip(*told):
-            assert a == pytest.approx(b, rel=1e-6, abs=1e-9) if "terms" not in a else alike(a, b)
+            assert alike(a, b)
     return captures(together[0][0])
 
 
 def alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two events tell the same, losses up to rounding."""
     rest = [{key: value for key, value in one.items() if key not in ("terms", "loss")} for one in (a, b)]
-    return rest[0] == rest[1] and a["terms"] == pytest.approx(b["terms"], rel=1e-6)
+    losses = [{**one.get("terms", {}), "loss": -1.0 if one["loss"] is None else one["loss"]} for one in (a, b)]
+    return rest[0] == rest[1] and losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def far(one: nn.Module, other: nn.Module) -> dict[str, float]:
@@ -101,17 +103,13 @@ def step_wise(optimizer: torch.optim.Optimizer) -> Any:
     "more",
     [
         {"scheduler": step_wise, "scheduler_every": "step", "clip_norm": 0.5},
-        {"optimizer": {"name": "Adam", "fused": True, "momentum": None}},
-        {"optimizer": {"weight_decay": 0.01, "nesterov": True, "fused": True}},
+        {"optimizer": {"name": "AdamW", "fused": True, "weight_decay": 0.1}},
+        {"optimizer": {"name": "SGD", "momentum": 0.9, "weight_decay": 0.01, "nesterov": True, "fused": True}},
         {"samples": (13, 9, 13), "count": 3, "evaluate": "test"},
     ],
     ids=["scheduler", "adam", "fused", "lengths"],
 )
 def test_what_is_around_a_step_is_that_of_each_run(more: dict[str, Any]) -> None:
-    optimizer = more.get("optimizer", {})
-    if optimizer.get("name") == "Adam":
-        del optimizer["momentum"]
-        more = {**more, "optimizer": {**optimizer, "betas": (0.8, 0.9)}}
     assert stacked(both(METHODS["er"], **more)) > 5
 
 
@@ -209,7 +207,7 @@ def test_runs_that_are_stopped_are_resumed(tmp_path: Path, monkeypatch: pytest.M
 
     def stopping(self: Member) -> None:
         turns[0] += 1
-        if turns[0] == 12:
+        if turns[0] == 6:
             self.stack.stop = True
         go(self)
 

@@ -172,7 +172,9 @@ def _taking_tensors(node: Node, live: Live, program: Program, tensor_of: Callabl
             parts.append(Node(aten.addcmul_.default, args, {}, (target.number,), (target.number,), node.where))
         return parts
     overload = node.func._schema.name.split("::")[1]
-    rate = tensor_of(live, torch.zeros((), dtype=torch.float32, device=like(node.args[0][0]).device))
+    device = like(node.args[0][0]).device
+    kind = torch.float64 if device.type == "cpu" else torch.float32  # of what the kernels read there
+    rate = tensor_of(live, torch.zeros((), dtype=kind, device=device))
     return [node._replace(func=getattr(aten, overload).tensor_lr, kwargs={**node.kwargs, "lr": rate})]
 
 

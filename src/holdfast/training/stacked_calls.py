@@ -273,7 +273,7 @@ def _adam(
             grad = grad + p * weight_decay
     mean.copy_(mean * beta1 + grad * (1 - beta1))
     square.copy_(square * beta2 + grad * grad * (1 - beta2))
-    variance = square
+    variance, step = square, step.double()  # as many digits as the numbers of the host have
     if most is not None:
         most.copy_(torch.maximum(most, square))
         variance = most
