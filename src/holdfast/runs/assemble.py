@@ -51,8 +51,8 @@ WITHOUT_EFFECT = (
 )
 """Keys of a job that change nothing about what is learned."""
 
-OF_SOURCES = ("source", "boundary", "arrival")
-"""Keys that a job of a stream did not have before 0.2; null, they change no key."""
+OF_SOURCES = ("source", "boundary", "arrival", "start_from")
+"""Keys that a job did not have before 0.2; null, they change no key."""
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ class Result:
     def progress(self) -> str:
         """The state in a few words: how far an unfinished run came, why one diverged."""
         if self.state in ("finished", "diverged"):
-            return f"{self.state}: {self.diverged}" if self.diverged else self.state
+            word = self.state if self.state == "diverged" else "finished, though it diverged"
+            return f"{word}: {self.diverged}" if self.diverged else self.state
         note = "" if self.state == "unfinished" else f" ({self.state})"
         return f"unfinished{note}: {self.learned} of {self.metrics.get('experiences', 0)} experiences"
 

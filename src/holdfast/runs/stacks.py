@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from holdfast.config.job import Job, make_device
@@ -43,6 +45,30 @@ def alike(config: Mapping[str, Any]) -> str:
 
     kept = {key: value for key, value in config.items() if key not in ("tags", "seed", "references", "checkpoint")}
     return json.dumps({key: without(value, key in NUMBERS) for key, value in kept.items()}, sort_keys=True, default=str)
+
+
+def train_at_once(
+    places: Mapping[str, Path], parts: Mapping[str, Job], train: Callable[[str, Path, bool], None], quiet: bool
+) -> dict[Path, BaseException]:
+    """Train parts of a run at once; nothing where there is but one.
+
+    Args:
+        places: their folders, by name.
+        parts: their jobs.
+        train: trains one of a name in a folder, silently or not.
+        quiet: draw and print nothing; else the first of them tells how far it is.
+
+    Returns:
+        What broke off those that did not come to their end, by folder.
+    """
+    if len(places) < 2:
+        return {}
+    works = [
+        functools.partial(train, where, place, quiet or number > 0)
+        for number, (where, place) in enumerate(places.items())
+    ]
+    members = together(works, parts[next(iter(places))].config)
+    return {place: one.error for place, one in zip(places.values(), members) if one.error is not None}
 
 
 def together(works: Sequence[Callable[[], Any]], config: Mapping[str, Any]) -> list[Member]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from holdfast.core.batch import Batch
 from holdfast.core.engine import Engine
+from holdfast.core.experience import Batch
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Live, Ref, Tape, aten, leaves
 from holdfast.core.tree import tree_map

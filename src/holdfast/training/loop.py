@@ -15,8 +15,8 @@ from holdfast.core.experience import Batch, Data, Experience, tree_map, tree_row
 from holdfast.core.inspect import has_batch_norm
 from holdfast.core.source import Source
 from holdfast.core.step import Now, Step
-from holdfast.training.during import During
 from holdfast.training.evaluation import epoch_ends, limited
+from holdfast.training.observations import During
 from holdfast.training.session import Session
 from holdfast.training.state import Saver
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from holdfast.core.batch import Batch
-from holdfast.core.experience import Data
+from holdfast.core.experience import Batch, Data
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Tape
 from holdfast.core.tree import tree_map
