@@ -115,8 +115,8 @@ def test_a_search_that_is_free_to_take_the_largest_memory_is_refused() -> None:
         made({"memory": [50, 200]})
     with pytest.raises(ConfigError, match="free to take the largest memory"):
         made({"parameters": {"method.capacity": {"low": 10, "high": 100}}})
-    assert made({"memory": [50, 200], "objectives": "accuracy,memory"}).objectives[1] == "memory_bytes_peak"
-    assert made({"memory": [50, 200], "at_most": {"memory": "20kB"}}).at_most == {"memory_bytes_peak": 20000.0}
+    assert made({"memory": [50, 200], "objectives": "accuracy,memory"}).objectives[1] == "method_bytes_peak"
+    assert made({"memory": [50, 200], "at_most": {"memory": "20kB"}}).at_most == {"method_bytes_peak": 20000.0}
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_wrong_settings_are_refused_by_name(said: dict[str, Any], told: str) -> 
 
 def test_a_limit_on_time_is_shared_out_over_the_stream() -> None:
     settings = made({"at_most": {"time": "10s", "memory": "1kB"}})
-    assert settings.over({"train_seconds": 4.0, "memory_bytes_peak": 800.0}, 0.5)["train_seconds"] < 0
-    assert settings.over({"train_seconds": 6.0, "memory_bytes_peak": 800.0}, 0.5)["train_seconds"] > 0
-    assert settings.over({"train_seconds": 6.0, "memory_bytes_peak": 800.0}, 0.5)["memory_bytes_peak"] < 0
+    assert settings.over({"train_seconds": 4.0, "method_bytes_peak": 800.0}, 0.5)["train_seconds"] < 0
+    assert settings.over({"train_seconds": 6.0, "method_bytes_peak": 800.0}, 0.5)["train_seconds"] > 0
+    assert settings.over({"train_seconds": 6.0, "method_bytes_peak": 800.0}, 0.5)["method_bytes_peak"] < 0
 
 
 def test_words_are_settings_of_the_search_or_changes_of_the_job() -> None:

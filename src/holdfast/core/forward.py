@@ -1,10 +1,11 @@
-"""One forward as a learner makes it, and one backward pass from several weighted losses."""
+"""One forward as a learner makes it, the task of the one that is running, and one backward pass from several losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, Token
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,57 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _disable_current_modes
 
 from holdfast.core.errors import UsageError
-from holdfast.core.task import Task, enter_task, leave_task, running_task
 from holdfast.core.tree import Tree
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# The task of the running forward, for heads and for hooks on inner layers ----------------------------------
+
+Task = int | Tensor | str | None
+"""The task of all rows, `[rows]` tasks where they are mixed, "all" for the outputs of every task, or None."""
+
+_running: ContextVar[Task] = ContextVar("holdfast_task", default=None)
+
+
+def running_task() -> Task:
+    """The task of the forward that is running; None outside of one, and where there are no tasks.
+
+    Example:
+        >>> with forward_task(2):
+        ...     running_task()
+        2
+        >>> running_task() is None
+        True
+    """
+    return _running.get()
+
+
+@contextmanager
+def forward_task(task: Task) -> Iterator[None]:
+    """Forwards inside are of `task`; the task from before holds again afterwards, also after an error."""
+    token = _running.set(task)
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def enter_task(task: Task) -> Token[Task]:
+    """The first half of `forward_task`, for a pair of hooks or a `try` on the step path.
+
+    Returns:
+        What `leave_task` takes.
+    """
+    return _running.set(task)
+
+
+def leave_task(token: Token[Task]) -> None:
+    """The second half of `forward_task`."""
+    _running.reset(token)
+
+
+# The forward itself ------------------------------------------------------------------------------------------
 
 FULL_PRECISION: AbstractContextManager[object] = nullcontext()
 
@@ -72,6 +122,13 @@ class Forward:
         if kind is None or torch.is_autocast_enabled(kind[0]):
             return FULL_PRECISION
         return torch.autocast(kind[0], dtype=kind[1])
+
+    def autocasted(self, make: Callable[[T], R], argument: T) -> R:
+        """`make(argument)` inside `autocasting`; without a context where there is none, as at most steps."""
+        if self.autocast is None:
+            return make(argument)
+        with self.autocasting():
+            return make(argument)
 
     def _run(self, inputs: Tree, task: Task, through: Callable[..., Any] | None) -> Tensor:
         module = self.model if through is None else through

@@ -14,8 +14,7 @@ from holdfast.config import kinds
 from holdfast.discovery.rungs import correlation
 from holdfast.discovery.space import SHORT, Space
 from holdfast.discovery.study import Book, Entry, distribution, library, quiet
-from holdfast.discovery.trial import measures
-from holdfast.discovery.worker import TRIALS
+from holdfast.discovery.trial import TRIALS, measures
 from holdfast.metrics.log import LOG_NAME, Log
 from holdfast.metrics.table import METRICS
 

@@ -194,7 +194,8 @@ class Plan:
     def prefixes(self) -> list[int]:
         """The lengths of the stream that trials learn, the shortest first."""
         most = self.protocol.first(self.experiences)
-        return [most] if self.settings.whole else lengths(self.settings.shortest, most)
+        shortest = self.settings.shortest or max(2, -(-most // 3))
+        return [most] if self.settings.whole else lengths(shortest, most)
 
     @functools.cached_property
     def noise(self) -> Values:
@@ -275,10 +276,9 @@ class Plan:
             params |= {slot: wanted, f"{slot}.used": True}
         if filler or (slot is not None and space.unfilled(params)):
             params["memory"] = name if filler else space.fillers[0]
+        defaults = space.defaults()
         for one in (*space.chosen(params), *([params["memory"]] if "memory" in params else [])):
-            defaults = {p.name: p.default for p in kinds.configurable("operations", kinds.find("operations", one))}
-            for axis in space.operations[one]:
-                params[axis.name] = axis.nearest(defaults[axis.name.split(".", 1)[1]])
+            params |= {axis.name: defaults[axis.name] for axis in space.operations[one]}
         return params
 
     # What it will cost ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError, needs_extra
-from holdfast.discovery.rungs import Level, Values
+from holdfast.discovery.axes import Neighbour
+from holdfast.discovery.rungs import Level, Values, ordered
 from holdfast.discovery.settings import Settings
 from holdfast.discovery.space import Space
 
@@ -26,8 +28,8 @@ TRIES = 3
 ENOUGH = 10
 """Compositions on a prefix from which on it is what proposals follow."""
 
-MOST_ASKED = 100
-"""Proposals that may be refused, one after the other, before the search is at its end."""
+PARENTS, MOST_ASKED = 4, 100
+"""How many of the best have neighbours that are tried; proposals refused in a row before the search is at its end."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Book:
         return all(over <= 0 for over in self.over(one).values())
 
     def over(self, one: Entry) -> dict[str, float]:
-        """How far it is beyond each limit."""
+        """How far beyond each limit."""
         return self.settings.over(one.values, min(1.0, one.length / self.space.experiences))
 
     # What is next --------------------------------------------------------------------------------------
@@ -162,14 +164,20 @@ class Book:
     ) -> tuple[dict[str, Any], str, dict[str, Any]] | None:
         """A new composition, with its key and what the sampler wrote down; None where nothing new comes.
 
-        The sampler sees the trials of one prefix alone, whose numbers can be compared: the longest on which there are
-        enough (as in BOHB, Falkner et al. 2018), those that diverged as the worst of them.
+        Every other proposal of the sampler `auto` is a neighbour of one of the best, unless there are several
+        objectives: among so many compositions a model of all of them learns slowly. The model sees the trials of one
+        prefix alone, whose numbers can be compared: the longest on which there are enough (as in BOHB, Falkner et al.
+        2018), those that diverged as the worst of them.
 
         Args:
             accept: gives the key of a composition, or raises `ConfigError` where it cannot be trained or is there.
             entries: every trial.
         """
         optuna = library()
+        drawn = len({one.key for one in entries if one.origin == "sampler"})
+        turn = self.settings.sampler == "auto" and len(self.settings.objectives) == 1 and drawn % 2 == 0
+        if turn and (near := self._neighbour(accept, entries)) is not None:
+            return near
         with quiet():
             view = optuna.create_study(directions=self.study.directions, sampler=self._sampler(len(entries)))
             for one in self._seen(entries):
@@ -185,13 +193,33 @@ class Book:
                 return dict(trial.params), key, dict(view.trials[trial.number].system_attrs)
         return None
 
+    def _neighbour(
+        self, accept: Callable[[dict[str, Any]], str], entries: Sequence[Entry]
+    ) -> tuple[dict[str, Any], str, dict[str, Any]] | None:
+        """A new composition near the best one, or near one of the `PARENTS` best; None where none can be trained."""
+        params_of = {one.key: one.params for one in entries}
+        parents, defaults = self.best(entries, PARENTS), self.space.defaults()
+        draw = random.Random(f"{self.settings.seed}/{len(entries)}")
+        for _ in range(MOST_ASKED if parents else 0):
+            parent = params_of[parents[0] if draw.random() < 0.5 else draw.choice(parents)]
+            try:
+                params = self.space.suggest(Neighbour(parent, list(self.space.slots), defaults, draw))
+                return params, accept(params), {}
+            except ConfigError:
+                continue
+        return None
+
+    def best(self, entries: Sequence[Entry], count: int) -> list[str]:
+        """The keys of the best compositions: those of the longest prefix first, then those of shorter ones."""
+        levels = self.levels(entries)
+        return list(dict.fromkeys(key for length in reversed(levels) for key in ordered(levels[length])))[:count]
+
     def _sampler(self, seen: int) -> Any:
-        samplers = library().samplers
-        seed = 1000 * self.settings.seed + seen
-        if self.settings.chosen_sampler == "random":
-            return samplers.RandomSampler(seed=seed)
+        samplers, seed = library().samplers, 1000 * self.settings.seed + seen
         if self.settings.chosen_sampler == "nsga2":
             return samplers.NSGAIISampler(population_size=self.population, seed=seed)
+        if self.settings.chosen_sampler == "random":
+            return samplers.RandomSampler(seed)
         return samplers.TPESampler(n_startup_trials=ENOUGH, seed=seed)
 
     @property
@@ -205,7 +233,7 @@ class Book:
         measured = [one for one in entries if one.state in ("done", "diverged")]
         lengths = sorted({one.length for one in measured})
         enough = [n for n in lengths if len({one.key for one in measured if one.length == n}) >= ENOUGH]
-        shortest = lengths[0] if lengths else 0
+        shortest = min(lengths, default=0)
         length = enough[-1] if enough and self.settings.chosen_sampler == "tpe" else shortest
         axes = self.space.axes()
         known = [values for one in measured if one.length == length and (values := self.objectives(one)) is not None]
@@ -284,7 +312,7 @@ def storage(url: str) -> Any:
             "pip install 'psycopg[binary]', and write postgresql+psycopg://..."
         ) from None
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
 
 

@@ -19,6 +19,7 @@ from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import Way
 from holdfast.core.source import Source
+from holdfast.core.tree import bytes_in
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
@@ -320,6 +321,9 @@ class Session:
         """Record what learning an experience took; a memory counts with all its parts."""
         memory = self.learner.memory
         sizes = self.ranks.gather((0, 0) if memory is None else (len(memory), memory.nbytes))
+        seen: set[tuple[int, int]] = set()
+        kept = {operation.name: bytes_in(operation.save(), seen) for operation in self.engine.method}
+        kept["memory"] = kept.get("memory", 0) + sum(size for _, size in sizes)
         self.records.write(
             event="experience",
             experience=index,
@@ -329,6 +333,8 @@ class Session:
             parameters=sum(p.numel() for p in self.model.parameters()),
             memory_items=sum(items for items, _ in sizes),
             memory_bytes=sum(size for _, size in sizes),
+            method_bytes=sum(kept.values()),
+            method_kept={name: size for name, size in kept.items() if size},
             **remembered(self.ranks.gather({} if memory is None else classes_in(memory))),
         )
 
