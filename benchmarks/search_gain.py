@@ -18,6 +18,7 @@ import io
 import json
 import os
 import statistics
+import textwrap
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,25 +250,26 @@ def _verdict(found: dict[str, Any], adjusted: dict[str, Any]) -> str:
     return " ".join(lines)
 
 
+def filled(text: str) -> str:
+    """A paragraph in lines of the page's width."""
+    return textwrap.fill(" ".join(text.split()), 118)
+
+
 def page(kept: dict[str, Any]) -> str:
     """The page of the committed results."""
-    lines = [
-        "# What a search finds beside tuned methods",
-        "",
-        "`python benchmarks/search_gain.py --data NAME --out DIR` looks for a composition with `holdfast search`,",
-        "tunes four methods with `holdfast sweep`, and draws compositions at random: each with equally many trials under",
-        "the protocol `validation` (a fifth of the training data of all experiences, and no test data), the same model,",
-        "epochs and optimiser, a memory of 200 samples, and the same limit on all bytes that a method keeps beside the",
-        "model (`at_most.memory`). What each has",
-        "chosen is run on test data with fresh seeds and fresh orders of classes, the same for all. `±` is half of a",
-        "95 % t interval over these seeds; differences are paired by seed. Budgets are counted in trials, not minutes:",
-        "the machine was shared, and the minutes in the tables are those of a busy one. The random searches have other",
-        "seeds and no published methods to begin with.",
-        "",
-        "Images are learned as features of one layer that was learned without labels from the training images",
-        "(k-means of patches, Coates et al. 2011), since no pretrained weights come with this repository.",
-        "",
-    ]
+    text = """
+        `python benchmarks/search_gain.py --data NAME --out DIR` looks for a composition with `holdfast search`, tunes
+        four methods with `holdfast sweep`, and draws compositions at random: each with equally many trials under the
+        protocol `validation` (a fifth of the training data of all experiences, and no test data), the same model,
+        epochs and optimiser, a memory of 200 samples, and the same limit on all bytes that a method keeps beside the
+        model (`at_most.memory`). What each has chosen is run on test data with fresh seeds and fresh orders of
+        classes, the same for all. `±` is half of a 95 % t interval over these seeds; differences are paired by seed.
+        Budgets are counted in trials, not minutes: the machine was shared by many programs, and the minutes in the
+        tables are those of a busy one. The random searches have other seeds and no published methods to begin with."""
+    images = """
+        Images are learned as features of one layer that was learned without labels from the training images (k-means
+        of patches, Coates et al. 2011), since no pretrained weights come with this repository."""
+    lines = ["# What a search finds beside tuned methods", "", filled(text), "", filled(images), ""]
     for name, one in kept.items():
         about = one["about"]
         absent = [key for key in (*TUNED, *(f"random search {n}" for n in (1, 2, 3))) if key not in one["found"]]

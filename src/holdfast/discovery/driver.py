@@ -145,7 +145,10 @@ class Driver:
         busy = [one for one in entries if one.state in ("waiting", "running")]
         running = sum(one.state == "running" for one in busy)
         room = (max(self.jobs, running) + 1 if self.shared else self.jobs) - len(busy)
-        return any([self._enqueue_one(self.book.entries()) for _ in range(max(0, room))])
+        enqueued = 0
+        while enqueued < room and self._enqueue_one(self.book.entries()):
+            enqueued += 1
+        return enqueued > 0
 
     def _enqueue_one(self, entries: Sequence[Entry]) -> bool:
         prefixes, settings = self.plan.prefixes, self.plan.settings

@@ -243,9 +243,10 @@ def _content(
         "diverged": wrong["diverged"],
         "left_out": sorted(plan.space.left_out.items()),
         "notes": plan.notes,
-        "plots": _plots(plan, book, entries, finals),
+        "plots": _plots(plan, book, entries, finals, roles),
         "seconds": duration(float(about.get("seconds", 0.0))),
-        "sampler": plan.settings.chosen_sampler,
+        "budget": "" if plan.settings.budget is None else f" of a budget of {duration(plan.settings.budget)}",
+        "sampler": plan.settings.chosen_sampler + (" and neighbours of the best" if plan.settings.mixed else ""),
         "plan": json.dumps(plan.settings.plain(), indent=2, ensure_ascii=False),
     }
 
@@ -259,18 +260,26 @@ def _board(plan: Plan, book: Book, entries: Sequence[Entry]) -> list[dict[str, A
             if key not in seen:
                 seen.add(key)
                 one = next(e for e in entries if e.key == key and e.length == length and e.state == "done")
-                cells = [said(name, one.values[name]).removeprefix(f"{name} ") for name in plan.settings.objectives]
-                rows.append({"name": titled(plan, one), "origin": one.origin, "length": length, "cells": cells,
-                             "seconds": duration(one.seconds), "key": key})  # fmt: skip
+                rows.append((titled(plan, one), one))
     over = {one.key: one for one in entries if one.state == "done" and one.key not in seen}
-    for key, one in over.items():
-        cells = [said(name, one.values.get(name)).removeprefix(f"{name} ") for name in plan.settings.objectives]
-        rows.append({"name": f"{titled(plan, one)} (beyond a limit)", "origin": one.origin, "length": one.length,
-                     "cells": cells, "seconds": duration(one.seconds), "key": key})  # fmt: skip
-    return rows
+    rows += [(f"{titled(plan, one)} (beyond a limit)", one) for one in over.values()]
+    objectives = plan.settings.objectives
+    return [
+        {
+            "name": name,
+            "origin": one.origin,
+            "length": one.length,
+            "cells": [said(key, one.values.get(key)).removeprefix(f"{key} ") for key in objectives],
+            "seconds": duration(one.seconds),
+            "key": one.key,
+        }
+        for name, one in rows
+    ]
 
 
-def _plots(plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Final]) -> list[Plot]:
+def _plots(
+    plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Final], roles: Sequence[findings.Finding]
+) -> list[Plot]:
     found = []
     tables = {one.name: mean_matrix(list(one.runs.values()), next(iter(one.runs.values())).prefix + "accuracy_matrix")
               for one in finals}  # fmt: skip
@@ -288,7 +297,22 @@ def _plots(plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Fi
     if len(plan.settings.objectives) > 1 and level:
         caption = f"After {max(level)} experiences, validation data. The line joins those that no other one dominates."
         found.append(Plot("pareto", front(plan, level[max(level)]), "Pareto front", caption))
+    if roles:
+        caption = f"What a surrogate expects after {length} experiences when every composition has the operation."
+        found.append(Plot("dependence", dependence(plan, roles), "Partial dependence", caption))
     return found
+
+
+def dependence(plan: Plan, roles: Sequence[findings.Finding], most: int = 14) -> Figure:
+    """What the surrogate expects of each operation: those of the roles that matter most, the best of each on top."""
+    up = plan.settings.better[0] == "up"
+    shares = max(1, most // len(roles))
+    rows = [(role.name, *one) for role in roles for one in (role.curve[-shares:] if up else role.curve[:shares][::-1])]
+    figure, axes = new_axes(4.7, max(2.0, 0.27 * len(rows)))
+    axes.scatter([value for *_, value in rows], range(len(rows)), s=26, color=ACCENT, zorder=2)
+    axes.set_yticks(range(len(rows)), [fitted(f"{name} ({role})", 34) for role, name, _ in rows])
+    axes.set_xlabel(fitted(plan.settings.objectives[0], 30))
+    return figure
 
 
 def progress(plan: Plan, found: Sequence[Entry]) -> Figure:

@@ -175,8 +175,7 @@ class Book:
         """
         optuna = library()
         drawn = len({one.key for one in entries if one.origin == "sampler"})
-        turn = self.settings.sampler == "auto" and len(self.settings.objectives) == 1 and drawn % 2 == 0
-        if turn and (near := self._neighbour(accept, entries)) is not None:
+        if self.settings.mixed and drawn % 2 == 0 and (near := self._neighbour(accept, entries)) is not None:
             return near
         with quiet():
             view = optuna.create_study(directions=self.study.directions, sampler=self._sampler(len(entries)))
