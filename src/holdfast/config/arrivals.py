@@ -11,10 +11,9 @@ from holdfast.config import kinds, schema
 from holdfast.config.job import Job, make_stream
 from holdfast.config.messages import called, needs_argument
 from holdfast.config.words import shown
-from holdfast.core.batch import Batch
 from holdfast.core.boundary import Boundary
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError
-from holdfast.core.experience import Stream
+from holdfast.core.experience import Batch, Stream
 from holdfast.core.needs import ENDLESS, ENDLESS_WITH_BOUNDARY, check_needs
 from holdfast.core.source import Source
 from holdfast.core.tree import tree_map

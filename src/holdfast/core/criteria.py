@@ -38,7 +38,7 @@ def without_classes(criterion: Callable[..., Tensor] | None) -> bool:
         >>> without_classes(F.mse_loss), without_classes(nn.BCEWithLogitsLoss()), without_classes(F.cross_entropy)
         (True, True, False)
     """
-    return criterion in _FLOATS or type(criterion) in _FLOATS
+    return criterion in _FLOATS or type(criterion) in _FLOATS or bool(getattr(criterion, "without_classes", False))
 
 
 def likelihood(criterion: Callable[..., Tensor]) -> Likelihood | None:
@@ -77,8 +77,9 @@ CRITERIA = {
             *("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "soft_margin_loss"),
         )
     },
+    **{name: name for name in ("chamfer", "sinkhorn", "flow")},
 }
-"""Name in a configuration -> function of `torch.nn.functional`."""
+"""Name in a configuration -> function of `torch.nn.functional`, or a loss of ours (`models.losses`)."""
 
 
 class Sum:

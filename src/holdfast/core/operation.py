@@ -19,8 +19,7 @@ Term = Tensor | tuple[Tensor, float]
 """A term of the loss: a scalar with its graph, alone or with the factor it enters the total with."""
 
 if TYPE_CHECKING:
-    from holdfast.core.batch import Batch
-    from holdfast.core.experience import Data, Experience
+    from holdfast.core.experience import Batch, Data, Experience
     from holdfast.core.services import Services
     from holdfast.core.step import Step
     from holdfast.core.tree import Tree

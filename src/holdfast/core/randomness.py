@@ -116,6 +116,8 @@ def add_tensor(digest: Any, value: Tensor) -> None:
     """Add type, shape of a row and values of a tensor to a digest of hashlib."""
     value = value.detach()
     digest.update(f"{value.dtype} {tuple(value.shape[1:])}".encode() if value.dim() else b"scalar")
+    if value.is_meta:  # a shape without values
+        return
     digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 

@@ -14,13 +14,12 @@ from holdfast.core.body import Body, Cut
 from holdfast.core.criteria import padding_of
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
-from holdfast.core.forward import Forward, gradients_of
+from holdfast.core.forward import Forward, Task, forward_task, gradients_of
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import Generators
 from holdfast.core.ranks import Share, average_over_ranks
 from holdfast.core.snapshot import Snapshot, Twin, copy_of
 from holdfast.core.step import Now
-from holdfast.core.task import Task, forward_task
 from holdfast.core.trainable import Trainable
 from holdfast.core.tree import Fill, Tree
 

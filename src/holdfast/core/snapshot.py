@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import DataError, UsageError, renamed
-from holdfast.core.forward import Forward
-from holdfast.core.task import Task
+from holdfast.core.forward import Forward, Task
 from holdfast.core.tree import Saved, Tree
 
 

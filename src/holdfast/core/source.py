@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, DataError, UsageError
-from holdfast.core.experience import Stream
+from holdfast.core.experience import Batch, Stream
 from holdfast.core.learner import derive_seed
 from holdfast.core.tree import Plain, Saved, Tree, tree_map, tree_rows
 

@@ -284,12 +284,14 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         deciding: whether a decision is being made, which may look at all that the step has not computed.
+        looked: the storages that decisions looked at.
     """
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
         self.deciding = False
+        self.looked: set[int] = set()
 
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: Arguments = (), kwargs: Named | None = None
@@ -299,6 +301,7 @@ class Watch(TorchFunctionMode):
         if name != "__get__" and (self.deciding or name in ON_HOST):
             tensors = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
             if self.deciding:
+                self.looked |= {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
                 if any(self._touched(tensor) for tensor in tensors):
                     self.tape.problems.append(f"a decision looks at what the step computed ({line()})")
             elif tensors:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from holdfast.config import kinds
+from holdfast.config.search import check_count
 from holdfast.config.signatures import Parameter
 from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
@@ -279,6 +280,7 @@ def _hydra(name: str, text: str, path: str) -> Axis:
         log = "log" in value.tags
         return written(name, {"low": low, "high": high, "log": log, "whole": whole}, path)
     if isinstance(value, RangeSweep):
+        check_count(value, f"{path}.{name}={text}")
         return Axis(name, tuple(value.range()))
     if isinstance(value, ChoiceSweep):
         return Axis(name, tuple(plain(one) for one in value.list))

@@ -209,7 +209,9 @@ def made(said: Mapping[str, Any]) -> Settings:
             raise ConfigError(unknown("setting of a search", key, FIELDS))
     values = dict(said)
     names = values.get("objectives", ("average_accuracy",))
-    names = [one.strip() for one in names.split(",")] if isinstance(names, str) else list(names)
+    names = [one.strip() for one in names.split(",")] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple):
+        raise ConfigError(f"objectives: got {shown(names)}. Name one measure, or write a list of several.")
     values["objectives"] = tuple(measure(one, "objectives") for one in names)
     if not values["objectives"] or len(set(values["objectives"])) < len(values["objectives"]):
         raise ConfigError(f"objectives: got {shown(names)}. Name one measure or several different ones.")

@@ -51,8 +51,8 @@ WITHOUT_EFFECT = (
 )
 """Keys of a job that change nothing about what is learned."""
 
-OF_SOURCES = ("source", "boundary", "arrival")
-"""Keys that a job of a stream did not have before 0.2; null, they change no key."""
+OF_SOURCES = ("source", "boundary", "arrival", "start_from")
+"""Keys that a job did not have before 0.2; null, they change no key."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ def job_key(config: Mapping[str, Any]) -> str:
     """
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     kept = {key: value for key, value in kept.items() if key not in OF_SOURCES or value is not None}
+    if isinstance(kept.get("trainer"), dict):  # a run is the same whether others are trained beside it or not
+        kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key != "stack"}
     if plugins.used():
         kept["plugins"] = plugins.digests()
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

@@ -88,10 +88,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{folder} holds no run: it has no {CONFIG}. Give the folder that `holdfast run` printed last.")
     try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:  # no JSON, or no text
         raise DataError(f"{path} is no JSON ({error}). Restore it, or start the run again.") from None
-    trainer = config.get("trainer") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        raise DataError(f"{path} holds a {type(config).__name__}, no job. Restore it, or start the run again.")
+    trainer = config.get("trainer")
     if isinstance(trainer, dict) and "precision" in trainer:
         trainer["precision"] = OLDER.get(trainer["precision"], trainer["precision"])
     return config

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from holdfast.config.arrivals import PASSED_ON, Outline, innermost, make_boundary, make_source, outline_of
-from holdfast.config.job import Job, make_model
+from holdfast.config.job import Job
 from holdfast.core.errors import DataError
 from holdfast.core.source import Source
 from holdfast.metrics.log import LOG_NAME, read_log
@@ -37,7 +37,7 @@ def train_on_source(folder: Path, job: Job, quiet: bool) -> None:
             outline = outline_in(folder) if recording.journal.lines else None
             if outline is None:
                 outline = outline_of(source, str(config["source"]["name"]), config["criterion"])
-            model = make_model(job.block.model, outline, config["seed"])
+            model = job.make_model(outline)
             write_summary(folder, model, outline, quiet)
             state = recording.open(lambda: start_of(job, outline, model, source))
             trainer = make_stream_trainer(

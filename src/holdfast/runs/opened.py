@@ -324,21 +324,22 @@ def closing(folder: Path) -> str:
     shown = {str(runs[0].metrics.get("method") or "this method"): runs, **runs.references}
     width = max(map(len, shown))
     lines = [f"{name:{width}s}  {_said(distinct(together))}" for name, together in shown.items()]
-    lines += [
-        f"{name} diverged: {run.diverged}" for name, together in shown.items() for run in together if run.diverged
-    ]
+    for name, together in shown.items():
+        apart = ((f"{name}, seed {run.seed}," if len(together) > 1 else name, run.diverged) for run in together)
+        lines += [f"{which} diverged: {reason}" for which, reason in apart if reason]
     return "\n".join([*lines, f"report: {folder / 'report.html'}"])
 
 
 def _said(runs: Sequence[Result]) -> str:
+    every, apart = len(runs), sum(run.state == "diverged" for run in runs)
+    if apart == every:
+        return "diverged" if every == 1 else f"all {every} seeds diverged"
     runs = [run for run in runs if run.finished] or runs
-    if runs[0].log.start.get("source"):
-        items = source_report.headline(runs)
-    else:
-        items = _headline_of_experiences(runs)
-    items = [item for item in items if item["value"] != "–"]
-    seeds = f"  ({len(runs)} seeds)" if len(runs) > 1 else ""
-    return "   ".join(f"{item['word'].lower()} {item['value']}" for item in items) + seeds
+    source = runs[0].log.start.get("source")
+    items = source_report.headline(runs) if source else _headline_of_experiences(runs)
+    seeds = f"  ({len(runs)} of {every} seeds; {apart} diverged)" if apart else f"  ({every} seeds)"
+    told = [f"{item['word'].lower()} {item['value']}" for item in items if item["value"] != "–"]
+    return "   ".join(told) + (seeds if every > 1 else "")
 
 
 def _headline_of_experiences(runs: Sequence[Result]) -> list[dict[str, str]]:

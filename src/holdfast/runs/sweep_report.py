@@ -120,7 +120,21 @@ def write_sweep_report(folder: str | os.PathLike[str]) -> str:
         write_json(path / "best.json", chosen)
     said = "" if chosen is None else _chosen(chosen)
     replace_file(path / "report.html", _html(path, found, compared, said))
-    return (_text(found, compared) if found else "no run finished\n") + said
+    return (_text(found, compared) if found else "no run finished\n") + _left_out(read_json(path / SWEEP)) + said
+
+
+def _left_out(said: Mapping[str, Any]) -> str:
+    """Which runs of a sweep are in no mean, since they diverged or failed; a line for each state."""
+    jobs = said.get("jobs", [])
+    always = set.intersection(*(set(job["changes"]) for job in jobs)) if len(jobs) > 1 else set()
+    lines = []
+    for state in ("diverged", "failed"):
+        names = [
+            " ".join(text for text in job["changes"] if text not in always) for job in jobs if job.get("state") == state
+        ]
+        if names:
+            lines.append(f"{state}, so not in the table: {'; '.join(names[:6])}{'; ...' if len(names) > 6 else ''}\n")
+    return "".join(lines)
 
 
 def best(found: list[Setting], search: Mapping[str, Any] | None) -> dict[str, Any] | None:

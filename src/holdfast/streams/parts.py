@@ -84,7 +84,7 @@ def online(
     if of is None:
         whole = _chunked(dataset, "online", 1, True, 0.0, 0, seed)
         return make_stream(replace(whole, chunk=samples, chunk_seed=seed), dataset)
-    stream = of if isinstance(of, Stream) else _named(of, dataset)
+    stream = of if isinstance(of, Stream) else named_stream(of, dataset)
     described = {"name": "online", "of": stream.description, "chunk": samples, "chunk_seed": seed}
     with contextlib.suppress(ConfigError):  # what another package makes need not be a scenario
         scenario = Scenario.from_json(stream.description)
@@ -94,7 +94,7 @@ def online(
     return replace(made, name=f"online_{dataset.name}", description=described)
 
 
-def _named(of: Mapping[str, Any] | str, dataset: Dataset) -> Stream:
+def named_stream(of: Mapping[str, Any] | str, dataset: Dataset) -> Stream:
     """The stream of this package that a name and arguments stand for."""
     arguments = {"name": of} if isinstance(of, str) else dict(of)
     name = arguments.pop("name", None)

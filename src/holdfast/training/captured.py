@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from holdfast.core.batch import Batch
 from holdfast.core.engine import Engine
+from holdfast.core.experience import Batch
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Live, Ref, Tape, aten, leaves
 from holdfast.core.tree import tree_map
@@ -250,7 +250,12 @@ class Captured:
             recorded=counts["recorded"] - before["recorded"],
             as_written=counts["plain"] - before["plain"],
             reasons=self.reasons or self.recordings.problems,
+            **self.more(),
         )
+
+    def more(self) -> dict[str, Any]:
+        """What else the log says of the steps of an experience."""
+        return {}
 
     # One step --------------------------------------------------------------------------------------------
 
@@ -324,18 +329,18 @@ class Captured:
 
     def _ready(self, tape: Tape) -> Callable[[], None]:
         if self.how == "compile":
-            self._judge()
+            self.judge()
         return runner(self.how, tape, self.rates.numbers)
 
-    def _judge(self) -> None:
-        """Say beforehand whether compiling will pay for itself in what is left of the experience."""
+    def judge(self, runs: int = 1) -> None:
+        """Say beforehand whether compiling will pay for itself in what is left of the experience, for so many runs."""
         if self._judged:
             return
-        cost, gain = (LATER if self._compiled else COLD), self._left * self._seconds * SAVED
+        cost, gain = (LATER if self._compiled else COLD), self._left * runs * self._seconds * SAVED
         self._judged = self._compiled = True
         told = (
             f"compiling a step takes about {cost:.0f} s; the {self._left} steps left of this experience take"
-            f" {self._left * self._seconds:.1f} s as written and about {gain:.1f} s less compiled: it will"
+            f" {self._left * runs * self._seconds:.1f} s as written and about {gain:.1f} s less compiled: it will"
         )
         if gain < cost:
             logging.getLogger("holdfast").warning(f"{told} not pay for itself. Leave trainer.capture=compile out here")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from holdfast.core.tape import Watch, line
+from holdfast.core.tape import Tape, Watch, line
 from holdfast.core.walk import PLAIN, Held, changed
 
 T = TypeVar("T")
@@ -43,6 +44,42 @@ def guard_of(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         return (value.shape, value.dtype) if value.dim() or not value.is_floating_point() else float
     return float if type(value) is float else (type(value), tuple(value) if isinstance(value, list) else value)
+
+
+@dataclass
+class Recording:
+    """A step that was recorded.
+
+    Attributes:
+        tape: what it did.
+        decisions: in order.
+        baked: numbers of the host that stand in it and are not asked for again.
+        run: runs it.
+        read: the storages of all that it reads.
+        after: puts tensors where the step leaves them, by path.
+        outputs: what its function returned.
+        runs: how often it was run.
+        fed: the tensors that hold what the step is given.
+        looked: the storages that its decisions looked at, ...
+        wrote: ... and those that the step writes.
+    """
+
+    tape: Tape
+    decisions: list[Decision]
+    baked: Hashable
+    outputs: Any = None
+    run: Callable[[], None] | None = None
+    after: list[tuple[str, Callable[[Tensor], None], Tensor]] = field(default_factory=list)
+    read: frozenset[int] = frozenset()
+    runs: int = 0
+    fed: list[Tensor] = field(default_factory=list)
+    looked: frozenset[int] = frozenset()
+    wrote: frozenset[int] = frozenset()
+
+    @property
+    def guards(self) -> Hashable:
+        """What it was recorded for."""
+        return (self.baked, tuple(one.guard for one in self.decisions))
 
 
 class Decisions:

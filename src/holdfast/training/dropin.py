@@ -68,6 +68,7 @@ class DropIn:
         self.tally: Tally | None = None  # of steps that were run as recorded
         self._makes_steps, self._owns_loss = engine.acts_at("take_step"), engine.acts_at("criterion")
         self._needs_boundaries = "boundaries" in engine.method.needs and phases.boundary is None
+        self._asks_order = self._needs_boundaries or self._owns_loss
 
     # Outputs ---------------------------------------------------------------------------------------------
 
@@ -111,7 +112,8 @@ class DropIn:
         Raises:
             UsageError: if the model was not called since the last step, rows do not match, or an experience is missing.
         """
-        self._check_order(loss)
+        if self._asks_order or self._followed.pending is not None:
+            self._check_order(loss)
         step = self.intake.step(self._count, loss, targets, inputs, outputs, task, named)
         phases, update, forwards = self.phases, self.update, self._forwards
         forwards.ignoring = True  # without `ignored`, which would cost two microseconds a step
@@ -125,10 +127,11 @@ class DropIn:
                 self._take_step(step)
             else:
                 update.add(step)
-                self._watch.check_gradients()
+                if self._watch.closely:
+                    self._watch.check_gradients()
                 if self._followed.evaluating:
                     self._evaluate(step)
-                elif update.full:
+                elif len(update.parts) == update.accumulate:
                     self.complete(unscale=update.scaler is not None)
         finally:
             forwards.ignoring = False

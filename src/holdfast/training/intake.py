@@ -37,6 +37,9 @@ class Intake:
         forwards: of the model.
         update: knows how many batches make a step, and the scaler.
         given: whether the user gave a criterion.
+
+    Attributes:
+        keeps_targets: whether targets that the model was called with are remembered among its inputs too.
     """
 
     def __init__(self, engine: Engine, forwards: Forwards, update: Update, given: bool) -> None:
@@ -48,6 +51,7 @@ class Intake:
         self._reruns = bool(asked - {"nothing"})
         self._given = given
         self._compared = "loss" not in asked or engine.acts_at("criterion")
+        self.keeps_targets = True
         self._takes_called = False
         self._alike = 0
         self.watch = Watch(engine, forwards, given, self._reruns)
@@ -87,7 +91,7 @@ class Intake:
             if self._reruns and (capture.others or self.services.forward.others):
                 self._take_others(capture)
             if capture.called is not None and capture.called is not inputs:
-                inputs = self._seen(inputs, capture.called)
+                inputs = self._seen(inputs, capture.called, targets)
             if capture.waits:
                 capture = self.forwards.answered(capture)
             extras = capture.extras
@@ -102,9 +106,14 @@ class Intake:
 
     # What the model was called with ----------------------------------------------------------------------
 
-    def _seen(self, passed: Tree, called: Tree) -> Tree:
+    def _seen(self, passed: Tree, called: Tree, targets: Tensor) -> Tree:
         """What is remembered: the inputs passed, if they hold what the model was called with; else that."""
         if not self._takes_called:
+            if isinstance(called, Mapping) and len(passed) < len(called):  # the model may have got the targets too
+                rest = {name: value for name, value in called.items() if value is not targets}
+                if len(rest) < len(called) and same_values(passed, rest, look=self.watch.closely > 0):
+                    self._takes_called = self.keeps_targets
+                    return called if self.keeps_targets else passed
             if same_values(passed, called, look=self.watch.closely > 0):
                 return passed
             self._takes_called = True
@@ -219,6 +228,15 @@ class Intake:
             if self._near(self._value(criterion, outputs, targets), wanted):
                 return criterion
         return None
+
+    def fits(self, inputs: Tree, targets: Tensor, loss: Tensor) -> bool:
+        """Whether `loss` is the criterion of what the model gave for `inputs`, as far as that is known."""
+        capture = self.forwards.of(inputs)
+        return (
+            capture is not None
+            and capture.outputs is not None
+            and self._criterion_of(capture.outputs, targets, loss) is not None
+        )
 
     def _compare(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Notice a loss that is not what replayed samples get; once.

@@ -14,6 +14,7 @@ from holdfast.core.experience import Data, Tree
 from holdfast.core.learner import Criterion
 from holdfast.core.method import Method
 from holdfast.core.needs import LIGHTNING, LOOP_WITH_BOUNDARY
+from holdfast.streams.collated import Split, split_batch
 from holdfast.streams.data import LoaderData
 from holdfast.training.checks import check_arguments
 from holdfast.training.followed import Followed
@@ -235,28 +236,6 @@ class CallbackLogic:
 
 
 # What other loaders give -------------------------------------------------------------------------------------
-
-Split = Callable[[Any], tuple[Tree, Tensor]]
-
-TARGETS = ("labels", "targets", "target", "label", "y")
-"""Where a batch that is a mapping has its targets."""
-
-
-def split_batch(batch: Any) -> tuple[Tree, Tensor]:
-    """Inputs and targets of a batch as most loaders make them."""
-    if isinstance(batch, Mapping):
-        found = next((name for name in TARGETS if name in batch), None)
-        if found is not None:
-            return {name: value for name, value in batch.items() if name != found}, batch[found]
-    elif isinstance(batch, list | tuple) and len(batch) >= 2:
-        inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
-        return (dict(inputs) if isinstance(inputs, Mapping) else inputs), batch[-1]
-    elif isinstance(batch, Tensor):
-        return batch, batch
-    raise UsageError(
-        f"a batch of type {type(batch).__name__} does not say which part is the targets. "
-        "Pass ContinualCallback(..., batch=lambda batch: (inputs, targets))."
-    )
 
 
 class Items:

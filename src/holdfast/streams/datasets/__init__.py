@@ -3,6 +3,7 @@
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import arrays, digits, polynomial, spiral, synthetic, torch_dataset
 from holdfast.streams.datasets.folders import image_folder
+from holdfast.streams.datasets.khi import khi
 from holdfast.streams.datasets.npz import npz
 from holdfast.streams.datasets.tables import csv, frame, parquet
 from holdfast.streams.datasets.vision import fashion_mnist, idx, mnist, torchvision, usps
@@ -16,6 +17,7 @@ __all__ = [
     "frame",
     "idx",
     "image_folder",
+    "khi",
     "mnist",
     "npz",
     "parquet",
