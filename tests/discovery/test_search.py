@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -139,7 +140,7 @@ def test_without_time_only_the_first_final_run_is_done_and_has_its_page(tmp_path
 
 
 def test_a_budget_keeps_time_for_the_end_and_says_when_a_trial_has_to_stop(tmp_path: Path) -> None:
-    plan = planned(None, [*SMALL, "method=er", "budget=100", "finals=1", "final_seeds=2"], sweep=True)
+    plan = planned(None, [*SMALL, "method=er", "budget=10m", "trials=2", "finals=1", "final_seeds=2"], sweep=True)
     driver = Driver(plan, tmp_path / "s")
     driver.run()
     entries, spent = driver.book.entries(), 0.0
@@ -150,7 +151,7 @@ def test_a_budget_keeps_time_for_the_end_and_says_when_a_trial_has_to_stop(tmp_p
     assert clock.room(entries)
     assert clock.until(entries) is not None
     assert clock.until([]) is None  # the first one is always tried to its end
-    spent = 100.0
+    spent = 600.0
     assert not clock.room(entries)
     assert json.loads((tmp_path / "s" / "search.json").read_text())["final_runs"] == {"wanted": 2, "done": 2}
 
@@ -163,6 +164,23 @@ def test_memory_is_all_that_a_method_keeps_beside_the_model(tmp_path: Path, meth
     others = {"finetune": 0.0, "er": 0.0, "ewc_online": 2 * model, "lwf": model}
     assert values["method_bytes_peak"] == pytest.approx(values["memory_bytes_peak"] + others[method])
     assert (values["memory_bytes_peak"] > 0) == (method == "er")
+
+
+def test_the_leader_is_the_one_that_holds_with_several_seeds(tmp_path: Path) -> None:
+    plan = planned(
+        None, [*SMALL, "method=er", "trials=3", "finals=1", "final_seeds=1", "protocol=validation"], sweep=True
+    )
+    driver = Driver(plan, tmp_path / "s")
+    driver.run()
+    entries = driver.book.entries()
+    [leader] = driver.book.best(entries, 1)
+    own = [one for one in entries if one.key == leader and one.length == 4]
+    assert sorted(one.seed for one in own) == [0, 1, 2]
+    level = driver.book.levels(entries)[4]
+    assert level[leader] == pytest.approx((-np.mean([one.values["average_accuracy"] for one in own]),))
+    gone = [dataclasses.replace(one, state="diverged") if one.seed == 2 else one for one in entries]
+    assert leader not in driver.book.levels(gone)[4]
+    assert (tmp_path / "s" / "trials" / f"{leader}-2").is_dir()
 
 
 # What it leaves ------------------------------------------------------------------------------------------

@@ -127,8 +127,11 @@ def test_a_neighbour_is_one_step_away_and_can_be_made(plan: Plan) -> None:
 def test_a_composition_is_swept_over_what_its_operations_declare() -> None:
     plan = Plan.of(
         None,
-        [*SMALL, "method={operations: [{name: fisher_penalty, strength: 5}, {name: joined_replay},"
-         " {name: remember, capacity: 50}]}"],
+        [
+            *SMALL,
+            "method={operations: [{name: fisher_penalty, strength: 5}, {name: joined_replay},"
+            " {name: remember, capacity: 50}]}",
+        ],
         sweep=True,
     )
     axes = plan.space.axes()

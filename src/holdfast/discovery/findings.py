@@ -45,7 +45,7 @@ class Finding:
 
 def measured(book: Book) -> tuple[int, list[Entry]]:
     """The prefix on which most compositions were measured, and these, each once."""
-    done = [one for one in book.entries() if one.state == "done" and book.objectives(one) is not None]
+    done = [one for one in book.entries() if one.state == "done" and one.seed == 0 and book.objectives(one) is not None]
     lengths = [one.length for one in done]
     length = max(set(lengths), key=lambda n: (lengths.count(n), -n), default=0)
     return length, list({one.key: one for one in done if one.length == length}.values())
@@ -202,7 +202,7 @@ def trust(book: Book, folder: Path, prefixes: Sequence[int]) -> list[dict[str, A
         first objective; None below three of them.
     """
     last, name = prefixes[-1], book.settings.objectives[0]
-    ended = [one for one in book.entries() if one.state == "done" and one.length == last]
+    ended = [one for one in book.entries() if one.state == "done" and one.length == last and one.seed == 0]
     logs = [Log.read(folder / TRIALS / one.key) for one in ended if (folder / TRIALS / one.key / LOG_NAME).is_file()]
     rows = []
     for length in range(1, last):

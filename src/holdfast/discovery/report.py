@@ -164,6 +164,7 @@ def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
     length = max(levels, default=0)
     front = [key for key, rank in ranks(levels.get(length, {})).items() if rank == 0]
     found = [one for one in entries if one.key in front and one.length == length and one.state == "done"]
+    means = {key: plan.settings.turned(values) for key, values in levels.get(length, {}).items()}
     return {
         "objectives": list(plan.settings.objectives),
         "measured": f"on validation data, after {length} experiences",
@@ -171,7 +172,7 @@ def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
             {
                 "name": titled(plan, one),
                 "key": one.key,
-                "values": {name: one.values[name] for name in plan.settings.objectives},
+                "values": dict(zip(plan.settings.objectives, means[one.key])),
                 "job": plan.space.job(one.params),
             }
             for one in {one.key: one for one in found}.values()
@@ -183,7 +184,8 @@ def optimization(plan: Plan, best: Entry, front: Mapping[str, Any]) -> dict[str,
     """The best values as Hydra's Optuna sweeper writes them."""
     axes = plan.space.axes()
     params = {name: axes[name].value(value) for name, value in best.params.items() if name in axes}
-    values = [best.values[name] for name in plan.settings.objectives]
+    here = next((one["values"] for one in front["front"] if one["key"] == best.key), best.values)
+    values = [here[name] for name in plan.settings.objectives]
     if len(values) == 1:
         return {"name": "optuna", "best_params": params, "best_value": values[0]}
     solutions = [{"name": one["name"], "values": list(one["values"].values())} for one in front["front"]]
@@ -260,20 +262,22 @@ def _board(plan: Plan, book: Book, entries: Sequence[Entry]) -> list[dict[str, A
             if key not in seen:
                 seen.add(key)
                 one = next(e for e in entries if e.key == key and e.length == length and e.state == "done")
-                rows.append((titled(plan, one), one))
+                means = plan.settings.turned(levels[length][key])
+                rows.append((titled(plan, one), one, dict(zip(plan.settings.objectives, means))))
     over = {one.key: one for one in entries if one.state == "done" and one.key not in seen}
-    rows += [(f"{titled(plan, one)} (beyond a limit)", one) for one in over.values()]
-    objectives = plan.settings.objectives
+    for one in over.values():
+        why = "went wrong later" if book.within(one) else "beyond a limit"
+        rows.append((f"{titled(plan, one)} ({why})", one, one.values))
     return [
         {
             "name": name,
             "origin": one.origin,
             "length": one.length,
-            "cells": [said(key, one.values.get(key)).removeprefix(f"{key} ") for key in objectives],
+            "cells": [said(key, values.get(key)).removeprefix(f"{key} ") for key in plan.settings.objectives],
             "seconds": duration(one.seconds),
             "key": one.key,
         }
-        for name, one in rows
+        for name, one, values in rows
     ]
 
 
