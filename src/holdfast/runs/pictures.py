@@ -14,6 +14,7 @@ from holdfast.runs.drawing import (
     GRID,
     INK,
     SMALL,
+    all_fitted,
     fitted,
     legend_entry,
     name_ticks,
@@ -209,9 +210,9 @@ def inside_lines(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     middles = [(starts[index] + starts[index + 1]) / 2 for index in parts]
     if len(parts) <= 10:
-        axes.set_xticks(middles, [fitted(names[index], 14) for index in parts])
+        axes.set_xticks(middles, all_fitted([names[index] for index in parts], 14))
     else:
-        name_ticks(axes, names, 80)
+        name_ticks(axes, [names[index] for index in parts], 80, middles)
         axes.set_xticks([])
     if len(known) <= 8:
         axes.legend(

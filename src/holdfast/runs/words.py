@@ -169,7 +169,11 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
             percent(measure(runs, prefix + "plasticity")),
             "Just after an experience was learned, this share of its held-out samples was answered right.",
         ),
-        _forgot(measure(runs, prefix + "forgetting_first"), measure(runs, prefix + "forgetting_max")),
+        _forgot(
+            measure(runs, prefix + "forgetting_first"),
+            measure(runs, prefix + "forgetting_max"),
+            len({event["after"] for event in runs[0].log.of("evaluate") if event["after"] >= 0}) > 1,
+        ),
     ]
 
 
@@ -211,7 +215,10 @@ def _measured_on(runs: Sequence[Result], prefix: str) -> str:
     return f" ({count:,} samples, whose number alone makes it {low:.1f} to {high:.1f} %)"
 
 
-def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
+def _forgot(lost: Spread | None, most: Spread | None, often: bool) -> dict[str, str]:
+    if lost is None and not often and most is None:
+        sentence = "Not measured: that takes an evaluation after each of several experiences."
+        return headline_item("Forgot", "–", sentence)
     if lost is None:
         return headline_item("Forgot", "–", "There is nothing to forget yet: that takes a second experience.")
     gained = lost.mean < 0

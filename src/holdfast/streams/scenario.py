@@ -323,7 +323,7 @@ def _experience_name(scenario: Scenario, experience: Experience, names: Sequence
         described = dict(scenario.transforms[number])
         if described["kind"] == "rotate":
             return f"{described['degrees']:g} degrees"
-        return "as it is" if described["kind"] == "none" else f"permutation {described['seed']}"
+        return "as it is" if described["kind"] == "none" else f"permutation {number + 1}"
     if scenario.draw == "groups":
         return str(scenario.extra["names"][number])
     if scenario.draw in ("shuffled", "ordered") or not scenario.classes:
