@@ -129,7 +129,9 @@ def _left_out(said: Mapping[str, Any]) -> str:
     always = set.intersection(*(set(job["changes"]) for job in jobs)) if len(jobs) > 1 else set()
     lines = []
     for state in ("diverged", "failed"):
-        names = [" ".join(text for text in job["changes"] if text not in always) for job in jobs if job.get("state") == state]
+        names = [
+            " ".join(text for text in job["changes"] if text not in always) for job in jobs if job.get("state") == state
+        ]
         if names:
             lines.append(f"{state}, so not in the table: {'; '.join(names[:6])}{'; ...' if len(names) > 6 else ''}\n")
     return "".join(lines)
