@@ -20,7 +20,7 @@ from holdfast.testing.subjects import TRAINED
 from holdfast.testing.toys import model as any_model
 from holdfast.testing.toys import model_for
 
-SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured"}
+SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured", "stacked"}
 SLOW |= {"resume", "accumulate", "half", "double", "channels_last"}
 """Checks that are left to the slow tests, except for one method of each kind.
 

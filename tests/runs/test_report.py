@@ -332,7 +332,10 @@ def test_the_report_says_in_a_sentence_what_was_done_and_what_came_of_it(tmp_pat
     write_run(tmp_path)
     write_run(tmp_path / "references" / "joint", method="joint", matrix=[[0.9, 0.9, 0.9]] * 3)
     found = page(tmp_path)
-    assert "er(lr=0.1) learned 3 experiences of toy and keeps 73.3 %; joint 90.0 %." in found.text
+    told = "er learned 3 experiences of toy one after another; at the end it answers 73.3 % of the test samples right"
+    assert f"{told} (beside it: joint 90.0 %)." in found.text
+    assert "er: " in found.text
+    assert "(lr=0.1)." in found.text
     assert "references/joint/report.html" in [value for name, value in found.attributes if name == "href"]
     assert (tmp_path / "plots" / "references_over_time.png").is_file()
 

@@ -73,8 +73,8 @@ class Calls:
         if "out" in node.kwargs:
             rest = {key: value for key, value in node.kwargs.items() if key != "out"}
             kind = node.func._overloadname.removesuffix("out").removesuffix("_") or "default"
-            function = getattr(aten, name)
-            plain = node._replace(func=getattr(function, kind, function), kwargs=rest, writes=(), outs=(0,))
+            packet = getattr(aten, name)
+            plain = node._replace(func=getattr(packet, kind, packet), kwargs=rest, writes=(), outs=(0,))
             target = self.values[node.kwargs["out"].number]
             target.copy_(self.make(plain, unlike)[0])
             return [target]
@@ -273,7 +273,7 @@ def _adam(
             grad = grad + p * weight_decay
     mean.copy_(mean * beta1 + grad * (1 - beta1))
     square.copy_(square * beta2 + grad * grad * (1 - beta2))
-    variance = square
+    variance, step = square, step.double()  # as many digits as the numbers of the host have
     if most is not None:
         most.copy_(torch.maximum(most, square))
         variance = most
