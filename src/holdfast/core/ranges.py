@@ -125,7 +125,7 @@ class Rule:
     """
 
     ranges: list[tuple[Range, bool]] = field(default_factory=list)
-    choices: list[Any] = field(default_factory=list)
+    choices: list[object] = field(default_factory=list)
     element: Rule | None = None
     optional: bool = False
     numbers: bool = False
@@ -135,7 +135,7 @@ class Rule:
         """Whether there is anything to check."""
         return bool(self.ranges or self.choices) or (self.element is not None and self.element.speaks())
 
-    def allows(self, value: Any) -> bool:
+    def allows(self, value: object) -> bool:
         """Whether the parameter may be `value`."""
         if value is None:
             return self.optional or self.others
@@ -166,14 +166,14 @@ class Rule:
         return f"Choose {chosen}{', or give ' + ', or '.join(wanted) if wanted else ''}."
 
 
-def rule(annotation: Any) -> Rule:
+def rule(annotation: object) -> Rule:
     """The rule that an annotation stands for."""
     found = Rule()
     _add(found, annotation)
     return found
 
 
-def _add(found: Rule, hint: Any) -> None:
+def _add(found: Rule, hint: object) -> None:
     origin, args = get_origin(hint), get_args(hint)
     if hint is None or hint is NoneType:
         found.optional = True
@@ -201,7 +201,7 @@ def _add(found: Rule, hint: Any) -> None:
         found.others = True
 
 
-def rules(function: Callable[..., Any]) -> dict[str, Rule]:
+def rules(function: Callable[..., object]) -> dict[str, Rule]:
     """The rules of a signature: for each parameter whose annotation holds a range or choices."""
     made = {}
     for parameter, hint in _hints(function):
@@ -213,7 +213,7 @@ def rules(function: Callable[..., Any]) -> dict[str, Rule]:
     return made
 
 
-def _hints(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
+def _hints(function: Callable[..., object]) -> Iterator[tuple[inspect.Parameter, object]]:
     """The parameters of a function with what their annotations stand for."""
     target = inspect.unwrap(function)
     namespace = {**vars(typing), **vars(collections.abc), **getattr(target, "__globals__", {})}
@@ -246,7 +246,7 @@ def completed(text: str, names: Iterable[str], shared: Mapping[str, str]) -> str
     return text[: section.start(2)] + "".join(whole.values()) + text[section.end(2) :]
 
 
-def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, Any]]) -> None:
+def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, object]]) -> None:
     """Raise a `ConfigError` for the first argument that its rule does not allow."""
     for name, value in arguments:
         one = found.get(name)
@@ -306,7 +306,7 @@ def guard(cls: type, name: Callable[[type], str] = lambda cls: cls.__name__) -> 
         return
 
     @functools.wraps(constructor)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+    def wrapped(self: object, *args: object, **kwargs: object) -> None:
         with_self = signature.bind_partial(self, *args, **kwargs).arguments
         check(name(type(self)), found, with_self.items())
         constructor(self, *args, **kwargs)
@@ -315,7 +315,7 @@ def guard(cls: type, name: Callable[[type], str] = lambda cls: cls.__name__) -> 
     cls.__init__ = wrapped  # type: ignore[misc]
 
 
-def check_fields(made: Any, owner: str) -> None:
+def check_fields(made: object, owner: str) -> None:
     """Check the fields of a dataclass, from its `__post_init__`, against the ranges and choices of their annotations.
 
     Args:
@@ -335,7 +335,7 @@ def _field_rules(cls: Any, owner: str) -> dict[str, Rule]:
     return _defined(cls.__init__, owner)[0]
 
 
-def _defined(function: Callable[..., Any], owner: str) -> tuple[dict[str, Rule], inspect.Signature]:
+def _defined(function: Callable[..., object], owner: str) -> tuple[dict[str, Rule], inspect.Signature]:
     """The rules of a function whose defaults keep to them, and its signature."""
     found, signature = rules(function), inspect.signature(function)
     for name, one in found.items():
