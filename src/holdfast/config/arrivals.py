@@ -210,16 +210,16 @@ def problems_of(job: Job) -> list[str]:
 
 
 def _problems_of_arrival(arrival: Any) -> list[str]:
-    found = []
+    problems = []
     if arrival.policy != "reservoir" and arrival.watermark is not None:
-        found.append("arrival.watermark: it is for the policy reservoir. Write arrival.policy=reservoir.")
+        problems.append("arrival.watermark: it is for the policy reservoir. Write arrival.policy=reservoir.")
     if arrival.policy == "reservoir" and arrival.window is not None:
-        found.append("arrival.window: a reservoir gives rows again by itself. Choose one of the two.")
+        problems.append("arrival.window: a reservoir gives rows again by itself. Choose one of the two.")
     if arrival.max_steps < arrival.min_steps:
-        found.append(
+        problems.append(
             f"arrival.max_steps: got {arrival.max_steps}, below arrival.min_steps={arrival.min_steps}. Give more."
         )
-    return found
+    return problems
 
 
 def _problems_of_method(job: Job) -> list[str]:

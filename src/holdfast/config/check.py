@@ -94,8 +94,8 @@ def cross_checks(job: Job) -> list[str]:
     problems += check_optimizer(block.optimizer) or check_scheduler(block.optimizer, block.scheduler)
     problems += check_changes(block, stream)
     if block.scheduler is not None and block.scheduler.name == "ReduceLROnPlateau":
-        found = check_held_out(stream, "", {**trainer, "scheduler": "ReduceLROnPlateau"}, ("scheduler",))
-        problems += [problem.removeprefix(".") for problem in found]
+        refused = check_held_out(stream, "", {**trainer, "scheduler": "ReduceLROnPlateau"}, ("scheduler",))
+        problems += [problem.removeprefix(".") for problem in refused]
     problems += check_processes(job)
     problems += _check_references(job, stream)
     problems += check_device_name(config["device"])

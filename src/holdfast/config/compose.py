@@ -33,8 +33,8 @@ class Layer:
 def leaves(value: Any, path: Key = ()) -> Iterator[Key]:
     """The path of everything in `value` that has no parts."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    found = [leaf for key, part in items for leaf in leaves(part, (*path, str(key)))]
-    yield from found or [path]
+    below = [leaf for key, part in items for leaf in leaves(part, (*path, str(key)))]
+    yield from below or [path]
 
 
 def note(origins: Origins, path: Key, value: Any, source: str) -> None:
@@ -105,18 +105,18 @@ class Reader:
         entries = content.get("defaults", [])
         if not isinstance(entries, list):
             raise ConfigError(f"{source}: defaults is {shown(entries)}. Write a list: [{{trainer: cpu}}, _self_].")
-        found: list[Layer] = []
+        layers: list[Layer] = []
         for entry in entries:
-            found += [own] if entry == "_self_" else self._entry(entry, source, group)
+            layers += [own] if entry == "_self_" else self._entry(entry, source, group)
         if "_self_" not in entries and body:
-            found.append(own)
+            layers.append(own)
         self.search |= (
             {**search, "params": {**self.search.get("params", {}), **search["params"]}}
             if "params" in search
             else search
         )
         self._open.pop()
-        return found
+        return layers
 
     def _entry(self, entry: Any, source: str, group: str) -> list[Layer]:
         optional = False

@@ -284,17 +284,17 @@ def tree(composition: Composition, resolved: Mapping[str, Any], title: str = "jo
 
 def lines(composition: Composition, resolved: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """The same flat: dotted path -> value and source."""
-    found: dict[str, tuple[Any, str]] = {}
+    flat: dict[str, tuple[Any, str]] = {}
 
     def walk(value: Any, path: tuple[str, ...]) -> None:
         if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(one, Mapping) for one in value)):
             for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
                 walk(part, (*path, str(key)))
         else:
-            found[".".join(path)] = (value, _source(composition, resolved, path))
+            flat[".".join(path)] = (value, _source(composition, resolved, path))
 
     walk(resolved, ())
-    return found
+    return flat
 
 
 def _source(composition: Composition, resolved: Mapping[str, Any], path: tuple[str, ...]) -> str:

@@ -183,7 +183,7 @@ def parameters(function: Callable[..., Any]) -> list[Parameter]:
     _, described = docs(target.__doc__)
     if isinstance(target, type):
         described = {**docs(owner.__doc__)[1], **described}
-    found = []
+    read = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -193,8 +193,8 @@ def parameters(function: Callable[..., Any]) -> list[Parameter]:
             kind, default = PYTHON_ONLY, None
         if default is None and kind is not PYTHON_ONLY:
             kind = Union[kind, None]  # noqa: UP007
-        found.append(Parameter(parameter.name, kind, default, described.get(parameter.name, "")))
-    return found
+        read.append(Parameter(parameter.name, kind, default, described.get(parameter.name, "")))
+    return read
 
 
 def _resolve(annotation: Any, namespace: dict[str, Any], default: Any) -> Any:

@@ -279,9 +279,9 @@ class Body:
         if not declared and cut is None and self.head is not None:
             return None, [self.head]
         chain = chain_of(model)
-        place = len(chain.stages) if cut is None else chain.position(cut)
+        start = len(chain.stages) if cut is None else chain.position(cut)
         stages = list(chain.stages.values())
-        return stages[:place], [*stages[place:], chain.output]
+        return stages[:start], [*stages[start:], chain.output]
 
     def parameters_below(self, cut: Cut = None) -> list[nn.Parameter]:
         """The parameters below a cut, those that are frozen too."""

@@ -273,10 +273,10 @@ class Engine:
         services = self.services
         roots, factors = [step.loss], [1.0]
         for name, loss in self._named_losses:
-            found = loss(step, services)
-            if found is None:
+            answer = loss(step, services)
+            if answer is None:
                 continue
-            term, factor = found if isinstance(found, tuple) else (found, 1.0)
+            term, factor = answer if isinstance(answer, tuple) else (answer, 1.0)
             if term.dim():
                 raise UsageError(f"operation {name!r} returned a loss of shape {tuple(term.shape)}. Return a scalar.")
             services.log(name, term, factor)

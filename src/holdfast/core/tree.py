@@ -60,9 +60,9 @@ def bytes_in(value: object, seen: set[tuple[int, int]] | None = None) -> int:
     """
     seen = set() if seen is None else seen
     if isinstance(value, Tensor):
-        place = (value.data_ptr(), value.nbytes)  # views of one flat tensor count each, the same view once
-        counts = place not in seen and not (value.dtype == torch.uint8 and value.shape == RANDOM_STATE)
-        seen.add(place)
+        storage = (value.data_ptr(), value.nbytes)  # views of one flat tensor count each, the same view once
+        counts = storage not in seen and not (value.dtype == torch.uint8 and value.shape == RANDOM_STATE)
+        seen.add(storage)
         return value.nbytes if counts else 0
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return sum(bytes_in(part, seen) for part in parts)

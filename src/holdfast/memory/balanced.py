@@ -80,8 +80,8 @@ class BalancedReservoir(Insertion):
             return held[int(which * len(held))]
         choice = int(which * len(self._largest) * len(self._held[self._largest[0]]))
         victim = self._held[self._largest[choice % len(self._largest)]]
-        place = choice // len(self._largest)
-        slot, victim[place] = victim[place], victim[-1]
+        position = choice // len(self._largest)
+        slot, victim[position] = victim[position], victim[-1]
         victim.pop()
         held.append(slot)
         self._mark_largest()
@@ -240,8 +240,8 @@ class FrequencyAware(Insertion):
         if len(held) < self._quotas[label]:
             excess = {other: len(slots) - self._quotas[other] for other, slots in self._held.items() if other != label}
             victim = self._held[max(excess, key=excess.__getitem__)]
-            place = self._draw(len(victim))
-            slot, victim[place] = victim[place], victim[-1]
+            position = self._draw(len(victim))
+            slot, victim[position] = victim[position], victim[-1]
             victim.pop()
             held.append(slot)
             return slot

@@ -131,9 +131,9 @@ def quotas(capacity: int, available: Sequence[int]) -> list[int]:
         left -= most
     shares = [min(most, level) for most in available]
     spare = capacity - sum(shares)
-    for place, most in enumerate(available):
-        if spare > 0 and most > shares[place]:
-            shares[place] += 1
+    for index, most in enumerate(available):
+        if spare > 0 and most > shares[index]:
+            shares[index] += 1
             spare -= 1
     return shares
 

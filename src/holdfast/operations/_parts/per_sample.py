@@ -106,9 +106,9 @@ class PerSample:
         """
         way = self.choose(inputs, task)
         if way == "closed":
-            found = self._closed(inputs, targets, task, loss, draw)
-            if found is not None:
-                return found
+            sums = self._closed(inputs, targets, task, loss, draw)
+            if sums is not None:
+                return sums
             self._refuse_without_closed_form("a layer is not called once, with a row for each sample")
             way = self.choose(inputs, task, without=("closed",))
         if way == "vmapped":
@@ -179,10 +179,10 @@ class PerSample:
         for way, sums in (("closed", self._closed), ("vmapped", self._vmapped)):
             skipped = way in without or rows_out != len(index) or (way == "closed" and self.layers is None)
             try:
-                found = None if skipped else sums(*given)
+                answer = None if skipped else sums(*given)
             except Exception:  # torch.func has no class of error for what it cannot do
-                found = None
-            if found is not None and self._same(found, truth):
+                answer = None
+            if answer is not None and self._same(answer, truth):
                 return way  # type: ignore[return-value]
             if way == "closed" and not skipped:
                 self._refuse_without_closed_form("it gives other numbers than one backward a sample")
