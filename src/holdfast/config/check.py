@@ -171,9 +171,9 @@ def _check_targets(criterion: str, stream: dict[str, Any], outer: str) -> list[s
     """Whether the loss takes targets of the kind that the data sets have, or that the `outer` stream makes of them."""
     if criterion not in kinds.CRITERIA:
         return []
-    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    datasets = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
     loss = kinds.find("criteria", criterion)
-    for dataset in map(schema.expand, given):
+    for dataset in map(schema.expand, datasets):
         made = getattr(kinds.find("datasets", dataset["name"]), "kind", "classification")  # always numbers, or as told
         recast = getattr(kinds.find("streams", outer), "kind", None)  # whatever the data set has
         numbers = (recast or dataset.get("kind", made)) == "regression"
@@ -213,8 +213,10 @@ def _unlabelled(stream: dict[str, Any]) -> str:
 
 def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
     """Whether stream and model take the inputs that the data sets are known to have."""
-    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
-    vectors = [one["name"] for one in given if getattr(kinds.find("datasets", one["name"]), "inputs", "") == "vectors"]
+    datasets = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    vectors = [
+        one["name"] for one in datasets if getattr(kinds.find("datasets", one["name"]), "inputs", "") == "vectors"
+    ]
     takers = {"stream": ("streams", stream["name"]), "model": ("models", model)}
     return [
         f"{path}: `{name}` takes images, and data set `{vectors[0]}` has vectors. "
@@ -227,9 +229,9 @@ def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
 def _check_libraries(job: Job, stream: dict[str, Any]) -> list[str]:
     """Names that a library lacks, by its own list; nothing where it is not installed, which is told when it is used."""
     problems = []
-    given = {"stream.dataset": stream["dataset"]} if stream.get("dataset") else {}
-    given |= {f"stream.datasets.{i}": one for i, one in enumerate(stream.get("datasets") or [])}
-    for path, dataset in given.items():
+    datasets = {"stream.dataset": stream["dataset"]} if stream.get("dataset") else {}
+    datasets |= {f"stream.datasets.{i}": one for i, one in enumerate(stream.get("datasets") or [])}
+    for path, dataset in datasets.items():
         if dataset["name"] == "torchvision":
             with contextlib.suppress(ImportError):
                 names = known_datasets()

@@ -134,8 +134,8 @@ class Job:
     @functools.cached_property
     def references(self) -> dict[str, Job]:
         """The jobs to compare with, by the names of the references."""
-        known = (*PROTOCOLS, *kinds.names("methods"))
-        return {name: self.against(name) for name in self.config["references"] if name in known}
+        names = (*PROTOCOLS, *kinds.names("methods"))
+        return {name: self.against(name) for name in self.config["references"] if name in names}
 
     def parts(self) -> dict[str, Job]:
         """The single runs that a job stands for: by seed, and by reference; folder -> job. A plain one is itself."""

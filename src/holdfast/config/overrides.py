@@ -230,11 +230,11 @@ def apply(config: dict[str, Any], overrides: Sequence[Override]) -> dict[str, An
                 f"Write ~{dotted(override.path)} to delete it whatever it is."
             )
         del holder[key]
-    given = {override.path for override in overrides if not override.delete}
+    typed = {override.path for override in overrides if not override.delete}
     trainer = config.get("trainer")
     if isinstance(trainer, dict):
-        settle_length(trainer, {path[1] for path in given if len(path) == 2 and path[0] == "trainer"})
-    if ("seed",) in given and ("seeds",) not in given:
+        settle_length(trainer, {path[1] for path in typed if len(path) == 2 and path[0] == "trainer"})
+    if ("seed",) in typed and ("seeds",) not in typed:
         config["seeds"] = None
     return config
 

@@ -230,9 +230,9 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(source, dict) and takes_dataset(_name(source.get("stream"))):
         inner = source["stream"] if isinstance(source["stream"], dict) else {"name": source["stream"]}
         source["stream"] = {"dataset": default()["stream"]["dataset"], **inner}
-    given = config.get("trainer")
-    if isinstance(given, dict) and isinstance(result["trainer"], dict):
-        settle_length(result["trainer"], set(given))
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict) and isinstance(result["trainer"], dict):
+        settle_length(result["trainer"], set(trainer))
     return result
 
 

@@ -230,8 +230,10 @@ def summary(config: dict[str, Any]) -> dict[str, str]:
         if config[key] is not None:
             lines[key] = one_line(kind.plural, config[key])
     defaults = {parameter.name: parameter.default for parameter in schema.trainer_parameters()}
-    given = {key: value for key, value in config["trainer"].items() if value != defaults.get(key) and value is not None}
-    lines["trainer"] = ", ".join(f"{key}={shown(value)}" for key, value in given.items()) or "defaults"
+    changed = {
+        key: value for key, value in config["trainer"].items() if value != defaults.get(key) and value is not None
+    }
+    lines["trainer"] = ", ".join(f"{key}={shown(value)}" for key, value in changed.items()) or "defaults"
     for key in ("start_from", "criterion", "device", "threads"):
         if config[key] is not None:
             lines[key] = str(config[key])
@@ -299,7 +301,7 @@ def lines(composition: Composition, resolved: Mapping[str, Any]) -> dict[str, tu
 
 def _source(composition: Composition, resolved: Mapping[str, Any], path: tuple[str, ...]) -> str:
     """The source of a value, of a list's elements the last that was said."""
-    below = [source for known, source in composition.origins.items() if known[: len(path)] == path]
+    below = [source for where, source in composition.origins.items() if where[: len(path)] == path]
     return below[-1] if below else origin(composition, resolved, path)
 
 

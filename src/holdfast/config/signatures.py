@@ -204,9 +204,9 @@ def _resolve(annotation: Any, namespace: dict[str, Any], default: Any) -> Any:
     if not isinstance(annotation, str):
         return annotation
     holder = type("_", (), {"__annotations__": {"it": annotation}})
-    known = {**vars(typing), **vars(collections.abc), **namespace}
+    names = {**vars(typing), **vars(collections.abc), **namespace}
     try:
-        return typing.get_type_hints(holder, globalns=known, include_extras=True)["it"]
+        return typing.get_type_hints(holder, globalns=names, include_extras=True)["it"]
     except (NameError, AttributeError, TypeError):  # imported for type checkers only: an object, never JSON
         return PYTHON_ONLY
 

@@ -117,7 +117,7 @@ class Engine:
         Raises:
             UsageError: if an operation replaced the data that did not declare it.
         """
-        given = experience
+        whole = experience
         targets = self.targets
         if targets.classes and len(experience.train) and (targets.single or not experience.classes):
             targets.check(experience.train.targets)
@@ -134,7 +134,7 @@ class Engine:
                 if len(data) and not data.targets.is_floating_point():
                     classes = labels_in(data.targets, self.services.criterion)
                 experience = dataclasses.replace(experience, train=data, classes=classes)
-        replaced = experience is not given
+        replaced = experience is not whole
         self.learner.enter(experience, experience.tasks() if replaced else None)
         return experience, replaced
 

@@ -145,7 +145,7 @@ def flatten(rows: Mapping[str, Tree]) -> tuple[dict[str, Tensor], Structure]:
             parts = {f"{field}.{key}": value for key, value in tree.items()}
         elif isinstance(tree, tuple | list):
             structure[field] = len(tree)
-            parts = {f"{field}.{place}": value for place, value in enumerate(tree)}
+            parts = {f"{field}.{index}": value for index, value in enumerate(tree)}
         else:
             structure[field] = None
             parts = {field: tree}
@@ -174,7 +174,7 @@ def restore(columns: Mapping[str, Tensor], structure: Structure) -> dict[str, Tr
         if shape is None:
             rows[field] = columns[field]
         elif isinstance(shape, int):
-            rows[field] = tuple(columns[f"{field}.{place}"] for place in range(shape))
+            rows[field] = tuple(columns[f"{field}.{index}"] for index in range(shape))
         else:
             rows[field] = {key: columns[f"{field}.{key}"] for key in shape}
     return rows

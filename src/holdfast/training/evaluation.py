@@ -103,8 +103,8 @@ def _confusion(targets: Tensor, guess: Tensor) -> dict[str, dict[str, int]]:
 
 def _joined(ranks: Ranks, total: Tensor, counted: int, *rows: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
     """What every rank found on its part, on every rank, in order of rank."""
-    held = [[tuple(column.cpu() for column in part) for part in parts] for parts in rows]
-    found = ranks.gather((float(total), counted, held))
+    columns = [[tuple(column.cpu() for column in part) for part in parts] for parts in rows]
+    found = ranks.gather((float(total), counted, columns))
     joined = [[part for *_, parts in found for part in parts[kind]] for kind in range(len(rows))]
     return (torch.tensor(sum(one for one, *_ in found)), sum(count for _, count, _ in found), *joined)
 
@@ -151,8 +151,8 @@ def evaluate_all(session: Session, after: int) -> None:
             data = getattr(experience, split)
             if data is None or len(data) == 0:
                 continue
-            found = _evaluated(session, experience, data, split)
-            session.records.write(event="evaluate", after=after, experience=experience.index, split=split, **found)
+            counts = _evaluated(session, experience, data, split)
+            session.records.write(event="evaluate", after=after, experience=experience.index, split=split, **counts)
 
 
 def _evaluated(session: Session, experience: Experience, data: Data, split: str) -> dict[str, Any]:
@@ -200,10 +200,10 @@ def _measured(session: Session, experience: Experience) -> tuple[float | None, f
             "Make the stream with validation=0.1, or leave them out."
         )
     session.ranks.average_buffers(session.model)
-    found = [_evaluated(session, one, data, split) for one, data in parts]
-    samples = sum(one["samples"] for one in found)
-    loss = sum(one["samples"] * float(one["loss"] or 0.0) for one in found) / samples
-    rights = [one["correct"] if experience.task is None else one["correct_task"] for one in found]
+    counts = [_evaluated(session, one, data, split) for one, data in parts]
+    samples = sum(one["samples"] for one in counts)
+    loss = sum(one["samples"] * float(one["loss"] or 0.0) for one in counts) / samples
+    rights = [one["correct"] if experience.task is None else one["correct_task"] for one in counts]
     return None if rights[0] is None else sum(rights) / samples, loss
 
 

@@ -146,7 +146,7 @@ class Taps:
         values = None
         if step.outputs is not None:
             address = step.outputs.data_ptr()
-            values = next((held for outputs, held in self._forwards if outputs.data_ptr() == address), None)
+            values = next((taps for outputs, taps in self._forwards if outputs.data_ptr() == address), None)
         if values is None:
             self._forwards.clear()
             learner(step.inputs, step.task)

@@ -50,11 +50,11 @@ def supported_layers(model: nn.Module) -> dict[str, nn.Module] | None:
     owned: set[int] = set()
     for name, module in model.named_modules():
         chunked = _chunked(module)
-        own = dict(module.named_parameters(recurse=chunked))
-        trained = [p for p in own.values() if p.requires_grad]
+        direct = dict(module.named_parameters(recurse=chunked))
+        trained = [p for p in direct.values() if p.requires_grad]
         if not trained or (isinstance(module, nn.ParameterList) and all(id(p) in owned for p in trained)):
             continue
-        if not chunked and not (_plain(module) and own.keys() <= {"weight", "bias"}):
+        if not chunked and not (_plain(module) and direct.keys() <= {"weight", "bias"}):
             return None
         if any(id(p) in owned for p in trained):  # two layers share their weights
             return None

@@ -44,8 +44,8 @@ def directions(points: Tensor, losses: Tensor, count: int) -> Tensor:
     directions: list[Tensor] = []
     for _ in range(count):
         along = x.T @ y
-        for known in directions:  # orthogonal already, but for rounding
-            along = along - known * (known @ along)
+        for earlier in directions:  # orthogonal already, but for rounding
+            along = along - earlier * (earlier @ along)
         length = float(along.norm())
         if not math.isfinite(length) or length <= floor or length == 0:
             break
@@ -192,8 +192,8 @@ class LossModels(Operation):
     def values(self, learner: Services) -> list[Tensor]:
         """The parameters that models speak of, always in the same order; new ones come last."""
         if self._order[0] is not learner.parameters():
-            known = set(self.names)
-            self.names += [name for name in learner.named_parameters() if name not in known]
+            names = set(self.names)
+            self.names += [name for name in learner.named_parameters() if name not in names]
             named = dict(learner.model.named_parameters())
             self._order = (learner.parameters(), [named[name] for name in self.names])
         return self._order[1]
