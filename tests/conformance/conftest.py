@@ -24,8 +24,8 @@ SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captur
 SLOW |= {"resume", "accumulate", "half", "double", "channels_last"}
 """Checks that are left to the slow tests, except for one method of each kind.
 
-The digests train every method in other ways, resumed and on accumulated batches; the others take long, or have to do with
-an operation's arithmetic less than with what all share.
+The digests train every method in other ways, resumed and on accumulated batches; the others take long, or look less at
+an operation's arithmetic than at what all share.
 """
 
 BASIC = ("der_plus_plus", "ewc_online", "si", "lwf", "agem")

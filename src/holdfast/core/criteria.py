@@ -32,13 +32,18 @@ _FLOATS: tuple[Any, ...] = (
 
 
 def without_classes(criterion: Callable[..., Tensor] | None) -> bool:
-    """Whether `criterion` is one of torch's that take numbers or several labels a row, and no class index.
+    """Whether `criterion` is one of torch's or ours that take numbers or several labels a row, and no class index.
 
     Example:
         >>> without_classes(F.mse_loss), without_classes(nn.BCEWithLogitsLoss()), without_classes(F.cross_entropy)
         (True, True, False)
     """
-    return criterion in _FLOATS or type(criterion) in _FLOATS or bool(getattr(criterion, "without_classes", False))
+    return elementwise(criterion) or bool(getattr(criterion, "without_classes", False))
+
+
+def elementwise(criterion: Callable[..., Tensor] | None) -> bool:
+    """Whether `criterion` is one of torch's that take a number for each output."""
+    return criterion in _FLOATS or type(criterion) in _FLOATS
 
 
 def likelihood(criterion: Callable[..., Tensor]) -> Likelihood | None:

@@ -39,6 +39,8 @@ class Source(ABC):
         classes: how many outputs the targets ask for, where that is known: classes, or numbers of a regression.
         prepare: turns raw inputs into the model's, as `Stream.prepare` does; None where they are the model's.
         drifts: how many rows come before each place where the data are known to change, for measures of detectors.
+        class_names: one per class, where the source knows them.
+        table: how the columns of a table become the inputs, as plain JSON values; None where they are no table's.
     """
 
     length: int | None = None
@@ -48,6 +50,8 @@ class Source(ABC):
     classes: int | None = None
     prepare: Callable[..., Any] | None = None
     drifts: Sequence[int] = ()
+    class_names: Sequence[str] = ()
+    table: dict[str, object] | None = None
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
@@ -256,6 +260,7 @@ class Experiences(Source):
         self.seed = seed
         self.length = sum(-(-len(experience.train) // batch_size) * epochs for experience in stream)
         self.input_shape, self.classes, self.prepare = tuple(stream.input_shape), stream.outputs, stream.prepare
+        self.class_names = tuple(stream.class_names)
         rows = itertools.accumulate(len(experience.train) * epochs for experience in stream)
         self.drifts = list(rows)[:-1]
         self._given = 0

@@ -29,6 +29,9 @@ BESIDE = ("average_accuracy", "worst_class", "forgetting_first", "method_bytes_p
 LAST = 4
 """How many of the best compositions are compared on all that the protocol allows, before any is chosen."""
 
+SEEDS = 3
+"""With how many seeds the leaders are trained before one is chosen: what goes well once may diverge the next time."""
+
 SHARE_OF_FINALS, MOST_SHARE = 0.25, 0.5
 """Part of a budget that is kept for the end until it is known what that costs, and the most that is."""
 
@@ -69,7 +72,7 @@ class Clock:
         total: dict[str, float] = {}
         longest: dict[str, int] = {}
         for one in entries:  # a promoted trial goes on from where the one before it ended
-            if one.state == "done":
+            if one.state == "done" and one.seed == 0:
                 total[one.key] = total.get(one.key, 0.0) + one.seconds
                 longest[one.key] = max(longest.get(one.key, 0), one.length)
         best = self.book.best(entries, max(LAST, self.plan.settings.finals))
@@ -85,7 +88,7 @@ class Clock:
         return wanted if self.budget is None else min(wanted, MOST_SHARE * self.budget)
 
     def last(self, entries: Sequence[Entry]) -> float:
-        """Seconds that it takes to compare the best on all that the protocol allows, less what they have learned."""
+        """Seconds that it takes to compare the best on all that the protocol allows, the leaders with several seeds."""
         each, whole = self.each(entries), self.plan.prefixes[-1]
         if each is None:
             return 0.0
@@ -94,7 +97,8 @@ class Clock:
             if one.state == "done":
                 longest[one.key] = max(longest.get(one.key, 0), one.length)
         best = self.book.best(entries, max(LAST, self.plan.settings.finals))
-        return each * sum(whole - longest[key] for key in best) / self.jobs
+        again = whole * (SEEDS - 1) * max(1, self.plan.settings.finals)
+        return each * (sum(whole - longest[key] for key in best) + again) / self.jobs
 
     def room(self, entries: Sequence[Entry]) -> bool:
         """Whether another composition fits beside what the end will take."""

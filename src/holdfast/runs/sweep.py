@@ -74,7 +74,8 @@ def sweep(
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(unknown("launcher", launcher, LAUNCHERS))
-    todo = planned(path, changes, folders, dialects)
+    notes: dict[str, list[str]] = {}
+    todo = planned(path, changes, folders, dialects, notes)
     if any(shared(config) for _, config in todo):
         raise ConfigError(
             "-m starts processes of its own, and this one was started as one of several (LOCAL_RANK or SLURM_NTASKS is"
@@ -87,8 +88,12 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         runs = _enlisted(folder, todo, command, search)
+        for job in runs:
+            job.notes = notes.get(job.key, [])
         waiting = [job for job in runs if job.state not in ENDED]
         if not quiet:
+            for note in dict.fromkeys(note for job in runs for note in job.notes):
+                _say(note)
             kept = len(runs) - len(waiting)
             _say(f"{len(runs)} runs in {folder}" + (f", {kept} finished already" if kept else ""))
         done = [len(runs) - len(waiting)]
@@ -153,9 +158,21 @@ def _at_once(waiting: Sequence[Job], command: str, ended: Callable[[Job], None])
 
 
 def planned(
-    path: str | None, changes: Sequence[str], folders: Sequence[Path] = (), dialects: Sequence[Dialect] = ()
+    path: str | None,
+    changes: Sequence[str],
+    folders: Sequence[Path] = (),
+    dialects: Sequence[Dialect] = (),
+    notes: dict[str, list[str]] | None = None,
 ) -> list[tuple[list[str], dict[str, Any]]]:
-    """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once."""
+    """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once.
+
+    Args:
+        path: as in `sweep`, like `changes`, `folders` and `dialects`.
+        changes: with several values.
+        folders: of config groups.
+        dialects: other projects' ways to write a job.
+        notes: gets what a file of another project means differently here, by the key of each job.
+    """
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     tried: set[str] = set()  # which parts were put together, whatever their optimiser and seed
     keys = [text.split("=", 1)[0].lstrip("+~") for text in changes]
@@ -174,6 +191,8 @@ def planned(
             config = validated(config, " ".join(texts), together=parts not in tried).config
             tried.add(parts)
             found.setdefault(job_key(config), (texts, config))
+            if notes is not None and composition.notes:
+                notes.setdefault(job_key(config), composition.notes)
     return list(found.values())
 
 
