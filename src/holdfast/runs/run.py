@@ -146,8 +146,7 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
         reported = time.monotonic()
-        parts = job.parts()
-        _train_together(folder, parts, quiet)
+        _train_together(folder, parts := job.parts(), quiet)
         for where, part in parts.items():
             place = _opened(folder, where, part)
             if place is None:
