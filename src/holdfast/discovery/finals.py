@@ -141,6 +141,13 @@ class Clock:
         return f", about {duration(max(0.0, min(guesses)))} left" if guesses else ""
 
 
+def seconds_of_last(plan: Plan, experience: float) -> float:
+    """What it costs to compare the best on everything, the leaders with several seeds; from that of one experience."""
+    shortest, whole = plan.prefixes[0], plan.prefixes[-1]
+    leaders = max(1, plan.settings.finals)
+    return experience * (max(LAST, leaders) * (whole - shortest) + leaders * (SEEDS - 1) * whole)
+
+
 def finalists(plan: Plan, book: Book) -> list[Entry]:
     """The compositions that are run on test data: the best by validation data, and the best published method."""
     entries = book.entries()
