@@ -109,7 +109,9 @@ def _trainer() -> type:
         import accelerate  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
         from transformers import Trainer
     except ImportError:
-        raise needs_extra("holdfast.transformers.ContinualTrainer", "transformers and accelerate", "transformers") from None
+        raise needs_extra(
+            "holdfast.transformers.ContinualTrainer", "transformers and accelerate", "transformers"
+        ) from None
     return type("ContinualTrainer", (ContinualMixin, Trainer), {"__doc__": ContinualMixin.__doc__})
 
 
