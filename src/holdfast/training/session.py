@@ -229,6 +229,9 @@ class Session:
         )
         kind = PRECISIONS[settings.precision]
         learner.autocast = None if kind is None else (device.type, kind)
+        learner.services.pads = settings.pad
+        if settings.memory_device is not None:
+            learner.services.memory_device = torch.device(settings.memory_device)
         engine = Engine(method, learner, way.offers - without, way.advice)
         model = learner.model  # a method may have put another in its place
         if engine.acts_at("take_step"):
