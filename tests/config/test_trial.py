@@ -101,7 +101,7 @@ def test_validate_and_run_agree_on_many_random_compositions():
           "method": {"operations": ["duplicate_backbone"]}}, "`duplicate_backbone` copies a backbone"),
         ({"references": ["joint", "continual_backprop"], "model": "linear"}, "references.1: `continual_backprop` does"),
         ({"stream": {"dataset": "mnist", "paradigm": "task"}, "method": "duplicate_backbone",
-          "model": {"name": "torchvision", "architecture": "resnet18"}}, "method: `lateral_connections` runs the layers of a backbone one after"),
+          "model": {"name": "torchvision", "architecture": "resnet18"}}, "`lateral_connections` runs the layers of"),
         ({"stream": {"dataset": "mnist"}, "model": {"name": "torchvision", "architecture": "vit_b_16"}},
          r"model: 'vit_b_16' cannot take images of shape \(1, 28, 28\)"),
         ({"stream": {"dataset": "mnist"}, "method": "continual_backprop",
