@@ -124,7 +124,8 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
     samples = read_samples(run.path)
     if samples is not None:
         wrong = int((samples.answers != samples.targets).sum())
-        caption = f"Test images with the answers at the end{of}, wrong ones first ({wrong} of the {len(samples.answers)} shown)."
+        counted = f"{wrong} of the {len(samples.answers)} shown"
+        caption = f"Test images with the answers at the end{of}, wrong ones first ({counted})."
         plots.append(Plot("samples", sample_grid(samples, run.log.class_names), "Samples", caption, WIDE + 1))
     parts = {index: inside(run.log, index, "task" if run.prefix else "") for index in range(1, len(names))}
     parts = {index: part for index, part in parts.items() if part[1].size}

@@ -22,6 +22,7 @@ from holdfast.runs.drawing import (
     series,
 )
 from holdfast.runs.plots import cells, name_cells
+from holdfast.runs.words import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,7 +174,7 @@ def loss_map(losses: np.ndarray, names: Sequence[str]) -> Figure:
         scale = np.log10(np.maximum(losses, np.nanmin(np.where(losses > 0, losses, np.nan), initial=1e12)))
     low, high = np.nanmin(scale), np.nanmax(scale)
     shades = 1 - (scale - low) / max(float(high - low), 1e-9)
-    cells(axes, shades, lambda row, column: f"{losses[row, column]:.2g}")
+    cells(axes, shades, lambda row, column: number(losses[row, column], 2))
     name_cells(axes, names, names, 12 * side)
     axes.set_xlabel("tested on experience")
     axes.set_ylabel("after learning experience")
