@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -124,10 +125,24 @@ class Tasked(nn.Module):
         module: whose class has that forward; it may be patched on the object, which is not looked at.
     """
 
+    takes_task = True
+    """So that the memory keeps the task of each row."""
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
         self.default: Task = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tasked:
+        """A copy that nobody watches: what this fit put on the module stays behind."""
+        inside = vars(self.module)
+        put = {name: inside.pop(name) for name in ("forward", "backward") if name in inside}
+        try:
+            copied = Tasked(copy.deepcopy(self.module, memo))
+        finally:
+            inside.update(put)
+        copied.default = self.default
+        return copied
 
     @property
     def training(self) -> bool:
