@@ -34,6 +34,7 @@ from holdfast.runs.assemble import (
     with_others,
 )
 from holdfast.runs.card import card_of
+from holdfast.runs.console import console_log
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
@@ -139,7 +140,7 @@ def trained(folder: Path) -> bool:
 
 
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
-    with locked(folder), _full_disk_reported(folder), _threads(job.config["threads"]):
+    with locked(folder), _full_disk_reported(folder), console_log(folder), _threads(job.config["threads"]):
         info = read_info(folder)
         if info.get("state") in ENDED:
             return folder

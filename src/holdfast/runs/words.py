@@ -79,6 +79,16 @@ def write_against(runs: Results) -> None:
             replace_file(run.path / "references.csv", "".join(["measure,value\n", *rows]))
 
 
+def kept_against(runs: Sequence[Result]) -> dict[str, Spread]:
+    """What `write_against` wrote of some seeds, over them."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        path = run.path / METRICS_FILE
+        for name, value in (read_json(path).get("references") or {}).items() if path.is_file() else ():
+            values.setdefault(name, []).append(float(value))
+    return {name: told for name, numbers in values.items() if (told := spread(numbers)) is not None}
+
+
 def _against(runs: Results) -> list[tuple[Result, dict[str, float]]]:
     references = {name: {run.seed: run for run in others} for name, others in runs.references.items()}
     measured = []
