@@ -300,8 +300,7 @@ def open(
         folder: of a run; of one of several seeds or of a multirun, which gives a sequence.
 
     Returns:
-        A `Run` with `config`, `log`, `metrics`, `matrix`, `state`, `report()`, `model()` and `predict(inputs)`; or
-        `Runs`, a sequence of them.
+        A `Run` (`config`, `log`, `metrics`, `matrix`, `state`, `report()`, `model()`, ...) or `Runs`, several of them.
 
     Raises:
         DataError: the folder holds no run.

@@ -230,9 +230,8 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise HoldfastError(
-            f"could not write in {folder}: {error.strerror}. Make room; `holdfast resume {folder}` then goes on."
-        ) from error
+        advice = f"Make room; `holdfast resume {folder}` then goes on."
+        raise HoldfastError(f"could not write in {folder}: {error.strerror}. {advice}") from error
 
 
 LATEST = 60.0

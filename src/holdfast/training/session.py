@@ -295,8 +295,7 @@ class Session:
 
     def show(self, total: int | None) -> None:
         """Draw how far the training has come, of `total` batches if their number is known."""
-        if total is None and self.source is not None:
-            total = self.source.length
+        total = self.source.length if total is None and self.source is not None else total
         share = self.position.step / total if total else 0.0
         self.bar.show(self.records.state(self.position, self.stream, total, share))
 
