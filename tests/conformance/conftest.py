@@ -92,7 +92,10 @@ def checks(names: list[str], of: dict[str, Any], slow: bool = False) -> list[Any
     marks = pytest.mark.slow
     return [
         pytest.param(
-            name, check, id=f"{name}-{check}", marks=marks if slow or (check in SLOW and name not in BASIC) else ()
+            name,
+            check,
+            id=f"{name}-{check}",
+            marks=marks if slow or check == "stacked" or (check in SLOW and name not in BASIC) else (),
         )
         for name in names
         for check in of

@@ -165,6 +165,25 @@ def labels_in(targets: Tensor, criterion: Callable[..., Tensor] | None = None) -
     return tuple(label for label in targets.unique().tolist() if label >= 0 and label != ignored)
 
 
+def or_zero(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`criterion`, and 0 instead of NaN where none of the labels counts.
+
+    Example:
+        >>> import torch
+        >>> or_zero(F.cross_entropy)(torch.zeros(2, 4), torch.tensor([-100, -100]))
+        tensor(0.)
+    """
+    ignored = ignored_label(criterion)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.is_floating_point():
+            return criterion(outputs, targets)
+        some = (targets != ignored).any()
+        return criterion(outputs, targets.where(some, 0)) * some
+
+    return loss
+
+
 def padding_of(
     column: str,
     value: Tensor,

@@ -63,7 +63,7 @@ class Engine:
         if method.wrap is not None:
             learner.change_model(method.wrap, method.name)
         learner.fields = method.remembers
-        if learner.multi_head:
+        if learner.multi_head or getattr(learner.model, "takes_task", False):
             learner.fields = (*learner.fields, "task")
         self.evaluating = functools.partial(eval_mode, learner.model)
         for entry_point in ENTRY_POINTS:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.core.attributes import Of
 from holdfast.core.body import Body, Cut
-from holdfast.core.criteria import padding_of
+from holdfast.core.criteria import or_zero, padding_of
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
 from holdfast.core.experience import Extras
@@ -106,6 +106,7 @@ class Services:
         memory_device: where memories keep their rows; they come to the model's device when they are drawn.
         pads: what inputs of different lengths are padded with, where the model does not say.
         fill: what rows of a column that are of different lengths are padded with: `fill(column, rows)`, or None.
+        ignores: whether labels were seen that count for nothing.
         fields: the extra fields that the method's operations want remembered.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         forward: how forwards are made: with which `prepare`, `autocast` and `output`.
@@ -148,7 +149,7 @@ class Services:
         self.members: list[tuple[int, ...]] = []
         self.memory: Memory | None = None
         self.fields: tuple[str, ...] = ()
-        self.grown = False
+        self.grown = self.ignores = False
         self.seen = SeenClasses(self.device)
         self.logged: dict[str, list[tuple[Tensor, float]]] = {}
         self.pads: float | Mapping[str, float] | None = None
@@ -172,7 +173,8 @@ class Services:
     def loss_on(self, inputs: Tree, targets: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The criterion's mean loss on raw `inputs` and `targets`, a scalar with its graph."""
         with self.forward.autocasting():
-            return self.criterion(self.forward(inputs, task), targets)
+            criterion = or_zero(self.criterion) if self.ignores else self.criterion
+            return criterion(self.forward(inputs, task), targets)
 
     def features(self, inputs: Tree, task: Task = None) -> Tensor:
         """What enters the head, `[rows, features]`.

@@ -53,7 +53,8 @@ def stacked(subject: MethodSubject) -> None:
     alone, together = _runs(subject, "none"), _runs(subject, "tape")
     for trainer, net, stream in alone:
         trainer.fit(net, stream)
-    fit_stacked(*zip(*together))
+    trainers, nets, streams = zip(*together)
+    fit_stacked(trainers, nets, streams)
     name = subject.name
     for number, ((one, net, _), (other, twin, _)) in enumerate(zip(alone, together)):
         far = {key: gap for key, gap in _gaps(net, twin).items() if not gap <= APART}
@@ -79,11 +80,17 @@ def _runs(subject: MethodSubject, capture: str) -> list[tuple[Trainer, nn.Module
         method = subject.make()
         stream = subject.stream_for(method)
         net = subject.model(stream, "task" if "task" in method.needs else "growing")
-        settings: dict[str, Any] = {"epochs": 3, "batch_size": 4, "log_every": 7, "evaluate": "none"}
+        settings: dict[str, Any] = {
+            "epochs": 3,
+            "batch_size": 4,
+            "log_every": 7,
+            "evaluate": "none",
+            "capture": capture,
+        }
         optimizer = {**MOMENTUM, "lr": 0.03 - 0.01 * number}
         runs.append(
             (
-                Trainer(method, optimizer=optimizer, precision="64-true", seed=3 + number, capture=capture, **settings),
+                Trainer(method, optimizer=optimizer, precision="64-true", seed=3 + number, **settings),
                 net,
                 stream,
             )
