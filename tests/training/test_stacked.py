@@ -25,7 +25,7 @@ from holdfast.runs.sweep import sweep
 from holdfast.testing import toys
 from holdfast.testing.capture import APART, gap
 from holdfast.training import Trainer, fit_stacked
-from holdfast.training.stacked import Member
+from holdfast.training.stacked import Member, Stack
 
 Run = tuple[Trainer, nn.Module, Stream]
 
@@ -111,6 +111,15 @@ def step_wise(optimizer: torch.optim.Optimizer) -> Any:
 )
 def test_what_is_around_a_step_is_that_of_each_run(more: dict[str, Any]) -> None:
     assert stacked(both(METHODS["er"], **more)) > 5
+
+
+def test_evaluation_is_stacked_too() -> None:
+    together = runs(METHODS["er"], evaluate="test", epochs=1)
+    works = [lambda t=t, n=n, s=s: t.fit(n, s) for t, n, s in together]
+    stack = Stack(works, torch.device("cpu"))
+    assert [one.error for one in stack.run()] == [None, None]
+    batches = sum(event["event"] == "evaluate" for event in together[0][0].events)
+    assert stack.answers.count == batches > 9
 
 
 class Odd(Operation):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import Interrupted, UsageError
 from holdfast.core.experience import Stream
 from holdfast.training.session import Session
-from holdfast.training.stacked_blocks import Blocks
+from holdfast.training.stacked_blocks import Answers, Blocks
 from holdfast.training.stacked_steps import StackedSteps
 from holdfast.training.state import random_state, set_random
 
@@ -117,6 +117,7 @@ class Stack:
 
     Attributes:
         stop: set it to let every run save its state and stop.
+        answers: of several models at once, in evaluation.
     """
 
     def __init__(self, works: Sequence[Callable[[], Any]], device: torch.device, most: int | None = None) -> None:
@@ -128,7 +129,7 @@ class Stack:
         self.most_at_once = 0
         self.told: set[str] = set()
         self._stop = False
-        self._blocks = Blocks()
+        self._blocks, self.answers = Blocks(), Answers()
         self._need = 0
 
     @property
@@ -157,7 +158,7 @@ class Stack:
         except BaseException:
             self.broken = True
             for one in self.members:
-                if one.waits in ("block", "begin"):
+                if one.waits in ("block", "begin", "answer"):
                     one.go()
             raise
         return self.members
@@ -187,16 +188,21 @@ class Stack:
                 if not one.waits:
                     one.go()
             offers = [one for one in group if one.waits == "block"]
+            asking = [one for one in group if one.waits == "answer"]
             beginning = [one for one in group if one.waits == "begin"]
             first = min((one.experience for one in beginning), default=0)
-            if beginning and all(first <= one.experience for one in offers):  # who is behind catches up
+            behind = all(first <= one.experience for one in offers) and all(first < one.experience for one in asking)
+            if beginning and behind:  # who is behind catches up
                 if not offers:
                     self._blocks.forget()  # recordings are of one experience
                 for one in beginning:
                     one.waits = "" if one.experience == first else one.waits
                 continue
-            self._blocks.make([one.steps for one in offers if one.steps is not None])
-            for one in offers:
+            if offers:  # who has come to its evaluation waits for the others there
+                self._blocks.make([one.steps for one in offers if one.steps is not None])
+            else:
+                self.answers.make([one.steps for one in asking if one.steps is not None])
+            for one in offers or asking:
                 one.waits = ""
 
 
