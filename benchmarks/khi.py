@@ -6,7 +6,7 @@
 
 Two things are measured on `picongpu_khi` (HOLDFAST_DATA says where it lies), each for five seeds:
 
-1. A variational autoencoder of clouds of 128 particles, six numbers each, learns region after region. After the last,
+1. A variational autoencoder of clouds of 64 particles, six numbers each, learns region after region. After the last,
    the Chamfer distance of held-out clouds of the five earlier regions, with fine-tuning and with replay (`er`).
 2. A conditional invertible network learns momenta given the radiation of the region, region after region, with replay.
    After the last, for held-out particles of each region: the energy score E|x' - x| - E|x' - x''| / 2 of its draws x',
@@ -39,9 +39,9 @@ SEEDS = range(5)
 MARKERS = ("<!-- khi -->", "<!-- /khi -->")
 
 CLOUDS: dict[str, Any] = {
-    "stream": {"name": "grouped", "dataset": {"name": "khi", "path": str(DATA), "points": 128}},
-    "model": {"name": "cloud_vae", "latent": 32, "base": [16]},
-    "trainer": {"epochs": 10, "batch_size": 16, "evaluate_when": "end"},
+    "stream": {"name": "grouped", "dataset": {"name": "khi", "path": str(DATA), "points": 64, "particles": 8192}},
+    "model": {"name": "cloud_vae", "channels": [16, 32, 64], "latent": 16, "base": [8]},
+    "trainer": {"epochs": 8, "batch_size": 16, "evaluate_when": "end"},
 }
 MOMENTA: dict[str, Any] = {
     "stream": {

@@ -130,6 +130,9 @@ def page(kept: dict[str, Any]) -> str:
         On average `{least}` loses least here. The defaults, chosen without any data, lose {defaults:.1f} points. With
         {about["seeds"]} seeds, a difference of a point or two between protocols is chance."""
     where = "The numbers are in `benchmarks/results/protocol_gap.json`; `--page docs/protocol_gap.md` writes this page."
+    absent = [name for name in about["methods"].split(",") if all(row["method"] != name for row in rows)]
+    if absent:
+        end += f" Not measured yet: {', '.join(absent)}."
     parts = ["# What it costs not to look at the test data", filled(text), f"```console\n{command}\n```", where,
              "\n".join(table(rows)), filled(end)]  # fmt: skip
     return "\n\n".join(parts) + "\n"

@@ -156,6 +156,20 @@ def test_a_budget_keeps_time_for_the_end_and_says_when_a_trial_has_to_stop(tmp_p
     assert json.loads((tmp_path / "s" / "search.json").read_text())["final_runs"] == {"wanted": 2, "done": 2}
 
 
+@pytest.mark.slow
+def test_final_runs_that_are_trained_at_once_have_the_matrices_of_those_one_by_one(tmp_path: Path) -> None:
+    found = {}
+    for stack in ("none", "auto"):
+        words = [*SMALL, "method=er", "trials=1", "finals=1", "final_seeds=3", f"trainer.stack={stack}"]
+        plan = planned(None, words, sweep=True)
+        jobs = final_jobs(plan, tmp_path / stack, [Entry(0, "done", "abc", 2, plan.space.usual())], "")
+        run_finals(jobs, None)
+        logs = [Log.read(Path(job["folder"])) for job in jobs]
+        assert all(any(event["stacked"] for event in log.of("capture")) for log in logs) == (stack == "auto")
+        found[stack] = [compute(log)["accuracy_matrix"] for log in logs]
+    assert found["none"] == found["auto"]
+
+
 @pytest.mark.parametrize("method", ["finetune", "er", "ewc_online", "lwf"])
 def test_memory_is_all_that_a_method_keeps_beside_the_model(tmp_path: Path, method: str) -> None:
     plan = Plan.of(None, [*SMALL, f"method={method}", "protocol=validation", "trials=1"], sweep=True)

@@ -101,7 +101,7 @@ def line() -> str:
     return "the backward pass"
 
 
-def leaves(value: object) -> list[Any]:
+def leaves(value: object) -> list[object]:
     """The leaves of arguments, `Ref` and `Live` among them."""
     return tree_flatten(value, is_leaf=lambda one: isinstance(one, Ref | Live))[0]
 

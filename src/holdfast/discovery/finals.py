@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from holdfast.discovery.trial import finish
 from holdfast.runs.folder import read_info
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Result, is_run
+from holdfast.runs.stacks import alike, together, wanted
 from holdfast.runs.sweep_report import Setting
 from holdfast.runs.words import over_runs
 
@@ -139,6 +141,13 @@ class Clock:
         return f", about {duration(max(0.0, min(guesses)))} left" if guesses else ""
 
 
+def seconds_of_last(plan: Plan, experience: float) -> float:
+    """What it costs to compare the best on everything, the leaders with several seeds; from that of one experience."""
+    shortest, whole = plan.prefixes[0], plan.prefixes[-1]
+    leaders = max(1, plan.settings.finals)
+    return experience * (max(LAST, leaders) * (whole - shortest) + leaders * (SEEDS - 1) * whole)
+
+
 def finalists(plan: Plan, book: Book) -> list[Entry]:
     """The compositions that are run on test data: the best by validation data, and the best published method."""
     entries = book.entries()
@@ -179,6 +188,8 @@ def run_finals(
 ) -> None:
     """Do final runs one after the other, while there is time for another; the first is always done. Then their pages.
 
+    Without a limit on time, those that `trainer.stack` allows are trained at once.
+
     Args:
         jobs: of `final_jobs`.
         until: when they have to end, by `time.time`.
@@ -186,6 +197,11 @@ def run_finals(
         tell: gets each that has ended.
     """
     took: list[float] = []
+    for group in () if until is not None else _stacks(jobs):
+        works = [partial(finish, Path(job["folder"]), job["config"], job["command"]) for job in group]
+        together(works, validated(group[0]["config"]))
+        for job in group:
+            tell(job)
     for job in jobs:
         if state_of(job) in ENDED:
             continue
@@ -199,6 +215,15 @@ def run_finals(
         place = Path(job["folder"])
         if state_of(job) in ENDED and not (place / "report.html").is_file():
             write_report(place)
+
+
+def _stacks(jobs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Final runs that are trained at once, where `trainer.stack` asks for it: those of equal shape, not begun yet."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        if not state_of(job) and wanted(job["config"]):
+            groups.setdefault(alike(job["config"]), []).append(job)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def state_of(job: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 NAME = "holdfast"
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two signs of life of a trial, and after which it is taken for lost."""
+
+AGAIN = 6
+"""How often a storage is opened whose tables another process is making."""
 
 TRIES = 3
 """How often a composition is begun whose worker was lost."""
@@ -273,22 +277,27 @@ def storage(url: str) -> Any:
     optuna = library()
     again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=TRIES - 1)
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    try:
-        return optuna.storages.RDBStorage(
-            url,
-            engine_kwargs=options,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=again,
-        )
-    except ImportError as error:
-        raise ConfigError(
-            f"--storage: {url.split('@')[-1]} needs a driver that is not installed ({error}). For PostgreSQL: "
-            "pip install 'psycopg[binary]', and write postgresql+psycopg://..."
-        ) from None
-    except Exception as error:
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
+    for left in reversed(range(AGAIN)):
+        try:
+            return optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=options,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=again,
+            )
+        except ImportError as error:
+            raise ConfigError(
+                f"--storage: {url.split('@')[-1]} needs a driver that is not installed ({error}). For PostgreSQL: "
+                "pip install 'psycopg[binary]', and write postgresql+psycopg://..."
+            ) from None
+        except Exception as error:
+            if left and any(word in str(error) for word in ("UniqueViolation", "already exists")):
+                time.sleep(0.5)  # another process is making the tables of an empty database
+                continue
+            reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+            raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
+    raise AssertionError("the last try returns or raises")
 
 
 def distribution(axis: Any) -> Any:

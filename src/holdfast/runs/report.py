@@ -170,6 +170,8 @@ def _sentence(runs: Sequence[Result], references: Mapping[str, Sequence[Result]]
     name = str(first.metrics.get("method") or "This method")
     count = int(first.metrics.get("experiences") or 0)
     key, tell = ("average_loss", number) if loss_only else (prefix + "average_accuracy", percent)
+    units = loss_only and measure(runs, "average_absolute_error") is not None
+    key = "average_absolute_error" if units else key
     kept = measure(runs, key)
     part = f"{count}" if first.finished else f"{first.learned} of {count}"
     done = f"{name} learned {part} experience{'' if count == 1 else 's'} of {first.metrics.get('stream') or 'a stream'}"
@@ -178,7 +180,8 @@ def _sentence(runs: Sequence[Result], references: Mapping[str, Sequence[Result]]
     moment = "at the end" if first.finished else "so far"
     aware = ", told which experience each comes from" if prefix else ""
     samples = f"{first.metrics.get('split') or 'test'} samples right{aware}"
-    what = f"{moment} its mean loss is" if loss_only else f"{moment} it answers"
+    what = "its predictions are off on average by" if units else "its mean loss is" if loss_only else "it answers"
+    what = f"{moment} {what}"
     others = [
         f"{other} {tell(value)}" for other, them in references.items() if (value := measure(them, key)) is not None
     ]

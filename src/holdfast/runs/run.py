@@ -34,6 +34,7 @@ from holdfast.runs.assemble import (
     with_others,
 )
 from holdfast.runs.card import card_of
+from holdfast.runs.console import console_log
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
@@ -139,7 +140,7 @@ def trained(folder: Path) -> bool:
 
 
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
-    with locked(folder), _full_disk_reported(folder), _threads(job.config["threads"]):
+    with locked(folder), _full_disk_reported(folder), console_log(folder), _threads(job.config["threads"]):
         info = read_info(folder)
         if info.get("state") in ENDED:
             return folder
@@ -229,9 +230,8 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise HoldfastError(
-            f"could not write in {folder}: {error.strerror}. Make room; `holdfast resume {folder}` then goes on."
-        ) from error
+        advice = f"Make room; `holdfast resume {folder}` then goes on."
+        raise HoldfastError(f"could not write in {folder}: {error.strerror}. {advice}") from error
 
 
 LATEST = 60.0

@@ -80,7 +80,13 @@ def _runs(subject: MethodSubject, capture: str) -> list[tuple[Trainer, nn.Module
         method = subject.make()
         stream = subject.stream_for(method)
         net = subject.model(stream, "task" if "task" in method.needs else "growing")
-        settings: dict[str, Any] = {"epochs": 3, "batch_size": 4, "log_every": 7, "evaluate": "none", "capture": capture}
+        settings: dict[str, Any] = {
+            "epochs": 3,
+            "batch_size": 4,
+            "log_every": 7,
+            "evaluate": "none",
+            "capture": capture,
+        }
         optimizer = {**MOMENTUM, "lr": 0.03 - 0.01 * number}
         runs.append(
             (

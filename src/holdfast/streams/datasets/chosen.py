@@ -145,10 +145,11 @@ def cifar100_coarse(path: str, normalise: bool = True, crop: Size = 0, flip: boo
         ConfigError: for classes that are not CIFAR-100's.
     """
     fine = npz(path, normalise=normalise, crop=crop, flip=flip)
-    strange = set(fine.names) - {name for names in CIFAR100_COARSE.values() for name in names}
+    classes = {name: [*names, *(one.removesuffix("_tree") for one in names)] for name, names in CIFAR100_COARSE.items()}
+    strange = set(fine.names) - {name for names in classes.values() for name in names}
     if strange:
         raise ConfigError(f"{path} has the class {min(strange)!r}, which CIFAR-100 has not. Give its own class names.")
-    return replace(coarse(fine, CIFAR100_COARSE), name="cifar100_coarse")
+    return replace(coarse(fine, classes), name="cifar100_coarse")
 
 
 @ranged
