@@ -161,6 +161,15 @@ def test_a_run_goes_on_alone_from_a_state_that_it_saved_among_others() -> None:
     assert far(net, twin) == {} or far(together[1][1], twin) == {}
 
 
+def test_torchs_checks_are_those_of_each_run() -> None:
+    together = runs(METHODS["finetune"], samples=(13, 5), deterministic=True, epochs=1)
+    seen: list[bool] = []
+    together[0][0].record = lambda event: seen.append(torch.are_deterministic_algorithms_enabled())
+    fit_stacked(*zip(*together))
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_as_many_models_as_trainers_are_asked_for() -> None:
     with pytest.raises(UsageError, match="1 trainers got 0 models and 1 streams"):
         fit_stacked([object()], [], [toys.stream()])

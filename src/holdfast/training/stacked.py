@@ -54,6 +54,7 @@ class Member:
         self._work = work
         self._turn = threading.Semaphore(0)
         self._random: dict[str, Tensor] | None = None
+        self._checks = (False, False)
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
 
@@ -83,18 +84,20 @@ class Member:
             logging.getLogger("holdfast").warning(f"steps are made run by run, and not stacked: {reason}")
 
     def go(self) -> None:
-        """In the thread of the stack: let it run until it waits or ends; torch's random numbers are its own."""
+        """In the thread of the stack: let it run until it waits or ends, with random numbers and checks of its own."""
         device = self.stack.device
-        before = random_state(device)
+        before, checked = random_state(device), checks()
         if self._random is not None:
             set_random(self._random, device)
+            set_checks(self._checks)
         self.waits = ""
         if self._thread.ident is None:
             self._thread.start()
         self._turn.release()
         self.stack.back.acquire()
-        self._random = random_state(device)
+        self._random, self._checks = random_state(device), checks()
         set_random(before, device)
+        set_checks(checked)
 
     def _run(self) -> None:
         self._turn.acquire()
@@ -204,6 +207,18 @@ class Stack:
                 self.answers.make([one.steps for one in asking if one.steps is not None])
             for one in offers or asking:
                 one.waits = ""
+
+
+def checks() -> tuple[bool, bool]:
+    """Whether torch refuses what is not reproducible, and looks for NaN in gradients."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled()
+
+
+def set_checks(wanted: tuple[bool, bool]) -> None:
+    """Set what `checks` returned."""
+    if wanted != checks():
+        torch.use_deterministic_algorithms(wanted[0])
+        torch.autograd.set_detect_anomaly(wanted[1])
 
 
 # Memory ------------------------------------------------------------------------------------------------------
