@@ -212,3 +212,6 @@ def invertible(
     with seeded(seed):
         observed = math.prod(input_shape) - classes
         return ConditionalFlow(classes, observed, blocks, hidden, embedding, clamp, draws, 0 if seed is None else seed)
+
+
+invertible.criteria = ("flow",)  # type: ignore[attr-defined]
