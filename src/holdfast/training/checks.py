@@ -325,7 +325,7 @@ class Watch:
         if self.closely:
             criterion = self._services.criterion
             check_targets(targets, outputs, criterion, ignored_label(criterion))
-            self._engine.targets.check_values(targets, ignored_label(criterion))
+            self._services.ignores |= self._engine.targets.check_values(targets, ignored_label(criterion))
 
     def check_parameters(self) -> None:
         """Refuse layers that were replaced or compiled since."""
