@@ -20,7 +20,7 @@ def test_every_factory_takes_the_shape_the_classes_and_plain_values_by_keyword_o
     signature = inspect.signature(getattr(models, name))
     parameters = signature.parameters
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
-    headless = ("hypernetwork", "autoencoder", "conv_autoencoder", "cloud_vae", "invertible")  # generated, or no classes
+    headless = ("hypernetwork", "autoencoder", "conv_autoencoder", "cloud_vae", "invertible")
     needed = {"input_shape", "classes", "seed"} | (set() if name in headless else {"head"})
     assert needed <= parameters.keys()
     assert "name" not in parameters

@@ -34,8 +34,8 @@ def khi(
 ) -> Dataset:
     """Regions of a Kelvin-Helmholtz instability: clouds of particles (momentum and force) and radiation spectra.
 
-    Each region is a group, so that the stream `grouped` has an experience for each. Each component of the particles, and
-    each bin of the spectra, is standardised by all regions together: a choice of units, made beforehand.
+    Each region is a group, so that the stream `grouped` has an experience for each. Each component of the particles,
+    and each bin of the spectra, is standardised by all regions together: a choice of units, made beforehand.
 
     Args:
         path: of a .npz file with `NAME_particles` [particles, 6] and `NAME_radiation` [frequencies] for each region.
