@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +63,7 @@ class Engine:
         if method.wrap is not None:
             learner.change_model(method.wrap, method.name)
         learner.fields = method.remembers
-        if learner.multi_head:
+        if learner.multi_head or getattr(learner.model, "takes_task", False):
             learner.fields = (*learner.fields, "task")
         self.evaluating = functools.partial(eval_mode, learner.model)
         for entry_point in ENTRY_POINTS:
@@ -154,7 +153,7 @@ class Engine:
         self,
         batch: Batch,
         now: Now,
-        update: Callable[[Step, float, bool], Any],
+        update: Callable[[Step, float, bool], object],
         weight: float = 1.0,
         last: bool = False,
     ) -> Step:
