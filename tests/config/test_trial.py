@@ -100,9 +100,18 @@ def test_validate_and_run_agree_on_many_random_compositions():
         ({"stream": {"name": "split", "dataset": {"name": "image_folder", "path": "x"}}, "model": "linear",
           "method": {"operations": ["duplicate_backbone"]}}, "`duplicate_backbone` copies a backbone"),
         ({"references": ["joint", "continual_backprop"], "model": "linear"}, "references.1: `continual_backprop` does"),
+        ({"stream": {"dataset": "mnist", "paradigm": "task"}, "method": "duplicate_backbone",
+          "model": {"name": "torchvision", "architecture": "resnet18"}}, "`lateral_connections` runs the layers of"),
+        ({"stream": {"dataset": "mnist"}, "model": {"name": "torchvision", "architecture": "vit_b_16"}},
+         r"model: 'vit_b_16' cannot take images of shape \(1, 28, 28\)"),
+        ({"stream": {"dataset": "mnist"}, "method": "continual_backprop",
+          "model": {"name": "frozen", "architecture": "resnet18", "weights": "w.pt"}}, "method: `unit_replacement`"),
     ],
 )  # fmt: skip
 def test_what_only_the_parts_together_tell_is_told_before_anything_is_loaded(job, says, tmp_path, monkeypatch):
+    if "architecture" in str(job):
+        pytest.importorskip("torchvision")
+        pytest.importorskip("timm")
     monkeypatch.setenv("HOLDFAST_DATA", str(tmp_path))
     with pytest.raises(ConfigError, match=says):
         validated(job, together=True)
@@ -140,7 +149,10 @@ def test_padding_counts_in_the_shape_of_a_stand_in():
 def test_the_commands_say_it_and_leave_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["method=adahat", "stream.paradigm=task", "model.name=linear", "references=[]"]
-    for command in (["validate", *words], ["run", "-m", *words, "seed=0,1"], ["run", *words, "seeds=2"]):
+    monkeypatch.setattr("holdfast.config.job.make_dataset", lambda *_: pytest.fail("data were read"))
+    several = ["run", "-m", *words, "seed=0,1"]
+    files = ["run", *words, "stream.dataset={name: idx, path: there}"]
+    for command in (["validate", *words], several, ["run", *words, "seeds=2"], files):
         done = CliRunner().invoke(cli.app, command)
         assert done.exit_code == 2, done.output
         assert "method: `unit_attention` works on the linear and convolutional layers" in done.output

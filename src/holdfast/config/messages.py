@@ -257,7 +257,7 @@ def _unknown_name(where: Place) -> str:
         return f"has no `name` to say which {word} it is{said}"
     name = value.get("name") if isinstance(value, dict) else value
     if not isinstance(name, str):
-        meant = f'the name of a {word}, or an object with a "name"'
+        meant = f'the name of {"an" if word[0] in "aeiou" else "a"} {word}, or an object with a "name"'
         return f"got {shown(name)}, expected {meant}; `holdfast list {kind}` shows all."
     if name in kinds.names(kind):
         return f"`{name}` cannot be cut: it is made of several data sets, or cuts a stream itself. Choose another."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config.overrides import Library
-from holdfast.config.words import nearest, shown
+from holdfast.config.words import nearest, shown, without_json
 from holdfast.core.errors import ConfigError
 
 
@@ -33,40 +33,82 @@ def expand(texts: Sequence[str], folders: Sequence[Path | str] = ()) -> list[lis
         >>> expand(["method=er,ewc", "seed=range(0,2)", "trainer.epochs=1"])[1]
         ['method=er', 'seed=1', 'trainer.epochs=1']
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
     library = Library(folders)
     every: list[list[str]] = []
     for text in texts:
-        try:
-            override = parser.parse_override(text)
-            if not override.is_sweep_override():
-                every.append([text])
-                continue
-            key = text.split("=", 1)[0]
-            value = override.value()
-            if isinstance(value, Glob):
-                group = override.key_or_group.replace(".", "/")
-                names = library.matching(group, value.include, value.exclude)
-                if not names:
-                    raise ConfigError(f"{text}: nothing in the group {group!r} fits. It has {library.choices(group)}.")
-                every.append([f"{key}={name}" for name in names])
-            else:
+        override = in_grammar(text)
+        if not override.is_sweep_override():
+            every.append([text])
+            continue
+        key = text.split("=", 1)[0]
+        value = override.value()
+        if isinstance(value, Glob):
+            group = override.key_or_group.replace(".", "/")
+            names = library.matching(group, value.include, value.exclude)
+            if not names:
+                raise ConfigError(f"{text}: nothing in the group {group!r} fits. It has {library.choices(group)}.")
+            every.append([f"{key}={name}" for name in names])
+        else:
+            check_count(value, text)
+            try:
                 every.append([f"{key}={one}" for one in override.sweep_string_iterator()])
-        except HydraException as error:
-            raise ConfigError(f"cannot read the change {text!r}: {str(error).splitlines()[0]}.") from None
+            except HydraException as error:
+                raise ConfigError(f"cannot read the change {text!r}: {str(error).splitlines()[0]}.") from None
+    if (count := math.prod(map(len, every))) > MOST:
+        raise ConfigError(f"these changes stand for {count:,} runs. Write fewer values: at most {MOST:,} runs.")
     return [list(combination) for combination in itertools.product(*every)]
+
+
+MOST = 100_000
+"""Runs that one command may stand for; more was never meant, and would fill the memory."""
+
+
+def in_grammar(text: str, where: str = "the change ") -> Any:
+    """One change as Hydra's parser reads it.
+
+    Args:
+        text: `key=value`.
+        where: what a message calls it, before the text.
+
+    Raises:
+        ConfigError: where it cannot be read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(without_json(text))
+    except HydraException as error:
+        raise ConfigError(
+            f"cannot read {where}{text!r}: {str(error).splitlines()[0]}. Write key=value, and quote a value with"
+            " special characters: 'key=\"a, b\"'."
+        ) from None
+
+
+def check_count(value: Any, text: str) -> None:
+    """Refuse a `range(...)` without end, or with more values than anybody can run.
+
+    Args:
+        value: of Hydra's parser.
+        text: as it was written.
+    """
+    from hydra.core.override_parser.types import RangeSweep
+
+    if not isinstance(value, RangeSweep):
+        return
+    start, stop, step = float(value.start or 0), float(value.stop or 0), float(value.step)
+    if step == 0 or not all(map(math.isfinite, (start, stop, step))):
+        raise ConfigError(f"{text}: a range goes by finite steps that are not 0. Write range(start,stop,step).")
+    if (stop - start) / step > MOST:
+        raise ConfigError(f"{text}: a range of {(stop - start) / step:.3g} values. Write at most {MOST:,}.")
 
 
 def swept(texts: Sequence[str]) -> list[str]:
     """The keys that vary, in the order typed."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser = OverridesParser.create()
-    parsed = [parser.parse_override(text) for text in texts]
+    parsed = [in_grammar(text) for text in texts]
     return [override.key_or_group for override in parsed if override.is_sweep_override()]
 
 
@@ -222,14 +264,9 @@ def _drawn(axes: Mapping[str, str], trials: int, seed: int) -> list[list[str]]:
 
 def _draw(key: str, text: str, generator: random.Random) -> str:
     """One value of an axis: any of those that are listed, or one of an interval."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import IntervalSweep
-    from hydra.errors import HydraException
 
-    try:
-        value = OverridesParser.create().parse_override(f"{key}={text}").value()
-    except HydraException as error:
-        raise ConfigError(f"sweep.params.{key}: cannot read {text!r}: {str(error).splitlines()[0]}.") from None
+    value = in_grammar(f"{key}={text}", "sweep.params: ").value()
     if not isinstance(value, IntervalSweep):
         return generator.choice(expand([f"{key}={text}"]))[0].split("=", 1)[1]
     low, high = value.start, value.end

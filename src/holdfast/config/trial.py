@@ -8,13 +8,14 @@ what the method says to the model counts.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.config import kinds, schema
-from holdfast.config.job import Job, make_dataset, make_stream
+from holdfast.config.job import Job, make_dataset, make_model, make_stream
 from holdfast.config.words import nearest
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError, UsageError
 from holdfast.core.experience import Experience, Stream
@@ -49,26 +50,41 @@ class UnknownData(Exception):  # noqa: N818
     """A data set that says nothing of itself before it is loaded."""
 
 
-def disagreements(job: Job) -> list[str]:
+def disagreements(job: Job, here: bool = False) -> list[str]:
     """Why the parts of a job cannot be put together, and those of its references; empty where they can.
 
     Args:
         job: validated, so that each part is right by itself.
+        here: whether it is to run on this machine, so that a library that the model needs has to be installed.
+
+    Raises:
+        ImportError: where `here`, and it is not.
     """
     if job.learns_from_source:
         return []  # what it gives is known once it is open
-    problems = _trial(job)
-    for index, name in enumerate(job.config["references"]):
-        against = job.references.get(name)
-        if against is not None and not problems:
-            problems += [f"references.{index}: `{name}` does not fit this job. {text}" for text in _trial(against)]
+    try:
+        problems = _trial(job)
+        for index, name in enumerate(job.config["references"]):
+            against = job.references.get(name)
+            if against is not None and not problems:
+                problems += [f"references.{index}: `{name}` does not fit this job. {text}" for text in _trial(against)]
+    except ImportError:
+        if here:
+            raise
+        return []
     return problems
 
 
 def _trial(job: Job) -> list[str]:
-    model = kinds.find("models", job.block.model.name)
-    if getattr(model, "loads", False):
-        return []  # it takes seconds, and files that may be on another machine
+    if getattr(kinds.find("models", job.block.model.name), "loads", False):
+        try:
+            return _put_together(job, hollow)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            return []  # some layers of libraries cannot be made without values; the data then tell
+    return _put_together(job, Job.make_model)
+
+
+def _put_together(job: Job, make: Callable[[Job, Stream], nn.Module]) -> list[str]:
     exact = True
     try:
         with warnings.catch_warnings():
@@ -78,7 +94,7 @@ def _trial(job: Job) -> list[str]:
             except UnknownData:
                 exact, stream = False, assumed(job)
             try:
-                net = job.make_model(stream)
+                net = make(job, stream)
             except ConfigError:
                 if exact:
                     raise
@@ -88,13 +104,51 @@ def _trial(job: Job) -> list[str]:
             if arguments["precision"] == "16-mixed":
                 arguments["precision"] = "32-true"
             engine = Trainer(**arguments).bind(net, stream)
-            if exact:
+            if exact and make is not hollow:
                 engine.begin(stream[0])  # who chooses the data shows there
     except ConfigError as error:
         return [_placed(error)]
     except HoldfastError as error:  # of files and data, which here are none, only what is needed counts
         return [_placed(error)] if isinstance(error, NeedError | UsageError) else []
     return []
+
+
+def hollow(job: Job, stream: Stream) -> nn.Module:
+    """The model of a library in its shapes alone: weights are neither read nor drawn, which would take seconds.
+
+    Args:
+        job: whose model it is.
+        stream: that it is made for.
+
+    Raises:
+        ConfigError: as where the model is made in earnest.
+        ValueError: for a model that is known by its files only.
+        ImportError: where the library is not installed.
+    """
+    block = job.block.model
+    if "transformers" in (block.name, job.config["model"].get("library")):
+        raise ValueError("its shapes stand in its files")
+    without = block.model_copy(update={"given_weights": "random"})
+    try:
+        with torch.device("meta"):
+            net = make_model(without, stream, job.config["seed"])
+    except ConfigError as error:
+        if isinstance(error.__cause__, NotImplementedError):  # torch has no shapes for what a layer computes
+            raise error.__cause__ from None
+        raise
+    return net.to_empty(device="cpu")
+
+
+def at_hand(job: Job) -> bool:
+    """Whether the data of a job are made or come with a package, and are there as soon as stand-ins would be."""
+    block = job.config["stream"] or {}
+    while isinstance(block.get("of"), dict):
+        block = block["of"]
+    sets = [job.config["stream"].get("dataset"), block.get("dataset"), *(block.get("datasets") or [])] if block else []
+    names = [one["name"] for one in sets if one]
+    return bool(names) and all(
+        name == "digits" or getattr(kinds.find("datasets", name), "made", False) for name in names
+    )
 
 
 def _placed(error: HoldfastError) -> str:
@@ -135,6 +189,7 @@ def blank(shape: tuple[int, ...], rows: int, classes: int, first: int = 0) -> Te
 def assumed(job: Job) -> Stream:
     """Two experiences of two classes, of the paradigm that the stream of a job has as far as anybody can tell."""
     block = job.config["stream"]
+    recast = getattr(kinds.find("streams", block["name"]), "kind", None)
     if block.get("of") is not None:
         block = {**block["of"], "dataset": block["dataset"]}
     sets = [block["dataset"]] if block.get("dataset") else block.get("datasets") or []
@@ -144,7 +199,7 @@ def assumed(job: Job) -> Stream:
     paradigm = block.get("paradigm", getattr(factory, "paradigm", "class"))
     if not isinstance(paradigm, str):
         paradigm = "class"
-    numbers = any(one.get("kind") == "regression" for one in sets)
+    numbers = "regression" in (recast, *(one.get("kind") for one in sets))
     experiences = []
     for index in range(2):
         task = index if paradigm == "task" else None

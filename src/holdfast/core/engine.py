@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.batch import Batch, Extras
 from holdfast.core.criteria import beside, ignored_label, labels_in, without_classes
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.experience import Data, Experience
-from holdfast.core.forward import backward, constant
+from holdfast.core.experience import Batch, Data, Experience, Extras
+from holdfast.core.forward import backward, constant, forward_task
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
@@ -23,7 +21,6 @@ from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
 from holdfast.core.snapshot import check_operations, restore_snapshots
 from holdfast.core.step import Now, Step
-from holdfast.core.task import forward_task
 from holdfast.core.tree import Saved, State, Tree, tree_rows
 from holdfast.core.undeclared import Undeclared
 
@@ -66,7 +63,7 @@ class Engine:
         if method.wrap is not None:
             learner.change_model(method.wrap, method.name)
         learner.fields = method.remembers
-        if learner.multi_head:
+        if learner.multi_head or getattr(learner.model, "takes_task", False):
             learner.fields = (*learner.fields, "task")
         self.evaluating = functools.partial(eval_mode, learner.model)
         for entry_point in ENTRY_POINTS:
@@ -156,7 +153,7 @@ class Engine:
         self,
         batch: Batch,
         now: Now,
-        update: Callable[[Step, float, bool], Any],
+        update: Callable[[Step, float, bool], object],
         weight: float = 1.0,
         last: bool = False,
     ) -> Step:
@@ -306,7 +303,7 @@ class Engine:
 
     def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
         """Outputs in eval mode, as the method wants them; the model must be in eval mode."""
-        outputs = self.learner(inputs, task)
+        outputs = self.services.forward.answer(inputs, task)
         if self._predict:
             with forward_task(self.learner.task if task is None else task):  # operations answer for the same task
                 for change in self._predict:

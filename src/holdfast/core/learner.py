@@ -13,14 +13,13 @@ from holdfast.core.body import Body
 from holdfast.core.criteria import ignored_label
 from holdfast.core.errors import NeedError
 from holdfast.core.experience import Experience
-from holdfast.core.forward import Forward
+from holdfast.core.forward import Forward, Task
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import derive_seed
 from holdfast.core.ranks import Share
 from holdfast.core.services import Criterion, Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Now
-from holdfast.core.task import Task
 from holdfast.core.trainable import Listener, Trainable
 from holdfast.core.tree import Saved, State, Tree
 

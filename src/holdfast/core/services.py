@@ -14,13 +14,13 @@ from holdfast.core.body import Body, Cut
 from holdfast.core.criteria import or_zero, padding_of
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
-from holdfast.core.forward import Forward, gradients_of
+from holdfast.core.experience import Extras
+from holdfast.core.forward import Forward, Task, forward_task, gradients_of
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import Generators
 from holdfast.core.ranks import Share, average_over_ranks
 from holdfast.core.snapshot import Snapshot, Twin, copy_of
 from holdfast.core.step import Now
-from holdfast.core.task import Task, forward_task
 from holdfast.core.trainable import Trainable
 from holdfast.core.tree import Fill, Tree
 
@@ -156,7 +156,7 @@ class Services:
         self.fill: Fill = lambda column, value: padding_of(column, value, self.model, self.criterion, self.pads)
         self.memory_device = self.device
         self._checkpoints: bool | None = None
-        self._teachers: list[tuple[Any, Snapshot]] = []
+        self._teachers: list[tuple[object, Snapshot]] = []
 
     # The forward ---------------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ class Services:
         raise AttributeError(f"what operations may ask (Services) has no {name!r}; docs/entry_points.md lists it all")
 
 
-_MOVED: dict[str, tuple[str, Callable[[Services], Any]]] = {
+_MOVED: dict[str, tuple[str, Callable[[Services], object]]] = {
     "learn": ("trainable.add", lambda services: services.trainable.add),
     "freeze": ("trainable.freeze", lambda services: services.trainable.freeze),
     "moments": ("trainable.moments", lambda services: services.trainable.moments),
@@ -339,7 +339,7 @@ def place_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def note_unmasked(services: Services, outputs: Tensor, extras: dict[str, Any]) -> None:
+def note_unmasked(services: Services, outputs: Tensor, extras: Extras) -> None:
     """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`.
 
     Where each task has more than a head of its own, these are not a by-product, and there are none.

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.experience import Tree
+from holdfast.core.forward import running_task
 from holdfast.core.operation import Term
 from holdfast.core.ranges import BelowOne, Count, NonNegative, UpToOne
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
-from holdfast.core.task import running_task
 from holdfast.operations._parts.draws import Draws, mix
 from holdfast.operations._parts.rows import loss_of, row_losses
 

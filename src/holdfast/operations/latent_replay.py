@@ -8,12 +8,12 @@ import torch
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience, task_column, tree_map
+from holdfast.core.forward import forward_task
 from holdfast.core.inspect import eval_mode
 from holdfast.core.operation import Term
 from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.core.task import forward_task
 from holdfast.memory import BalancedReservoir, Insertion, Memory, Reservoir
 from holdfast.operations._parts.draws import Draws, keep_in
 from holdfast.operations._parts.rows import loss_of

@@ -21,6 +21,9 @@ from holdfast.metrics.log import LOG_NAME, Event, read_json, read_log, write_jso
 from holdfast.runs.result import CONFIG as CONFIG
 from holdfast.runs.result import INFO as INFO
 
+VERSION, VERSIONS = "version.json", "versions"
+"""In a run folder: which version is in use, and the folders of those that updates made."""
+
 OBJECTS = "python"
 """Key of a configuration that holds what was an object of Python's, and no entry of a file."""
 
@@ -69,6 +72,12 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
+def current(folder: Path) -> tuple[Path, int]:
+    """The folder of the version of a run that is in use, and its number: the run itself, 0, or an update of it."""
+    number = int(read_json(folder / VERSION).get("version", 0))
+    return (folder / VERSIONS / str(number), number) if number else (folder, 0)
+
+
 def drop_leftovers(folder: Path) -> None:
     """Remove half-written files; only for who has the folder to itself."""
     for path in filter(is_leftover, list(folder.rglob(".*.tmp"))):
@@ -88,10 +97,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{folder} holds no run: it has no {CONFIG}. Give the folder that `holdfast run` printed last.")
     try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:  # no JSON, or no text
         raise DataError(f"{path} is no JSON ({error}). Restore it, or start the run again.") from None
-    trainer = config.get("trainer") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        raise DataError(f"{path} holds a {type(config).__name__}, no job. Restore it, or start the run again.")
+    trainer = config.get("trainer")
     if isinstance(trainer, dict) and "precision" in trainer:
         trainer["precision"] = OLDER.get(trainer["precision"], trainer["precision"])
     return config

@@ -19,10 +19,11 @@ from holdfast.runs import source_report
 from holdfast.runs.compare import COLUMNS, SOURCE_COLUMNS, Row, gathered, row_of
 from holdfast.runs.report import write_report
 from holdfast.runs.result import METRICS_FILE, Result, Results, found_runs
+from holdfast.runs.service import Service
 from holdfast.runs.source_report import MEASURES, facts, of_source
 from holdfast.runs.source_report import SHARES as PER_CENT
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
-from holdfast.runs.words import distinct, headline, mean_matrix, number, spread_of
+from holdfast.runs.words import distinct, headline, kept_against, mean_matrix, number, spread_of
 
 if TYPE_CHECKING:
     import pandas
@@ -100,6 +101,8 @@ def _headline(row: Row) -> Table:
         ("forward transfer", "forward_transfer"),
     ):
         table.add_row(label, _percent(row.values.get(name)), _percent(row.values.get("task_aware_" + name)))
+    for name, value in kept_against(row.runs).items():
+        table.add_row(name.replace("_", " "), *(("", number(value)) if row.prefix else (number(value), "")))
     table.add_row("worst class", _percent(row.values.get("worst_class")), "")
     if row.values.get("prequential_accuracy") is not None:
         table.add_row("before training on it", _percent(row.values.get("prequential_accuracy")), "")
@@ -205,7 +208,7 @@ def _percent(value: Spread | None) -> str:
     return "–" if value is None else f"{100 * value.mean:.1f}{spread_of(value, 100)}"
 
 
-class Run(Result):
+class Run(Service, Result):
     """One run of a folder, each of its files read once, when it is first asked for. What is public here stays.
 
     Beside what is computed of its files (`config`, `log`, `metrics`, `matrix`, `table(key)`, `confusion()`, `state`,
@@ -297,8 +300,7 @@ def open(
         folder: of a run; of one of several seeds or of a multirun, which gives a sequence.
 
     Returns:
-        A `Run` with `config`, `log`, `metrics`, `matrix`, `state`, `report()`, `model()` and `predict(inputs)`; or
-        `Runs`, a sequence of them.
+        A `Run` (`config`, `log`, `metrics`, `matrix`, `state`, `report()`, `model()`, ...) or `Runs`, several of them.
 
     Raises:
         DataError: the folder holds no run.
@@ -324,21 +326,22 @@ def closing(folder: Path) -> str:
     shown = {str(runs[0].metrics.get("method") or "this method"): runs, **runs.references}
     width = max(map(len, shown))
     lines = [f"{name:{width}s}  {_said(distinct(together))}" for name, together in shown.items()]
-    lines += [
-        f"{name} diverged: {run.diverged}" for name, together in shown.items() for run in together if run.diverged
-    ]
+    for name, together in shown.items():
+        apart = ((f"{name}, seed {run.seed}," if len(together) > 1 else name, run.diverged) for run in together)
+        lines += [f"{which} diverged: {reason}" for which, reason in apart if reason]
     return "\n".join([*lines, f"report: {folder / 'report.html'}"])
 
 
 def _said(runs: Sequence[Result]) -> str:
+    every, apart = len(runs), sum(run.state == "diverged" for run in runs)
+    if apart == every:
+        return "diverged" if every == 1 else f"all {every} seeds diverged"
     runs = [run for run in runs if run.finished] or runs
-    if runs[0].log.start.get("source"):
-        items = source_report.headline(runs)
-    else:
-        items = _headline_of_experiences(runs)
-    items = [item for item in items if item["value"] != "–"]
-    seeds = f"  ({len(runs)} seeds)" if len(runs) > 1 else ""
-    return "   ".join(f"{item['word'].lower()} {item['value']}" for item in items) + seeds
+    source = runs[0].log.start.get("source")
+    items = source_report.headline(runs) if source else _headline_of_experiences(runs)
+    seeds = f"  ({len(runs)} of {every} seeds; {apart} diverged)" if apart else f"  ({every} seeds)"
+    told = [f"{item['word'].lower()} {item['value']}" for item in items if item["value"] != "–"]
+    return "   ".join(told) + (seeds if every > 1 else "")
 
 
 def _headline_of_experiences(runs: Sequence[Result]) -> list[dict[str, str]]:

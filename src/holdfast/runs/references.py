@@ -113,7 +113,7 @@ def _finished(journal: Journal) -> tuple[set[int], int]:
     if journal.lines:
         live = read_log(journal.path)
         done = {event["experience"] for event in live if event["event"] == "experience"}
-        for number, line in enumerate(journal.path.read_text().splitlines()):
+        for number, line in enumerate(journal.path.read_bytes().splitlines()):
             if json.loads(line)["event"] in ("start", "experience"):
                 keep = number + 1
     return done, keep

@@ -120,7 +120,21 @@ def write_sweep_report(folder: str | os.PathLike[str]) -> str:
         write_json(path / "best.json", chosen)
     said = "" if chosen is None else _chosen(chosen)
     replace_file(path / "report.html", _html(path, found, compared, said))
-    return (_text(found, compared) if found else "no run finished\n") + said
+    return (_text(found, compared) if found else "no run finished\n") + _left_out(read_json(path / SWEEP)) + said
+
+
+def _left_out(said: Mapping[str, Any]) -> str:
+    """Which runs of a sweep are in no mean, since they diverged or failed; a line for each state."""
+    jobs = said.get("jobs", [])
+    always = set.intersection(*(set(job["changes"]) for job in jobs)) if len(jobs) > 1 else set()
+    lines = []
+    for state in ("diverged", "failed"):
+        names = [
+            " ".join(text for text in job["changes"] if text not in always) for job in jobs if job.get("state") == state
+        ]
+        if names:
+            lines.append(f"{state}, so not in the table: {'; '.join(names[:6])}{'; ...' if len(names) > 6 else ''}\n")
+    return "".join(lines)
 
 
 def best(found: list[Setting], search: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -259,7 +273,9 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
     content = {
         "title": path.resolve().name,
         "command": said.get("command") or "",
+        "series": [],
         "statistic": _statistic(found),
+        "sentence": _sentence(found, compared),
         "head": head,
         "rows": rows,
         "paired": _compared(compared),
@@ -279,6 +295,33 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
         ],
     }
     return page("sweep.html.j2", content)
+
+
+def _sentence(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> str:
+    """Which setting is best and whether that is sure, for somebody who reads one line."""
+    if not found:
+        return "No run finished."
+    name, what = next(iter(measures_of(found).items()))
+    measured = [one for one in found if one.values[name] is not None]
+    if len(measured) < 2:
+        return "" if not measured else f"{measured[0].name}: {what} {shown(name, measured[0].values[name])} %."
+    best_one = max(measured, key=lambda one: one.values[name].mean)  # type: ignore[union-attr]
+    others = [result for one, _, result in compared if one is best_one]
+    sure = [result for result in others if result.corrected is not None and result.corrected < 0.05]
+    beyond = (
+        "; that is beyond chance against every other setting"
+        if len(sure) == len(measured) - 1
+        else (
+            f"; beyond chance against {len(sure)} of the {len(measured) - 1} others"
+            if sure
+            else "; that it is better than the others may be chance"
+            if others
+            else ""
+        )
+    )
+    return (
+        f"Of {len(measured)} settings, {best_one.name} is best: {what} {shown(name, best_one.values[name])} %{beyond}."
+    )
 
 
 def _bars(found: list[Setting]) -> list[dict[str, Any]]:

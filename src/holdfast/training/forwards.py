@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_rows
+from holdfast.core.forward import Task, enter_task, leave_task, running_task
 from holdfast.core.services import note_unmasked
-from holdfast.core.task import Task, enter_task, leave_task, running_task
 from holdfast.training.calls import Calls, Capture, cut, first_leaf, leaves, logits_of, own_loss_in, same_values
 
 

@@ -19,7 +19,7 @@ from holdfast.streams.collated import CollatedData, Split, split_batch
 from holdfast.streams.data import LoaderData
 from holdfast.training.checks import check_arguments
 from holdfast.training.followed import Followed
-from holdfast.training.lightning_inside import Inside, InsideForwards, InsideUpdate, made_from
+from holdfast.training.lightning_inside import Inside, InsideForwards, InsideUpdate, Tasked, made_from, takes_task
 from holdfast.training.phases import Phases
 from holdfast.training.wrapper import bound
 
@@ -43,7 +43,8 @@ class CallbackLogic:
             data set.
         accumulate: calls of `manual_backward` for one step of the optimiser, each with its undivided loss; for modules
             that move the optimiser themselves.
-        task: the task label of the next fit; assign `callback.task` between fits.
+        task: the task label of the next fit; assign `callback.task` between fits. Where it is None and the network's
+            forward is `forward(x, task_id)`, the module's `task_id` counts.
         seed: of every random choice.
         head: dotted path of the output layer in the network.
         pad: what inputs are padded with that are as long as the longest of their batch; see `Continual`.
@@ -87,6 +88,7 @@ class CallbackLogic:
         self.resumed = False
         self._loaded: Mapping[str, Any] | None = None
         self._now: tuple[Tree, Tensor] | None = None
+        self._tasked: Tasked | None = None
 
     # What a module and its user may call ---------------------------------------------------------------
 
@@ -119,6 +121,9 @@ class CallbackLogic:
         """Bind the method at the first fit, and take the new optimiser at each."""
         stream = getattr(trainer.datamodule, "stream", None)
         network = self._network(pl_module)
+        if takes_task(network):
+            network = self._tasked if self._tasked is not None and self._tasked.module is network else Tasked(network)
+            self._tasked = network
         optimizer = self._optimizer(trainer, network)
         if self.cl is None:
             self.cl = self._bind(network, None if stream is None else stream.prepare)
@@ -130,6 +135,8 @@ class CallbackLogic:
         if self._loaded is not None:
             self._restore(trainer, optimizer)
         pl_module.backward = self._backward
+        if self._tasked is not None:
+            self._tasked.watch(lambda: self.bound.learner.task)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open this fit's experience, unless a stream or a boundary does."""
@@ -146,7 +153,9 @@ class CallbackLogic:
         else:
             steps = trainer.num_training_batches if trainer.num_training_batches != float("inf") else None
             steps = None if steps is None else -(-int(steps) // trainer.accumulate_grad_batches)
-            cl.begin(data, task=self.task, epochs=max(1, trainer.max_epochs or 1), steps=steps)
+            told = getattr(pl_module, "task_id", None) if self._tasked is not None else None
+            task = int(told) if self.task is None and isinstance(told, int) else self.task
+            cl.begin(data, task=task, epochs=max(1, trainer.max_epochs or 1), steps=steps)
         self.resumed = False
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -154,6 +163,8 @@ class CallbackLogic:
         if self.bound.experience is not None and self.boundary is None:
             self.bound.end()
         pl_module.__dict__.pop("backward", None)
+        if self._tasked is not None:
+            self._tasked.unwatch()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note the batch."""

@@ -140,6 +140,9 @@ class Settings(ExperienceSettings):
         detect_anomaly: let torch say where a gradient became NaN; slow.
         capture: record a step once and run the recording: as a CUDA `graph` (`auto` on a GPU), compiled (`compile`, for
             long runs on a CPU), or call by call (`tape`, which is no faster: for checks); `none` runs it as written.
+        stack: of runs that differ in seeds and numbers (`seeds=8`, or several values with `-m`), how many are trained
+            at once, by one program on stacked tensors: a number, `auto` for as many as memory holds, or `none`; one run
+            alone is not changed by it.
         compile: the old name of `capture="compile"`; a `StreamTrainer` compiles the model's forward.
         log_every: steps between two records of loss and accuracy.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
@@ -175,6 +178,7 @@ class Settings(ExperienceSettings):
     deterministic: bool = False
     detect_anomaly: bool = False
     capture: CaptureMode = "auto"
+    stack: Literal["auto", "none"] | Count = "none"
     compile: bool = False
     log_every: Count = 50
     on_divergence: OnDivergence = "stop"

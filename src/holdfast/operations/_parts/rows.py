@@ -19,6 +19,7 @@ from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Criterion, Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
+from holdfast.models.losses import PackedLoss
 
 HALF = (torch.bfloat16, torch.float16)
 """What autocast makes of outputs; they are remembered in full precision, as the rest of the state is kept."""
@@ -129,7 +130,7 @@ def row_losses(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor
         >>> row_losses(torch.nn.functional.mse_loss, torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
         tensor([1., 9.])
     """
-    if isinstance(criterion, Sum):
+    if isinstance(criterion, Sum | PackedLoss):
         return criterion.by_row(outputs, targets)
     if criterion in _BY_ROW:
         losses: Tensor = criterion(outputs, targets, reduction="none")  # type: ignore[call-arg]
