@@ -9,6 +9,9 @@
 A row passes where its mean over seeds is equal to the published value and known well enough to say so, for every
 measure that was published.
 
+Accuracies are in percent; `loss_0`, `loss_1`, ... are the mean losses on each experience's test data in the end, times
+1,000, of which less is better.
+
 Equal: within max(1.5 points, 2 standard errors) of it (the error is that of the difference where the paper gives its
 spread: `published_error`), and above its fine-tuning control by more than that, unless it is a control itself or the
 paper's own value is hardly above its control (`beats_control`: false). Where nothing was published a row has a lower
@@ -47,6 +50,7 @@ def run_one(job: tuple[str, int]) -> dict[str, float]:
     import torch
 
     from holdfast.config.compose import load
+    from holdfast.runs.opened import open as read
     from holdfast.runs.run import run
 
     torch.set_num_threads(1)
@@ -54,10 +58,20 @@ def run_one(job: tuple[str, int]) -> dict[str, float]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = run(load(HERE / "configs" / f"{row}.json", [f"seed={seed}"]), Path(folder) / "run", quiet=True)
-        metrics = json.loads((out / "metrics.json").read_text())
+        metrics = {
+            name: 100 * value
+            for name, value in json.loads((out / "metrics.json").read_text()).items()
+            if _number(value)
+        }
+        losses = read(out).table("loss_matrix")[-1]
+    metrics |= {f"loss_{number}": 1000 * float(loss) for number, loss in enumerate(losses)}
     entry = expected()[row]
-    found = {name: 100 * metrics[name] for name in [*wanted(entry), *entry.get("also", [])]}
+    found = {name: metrics[name] for name in [*wanted(entry), *entry.get("also", [])]}
     return {**found, "seconds": time.perf_counter() - start}
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def expected() -> dict[str, Any]:
@@ -162,7 +176,8 @@ def judge(row: str) -> list[Judged]:
         headline = name == next(iter(wanted(entry)))
         if headline and row.split("/")[1] not in CONTROLS and entry.get("beats_control", True) and control.is_file():
             runs = json.loads(control.read_text())["runs"]
-            good = good and mean > mean_and_error([run[name] for run in runs])[0] + tolerance
+            better = mean - mean_and_error([run[name] for run in runs])[0]
+            good = good and (-better if name.startswith("loss") else better) > tolerance
         seeds = seeds_needed(len(result["runs"]), error, max(least, 2 * theirs))
         if row.split("/")[0] in ANEW:
             seeds = max(seeds, len(result["runs"]))
@@ -227,6 +242,7 @@ TITLES = {
     "split_mnist_hsu": "Split MNIST, Hsu et al. 2018",
     "hypernetworks_split_mnist": "Hypernetworks on Split MNIST, task inferred by lowest entropy",
     "hypernetworks_permuted_mnist": "Hypernetworks on Permuted MNIST, task inferred by lowest entropy",
+    "hypernetworks_polynomials": "Hypernetworks on three polynomials (1-D regression)",
     "split_mnist_architecture": "Split MNIST, task-incremental: a part of the network for each task",
 }
 NOTES = {
@@ -237,7 +253,11 @@ NOTES = {
 }
 """What must be known of a table besides."""
 
-MEASURES = {"average_accuracy": "accuracy", "task_aware_average_accuracy": "task-aware"}
+MEASURES = {
+    "average_accuracy": "accuracy",
+    "task_aware_average_accuracy": "task-aware",
+    **{f"loss_{number}": f"1,000 x loss, experience {number + 1}" for number in range(3)},
+}
 
 
 INTRODUCTION = """# Results

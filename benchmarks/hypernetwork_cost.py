@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from holdfast.operations._parts.cut import Cut
 from torch import Tensor, nn
 
 from holdfast import Experience, Method
@@ -128,18 +127,18 @@ def measure(cut: int, rounds: int, steps: int) -> dict[str, Any]:
         ours = stepper(Method(replay), network, 2)
         row["latent_bytes"] = replay._memory.nbytes
         twin = resnet18(input_shape=(3, 32, 32), classes=CLASSES, seed=0)
-        parts = Cut(twin, cut, "benchmark")
-        above = nn.Sequential(*parts.above.stages)  # type: ignore[attr-defined]
-        kept = parts.below(images).detach()
-        below = [part.eval().requires_grad_(False) for part in parts.parts]
+        below, upper = (nn.ModuleList(parts or []) for parts in Learner(twin).services.body.parts(cut))  # type: ignore[arg-type]
+        above = nn.Sequential(*upper)
+        below.eval().requires_grad_(False)
 
-        def twice() -> Tensor:
-            latents = images
+        def latents() -> Tensor:
+            values = images
             for part in below:
-                latents = part(latents)
-            return torch.cat([latents, kept])
+                values = part(values)
+            return values
 
-        theirs = plain_step(above, twice, torch.cat([targets, targets]))
+        kept = latents()
+        theirs = plain_step(above, lambda: torch.cat([latents(), kept]), torch.cat([targets, targets]))
         row["latent_replay"] = ratio(ours, theirs, rounds, steps)
     return row
 

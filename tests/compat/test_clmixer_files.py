@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from holdfast.compat.clmixer import translated
-from holdfast.compat.clmixer_operations import KNOWN
+from holdfast.compat.clmixer_operations import KNOWN, OLD_NAMES, WITHOUT_EFFECT
 from holdfast.compat.clmixer_values import Translation
 from holdfast.compat.dialects import DIALECTS
 from holdfast.config.build import build_dataset, build_stream, resolve
@@ -208,12 +208,56 @@ def mutated(number: int) -> dict[str, Any]:
     return content
 
 
+def assembled(number: int) -> dict[str, Any]:
+    """A whole file with one to four operations, and every other value drawn from what files have, or could have."""
+    draw = random.Random(number)
+    names = draw.sample(list(KNOWN), draw.choice((1, 2, 2, 3, 3, 4)))
+    data = {
+        "dataset_name": draw.choice(("kth", "magnetic", "mvtec", "dagm", "easy", "nouvel_op", "nouvelop", "dummy")),
+        "data_path": draw.choice(("path/to/kth", "/data/with a space", ".", "../x")),
+        "n_experiments": draw.choice((1, 2, 3, 5, 10, 5.0)),
+        "backbone": draw.choice(("None", None, "resnet18", "dinov2_vits14", "dinov2_vitg14")),
+        "scenario": draw.choice(("cil", "indus", "indus_cil")),
+    }
+    content = whole(*names, **data)
+    kind = draw.choice(("mlp", "mlp", "mlp_lora", "mlp_subspace", "mlp_subspace_lora", "identity", "resnet18"))
+    sizes = (20, 5, 256, 16.0) if "mlp" in kind else (-1, 20, None, "None")
+    content["model"] = {"model_type": kind, "hidden_size": draw.choice(sizes), "lora": draw.choice((True, False, None))}
+    optimisation = content["optimisation"]
+    optimisation |= {"lr": draw.choice((0.001, 1e-4, 0.1, 1)), "epochs": draw.choice((1, 25, 500, 1000, 10000, 2.0))}
+    optimisation |= {"batch_size": draw.choice((2, 16, 512)), "device": draw.choice(("cuda", "cuda:0", "cpu", None))}
+    optimisation["optimizer"] = {"type": draw.choice(("adam", "sgd")), "weight_decay": draw.choice((0, 0.0, 0.0005))}
+    content["seed"] = draw.choice((31101994, 0, None))
+    old = {theirs: name for name, theirs in OLD_NAMES.items()}
+    for one in content["plugins"]:
+        hyper = one["hyperparameters"]
+        if draw.random() < 0.2 and one["name"] in old:
+            one["name"] = old[one["name"]]
+        if "temperature" in hyper:
+            hyper["temperature"] = draw.choice((2, 0.5, 2.0))
+        if "n" in hyper:
+            values = {"bs": (32, 128), "lr": (0.001, 1e-4), "sampling_epochs": (20, 100.0), "epochs": (20, 1000)}
+            hyper |= {key: draw.choice(of) for key, of in values.items() if draw.random() < 0.5}
+            hyper["n"] = draw.choice((10, 100.0, 1e6))
+        for key in list(hyper):
+            if draw.random() < 0.1:
+                hyper.update({key: None}) if draw.random() < 0.3 else hyper.pop(key)
+        if draw.random() < 0.1:
+            one["hyperparameters"] = draw.choice((None, {}))
+        if draw.random() < 0.1:
+            one["function"] = draw.choice(("knowledge_retention", "bias_mitigation", "uncertainty_reduction"))
+    if draw.random() < 0.1:
+        content["plugins"].insert(0, {"name": draw.choice(list(WITHOUT_EFFECT)), "hyperparameters": {}})
+    if draw.random() < 0.15:
+        del content[draw.choice(("seed", "model", "human_knowledge", "optimisation"))]
+    return content
+
+
 WORDS = re.compile(r"\b(optimisation|model|data|plugins|human_knowledge|seed)\b|unknown key|the key '")
 
 
-def judged(number: int) -> str:
-    """What is wrong with how a mutated file was taken; empty where it was refused in its words, or all is said."""
-    content = mutated(number)
+def judged(content: dict[str, Any]) -> str:
+    """What is wrong with how a file was taken; empty where it was refused in its words, or all is said."""
     try:
         made = translated(content, "file.json")
     except ConfigError as error:
@@ -230,13 +274,25 @@ def judged(number: int) -> str:
 
 @pytest.mark.parametrize("numbers", [range(30), range(30, 60)])
 def test_some_mutated_files_are_refused_by_their_own_keys_or_change_nothing_unsaid(numbers: range) -> None:
-    assert {number: fault for number in numbers if (fault := judged(number))} == {}
+    assert {number: fault for number in numbers if (fault := judged(mutated(number)))} == {}
+    assert {number: fault for number in numbers if (fault := judged(assembled(number)))} == {}
 
 
 @pytest.mark.slow
 def test_no_mutated_file_is_a_traceback_or_changed_without_a_note() -> None:
-    faults = {number: fault for number in range(600) if (fault := judged(number))}
-    assert faults == {}, "\n".join(f"{fault}\n   {json.dumps(mutated(number))}" for number, fault in faults.items())
+    files = [make(number) for make in (mutated, assembled) for number in range(600)]
+    faults = {json.dumps(content): fault for content in files if (fault := judged(content))}
+    assert faults == {}, "\n".join(f"{fault}\n   {content}" for content, fault in faults.items())
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_an_operations_old_name_means_what_it_is_called_today(old: str) -> None:
+    today = OLD_NAMES[old]
+    content = whole(today) if KNOWN[today].loss else whole("CrossEntropyOperation", today)
+    renamed = copy.deepcopy(content)
+    renamed["plugins"][-1]["name"] = old
+    assert translated(renamed).job == translated(content).job
+    assert any(f"{old} is what CLMixer calls {today} today" in note for note in translated(renamed).notes)
 
 
 def test_changes_of_plugins_that_are_not_there_are_refused_in_the_files_words(tmp_path: Path) -> None:

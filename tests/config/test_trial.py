@@ -151,7 +151,8 @@ def test_the_commands_say_it_and_leave_nothing_behind(tmp_path, monkeypatch):
     words = ["method=adahat", "stream.paradigm=task", "model.name=linear", "references=[]"]
     monkeypatch.setattr("holdfast.config.job.make_dataset", lambda *_: pytest.fail("data were read"))
     several = ["run", "-m", *words, "seed=0,1"]
-    for command in (["validate", *words], several, ["run", *words, "seeds=2"], ["run", *words]):
+    files = ["run", *words, "stream.dataset={name: idx, path: there}"]
+    for command in (["validate", *words], several, ["run", *words, "seeds=2"], files):
         done = CliRunner().invoke(cli.app, command)
         assert done.exit_code == 2, done.output
         assert "method: `unit_attention` works on the linear and convolutional layers" in done.output

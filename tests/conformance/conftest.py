@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,19 @@ from holdfast.testing.subjects import TRAINED
 from holdfast.testing.toys import model as any_model
 from holdfast.testing.toys import model_for
 
-SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured"}
-"""Checks that are left to the slow tests: the digests train in the same ways, and the last three take long."""
+SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured", "stacked"}
+SLOW |= {"resume", "accumulate", "half", "double", "channels_last"}
+"""Checks that are left to the slow tests, except for one method of each kind.
+
+The digests train every method in other ways, resumed and on accumulated batches; the others take long, or look less at
+an operation's arithmetic than at what all share.
+"""
 
 BASIC = ("der_plus_plus", "ewc_online", "si", "lwf", "agem")
 """One method of each kind, which every check is run on."""
+
+OTHER_KINDS = ("hat", "icarl")
+"""Masks and exemplars, for the tests that are marked `basic`: they are slow for all but `BASIC` and these."""
 
 
 def made_operation(name: str) -> Operation:
@@ -50,14 +59,22 @@ def methods() -> list[str]:
     return list(holdfast.methods.__all__)
 
 
+@functools.cache
 def alone() -> list[str]:
     """The operations that are part of no method."""
     within = {type(operation) for name in methods() for operation in getattr(holdfast.methods, name)()}
     return [name for name in operations() if getattr(holdfast.operations, name) not in within]
 
 
-def subjects() -> list[Any]:
-    """Every method, and every operation that is part of none, on its own; as factories."""
+def subjects(basic: bool = False) -> list[Any]:
+    """Every method, and every operation that is part of none, on its own; as factories.
+
+    Args:
+        basic: whether all but one method of each kind are marked slow.
+    """
+
+    def marks(name: str) -> Any:
+        return pytest.mark.slow if basic and name not in BASIC + OTHER_KINDS else ()
 
     def of_method(name: str) -> Callable[[], Method]:
         return lambda: getattr(holdfast.methods, name)()
@@ -65,8 +82,8 @@ def subjects() -> list[Any]:
     def of_operation(name: str) -> Callable[[], Method]:
         return lambda: made_alone(name)
 
-    return [pytest.param(of_method(name), id=name) for name in methods()] + [
-        pytest.param(of_operation(name), id=name) for name in alone()
+    return [pytest.param(of_method(name), id=name, marks=marks(name)) for name in methods()] + [
+        pytest.param(of_operation(name), id=name, marks=marks(name)) for name in alone()
     ]
 
 
@@ -75,7 +92,10 @@ def checks(names: list[str], of: dict[str, Any], slow: bool = False) -> list[Any
     marks = pytest.mark.slow
     return [
         pytest.param(
-            name, check, id=f"{name}-{check}", marks=marks if slow or (check in SLOW and name not in BASIC) else ()
+            name,
+            check,
+            id=f"{name}-{check}",
+            marks=marks if slow or check == "stacked" or (check in SLOW and name not in BASIC) else (),
         )
         for name in names
         for check in of
@@ -83,12 +103,19 @@ def checks(names: list[str], of: dict[str, Any], slow: bool = False) -> list[Any
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    basic = metafunc.definition.get_closest_marker("basic") is not None
     if "operation_name" in metafunc.fixturenames:
         metafunc.parametrize("operation_name", operations())
     if {"method", "check"} <= set(metafunc.fixturenames):
         metafunc.parametrize(("method", "check"), checks(methods(), METHOD_CHECKS))
     elif "method_name" in metafunc.fixturenames:
-        metafunc.parametrize("method_name", methods())
+        metafunc.parametrize(
+            "method_name",
+            [
+                pytest.param(name, marks=pytest.mark.slow if basic and name not in BASIC + OTHER_KINDS else ())
+                for name in methods()
+            ],
+        )
     if {"operation", "check"} <= set(metafunc.fixturenames):
         untrained = {name: check for name, check in OPERATION_CHECKS.items() if name not in TRAINED}
         within = [name for name in operations() if name not in alone()]
@@ -98,7 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             checks(operations(), untrained) + checks(alone(), TRAINED) + checks(within, TRAINED, slow=True),
         )
     if "make" in metafunc.fixturenames:
-        metafunc.parametrize("make", subjects())
+        metafunc.parametrize("make", subjects(basic))
 
 
 @pytest.fixture

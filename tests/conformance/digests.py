@@ -47,8 +47,14 @@ ROWS = ("split_mnist_online/er/200", "split_mnist_three/slda/class", "split_mnis
 ROW = "row of benchmarks/accuracy.py, seed 0"
 """Subjects of another kind: one quick row each of three tables."""
 
-HEAVY = ("trainer, fixed head, momentum", "loop with begin and end, growing head, momentum")
-"""The fast ways of operations that go over the data many times at each boundary: all of them would take ten seconds."""
+HEAVY = ("trainer, growing head, momentum, resumed", "loop with begin and end, growing head, momentum")
+"""The fast ways of those that go over the data many times at each boundary: all of them would take many seconds."""
+
+AT_LENGTH = ("CommonMinimum", "LossSurrogate", "dgr", "hal", "gdumb", "generative_classifier", "ranpac")
+"""Those."""
+
+LATER = ("trainer, growing head, momentum", "trainer, growing head, Adam", "loop with OnNewClass, fixed head, Adam")
+"""Fast ways that are left to the slow tests: resumed, the first ends with the same weights, which a test holds."""
 
 TOLERANCES = {"weights": 2e-3, "signed": 2e-3, "outputs": 1e-2, "loss": 1e-2, "right": 0.05}
 """What may differ where the kernels differ: relative to the size, for `right` in shares of the test samples."""
@@ -66,7 +72,8 @@ def ways(subject: str) -> list[str]:
 
 def fast(subject: str) -> list[str]:
     """The ways that are checked by every run of the tests."""
-    return [way for way in ways(subject) if way in (HEAVY if subject in ("CommonMinimum", "LossSurrogate") else FAST)]
+    chosen = HEAVY if subject in AT_LENGTH else [way for way in FAST if way not in LATER]
+    return [way for way in ways(subject) if way in chosen]
 
 
 def row(name: str) -> Outcome:

@@ -121,8 +121,11 @@ def verdict(first: str, second: str, head: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["AnchorPenalty", "RememberExemplars", "GradientConstraints", "BinaryMasks", "InferTask"]
+)
 def test_an_operation_trains_beside_some_others_or_is_refused_in_a_sentence(name: str) -> None:
+    """The check `beside` of `test_checks.py` trains each operation beside six; the slow test below each beside each."""
     chosen = random.Random(name).sample(NAMES, 4)
     pairs = [(name, other, "fixed" if place % 2 else "task") for place, other in enumerate(chosen)]
     assert [found for pair in pairs if (found := verdict(*pair))] == []
@@ -138,14 +141,14 @@ def test_an_operation_trains_beside_every_other_in_either_order_or_is_refused_in
 
 
 def test_most_pairs_train_and_few_are_refused() -> None:
-    sample = random.Random(1).sample([(a, b) for a in NAMES for b in NAMES if a != b], 60)
+    sample = random.Random(1).sample([(a, b) for a in NAMES for b in NAMES if a != b], 40)
     refused = 0
     for first, second in sample:
         try:
             train(combined(first, second), "fixed")
         except (ConfigError, UsageError):
             refused += 1
-    assert refused < 15
+    assert refused < 10
 
 
 def test_a_pair_that_breaks_is_found(monkeypatch: Any) -> None:

@@ -69,6 +69,7 @@ def looped(method: Method, of: Stream, kind: str, net: torch.nn.Module) -> Conti
     return cl
 
 
+@pytest.mark.basic
 @pytest.mark.parametrize("kind", CRITERIA)
 def test_every_method_learns_such_targets_in_every_loop_or_says_that_it_needs_class_labels(
     method_name: str, kind: str

@@ -236,7 +236,11 @@ def endless(make: Make, spec: dict[str, Any], boundary: Callable[[], Any] | None
     way = StreamTrainer(model, make(), optimizer=dict(spec), **options)
     way.train((batch.inputs, batch.targets) for batch in _arriving(stream))
     later = ("experience", "epoch", "lr")  # which this loop did not log when the digests were taken
-    kept = [{key: event[key] for key in LOGGED if key in event and key not in later} for event in log]
+    kept = [
+        {key: event[key] for key in LOGGED if key in event and key not in later}
+        for event in log
+        if event["event"] != "boundary"  # likewise
+    ]
     return _outcome(model, [*kept, way.accuracy], stream, lambda inputs, task: way.predict(inputs))
 
 

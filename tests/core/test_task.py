@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from holdfast import Continual, methods, models
+from holdfast.core.forward import enter_task, forward_task, leave_task, running_task
 from holdfast.core.learner import Learner
-from holdfast.core.task import enter_task, forward_task, leave_task, running_task
 from holdfast.models.heads import MASKED
 
 TASKED = [

@@ -1,4 +1,4 @@
-"""Two workers on a real PostgreSQL server: one is killed, and the other one does what it had."""
+"""Workers on a real PostgreSQL server, of which one is killed; tasks of Ray; what the dashboard shows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from holdfast.discovery import sweep
 from holdfast.discovery.command import planned
 from holdfast.discovery.study import Book, Entry
 
 pytest.importorskip("optuna")
-pytest.importorskip("psycopg")
 
 SOURCE = str(Path(holdfast.__file__).parents[1])
 WORDS = ["trainer.epochs=60", "stream.experiences=4", "model.hidden=[64]", "method=er", "warm_start=false"]
@@ -33,6 +33,7 @@ def binary(name: str) -> str | None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of a new database on a server of its own, which ends with the test."""
+    pytest.importorskip("psycopg")
     tools = {name: binary(name) for name in ("initdb", "postgres", "createdb")}
     if None in tools.values():
         pytest.skip("PostgreSQL is not installed")
@@ -97,6 +98,30 @@ def test_what_a_killed_machine_had_is_done_by_another_one(server: str, tmp_path:
     assert [one.state for one in again] == ["lost", "done"]
     assert not again[1].worker.endswith(mine)
     assert len({one.key for one in ended(entries)}) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_tasks_of_ray_do_what_processes_do(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    words = ["trainer.epochs=1", "stream.experiences=3", "model.hidden=[8]", "method=er", "finals=1", "final_seeds=2"]
+    found = sweep(None, *words, out=tmp_path / "s", trials=4, jobs=2, launcher="ray")
+    plan = planned(None, words, sweep=True, trials=4)
+    entries = Book(f"sqlite:///{tmp_path / 's' / 'study.db'}", plan.settings, plan.space).entries()
+    assert len({one.key for one in ended(entries)}) == 4
+    assert all(one.worker.rsplit("-", 1)[-1].startswith("ray") for one in entries)
+    assert len(list((tmp_path / "s" / "final").glob("*/report.html"))) == 2
+    assert found.best["method"]["name"] == "er"
+
+
+def test_ray_that_is_not_installed_is_refused_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ["trainer.epochs=1", "stream.experiences=3", "model.hidden=[8]", "method=er"]
+    with pytest.raises(ImportError, match=r"holdfast\[cluster\]"):
+        sweep(None, *words, out=tmp_path / "s", trials=2, launcher="ray")
+    assert not (tmp_path / "s").exists()
 
 
 def ended(entries: list[Entry]) -> list[Entry]:

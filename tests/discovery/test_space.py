@@ -13,7 +13,7 @@ from holdfast.config.job import make_method
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import conflicts
 from holdfast.core.operation import ROLES
-from holdfast.discovery.axes import Axis, written
+from holdfast.discovery.axes import Axis, Neighbour, written
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.settings import made, parsed
 from holdfast.discovery.space import SHORT, composed, only_fills, size_of
@@ -104,6 +104,44 @@ def test_the_first_trials_are_the_literature_the_best_known_first(plan: Plan) ->
     assert "joint" not in names
 
 
+def test_a_neighbour_is_one_step_away_and_can_be_made(plan: Plan) -> None:
+    import random
+
+    params = plan.space.point(kinds.find("methods", "er_ace")())
+    changed = set()
+    for seed in range(60):
+        try:
+            near = plan.space.suggest(
+                Neighbour(params, list(plan.space.slots), plan.space.defaults(), random.Random(seed))
+            )
+        except ConfigError:  # the operation that it takes instead excludes another one
+            continue
+        axes = plan.space.axes()
+        assert all(axes[name].holds(axes[name].value(value)) for name, value in near.items())
+        filled = [slot for slot in plan.space.slots if near.get(slot) != params.get(slot)]
+        assert len(filled) <= 1
+        changed |= {"slot"} if filled else {name for name, value in near.items() if value != params.get(name)}
+    assert {"slot", "optimizer.lr", "replay.size"} <= changed
+
+
+def test_a_composition_is_swept_over_what_its_operations_declare() -> None:
+    plan = Plan.of(
+        None,
+        [
+            *SMALL,
+            "method={operations: [{name: fisher_penalty, strength: 5}, {name: joined_replay},"
+            " {name: remember, capacity: 50}]}",
+        ],
+        sweep=True,
+    )
+    axes = plan.space.axes()
+    assert (axes["method.operations.0.strength"].low, axes["method.operations.0.strength"].high) == (0.05, 500)
+    assert "method.operations.1.size" in axes
+    assert not any(name.endswith("capacity") for name in axes)
+    job = plan.space.job({**plan.space.usual(), "method.operations.0.strength": 7.0})
+    assert job["method"]["operations"][0]["strength"] == 7.0
+
+
 def test_a_plan_that_was_written_down_is_the_same_plan(plan: Plan) -> None:
     again = Plan.loaded(plan.plain())
     assert again.space == plan.space
@@ -115,8 +153,8 @@ def test_a_search_that_is_free_to_take_the_largest_memory_is_refused() -> None:
         made({"memory": [50, 200]})
     with pytest.raises(ConfigError, match="free to take the largest memory"):
         made({"parameters": {"method.capacity": {"low": 10, "high": 100}}})
-    assert made({"memory": [50, 200], "objectives": "accuracy,memory"}).objectives[1] == "memory_bytes_peak"
-    assert made({"memory": [50, 200], "at_most": {"memory": "20kB"}}).at_most == {"memory_bytes_peak": 20000.0}
+    assert made({"memory": [50, 200], "objectives": "accuracy,memory"}).objectives[1] == "method_bytes_peak"
+    assert made({"memory": [50, 200], "at_most": {"memory": "20kB"}}).at_most == {"method_bytes_peak": 20000.0}
 
 
 @pytest.mark.parametrize(
@@ -143,9 +181,9 @@ def test_wrong_settings_are_refused_by_name(said: dict[str, Any], told: str) -> 
 
 def test_a_limit_on_time_is_shared_out_over_the_stream() -> None:
     settings = made({"at_most": {"time": "10s", "memory": "1kB"}})
-    assert settings.over({"train_seconds": 4.0, "memory_bytes_peak": 800.0}, 0.5)["train_seconds"] < 0
-    assert settings.over({"train_seconds": 6.0, "memory_bytes_peak": 800.0}, 0.5)["train_seconds"] > 0
-    assert settings.over({"train_seconds": 6.0, "memory_bytes_peak": 800.0}, 0.5)["memory_bytes_peak"] < 0
+    assert settings.over({"train_seconds": 4.0, "method_bytes_peak": 800.0}, 0.5)["train_seconds"] < 0
+    assert settings.over({"train_seconds": 6.0, "method_bytes_peak": 800.0}, 0.5)["train_seconds"] > 0
+    assert settings.over({"train_seconds": 6.0, "method_bytes_peak": 800.0}, 0.5)["method_bytes_peak"] < 0
 
 
 def test_words_are_settings_of_the_search_or_changes_of_the_job() -> None:

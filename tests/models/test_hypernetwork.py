@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from holdfast.core.body import chain_of
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.task import forward_task
+from holdfast.core.forward import forward_task
 from holdfast.methods import er, finetune, joint, lwf
 from holdfast.models import MASKED, parameter_count
 from holdfast.models.hypernetwork import Hypernetwork, hypernetwork

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from holdfast.core.forward import forward_task
 from holdfast.core.method import Method
-from holdfast.core.task import forward_task
 from holdfast.methods import hat, packnet, separate_networks, xdg
 from holdfast.models import mlp
 from holdfast.models.hypernetwork import hypernetwork

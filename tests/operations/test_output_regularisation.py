@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Batch
-from holdfast.core.task import forward_task
+from holdfast.core.forward import forward_task
 from holdfast.models import mlp
 from holdfast.models.hypernetwork import hypernetwork
 from holdfast.operations.lookahead import planned_moves

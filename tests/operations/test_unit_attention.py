@@ -185,3 +185,91 @@ def test_wrong_arguments_are_refused() -> None:
         with pytest.raises(ConfigError, match="unit_attention"):
             UnitAttention(**wrong)  # type: ignore[arg-type]
     assert adahat(intensity=0.5).operations[0].intensity == 0.5
+
+
+# Baselines and ablations of AdaHAT ------------------------------------------------------------------------
+
+
+def third_task(**arguments: Any) -> tuple[UnitAttention, Any]:
+    """The third task of three, after one step at the least s: units of the first two are in use."""
+    cl = bound(operation := UnitAttention(s_max=10.0, strength=0.0, **arguments))
+    for task in range(2):
+        step(cl, cl.begin(experience(task), epochs=2, batch_size=6))
+        cl.end()
+    operation.masks = {
+        "backbone.0": {0: torch.tensor([1.0, 0, 1, 0, 0]), 1: torch.tensor([1.0, 0, 0, 0, 1])},
+        "backbone.2": {0: torch.tensor([0.0, 1, 0]), 1: torch.tensor([1.0, 1, 0])},
+    }
+    data = cl.begin(experience(2), epochs=2, batch_size=6)
+    cl.model.train()
+    step(cl, data, optimizer=False)
+    return operation, cl
+
+
+USED = torch.tensor([[1.0, 0, 1, 0, 1], [1.0, 0, 1, 0, 1], [0.0] * 5])
+"""Weights of the second layer that join two units in use."""
+COUNTS = torch.tensor([[1.0, 0, 1, 0, 1], [2.0, 0, 1, 0, 1], [0.0] * 5])
+
+
+def test_weights_in_use_can_move_at_one_rate_or_at_rates_drawn_in_each_step() -> None:
+    operation, _ = third_task(mode="constant", constant=0.25)
+    assert torch.equal(operation.rates["backbone.2.weight"], 1 - 0.75 * USED)
+    assert operation.rates["backbone.2.bias"].tolist() == [0.25, 0.25, 1.0]
+    operation, cl = third_task(mode="random")
+    first = operation.rates["backbone.2.weight"].clone()
+    assert bool((first[USED == 0] == 1).all())
+    assert bool((first[USED == 1] < 1).all())
+    step(cl, experience(2).train, optimizer=False)
+    assert bool((operation.rates["backbone.2.weight"] != first)[USED == 1].all())
+
+
+@pytest.mark.parametrize("without", ["counts", "sparsity"])
+def test_adahat_can_leave_out_the_counts_or_the_sparsity(without: str) -> None:
+    operation, _ = third_task(mode=f"adapt_without_{without}", intensity=0.2, epsilon=0.1)
+    soft = torch.sigmoid(operation.embeddings["backbone/2"] / 10).tolist()
+    sparsity = soft[2] if without == "counts" else 0.0  # the third unit alone is free
+    rate = 0.2 / (0.1 + sparsity)
+    count = torch.full((3, 5), 2.0) if without == "counts" else COUNTS
+    assert torch.allclose(operation.rates["backbone.2.weight"], rate / (count + rate), rtol=1e-4)
+
+
+def test_cross_sparsity_also_rewards_units_in_use() -> None:
+    operation, _ = third_task(sparsity="cross")
+    soft = torch.cat([torch.sigmoid(operation.sharpness * operation.embeddings[f"backbone/{i}"]) for i in (0, 2)])
+    used = torch.tensor([1.0, 0, 1, 0, 1, 1, 1, 0])
+    free, kept = (soft * (1 - used)).sum() / 3, (soft * used).sum() / 5
+    term = operation._sparsity(["backbone.0", "backbone.2"])
+    assert float(term) == pytest.approx(float((free + 1 - kept) / 2), rel=1e-5)
+    begun = bound(fresh := UnitAttention(sparsity="cross"))
+    begun.begin(experience(0), epochs=2, batch_size=6)
+    assert 0 < float(fresh._sparsity(["backbone.0"])) <= 0.5
+
+
+@pytest.mark.parametrize(("initial", "low", "high"), [("uniform", -1, 1), ("positive", 0, 1), ("negative", -1, 0)])
+def test_embeddings_start_where_they_are_told(initial: Any, low: float, high: float) -> None:
+    net = mlp(input_shape=(4,), classes=4, hidden=[400], head="task", seed=0)
+    cl = bound(operation := UnitAttention(initial=initial), net)
+    cl.begin(experience(0), epochs=2, batch_size=6)
+    found = operation.embeddings["backbone/0"]
+    assert low <= float(found.min()) < low + 0.1
+    assert high - 0.1 < float(found.max()) <= high
+
+
+def test_embeddings_can_start_where_those_of_the_last_task_ended() -> None:
+    cl = bound(operation := UnitAttention(initial="last"))
+    step(cl, cl.begin(experience(0), epochs=2, batch_size=6))
+    cl.end()
+    before = operation.embeddings["backbone/0"].detach().clone()
+    cl.begin(experience(1), epochs=2, batch_size=6)
+    assert bool(before.any())
+    assert torch.equal(operation.embeddings["backbone/0"], before)
+
+
+def test_capacity_is_the_mean_rate_over_weights_and_biases() -> None:
+    operation, cl = third_task(mode="constant", constant=0.25)
+    rates = {name: rate for name, rate in operation.rates.items() if name.startswith("backbone")}
+    cl.end()
+    assert float(operation.capacity[0]) == 1.0
+    mean = sum(float(rate.sum()) for rate in rates.values()) / sum(rate.numel() for rate in rates.values())
+    assert float(operation.capacity[2]) == pytest.approx(mean)
+    assert torch.allclose(operation.mean_rates["backbone.2"][2], rates["backbone.2.weight"].mean(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from holdfast.core.method import Method
 from holdfast.methods import fg_adahat
 from holdfast.models import cnn, mlp, resnet18
 from holdfast.operations import UnitImportance
+from holdfast.operations._parts.attributions import ATTRIBUTIONS
 from holdfast.operations.unit_importance import IMPORTANCES
 from holdfast.streams.data import TensorData
 from holdfast.training import Continual, Trainer
@@ -52,7 +54,7 @@ def by_hand(rows: list[list[float]], weight: list[list[float]], bias: list[float
     return [[sigmoid(value) * gate for value, gate in zip(row, gates)] for row in sums]
 
 
-@pytest.mark.parametrize("kind", IMPORTANCES)
+@pytest.mark.parametrize("kind", [kind for kind in IMPORTANCES if kind not in ATTRIBUTIONS])
 def test_what_a_unit_is_worth_is_what_its_name_says(kind: str) -> None:
     cl = bound(operation := UnitImportance(importance=kind, strength=0.0, s_max=10.0))  # type: ignore[arg-type]
     data = cl.begin(experience(0), epochs=2, batch_size=6)
@@ -92,6 +94,7 @@ def test_what_a_unit_is_worth_is_what_its_name_says(kind: str) -> None:
             squares = sum(float(g) ** 2 for g in layer.weight.grad[u])
             w_out = sum(abs(float(after[k, u])) for k in range(after.shape[0]))
             g_out = sum(abs(float(after.grad[k, u])) for k in range(after.shape[0]))
+            out_squares = sum(float(after.grad[k, u]) ** 2 for k in range(after.shape[0]))
             expected = {
                 "input_gradient": g_in,
                 "output_gradient": g_out,
@@ -101,6 +104,11 @@ def test_what_a_unit_is_worth_is_what_its_name_says(kind: str) -> None:
                 "input_contribution": h * w_in,
                 "contribution": h * w_out,
                 "activation_fisher": h * squares,
+                "input_fisher": squares,
+                "output_fisher": out_squares,
+                "output_activation_fisher": h * out_squares,
+                "adaptation": 1 / w_in,
+                "adaptive_contribution": h * w_out / w_in,
             }[kind]
             assert worths[name][u] == pytest.approx(expected, rel=1e-4, abs=1e-9)
         low, high = min(worths[name]), max(worths[name])
@@ -108,6 +116,114 @@ def test_what_a_unit_is_worth_is_what_its_name_says(kind: str) -> None:
         for u in range(units):
             expected = (worths[name][u] - low) / (high - low) * gate[u]
             assert float(operation.running[name][u]) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTIONS)
+def test_attributions_of_one_hidden_layer_are_those_by_hand(kind: str) -> None:
+    net = mlp(input_shape=(4,), classes=2, hidden=[6], head="task", seed=0, activation="relu")
+    points = 400
+    cl = bound(operation := UnitImportance(importance=kind, strength=0.0, s_max=10.0, points=points), net)  # type: ignore[arg-type]
+    data = cl.begin(experience(0), epochs=2, batch_size=6)
+    found: list[Any] = []
+    inner, state = operation.worth, []
+
+    def spied(name: str) -> torch.Tensor:
+        found.append(inner(name))
+        state.append(operation.sharpness)
+        return found[-1]
+
+    operation.worth = spied  # type: ignore[method-assign]
+    layer, head = net.get_submodule("backbone.0"), net.head.weights[0].detach().clone()
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    inputs = step(cl, data, move=False)
+    labels = data.gather(torch.arange(6)).targets
+    gates = torch.sigmoid(state[0] * operation.embeddings["backbone/0"].detach())
+    h, zero = inputs @ weight.T + bias, bias.expand(6, 6)
+    slope = head[labels] * gates  # of the right output by each unit behind its activation, [rows, units]
+    path = torch.linspace(0.5 / points, 1 - 0.5 / points, points).view(-1, 1, 1)
+    share = ((path * inputs) @ weight.T + bias > 0).float().mean(0)
+    rescaled = slope * (h.relu() - zero.relu())
+    by_hand = {
+        "gradient_activation": slope * h.relu(),
+        "gradcam": slope * h.relu(),
+        "lrp": slope * h.relu(),
+        "feature_ablation": slope * h.relu(),
+        "internal_influence": slope * share,
+        "gradient_shap": slope * share * (h - zero),
+        "conductance": rescaled,
+        "integrated_gradients": rescaled,
+        "deeplift": rescaled,
+    }
+    assert len(found) == 1
+    assert not any(parameter.requires_grad is False for parameter in net.parameters())
+    if kind == "deeplift_shap":  # which other row is the baseline is drawn
+        assert found[0].shape == (6,)
+        assert bool((found[0] >= 0).all())
+        assert bool(found[0].any())
+        return
+    wide = {"gradient_shap": 0.15, "conductance": 0.02, "integrated_gradients": 0.02, "internal_influence": 0.02}
+    assert torch.allclose(found[0], by_hand[kind].abs().mean(0), rtol=wide.get(kind, 1e-4), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTIONS)
+def test_attributions_leave_gradients_statistics_and_flags_alone(kind: str) -> None:
+    net = resnet18(input_shape=(1, 8, 8), classes=2, width=2, head="task", seed=0)
+    plain, asked = (bound(UnitImportance(importance=of, points=2), copy.deepcopy(net)) for of in ("input_weight", kind))  # type: ignore[arg-type]
+    for cl in (plain, asked):
+        step(cl, cl.begin(experience(0, (1, 8, 8)), epochs=2, batch_size=6))
+    one, other = plain.model.state_dict(), asked.model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(module.training for module in asked.model.modules())
+    worth = asked.method.operations[0]._attributed
+    assert set(worth) == set(asked.method.operations[0].layers)
+    assert all(bool(v.isfinite().all()) for v in worth.values())
+
+
+SUMMINGS = {
+    "latest": [1.0, 1.0, 1.0],
+    "all": [3.0, 2.0, 1.0],
+    "average": [1 + 1 / 2 + 1 / 3, 1 / 2 + 1 / 3, 1 / 3],
+    "linear": [2 * 3.0 + 1, 3.0 + 1, 1.0],
+    "quadratic": [9.0, 4.0, 1.0],
+    "cubic": [27.0, 8.0, 1.0],
+    "exponential": [27.0, 9.0, 3.0],
+    "logarithmic": [2.0, math.log(2, 3) + 1, 1.0],
+    "factorial": [6.0, 2.0, 1.0],
+}
+"""What each of three tasks counts at the end, the oldest first, with rate 3."""
+
+
+@pytest.mark.parametrize("summing", SUMMINGS)
+def test_older_tasks_count_as_the_name_of_the_summing_says(summing: str) -> None:
+    cl = bound(operation := UnitImportance(summing=summing, rate=3.0, masked=False))  # type: ignore[arg-type]
+    for task in range(3):
+        step(cl, cl.begin(experience(task), epochs=2, batch_size=6))
+        cl.end()
+    worths = operation.worths["backbone.0"]
+    expected = sum(weight * worths[task] for task, weight in enumerate(SUMMINGS[summing]))
+    assert torch.allclose(operation.summed["backbone.0"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["sparsity", "counts"])
+def test_the_factor_of_importance_can_leave_the_task_out_or_count_those_that_use_both_units(schedule: Any) -> None:
+    cl = bound(operation := UnitImportance(schedule=schedule, used_only=True, intensity=0.2, s_max=10.0))
+    for task in range(2):
+        step(cl, cl.begin(experience(task), epochs=2, batch_size=6))
+        cl.end()
+    uses = operation.uses("backbone.2").tolist(), operation.uses("backbone.0").tolist()
+    worth = operation.summed["backbone.2"].tolist(), operation.summed["backbone.0"].tolist()
+    data = cl.begin(experience(2), epochs=2, batch_size=6)
+    cl.model.train()
+    soft = torch.sigmoid(operation.sharpness * operation.embeddings["backbone/2"]).tolist()
+    free = [count == 0 for count in uses[0]]
+    share = sum(a for a, unused in zip(soft, free) if unused) / max(1, sum(free)) + 0.1
+    step(cl, data, move=False)
+    for i in range(3):
+        for j in range(5):
+            both = min(uses[0][i], uses[1][j])
+            factor = share * (both + 10.0 if schedule == "counts" else 1.0)
+            joined = min(worth[0][i], worth[1][j]) * (both > 0)
+            assert float(operation.rates["backbone.2.weight"][i, j]) == pytest.approx(0.2 / (factor * joined + 0.2))
 
 
 def test_importance_is_the_mean_over_steps_and_the_base_within_the_mask_summed_over_tasks() -> None:

@@ -20,8 +20,13 @@ from holdfast.runs.worker import work
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 SOURCE = Path(holdfast.__file__).parents[1]
 SHORT = ["trainer.epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=1", "model.hidden=[8]"]
-NOT_HERE = ("trainer=gpu", "trainer=mps", "trainer=ddp ", "cifar")
+NOT_HERE = ("trainer=gpu", "trainer=mps", "trainer=ddp ", "synapse_cifar", "stinyimagenet")
 """What needs a device or a download: checked, not run."""
+
+SMALL_IMAGES = ("scifar100", "noisy_cifar")
+"""Experiments whose images are made up here."""
+
+DOTS = {"name": "image_folder", "path": "dots/data", "size": 32, "crop": 4, "flip": True}
 
 
 def commands():
@@ -53,14 +58,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def images(folder):
+def images(folder, classes=5, each=10):
     import numpy as np
     from PIL import Image
 
     generator = np.random.default_rng(0)
-    for name in ("a", "b", "c", "d", "e"):
+    for name in (f"class{number:02}" for number in range(classes)):
         (folder / "data" / name).mkdir(parents=True)
-        for number in range(10):
+        for number in range(each):
             pixels = generator.integers(0, 255, (16, 16, 3)).astype("uint8")
             Image.fromarray(pixels).save(folder / "data" / name / f"{number}.png")
 
@@ -69,6 +74,13 @@ def shortened(words):
     """The command with what makes it a matter of seconds; it still says everything that the page says."""
     more = [change for change in SHORT if not any(word.split("=")[0] == change.split("=")[0] for word in words)]
     text = " ".join(words)
+    if any(f"experiment={name}" in words for name in SMALL_IMAGES):
+        more = [change for change in more if not change.startswith("model.hidden")]
+        more += [f"stream.dataset={json.dumps(DOTS)}", "model.backbone={name:resnet18,width:2}"]
+        more = [change for change in more if "model=resnet18_tasks" not in words or "backbone" not in change]
+        more += ["model.width=2"] if "model=resnet18_tasks" in words else []
+        words = [word for word in words if not word.startswith("trainer.limit_experiences")]
+        more += ["trainer.limit_experiences=2", "trainer.batch_size=8", "references=[]"]
     if "synapse" in text or "arena_hat" in text or ("clmixer" in text and "-m" not in words):
         more = [change for change in more if not change.startswith("model.hidden")]
     if any(word.startswith("trainer.epochs=") and word not in SHORT for word in words):
@@ -101,7 +113,11 @@ def test_the_command_of_the_page_works(command, here, monkeypatch):
         assert len(list(here.glob("multirun/*/*/*/run/metrics.json"))) == 2
         return
     assert program == "holdfast"
-    if any("RUN" in word for word in words) or "show" in words:
+    if any(f"experiment={name}" in words for name in SMALL_IMAGES):
+        images(here / "dots", classes=40, each=4)
+    if "start_from=RUN" in words:
+        assert call([*shortened(["run", *words[1:2]]), "-o", "RUN"]).exit_code == 0
+    elif any("RUN" in word for word in words) or "show" in words:
         many = ["-m", "tags=[batch_size_exp]", "seed=0,1"] if "show" in words else ["-o", "RUN"]
         assert call(["run", "experiment=digits", *SHORT, "-q", *many]).exit_code == 0
     if "data.data_path=images" in words:

@@ -305,6 +305,7 @@ def test_killed_ten_times_from_outside_the_command_ends_with_equal_weights(tmp_p
 # Stopped ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_exits_with_130_says_how_to_go_on_and_resumes(tmp_path: Path) -> None:
     job = _long()
     job["trainer"]["epochs"] = 400

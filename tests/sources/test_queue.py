@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from holdfast import StreamTrainer, methods
-from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, DataError, Interrupted
+from holdfast.core.experience import Batch
 from holdfast.core.source import Arrays, Iterated, Source
 from holdfast.sources import HoldOut, Queued, Window
 

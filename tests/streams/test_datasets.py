@@ -423,6 +423,20 @@ def test_image_folders_with_parts_or_lists_use_them(tmp_path):
         image_folder(str(tmp_path / "lists"))
 
 
+def test_a_folder_like_tiny_imagenet_takes_the_classes_of_its_tests_from_the_file_beside_them(tmp_path):
+    write_images(tmp_path / "train", names=("n01/images", "n02/images"), rows=3)
+    write_images(tmp_path / "val", names=("images",), rows=2)
+    with pytest.raises(DataError, match=r"no class of the test images \('images', ...\) is one of the training images"):
+        image_folder(str(tmp_path))
+    (tmp_path / "val" / "val_annotations.txt").write_text("0.png\tn02\t0\t0\t6\t6\n1.png\tn01\t0\t0\t6\t6\n")
+    data = image_folder(str(tmp_path))
+    assert data.class_names == ("n01", "n02")
+    assert (len(data.train), data.test.targets.tolist()) == (6, [1, 0])
+    (tmp_path / "val" / "val_annotations.txt").write_text("7.png\tn02\n")
+    with pytest.raises(DataError, match=r"lists 7\.png, which is not in"):
+        image_folder(str(tmp_path))
+
+
 def test_images_are_resized_turned_grey_and_kept_out_of_memory_above_the_limit(tmp_path):
     write_images(tmp_path / "set", side=8)
     data = image_folder(str(tmp_path / "set"), size=[4, 6], grayscale=True, memory_limit_mb=0.0001)

@@ -76,7 +76,21 @@ def test_a_weight_that_is_not_finite_is_noticed() -> None:
     with torch.no_grad():
         model.weight[0, 0] = math.nan
     assert not finite(model)
-    assert "a weight is not finite" in (watch.notice(train(100, 2.0)) or {})["reason"]
+    assert (
+        "a weight is not finite"
+        in next(filter(None, (watch.notice(train(50 * n, 2.0)) for n in range(2, 12))))["reason"]
+    )
+
+
+def test_a_weight_that_is_not_finite_is_noticed_at_the_end_of_its_experience() -> None:
+    model = nn.Linear(2, 2)
+    watch = Watch(model)
+    watch.notice(train(50, 2.0))
+    with torch.no_grad():
+        model.weight[0, 0] = math.nan
+    noticed = watch.notice({"event": "experience", "experience": 0, "steps": 50})
+    assert noticed is not None
+    assert "a weight is not finite after experience 0" in noticed["reason"]
 
 
 def test_an_evaluation_counts_on_the_experience_just_learned_only() -> None:

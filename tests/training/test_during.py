@@ -8,7 +8,7 @@ import torch
 
 from holdfast import Trainer, datasets, methods, metrics, models, streams
 from holdfast.metrics.during import inside
-from holdfast.training.during import MOST_ROWS
+from holdfast.training.observations import MOST_ROWS
 
 DATA = datasets.synthetic(classes=6, samples=60, test_samples=20, spread=1.5)
 

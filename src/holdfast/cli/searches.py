@@ -33,6 +33,9 @@ Storage = Annotated[
         show_default=False,
     ),
 ]
+Launcher = Annotated[
+    str, typer.Option("--launcher", help="Processes of this machine (`processes`), or tasks of a `ray` cluster.")
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="The folder; an unfinished one is gone on with.", show_default=False),
@@ -47,6 +50,7 @@ def search(
     budget: Budget = None,
     jobs: Jobs = 1,
     storage: Storage = None,
+    launcher: Launcher = "processes",
     out: Out = None,
     dry_run: DryRun = False,
     worker: Annotated[bool, typer.Option("--worker", help="Only work for the search in --storage.")] = False,
@@ -68,9 +72,8 @@ def search(
         if worker:
             typer.echo(str(_work_for(storage, out)))
             return
-        typer.echo(
-            _done(words, config_dir, out, jobs, storage, dry_run, quiet, False, trials=trials, budget=budget, **more)
-        )
+        where = (config_dir, out, jobs, storage, launcher)
+        typer.echo(_done(words, *where, dry_run, quiet, False, trials=trials, budget=budget, **more))
 
 
 def sweep(
@@ -79,6 +82,7 @@ def sweep(
     budget: Budget = None,
     jobs: Jobs = 1,
     storage: Storage = None,
+    launcher: Launcher = "processes",
     out: Out = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -91,7 +95,8 @@ def sweep(
     """
     with reported():
         plugged(plugin)
-        typer.echo(_done(words, config_dir, out, jobs, storage, dry_run, quiet, True, trials=trials, budget=budget))
+        where = (config_dir, out, jobs, storage, launcher)
+        typer.echo(_done(words, *where, dry_run, quiet, True, trials=trials, budget=budget))
 
 
 def _work_for(storage: str | None, out: Path | None) -> Path:
@@ -113,6 +118,7 @@ def _done(
     out: Path | None,
     jobs: int,
     storage: str | None,
+    launcher: str,
     dry_run: bool,
     quiet: bool,
     tune: bool,
@@ -127,4 +133,5 @@ def _done(
     if dry_run:
         return estimate(plan, jobs)
     typed = shlex.join(["holdfast", *sys.argv[1:]])
-    return str(started(plan, out, jobs, storage, (lambda text: None) if quiet else tell, typed).folder)
+    say = (lambda text: None) if quiet else tell
+    return str(started(plan, out, jobs, storage, say, typed, launcher).folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from holdfast.compat.clmixer_plugins import read_plugins
 from holdfast.compat.clmixer_values import DATA, METHOD, Translation
 from holdfast.config.check import validated
 from holdfast.config.read import check_plain
-from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError
 
 SECTIONS = {
@@ -73,45 +71,6 @@ def recognised(content: Mapping[str, Any]) -> bool:
     return any(key in content for key in ("optimisation", "data", "plugins", "human_knowledge")) or (
         isinstance(model, Mapping) and "model_type" in model
     )
-
-
-def changed(content: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """A copy of a CLMixer file with single values changed; a plugin is found by its number or its name.
-
-    Raises:
-        ConfigError: for a plugin that is not there, or a key inside something that has none.
-    """
-    result = copy.deepcopy(dict(content))
-    for path, value in changes.items():
-        here: Any = result
-        for depth, part in enumerate(path[:-1]):
-            if isinstance(here, list):
-                here = here[_position(here, part, path)]
-                if not isinstance(here, dict):
-                    raise ConfigError(f"{dotted(path)}: got {shown(here)} there, which has no keys.")
-                if path[depth + 1] not in ("name", "hyperparameters", "function"):
-                    here = here.setdefault("hyperparameters", {})
-            else:
-                here = here.setdefault(part, {})
-            if not isinstance(here, dict | list):
-                raise ConfigError(f"{dotted(path)}: {dotted(path[: depth + 1])} is {shown(here)}, which has no keys.")
-        if isinstance(here, list):
-            here[_position(here, path[-1], path)] = value
-        else:
-            here[path[-1]] = value
-    return result
-
-
-def _position(plugins: list[Any], part: str, path: Sequence[str]) -> int:
-    """The number of a plugin that is written as number or name."""
-    names = [str(one.get("name")) for one in plugins if isinstance(one, Mapping)]
-    if part.isdigit() and int(part) < len(plugins):
-        return int(part)
-    if part not in names:
-        near = nearest(part, names)
-        advice = f"did you mean {near!r}?" if near else f"the file has {len(plugins)}, counted from 0."
-        raise ConfigError(f"{dotted(path)}: there is no plugin {part!r}; {advice}")
-    return next(i for i, one in enumerate(plugins) if isinstance(one, Mapping) and one.get("name") == part)
 
 
 def convert(content: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -300,15 +259,8 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], made: Trans
         made.tell(
             "model.lora", "a full cosine classifier; all classes of one of rank 1 lie on one line, two ways.", METHOD
         )
-    size = given.get("hidden_size", 20)
-    size = made.whole("model.hidden_size", size, -1) if "hidden_size" in given else 20
     narrow = kind in LAYERS
-    if narrow and size < 1:
-        raise made.error("model.hidden_size", f"got {size}, expected a number of 1 or more for {kind}.")
-    if narrow and "hidden_size" not in given:
-        made.tell("model.hidden_size", "is missing; 20.", METHOD)
-    if not narrow and "hidden_size" in given and not (kind == "identity" and size == -1):
-        made.tell("model.hidden_size", f"is left out: {kind} has the width of its own features.")
+    size = _width(given, kind, made)
     middle = {"hidden": [size] if narrow else [], "activation": "leaky_relu_0.2", "batch_norm": True, "dropout": 0.1}
     if frozen is not None:
         if kind not in (*LAYERS, "identity"):
@@ -332,6 +284,22 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], made: Trans
         made.kept["model.hidden"] = "model.hidden_size"
     if "architecture" in model:
         made.kept["model.architecture"] = "model.model_type" if frozen is None else "data.backbone"
+
+
+def _width(given: Mapping[str, Any], kind: str, made: Translation) -> int:
+    """The units of the hidden layer, for the networks that have one."""
+    path, narrow = "model.hidden_size", kind in LAYERS
+    if "hidden_size" not in given:
+        if narrow:
+            made.tell(path, "is missing; 20.", METHOD)
+        return 20
+    none = given["hidden_size"] in (None, "None") and not narrow
+    size = -1 if none else made.whole(path, given["hidden_size"], -1)
+    if narrow and size < 1:
+        raise made.error(path, f"got {size}, expected a number of 1 or more for {kind}.")
+    if not narrow:
+        made.tell(path, f"is left out: {kind} has the width of its own features, in CLMixer too.")
+    return size
 
 
 def _network(name: str, path: str, made: Translation) -> dict[str, Any]:

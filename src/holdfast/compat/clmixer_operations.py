@@ -181,8 +181,8 @@ KNOWN: dict[str, Known] = {
         "after each experience the weights move to the minimum of what was learned of all losses (CLMixer looks for a "
         "point in all subspaces at once, draws and shows plots).",
         mistake=SECOND,
-        idle={key: value for key, value in SURROGATE_IDLE.items() if key != "approximators"},
-        extra={key: value for key, value in SURROGATE_EXTRA.items() if key != "epochs"},
+        idle=SURROGATE_IDLE,
+        extra={"approximators": [], "current_task_loss_dataset": [], **SURROGATE_EXTRA},
         loss=True,
     ),
     "RandomMemoryUpdaterOperation": Known(
@@ -278,3 +278,28 @@ KNOWN: dict[str, Known] = {
     ),
 }
 """CLMixer's name -> what it stands for."""
+
+OLD_NAMES = {
+    "cross_entropy": "CrossEntropyOperation",
+    "random_memory": "RandomMemoryUpdaterOperation",
+    "ncm_memory": "NCMMemoryUpdaterOperation",
+    "ncm_icarl": "NCMMemoryUpdaterOperation",
+    "mir_memory": "MIRMemoryUpdaterOperation",
+    "knowledge_distillation": "KnowledgeDistillationOperation",
+    "pod_loss": "PodLossOperation",
+    "finetune_network": "FinetuneOperation",
+    "WA": "WeightAlignOperation",
+    "BIC": "BICOperation",
+    "dirichlet_uncertainty_loss": "DirichletUncertaintyLossOperation",
+    "duplicate_network": "DuplicateNetworkBackboneOperation",
+    "freeze_network": "FreezeNetworkBackboneOperation",
+}
+"""What CLMixer called an operation in its first files -> what it calls it since."""
+
+WITHOUT_EFFECT = {
+    "grow_network": "is left out: the head has an output for every class here, or grows by itself",
+    "aligned_init": "is left out: CLMixer's operation of that name has no body, and does nothing",
+    "lfw_init": "is left out: CLMixer's operation of that name has no body, and does nothing",
+    "prune_network": "is left out: CLMixer's operation of that name has no body, and does nothing",
+}
+"""Operations of CLMixer's first files that need nothing here -> why."""

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.compat.clmixer_operations import AS_CLMIXER, FUNCTIONS, KNOWN, RULES, Known, Spec
+from holdfast.compat.clmixer_operations import (
+    AS_CLMIXER,
+    FUNCTIONS,
+    KNOWN,
+    OLD_NAMES,
+    REPRESENTATION,
+    RULES,
+    WITHOUT_EFFECT,
+    Known,
+    Spec,
+)
 from holdfast.compat.clmixer_values import DATA, METHOD, Translation
 from holdfast.config import kinds
 from holdfast.config.words import nearest, shown
@@ -36,10 +46,11 @@ def read_plugins(given: Any, made: Translation) -> None:
     if not isinstance(given, list):
         raise made.error("plugins", f'got {shown(given)}, expected a list of {{"name": ..., "hyperparameters": ...}}.')
     plugins = [_plugin(one, index, made) for index, one in enumerate(given)]
-    translate(plugins, made)
+    translate([plugin for plugin in plugins if plugin is not None], made)
 
 
-def _plugin(given: Any, index: int, made: Translation) -> Plugin:
+def _plugin(given: Any, index: int, made: Translation) -> Plugin | None:
+    """One plugin with its values checked; None for one that needs nothing here."""
     path = f"plugins.{index}"
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise made.error(path, f'got {shown(given)}, expected {{"name": ..., "hyperparameters": ...}}.')
@@ -49,8 +60,13 @@ def _plugin(given: Any, index: int, made: Translation) -> Plugin:
             raise made.error(
                 f"{path}.{key}", f"unknown key {key!r} of a plugin; did you mean {near or 'hyperparameters'!r}?"
             )
-    name = made.choice(f"{path}.name", given["name"], list(KNOWN), "operation")
-    about = KNOWN[name]
+    name = given["name"]
+    if name in OLD_NAMES:
+        made.tell(f"{path}.name", f"{name} is what CLMixer calls {OLD_NAMES[name]} today.")
+        name = OLD_NAMES[name]
+    if name not in WITHOUT_EFFECT:
+        name = made.choice(f"{path}.name", name, list(KNOWN), "operation")
+    about = KNOWN.get(name, Known(REPRESENTATION, {}, lambda _: []))
     function = given.get("function", about.function)
     function = made.choice(f"{path}.function", function, FUNCTIONS, "function")
     tags = made.job.setdefault("tags", [])
@@ -59,6 +75,11 @@ def _plugin(given: Any, index: int, made: Translation) -> Plugin:
     values = given.get("hyperparameters")
     if values is not None and not isinstance(values, Mapping):
         raise made.error(f"{path}.hyperparameters", f"got {shown(values)}, expected an object.")
+    if name in WITHOUT_EFFECT:
+        made.tell(f"{path}.name", f"{name} {WITHOUT_EFFECT[name]}.")
+        if values:
+            made.tell(f"{path}.hyperparameters", f"is left out with {name}.")
+        return None
     defaults = {**about.defaults, **about.extra}
     found: dict[str, Any] = {}
     for key, value in (values or {}).items():

@@ -1,13 +1,14 @@
-"""What the values of a CLMixer file may be, where each is kept in a job of ours, and what is told of the others."""
+"""What the values of a CLMixer file may be, where each is kept in a job of ours, and how single ones are changed."""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.config.words import nearest, shown
+from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError
 
 METHOD, DATA, SMALL = range(3)
@@ -148,3 +149,42 @@ class Translation:
         if abs(value) > 1e15:
             raise self.error(path, f"got {shown(value)}, expected {wanted}, and not so large.")
         return value
+
+
+def changed(content: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """A copy of a CLMixer file with single values changed; a plugin is found by its number or its name.
+
+    Raises:
+        ConfigError: for a plugin that is not there, or a key inside something that has none.
+    """
+    result = copy.deepcopy(dict(content))
+    for path, value in changes.items():
+        here: Any = result
+        for depth, part in enumerate(path[:-1]):
+            if isinstance(here, list):
+                here = here[_position(here, part, path)]
+                if not isinstance(here, dict):
+                    raise ConfigError(f"{dotted(path)}: got {shown(here)} there, which has no keys.")
+                if path[depth + 1] not in ("name", "hyperparameters", "function"):
+                    here = here.setdefault("hyperparameters", {})
+            else:
+                here = here.setdefault(part, {})
+            if not isinstance(here, dict | list):
+                raise ConfigError(f"{dotted(path)}: {dotted(path[: depth + 1])} is {shown(here)}, which has no keys.")
+        if isinstance(here, list):
+            here[_position(here, path[-1], path)] = value
+        else:
+            here[path[-1]] = value
+    return result
+
+
+def _position(plugins: list[Any], part: str, path: Sequence[str]) -> int:
+    """The number of a plugin that is written as number or name."""
+    names = [str(one.get("name")) for one in plugins if isinstance(one, Mapping)]
+    if part.isdigit() and int(part) < len(plugins):
+        return int(part)
+    if part not in names:
+        near = nearest(part, names)
+        advice = f"did you mean {near!r}?" if near else f"the file has {len(plugins)}, counted from 0."
+        raise ConfigError(f"{dotted(path)}: there is no plugin {part!r}; {advice}")
+    return next(i for i, one in enumerate(plugins) if isinstance(one, Mapping) and one.get("name") == part)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.compat import arena_keys, clmixer, flags
+from holdfast.compat.clmixer_values import changed
 from holdfast.config.read import Dialect
 
 
@@ -26,7 +27,7 @@ class CLMixer(Dialect):
         self, content: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any], source: str
     ) -> tuple[dict[str, Any], list[str]]:
         """The job that a file with changes of its own keys means, and what is done differently."""
-        return clmixer.convert(clmixer.changed(content, changes), source)
+        return clmixer.convert(changed(content, changes), source)
 
 
 class Lightning(Dialect):

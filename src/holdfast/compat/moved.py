@@ -15,8 +15,8 @@ HERE = "holdfast."
 _SAME_PACKAGE = {
     "config": "cross:check defaults:read describe:show files:read folders:words groups:overrides"
     " hints:messages json_schema:show json_types:signatures layers:compose+messages+read load:compose make:job"
-    " namespaces:kinds plain:read summary:show sweeps:search tree:show",
-    "core": "backward:forward digests:randomness",
+    " namespaces:kinds plain:read plain_parts:signatures summary:show sweeps:search tree:show",
+    "core": "backward:forward batch:experience digests:randomness task:forward",
     "memory": "by_class:retrieval columns:storage recent:retrieval reservoir:insertion ring:insertion"
     " selection:exemplars uniform:retrieval",
     "metrics": "files:log",
@@ -30,7 +30,8 @@ _SAME_PACKAGE = {
     " quadratic_program:_parts.quadratic rows:_parts.rows score_masks:_parts.blocking sensitivity:_parts.quadratic"
     " taps:_parts.functional_model",
     "streams": "prepare:dataset union:data",
-    "training": "agreement:ranks capture:forwards+update compiling:precision early_stopping:loop experiences:phases"
+    "training": "agreement:ranks capture:forwards+update compiling:precision"
+    " during:observations early_stopping:loop experiences:phases"
     " fabric:precision given:phases lightning_batches:lightning_callback limits:evaluation"
     " steps:update streaming:endless window:records",
 }

@@ -144,7 +144,9 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
             known = ", ".join(sorted(operation.heads))
             problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
     problems += _check_inputs(model, stream) + _check_libraries(job, stream)
-    return problems + _check_criterion(method, criterion) + _check_targets(criterion, stream)
+    return (
+        problems + _check_criterion(method, criterion) + _check_targets(criterion, stream, job.config["stream"]["name"])
+    )
 
 
 def _check_criterion(method: Method, criterion: str) -> list[str]:
@@ -165,15 +167,16 @@ def _check_criterion(method: Method, criterion: str) -> list[str]:
     return problems
 
 
-def _check_targets(criterion: str, stream: dict[str, Any]) -> list[str]:
-    """Whether the loss takes targets of the kind that the data sets have."""
+def _check_targets(criterion: str, stream: dict[str, Any], outer: str) -> list[str]:
+    """Whether the loss takes targets of the kind that the data sets have, or that the `outer` stream makes of them."""
     if criterion not in kinds.CRITERIA:
         return []
     given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
     loss = kinds.find("criteria", criterion)
     for dataset in map(schema.expand, given):
         made = getattr(kinds.find("datasets", dataset["name"]), "kind", "classification")  # always numbers, or as told
-        numbers = dataset.get("kind", made) == "regression"
+        recast = getattr(kinds.find("streams", outer), "kind", None)  # whatever the data set has
+        numbers = (recast or dataset.get("kind", made)) == "regression"
         if numbers and not without_classes(loss):
             return [
                 f"criterion: got {shown(criterion)}, which takes class indices, and data set `{dataset['name']}` has "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
+from holdfast.models.weights import start_from
 from holdfast.streams.dataset import Dataset
 
 PROTOCOLS = ("independent", "random")
@@ -66,7 +68,17 @@ class Job:
 
     def make_model(self, stream: Stream) -> nn.Module:
         """A new model for the inputs and classes of `stream`."""
-        return make_model(self.block.model, stream, self.config["seed"])
+        model = make_model(self.block.model, stream, self.config["seed"])
+        if self.config.get("start_from"):
+            left = start_from(model, self.config["start_from"])
+            if left:
+                warnings.warn(
+                    f"start_from: {len(left)} of the model's {len(model.state_dict())} tensors have no counterpart in"
+                    f" {self.config['start_from']!r} and keep their initial values: {', '.join(left[:5])}"
+                    f"{', ...' if len(left) > 5 else ''}.",
+                    stacklevel=2,
+                )
+        return model
 
     def check_weights(self) -> None:
         """Ask for the file of weights that the model is to start from, before any data are read.
@@ -74,7 +86,9 @@ class Job:
         Raises:
             DataError: where it is not there.
         """
-        model = self.config["model"]
+        model, start = self.config["model"], self.config.get("start_from")
+        if start and not Path(start).exists():
+            raise DataError(f"start_from: there is no {start!r}. Give a run folder, a checkpoint or a file of weights.")
         weights = model.get("weights")
         if isinstance(weights, str) and weights != "random" and not Path(weights).exists():
             raise DataError(

@@ -108,7 +108,10 @@ KINDS = {
         ),
         Kind(
             *("criteria", "criterion", "torch.nn.functional"),
-            lambda module: {name: getattr(module, function) for name, function in CRITERIA.items()},
+            lambda module: {
+                **{name: getattr(module, function) for name, function in CRITERIA.items() if hasattr(module, function)},
+                **importlib.import_module("holdfast.models.losses").LOSSES,
+            },
             leading=2,
             made=False,
             refused={
@@ -119,7 +122,7 @@ KINDS = {
         Kind(
             *("sources", "source", "holdfast.sources", _subclasses("Source", True, True), "source", ()),
             supplied=frozenset({"batch_size", "stream"}),
-            refused=dict.fromkeys(("queued", "window", "hold_out"), "a job says it under `arrival`"),
+            refused=dict.fromkeys(("queued", "window", "hold_out", "in_step"), "a job says it under `arrival`"),
         ),
         Kind("boundaries", "boundary", "holdfast.boundaries", _subclasses("Boundary", True, True), "boundary"),
         Kind("metrics", "metric", "holdfast.metrics", lambda module: dict(module.METRICS), made=False),

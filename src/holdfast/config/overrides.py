@@ -13,7 +13,7 @@ from typing import Any
 from holdfast.config import kinds
 from holdfast.config.read import default, settle_length, takes_dataset
 from holdfast.config.schema import operation_name
-from holdfast.config.words import dotted, nearest, shown
+from holdfast.config.words import dotted, nearest, shown, without_json
 from holdfast.core.errors import ConfigError
 
 ENDINGS = (".yaml", ".yml", ".json")
@@ -171,7 +171,7 @@ def parse(texts: Sequence[str]) -> list[Override]:
     """Read overrides: `key=value` and `++key=value` set, `~key` goes back to the default.
 
     Args:
-        texts: as typed, values in Hydra's grammar: numbers, true, null, [lists], {a: b}, 'quoted strings'.
+        texts: as typed, values in Hydra's grammar: numbers, true, null, [lists], {a: b}, 'quoted strings'; or in JSON.
 
     Raises:
         ConfigError: where one cannot be read, or stands for several values.
@@ -185,7 +185,7 @@ def parse(texts: Sequence[str]) -> list[Override]:
     parsed = []
     for text in texts:
         try:
-            override = parser.parse_override(text)
+            override = parser.parse_override(without_json(text))
         except HydraException as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_serializer
 
 from holdfast.config import kinds
-from holdfast.config.plain_parts import ARRIVAL, CHECKPOINT, FOLDERS
-from holdfast.config.signatures import REQUIRED, Parameter, docs, parameters
+from holdfast.config.signatures import ARRIVAL, CHECKPOINT, FOLDERS, REQUIRED, Parameter, docs, parameters
 
 TAG = "\x1f"
 """Opens the part of an error's location that says which model of a union was tried; no key starts with it."""
@@ -205,6 +204,10 @@ def job_model() -> type[BaseModel]:
             Field(None, description="how batches of a source arrive"),
         ),
         "model": (block("models"), Field(description="what learns")),
+        "start_from": (
+            str | None,
+            Field(None, description="weights to begin with, where they fit: a run, a checkpoint, a file; or null"),
+        ),
         "method": (block("methods"), Field(description="how it learns without losing the old")),
         "optimizer": (block("optimizers"), Field(description="any of torch.optim, by its torch name")),
         "scheduler": (block("schedulers") | None, Field(None, description="of the learning rate; null for none")),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config.overrides import Library
-from holdfast.config.words import nearest, shown
+from holdfast.config.words import nearest, shown, without_json
 from holdfast.core.errors import ConfigError
 
 
@@ -80,7 +80,7 @@ def in_grammar(text: str, where: str = "the change ") -> Any:
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_override(without_json(text))
     except HydraException as error:
         raise ConfigError(
             f"cannot read {where}{text!r}: {str(error).splitlines()[0]}. Write key=value, and quote a value with"

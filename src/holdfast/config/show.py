@@ -232,7 +232,7 @@ def summary(config: dict[str, Any]) -> dict[str, str]:
     defaults = {parameter.name: parameter.default for parameter in schema.trainer_parameters()}
     given = {key: value for key, value in config["trainer"].items() if value != defaults.get(key) and value is not None}
     lines["trainer"] = ", ".join(f"{key}={shown(value)}" for key, value in given.items()) or "defaults"
-    for key in ("criterion", "device", "threads"):
+    for key in ("start_from", "criterion", "device", "threads"):
         if config[key] is not None:
             lines[key] = str(config[key])
     seeds = config["seeds"] or [config["seed"]]

@@ -139,6 +139,18 @@ def hollow(job: Job, stream: Stream) -> nn.Module:
     return net.to_empty(device="cpu")
 
 
+def at_hand(job: Job) -> bool:
+    """Whether the data of a job are made or come with a package, and are there as soon as stand-ins would be."""
+    block = job.config["stream"] or {}
+    while isinstance(block.get("of"), dict):
+        block = block["of"]
+    sets = [job.config["stream"].get("dataset"), block.get("dataset"), *(block.get("datasets") or [])] if block else []
+    names = [one["name"] for one in sets if one]
+    return bool(names) and all(
+        name == "digits" or getattr(kinds.find("datasets", name), "made", False) for name in names
+    )
+
+
 def _placed(error: HoldfastError) -> str:
     """A sentence that begins with the key it is about; what no part of the job says of itself, the method says."""
     text = " ".join(str(error).split())
@@ -177,6 +189,7 @@ def blank(shape: tuple[int, ...], rows: int, classes: int, first: int = 0) -> Te
 def assumed(job: Job) -> Stream:
     """Two experiences of two classes, of the paradigm that the stream of a job has as far as anybody can tell."""
     block = job.config["stream"]
+    recast = getattr(kinds.find("streams", block["name"]), "kind", None)
     if block.get("of") is not None:
         block = {**block["of"], "dataset": block["dataset"]}
     sets = [block["dataset"]] if block.get("dataset") else block.get("datasets") or []
@@ -186,7 +199,7 @@ def assumed(job: Job) -> Stream:
     paradigm = block.get("paradigm", getattr(factory, "paradigm", "class"))
     if not isinstance(paradigm, str):
         paradigm = "class"
-    numbers = any(one.get("kind") == "regression" for one in sets)
+    numbers = "regression" in (recast, *(one.get("kind") for one in sets))
     experiences = []
     for index in range(2):
         task = index if paradigm == "task" else None

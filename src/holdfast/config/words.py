@@ -98,3 +98,25 @@ def renamed_compile() -> dict[str, str]:
         "`compile=true` is written `trainer.capture=compile` now; the old key works until the next release"
     )
     return {"capture": "compile"}
+
+
+def without_json(text: str) -> str:
+    """A change whose value is JSON in Hydra's grammar, which has no quotes around keys; any other as it is.
+
+    Example:
+        >>> without_json('method={"name": "er", "size": [1, null]}')
+        'method={name:"er",size:[1,null]}'
+    """
+    key, _, value = text.partition("=")
+    if value[:1] not in ("{", "["):
+        return text
+    try:
+        return f"{key}={_grammar(json.loads(value))}"
+    except ValueError:
+        return text
+
+
+def _grammar(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_grammar(one)}' for key, one in value.items())}}}"
+    return f"[{','.join(map(_grammar, value))}]" if isinstance(value, list) else json.dumps(value)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.batch import Batch
 from holdfast.core.criteria import beside, ignored_label, labels_in, without_classes
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.experience import Data, Experience
-from holdfast.core.forward import backward, constant
+from holdfast.core.experience import Batch, Data, Experience, Extras
+from holdfast.core.forward import backward, constant, forward_task
 from holdfast.core.inspect import eval_mode
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
@@ -23,7 +21,6 @@ from holdfast.core.operation import ENTRY_POINTS, Stateful, acts_at
 from holdfast.core.services import Services, note_unmasked
 from holdfast.core.snapshot import check_operations, restore_snapshots
 from holdfast.core.step import Now, Step
-from holdfast.core.task import forward_task
 from holdfast.core.tree import Saved, State, Tree, tree_rows
 from holdfast.core.undeclared import Undeclared
 
@@ -66,7 +63,7 @@ class Engine:
         if method.wrap is not None:
             learner.change_model(method.wrap, method.name)
         learner.fields = method.remembers
-        if learner.multi_head:
+        if learner.multi_head or getattr(learner.model, "takes_task", False):
             learner.fields = (*learner.fields, "task")
         self.evaluating = functools.partial(eval_mode, learner.model)
         for entry_point in ENTRY_POINTS:
@@ -156,7 +153,7 @@ class Engine:
         self,
         batch: Batch,
         now: Now,
-        update: Callable[[Step, float, bool], Any],
+        update: Callable[[Step, float, bool], object],
         weight: float = 1.0,
         last: bool = False,
     ) -> Step:
@@ -183,11 +180,13 @@ class Engine:
         if batch.task is None:
             batch.task = self.services.forward.task
         batch = self.batch(batch)
-        with self.services.forward.autocasting():
-            outputs, extras = self.forward(batch)
-            loss = self.criterion(outputs, batch.targets, batch.inputs)
+        outputs, extras, loss = self.services.forward.autocasted(self._outputs, batch)
         step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
         return now.stamped(step, self.index)
+
+    def _outputs(self, batch: Batch) -> tuple[Tensor, Extras, Tensor]:
+        outputs, extras = self.forward(batch)
+        return outputs, extras, self.criterion(outputs, batch.targets, batch.inputs)
 
     def batch(self, batch: Batch) -> Batch:
         """What operations make of the batch before its forward."""
@@ -195,20 +194,20 @@ class Engine:
             batch = change(batch, self.services)
         return batch
 
-    def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, dict[str, Any]]:
+    def forward(self, batch: Batch, through: nn.Module | None = None) -> tuple[Tensor, Extras]:
         """The main forward: outputs of the current rows, and extras by operation.
 
         Args:
             batch: with the rows that operations appended.
             through: what wraps the model, if the forward must go through that.
         """
-        extras: dict[str, Any]
         if not batch.appended:
-            outputs, extras = self.services.forward(batch.inputs, batch.task, through), {}
+            outputs, extras = self.services.forward(batch.inputs, batch.task, through), Extras()
         else:
             inputs, task = batch.joined(self.services.device)
             outputs, extras = batch.parted(self.services.forward(inputs, task, through))
-        note_unmasked(self.services, outputs, extras)
+        if self.services.multi_head:
+            note_unmasked(self.services, outputs, extras)
         return outputs, extras
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
@@ -237,12 +236,11 @@ class Engine:
 
     def accumulate(self, step: Step, scale: float | Tensor | None = None) -> None:
         """Total loss and backward: the first half of `backward`, for loops that add up several batches."""
-        if self.targets.classes:
+        if self.targets.classes and (step.targets.is_floating_point() or self.targets.single):
             self.targets.check(step.targets)
         if self._head_untried:
             self._try_head(step)
-        with self.services.forward.autocasting():
-            roots, factors = self._terms(step)
+        roots, factors = self.services.forward.autocasted(self._terms, step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
             weights = [weight * scale for weight in weights]
@@ -305,7 +303,7 @@ class Engine:
 
     def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
         """Outputs in eval mode, as the method wants them; the model must be in eval mode."""
-        outputs = self.learner(inputs, task)
+        outputs = self.services.forward.answer(inputs, task)
         if self._predict:
             with forward_task(self.learner.task if task is None else task):  # operations answer for the same task
                 for change in self._predict:

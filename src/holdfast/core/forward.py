@@ -1,10 +1,11 @@
-"""One forward as a learner makes it, and one backward pass from several weighted losses."""
+"""One forward as a learner makes it, the task of the one that is running, and one backward pass from several losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, Token
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,57 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _disable_current_modes
 
 from holdfast.core.errors import UsageError
-from holdfast.core.task import Task, enter_task, leave_task, running_task
 from holdfast.core.tree import Tree
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# The task of the running forward, for heads and for hooks on inner layers ----------------------------------
+
+Task = int | Tensor | str | None
+"""The task of all rows, `[rows]` tasks where they are mixed, "all" for the outputs of every task, or None."""
+
+_running: ContextVar[Task] = ContextVar("holdfast_task", default=None)
+
+
+def running_task() -> Task:
+    """The task of the forward that is running; None outside of one, and where there are no tasks.
+
+    Example:
+        >>> with forward_task(2):
+        ...     running_task()
+        2
+        >>> running_task() is None
+        True
+    """
+    return _running.get()
+
+
+@contextmanager
+def forward_task(task: Task) -> Iterator[None]:
+    """Forwards inside are of `task`; the task from before holds again afterwards, also after an error."""
+    token = _running.set(task)
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def enter_task(task: Task) -> Token[Task]:
+    """The first half of `forward_task`, for a pair of hooks or a `try` on the step path.
+
+    Returns:
+        What `leave_task` takes.
+    """
+    return _running.set(task)
+
+
+def leave_task(token: Token[Task]) -> None:
+    """The second half of `forward_task`."""
+    _running.reset(token)
+
+
+# The forward itself ------------------------------------------------------------------------------------------
 
 FULL_PRECISION: AbstractContextManager[object] = nullcontext()
 
@@ -44,18 +94,27 @@ class Forward:
         self.others: Mapping[str, Any] = {}
         self.names: Sequence[str] = ()
 
-    def __call__(self, inputs: Tree, task: Task = None, through: nn.Module | None = None) -> Tensor:
+    def __call__(self, inputs: Tree, task: Task = None, through: Callable[..., Any] | None = None) -> Tensor:
         """Outputs on raw `inputs`, in the mode the module is in.
 
         Args:
             inputs: raw inputs, `[rows, ...]`.
             task: the task of all rows, `[rows]` tasks, or "all" for the outputs of every task; None: the current one.
-            through: a wrapper around the model, or a copy of it, to call instead.
+            through: a wrapper around the model, a copy of it, or a method of it, to call instead.
         """
         if self.autocast is None:
             return self._run(inputs, task, through)
         with self.autocasting():
             return self._run(inputs, task, through)
+
+    def answer(self, inputs: Tree, task: Task = None) -> Tensor:
+        """What the model answers when it is asked: `model.answer(inputs)` where its forward gives what its loss needs.
+
+        Args:
+            inputs: raw inputs, `[rows, ...]`.
+            task: as for a call.
+        """
+        return self(inputs, task, getattr(self.model, "answer", None))
 
     def autocasting(self) -> AbstractContextManager[object]:
         """The autocast of the main forward; nothing in full precision, or inside of it."""
@@ -64,11 +123,18 @@ class Forward:
             return FULL_PRECISION
         return torch.autocast(kind[0], dtype=kind[1])
 
-    def _run(self, inputs: Tree, task: Task, through: nn.Module | None) -> Tensor:
+    def autocasted(self, make: Callable[[T], R], argument: T) -> R:
+        """`make(argument)` inside `autocasting`; without a context where there is none, as at most steps."""
+        if self.autocast is None:
+            return make(argument)
+        with self.autocasting():
+            return make(argument)
+
+    def _run(self, inputs: Tree, task: Task, through: Callable[..., Any] | None) -> Tensor:
         module = self.model if through is None else through
         token = enter_task(self.task if task is None else task)
         try:
-            outputs = self._called(module, self.prepared(inputs, module.training))
+            outputs = self._called(module, self.prepared(inputs, getattr(module, "training", False)))
         finally:
             leave_task(token)
         if self.output is not None:
@@ -81,12 +147,13 @@ class Forward:
         return outputs
 
     @staticmethod
-    def _called(module: nn.Module, inputs: Tree) -> Any:
+    def _called(module: Callable[..., Any], inputs: Tree) -> Any:
         """What `module` returns; a batch of one value a channel is normalised by the statistics of those before it."""
         try:
             return call(module, inputs)
         except ValueError as error:
-            norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+            parts = module.modules() if isinstance(module, nn.Module) else ()
+            norms = [part for part in parts if isinstance(part, _BatchNorm) and part.training]
             if "more than 1 value per channel" not in str(error) or not norms:
                 raise
             if any(not part.track_running_stats for part in norms):
@@ -121,7 +188,7 @@ class Forward:
         return self.task if task is None or isinstance(task, str) else task
 
 
-def call(module: nn.Module, inputs: Tree) -> Any:
+def call(module: Callable[..., Any], inputs: Tree) -> Any:
     """What `module` returns for a tensor, a tuple of positional or a mapping of keyword arguments."""
     if isinstance(inputs, Tensor):
         return module(inputs)

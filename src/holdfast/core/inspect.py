@@ -172,11 +172,13 @@ def makers_of_outputs(model: nn.Module, inputs: Tree, head: nn.Module | None = N
 
 
 def _few(inputs: Tree) -> Tree:
-    """Two rows of prepared inputs."""
+    """Two rows of prepared inputs; arguments that have no row per sample stay as they are."""
     if isinstance(inputs, Tensor):
         return inputs[:2].clone()
     if isinstance(inputs, Mapping):
-        return {name: value[:2].clone() for name, value in inputs.items()}
+        rows = next((value.shape[0] for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 0)
+        rowed = {n for n, v in inputs.items() if isinstance(v, Tensor) and v.dim() and v.shape[0] == rows}
+        return {name: value[:2].clone() if name in rowed else value for name, value in inputs.items()}
     return tuple(value[:2].clone() for value in inputs)
 
 

@@ -19,8 +19,7 @@ Term = Tensor | tuple[Tensor, float]
 """A term of the loss: a scalar with its graph, alone or with the factor it enters the total with."""
 
 if TYPE_CHECKING:
-    from holdfast.core.batch import Batch
-    from holdfast.core.experience import Data, Experience
+    from holdfast.core.experience import Batch, Data, Experience
     from holdfast.core.services import Services
     from holdfast.core.step import Step
     from holdfast.core.tree import Tree
@@ -71,7 +70,7 @@ class Stateful(Protocol):
         """Go on where `state` was taken."""
 
 
-def _apply_to(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def _apply_to(value: object, function: Callable[[Tensor], Tensor]) -> object:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Snapshot | Twin):
@@ -124,7 +123,7 @@ class Operation(nn.Module):
     state: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
-    check_arguments: ClassVar[Mapping[str, Any]] = {}
+    check_arguments: ClassVar[Mapping[str, object]] = {}
     adds: ClassVar[bool] = False
     fills: ClassVar[bool] = False
     lacks: ClassVar[frozenset[str]] = frozenset()
@@ -134,7 +133,7 @@ class Operation(nn.Module):
     positions: ClassVar[bool] = False
     heads: ClassVar[frozenset[str]] = frozenset()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         """Let the constructor check its arguments against the ranges and choices of its signature."""
         super().__init_subclass__(**kwargs)
         guard(cls, lambda kind: snake_case(kind.__name__))

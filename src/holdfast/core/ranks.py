@@ -1,12 +1,17 @@
-"""Means over the processes of a distributed run, by one collective for many tensors; nothing outside of such a run."""
+"""The processes of a distributed run: joining them, and means over them; nothing outside of such a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class Share:
@@ -93,3 +98,75 @@ def total_over_ranks(count: int, device: torch.device) -> int:
     counted = torch.tensor(count, device=device)
     dist.all_reduce(counted)
     return int(counted)
+
+
+# In a loop of the user's own ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def joined(backend: str | None = None, timeout: float = 600.0) -> Iterator[tuple[int, int]]:
+    """Inside, this process is connected with the others that torchrun started; alone, or if it is already, nothing.
+
+    Args:
+        backend: of torch.distributed; None takes nccl where there are GPUs, else gloo.
+        timeout: seconds that an exchange waits for the other processes.
+
+    Yields:
+        The number of this process, and how many there are: `(0, 1)` for one that nobody started.
+
+    Example:
+        >>> with joined() as (number, count):
+        ...     number, count
+        (0, 1)
+    """
+    begun = False
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ and rank_count() == 1:
+        backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        begun = True
+    try:
+        yield rank_number(), rank_count()
+        if begun:
+            barrier()  # gloo aborts a process whose peer hangs up while it still listens
+    finally:
+        if begun:
+            dist.destroy_process_group()
+
+
+def rank_number() -> int:
+    """The number of this process, from 0; 0 outside of a distributed run."""
+    return dist.get_rank() if rank_count() > 1 else 0
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine, which is that of its GPU; 0 outside of torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def barrier() -> None:
+    """Wait for all processes; nothing outside of a distributed run."""
+    if rank_count() > 1:
+        dist.barrier()
+
+
+def mean_of(value: float | Tensor) -> float:
+    """The mean over all processes of a number that each has, a loss for instance.
+
+    Example:
+        >>> mean_of(3.0)
+        3.0
+    """
+    device = "cuda" if rank_count() > 1 and dist.get_backend() == "nccl" else "cpu"
+    return float(average_over_ranks([torch.as_tensor(value, dtype=torch.float64).detach().clone().to(device)])[0])
+
+
+def distributed(model: nn.Module) -> nn.Module:
+    """The model in `DistributedDataParallel`; itself outside of a distributed run."""
+    return DistributedDataParallel(model) if rank_count() > 1 else model
+
+
+def say(*words: object) -> None:
+    """Print on process 0 alone."""
+    if rank_number() == 0:
+        sys.stdout.write(" ".join(map(str, words)) + "\n")
+        sys.stdout.flush()

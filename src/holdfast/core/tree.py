@@ -40,6 +40,34 @@ def tree_rows(tree: Tree) -> int:
     return first.shape[0]
 
 
+RANDOM_STATE = torch.Generator().get_state().shape
+"""Of what a generator on the CPU is saved as."""
+
+
+def bytes_in(value: object, seen: set[tuple[int, int]] | None = None) -> int:
+    """Bytes of every tensor in nested lists, tuples and mappings; what is in them twice counts once.
+
+    States of random generators do not count.
+
+    Args:
+        value: to look into; what is neither a tensor nor a container counts nothing.
+        seen: tensors that were counted already, by address and size; those of `value` are added.
+
+    Example:
+        >>> one = torch.zeros(3)
+        >>> bytes_in({"mean": one, "again": [one, 2.0]})
+        12
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        place = (value.data_ptr(), value.nbytes)  # views of one flat tensor count each, the same view once
+        counts = place not in seen and not (value.dtype == torch.uint8 and value.shape == RANDOM_STATE)
+        seen.add(place)
+        return value.nbytes if counts else 0
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(bytes_in(part, seen) for part in parts)
+
+
 Fill = Callable[[str, Tensor], float | None]
 """What a column is padded with, by its name and some of its rows; None where nobody knows."""
 

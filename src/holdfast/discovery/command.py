@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.core.errors import ConfigError
+from holdfast.core.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from holdfast.config.read import Dialect
@@ -42,6 +42,7 @@ def search(
     out: str | Path | None = None,
     jobs: int = 1,
     storage: str | None = None,
+    launcher: str = "processes",
     quiet: bool = True,
     **settings: Any,
 ) -> Outcome:
@@ -53,6 +54,7 @@ def search(
         out: the folder; default: a new one under `searches/`, or the unfinished one of the same search.
         jobs: compositions at once, each in a process of its own.
         storage: the address of a database that other machines share; None for a file in the folder.
+        launcher: `processes` of this machine, or tasks of a `ray` cluster, which the extra `cluster` brings.
         quiet: say nothing on standard error.
         **settings: of `holdfast.discovery.settings.Settings`: `trials=20`, `budget="30m"`, `protocol="validation"`.
 
@@ -63,7 +65,7 @@ def search(
         ConfigError: for whatever is wrong, before anything starts.
         ImportError: where Optuna is not installed, with what to install.
     """
-    return _done(space, words, out, jobs, storage, quiet, settings, False)
+    return _done(space, words, out, jobs, storage, launcher, quiet, settings, False)
 
 
 def sweep(
@@ -72,6 +74,7 @@ def sweep(
     out: str | Path | None = None,
     jobs: int = 1,
     storage: str | None = None,
+    launcher: str = "processes",
     quiet: bool = True,
     **settings: Any,
 ) -> Outcome:
@@ -84,6 +87,7 @@ def sweep(
         out: as in `search`.
         jobs: as in `search`.
         storage: as in `search`.
+        launcher: as in `search`.
         quiet: as in `search`.
         **settings: as in `search`.
 
@@ -91,18 +95,26 @@ def sweep(
         ConfigError: for whatever is wrong, before anything starts.
         ImportError: where Optuna is not installed, with what to install.
     """
-    return _done(job, words, out, jobs, storage, quiet, settings, True)
+    return _done(job, words, out, jobs, storage, launcher, quiet, settings, True)
 
 
 def _done(
-    file: Any, words: Sequence[str], out: Any, jobs: int, storage: str | None, quiet: bool, settings: Any, tune: bool
+    file: Any,
+    words: Sequence[str],
+    out: Any,
+    jobs: int,
+    storage: str | None,
+    launcher: str,
+    quiet: bool,
+    settings: Any,
+    tune: bool,
 ) -> Outcome:
     from holdfast.discovery.plan import written
 
     path = None if file is None else written(file) if isinstance(file, Mapping) else str(file)
     say: Callable[[str], None] = (lambda text: None) if quiet else tell
     plan = planned(path, words, sweep=tune, **settings)
-    return started(plan, None if out is None else Path(out), jobs, storage, say)
+    return started(plan, None if out is None else Path(out), jobs, storage, say, launcher=launcher)
 
 
 def planned(
@@ -115,6 +127,7 @@ def planned(
     **more: Any,
 ) -> Plan:
     """The plan of a command, with trials where neither trials nor a budget was given."""
+    begun = time.perf_counter()
     from holdfast.discovery.plan import Plan
     from holdfast.discovery.study import library
 
@@ -123,23 +136,34 @@ def planned(
         said = [word.partition("=")[0] for word in words]
         if not {"trials", "budget"} & {*said, *Plan.keys_of(path, sweep)}:
             more["trials"] = USUAL_TRIALS
-    return Plan.of(path, words, folders, dialects, sweep=sweep, **more)
+    plan = Plan.of(path, words, folders, dialects, sweep=sweep, **more)
+    plan.started = begun  # a budget counts from here
+    return plan
 
 
 def started(
-    plan: Plan, out: Path | None, jobs: int, storage: str | None, say: Callable[[str], None], command: str = ""
+    plan: Plan,
+    out: Path | None,
+    jobs: int,
+    storage: str | None,
+    say: Callable[[str], None],
+    command: str = "",
+    launcher: str = "processes",
 ) -> Outcome:
     """Do a search, or go on with it."""
     from holdfast.discovery.driver import Driver
     from holdfast.metrics.log import read_json
+    from holdfast.runs.sweep import LAUNCHERS
 
     if jobs < 1:
         raise ConfigError(f"jobs: got {jobs}. Give a number of processes, 1 or more.")
+    if launcher not in LAUNCHERS:
+        raise ConfigError(unknown("launcher", launcher, LAUNCHERS))
     folder = out if out is not None else folder_of(plan)
     if folder.is_file():
         raise ConfigError(f"{folder} is a file. Choose another --out.")
     say(f"searching in {folder}" if not plan.sweep else f"tuning in {folder}")
-    Driver(plan, folder, jobs, storage, say, command).run()
+    Driver(plan, folder, jobs, storage, say, command, launcher).run()
     said = read_json(folder / "search.json")
     return Outcome(folder, read_json(folder / "best.json"), str(said.get("verdict", "")))
 
@@ -164,16 +188,18 @@ def folder_of(plan: Plan) -> Path:
 
 def estimate(plan: Plan, jobs: int) -> str:
     """What a search will cost, from one short run: nothing is kept."""
+    from holdfast.discovery.finals import seconds_of_last
     from holdfast.discovery.findings import duration
 
     name, experience = plan.measured_cost()
     composition = plan.seconds_per_composition(experience)
-    finals = plan.seconds_of_finals(experience) / jobs
+    finals = (plan.seconds_of_finals(experience) + seconds_of_last(plan, experience)) / jobs
     settings = plan.settings
     prefixes = ", ".join(map(str, plan.prefixes))
     lines = [
         f"One experience ({name}) took {duration(experience)}; {plan.told(1)} takes about {duration(composition)} "
-        f"(prefixes of {prefixes} of {plan.experiences} experiences), the final runs together {duration(finals)}.",
+        f"(prefixes of {prefixes} of {plan.experiences} experiences), comparing the best and the final runs together "
+        f"{duration(finals)}.",
     ]
     if settings.budget is not None:
         room = settings.budget - min(finals, settings.budget / 2)

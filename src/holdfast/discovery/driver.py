@@ -7,25 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.discovery import knowledge
-from holdfast.discovery.findings import duration, said
+from holdfast.discovery.finals import LAST, PAGE, SEEDS, Clock, final_jobs, finalists, run_finals, state_of
+from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
-from holdfast.discovery.protocols import FRESH
-from holdfast.discovery.rungs import highest, ordered, promotions
+from holdfast.discovery.rungs import highest, promotions
 from holdfast.discovery.study import Book, Entry
-from holdfast.discovery.trial import finish
-from holdfast.discovery.worker import ABOUT, CLOSED, POLL, Worker, Workers
+from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, RayWorkers, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
-from holdfast.runs.folder import locked, read_info
+from holdfast.runs.folder import locked
 from holdfast.runs.result import ENDED
 
-SEARCH, DATABASE, LOG, FINAL = "search.json", "study.db", "workers.log", "final"
-SHARE_OF_FINALS = 0.25
-"""Part of a budget that is kept for the final runs until it is known what they cost."""
-
-MOST_SHARE = 0.5
+SEARCH, DATABASE, LOG = "search.json", "study.db", "workers.log"
 
 
 class Driver:
@@ -38,6 +32,7 @@ class Driver:
         url: of a storage that other machines share; None for a file in the folder.
         say: gets every line that is said.
         command: as typed, kept in `search.json`.
+        launcher: `processes` of this machine, or tasks of a `ray` cluster.
     """
 
     def __init__(
@@ -48,6 +43,7 @@ class Driver:
         url: str | None = None,
         say: Callable[[str], None] = lambda text: None,
         command: str = "",
+        launcher: str = "processes",
     ) -> None:
         self.plan, self.folder, self.jobs, self.say = plan, folder, jobs, say
         self.shared = url is not None
@@ -55,7 +51,8 @@ class Driver:
         self.url = url or f"sqlite:///{place}"
         self.command = command
         self._told: set[int] = set()
-        self._workers = Workers(folder / LOG)
+        self._workers: Workers | RayWorkers = Workers(folder / LOG) if launcher == "processes" else RayWorkers()
+        self._inside = jobs == 1 and launcher == "processes"
         self._exhausted = False
         self._leading = ""
 
@@ -100,7 +97,8 @@ class Driver:
         if not said:
             about = {"command": self.command, "plan": self.plan.plain(), "started": time.time(), "seconds": 0.0}
             write_json(self.folder / SEARCH, {**about, "storage": self.url if self.shared else DATABASE})
-        self.book = Book(self.url, self.plan.settings, self.plan.space, {ABOUT: self.plan.plain()})
+        self.book = Book(self.url, self.plan.settings, self.plan.space, {ABOUT: self.plan.plain(), UNTIL: None})
+        self.clock = Clock(self.plan, self.book, self.jobs, lambda: self.spent)
         again = self.book.begin_again(lambda one: not self.shared)
         known = self.book.entries()
         self._told = {one.number for one in known if one.state not in ("waiting", "running")}
@@ -126,15 +124,14 @@ class Driver:
     # Searching -----------------------------------------------------------------------------------------
 
     def _search(self) -> None:
-        inside = self.jobs == 1 and not self.shared
+        inside = self._inside and not self.shared
         worker = Worker(self.plan, self.book, self.folder)
         while True:
             entries = self.book.entries()
             self._tell(entries)
-            self._plan_next(entries)
-            busy = [one for one in self.book.entries() if one.state in ("waiting", "running")]
-            if not busy:
-                break
+            more = self._plan_next(entries)
+            if not more and not any(one.state in ("waiting", "running") for one in entries):
+                break  # by what was seen before planning: what has ended since may be promoted
             if inside:
                 worker.work()
             else:
@@ -143,42 +140,63 @@ class Driver:
             self._note()
         self._tell(self.book.entries())
 
-    def _plan_next(self, entries: Sequence[Entry]) -> None:
-        """Let as much wait as there are workers for: promotions first, then new compositions."""
+    def _plan_next(self, entries: Sequence[Entry]) -> bool:
+        """Let as much wait as there are workers for: promotions first, then new compositions; returns whether any."""
         busy = [one for one in entries if one.state in ("waiting", "running")]
         running = sum(one.state == "running" for one in busy)
         room = (max(self.jobs, running) + 1 if self.shared else self.jobs) - len(busy)
-        for _ in range(max(0, room)):
-            if not self._enqueue_one(self.book.entries()):
-                break
+        enqueued = 0
+        while enqueued < room and self._enqueue_one(self.book.entries()):
+            enqueued += 1
+        return enqueued > 0
 
     def _enqueue_one(self, entries: Sequence[Entry]) -> bool:
         prefixes, settings = self.plan.prefixes, self.plan.settings
         levels = self.book.levels(entries)
-        busy = {(one.key, one.length) for one in entries if one.state in ("waiting", "running")}
-        ended = {(one.key, one.length) for one in entries if one.state in ("done", "diverged", "failed")}
+        at_work = [one for one in entries if one.state in ("waiting", "running")]
+        busy = {(one.key, one.length) for one in at_work}
+        begun = {(one.key, one.length, one.seed) for one in entries if one.state != "lost"}
         hopeless = [one.key for one in entries if one.state in ("diverged", "failed")]
         by_key = {one.key: one for one in entries}
         top = highest(levels, prefixes, self.plan.noise)
         taken = [*(key for key, _ in busy), *hopeless]
-        going = self._time_left(entries)
+        going = self._going(entries)
         for key, length in promotions(levels, prefixes, top, settings.keep, taken) if going else ():
-            if (key, length) not in ended:
+            if (key, length, 0) not in begun:
                 self._promote(by_key[key], length)
                 return True
         keys = {one.key for one in entries}
         if going and (settings.trials is None or len(keys) < settings.trials) and self._new(keys, entries):
             return True
-        if busy:
+        whole = prefixes[-1]
+        if any(length != whole for _, length in busy):
             return False
-        for key in self.best(entries, max(1, settings.finals)):  # the last ones are compared on all they may see
-            if (key, prefixes[-1]) not in ended:
-                self._promote(by_key[key], prefixes[-1])
+        last = [(key, 0) for key in self.book.best(entries, max(LAST, settings.finals))]  # on all they may see
+        if all((key, whole, 0) in begun for key, _ in last) and all(one.seed for one in at_work):
+            leaders = self.book.best(entries, max(1, settings.finals))
+            last = [(key, seed) for key in leaders for seed in range(1, SEEDS)]
+        for key, seed in last:
+            if (key, whole, seed) not in begun and self._limit(entries, last=True):
+                self._promote(by_key[key], whole, seed)
                 return True
         return False
 
-    def _promote(self, one: Entry, length: int) -> None:
-        self.book.enqueue(one.params, one.key, length, one.origin, one.extra)
+    def _going(self, entries: Sequence[Entry]) -> bool:
+        """Whether another composition may be tried."""
+        if self.plan.settings.budget is None and self.plan.settings.trials is None and self._exhausted:
+            return False
+        return self.clock.room(entries) and self._limit(entries)
+
+    def _limit(self, entries: Sequence[Entry], last: bool = False) -> bool:
+        """Say by when a trial that is enqueued now must end; returns whether that leaves it any time."""
+        if self.clock.budget is None:
+            return True
+        until = self.clock.until(entries, last)
+        self.book.study.set_user_attr(UNTIL, until)
+        return until is None or until > time.time()
+
+    def _promote(self, one: Entry, length: int, seed: int = 0) -> None:
+        self.book.enqueue(one.params, one.key, length, one.origin, one.extra, seed=seed)
 
     def _new(self, keys: set[str], entries: Sequence[Entry]) -> bool:
         """Enqueue a composition that was not tried yet; returns whether there was one."""
@@ -206,46 +224,10 @@ class Driver:
         self.book.enqueue(params, key, self.plan.prefixes[0], "sampler", extra)
         return True
 
-    def best(self, entries: Sequence[Entry], count: int) -> list[str]:
-        """The keys of the best compositions: those of the longest prefix first, then those of shorter ones."""
-        found: list[str] = []
-        for _, level in sorted(self.book.levels(entries).items(), reverse=True):
-            found += [key for key in ordered(level) if key not in found]
-        return found[:count]
-
-    # Time ----------------------------------------------------------------------------------------------
-
-    def _time_left(self, entries: Sequence[Entry]) -> bool:
-        """Whether another composition fits beside what the final runs will take."""
-        budget = self.plan.settings.budget
-        if budget is None:
-            return self.plan.settings.trials is not None or not self._exhausted
-        if not entries:
-            return True  # a budget that starting up has eaten still buys one
-        costs = [one.seconds / one.length for one in entries if one.state == "done" and one.seconds]
-        typical = sorted(costs)[len(costs) // 2] if costs else 0.0
-        best = set(self.best(entries, self.plan.settings.finals))
-        dear = [one.seconds / one.length for one in entries if one.key in best and one.seconds]
-        finals = self.plan.seconds_of_finals(max(dear)) / self.jobs if dear else SHARE_OF_FINALS * budget
-        next_one = typical * self.plan.prefixes[0]
-        return self.spent + next_one < budget - min(MOST_SHARE * budget, finals)
-
-    def _remaining(self, entries: Sequence[Entry]) -> str:
-        """How long it will take, in words."""
-        settings = self.plan.settings
-        ended = [one for one in entries if one.state not in ("waiting", "running")]
-        keys = {one.key for one in ended}
-        guesses = []
-        if settings.budget is not None:
-            guesses.append(settings.budget - self.spent)
-        if settings.trials is not None and keys:
-            guesses.append(sum(one.seconds for one in ended) / len(keys) * (settings.trials - len(keys)) / self.jobs)
-        return f", about {duration(max(0.0, min(guesses)))} left" if guesses else ""
-
     def _tell(self, entries: Sequence[Entry]) -> None:
         """Say what became of each trial that ended."""
         total = f"/{self.plan.settings.trials}" if self.plan.settings.trials is not None else ""
-        count = len({one.key for one in entries if one.state not in ("waiting", "running", "lost")})
+        count = len({one.key for one in entries if one.state not in ("waiting", "running", "lost", "stopped")})
         for one in entries:
             if one.number in self._told or one.state in ("waiting", "running"):
                 continue
@@ -253,7 +235,7 @@ class Driver:
             if one.state == "lost":
                 self.say(f"a worker was lost with {self.plan.space.named(one.params)}; it is begun again")
                 continue
-            leading = self.best(entries, 1)
+            leading = self.book.best(entries, 1)
             best = next((other for other in reversed(entries) if leading and other.key == leading[0]
                          and other.state == "done"), None)  # fmt: skip
             what = self.shown(one.values) if one.state == "done" else f"{one.state}: {one.reason[:80]}"
@@ -262,9 +244,9 @@ class Driver:
             if best is not None and best.key != self._leading:
                 self._leading = best.key
                 record += f" by {self.plan.space.named(best.params)}"
-            where = f"after {one.length} of {self.plan.experiences}"
+            where = f"after {one.length} of {self.plan.experiences}{f', seed {one.seed}' if one.seed else ''}"
             name = self.plan.space.named(one.params)
-            self.say(f"[{count}{total}] {name} {where}: {what}{record}{self._remaining(entries)}")
+            self.say(f"[{count}{total}] {name} {where}: {what}{record}{self.clock.remaining(entries)}")
 
     def shown(self, values: Mapping[str, float]) -> str:
         """The objectives of a composition, for reading."""
@@ -272,55 +254,42 @@ class Driver:
 
     # The end -------------------------------------------------------------------------------------------
 
-    def finalists(self) -> list[Entry]:
-        """The compositions that are run on test data: the best by validation data, and the best published method."""
-        entries = self.book.entries()
-        latest = {one.key: one for one in sorted(entries, key=lambda one: one.length) if one.state == "done"}
-        keys = self.best(entries, len(latest))
-        settings = self.plan.settings
-        chosen = keys[: settings.finals]
-        published = [key for key in keys if latest[key].origin not in ("sampler", "earlier search")]
-        if settings.finals > 1 and published and not set(published) & set(chosen):
-            chosen = [*chosen[:-1], published[0]]
-        return [latest[key] for key in chosen]
-
     def _finals(self) -> None:
-        """Run the finalists on test data, with fresh seeds and fresh class orders."""
+        """Run the finalists on test data, with fresh seeds and fresh class orders, while there is time."""
         settings = self.plan.settings
-        chosen = self.finalists()
+        chosen = finalists(self.plan, self.book)
         if not chosen:
             return
         self._workers.stop()
         each = f"{settings.final_seeds} final run{'' if settings.final_seeds == 1 else 's'} on test data"
         self.say(f"{self.plan.told(len(chosen))} with {each}{' each' if len(chosen) > 1 else ''}")
-        todo: list[tuple[str, dict[str, Any]]] = []
-        for one in chosen:
-            for seed in range(FRESH, FRESH + settings.final_seeds):
-                config = validated(self.plan.protocol.final(self.plan.space.job(one.params), seed)).config
-                place = self.folder / FINAL / f"{one.key}-{seed}"
-                if read_info(place).get("state") not in ENDED:
-                    job: dict[str, Any] = {"folder": str(place.resolve()), "config": config, "command": self.command}
-                    todo.append((self.plan.space.named(one.params), job))
         self._note(finalists=[one.key for one in chosen])
-        if self.jobs == 1:
-            for name, job in todo:
-                finish(Path(job["folder"]), job["config"], job["command"])
-                self._final_told(name, job)
-            return
+        jobs = final_jobs(self.plan, self.folder, chosen, self.command)
+        if self._inside:
+            run_finals(jobs, self.clock.over, PAGE * self.clock.slow, self._final_told)
+        else:
+            self._share_out([job for job in jobs if state_of(job) not in ENDED])
+        done = sum(state_of(job) in {*ENDED, "failed"} for job in jobs)
+        self._note(final_runs={"wanted": len(jobs), "done": done})
+        if done < len(jobs):
+            self.say(f"the budget had room for {done} of {len(jobs)} final runs")
+
+    def _share_out(self, todo: list[dict[str, Any]]) -> None:
+        """Have the final runs done by as many processes as jobs."""
         for first in range(self.jobs):
-            self._workers.start({"finals": [job for _, job in todo[first :: self.jobs]]})
-        left = list(todo)
-        while left:
+            self._workers.start({"finals": todo[first :: self.jobs], "until": self.clock.over})
+        while todo:
             running = self._workers.alive
-            for name, job in list(left):
-                if read_info(Path(job["folder"])).get("state") in {*ENDED, "failed"} or not running:
-                    left.remove((name, job))
-                    self._final_told(name, job)
+            for job in list(todo):
+                ended = state_of(job) in {*ENDED, "failed"}
+                if ended or not running:
+                    todo.remove(job)
+                if ended:
+                    self._final_told(job)
             time.sleep(POLL)
 
-    def _final_told(self, name: str, job: Mapping[str, Any]) -> None:
-        state = read_info(Path(job["folder"])).get("state") or "failed"
-        self.say(f"final run of {name}, seed {job['config']['seed']}: {state}")
+    def _final_told(self, job: Mapping[str, Any]) -> None:
+        self.say(f"final run of {job['name']}, seed {job['config']['seed']}: {state_of(job)}")
 
     def _tend(self) -> None:
         """Have as many workers as jobs; what one had that is gone is begun again."""

@@ -194,7 +194,8 @@ class Plan:
     def prefixes(self) -> list[int]:
         """The lengths of the stream that trials learn, the shortest first."""
         most = self.protocol.first(self.experiences)
-        return [most] if self.settings.whole else lengths(self.settings.shortest, most)
+        shortest = self.settings.shortest or max(2, -(-most // 3))
+        return [most] if self.settings.whole else lengths(shortest, most)
 
     @functools.cached_property
     def noise(self) -> Values:
@@ -205,13 +206,21 @@ class Plan:
         shares = ("accuracy", "worst_class", "forgetting", "waacc", "wamica", "plasticity", "transfer")
         return tuple(error if any(word in name for word in shares) else 0.0 for name in self.settings.objectives)
 
-    def trial_job(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def trial_job(self, params: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """The resolved job of a trial.
+
+        Args:
+            params: as they are stored.
+            seed: above that of the search; the stream stays the same.
 
         Raises:
             ConfigError: where the composition cannot be.
         """
-        return validated(self.protocol.tuned(self.space.job(params))).config
+        job = self.protocol.tuned(self.space.job(params))
+        for block in (job["stream"], job["stream"].get("of")) if seed else ():
+            if isinstance(block, dict) and block.get("seed", 0) is None:  # it would follow the job's
+                block["seed"] = job["seed"]
+        return validated({**job, "seed": job["seed"] + seed}).config
 
     def accepted(self, params: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
         """The key of a composition that can be trained.
@@ -275,10 +284,9 @@ class Plan:
             params |= {slot: wanted, f"{slot}.used": True}
         if filler or (slot is not None and space.unfilled(params)):
             params["memory"] = name if filler else space.fillers[0]
+        defaults = space.defaults()
         for one in (*space.chosen(params), *([params["memory"]] if "memory" in params else [])):
-            defaults = {p.name: p.default for p in kinds.configurable("operations", kinds.find("operations", one))}
-            for axis in space.operations[one]:
-                params[axis.name] = axis.nearest(defaults[axis.name.split(".", 1)[1]])
+            params |= {axis.name: defaults[axis.name] for axis in space.operations[one]}
         return params
 
     # What it will cost ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdfast.discovery import findings
+from holdfast.discovery.finals import BESIDE, FINAL, Final, final_runs, kept, lost, titled
 from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
@@ -23,15 +24,11 @@ from holdfast.runs.drawing import ACCENT, GRID, INK, MUTED, SMALL, fitted, legen
 from holdfast.runs.figures import Plot
 from holdfast.runs.plots import so_far
 from holdfast.runs.report import page
-from holdfast.runs.result import Result, is_run
-from holdfast.runs.sweep_report import Setting, pairs
-from holdfast.runs.words import mean_matrix, number, over_runs, percent, points
+from holdfast.runs.sweep_report import pairs
+from holdfast.runs.words import mean_matrix, number, percent, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-BESIDE = ("average_accuracy", "worst_class", "forgetting_first", "memory_bytes_peak", "parameters", "train_seconds")
-"""What the table of final runs says besides the objectives."""
 
 
 def write_search_report(folder: Path, plan: Plan, book: Book) -> str:
@@ -44,9 +41,13 @@ def write_search_report(folder: Path, plan: Plan, book: Book) -> str:
     """
     about = read_json(folder / "search.json")
     entries = book.entries()
-    finals = final_runs(folder, plan, entries, about.get("finalists", []))
-    text = verdict(plan, entries, finals)
+    keys = about.get("finalists", [])
+    finals = final_runs(folder, plan, entries, keys)
     best = best_of(book, entries)
+    skipped = bool(finals and keys and finals[0].key != keys[0])
+    if skipped:  # what cannot be trained to the end is no answer, whatever its validation data say
+        best = next(one for one in reversed(entries) if one.key == finals[0].key and one.state == "done")
+    text = verdict(plan, entries, finals, lost(folder, plan, entries, keys), about.get("final_runs"), skipped)
     if best is not None:
         write_json(folder / "best.json", best_job(folder, plan, best, finals))
         write_json(folder / "pareto.json", pareto(plan, book, entries))
@@ -66,43 +67,38 @@ def best_of(book: Book, entries: Sequence[Entry]) -> Entry | None:
     return next(one for one in entries if one.key == key and one.length == length and one.state == "done")
 
 
-def final_runs(folder: Path, plan: Plan, entries: Sequence[Entry], keys: Sequence[str]) -> list[Setting]:
-    """The finished final runs, grouped by composition, in the order of validation data."""
-    found = []
-    latest = {one.key: one for one in entries if one.state == "done"}
-    names = [plan.space.named(latest[key].params) for key in keys if key in latest]
-    for key in keys:
-        if key not in latest:
-            continue
-        places = sorted((folder / "final").glob(f"{key}-*"))
-        runs = [run for place in places if is_run(place) and (run := Result(place)).finished]
-        name = titled(plan, latest[key])
-        name += f" ({key[:4]})" if names.count(plan.space.named(latest[key].params)) > 1 else ""
-        by_seed = {int(run.seed or 0): run for run in runs}
-        measures = dict.fromkeys((*plan.settings.objectives, *BESIDE))
-        values = {one: over_runs(runs, lambda run, one=one: run.value(one)) for one in measures}  # type: ignore[misc]
-        if by_seed:
-            found.append(Setting(name, by_seed, values))
-    return found
+def verdict(
+    plan: Plan,
+    entries: Sequence[Entry],
+    finals: Sequence[Final],
+    lost: Mapping[str, str] | None = None,
+    counts: Mapping[str, int] | None = None,
+    skipped: bool = False,
+) -> str:
+    """What came out, in words: what is best by validation data, what test data say of it, and how sure that is.
 
-
-def titled(plan: Plan, one: Entry) -> str:
-    """A composition by its operations; a published method by its name."""
-    name = plan.space.named(one.params)
-    own = one.origin in ("sampler", "earlier search", "as configured", name)
-    return name if own else f"{one.origin} ({name})"
-
-
-def verdict(plan: Plan, entries: Sequence[Entry], finals: Sequence[Setting]) -> str:
-    """What came out, in words: what is best by validation data, what test data say of it, and how sure that is."""
+    Args:
+        plan: of the search.
+        entries: every trial.
+        finals: the finalists that were measured on test data, the best first.
+        lost: finalist -> what became of its final runs that have no result.
+        counts: how many final runs were `wanted` and `done`.
+        skipped: whether a better one has no result.
+    """
+    told = list((lost or {}).values())
+    if counts and counts["done"] < counts["wanted"]:
+        told.append(f"The budget had room for {counts['done']} of {counts['wanted']} final runs.")
     measure = plan.settings.objectives[0]
     count = len({one.key for one in entries if one.state in ("done", "diverged", "failed")})
     if not finals:
         done = [one for one in entries if one.state == "done"]
-        return f"{plan.told(count)} tried; no final run on test data has ended." if done else "Nothing was measured."
+        if not done:
+            return "Nothing was measured."
+        return " ".join([f"{plan.told(count)} tried; no final run on test data has a result.", *told])
     first = finals[0]
+    best = "best on validation data" + (" of those that could be trained to the end" if skipped else "")
     lines = [
-        f"Of {plan.told(count)}, {first.name} was best on validation data. Its {measure} on test data is "
+        f"Of {plan.told(count)}, {first.name} was {best}. Its {measure} on test data is "
         f"{shown(measure, first.values[measure])} ({named(len(first.runs))})."
     ]
     compared = [one for one in pairs(list(finals), measure) if first in one[:2]]
@@ -114,10 +110,10 @@ def verdict(plan: Plan, entries: Sequence[Entry], finals: Sequence[Setting]) -> 
         lines.append(
             f"On test data {better[0].name} came out ahead; the choice was made by validation data, and stands."
         )
-    return " ".join(lines)
+    return " ".join([*lines, *told])
 
 
-def _compared(first: Setting, other: Setting, result: Paired, ahead: bool, measure: str, down: bool) -> str:
+def _compared(first: Final, other: Final, result: Paired, ahead: bool, measure: str, down: bool) -> str:
     difference = result.difference if ahead else -result.difference
     good = difference < 0 if down else difference > 0
     share = METRICS[measure].direction == "up"
@@ -133,12 +129,12 @@ def _compared(first: Setting, other: Setting, result: Paired, ahead: bool, measu
     return f"{told} (paired, 95 % t interval; p = {result.corrected:.2g}{sure})."
 
 
-def _mean(one: Setting, measure: str) -> float | None:
+def _mean(one: Final, measure: str) -> float | None:
     value = one.values[measure]
     return None if value is None else value.mean
 
 
-def _beats(one: Setting, other: Setting, measure: str, down: bool) -> bool:
+def _beats(one: Final, other: Final, measure: str, down: bool) -> bool:
     first, second = _mean(one, measure), _mean(other, measure)
     return first is not None and second is not None and (first < second if down else first > second)
 
@@ -149,9 +145,9 @@ def shown(name: str, value: Spread | float | None) -> str:
     return percent(value) if share else number(value)
 
 
-def best_job(folder: Path, plan: Plan, best: Entry, finals: Sequence[Setting]) -> dict[str, Any]:
+def best_job(folder: Path, plan: Plan, best: Entry, finals: Sequence[Final]) -> dict[str, Any]:
     """The job of the best composition as its first final run had it, so that `holdfast run` gives the same numbers."""
-    place = folder / "final" / f"{best.key}-{FRESH}" / "config.json"
+    place = folder / FINAL / f"{best.key}-{FRESH}" / "config.json"
     config = read_json(place)
     return config or _validated(plan.protocol.final(plan.space.job(best.params), FRESH))
 
@@ -168,6 +164,7 @@ def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
     length = max(levels, default=0)
     front = [key for key, rank in ranks(levels.get(length, {})).items() if rank == 0]
     found = [one for one in entries if one.key in front and one.length == length and one.state == "done"]
+    means = {key: plan.settings.turned(values) for key, values in levels.get(length, {}).items()}
     return {
         "objectives": list(plan.settings.objectives),
         "measured": f"on validation data, after {length} experiences",
@@ -175,7 +172,7 @@ def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
             {
                 "name": titled(plan, one),
                 "key": one.key,
-                "values": {name: one.values[name] for name in plan.settings.objectives},
+                "values": dict(zip(plan.settings.objectives, means[one.key])),
                 "job": plan.space.job(one.params),
             }
             for one in {one.key: one for one in found}.values()
@@ -187,7 +184,8 @@ def optimization(plan: Plan, best: Entry, front: Mapping[str, Any]) -> dict[str,
     """The best values as Hydra's Optuna sweeper writes them."""
     axes = plan.space.axes()
     params = {name: axes[name].value(value) for name, value in best.params.items() if name in axes}
-    values = [best.values[name] for name in plan.settings.objectives]
+    here = next((one["values"] for one in front["front"] if one["key"] == best.key), best.values)
+    values = [here[name] for name in plan.settings.objectives]
     if len(values) == 1:
         return {"name": "optuna", "best_params": params, "best_value": values[0]}
     solutions = [{"name": one["name"], "values": list(one["values"].values())} for one in front["front"]]
@@ -202,7 +200,7 @@ def _content(
     plan: Plan,
     book: Book,
     entries: Sequence[Entry],
-    finals: Sequence[Setting],
+    finals: Sequence[Final],
     text: str,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -227,9 +225,10 @@ def _content(
         "head": ["composition", "seeds", *names],
         "rows": [[one.name, str(len(one.runs)), *(shown(name, one.values[name]) for name in names)] for one in finals],
         "links": [
-            (one.name, [(seed, os.path.relpath(run.path / "metrics.json", folder)) for seed, run in one.runs.items()])
+            (one.name, [(seed, os.path.relpath(run.path / "report.html", folder)) for seed, run in one.runs.items()])
             for one in finals
         ],
+        "kept": [(one.name, kept(one)) for one in finals],
         "statistic": named(max((len(one.runs) for one in finals), default=1)),
         "board": _board(plan, book, entries),
         "objectives": list(plan.settings.objectives),
@@ -246,9 +245,10 @@ def _content(
         "diverged": wrong["diverged"],
         "left_out": sorted(plan.space.left_out.items()),
         "notes": plan.notes,
-        "plots": _plots(plan, book, entries, finals),
+        "plots": _plots(plan, book, entries, finals, roles),
         "seconds": duration(float(about.get("seconds", 0.0))),
-        "sampler": plan.settings.chosen_sampler,
+        "budget": "" if plan.settings.budget is None else f" of a budget of {duration(plan.settings.budget)}",
+        "sampler": plan.settings.chosen_sampler + (" and neighbours of the best" if plan.settings.mixed else ""),
         "plan": json.dumps(plan.settings.plain(), indent=2, ensure_ascii=False),
     }
 
@@ -262,18 +262,28 @@ def _board(plan: Plan, book: Book, entries: Sequence[Entry]) -> list[dict[str, A
             if key not in seen:
                 seen.add(key)
                 one = next(e for e in entries if e.key == key and e.length == length and e.state == "done")
-                cells = [said(name, one.values[name]).removeprefix(f"{name} ") for name in plan.settings.objectives]
-                rows.append({"name": titled(plan, one), "origin": one.origin, "length": length, "cells": cells,
-                             "seconds": duration(one.seconds), "key": key})  # fmt: skip
+                means = plan.settings.turned(levels[length][key])
+                rows.append((titled(plan, one), one, dict(zip(plan.settings.objectives, means))))
     over = {one.key: one for one in entries if one.state == "done" and one.key not in seen}
-    for key, one in over.items():
-        cells = [said(name, one.values.get(name)).removeprefix(f"{name} ") for name in plan.settings.objectives]
-        rows.append({"name": f"{titled(plan, one)} (beyond a limit)", "origin": one.origin, "length": one.length,
-                     "cells": cells, "seconds": duration(one.seconds), "key": key})  # fmt: skip
-    return rows
+    for one in over.values():
+        why = "went wrong later" if book.within(one) else "beyond a limit"
+        rows.append((f"{titled(plan, one)} ({why})", one, one.values))
+    return [
+        {
+            "name": name,
+            "origin": one.origin,
+            "length": one.length,
+            "cells": [said(key, values.get(key)).removeprefix(f"{key} ") for key in plan.settings.objectives],
+            "seconds": duration(one.seconds),
+            "key": one.key,
+        }
+        for name, one, values in rows
+    ]
 
 
-def _plots(plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Setting]) -> list[Plot]:
+def _plots(
+    plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Final], roles: Sequence[findings.Finding]
+) -> list[Plot]:
     found = []
     tables = {one.name: mean_matrix(list(one.runs.values()), next(iter(one.runs.values())).prefix + "accuracy_matrix")
               for one in finals}  # fmt: skip
@@ -291,7 +301,22 @@ def _plots(plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Se
     if len(plan.settings.objectives) > 1 and level:
         caption = f"After {max(level)} experiences, validation data. The line joins those that no other one dominates."
         found.append(Plot("pareto", front(plan, level[max(level)]), "Pareto front", caption))
+    if roles:
+        caption = f"What a surrogate expects after {length} experiences when every composition has the operation."
+        found.append(Plot("dependence", dependence(plan, roles), "Partial dependence", caption))
     return found
+
+
+def dependence(plan: Plan, roles: Sequence[findings.Finding], most: int = 14) -> Figure:
+    """What the surrogate expects of each operation: those of the roles that matter most, the best of each on top."""
+    up = plan.settings.better[0] == "up"
+    shares = max(1, most // len(roles))
+    rows = [(role.name, *one) for role in roles for one in (role.curve[-shares:] if up else role.curve[:shares][::-1])]
+    figure, axes = new_axes(4.7, max(2.0, 0.27 * len(rows)))
+    axes.scatter([value for *_, value in rows], range(len(rows)), s=26, color=ACCENT, zorder=2)
+    axes.set_yticks(range(len(rows)), [fitted(f"{name} ({role})", 34) for role, name, _ in rows])
+    axes.set_xlabel(fitted(plan.settings.objectives[0], 30))
+    return figure
 
 
 def progress(plan: Plan, found: Sequence[Entry]) -> Figure:

@@ -24,14 +24,14 @@ from holdfast.metrics.table import METRICS
 ALIASES = {
     "accuracy": "average_accuracy",
     "forgetting": "forgetting_first",
-    "memory": "memory_bytes_peak",
+    "memory": "method_bytes_peak",
     "memory_bytes": "memory_bytes_peak",
     "time": "train_seconds",
 }
 """Short words for measures."""
 
 SAMPLERS = ("auto", "tpe", "nsga2", "random")
-PRICES = ("memory_bytes", "memory_bytes_peak", "memory_items")
+PRICES = ("method_bytes", "method_bytes_peak", "memory_bytes", "memory_bytes_peak", "memory_items")
 """Measures that make a larger memory cost something."""
 
 ADDING = ("train_seconds", "evaluation_seconds", "total_seconds", "steps")
@@ -55,7 +55,7 @@ class Settings:
         k: experiences that `first-k` looks at; three, or all but one, where nothing is said.
         transfer: the data set that `transfer` tunes on.
         sampler: `tpe`, `nsga2`, `random`; `auto` is `tpe` for one objective and `nsga2` for several.
-        shortest: experiences of the shortest prefix.
+        shortest: experiences of the shortest prefix; None for a third of those that trials have, and at least 2.
         keep: part of those on a prefix that goes on to the next.
         whole: whether every composition learns all experiences at once, without prefixes.
         finals: how many compositions are run on test data.
@@ -79,7 +79,7 @@ class Settings:
     k: int | None = None
     transfer: Any = None
     sampler: str = "auto"
-    shortest: int = 2
+    shortest: int | None = None
     keep: float = 1 / 3
     whole: bool = False
     finals: int = 3
@@ -121,6 +121,11 @@ class Settings:
     def chosen_sampler(self) -> str:
         """The sampler, where nothing was said the one that fits the objectives."""
         return self.sampler if self.sampler != "auto" else "tpe" if len(self.objectives) == 1 else "nsga2"
+
+    @property
+    def mixed(self) -> bool:
+        """Whether every other proposal is a neighbour of one of the best."""
+        return self.sampler == "auto" and len(self.objectives) == 1
 
     def made_protocol(self) -> Protocol:
         """The protocol, with its data set as a block."""
@@ -197,7 +202,7 @@ def made(said: Mapping[str, Any]) -> Settings:
 
     Example:
         >>> made({"objectives": "accuracy,memory", "at_most": {"memory": "200 kB"}, "trials": 8}).at_most
-        {'memory_bytes_peak': 200000.0}
+        {'method_bytes_peak': 200000.0}
     """
     for key in said:
         if key not in FIELDS:

@@ -12,16 +12,13 @@ from holdfast.config import kinds
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method, conflicts
 from holdfast.core.operation import ROLES, Operation
-from holdfast.discovery.axes import Axis, Trial, declared, get, put, written
+from holdfast.discovery.axes import SIZES, Axis, Trial, declared, get, put, size_of, written
 
 SHORT = dict(zip(ROLES, ("incorporation", "retention", "bias", "representation", "uncertainty")))
 """Role -> its word in names of parameters."""
 
 SLOTS = {"retention": 2}
 """How many operations of a role a composition may have; one of the others."""
-
-SIZES = ("capacity", "bytes", "per_class", "per_experience")
-"""Parameters of an operation that fills a memory that are the memory's size."""
 
 ACTING = ("batch", "criterion", "loss", "gradient", "take_step", "predict")
 """What an operation does that does more than to fill a memory for others."""
@@ -124,6 +121,14 @@ class Space:
             found |= {axis.name: axis for axis in axes}
         return found | {axis.name: axis for axis in self.common}
 
+    def defaults(self) -> dict[str, Any]:
+        """The numbers and choices of every operation as its signature has them, and the common ones as the job has."""
+        found: dict[str, Any] = {}
+        for name, axes in self.operations.items():
+            stated = {p.name: p.default for p in kinds.configurable("operations", kinds.find("operations", name))}
+            found |= {axis.name: axis.nearest(stated[axis.name.split(".", 1)[1]]) for axis in axes}
+        return found | self.usual()
+
     def _ordered(self, params: Params) -> list[dict[str, Any]]:
         """The operations in the order of the published methods: who changes the data first, who answers last."""
         early: list[dict[str, Any]] = []
@@ -189,16 +194,6 @@ class Space:
             elif value != defaults.get(key) and not (operation.fills and key in SIZES):
                 raise ConfigError(f"`{method}` has {name}.{key}={value!r}, and the search does not vary that")
         return found
-
-
-def size_of(kind: type[Operation], items: int, experiences: int) -> dict[str, Any]:
-    """The arguments that give a memory so many items."""
-    names = {parameter.name for parameter in kinds.configurable("operations", kind)}
-    if "capacity" in names:
-        return {"capacity": items}
-    if "per_experience" in names:
-        return {"per_experience": max(1, items // max(1, experiences))}
-    raise ConfigError(f"`{kind.__name__}` fills a memory, and has none of {', '.join(SIZES)} to say how large it is")
 
 
 def composed(
@@ -288,32 +283,44 @@ def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any], experiences
     """
     method = base["method"]
     if parameters:
-        return Space(base, common=_common(parameters), experiences=experiences, fixed=True)
-    function = kinds.find("methods", method.get("name"))
-    found = []
-    for parameter in kinds.configurable("methods", function):
-        if parameter.name in SIZES:
-            continue
-        axis = declared(f"method.{parameter.name}", parameter)
-        found += [axis] if axis is not None else []
+        axes = tuple(written(key, values) for key, values in parameters.items())
+        return Space(base, common=axes, experiences=experiences, fixed=True)
+    found: list[Axis] = []
+    if isinstance(method.get("operations"), list):
+        for number, block in enumerate(method["operations"]):
+            if block.get("name") in kinds.names("operations"):
+                kind = kinds.find("operations", block["name"])
+                found += _declared(f"method.operations.{number}", "operations", kind, block)
+    else:
+        found += _declared("method", "methods", kinds.find("methods", method.get("name")), method)
     rate = (base.get("optimizer") or {}).get("lr")
     if isinstance(rate, (int, float)) and rate > 0:
         found.append(Axis("optimizer.lr", (), rate / 10, rate * 10, True))
     return Space(base, common=tuple(found), experiences=experiences, fixed=True)
 
 
-def _common(parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
-    return tuple(written(key, values) for key, values in parameters.items())
+def _declared(prefix: str, group: str, kind: Any, block: Mapping[str, Any]) -> list[Axis]:
+    """The axes that a signature declares, around what the job says, without those that size a memory."""
+    found = []
+    for parameter in kinds.configurable(group, kind):
+        value = block.get(parameter.name)
+        if parameter.name not in SIZES:
+            stated = parameter if value is None else dataclasses.replace(parameter, default=value)
+            axis = declared(f"{prefix}.{parameter.name}", stated)
+            found += [axis] if axis is not None else []
+    return found
 
 
 def without(space: Space, problems: Mapping[str, str]) -> Space:
     """The space without operations that were found not to fit, with the reasons."""
     kept = {slot: tuple(name for name in names if name not in problems) for slot, names in space.slots.items()}
-    axes = {name: found for name, found in space.operations.items() if name not in problems}
-    fillers = tuple(name for name in space.fillers if name not in problems)
-    left = {**space.left_out, **problems}
-    kept = {slot: names for slot, names in kept.items() if names}
-    return Space(space.base, kept, axes, fillers, space.sizes, space.common, space.experiences, left, space.fixed)
+    return dataclasses.replace(
+        space,
+        slots={slot: names for slot, names in kept.items() if names},
+        operations={name: found for name, found in space.operations.items() if name not in problems},
+        fillers=tuple(name for name in space.fillers if name not in problems),
+        left_out={**space.left_out, **problems},
+    )
 
 
 def kinds_default(base: Mapping[str, Any]) -> int:

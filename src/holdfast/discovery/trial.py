@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +26,18 @@ from holdfast.runs.folder import CONFIG, drop_leftovers, locked, read_config, re
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.result import ENDED
 
+TRIALS = "trials"
+"""Folder of the trials of a search."""
+
 
 @dataclass(frozen=True)
 class Measured:
     """What became of a composition after so many experiences.
 
     Attributes:
-        state: `done` or `diverged`.
+        state: `done`, `diverged`, or `stopped` when the time was over.
         values: every measure, in the family that counts for the paradigm, on validation data.
-        reason: why it diverged.
+        reason: why it diverged or was stopped.
         seconds: that this call took.
     """
 
@@ -43,7 +47,76 @@ class Measured:
     seconds: float = 0.0
 
 
-def reach(folder: Path, config: Mapping[str, Any], length: int, most_seconds: float | None = None) -> Measured:
+@dataclass(frozen=True)
+class Entry:
+    """One trial: a composition, and how many experiences it was to learn.
+
+    Attributes:
+        number: of the trial.
+        state: `waiting`, `running`, `done`, `diverged`, `failed`, or `lost` with its worker.
+        key: of the composition; the name of its folder.
+        length: experiences.
+        params: as they are stored.
+        origin: where the composition comes from: `sampler`, the name of a method, or `earlier search`.
+        values: every measure.
+        reason: why it failed or diverged.
+        seconds: that it took.
+        worker: who works on it.
+        extra: what the sampler wrote down.
+        tries: how often it was lost.
+        seed: above that of the search; the leaders are trained with others, too.
+    """
+
+    number: int
+    state: str
+    key: str
+    length: int
+    params: dict[str, Any]
+    origin: str = "sampler"
+    values: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+    worker: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    tries: int = 0
+    seed: int = 0
+
+
+def entry(trial: Any) -> Entry:
+    """A trial of Optuna's, as what it stands for."""
+    told = trial.user_attrs
+    name = trial.state.name
+    fallback = {"COMPLETE": "done", "WAITING": "waiting", "RUNNING": "running"}.get(name, "lost")
+    state = fallback if name in ("WAITING", "RUNNING") else str(told.get("state", fallback))
+    params = {**dict(trial.system_attrs.get("fixed_params", {})), **trial.params}
+    return Entry(
+        trial.number,
+        state,
+        str(told.get("key", "")),
+        int(told.get("length", 0)),
+        params,
+        str(told.get("origin", "sampler")),
+        dict(told.get("values", {})),
+        str(told.get("reason", "")),
+        float(told.get("seconds", 0.0)),
+        str(told.get("worker", "")),
+        dict(told.get("extra", {})),
+        int(told.get("tries", 0)),
+        int(told.get("seed", 0)),
+    )
+
+
+class OutOfTime(Exception):  # noqa: N818
+    """The time of the search is over."""
+
+
+def reach(
+    folder: Path,
+    config: Mapping[str, Any],
+    length: int,
+    most_seconds: float | None = None,
+    until: float | None = None,
+) -> Measured:
     """Train a job until it has learned `length` experiences, and measure it there.
 
     What its folder holds already is gone on with, so that a promoted trial gives what it would have given in one piece.
@@ -53,6 +126,7 @@ def reach(folder: Path, config: Mapping[str, Any], length: int, most_seconds: fl
         config: of a job that measures on validation data; resolved.
         length: experiences.
         most_seconds: of training, after which it ends with the experience it is at.
+        until: when it is stopped where it is, by `time.time`.
 
     Raises:
         ConfigError: where the folder holds another job.
@@ -70,16 +144,18 @@ def reach(folder: Path, config: Mapping[str, Any], length: int, most_seconds: fl
             raise ConfigError(f"{folder} holds another job. Choose another --out.")
         if learned(folder) < length and not _log(folder).diverged:
             try:
-                _train(folder, job, tuning_stream(job), length, most_seconds)
+                _train(folder, job, tuning_stream(job), length, most_seconds, until)
             except Diverged:
                 write_info(folder, state="diverged")
+            except OutOfTime:
+                return Measured("stopped", {}, "the time was over", time.perf_counter() - started)
         log = _log(folder)
         state = "diverged" if log.diverged else "done"
         return Measured(state, measures(log, length), log.diverged, time.perf_counter() - started)
 
 
 def finish(folder: Path, config: Mapping[str, Any], command: str = "") -> tuple[str, str]:
-    """Do a whole run, or what is left of it, and measure it on test data; it is a run folder without report.
+    """Do a whole run, or what is left of it, and measure it on test data; its page is made by `run_finals`.
 
     Args:
         folder: of the run.
@@ -101,21 +177,31 @@ def finish(folder: Path, config: Mapping[str, Any], command: str = "") -> tuple[
         state, reason = "finished", ""
         try:
             stream = job.make_stream()
-            _train(folder, job, stream, len(stream), None, end=True)
+            _train(folder, job, stream, len(stream), end=True)
         except Diverged:
             state, reason = "diverged", _log(folder).diverged
         except (Interrupted, KeyboardInterrupt):
             write_info(folder, state="interrupted")
             raise
-        except HoldfastError as error:
-            state, reason = "failed", str(error)
+        except Exception as error:
+            state, reason = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if not isinstance(error, HoldfastError):
+                traceback.print_exc()
         if state != "failed":
             derive(folder)
-        write_info(folder, state=state, finished=time.time())
+        write_info(folder, state=state, finished=time.time(), **({"reason": reason} if reason else {}))
         return state, reason
 
 
-def _train(folder: Path, job: Job, stream: Stream, length: int, most_seconds: float | None, end: bool = False) -> None:
+def _train(
+    folder: Path,
+    job: Job,
+    stream: Stream,
+    length: int,
+    most_seconds: float | None = None,
+    until: float | None = None,
+    end: bool = False,
+) -> None:
     model = job.make_model(stream)
     stream = with_features(stream, model, job.config["device"])
     with Recording(folder, job.config, (), job.config["checkpoint"]) as recording:
@@ -124,6 +210,8 @@ def _train(folder: Path, job: Job, stream: Stream, length: int, most_seconds: fl
         trainer = make_trainer(job, checkpoints=recording.checkpoints)
 
         def record(event: dict[str, Any]) -> None:
+            if until is not None and time.time() > until:
+                raise OutOfTime
             recording.record(event)
             if event["event"] == "experience":
                 spent = most_seconds is not None and trainer.session.seconds > most_seconds

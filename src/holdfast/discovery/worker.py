@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,22 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config import plugins
-from holdfast.core.errors import ConfigError, HoldfastError, Interrupted
+from holdfast.core.errors import ConfigError, HoldfastError, Interrupted, needs_extra
+from holdfast.discovery.finals import run_finals
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.study import Book, library, quiet
-from holdfast.discovery.trial import finish, reach
+from holdfast.discovery.trial import TRIALS, reach
 
 POLL = 0.3
-TRIALS = "trials"
 ABOUT = "search"
 """Attribute of a study that says what is searched, so that a worker needs nothing else."""
+
+UNTIL = "until"
+"""Attribute of a study that says when a trial that is begun now has to end, by `time.time`; None for no limit."""
 
 CLOSED = "closed"
 """Attribute of a study that tells workers to go home."""
 
 
 class Ended(Exception):  # noqa: N818
-    """A trial that has no objectives: it failed, or diverged; what happened is written down with it."""
+    """A trial that has no objectives: it failed, diverged or was stopped; what happened is written down with it."""
 
 
 class Worker:
@@ -41,17 +45,20 @@ class Worker:
         plan: of the search.
         book: the study.
         folder: of the search, where the trials have their folders.
+        name: by which it is told from others on its machine; the number of its process where nothing is said.
     """
 
-    def __init__(self, plan: Plan, book: Book, folder: Path) -> None:
+    def __init__(self, plan: Plan, book: Book, folder: Path, name: str = "") -> None:
         self.plan, self.book, self.folder = plan, book, folder
-        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self.name = f"{socket.gethostname()}-{name or os.getpid()}"
         self._turn: int | None = None
 
     def work(self) -> None:
-        """Train what waits first."""
+        """Train what waits first, if anything does."""
         self._turn = taken(self.folder / ".turn")
         try:
+            if not any(one.state == "waiting" for one in self.book.entries()):
+                return  # another one was faster
             with quiet():
                 self.book.study.optimize(self.objective, n_trials=1, catch=(Ended,))
         finally:
@@ -74,11 +81,13 @@ class Worker:
         trial.set_user_attr("worker", self.name)
         settings = self.plan.settings
         try:
-            config = self.plan.trial_job(params)
+            seed = told.get("seed", 0)
+            config = self.plan.trial_job(params, seed)
             part = min(1.0, told["length"] / self.plan.experiences)
             most = settings.at_most.get("train_seconds")
-            folder = self.folder / TRIALS / told["key"]
-            measured = reach(folder, config, told["length"], None if most is None else most * part)
+            folder = self.folder / TRIALS / (f"{told['key']}-{seed}" if seed else told["key"])
+            until = self.book.study.user_attrs.get(UNTIL)
+            measured = reach(folder, config, told["length"], None if most is None else most * part, until)
         except (Interrupted, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         except Exception as error:
@@ -89,8 +98,8 @@ class Worker:
         trial.set_user_attr("values", measured.values)
         trial.set_user_attr("seconds", measured.seconds)
         missing = [name for name in settings.objectives if name not in measured.values]
-        if measured.state == "diverged":
-            self._end(trial, "diverged", measured.reason)
+        if measured.state != "done":
+            self._end(trial, measured.state, measured.reason)
             raise Ended
         if missing:
             self._end(trial, "failed", f"nothing measures {', '.join(missing)} here")
@@ -146,7 +155,7 @@ class Workers:
         return sum(process.poll() is None for process in self._processes)
 
     def gone(self) -> set[str]:
-        """The process ids of those that ended since this was asked last."""
+        """The names of those that ended since this was asked last: their process ids."""
         ended = [process for process in self._processes if process.poll() is not None]
         self._processes = [process for process in self._processes if process not in ended]
         return {str(process.pid) for process in ended}
@@ -155,7 +164,7 @@ class Workers:
         """Start one.
 
         Args:
-            content: what it is to do: `url` and `folder` of a search, or `finals`, jobs with their folders.
+            content: what it is to do: `url` and `folder` of a search, or `finals` and `until`, as for `run_finals`.
         """
         one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -185,12 +194,67 @@ class Workers:
         self._processes = []
 
 
-def joined(url: str, folder: Path) -> Worker:
+class RayWorkers:
+    """Tasks of Ray: on the cluster that `RAY_ADDRESS` names, or that this process is in, else on this machine.
+
+    Raises:
+        ImportError: where Ray is not installed, with what to install.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise needs_extra("--launcher ray", "ray", "cluster") from error
+        self._ray: Any = ray
+        self._started = False
+        self._tasks: dict[str, Any] = {}
+
+    @property
+    def alive(self) -> int:
+        """How many are at work."""
+        return len(self._tasks) - len(self._ended())
+
+    def _ended(self) -> set[str]:
+        if not self._tasks:
+            return set()
+        ready = set(self._ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0)[0])
+        return {name for name, task in self._tasks.items() if task in ready}
+
+    def gone(self) -> set[str]:
+        """The names of those that ended since this was asked last."""
+        ended = self._ended()
+        self._tasks = {name: task for name, task in self._tasks.items() if name not in ended}
+        return ended
+
+    def start(self, content: Mapping[str, Any]) -> None:
+        """Start one; `content` as for `Workers`."""
+        if not self._ray.is_initialized():
+            self._ray.init(log_to_driver=False)
+            self._started = True
+        name = f"ray{secrets.token_hex(4)}"
+        task = self._ray.remote(num_cpus=1, max_retries=0)(attend)
+        self._tasks[name] = task.remote({**content, "plugins": plugins.described(), "name": name})
+
+    def stop(self) -> None:
+        """End them all; what they trained goes on from its last checkpoint."""
+        for task in self._tasks.values():
+            self._ray.cancel(task, force=True)
+        if self._tasks:
+            self._ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=60.0)
+        self._tasks = {}
+        if self._started:
+            self._ray.shutdown()
+            self._started = False
+
+
+def joined(url: str, folder: Path, name: str = "") -> Worker:
     """A worker for the search in a storage, from what the study says of it.
 
     Args:
         url: of the storage.
         folder: where this machine keeps the trials it trains; shared, so that it can go on with those of others.
+        name: of the worker, as for `Worker`.
 
     Raises:
         ConfigError: where the storage holds no search.
@@ -208,22 +272,31 @@ def joined(url: str, folder: Path) -> Worker:
             f"--worker: {url.split('@')[-1]} holds no search yet. Start it with `holdfast search ... --storage` first."
         )
     plan = Plan.loaded(about)
-    return Worker(plan, Book(url, plan.settings, plan.space), folder)
+    return Worker(plan, Book(url, plan.settings, plan.space), folder, name)
 
 
 def main() -> None:
     """Read what to work on from the first line of standard input; when the input ends, end at once."""
     content: Mapping[str, Any] = json.loads(sys.stdin.readline())
     threading.Thread(target=_watch, daemon=True).start()
+    attend(content)
+
+
+def attend(content: Mapping[str, Any]) -> None:
+    """Do what a worker is to do, on one thread: final runs, or what waits in a study until that is closed.
+
+    Args:
+        content: as for `Workers.start`, with the `plugins` in use, and perhaps a `name`.
+    """
     import torch
 
     torch.set_num_threads(1)
     if content.get("plugins"):
         plugins.use_all(content["plugins"])
-    for one in content.get("finals", []):
-        finish(Path(one["folder"]), one["config"], one["command"])
+    if "finals" in content:
+        run_finals(content["finals"], content["until"])
     if "url" in content:
-        joined(content["url"], Path(content["folder"])).until_closed()
+        joined(content["url"], Path(content["folder"]), content.get("name", "")).until_closed()
 
 
 def _watch() -> None:

@@ -1,6 +1,6 @@
 """Adaptive hard attention to the task (AdaHAT)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from holdfast.core.method import Method, published
 from holdfast.core.ranges import Positive, Range, Strength
@@ -15,6 +15,9 @@ def adahat(
     intensity: Positive = 1e-6,
     epsilon: Positive = 0.1,
     infer_task: bool = False,
+    mode: Literal["adapt", "adapt_without_counts", "adapt_without_sparsity"] = "adapt",
+    sparsity: Literal["original", "cross"] = "original",
+    initial: Literal["normal", "uniform", "positive", "negative", "last"] = "normal",
 ) -> Method:
     r"""HAT that lets used weights move a little: less the more tasks use them, more once the network is full.
 
@@ -29,8 +32,21 @@ def adahat(
         intensity: alpha.
         epsilon: above 0.
         infer_task: whether evaluation finds each sample's task by itself (`operations.InferTask`).
+        mode: `adapt` is AdaHAT. The two others are the paper's ablations: the number of earlier tasks in the place of M
+            (`adapt_without_counts`), and 0 in the place of R_l in the rate (`adapt_without_sparsity`).
+        sparsity: `original`, or `cross`, which also rewards units that earlier tasks use.
+        initial: where embeddings start in each task: N(0, 1), U(-1, 1), U(0, 1), U(-1, 0), or the last task's end.
 
-    Differences: the rate scales the optimiser's step and not only the gradient, which Adam would undo.
+    Differences: the rate scales the optimiser's step and not only the gradient, which Adam would undo. See
+    `operations.UnitAttention`.
     """
-    gates = UnitAttention(strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=epsilon)
+    gates = UnitAttention(
+        strength=strength,
+        s_max=s_max,
+        mode=mode,
+        intensity=intensity,
+        epsilon=epsilon,
+        sparsity=sparsity,
+        initial=initial,
+    )
     return Method(gates, *inference(infer_task))

@@ -1,7 +1,7 @@
 """Partial hypernetworks: a stem that is frozen after the first experience, and generated weights above it."""
 
 from holdfast.core.method import Method, published
-from holdfast.core.ranges import Count, Strength
+from holdfast.core.ranges import Count, Size, Strength
 from holdfast.operations import FreezeBelow, OutputRegularisation
 from holdfast.operations.infer_task import inference
 
@@ -12,6 +12,7 @@ def partial_hypernetwork(
     tasks: Count | None = 20,
     second_order: bool = False,
     freeze: bool = True,
+    after: Size = 1,
     log_conflict: bool = False,
     infer_task: bool = False,
 ) -> Method:
@@ -25,6 +26,7 @@ def partial_hypernetwork(
         tasks: how many earlier tasks at each step, drawn at random (`hnet_reg_ntasks`); None takes all.
         second_order: whether the gradient goes through the step ahead.
         freeze: whether the stem is frozen after the first experience.
+        after: the number of experiences that it learns from; 0 freezes it as it was loaded (`start_from`).
         log_conflict: also log the cosine between the gradients of both terms.
         infer_task: whether evaluation finds each sample's task by itself (`operations.InferTask`).
 
@@ -34,4 +36,4 @@ def partial_hypernetwork(
     term = OutputRegularisation(
         strength=strength, tasks=tasks, lookahead="sgd", second_order=second_order, log_conflict=log_conflict
     )
-    return Method(*([FreezeBelow()] if freeze else []), term, *inference(infer_task))
+    return Method(*([FreezeBelow(after=after)] if freeze else []), term, *inference(infer_task))

@@ -1,6 +1,14 @@
 """Measures of continual learning: pure functions of a run's log, without torch."""
 
-from holdfast.metrics.classes import confusion, per_class, recall_over_time, wamica, worst_class, worst_class_so_far
+from holdfast.metrics.classes import (
+    confusion,
+    per_class,
+    recall_over_time,
+    waacc,
+    wamica,
+    worst_class,
+    worst_class_so_far,
+)
 from holdfast.metrics.continual import (
     accuracy_so_far,
     average_accuracy,
@@ -13,7 +21,6 @@ from holdfast.metrics.continual import (
     sample_accuracy,
     sample_incremental_accuracy,
     stability_weighted,
-    waacc,
 )
 from holdfast.metrics.cost import costs, curves
 from holdfast.metrics.during import accuracy_inside, minimum_accuracy, stability_gap, worst_case_accuracy

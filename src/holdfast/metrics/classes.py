@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.metrics.continual import stability_weighted
+from holdfast.metrics.continual import accuracy_so_far, stability_weighted
 from holdfast.metrics.log import Event, Log, read_log
 from holdfast.metrics.table import metric
 
@@ -115,6 +115,35 @@ def worst_class_so_far(events: Iterable[Event], split: str = "test") -> np.ndarr
     _, table = recall_over_time(log, split)
     worst = np.where(np.isfinite(table), table, np.inf).min(axis=1, initial=np.inf)
     return np.where(np.isfinite(worst), worst, np.nan)[rows[rows >= 0]]
+
+
+@metric("up", "accuracy so far, mean over classes and over time, less its swing (CLMixer)", over_time=True)
+def waacc(matrix: np.ndarray, events: Iterable[Event] = (), split: str = "test", aware: bool = False) -> float:
+    """CLMixer's `waacc`: `stability_weighted` over the mean recall of the classes learned so far.
+
+    A class counts once, however many experiences bring it and however many samples it has. Where the log has no counts
+    per class, and for answers among the classes of the experience, which have none, it is the mean accuracy over the
+    experiences learned so far; the two agree where every experience brings equally many classes of its own, with
+    equally many samples. CLMixer divides by the predictions of a class where we divide by its samples.
+
+    Args:
+        matrix: `[T, T]` accuracies.
+        events: the log.
+        split: `"test"` or `"validation"`.
+        aware: whether the matrix is of answers among the classes of the experience.
+
+    Returns:
+        0..1, or NaN.
+
+    Example:
+        >>> waacc(np.array([[1.0, 0.0], [0.0, 1.0]]))
+        0.375
+    """
+    _, table = recall_over_time(events, split)
+    if aware or not np.isfinite(table).any():
+        return stability_weighted(accuracy_so_far(matrix))
+    moments = table[np.isfinite(table).any(axis=1)]
+    return stability_weighted(np.nanmean(moments, axis=1))
 
 
 @metric("up", "worst recall so far, mean over time, less its swing (CLMixer)", over_time=True)

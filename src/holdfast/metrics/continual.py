@@ -224,8 +224,8 @@ def plasticity(matrix: np.ndarray) -> float:
 def stability_weighted(values: Iterable[float] | np.ndarray) -> float:
     """A mean that a swing makes smaller: `mean(v) * (1 - (max(v) - min(v)))`.
 
-    The objective of CLMixer: over `accuracy_so_far` it is that library's `waacc`, over the worst class's recall after
-    each experience its `wamica`.
+    The objective of CLMixer: over the mean recall of the classes after each experience it is that library's `waacc`,
+    over the worst class's its `wamica`.
 
     Args:
         values: one number per moment, 0..1.
@@ -239,23 +239,6 @@ def stability_weighted(values: Iterable[float] | np.ndarray) -> float:
     """
     known = _known(values)
     return float(known.mean() * (1 - (known.max() - known.min()))) if known.size else NAN
-
-
-@metric("up", "accuracy so far, mean over time, less its swing (CLMixer)", over_time=True)
-def waacc(matrix: np.ndarray) -> float:
-    """CLMixer's `waacc`: `stability_weighted` over the accuracy on what was learned so far.
-
-    Args:
-        matrix: `[T, T]` accuracies.
-
-    Returns:
-        0..1, or NaN.
-
-    Example:
-        >>> waacc(np.array([[1.0, 0.0], [0.0, 1.0]]))
-        0.375
-    """
-    return stability_weighted(accuracy_so_far(matrix))
 
 
 def _known(values: Iterable[float] | np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ COSTS: dict[str, tuple[Literal["up", "down"], str]] = {
     "memory_items": ("down", "samples remembered at the end"),
     "memory_bytes": ("down", "bytes remembered at the end"),
     "memory_bytes_peak": ("down", "most bytes remembered after any experience"),
+    "method_bytes": ("down", "bytes kept beside the model at the end: memory, statistics, copies of the model"),
+    "method_bytes_peak": ("down", "most bytes kept beside the model after any experience"),
 }
 """Every cost with its good direction and one line."""
 
@@ -31,7 +33,8 @@ def costs(events: Iterable[Event]) -> dict[str, float | None]:
     Returns:
         `steps` (optimisation steps), `train_seconds`, `evaluation_seconds`, `total_seconds` (wall clock, once
         finished), `steps_per_second` (of training time), `parameters_start`, `parameters`, `memory_items`,
-        `memory_bytes` (after the last experience) and `memory_bytes_peak`; None where the log does not say.
+        `memory_bytes` (after the last experience) and `memory_bytes_peak`, of samples alone; `method_bytes` and
+        `method_bytes_peak`, of all that the method keeps beside the model; None where the log does not say.
 
     Example:
         >>> costs([{"event": "experience", "experience": 0, "steps": 50, "seconds": 2.0}])["steps_per_second"]
@@ -55,6 +58,8 @@ def costs(events: Iterable[Event]) -> dict[str, float | None]:
         "memory_items": _last(done, "memory_items"),
         "memory_bytes": _last(done, "memory_bytes"),
         "memory_bytes_peak": max(_values(done, "memory_bytes"), default=None),
+        "method_bytes": _last(done, "method_bytes"),
+        "method_bytes_peak": max(_values(done, "method_bytes"), default=None),
     }
 
 

@@ -116,6 +116,7 @@ PARTS: dict[str, Callable[[Record, bool], Any]] = {
     "events": lambda record, aware: record.log,
     "split": lambda record, aware: record.split,
     "values": lambda record, aware: record.values,
+    "aware": lambda record, aware: aware,
 }
 """What a measure may ask for by the name of its parameter."""
 
@@ -130,7 +131,7 @@ def metric(
     (`[T, T]`), `seen` (how many experiences count), `events` (the `Log`), `split`, and `values` (`values(key)` ->
     `[T, T]` of any number in evaluations). Parameters with other names keep their defaults. A function of `matrix` is
     entered twice: with answers among all classes, and as `task_aware_<name>` with answers among the classes of the
-    sample's experience.
+    sample's experience; where it asks for `aware`, it is told which.
 
     Args:
         direction: `"up"` where more is better, else `"down"`.

@@ -13,10 +13,10 @@ from torch.func import functional_call
 
 from holdfast.core.body import chain_of
 from holdfast.core.errors import ConfigError, UsageError, unknown
+from holdfast.core.forward import forward_task, running_task
 from holdfast.core.inspect import eval_mode
 from holdfast.core.needs import declares
-from holdfast.core.ranges import Count, NonNegative, ranged
-from holdfast.core.task import forward_task, running_task
+from holdfast.core.ranges import Count, NonNegative, Size, ranged
 from holdfast.models.build import Activation, check_sizes, seeded
 from holdfast.models.chunks import ChunksGenerator
 from holdfast.models.convolutional import cnn, resnet18
@@ -42,8 +42,8 @@ class Hypernetwork(nn.Module):
     """`f(x; psi, H(t; theta))`: ordinary weights psi below a cut, above it weights that a generator makes for task t.
 
     A batch of one task has its weights generated once, whatever its size; a batch that mixes tasks once for each task
-    in it. The task is that of the forward that is running (`core.task.forward_task`); "all" gives the outputs of each
-    task by its own network, side by side.
+    in it. The task is that of the forward that is running (`core.forward.forward_task`); "all" gives the outputs of
+    each task by its own network, side by side.
 
     Args:
         below: what runs first, on the inputs.
@@ -185,7 +185,7 @@ def hypernetwork(
     generator: Literal["heads", "chunks"] = "heads",
     embedding: Count = 32,
     hidden: Sequence[Count] = (50, 32),
-    head_embedding: Count = 32,
+    head_embedding: Size = 32,
     chunk: Count = 1000,
     chunk_embedding: Count = 32,
     chunk_per_task: bool = False,

@@ -15,7 +15,8 @@ from holdfast.core.inspect import find_head
 from holdfast.core.needs import declares
 from holdfast.core.ranges import Count, ranged
 from holdfast.models.build import HeadName, check_image, seeded
-from holdfast.models.pretrained import NO_LINEAR, Cut, Pool, Preprocess, folder_preprocess, load_weights, with_head
+from holdfast.models.pretrained import NO_LINEAR, Cut, Pool, Preprocess, folder_preprocess, with_head
+from holdfast.models.weights import load_weights
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError, unknown
-from holdfast.core.task import running_task
+from holdfast.core.forward import running_task
 
 Norm = Literal["instance", "batch", "group", "none"]
 NORMS = ("instance", "batch", "group", "none")
@@ -72,7 +72,7 @@ class TaskBatchNorm(nn.Module):
         affine: whether it has a scale and a shift.
 
     Example:
-        >>> from holdfast.core.task import forward_task
+        >>> from holdfast.core.forward import forward_task
         >>> norm = TaskBatchNorm(3)
         >>> with forward_task(1):
         ...     outputs = norm(torch.randn(8, 3, 4, 4) + 5)

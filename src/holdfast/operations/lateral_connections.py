@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience
+from holdfast.core.forward import forward_task
 from holdfast.core.operation import Operation
 from holdfast.core.ranges import Count
 from holdfast.core.services import Services
-from holdfast.core.task import forward_task
 from holdfast.operations._parts.layers import backbone_layers, chain_of
 
 

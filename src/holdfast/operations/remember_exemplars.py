@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from holdfast.core.batch import Batch
-from holdfast.core.experience import Data, Experience, Tree, tree_cat
+from holdfast.core.experience import Batch, Data, Experience, Tree, tree_cat
 from holdfast.core.inspect import eval_mode
 from holdfast.core.operation import Operation, require
 from holdfast.core.ranges import Count

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,14 @@ from holdfast.operations._parts.blocking import Blocking
 from holdfast.operations._parts.layers import GateHook, Layer, rows_of, spread
 
 Join = Callable[[Tensor, Tensor], Tensor]
-COSH_LIMIT = 50.0
 EMBEDDING_LIMIT = 6.0
+
+DRAWS: dict[str, Callable[[torch.Size, torch.Generator], Tensor]] = {
+    "uniform": lambda shape, generator: torch.rand(shape, generator=generator) * 2 - 1,
+    "positive": lambda shape, generator: torch.rand(shape, generator=generator),
+    "negative": lambda shape, generator: torch.rand(shape, generator=generator) - 1,
+}
+"""Where embeddings start other than from N(0, 1), by the names of `initial`."""
 
 
 class UnitAttention(Blocking):
@@ -32,6 +38,11 @@ class UnitAttention(Blocking):
        r_{l,ij} = \frac{r_l}{\min(M_{l,i}, M_{l-1,j}) + r_l}, \;
        r_l = \frac{\alpha}{\epsilon + R_l} \;\text{("adapt")} $$
 
+    The other modes are the baselines and ablations of the AdaHAT paper. Between units that earlier tasks use, the rate
+    is drawn from U(0, 1) anew in each step ("random"), or is the same number ("constant": 1 constrains nothing). Under
+    "adapt_without_counts" the number of earlier tasks stands in the place of M, for every weight; under
+    "adapt_without_sparsity" $r_l = \alpha / \epsilon$.
+
     $$ R = \frac{\sum_{l,i} a_{l,i}^t (1 - a_{l,i}^{<t})}{\sum_{l,i} (1 - a_{l,i}^{<t})}, \qquad L' = L + c R, \qquad
        q_{l,i} \leftarrow \frac{s_{\max} (\cosh(s e_{l,i}) + 1)}{s \, (\cosh(e_{l,i}) + 1)} q_{l,i} $$
 
@@ -43,32 +54,49 @@ class UnitAttention(Blocking):
     Args:
         strength: the paper's c, the weight of the sparsity term.
         s_max: the largest s; the gates of a task are steep at the end of each epoch.
-        mode: `block` (HAT) keeps used weights as they are, `adapt` (AdaHAT) lets them move a little.
+        mode: `block` (HAT) keeps used weights as they are, `adapt` (AdaHAT) lets them move a little; see above.
         intensity: the alpha of "adapt".
         epsilon: the epsilon of "adapt", above 0.
+        constant: the rate of "constant".
+        sparsity: `original` is R as above; `cross` is $(R + 1 - U) / 2$, with U the share of the units in use that the
+            task's gates keep (0 instead of 1 - U while there are none), so that they are used again.
+        initial: where embeddings start in each task: N(0, 1), U(-1, 1), U(0, 1), U(-1, 0), or where the last task's
+            ended (`last`; the first task's are `normal`).
+        limit: of |s e| in the embeddings' compensation, so that the cosh is finite.
 
     Source: Serra et al. 2018, "Overcoming catastrophic forgetting with hard attention to the task", section 2;
     "adapt": Wang et al. 2025, "AdaHAT: adaptive hard attention to the task in task-incremental learning".
     Differences: gates at test are 0 or 1 instead of steep; in a backbone that is no plain chain, gates act where a
     layer writes its units, and all weights into a used unit are kept. Normalisation is kept once per task. The paper's
-    code also clips the gradient's norm at 10,000, which is left to the loop.
+    code also clips the gradient's norm at 10,000, which is left to the loop. Continual Learning Arena's code counts the
+    current task too under "adapt_without_counts", so that its first task already moves at r / (1 + r).
+
+    Attributes:
+        mean_rates: by layer and task, the mean rate of the weights into each unit at the task's end, `[units]`.
+        capacity: by task, the mean rate over all weights and biases then, a scalar: what AdaHAT calls the capacity.
 
     Example:
-        >>> UnitAttention(strength=0.75)
-        UnitAttention(strength=0.75, s_max=400.0, mode='block', intensity=1e-06, epsilon=0.1)
+        >>> UnitAttention(strength=0.75, mode="constant", constant=0.5).constant
+        0.5
     """
 
     needs = Blocking.needs | {"progress"}
-    state = (*Blocking.state, "masks", "current")
+    state = (*Blocking.state, "masks", "current", "mean_rates", "capacity")
     scratch: ClassVar[tuple[str, ...]] = ("_uses",)
 
     def __init__(
         self,
         strength: Strength = 0.75,
         s_max: Annotated[float, Range(1, low_open=True)] = 400.0,
-        mode: Literal["block", "adapt"] = "block",
+        mode: Literal[
+            "block", "random", "constant", "adapt", "adapt_without_counts", "adapt_without_sparsity"
+        ] = "block",
         intensity: Positive = 1e-6,
         epsilon: Positive = 0.1,
+        constant: Annotated[float, Range(0, 1)] = 1.0,
+        sparsity: Literal["original", "cross"] = "original",
+        initial: Literal["normal", "uniform", "positive", "negative", "last"] = "normal",
+        limit: Positive = 50.0,
     ) -> None:
         super().__init__()
         self.strength = strength
@@ -76,6 +104,12 @@ class UnitAttention(Blocking):
         self.mode = mode
         self.intensity = intensity
         self.epsilon = epsilon
+        self.constant = constant
+        self.sparsity = sparsity
+        self.initial = initial
+        self.limit = limit
+        self.mean_rates: dict[str, dict[int, Tensor]] = {}
+        self.capacity: dict[int, Tensor] = {}
         self.masks: dict[str, dict[int, Tensor]] = {}
         self.current: int | None = None
         self.embeddings = nn.ParameterDict()
@@ -132,13 +166,14 @@ class UnitAttention(Blocking):
         )
 
     def backbone_rates(self, learner: Services) -> dict[str, Tensor]:
-        """Zero between units that are in use; under "adapt" set anew at each step."""
+        """Zero (or the constant) between units that are in use; under "adapt" and "random" set anew at each step."""
         self._uses = None
-        return (
-            {name: (count == 0).to(count.dtype) for name, count in self._by_parameter(self.uses).items()}
-            if self.finished
-            else {}
-        )
+        if not self.finished:
+            return {}
+        rates = {name: (count == 0).to(count.dtype) for name, count in self._by_parameter(self.uses).items()}
+        if self.mode == "constant":
+            return {name: rate.clamp(min=self.constant) for name, rate in rates.items()}
+        return rates
 
     def _by_parameter(self, of: Callable[[str], Tensor], join: Join = torch.minimum) -> dict[str, Tensor]:
         """What units have, by parameter: a weight has the smaller (or another join) of the two units it joins."""
@@ -161,7 +196,10 @@ class UnitAttention(Blocking):
         generator = learner.rng(f"embeddings/{self.name}")
         with torch.no_grad():
             for embedding in self.embeddings.values():
-                embedding.copy_(torch.randn(embedding.shape, generator=generator))
+                if self.initial in DRAWS:
+                    embedding.copy_(DRAWS[self.initial](embedding.shape, generator))
+                elif self.initial == "normal" or not self.finished:
+                    embedding.copy_(torch.randn(embedding.shape, generator=generator))
         learner.trainable.forget_moments(list(self.embeddings.values()))
 
     # A step --------------------------------------------------------------------------------------------
@@ -170,12 +208,19 @@ class UnitAttention(Blocking):
         """The weight c times the share of unused units that the task takes."""
         if self.strength == 0:
             return None
-        taken, free = zip(*(self._taken(name) for name in self.layers))
-        return torch.stack(taken).sum() / torch.stack(free).sum().clamp(min=1.0), self.strength
+        return self._sparsity(list(self.layers)), self.strength
 
-    def _taken(self, name: str) -> tuple[Tensor, Tensor]:
-        unused = (self.uses(name) == 0).float()
-        return (self._soft(name) * unused).sum(), unused.sum()
+    def _sparsity(self, names: Sequence[str]) -> Tensor:
+        """R of some layers together: the share of their unused units that the task takes, a scalar."""
+        unused = [(self.uses(name) == 0).float() for name in names]
+        soft = [self._soft(name) for name in names]
+        taken = torch.stack([(gates * free).sum() for gates, free in zip(soft, unused)]).sum()
+        sparsity = taken / torch.stack([free.sum() for free in unused]).sum().clamp(min=1.0)
+        if self.sparsity == "original":
+            return sparsity
+        kept = torch.stack([(gates * (1 - free)).sum() for gates, free in zip(soft, unused)]).sum()
+        used = torch.stack([(1 - free).sum() for free in unused]).sum()
+        return (sparsity + (used > 0) * (1 - kept / used.clamp(min=1.0))) / 2
 
     def gradient(self, step: Step, learner: Services) -> None:
         """Compensate the embeddings' gradient for the annealing, and scale that of used weights."""
@@ -183,23 +228,38 @@ class UnitAttention(Blocking):
         for embedding in self.embeddings.values():
             if embedding.grad is not None:
                 e = embedding.detach()
-                steep = torch.cosh((s * e).clamp(-COSH_LIMIT, COSH_LIMIT)) + 1
+                steep = torch.cosh((s * e).clamp(-self.limit, self.limit)) + 1
                 embedding.grad.mul_(self.s_max / s * steep / (torch.cosh(e) + 1))
-        if self.mode == "adapt" and self.finished:
+        if self.finished and self.mode == "random":
+            self._draw(learner)
+        elif self.finished and self.mode.startswith("adapt"):
             self._adapt()
         super().gradient(step, learner)
+
+    @torch.no_grad()
+    def _draw(self, learner: Services) -> None:
+        if self._uses is None:
+            self._uses = self._by_parameter(self.uses)
+        generator = learner.rng(f"rates/{self.name}")
+        for path, count in self._uses.items():
+            shape = count.shape
+            drawn = learner.decide(lambda shape=shape: torch.rand(shape, generator=generator), count.device)  # type: ignore[misc]
+            self.rates[path].copy_(torch.where(count > 0, drawn, torch.ones_like(drawn)))
 
     @torch.no_grad()
     def _adapt(self) -> None:
         if self._uses is None:
             self._uses = self._by_parameter(self.uses)
         for name, layer in self.layers.items():
-            taken, free = self._taken(name)
-            rate = self.intensity / (self.epsilon + taken / free.clamp(min=1.0))
+            sparsity = 0.0 if self.mode == "adapt_without_sparsity" else self._sparsity([name])
+            rate = self.intensity / (self.epsilon + sparsity)
             for key in self.covered(layer):
                 path = f"{name}.{key}"
                 if path in self._uses:
-                    self.rates[path].copy_(rate / (self._uses[path] + rate))
+                    count = self._uses[path]
+                    if self.mode == "adapt_without_counts":
+                        count = torch.full_like(count, len(self.finished))
+                    self.rates[path].copy_(rate / (count + rate))
 
     def update(self, step: Step, learner: Services) -> None:
         """Hold what is protected, and the embeddings within their range."""
@@ -209,15 +269,23 @@ class UnitAttention(Blocking):
                 embedding.clamp_(-EMBEDDING_LIMIT, EMBEDDING_LIMIT)
 
     def end(self, experience: Experience, learner: Services) -> None:
-        """Keep the gates as 0 or 1."""
+        """Keep the gates as 0 or 1, and at which rates the units moved."""
         assert experience.task is not None
-        for name in self.layers:
+        total, count = torch.zeros((), device=learner.device), 0
+        for name, layer in self.layers.items():
             self.masks[name][experience.task] = (self.embeddings[_key(name)].detach() > 0).float()
+            rate = self.rates.get(f"{name}.weight", torch.ones_like(layer.parameter))
+            self.mean_rates.setdefault(name, {})[experience.task] = rate.float().flatten(1).mean(1)
+            for values in (rate, self.rates.get(f"{name}.bias", layer.module.bias)):
+                if isinstance(values, Tensor):  # without a rate, as in the first task, all of it moves freely
+                    total = total + (values.numel() if isinstance(values, nn.Parameter) else values.float().sum())
+                    count += values.numel()
+        self.capacity[experience.task] = total / max(1, count)
         super().end(experience, learner)
 
-    def load(self, values: object) -> None:
-        """Restore what `save` returned."""
-        super().load(values)
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Restore what `save` returned; what older checkpoints do not have starts empty."""
+        super().load({"mean_rates": {}, "capacity": {}, **values})
         self._uses = None
 
 

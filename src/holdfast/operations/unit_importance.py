@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Experience
+from holdfast.core.operation import require
 from holdfast.core.ranges import NonNegative, Positive, Range, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
+from holdfast.operations._parts.attributions import ATTRIBUTIONS, attribute
 from holdfast.operations.unit_attention import Join, UnitAttention
 from holdfast.operations.unit_replacement import Watch, weights_of
 
@@ -24,17 +28,53 @@ Importance = Literal[
     "input_contribution",
     "contribution",
     "activation_fisher",
+    "input_fisher",
+    "output_fisher",
+    "output_activation_fisher",
+    "adaptation",
+    "adaptive_contribution",
+    "gradient_activation",
+    "gradcam",
+    "internal_influence",
+    "conductance",
+    "integrated_gradients",
+    "gradient_shap",
+    "deeplift",
+    "deeplift_shap",
+    "lrp",
+    "feature_ablation",
 ]
-IMPORTANCES = (
-    "input_gradient",
-    "output_gradient",
-    "input_weight",
-    "output_weight",
-    "activation",
-    "input_contribution",
-    "contribution",
-    "activation_fisher",
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
+INPUTS_ONLY = ("input_gradient", "input_weight", "input_fisher", "adaptation", *ATTRIBUTIONS)
+"""What is known without the layer that reads the units."""
+
+GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "input_gradient": torch.abs,
+    "output_gradient": torch.abs,
+    "input_fisher": torch.square,
+    "output_fisher": torch.square,
+    "activation_fisher": torch.square,
+    "output_activation_fisher": torch.square,
+}
+"""What sums over gradients are of."""
+
+ACTIVE = (
+    *("activation", "input_contribution", "contribution", "adaptive_contribution"),
+    *("activation_fisher", "output_activation_fisher"),
 )
+"""What is multiplied by how active a unit is."""
+
+Summing = Literal["latest", "all", "average", "linear", "quadratic", "cubic", "exponential", "logarithmic", "factorial"]
+AGES: dict[str, Callable[[int, float], float]] = {
+    "linear": lambda age, rate: rate * age + 1,
+    "quadratic": lambda age, rate: (age + 1.0) ** 2,
+    "cubic": lambda age, rate: (age + 1.0) ** 3,
+    "exponential": lambda age, rate: rate ** (age + 1),
+    "logarithmic": lambda age, rate: math.log(age + 1, rate) + 1,
+    "factorial": lambda age, rate: float(math.factorial(age + 1)),
+}
+"""How much a task counts that is so many tasks old, where older ones count more."""
+
 JOINS: dict[str, Join] = {
     "min": torch.minimum,
     "max": torch.maximum,
@@ -57,8 +97,12 @@ class UnitImportance(UnitAttention):
 
     `input_gradient`: sum of |g| over its inputs; `output_gradient`: over its outputs; `input_weight`, `output_weight`:
     sums of |w|; `activation`: |h|; `input_contribution`, `contribution`: |h| times the sum of |w| over its inputs or
-    outputs; `activation_fisher`: |h| times the sum of g squared over its inputs. All but `input_gradient` and
-    `input_weight` need a chain of layers. The gates, the sparsity term and the rest are those of `UnitAttention`.
+    outputs; `input_fisher`, `output_fisher`: sums of g squared, `activation_fisher` and `output_activation_fisher`: the
+    same times |h|; `adaptation`: 1 over the sum of |w| over its inputs, `adaptive_contribution`: that times
+    `contribution` (of continual backpropagation). The ten others are attributions to what the layer writes, with the
+    output of the right class, as Captum computes them (see `operations._parts.attributions`); they take forwards of
+    their own in each step, `feature_ablation` one for each unit. Those that ask for |h| or a unit's outputs need a
+    chain of layers. The gates, the sparsity term and the rest are those of `UnitAttention`.
 
     Args:
         strength: the weight of the sparsity term.
@@ -69,21 +113,31 @@ class UnitImportance(UnitAttention):
         base_importance: b_I.
         base_sparsity: b_R, above 0.
         base_task: b_L.
+        summing: how tasks add up: `latest` is the sum above; `all` adds all tasks so far after each, `average` their
+            mean; the others weight a task that is k tasks old by $r k + 1$, $(k + 1)^2$, $(k + 1)^3$, $r^{k + 1}$,
+            $\log_r(k + 1) + 1$ and $(k + 1)!$.
+        rate: r, above 1 for `exponential` and `logarithmic`.
+        schedule: c as above (`task`), without $t + b_L$ (`sparsity`), or with the number of earlier tasks that use
+            both units plus b_L in its place (`counts`).
+        used_only: whether importance counts only between units that earlier tasks use.
+        masked: whether a task's importance is zero outside of its own gates (the last factor above).
+        gated: whether the importance of a step is multiplied by the gates of that step.
+        points: on a path or draws, for attributions.
+        sparsity: see `UnitAttention`.
+        initial: see `UnitAttention`.
 
     Source: FG-AdaHAT (fine-grained adaptive hard attention to the task) of Continual Learning Arena, equations 1 to 6
-    as its documentation numbers those of the paper. Differences: importances of Captum (conductance, DeepLIFT ...) are
-    left out; gradients are taken before the rates scale them; the rates act on the step of the optimiser too.
+    as its documentation numbers those of the paper. Differences: gradients are taken before the rates scale them; the
+    rates act on the step of the optimiser too; Arena's summings with weights use the last task alone, its logarithmic
+    one takes the logarithm of 0, and its Grad-CAM joins all units of a layer. Attributions without Captum.
 
     Example:
         >>> UnitImportance(importance="contribution").aggregate
         'min'
     """
 
-    state = (*UnitAttention.state, "summed", "running", "steps")
-    scratch = (
-        "_joined",
-        "_activity",
-    )
+    state = (*UnitAttention.state, "summed", "running", "steps", "worths")
+    scratch = ("_joined", "_activity", "_attributed")
 
     def __init__(
         self,
@@ -95,13 +149,41 @@ class UnitImportance(UnitAttention):
         base_importance: NonNegative = 0.01,
         base_sparsity: Positive = 0.1,
         base_task: NonNegative = 10.0,
+        summing: Summing = "latest",
+        rate: Positive = 2.0,
+        schedule: Literal["task", "sparsity", "counts"] = "task",
+        used_only: bool = False,
+        masked: bool = True,
+        gated: bool = True,
+        points: Annotated[int, Range(1)] = 8,
+        sparsity: Literal["original", "cross"] = "original",
+        initial: Literal["normal", "uniform", "positive", "negative", "last"] = "normal",
     ) -> None:
-        super().__init__(strength=strength, s_max=s_max, mode="adapt", intensity=intensity, epsilon=base_sparsity)
+        super().__init__(
+            strength=strength,
+            s_max=s_max,
+            mode="adapt",
+            intensity=intensity,
+            epsilon=base_sparsity,
+            sparsity=sparsity,
+            initial=initial,
+        )
+        message = f"got rate={rate} with summing={summing!r}, expected a rate above 1."
+        require(rate > 1 or summing not in ("exponential", "logarithmic"), self.name, message)
         self.importance = importance
         self.aggregate = aggregate
         self.base_importance = base_importance
         self.base_sparsity = base_sparsity
         self.base_task = base_task
+        self.summing = summing
+        self.rate = rate
+        self.schedule = schedule
+        self.used_only = used_only
+        self.masked = masked
+        self.gated = gated
+        self.points = points
+        self.worths: dict[str, dict[int, Tensor]] = {}
+        self._attributed: dict[str, Tensor] = {}
         self.summed: dict[str, Tensor] = {}
         self.running: dict[str, Tensor] = {}
         self.steps = 0
@@ -114,7 +196,7 @@ class UnitImportance(UnitAttention):
         for name, layer in self.layers.items():
             self.summed[name] = torch.zeros(layer.units, device=learner.device)
             self.running[name] = torch.zeros(layer.units, device=learner.device)
-            if self.importance in ("input_gradient", "input_weight"):
+            if self.importance in INPUTS_ONLY:
                 continue
             if layer.reader is None:
                 raise ConfigError(
@@ -133,12 +215,16 @@ class UnitImportance(UnitAttention):
 
     def gradient(self, step: Step, learner: Services) -> None:
         """Measure what units are worth, then scale the gradients."""
+        if self.importance in ATTRIBUTIONS:
+            generator = learner.rng(f"points/{self.name}")
+            self._attributed = attribute(self.importance, self.layers, step, learner, self.points, generator)
         with torch.no_grad():
             for name in self.layers:
                 worth = self.worth(name)
                 low, high = worth.aminmax()
                 scaled = (worth - low) / (high - low).clamp(min=torch.finfo(worth.dtype).tiny)
-                self.running[name] += (scaled * self._soft(name)).to(self.running[name].dtype)
+                scaled = scaled * self._soft(name) if self.gated else scaled
+                self.running[name] += scaled.to(self.running[name].dtype)
         learner.decide(self._count)
         self._activity = {}
         super().gradient(step, learner)
@@ -149,18 +235,25 @@ class UnitImportance(UnitAttention):
     def worth(self, name: str) -> Tensor:
         """What each unit of a layer is worth in this step, `[units]`."""
         layer, kind = self.layers[name], self.importance
+        if kind in ATTRIBUTIONS:
+            return self._attributed[name]
         own = layer.parameter
-        if kind.startswith("output") or kind == "contribution":
-            weights = [weight.grad if kind == "output_gradient" else weight for weight in weights_of(layer.reader)]
-            sums = [weight.abs().transpose(0, 1).flatten(1).sum(1) for weight in weights if weight is not None]
+        if kind.startswith("output") or kind in ("contribution", "adaptive_contribution"):
+            ours = [weight.grad if kind in GRADIENTS else weight for weight in weights_of(layer.reader)]
+            sums = [
+                GRADIENTS.get(kind, torch.abs)(one).transpose(0, 1).flatten(1).sum(1) for one in ours if one is not None
+            ]
             total = torch.stack(sums).sum(0) if sums else own.new_zeros(layer.units)
             by_unit = total.view(layer.units, -1).sum(1)
-        elif kind in ("input_gradient", "activation_fisher"):
+            if kind == "adaptive_contribution":
+                by_unit = by_unit / own.detach().abs().flatten(1).sum(1)
+        elif kind in GRADIENTS:
             found = torch.zeros_like(own) if own.grad is None else own.grad
-            by_unit = (found.abs() if kind == "input_gradient" else found.square()).flatten(1).sum(1)
+            by_unit = GRADIENTS[kind](found).flatten(1).sum(1)
         else:
             by_unit = own.detach().abs().flatten(1).sum(1)
-        if kind in ("activation", "input_contribution", "contribution", "activation_fisher"):
+            by_unit = by_unit.reciprocal() if kind == "adaptation" else by_unit
+        if kind in ACTIVE:
             activity = self._activity.get(name)
             mean = own.new_zeros(layer.units) if activity is None else activity.view(layer.units, -1).mean(1)
             by_unit = mean if kind == "activation" else by_unit * mean
@@ -170,25 +263,41 @@ class UnitImportance(UnitAttention):
     def _adapt(self) -> None:
         if self._joined is None:
             self._joined = self._by_parameter(self.summed.__getitem__, JOINS[self.aggregate])
+            self._uses = self._by_parameter(self.uses)
+            if self.used_only:
+                self._joined = {path: value * (self._uses[path] > 0) for path, value in self._joined.items()}
+        assert self._uses is not None
         task = len(self.finished) + 1
         for name, layer in self.layers.items():
-            taken, free = self._taken(name)
-            factor = (task + self.base_task) * (taken / free.clamp(min=1.0) + self.base_sparsity)
+            share = self._sparsity([name]) + self.base_sparsity
+            factor = share if self.schedule != "task" else (task + self.base_task) * share
             for key in self.covered(layer):
                 path = f"{name}.{key}"
                 if path in self._joined:
-                    self.rates[path].copy_(self.intensity / (factor * self._joined[path] + self.intensity))
+                    worth = factor * self._joined[path]
+                    worth = worth * (self._uses[path] + self.base_task) if self.schedule == "counts" else worth
+                    self.rates[path].copy_(self.intensity / (worth + self.intensity))
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Keep the gates, and add up what the units were worth to the task."""
         super().end(experience, learner)
         assert experience.task is not None
         for name in self.layers:
-            mean = self.running[name] / max(1, self.steps)
-            self.summed[name] = self.summed[name] + (mean + self.base_importance) * self.masks[name][experience.task]
+            worth = self.running[name] / max(1, self.steps) + self.base_importance
+            worth = worth * self.masks[name][experience.task] if self.masked else worth
+            self.worths.setdefault(name, {})[experience.task] = worth
+            so_far = list(self.worths[name].values())
+            if self.summing == "latest":
+                self.summed[name] = self.summed[name] + worth
+            elif self.summing in ("all", "average"):
+                total = torch.stack(so_far).sum(0)
+                self.summed[name] = self.summed[name] + (total if self.summing == "all" else total / len(so_far))
+            else:
+                weights = [AGES[self.summing](age, self.rate) for age in range(len(so_far))][::-1]
+                self.summed[name] = torch.stack([w * one for w, one in zip(weights, so_far)]).sum(0)
         self._joined = None
 
-    def load(self, values: object) -> None:
-        """Restore what `save` returned."""
-        super().load(values)
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Restore what `save` returned; what older checkpoints do not have starts empty."""
+        super().load({"worths": {}, **values})
         self._joined, self._activity = None, {}

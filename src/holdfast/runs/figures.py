@@ -12,7 +12,17 @@ from holdfast.metrics.cost import curves
 from holdfast.metrics.during import inside
 from holdfast.metrics.statistics import Spread, spread
 from holdfast.runs.drawing import to_svg
-from holdfast.runs.pictures import confusions_over_time, inside_lines, loss_map, memory_map, read_samples, sample_grid
+from holdfast.runs.pictures import (
+    capacity_line,
+    confusions_over_time,
+    gate_map,
+    inside_lines,
+    loss_map,
+    memory_map,
+    read_gates,
+    read_samples,
+    sample_grid,
+)
 from holdfast.runs.plots import (
     class_bars,
     confusion_map,
@@ -138,6 +148,7 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
         caption = f"Accuracy on a sample of the old experiences' test data at moments inside later ones{of}."
         figure = inside_lines(parts, steps, names)
         plots.append(Plot("inside", figure, "Inside the experiences", caption, WIDE + 1, len(names)))
+    plots += _gate_plots(run, names, of)
     held = {index: event["memory_classes"] for index, event in ended.items() if event.get("memory_classes")}
     labels = sorted({int(label) for counts in held.values() for label in counts})
     if labels:
@@ -156,6 +167,28 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
         plots.append(
             Plot("confusion_over_time", confusions_over_time(whole), "Confusions over time", caption, WIDE + 1)
         )
+    return plots
+
+
+def _gate_plots(run: Result, names: list[str], of: str) -> list[Plot]:
+    """Which units each task uses, how freely their weights still moved, and the capacity that is left."""
+    gates = read_gates(run.path, run.config.get("method"))
+    if gates is None:
+        return []
+    rows = [names[task] if task < len(names) else str(task) for task in gates.tasks]
+    caption = f"Which units each task (rows) uses: dark where its gate is open{of}."
+    plots = [Plot("masks", gate_map(gates, gates.used, rows), "Masks", caption, WIDE + 1)]
+    if np.isfinite(gates.rates).all() and len(rows) > 1:
+        caption = (
+            f"The mean rate at which weights into each unit moved, at the end of each task (rows){of}; dark: freely."
+        )
+        figure = gate_map(gates, gates.rates, rows, logarithms=True)
+        plots.append(Plot("adjustment_rates", figure, "Adjustment rates", caption, WIDE + 1))
+    if np.isfinite(gates.capacity).all() and len(rows) > 1:
+        caption = (
+            f"The mean rate of all weights at the end of each task{of}: 1 where all move freely, 0 where none does."
+        )
+        plots.append(Plot("capacity", capacity_line(gates.capacity, rows), "Capacity", caption, len(rows)))
     return plots
 
 

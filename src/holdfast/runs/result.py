@@ -133,6 +133,8 @@ class Result:
         run, recorded, written = (sum(e[key] for e in events) for key in ("captured", "recorded", "as_written"))
         reasons = list(dict.fromkeys(reason for event in events for reason in event["reasons"]))
         told = f"{run} of {run + recorded + written} steps were run as recorded ({events[0]['how']})"
+        stacked, runs = sum(e.get("stacked", 0) for e in events), max(e.get("runs", 0) for e in events)
+        told += f", {stacked} of them in one program with {runs - 1} other runs" if stacked else ""
         return f"{told}; others as written, because {'; '.join(reasons[:3])}" if reasons else told
 
     @property

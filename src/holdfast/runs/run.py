@@ -18,7 +18,7 @@ from holdfast.config import plugins
 from holdfast.config.check import validated
 from holdfast.config.job import Job, with_features
 from holdfast.config.messages import refuse
-from holdfast.config.trial import disagreements
+from holdfast.config.trial import at_hand, disagreements
 from holdfast.core.errors import ConfigError, DataError, Diverged, HoldfastError, Interrupted, NeedError
 from holdfast.core.experience import Stream
 from holdfast.metrics.log import LOG_NAME, read_log, write_json
@@ -34,6 +34,7 @@ from holdfast.runs.assemble import (
     with_others,
 )
 from holdfast.runs.card import card_of
+from holdfast.runs.console import console_log
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
@@ -53,6 +54,7 @@ from holdfast.runs.recording import Recording, derive, naming, profiled, start_e
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
+from holdfast.runs.stacks import groups_of, train_at_once
 from holdfast.runs.words import write_against
 
 
@@ -76,7 +78,8 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     config = job.config
     job.make_device()
     job.check_weights()
-    refuse(disagreements(job, here=True))  # before any data are read, which may take minutes
+    if len(job.parts()) > 1 or not at_hand(job):  # before any data are read, or another part is trained
+        refuse(disagreements(job, here=True))
     specified(config["loggers"])
 
     def work() -> Path:
@@ -137,48 +140,25 @@ def trained(folder: Path) -> bool:
 
 
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
-    with locked(folder), _full_disk_reported(folder), _threads(job.config["threads"]):
+    with locked(folder), _full_disk_reported(folder), console_log(folder), _threads(job.config["threads"]):
         info = read_info(folder)
         if info.get("state") in ENDED:
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
         reported = time.monotonic()
-        for where, part in job.parts().items():
-            place = folder / where if where else folder
-            if where and read_info(place).get("state") in ENDED:
+        _train_together(folder, parts := job.parts(), quiet)
+        for where, part in parts.items():
+            place = _opened(folder, where, part)
+            if place is None:
                 continue
-            again = where.startswith("references/") and not place.exists()
-            if again and reuse(place, job_key(part.config), folder.resolve().parent):
-                continue
-            if where and not (place / CONFIG).is_file():
-                place.mkdir(parents=True, exist_ok=True)
-                write_json(place / CONFIG, part.config)
-                info = read_info(folder)
-                write_info(
-                    place,
-                    state="running",
-                    command=info.get("command"),
-                    versions=info.get("versions"),
-                    started=time.time(),
-                    started_in=info.get("started_in"),
-                    tags=part.config["tags"],
-                    **keyed(part.config),
-                    **plugins.recorded(place),
-                )
             try:
                 if not _ended(place):
                     with suppress(Diverged), explained(place):  # the log says why, and so do report and state
                         _train(place, where, part, quiet)
                 state = derive(place)
             except BaseException as error:
-                state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-                with suppress(OSError):  # the disk may be full, which is what `error` says then
-                    write_info(place, state=state)
-                    write_info(folder, state=state)
-                if isinstance(error, Interrupted):
-                    command = f"holdfast resume {folder}{plugins.flags()}"
-                    raise Interrupted(f"training was stopped, and its state saved. Go on with: {command}") from None
+                _broken_off(error, folder, place)
                 raise
             if where:
                 if time.monotonic() - reported > LATEST:
@@ -197,6 +177,51 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
     return folder
 
 
+def _opened(folder: Path, where: str, part: Job) -> Path | None:
+    """The folder of a part of a run, made where there is none; None where the part has ended, or was done before."""
+    place = folder / where if where else folder
+    if where and read_info(place).get("state") in ENDED:
+        return None
+    again = where.startswith("references/") and not place.exists()
+    if again and reuse(place, job_key(part.config), folder.resolve().parent):
+        return None
+    if where and not (place / CONFIG).is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / CONFIG, part.config)
+        info = read_info(folder)
+        kept = {key: info.get(key) for key in ("command", "versions", "started_in")}
+        about = {**kept, **keyed(part.config), **plugins.recorded(place)}
+        write_info(place, state="running", started=time.time(), tags=part.config["tags"], **about)
+    return place
+
+
+def _broken_off(error: BaseException, folder: Path, *places: Path) -> None:
+    """Write down that parts of a run were broken off by an error, and raise what says how to go on."""
+    stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+    with suppress(OSError):  # the disk may be full, which is what `error` says then
+        for place in (*places, folder):
+            write_info(place, state="interrupted" if stopped else "failed")
+    if isinstance(error, Interrupted):
+        command = f"holdfast resume {folder}{plugins.flags()}"
+        raise Interrupted(f"training was stopped, and its state saved. Go on with: {command}") from None
+
+
+def _train_together(folder: Path, parts: dict[str, Job], quiet: bool) -> None:
+    """Train the parts of a run that may be stacked, each in its folder; what is left of the run is done as ever."""
+
+    def train(where: str, place: Path, silent: bool) -> None:
+        with suppress(Diverged), explained(place):  # the log says why, and so do report and state
+            _train(place, where, parts[where], silent)
+
+    for group in groups_of(parts):
+        opened = {where: place for where in group if (place := _opened(folder, where, parts[where])) is not None}
+        places = {where: place for where, place in opened.items() if not _ended(place)}
+        broken = train_at_once(places, parts, train, quiet)
+        if broken:
+            _broken_off(next(iter(broken.values())), folder, *broken)
+            raise next(iter(broken.values()))
+
+
 @contextmanager
 def _full_disk_reported(folder: Path) -> Iterator[None]:
     """A file that could not be written for want of room, as an error that says how to go on."""
@@ -205,9 +230,8 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise HoldfastError(
-            f"could not write in {folder}: {error.strerror}. Make room; `holdfast resume {folder}` then goes on."
-        ) from error
+        advice = f"Make room; `holdfast resume {folder}` then goes on."
+        raise HoldfastError(f"could not write in {folder}: {error.strerror}. {advice}") from error
 
 
 LATEST = 60.0

@@ -79,6 +79,16 @@ def write_against(runs: Results) -> None:
             replace_file(run.path / "references.csv", "".join(["measure,value\n", *rows]))
 
 
+def kept_against(runs: Sequence[Result]) -> dict[str, Spread]:
+    """What `write_against` wrote of some seeds, over them."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        path = run.path / METRICS_FILE
+        for name, value in (read_json(path).get("references") or {}).items() if path.is_file() else ():
+            values.setdefault(name, []).append(float(value))
+    return {name: told for name, numbers in values.items() if (told := spread(numbers)) is not None}
+
+
 def _against(runs: Results) -> list[tuple[Result, dict[str, float]]]:
     references = {name: {run.seed: run for run in others} for name, others in runs.references.items()}
     measured = []
@@ -178,7 +188,11 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
             percent(measure(runs, prefix + "plasticity")),
             "Just after an experience was learned, this share of its held-out samples was answered right.",
         ),
-        _forgot(measure(runs, prefix + "forgetting_first"), measure(runs, prefix + "forgetting_max")),
+        _forgot(
+            measure(runs, prefix + "forgetting_first"),
+            measure(runs, prefix + "forgetting_max"),
+            len({event["after"] for event in runs[0].log.of("evaluate") if event["after"] >= 0}) > 1,
+        ),
     ]
 
 
@@ -220,7 +234,10 @@ def _measured_on(runs: Sequence[Result], prefix: str) -> str:
     return f" ({count:,} samples, whose number alone makes it {low:.1f} to {high:.1f} %)"
 
 
-def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
+def _forgot(lost: Spread | None, most: Spread | None, often: bool) -> dict[str, str]:
+    if lost is None and not often and most is None:
+        sentence = "Not measured: that takes an evaluation after each of several experiences."
+        return headline_item("Forgot", "–", sentence)
     if lost is None:
         return headline_item("Forgot", "–", "There is nothing to forget yet: that takes a second experience.")
     gained = lost.mean < 0

@@ -7,6 +7,7 @@ from holdfast.sources.openpmd import OpenPMD
 from holdfast.sources.openpmd_reader import OpenPMDReader
 from holdfast.sources.pieces import Pieces, Replay
 from holdfast.sources.queue import Queued
+from holdfast.sources.shared import InStep
 from holdfast.sources.tables import Csv, Parquet, Table
 from holdfast.sources.toys import TimeDependentDataset, Toy8, generate_toy8
 from holdfast.sources.window import HoldOut, Window
@@ -17,6 +18,7 @@ __all__ = [
     "Experiences",
     "Folder",
     "HoldOut",
+    "InStep",
     "Iterated",
     "Kafka",
     "OpenPMD",

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, DataError, needs_extra
+from holdfast.core.experience import Batch
 from holdfast.core.ranges import Count, Positive
 from holdfast.core.source import Source
 

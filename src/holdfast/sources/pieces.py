@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.core.experience import Batch
 from holdfast.core.ranges import Count
 from holdfast.core.source import Arrays, Source
 from holdfast.core.tree import Tree, tree_map

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.experience import Batch
 from holdfast.core.source import Source
 from holdfast.sources.reservoir import Reservoir
 

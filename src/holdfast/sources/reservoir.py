@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.batch import Batch
+from holdfast.core.experience import Batch
 from holdfast.core.tree import Tree, tree_cat, tree_map
 
 

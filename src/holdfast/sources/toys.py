@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.experience import Batch
 from holdfast.core.ranges import Count, Positive
 from holdfast.core.source import Source
 

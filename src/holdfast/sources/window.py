@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.experience import Batch
 from holdfast.core.source import Source
 from holdfast.core.tree import tree_cat, tree_map
 from holdfast.sources.queue import Queued

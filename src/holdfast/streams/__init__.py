@@ -3,6 +3,7 @@
 from holdfast.streams.domains import domains, grouped
 from holdfast.streams.industrial import cil, indus, indus_cil
 from holdfast.streams.parts import data_incremental, online, saved
+from holdfast.streams.recast import inversion, reconstruction
 from holdfast.streams.repetition import repetition_sampling, repetition_slots
 from holdfast.streams.shifts import noisy, permuted, rotated
 from holdfast.streams.splits import blurry, proportions, split
@@ -15,10 +16,12 @@ __all__ = [
     "grouped",
     "indus",
     "indus_cil",
+    "inversion",
     "noisy",
     "online",
     "permuted",
     "proportions",
+    "reconstruction",
     "repetition_sampling",
     "repetition_slots",
     "rotated",

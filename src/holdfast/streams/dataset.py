@@ -60,7 +60,7 @@ class Prepare:
         self.scale = scale
         self.crop = crop
         self.flip = flip
-        self._cache: dict[tuple[str, int], tuple[Tensor | None, Tensor | None]] = {}
+        self._cache: dict[tuple[torch.device, int], tuple[Tensor | None, Tensor | None]] = {}
 
     def __call__(self, inputs: Tensor, training: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Prepare a batch.
@@ -79,6 +79,8 @@ class Prepare:
             values = inputs.to(torch.float32)
         else:
             values = inputs.to(torch.float32).div_(self.scale)
+        if self.mean is None and self.std is None:
+            return values
         mean, std = self._statistics(values)
         # `values` may still be the caller's tensor (or a view of its memory) if it was float32: nothing in place.
         if mean is not None:
@@ -114,7 +116,7 @@ class Prepare:
 
     def _statistics(self, values: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Mean and standard deviation on the device, shaped to act on dimension 1."""
-        key = (str(values.device), values.dim())
+        key = (values.device, values.dim())
         if key not in self._cache:
             with torch.inference_mode(False):  # an evaluation may come first, and gradients of inputs later
                 mean, std = (self._shaped(value, values) for value in (self.mean, self.std))

@@ -13,9 +13,9 @@ from typing import Any
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
 from holdfast.core.needs import declares
-from holdfast.core.ranges import BelowOne, Count, ranged
+from holdfast.core.ranges import Count, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.scenario import Scenario, cut, make_stream
+from holdfast.streams.scenario import Scenario, Validation, ValidationSeed, cut, make_stream
 
 
 @declares(paradigm="domain")
@@ -24,8 +24,8 @@ def data_incremental(
     dataset: Dataset,
     experiences: Count = 5,
     shuffle: bool = True,
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """The training data in chunks whose sizes differ by at most one; for classes and for regression.
@@ -37,8 +37,6 @@ def data_incremental(
         dataset: what is cut.
         experiences: how many.
         shuffle: false keeps the data set's order.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of the shuffle.
 
     Raises:
@@ -84,7 +82,7 @@ def online(
     if of is None:
         whole = _chunked(dataset, "online", 1, True, 0.0, 0, seed)
         return make_stream(replace(whole, chunk=samples, chunk_seed=seed), dataset)
-    stream = of if isinstance(of, Stream) else _named(of, dataset)
+    stream = of if isinstance(of, Stream) else named_stream(of, dataset)
     described = {"name": "online", "of": stream.description, "chunk": samples, "chunk_seed": seed}
     with contextlib.suppress(ConfigError):  # what another package makes need not be a scenario
         scenario = Scenario.from_json(stream.description)
@@ -94,7 +92,7 @@ def online(
     return replace(made, name=f"online_{dataset.name}", description=described)
 
 
-def _named(of: Mapping[str, Any] | str, dataset: Dataset) -> Stream:
+def named_stream(of: Mapping[str, Any] | str, dataset: Dataset) -> Stream:
     """The stream of this package that a name and arguments stand for."""
     arguments = {"name": of} if isinstance(of, str) else dict(of)
     name = arguments.pop("name", None)

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.batch import Batch
 from holdfast.core.boundary import Boundary
 from holdfast.core.errors import ConfigError, DataError, HoldfastError
-from holdfast.core.experience import Tree
+from holdfast.core.experience import Batch, Tree
 from holdfast.core.source import Source
 from holdfast.core.step import Step
 from holdfast.core.tree import tree_rows

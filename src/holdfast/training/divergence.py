@@ -16,6 +16,9 @@ OnDivergence = Literal["stop", "go_on"]
 FACTOR = 1000.0
 """A loss so many times that at the start is no loss that training will mend."""
 
+LOOK = 10
+"""In which of so many log windows the weights are looked at."""
+
 LEAST = 0.1
 """A start below this counts as this: the loss of a model that knows its first data already is no measure."""
 
@@ -28,6 +31,9 @@ ADVICE = (
 
 class Watch:
     """Looks at the events of a run, so once a log window and once an evaluation and at no step in between.
+
+    Losses are looked at each time, weights in each tenth window and where an experience begins or ends: a weight that
+    takes part in a loss shows there at once.
 
     The start is the largest of the losses of the first step (in this process, if training was resumed) and of those
     measured before training; it is compared with means over a window. An evaluation counts only on the experience
@@ -49,6 +55,8 @@ class Watch:
         self._start = LEAST
         self._trained = False
         self._noticed = False
+        self._windows = 0
+        self._experience: Any = None
 
     def notice(self, event: Mapping[str, Any], first: float | None = None) -> dict[str, Any] | None:
         """The event that says that training diverged, if `event` shows that it has and that was not said before.
@@ -76,6 +84,9 @@ class Watch:
     def _reason(self, event: Mapping[str, Any], first: float | None) -> str:
         if event["event"] == "evaluate":
             return self._evaluated(event)
+        if event["event"] == "experience":
+            where = f"after experience {event.get('experience')}"
+            return "" if finite(self.model) else f"a weight is not finite {where}"
         if event["event"] != "train":
             return ""
         moment = f"at step {event.get('step')}"
@@ -90,7 +101,10 @@ class Watch:
         largest = max(present, key=lambda name: abs(present[name]), default="")
         if largest and (value := abs(present[largest])) > FACTOR * self._start:
             return f"the {_told(largest)} is {value:.3g} {moment}, {self._times(value)}"
-        return "" if finite(self.model) else f"a weight is not finite {moment}"
+        self._windows += 1
+        looked = self._windows % LOOK == 1 or event.get("experience") != self._experience
+        self._experience = event.get("experience")
+        return f"a weight is not finite {moment}" if looked and not finite(self.model) else ""
 
     def _evaluated(self, event: Mapping[str, Any]) -> str:
         loss = event.get("loss")

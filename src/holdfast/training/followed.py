@@ -100,6 +100,7 @@ class Followed:
         self._draws: Any = None
         self._drawn: Any = None
         self._observed = True
+        self._updates = engine.acts_at("update")
         self._hooks: list[Any] = []
         engine.learner.optimizer = lambda: self._optimizer
         engine.learner.on_growth.append(self.follow)
@@ -186,7 +187,9 @@ class Followed:
     def expect(self, step: Step) -> None:
         """The gradient of `step` is complete: the optimiser moves next, if the loop does not leave that out."""
         self.pending = step
-        mark = next((p for p in self.engine.services.parameters() if p.grad is not None), None)
+        mark = None if self._mark is None else self._mark[0]  # the same one as before, if it may be
+        if mark is None or mark.grad is None or not mark.requires_grad:
+            mark = next((p for p in self.engine.services.parameters() if p.grad is not None), None)
         self._mark = None if mark is None else (mark, mark._version)
 
     def go_on(self) -> None:
@@ -246,8 +249,9 @@ class Followed:
         if not self._observed:
             self._observed = True
             self.engine.finish(step, edits=False)
-        with self.ignored():
-            self.engine.update(step)
+        if self._updates:
+            with self.ignored():
+                self.engine.update(step)
 
     # Moves that ask for gradients ---------------------------------------------------------------------------
 

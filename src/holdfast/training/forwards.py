@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_rows
+from holdfast.core.forward import Task, enter_task, leave_task, running_task
 from holdfast.core.services import note_unmasked
-from holdfast.core.task import Task, enter_task, leave_task, running_task
 from holdfast.training.calls import Calls, Capture, cut, first_leaf, leaves, logits_of, own_loss_in, same_values
 
 
@@ -66,6 +66,7 @@ class Forwards:
         self._batch: Batch | None = None
         self._joined = False
         self._called: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._read: tuple[Tree | None, dict[str, Any]] | None = None
         self._entered: Token[Task] | None = None
         self._before = self.always or self._acts or bool(model._forward_pre_hooks)
         self._hooks = [model.register_forward_hook(self.after, with_kwargs=True, always_call=True)]
@@ -133,26 +134,27 @@ class Forwards:
 
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hook before the model's forward: the arguments with what operations changed and appended, or None."""
-        if not self._listening():
+        if self.ignoring or not torch.is_grad_enabled():
             return None
-        self._called, self._joined = (args, kwargs), False
+        self._called, self._read, self._joined = (args, kwargs), None, False
         if not self._acts or not self.model.training:
             return None
         if not self._direct:
             self._refuse_direct()
         forward = self.services.forward
-        tree, _others = self.calls.read(args, kwargs)
+        self._read = tree, _others = self.calls.read(args, kwargs)
         if tree is None:
             raise UsageError(
                 "the model was called without a tensor among its arguments. Call it with tensors by position or by name"
                 ", or a mapping spread out: model(**batch)."
             )
         self._batch = batch = self._made_of(tree, forward.task)
-        appended = [rows["inputs"] for rows in (batch.appended or {}).values()]
-        self._joined = bool(appended) and not self.apart and self._alike(batch)
-        self._enter(self._tasks(batch, tree_rows(tree)) if self._joined else batch.task)
-        if self._joined or batch.inputs is not tree:
-            return self.calls.put(args, kwargs, batch.inputs, appended if self._joined else ())
+        joined = self._joined = bool(batch.appended) and not self.apart and self._alike(batch)
+        task = batch.task
+        self._enter(self._tasks(batch, tree_rows(tree)) if joined and task is not None else task)
+        if joined or batch.inputs is not tree:
+            appended = [rows["inputs"] for rows in batch.appended.values()] if joined and batch.appended else ()
+            return self.calls.put(args, kwargs, batch.inputs, appended)
         return None
 
     def _tasks(self, batch: Batch, rows: int) -> Task:
@@ -168,13 +170,22 @@ class Forwards:
         """Whether rows that operations append are of the shape of the current ones."""
         if not batch.appended:
             return True
+        if isinstance(batch.inputs, Tensor):
+            shape = batch.inputs.shape[1:]
+            for rows in batch.appended.values():
+                inputs = rows["inputs"]
+                if not (isinstance(inputs, Tensor) and inputs.shape[1:] == shape):
+                    break
+            else:
+                return True
         shapes = [leaf.shape[1:] for leaf in leaves(batch.inputs)]
         others = ([leaf.shape[1:] for leaf in leaves(rows["inputs"])] for rows in batch.appended.values())
         return all(len(other) != len(shapes) or other == shapes for other in others)
 
     def _enter(self, task: Task) -> None:
         """The forward that begins is of `task`, until `after`, which is called after an error too."""
-        self._leave()
+        if self._entered is not None:
+            self._leave()
         if running_task() is None:  # else whoever calls the model has said which
             self._entered = enter_task(task)
 
@@ -185,8 +196,9 @@ class Forwards:
 
     def after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> Any:
         """Hook after the model's forward: what it returned with the caller's rows alone, or None."""
-        self._leave()
-        if not self._listening() or returned is None:
+        if self._entered is not None:
+            self._leave()
+        if self.ignoring or returned is None or not torch.is_grad_enabled():
             return None
         if not self._direct:
             if not self.model.training:
@@ -194,10 +206,14 @@ class Forwards:
             self._refuse_direct()
         called, self._called = self._called, None
         batch, self._batch, joined = self._batch, None, self._joined
-        tree, others = self.calls.read(*(called or (args, kwargs)))
+        read, self._read = self._read, None
+        tree, others = self.calls.read(*(called or (args, kwargs))) if read is None else read
         sure = self._before or not self.model._forward_pre_hooks  # else others may have changed what is seen here
-        self.apart = self.apart or (self.joins and own_loss_in(returned))
-        outputs = self._outputs_in(returned)
+        if isinstance(returned, Tensor) and self.services.forward.output is None:
+            outputs: Tensor | None = returned
+        else:
+            self.apart = self.apart or (self.joins and own_loss_in(returned))
+            outputs = self._outputs_in(returned)
         again = joined and (self.apart or outputs is None)
         if again:
             assert called is not None
@@ -207,11 +223,14 @@ class Forwards:
         extras: dict[str, Any] = {}
         if outputs is not None and joined:
             assert batch is not None
-            rows = outputs.shape[0]
-            self._check_rows(batch, outputs)
-            outputs, extras = batch.parted(outputs)
-            returned = outputs if isinstance(returned, Tensor) else cut(returned, rows, outputs.shape[0])
-        if outputs is not None:
+            whole = outputs
+            try:
+                outputs, extras = batch.parted(outputs)
+            except (RuntimeError, IndexError):  # the sizes do not add up
+                self._check_rows(batch, whole)
+                raise
+            returned = outputs if isinstance(returned, Tensor) else cut(returned, whole.shape[0], outputs.shape[0])
+        if outputs is not None and self.services.multi_head:
             note_unmasked(self.services, outputs, extras)
         waits = self.joins and not joined and (batch is None or bool(batch.appended))
         self._keep(outputs, extras, tree if sure else None, batch, returned, others, waits)

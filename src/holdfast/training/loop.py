@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from holdfast.core.errors import UsageError
-from holdfast.core.experience import Batch, Experience, tree_map, tree_rows
+from holdfast.core.experience import Batch, Data, Experience, tree_map, tree_rows
 from holdfast.core.inspect import has_batch_norm
 from holdfast.core.source import Source
 from holdfast.core.step import Now, Step
-from holdfast.training.during import During
 from holdfast.training.evaluation import epoch_ends, limited
+from holdfast.training.observations import During
 from holdfast.training.session import Session
 from holdfast.training.state import Saver
 
@@ -76,7 +77,7 @@ class Loop:
             left = min(per_epoch - skip, total - position.step)
             self._last_of_epoch = max(1, skip + left - 1)
             join = rest if skip + left == per_epoch else 0
-            self.steps(ranks.batches(data, order[skip * size : (skip + left) * size + join], size, join), total)
+            self.steps(self.batches(data, order[skip * size : (skip + left) * size + join], size, join), total)
             position.epoch, position.epoch_step = position.epoch + 1, 0
             if session.late or epoch_ends(session, experience):
                 break
@@ -87,6 +88,10 @@ class Loop:
             session.model.load_state_dict(position.best["model"])
         ranks.average_buffers(session.model)
         return self.seconds
+
+    def batches(self, data: Data, order: Tensor, size: int, join: int) -> Iterable[tuple[Batch, float]]:
+        """The samples in `order` in batches; see `Ranks.batches`."""
+        return self.session.ranks.batches(data, order, size, join)
 
     def _per_epoch(self, count: int) -> tuple[int, int]:
         """How many batches an epoch has, and how many samples at its end join the last of them.

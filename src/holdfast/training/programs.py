@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -42,6 +42,14 @@ def chosen(capture: str, device: torch.device) -> str:
     return capture
 
 
+def stacked_by(capture: str, device: torch.device) -> str:
+    """How the steps of several runs are run as one program, where `capture` says how those of a single run are."""
+    how = chosen(capture, device)
+    if how != "none":
+        return how
+    return "tape" if compiler() is None else "compile"
+
+
 def compiler() -> str | None:
     """The C++ compiler that a compiled step is built with; None if there is none."""
     import os
@@ -55,6 +63,9 @@ class Program:
     Args:
         tape: recorded and finished.
         numbers: of each `Live` number, how it is asked for.
+
+    Attributes:
+        rates: the tensors that `with_tensors` gave it for `Live` numbers: by number, their name and factor.
     """
 
     def __init__(self, tape: Tape, numbers: Numbers) -> None:
@@ -62,6 +73,7 @@ class Program:
         self.external = {number: tensor.detach() for number, tensor in tape.external.items()}
         self.groups = list(tape.groups)
         self.numbers = numbers
+        self.rates: dict[int, tuple[str, float]] = {}
         last: dict[int, int] = {}
         for position, node in enumerate(self.nodes):
             last.update(dict.fromkeys((*refs(node), *node.outs), position))
@@ -130,8 +142,8 @@ def with_tensors(program: Program) -> Callable[[], None]:
         live = [one for one in leaves((node.args, node.kwargs)) if isinstance(one, Live)]
         nodes += [node] if not live else _taking_tensors(node, live[0], program, tensor_of)
     program.nodes = nodes
-    program.dropped += [[] for _ in range(len(nodes) - len(program.dropped))]
     program.dropped = [[] for _ in nodes]
+    program.rates = {number: (name, factor) for (name, factor, _), number in kept.items()}
     values: dict[int, float] = {}
 
     def feed() -> None:
@@ -160,7 +172,9 @@ def _taking_tensors(node: Node, live: Live, program: Program, tensor_of: Callabl
             parts.append(Node(aten.addcmul_.default, args, {}, (target.number,), (target.number,), node.where))
         return parts
     overload = node.func._schema.name.split("::")[1]
-    rate = tensor_of(live, torch.zeros((), dtype=torch.float32, device=like(node.args[0][0]).device))
+    device = like(node.args[0][0]).device
+    kind = torch.float64 if device.type == "cpu" else torch.float32  # of what the kernels read there
+    rate = tensor_of(live, torch.zeros((), dtype=kind, device=device))
     return [node._replace(func=getattr(aten, overload).tensor_lr, kwargs={**node.kwargs, "lr": rate})]
 
 
@@ -184,13 +198,9 @@ def graphed(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
 
 def compiled(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
     """A program compiled by Inductor, which takes seconds."""
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx
-
     feed()
     module, inputs = as_graph(program)
-    with torch.no_grad(), config.patch(fallback_random=True):
-        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    call = compiled_once(module, inputs)
 
     def run() -> None:
         feed()
@@ -198,6 +208,38 @@ def compiled(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
             call(*inputs)
 
     return run
+
+
+_compiled: dict[Hashable, Callable[..., Any]] = {}
+MOST = 64
+"""Compiled programs that are kept to be run on other tensors."""
+
+
+def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """A graph compiled by Inductor; one of the same calls on tensors of the same shapes is compiled once in a process.
+
+    Args:
+        module: a graph without constants of its own.
+        inputs: what it is called with, in order.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx
+
+    alone = not any(node.op == "get_attr" for node in module.graph.nodes)
+    aliased = [
+        next(i for i, other in enumerate(inputs) if other.untyped_storage()._cdata == t.untyped_storage()._cdata)
+        for t in inputs
+    ]
+    forms = tuple((t.shape, t.stride(), t.dtype, t.device, t.storage_offset(), t.requires_grad) for t in inputs)
+    key = (module.code, forms, tuple(aliased))
+    if alone and key in _compiled:
+        return _compiled[key]
+    with torch.no_grad(), config.patch(fallback_random=True):
+        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    if len(_compiled) >= MOST:
+        _compiled.pop(next(iter(_compiled)))
+    _compiled[key] = call
+    return call  # type: ignore[no-any-return]
 
 
 def as_graph(program: Program) -> tuple[torch.fx.GraphModule, list[Tensor]]:

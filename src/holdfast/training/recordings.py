@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from holdfast.core.decide import recorded_by
 from holdfast.core.tape import Tape, Watch, alias_of, differences
 from holdfast.core.walk import Held, changed, held_by, how_changed
-from holdfast.training.decisions import Decision, Decisions, guard_of
+from holdfast.training.decisions import Decisions, Recording, guard_of
 
 T = TypeVar("T")
 
@@ -42,36 +41,6 @@ AUDIT = 1000
 """Runs of a recording after which the step is recorded once more, and compared."""
 
 
-@dataclass
-class Recording:
-    """A step that was recorded.
-
-    Attributes:
-        tape: what it did.
-        decisions: in order.
-        baked: numbers of the host that stand in it and are not asked for again.
-        run: runs it.
-        read: the storages of all that it reads.
-        after: puts tensors where the step leaves them, by path.
-        outputs: what its function returned.
-        runs: how often it was run.
-    """
-
-    tape: Tape
-    decisions: list[Decision]
-    baked: Hashable
-    outputs: Any = None
-    run: Callable[[], None] | None = None
-    after: list[tuple[str, Callable[[Tensor], None], Tensor]] = field(default_factory=list)
-    read: frozenset[int] = frozenset()
-    runs: int = 0
-
-    @property
-    def guards(self) -> Hashable:
-        """What it was recorded for."""
-        return (self.baked, tuple(one.guard for one in self.decisions))
-
-
 class Recordings:
     """Runs a step as a recording of it where there is one that fits.
 
@@ -86,6 +55,7 @@ class Recordings:
     Attributes:
         counts: steps that ran `plain`, were `recorded`, and were `run` as recorded.
         problems: why steps were not captured, in the order in which that was noticed.
+        ahead: decisions of the coming step that somebody made already, in order.
         resting: for how many more steps nothing is recorded.
     """
 
@@ -106,6 +76,7 @@ class Recordings:
         self.without = without
         self.counts = {"plain": 0, "recorded": 0, "run": 0}
         self.problems: list[str] = []
+        self.ahead: list[Any] = []
         self.forget()
 
     def forget(self) -> None:
@@ -136,8 +107,14 @@ class Recordings:
             What the function returned that made the step; tensors of a recording hold that until the next step.
         """
         self.decisions.made.clear()
-        fits = self._fitting(self.kept.get(key, []))
-        if fits is not None and (fits.runs + 1) % AUDIT:
+        fits, made = self.fitting(self.kept.get(key, []))
+        audited = fits is not None and (fits.runs + 1) % AUDIT == 0
+        if fits is None or audited:
+            self.decisions.made.extend(made)  # for the step that is made in another way, or recorded again
+        if fits is not None and not audited:
+            for decision, value in zip(fits.decisions, made):
+                if isinstance(decision.value, Tensor):
+                    _set(decision.value, value)
             assert fits.run is not None
             fits.run()
             fits.runs += 1
@@ -158,29 +135,28 @@ class Recordings:
         tried = self.refused.get((key, self._prefix), 0) > 1
         return tried or self.resting > 0 or self.seen[key] <= WARM or len(self.kept.get(key, [])) >= MOST
 
-    def _fitting(self, kept: list[Recording]) -> Recording | None:
-        """Make this step's decisions, and find the recording that they fit."""
+    def fitting(self, kept: list[Recording]) -> tuple[Recording | None, list[Any]]:
+        """Make this step's decisions, and find the recording that they fit.
+
+        Returns:
+            The recording, None where none fits, and the decisions that were made.
+        """
         baked = self.baked() if kept else None
         self._prefix = None
+        ahead, self.ahead = self.ahead, []
         left, made = [one for one in kept if one.baked == baked], list[Any]()
         while left:
             whole = next((one for one in left if len(one.decisions) == len(made)), None)
             if whole is not None:
-                if (whole.runs + 1) % AUDIT == 0:  # it is recorded again, with these decisions
-                    self.decisions.made.extend(made)
-                    return whole
-                for decision, value in zip(whole.decisions, made):
-                    if isinstance(decision.value, Tensor):
-                        _set(decision.value, value)
-                return whole
+                return whole, made
             place = len(made)
-            value = left[0].decisions[place].make()
+            value = ahead[place] if place < len(ahead) else left[0].decisions[place].make()
             made.append(value)
             left = [one for one in left if one.decisions[place].guard == guard_of(value)]
-        self.decisions.made.extend(made)  # for the step that is made in another way
+        made += ahead[len(made) :]
         if kept:
             self._prefix = (baked, tuple(guard_of(value) for value in made))
-        return None
+        return None, made
 
     def _plainly(self, as_written: Callable[[], Any]) -> Any:
         before = self.look() if self.kept or self.waiting else None
@@ -219,7 +195,7 @@ class Recordings:
             with recorded_by(decisions), torch.autograd.set_multithreading_enabled(False), decisions.watch, tape:
                 out = body()
             self.mark(tape)
-            made = Recording(tape, decisions.noted, self.baked())
+            made = Recording(tape, decisions.noted, self.baked(), fed=fed, looked=frozenset(decisions.watch.looked))
         finally:
             decisions.noted = None
         self.counts["recorded"] += 1
@@ -246,6 +222,7 @@ class Recordings:
             match.tape.release()
             kept_nodes = tape.nodes
             tape.prune()
+            made.wrote = frozenset(tape.groups[number] for node in tape.nodes for number in node.writes)
             made.run = self.ready(tape)
             tape.nodes = kept_nodes  # to compare with later
             tape.release()

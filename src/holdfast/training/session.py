@@ -19,6 +19,7 @@ from holdfast.core.learner import Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import Way
 from holdfast.core.source import Source
+from holdfast.core.tree import bytes_in
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
 from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
@@ -228,6 +229,9 @@ class Session:
         )
         kind = PRECISIONS[settings.precision]
         learner.autocast = None if kind is None else (device.type, kind)
+        learner.services.pads = settings.pad
+        if settings.memory_device is not None:
+            learner.services.memory_device = torch.device(settings.memory_device)
         engine = Engine(method, learner, way.offers - without, way.advice)
         model = learner.model  # a method may have put another in its place
         if engine.acts_at("take_step"):
@@ -291,8 +295,7 @@ class Session:
 
     def show(self, total: int | None) -> None:
         """Draw how far the training has come, of `total` batches if their number is known."""
-        if total is None and self.source is not None:
-            total = self.source.length
+        total = self.source.length if total is None and self.source is not None else total
         share = self.position.step / total if total else 0.0
         self.bar.show(self.records.state(self.position, self.stream, total, share))
 
@@ -320,6 +323,9 @@ class Session:
         """Record what learning an experience took; a memory counts with all its parts."""
         memory = self.learner.memory
         sizes = self.ranks.gather((0, 0) if memory is None else (len(memory), memory.nbytes))
+        seen: set[tuple[int, int]] = set()
+        kept = {operation.name: bytes_in(operation.save(), seen) for operation in self.engine.method}
+        kept["memory"] = kept.get("memory", 0) + sum(size for _, size in sizes)
         self.records.write(
             event="experience",
             experience=index,
@@ -329,6 +335,8 @@ class Session:
             parameters=sum(p.numel() for p in self.model.parameters()),
             memory_items=sum(items for items, _ in sizes),
             memory_bytes=sum(size for _, size in sizes),
+            method_bytes=sum(kept.values()),
+            method_kept={name: size for name, size in kept.items() if size},
             **remembered(self.ranks.gather({} if memory is None else classes_in(memory))),
         )
 

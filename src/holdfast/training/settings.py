@@ -140,12 +140,19 @@ class Settings(ExperienceSettings):
         detect_anomaly: let torch say where a gradient became NaN; slow.
         capture: record a step once and run the recording: as a CUDA `graph` (`auto` on a GPU), compiled (`compile`, for
             long runs on a CPU), or call by call (`tape`, which is no faster: for checks); `none` runs it as written.
+        stack: of runs that differ in seeds and numbers (`seeds=8`, or several values with `-m`), how many are trained
+            at once, by one program on stacked tensors: a number, `auto` for as many as memory holds, or `none`; one run
+            alone is not changed by it.
         compile: the old name of `capture="compile"`; a `StreamTrainer` compiles the model's forward.
         log_every: steps between two records of loss and accuracy.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
         seed: of every random choice.
         device: where to train, for instance `cpu` or `cuda`.
+        memory_device: where memories keep their rows, for instance `cpu` beside a model on a GPU; they are moved when
+            they are drawn. Default: where the model is.
+        pad: what inputs are padded with that are as long as the longest of their batch (text), a number or one by name;
+            default: the embedding's `padding_idx`, 0 for masks, the ignored label for labels.
         devices: processes on this machine, one device each, that train one model together; see `training.launch`.
         num_nodes: machines that do so.
         strategy: how the processes start: `ddp` (by whichever of the others is safe), `ddp_fork` or `ddp_spawn`;
@@ -171,11 +178,14 @@ class Settings(ExperienceSettings):
     deterministic: bool = False
     detect_anomaly: bool = False
     capture: CaptureMode = "auto"
+    stack: Literal["auto", "none"] | Count = "none"
     compile: bool = False
     log_every: Count = 50
     on_divergence: OnDivergence = "stop"
     seed: int = 0
     device: str | torch.device = "cpu"
+    memory_device: str | None = None
+    pad: float | Mapping[str, float] | None = None
     devices: Count = 1
     num_nodes: Count = 1
     strategy: Strategy = "auto"

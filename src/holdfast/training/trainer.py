@@ -25,11 +25,13 @@ from holdfast.training.export import copied
 from holdfast.training.launch import check_devices, train_together
 from holdfast.training.loop import Loop
 from holdfast.training.optimization import Optimization
-from holdfast.training.programs import chosen
+from holdfast.training.programs import chosen, stacked_by
 from holdfast.training.progress import make_bar
 from holdfast.training.ranks import ALONE, Ranks
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import ExperienceSettings, Settings, described
+from holdfast.training.stacked import member
+from holdfast.training.stacked_steps import StackedLoop
 from holdfast.training.state import Saver, around, of_rank, restore, set_random
 
 __all__ = ["Bound", "Checkpoints", "Trainer"]
@@ -170,7 +172,8 @@ class Trainer(Settings, Bound):
         ):
             if state is not None:
                 set_random(state["random"], session.device)
-            over_stream(session, Loop(session, saver), saver, fresh=state is None)
+            loop = Loop(session, saver) if member() is None else StackedLoop(session, saver)
+            over_stream(session, loop, saver, fresh=state is None)
         return session.records.events
 
     def bind(self, model: nn.Module, stream: Stream, ranks: Ranks = ALONE) -> Engine:
@@ -193,8 +196,10 @@ class Trainer(Settings, Bound):
             checkpoints=self.checkpoints if first else None,
         )
         session.stop = self._stop
-        how = chosen(self.capture, session.device)
-        if how != "none":
+        how, among = chosen(self.capture, session.device), member()
+        if among is not None:
+            session.captured = among.take(session, stacked_by(self.capture, session.device))
+        elif how != "none":
             session.captured = Captured(session, how)
         wrong = mismatch(session.learner.criterion, stream[0].train.targets) if len(stream) else ""
         if wrong and not session.engine.acts_at("criterion"):

@@ -78,6 +78,7 @@ class Update:
         self.clip_by = clip_by
         self.finished = finished
         self.parts: list[Step] = []
+        self._takes_steps = engine.acts_at("take_step")
 
     # The whole step --------------------------------------------------------------------------------------
 
@@ -94,19 +95,21 @@ class Update:
         """
         if not self.parts:
             self.clear()
-        optimizer = self.mover.optimizer
-        assert optimizer is not None
-        if self.engine.take_step(step, optimizer):
-            self.engine.update(step)
-            return True
+        if self._takes_steps:
+            optimizer = self.mover.optimizer
+            assert optimizer is not None
+            if self.engine.take_step(step, optimizer):
+                self.engine.update(step)
+                return True
         self.add(step, weight)
-        return self.finish() if self.full or last else False
+        return self.finish() if last or len(self.parts) == self.accumulate else False
 
     def finish(self) -> bool:
         """Move the weights by the batches that were added. Returns whether they moved."""
         step = self.complete(unscale=True)
         if step is not None:
-            self.clip()
+            if self.clip_norm is not None:
+                self.clip()
             self.mover.move()
         if self.scaler is not None:
             self.scaler.update()
@@ -123,7 +126,8 @@ class Update:
 
     def add(self, step: Step, weight: float = 1.0) -> None:
         """Backward of one batch: its gradient is added to that of the batches before it."""
-        self.engine.accumulate(step, self.scale(weight))
+        plain = weight == 1.0 and self.accumulate == 1 and self.scaler is None
+        self.engine.accumulate(step, None if plain else self.scale(weight))
         if self.accumulate != 1:  # graphs are not kept until the group is complete
             step.loss, step.outputs = step.loss.detach(), None if step.outputs is None else step.outputs.detach()
         self.parts.append(step)
@@ -142,7 +146,7 @@ class Update:
         Returns:
             The step as if all batches had been one; None where the gradient overflowed, and nothing was done with it.
         """
-        step = self._whole()
+        step = self.parts.pop() if len(self.parts) == 1 else self._whole()
         if self.average is not None:
             self.average(self.optimized())
         if self.scaler is not None:
@@ -178,8 +182,6 @@ class Update:
 
     def _whole(self) -> Step:
         parts, self.parts = self.parts, []
-        if len(parts) == 1:
-            return parts[0]
         services = self.engine.services
         return join_steps(parts, [name for name in services.fields if name not in ("logits", "task")], services.fill)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.core.errors import ConfigError, UsageError
-from holdfast.core.task import running_task
+from holdfast.core.forward import running_task
 from holdfast.models.heads.base import Head, Part
 
 
@@ -185,10 +185,11 @@ class TaskHead(ChunkedHead):
     outputs of one sample is zero there. (Means over all outputs still count the masked ones, and a loss that wants
     a certain value of them, such as label smoothing, shows a large constant without a gradient.)
 
-    The task of a forward is the one that runs (`core.task.forward_task`, which every forward of a learner is made in):
-    an int for all rows, or an int64 tensor `[rows]`, on the device of the features, for a batch that mixes tasks. A
-    forward outside of any, such as `model(inputs)` of your own, is of `task`. In evaluation mode an int that no classes
-    were assigned to gives masked outputs only: evaluation of a future task creates nothing and predicts nothing.
+    The task is that of the forward that is running (`core.forward.forward_task`, in which every forward of a learner is
+    made): an int for all rows, or an int64 tensor `[rows]`, on the device of the features, for a batch that mixes
+    tasks. A forward outside of any, such as `model(inputs)` of your own, is of `task`. In evaluation mode an int that
+    no classes were assigned to gives masked outputs only: evaluation of a future task creates nothing and predicts
+    nothing.
 
     Args:
         features: number of features that come in.

@@ -11,10 +11,10 @@ from torch.func import functional_call, grad, vmap
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Tree, tree_map, tree_rows
+from holdfast.core.forward import forward_task
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot
 from holdfast.core.step import Step
-from holdfast.core.task import forward_task
 from holdfast.models import Hypernetwork
 from holdfast.operations._parts.layer_gradients import Diagonal
 

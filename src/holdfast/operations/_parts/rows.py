@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.criteria import Sum, by_row, ignored_label, likelihood
+from holdfast.core.criteria import Sum, by_row, ignored_label, likelihood, or_zero
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
@@ -19,6 +19,7 @@ from holdfast.core.ranges import NonNegative
 from holdfast.core.services import Criterion, Services
 from holdfast.core.step import Step
 from holdfast.models.heads import MASKED
+from holdfast.models.losses import PackedLoss
 
 HALF = (torch.bfloat16, torch.float16)
 """What autocast makes of outputs; they are remembered in full precision, as the rest of the state is kept."""
@@ -73,6 +74,18 @@ def _fresh(rows: dict[str, Any], fresh: Tensor) -> dict[str, Any]:
     return {name: value if isinstance(value, int) else tree_map(chosen, value) for name, value in rows.items()}
 
 
+def loss_of(learner: Services, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The criterion's mean loss of outputs on remembered samples; 0 where none of their labels counts."""
+    return (or_zero(learner.criterion) if learner.ignores else learner.criterion)(outputs, targets)
+
+
+def with_classes(rows: dict[str, Any], learner: Services) -> dict[str, Any]:
+    """The rows without those whose label counts for nothing, for memories that go by classes."""
+    targets = rows["targets"]
+    keep = targets != ignored_label(learner.criterion)
+    return rows if targets.dim() != 1 or bool(keep.all()) else _fresh(rows, keep)
+
+
 def rows_of_batch(batch: Batch, learner: Services) -> dict[str, Any]:
     """A batch of an experience's data on the learner's device, with every field that the method wants remembered.
 
@@ -117,7 +130,7 @@ def row_losses(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor
         >>> row_losses(torch.nn.functional.mse_loss, torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
         tensor([1., 9.])
     """
-    if isinstance(criterion, Sum):
+    if isinstance(criterion, Sum | PackedLoss):
         return criterion.by_row(outputs, targets)
     if criterion in _BY_ROW:
         losses: Tensor = criterion(outputs, targets, reduction="none")  # type: ignore[call-arg]

@@ -49,7 +49,8 @@ def image_folder(
     All images below the folder of a class are its own, however deep they lie. Test images are, in this order: what
     `test.txt` lists beside `train.txt` (one path per line, relative to the folder); the folder `test` (or `val`) beside
     `train`, or in the folder of each class (`cat/train`, `cat/test`), or the other images of a class that has a folder
-    `train` alone; else a part of each class, drawn by the seed. The class of a listed image is the first folder of its
+    `train` alone; else a part of each class, drawn by the seed. The classes of images in `val` may stand in a file
+    `val_annotations.txt` there, as those of Tiny-ImageNet do. The class of a listed image is the first folder of its
     path that is not the same for all, leaving out `train` and `test`; a list that was written where the folder lay
     elsewhere is understood by the end of its paths. Bytes stay bytes; 16-bit grey images become floats from 0 to 1.
     Needs Pillow (extra `images`).
@@ -92,6 +93,11 @@ def image_folder(
         tests, files = [files[row] for row in tested.tolist()], [files[row] for row in kept.tolist()]
         targets, test_targets = targets[kept], targets[tested]
     else:
+        if files and tests and not {label for _, label in files} & {label for _, label in tests}:
+            raise DataError(
+                f"{folder}: no class of the test images ({tests[0][1]!r}, ...) is one of the training images"
+                f" ({files[0][1]!r}, ...). Sort both into folders of the same names."
+            )
         targets, other, names = encode(labels, [label for _, label in tests])
         test_targets = targets[:0] if other is None else other
     if not files:
@@ -129,7 +135,7 @@ def _files(folder: Path) -> tuple[Files, Files | None]:
     subs = _folders(folder)
     train, test = _parts(subs)
     if train is not None:
-        return _walk(train), None if test is None else _walk(test)
+        return _walk(train), None if test is None else _tests(test)
     inside = {sub: _parts(_folders(sub)) for sub in subs}
     parted = [sub for sub, (inner, _) in inside.items() if inner is not None]
     if not parted:
@@ -165,6 +171,21 @@ def _parts(folders: Sequence[Path]) -> tuple[Path | None, Path | None]:
     if train is not None and "test" in named and validation:
         warnings.warn(f"{validation[0]} is left out: tests are made on {named['test']}.", stacklevel=4)
     return train, test
+
+
+def _tests(folder: Path) -> Files:
+    """The images of a folder of tests; Tiny-ImageNet's lie in one folder, and a file beside it says their classes."""
+    notes = folder / f"{folder.name}_annotations.txt"
+    if not notes.is_file():
+        return _walk(folder)
+    files = []
+    for line in _lines(notes):
+        name, label, *_ = line.split("\t") if "\t" in line else line.split()
+        file = next((one for one in (folder / "images" / name, folder / name) if one.is_file()), None)
+        if file is None:
+            raise DataError(f"{notes} lists {name}, which is not in {folder}. Mend the list.")
+        files.append((file, label))
+    return files
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,0 +1,182 @@
+"""Blocks of steps of several trainings: their decisions made, brought to the device at once, and run as one program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.training.decisions import Recording
+from holdfast.training.programs import Program
+from holdfast.training.stacked_calls import CannotStack
+from holdfast.training.stacked_steps import Alone, Block, StackedSteps
+from holdfast.training.stacking import Stacked, runner_of
+
+BUFFER = 256 * 2**20
+"""Bytes of batches that are brought to the device at once, at most."""
+
+IN_VAIN = 40
+"""Blocks in a row without a step, after which an experience's steps are made alone."""
+
+MOST = 8
+"""Programs of an experience; more would mean that hardly any is run again."""
+
+Part = list[tuple[StackedSteps, Recording, list[Any]]]
+"""Trainings whose next step is of one program: the recording of each, and the decisions that were made for it."""
+
+
+class Blocks:
+    """Makes blocks of steps, with a program for all trainings whose steps are alike."""
+
+    def __init__(self) -> None:
+        self._stacks: list[tuple[Stacked, dict[StackedSteps, Recording]]] = []
+
+    def forget(self) -> None:
+        """Nothing that was recorded is valid any more."""
+        self._stacks.clear()
+
+    def make(self, offers: Sequence[StackedSteps]) -> None:
+        """Make a block of steps of each training that offers one, those of the same program together."""
+        parts: dict[Any, Part] = {}
+        for one in offers:
+            recording, made = one.decide(0)
+            if recording is None:
+                self._by_itself(one, made)
+                continue
+            assert isinstance(recording.run, Alone)
+            parts.setdefault((recording.run.signature, _block_of(one).size), []).append((one, recording, made))
+        for part in parts.values():
+            if len(part) == 1:
+                one, _, made = part[0]
+                if one.refused > IN_VAIN:
+                    one.leave("no other run makes the same steps at the same time")
+                self._by_itself(one, made)
+                continue
+            try:
+                self._block(part)
+            except CannotStack as error:
+                for one, _, made in part:
+                    one.leave(str(error))
+                    self._by_itself(one, made)
+
+    def _by_itself(self, one: StackedSteps, made: list[Any]) -> None:
+        """Let a training make its next step by itself, with the decisions that were made already."""
+        one.recordings.ahead = made
+        _block_of(one).by_itself = True
+        one.refused += 1
+
+    def _block(self, part: Part) -> None:
+        """Make the steps of a block as long as all decide alike."""
+        members = [one for one, _, _ in part]
+        chosen = [recording for _, recording, _ in part]
+        stacked, rows = self._stacked(members, chosen)
+        blocks = [_block_of(one) for one in members]
+        start = [block.now(0).index for block in blocks]
+        count = min([stacked.steps, *(block.steps for block in blocks)])
+        if any(recording.looked & recording.wrote for recording in chosen):
+            count = 1  # decisions look at what the steps before have left
+        decided = [[made for _, _, made in part]]
+        rates = [[_rates(one, recording) for one, recording in zip(members, chosen)]]
+        for block in blocks:
+            block.passed()
+        while len(decided) < count:
+            step = len(decided)
+            found = [one.decide(step) for one in members]
+            alike = all(recording is before for (recording, _), before in zip(found, chosen))
+            if not alike:
+                for one, block, (_, made) in zip(members, blocks, found):
+                    one.recordings.ahead = made
+                    block.by_itself = any(other is None for other, _ in found)
+                break
+            decided.append([made for _, made in found])
+            rates.append([_rates(one, recording) for one, recording in zip(members, chosen)])
+            for block in blocks:
+                block.passed()
+        self._fill(stacked, rows, members, chosen, decided, rates)
+        stacked.load()
+        stacked.counter.zero_()
+        for _ in decided:
+            stacked.run()
+        stacked.store(rows)
+        for one, recording, index in zip(members, chosen, start):
+            one.passed(recording, index, len(decided), len(members))
+            one.refused = 0
+
+    def _stacked(self, members: list[StackedSteps], chosen: list[Recording]) -> tuple[Stacked, list[int]]:
+        """The stack of recordings, made where there is none yet, and which of its rows these members are."""
+        for stacked, rows in self._stacks:
+            if all(rows.get(one) is recording for one, recording in zip(members, chosen)):
+                order = list(rows)
+                return stacked, [order.index(one) for one in members]
+        if len(self._stacks) >= MOST:
+            raise CannotStack("the runs decide otherwise than one another at most steps")
+        steps = members[0]
+        size = sum(leaf[0].nbytes for leaf in _block_of(steps).leaves) * len(members)
+        most = max(1, min(steps.session.settings.log_every, BUFFER // max(1, size)))
+        stacked = Stacked(
+            [_program(recording) for recording in chosen],
+            [_given(recording) for recording in chosen],
+            steps.recordings.decisions.dtype,
+            most,
+        )
+        if steps.how == "compile":
+            steps.judge(len(members))
+        stacked.run = runner_of(stacked, steps.how)
+        self._stacks.append((stacked, dict(zip(members, chosen))))
+        return stacked, list(range(len(members)))
+
+    @torch.no_grad()
+    def _fill(
+        self,
+        stacked: Stacked,
+        rows: list[int],
+        members: list[StackedSteps],
+        chosen: list[Recording],
+        decided: list[list[list[Any]]],
+        rates: list[list[list[float]]],
+    ) -> None:
+        """Bring the batches and decisions of a block to the device, all steps of all runs at once."""
+        count, leaves = len(decided), len(chosen[0].fed)
+        for place, buffer in enumerate(stacked.buffers[:leaves]):
+            if buffer is not None:
+                for row, one in zip(rows, members):
+                    buffer[:count, row].copy_(_block_of(one).leaves[place][:count], non_blocking=True)
+        tensors = [place for place, one in enumerate(chosen[0].decisions) if isinstance(one.value, Tensor)]
+        values = [[[run[place] for run in step] for step in decided] for place in tensors]
+        values += [[[run[place] for run in step] for step in rates] for place in range(len(rates[0][0]))]
+        for buffer, steps in zip(stacked.buffers[leaves:], values):
+            if buffer is None:
+                continue
+            flat = [value for step in steps for value in step]
+            if isinstance(flat[0], Tensor):
+                packed = torch.stack(flat).view(count, len(rows), *flat[0].shape)
+            else:
+                packed = torch.tensor(flat, dtype=buffer.dtype).view(count, len(rows))
+            if len(rows) == stacked.count:
+                buffer[:count].copy_(packed, non_blocking=True)
+            else:
+                buffer[:count, rows] = packed.to(buffer)
+
+
+def _block_of(one: StackedSteps) -> Block:
+    assert one.block is not None
+    return one.block
+
+
+def _program(recording: Recording) -> Program:
+    assert isinstance(recording.run, Alone)
+    return recording.run.program
+
+
+def _given(recording: Recording) -> list[Tensor]:
+    """What a recorded step is given anew each time: its batch, its decisions, its learning rates."""
+    program = _program(recording)
+    decided = [one.value for one in recording.decisions if isinstance(one.value, Tensor)]
+    return [*recording.fed, *decided, *(program.external[number] for number in program.rates)]
+
+
+def _rates(one: StackedSteps, recording: Recording) -> list[float]:
+    program = _program(recording)
+    return [program.numbers[name]() * factor for name, factor in program.rates.values()]

@@ -1,0 +1,308 @@
+"""One training among several that are stacked: its loop, its recordings, and the blocks of steps that it offers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from holdfast.core.experience import Batch, Data
+from holdfast.core.step import Now, Step
+from holdfast.core.tape import Tape
+from holdfast.core.tree import tree_map
+from holdfast.training.captured import Captured, leaves_of
+from holdfast.training.decisions import Recording
+from holdfast.training.loop import LATE, STOP, Loop
+from holdfast.training.programs import Program, chosen, compiled, graphed, runner, with_tensors
+from holdfast.training.recordings import AUDIT
+from holdfast.training.session import Session
+from holdfast.training.stacking import signature
+
+BLOCK = 64
+"""Steps whose batches and decisions are made and brought to the device together, at most."""
+
+
+class Turns(Protocol):
+    """The other trainings, between which this one takes turns."""
+
+    def wait(self, kind: str, experience: int = 0) -> None:
+        """Let the others go on, until what is waited for has happened."""
+
+    def tell(self, reason: str) -> None:
+        """Say why something is not stacked, once for all of them."""
+
+
+class Alone:
+    """A recorded step of one run, made call by call: what is stacked, and what runs where nothing can be.
+
+    Args:
+        program: of the step.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.feed = with_tensors(program)
+        self.signature = signature(program)
+
+    def __call__(self) -> None:
+        """Make the step."""
+        self.feed()
+        self.program()
+
+
+class Rows(NamedTuple):
+    """The samples of a pass over an experience's data, in order, and how many make a batch."""
+
+    data: Data
+    order: Tensor
+    size: int
+    join: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of each batch."""
+        rest = len(self.order)
+        sizes = [self.size] * (rest // self.size) + ([rest % self.size] if rest % self.size else [])
+        if self.join and len(sizes) > 1:
+            sizes[-2:] = [sizes[-2] + sizes[-1]]
+        return sizes
+
+
+class Block:
+    """Steps that a training offers to make.
+
+    Args:
+        batch: the rows of all of them.
+        size: rows of a batch.
+        steps: how many.
+        now: where training is at each of them.
+        passed: to be called with each step that is made.
+
+    Attributes:
+        made: how many of them were made.
+        by_itself: whether the next one is one that the training has to make by itself.
+    """
+
+    def __init__(
+        self, batch: Batch, size: int, steps: int, now: Callable[[int], Now], passed: Callable[[], None]
+    ) -> None:
+        self.batch, self.size, self.steps, self.now, self.passed = batch, size, steps, now, passed
+        self.leaves = [leaf.view(steps, size, *leaf.shape[1:]) for leaf in leaves_of(batch)]
+        self.made = 0
+        self.by_itself = False
+
+    def one(self, step: int) -> Batch:
+        """The batch of one step."""
+        start, end = step * self.size, (step + 1) * self.size
+        task = self.batch.task
+        return Batch(
+            tree_map(lambda leaf: leaf[start:end], self.batch.inputs),
+            self.batch.targets[start:end],
+            task[start:end] if isinstance(task, Tensor) else task,
+        )
+
+
+class StackedSteps(Captured):
+    """Makes the steps of a session together with those of others.
+
+    Args:
+        session: whose steps these are.
+        how: the stacked program runs: `graph`, `compile` or `tape`.
+        turns: the others.
+
+    Attributes:
+        block: that is offered.
+        stacked: steps of the experience that were made together with others, ...
+        beside: ... and how many these were, at most, itself included.
+    """
+
+    def __init__(self, session: Session, how: str, turns: Turns) -> None:
+        super().__init__(session, how)
+        self.turns = turns
+        self.block: Block | None = None
+        self.stacked = self.beside = 0
+        self.together = True
+        self.refused = 0
+        self._kept: list[Recording] = []
+        self._seen = False
+
+    def begin(self, steps: int) -> None:
+        """Wait until every other training is at an experience as late as this one."""
+        super().begin(steps)
+        self.stacked = self.beside = self.refused = 0
+        self.together = not self.reasons
+        if self.together:
+            self.turns.wait("begin", self.session.position.experience)
+        else:
+            self.turns.tell(self.reasons[0])
+            self._go_alone()
+
+    def more(self) -> dict[str, Any]:
+        """What the log says besides."""
+        return {"stacked": self.stacked, "runs": self.beside}
+
+    def leave(self, reason: str) -> None:
+        """Make the rest of the experience's steps alone, in the way that `capture` says."""
+        if self.together:
+            self.together = False
+            self.turns.tell(reason)
+            self.recordings.problems = list(dict.fromkeys([*self.recordings.problems, f"not stacked: {reason}"]))
+            self._go_alone()
+
+    def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
+        """Train on one batch alone; decisions that were made for it already are taken as they are."""
+        if not self.reasons or not self.recordings.ahead:
+            return super().step(batch, now, weight, last)
+        reasons, self.reasons = self.reasons, []
+        try:
+            return super().step(batch, now, weight, last)
+        finally:
+            self.reasons = reasons
+
+    def _go_alone(self) -> None:
+        how = self.alone
+        if how == "none":
+            self.reasons = self.reasons or list(self.recordings.problems)
+            self.recordings.forget()
+            return
+        make = {"graph": graphed, "compile": compiled}.get(how)
+        for recording in (one for kept in self.recordings.kept.values() for one in kept):
+            if make is not None and isinstance(recording.run, Alone):
+                recording.run = make(recording.run.program, recording.run.feed)
+
+    @property
+    def alone(self) -> str:
+        """How steps are made where none are stacked."""
+        return chosen(self.session.settings.capture, self.session.device)
+
+    def _ready(self, tape: Tape) -> Callable[[], None]:
+        if not self.together:
+            return runner(self.alone, tape, self.rates.numbers)
+        if tape.random:
+            self.leave("a step draws random numbers on the device (dropout), and stacked ones would draw others")
+        return Alone(Program(tape, self.rates.numbers))
+
+    # What is stacked ------------------------------------------------------------------------------------------
+
+    def key(self, batch: Batch) -> Any:
+        """What batches must have in common to be stacked."""
+        task = self.session.engine.services.forward.task if batch.task is None else batch.task
+        tensors = leaves_of(batch)
+        return (tuple((t.shape, t.dtype) for t in tensors), None if isinstance(task, Tensor) else task)
+
+    def offers(self, batch: Batch) -> bool:
+        """Whether there is a recording of such batches, which may be stacked."""
+        whole = batch.targets.shape[0] == self.session.current.batch_size
+        rare = self.how == "compile" and not whole  # one an epoch: compiling it would not pay for itself
+        return self.together and not rare and bool(self.recordings.kept.get(self.key(batch)))
+
+    def decide(self, step: int) -> tuple[Recording | None, list[Any]]:
+        """Make the decisions of a step of the block; the recording that they fit, if it is to be run."""
+        block, engine = self.block, self.session.engine
+        assert block is not None
+        engine.services.now = now = block.now(step)
+        engine.index = now.index
+        if step == 0:
+            self._kept = self.recordings.kept.get(self.key(block.one(0)), [])
+            fed = {tensor.untyped_storage()._cdata for one in self._kept for tensor in one.fed}
+            self._seen = any(fed & one.looked for one in self._kept)
+        if self._seen:  # decisions look at the batch
+            for tensor, leaves in zip(self._kept[0].fed, block.leaves):
+                tensor.copy_(leaves[step])
+        recording, made = self.recordings.fitting(self._kept)
+        if recording is None or not isinstance(recording.run, Alone) or (recording.runs + step + 1) % AUDIT == 0:
+            return None, made
+        return recording, made
+
+    def passed(self, recording: Recording, start: int, steps: int, beside: int) -> None:
+        """So many steps were made by a stack; the first was number `start`."""
+        block, session = self.block, self.session
+        assert block is not None
+        recording.runs += steps
+        for _, put, tensor in recording.after:
+            put(tensor)
+        self.recordings.counts["run"] += steps
+        session.engine.index = start + steps
+        self.tally.steps += steps
+        self.tally.rows += steps * block.size
+        session.records.window.steps += steps
+        self.stacked += steps
+        self.beside = max(self.beside, beside)
+        self._left -= steps
+        block.made = steps
+
+
+class StackedLoop(Loop):
+    """The loop over an experience's data that hands over as many steps at once as nobody looks between."""
+
+    def batches(self, data: Data, order: Tensor, size: int, join: int) -> Any:
+        """The samples in order, to be parted later."""
+        return Rows(data, order, size, join)
+
+    def steps(
+        self, batches: Iterable[tuple[Batch, float]], total: int | None, update: Callable[..., Any] | None = None
+    ) -> Step | None:
+        """Train on each batch, in order, as `Loop.steps` does."""
+        if not isinstance(batches, Rows) or total is None:
+            return super().steps(batches, total, update)
+        session, done, step = self.session, 0, None
+        steps, sizes, taken = session.captured, batches.sizes, 0
+        assert isinstance(steps, StackedSteps)
+        while done < len(sizes) and not session.late:
+            most = self._most(sizes[done:], total) if steps.together and steps.recordings.kept else 1
+            rows = batches.order[taken : taken + most * sizes[done]]
+            block = self._block(batches.data.gather(rows), sizes[done], most, total)
+            if steps.offers(block.one(0)):
+                steps.block = block
+                if self._during is not None and self._during.following == session.position.step:
+                    self._during.look()
+                steps.turns.wait("block")
+                steps.block = None
+                self._after(block.made, total)
+            made = block.made
+            if not session.late and (not made or block.by_itself):
+                step = super().steps([(block.one(made), 1.0)], total)
+                made += 1
+            done, taken = done + made, taken + made * sizes[done]
+        return step
+
+    def _block(self, batch: Batch, size: int, steps: int, total: int) -> Block:
+        session, position, last = self.session, self.session.position, self._last_of_epoch
+        index, done, epoch_step = session.engine.index, position.step, position.epoch_step
+        scheduler = session.optimization.scheduler if session.current.scheduler_every == "step" else None
+
+        def now(step: int) -> Now:
+            return Now(index + step, (done + step) / total, (epoch_step + step) / last)
+
+        return Block(batch, size, steps, now, (lambda: None) if scheduler is None else scheduler.step)
+
+    def _most(self, sizes: list[int], total: int) -> int:
+        """How many steps may be made before somebody looks."""
+        session, moment = self.session, time.perf_counter()
+        most = min(BLOCK, session.settings.log_every - session.records.window.steps)
+        alike = next((place for place, size in enumerate(sizes) if size != sizes[0]), len(sizes))
+        most = min(most, alike, total - session.position.step)
+        following = None if self._during is None else self._during.following
+        if following is not None and following > session.position.step:
+            most = min(most, following - session.position.step)
+        return next((coming for coming in range(1, most) if self.saver.due(moment, coming)), most)
+
+    def _after(self, made: int, total: int) -> None:
+        """What `Loop.steps` does after a step, after so many."""
+        session, position, bar = self.session, self.session.position, self.session.bar
+        position.step += made
+        position.epoch_step += made
+        if made and session.records.window.steps == session.settings.log_every:
+            session.write_window()
+        moment = time.perf_counter()
+        if moment - self._shown > bar.interval:
+            self._shown = moment
+            session.show(total)
+        wish = self._wish(moment) if made else 0
+        if wish:
+            session.late, session.stop = wish == LATE, session.stop or wish == STOP
+            if not session.late:
+                position.seconds = self.seconds
+                self.saver.save()
