@@ -100,8 +100,8 @@ def test_validate_and_run_agree_on_many_random_compositions():
         ({"stream": {"name": "split", "dataset": {"name": "image_folder", "path": "x"}}, "model": "linear",
           "method": {"operations": ["duplicate_backbone"]}}, "`duplicate_backbone` copies a backbone"),
         ({"references": ["joint", "continual_backprop"], "model": "linear"}, "references.1: `continual_backprop` does"),
-        ({"stream": {"dataset": "mnist", "paradigm": "task"}, "model": {"name": "torchvision", "architecture": "resnet18"},
-          "method": "duplicate_backbone"}, "method: `lateral_connections` runs the layers of a backbone one after"),
+        ({"stream": {"dataset": "mnist", "paradigm": "task"}, "method": "duplicate_backbone",
+          "model": {"name": "torchvision", "architecture": "resnet18"}}, "`lateral_connections` runs the layers of"),
         ({"stream": {"dataset": "mnist"}, "model": {"name": "torchvision", "architecture": "vit_b_16"}},
          r"model: 'vit_b_16' cannot take images of shape \(1, 28, 28\)"),
         ({"stream": {"dataset": "mnist"}, "method": "continual_backprop",
@@ -151,7 +151,8 @@ def test_the_commands_say_it_and_leave_nothing_behind(tmp_path, monkeypatch):
     words = ["method=adahat", "stream.paradigm=task", "model.name=linear", "references=[]"]
     monkeypatch.setattr("holdfast.config.job.make_dataset", lambda *_: pytest.fail("data were read"))
     several = ["run", "-m", *words, "seed=0,1"]
-    for command in (["validate", *words], several, ["run", *words, "seeds=2"], ["run", *words]):
+    files = ["run", *words, "stream.dataset={name: idx, path: there}"]
+    for command in (["validate", *words], several, ["run", *words, "seeds=2"], files):
         done = CliRunner().invoke(cli.app, command)
         assert done.exit_code == 2, done.output
         assert "method: `unit_attention` works on the linear and convolutional layers" in done.output

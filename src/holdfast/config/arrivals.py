@@ -51,13 +51,16 @@ class Outline(Stream):
             "input_shape": list(self.input_shape),
             "classes": self.classes,
             "outputs": self.width,
+            "class_names": list(self.class_names),
+            "table": self.table,
         }
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Outline:
         """The outline that plain values describe."""
-        shape = tuple(values["input_shape"])
-        return cls([], shape, values["classes"], "", None, values["name"], width=values["outputs"])
+        shape, names = tuple(values["input_shape"]), tuple(values.get("class_names") or ())
+        about = (values["name"], names, {}, values.get("table"))
+        return cls([], shape, values["classes"], "", None, *about, width=values["outputs"])
 
 
 def make_source(job: Job) -> Source:
@@ -143,7 +146,9 @@ def outline_of(source: Source, name: str, criterion: str) -> Outline:
                 )
             width = first.targets[0].numel()
     labels = kinds.CRITERIA.get(criterion, "cross_entropy") in ("cross_entropy", "nll_loss", "multi_margin_loss")
-    return Outline([], shape, width if labels else 0, "", inner.prepare, name, width=width)
+    count = width if labels else 0
+    names = tuple(inner.class_names or map(str, range(count)))[:count]
+    return Outline([], shape, count, "", inner.prepare, name, names, {}, inner.table, width=width)
 
 
 def innermost(source: Source) -> Source:

@@ -139,6 +139,18 @@ def hollow(job: Job, stream: Stream) -> nn.Module:
     return net.to_empty(device="cpu")
 
 
+def at_hand(job: Job) -> bool:
+    """Whether the data of a job are made or come with a package, and are there as soon as stand-ins would be."""
+    block = job.config["stream"] or {}
+    while isinstance(block.get("of"), dict):
+        block = block["of"]
+    sets = [job.config["stream"].get("dataset"), block.get("dataset"), *(block.get("datasets") or [])] if block else []
+    names = [one["name"] for one in sets if one]
+    return bool(names) and all(
+        name == "digits" or getattr(kinds.find("datasets", name), "made", False) for name in names
+    )
+
+
 def _placed(error: HoldfastError) -> str:
     """A sentence that begins with the key it is about; what no part of the job says of itself, the method says."""
     text = " ".join(str(error).split())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +153,7 @@ class Engine:
         self,
         batch: Batch,
         now: Now,
-        update: Callable[[Step, float, bool], Any],
+        update: Callable[[Step, float, bool], object],
         weight: float = 1.0,
         last: bool = False,
     ) -> Step:

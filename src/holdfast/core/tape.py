@@ -101,7 +101,7 @@ def line() -> str:
     return "the backward pass"
 
 
-def leaves(value: object) -> list[Any]:
+def leaves(value: object) -> list[object]:
     """The leaves of arguments, `Ref` and `Live` among them."""
     return tree_flatten(value, is_leaf=lambda one: isinstance(one, Ref | Live))[0]
 
@@ -301,15 +301,13 @@ class Watch(TorchFunctionMode):
         if name != "__get__" and (self.deciding or name in ON_HOST):
             tensors = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
             if self.deciding:
-                self.looked |= {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
-                if any(self._touched(tensor) for tensor in tensors):
+                looked = {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
+                self.looked |= looked
+                if looked & self.tape.touched:
                     self.tape.problems.append(f"a decision looks at what the step computed ({line()})")
             elif tensors:
                 self.tape.problems.append(f"a value is read on the host ({line()})")
         return func(*args, **(kwargs or {}))
-
-    def _touched(self, tensor: Tensor) -> bool:
-        return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self.tape.touched
 
     @contextmanager
     def decision(self) -> Iterator[None]:

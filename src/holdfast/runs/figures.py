@@ -119,7 +119,7 @@ def training_plots(runs: Sequence[Result]) -> list[Plot]:
     found = []
     lines = curves(runs[0].log)
     of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
-    if lines["terms"]:
+    if any(np.isfinite(np.asarray(values, dtype=float)).any() for values in lines["terms"].values()):
         caption = f"What each operation added to the training loss{of}; upright lines part the experiences."
         found.append(Plot("loss_terms", loss_terms(lines), "Loss terms", caption))
     if len({rate for rate in lines["lr"] if rate is not None}) > 1:
@@ -134,9 +134,8 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
     samples = read_samples(run.path)
     if samples is not None:
         wrong = int((samples.answers != samples.targets).sum())
-        caption = (
-            f"Test images with the answers at the end{of}, wrong ones first ({wrong} of {len(samples.answers)} shown)."
-        )
+        counted = f"{wrong} of the {len(samples.answers)} shown"
+        caption = f"Test images with the answers at the end{of}, wrong ones first ({counted})."
         plots.append(Plot("samples", sample_grid(samples, run.log.class_names), "Samples", caption, WIDE + 1))
     parts = {index: inside(run.log, index, "task" if run.prefix else "") for index in range(1, len(names))}
     parts = {index: part for index, part in parts.items() if part[1].size}

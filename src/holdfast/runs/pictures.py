@@ -15,6 +15,7 @@ from holdfast.runs.drawing import (
     INK,
     PAPER,
     SMALL,
+    all_fitted,
     fitted,
     legend_entry,
     name_ticks,
@@ -23,6 +24,7 @@ from holdfast.runs.drawing import (
 )
 from holdfast.runs.folder import LAST, load_tensors
 from holdfast.runs.plots import cells, name_cells
+from holdfast.runs.words import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,7 +176,7 @@ def loss_map(losses: np.ndarray, names: Sequence[str]) -> Figure:
         scale = np.log10(np.maximum(losses, np.nanmin(np.where(losses > 0, losses, np.nan), initial=1e12)))
     low, high = np.nanmin(scale), np.nanmax(scale)
     shades = 1 - (scale - low) / max(float(high - low), 1e-9)
-    cells(axes, shades, lambda row, column: f"{losses[row, column]:.2g}")
+    cells(axes, shades, lambda row, column: number(losses[row, column], 2))
     name_cells(axes, names, names, 12 * side)
     axes.set_xlabel("tested on experience")
     axes.set_ylabel("after learning experience")
@@ -211,9 +213,9 @@ def inside_lines(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     middles = [(starts[index] + starts[index + 1]) / 2 for index in parts]
     if len(parts) <= 10:
-        axes.set_xticks(middles, [fitted(names[index], 14) for index in parts])
+        axes.set_xticks(middles, all_fitted([names[index] for index in parts], 14))
     else:
-        name_ticks(axes, names, 80)
+        name_ticks(axes, [names[index] for index in parts], 80, middles)
         axes.set_xticks([])
     if len(known) <= 8:
         axes.legend(

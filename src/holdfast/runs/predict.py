@@ -241,7 +241,8 @@ def _predict_lines(
         if not restored.stream.classes:
             flat = answers.flatten(1)
             width = flat.shape[1]
-            made.scores.add_numbers(flat, batch.targets)
+            ordered = not getattr(restored.engine.learner.criterion, "unordered", False)
+            made.scores.add_numbers(flat, batch.targets if ordered else None)
             wanted = [[]] * len(flat) if batch.targets is None else batch.targets.flatten(1).tolist()
             rows += [[name, *values, *told] for name, values, told in zip(batch.names, flat.tolist(), wanted)]
             continue

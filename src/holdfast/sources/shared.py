@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from holdfast.core.batch import Batch
 from holdfast.core.errors import ConfigError
+from holdfast.core.experience import Batch
 from holdfast.core.ranks import rank_count, rank_number
 from holdfast.core.source import Source
 from holdfast.core.tree import Plain, Tree, tree_cat, tree_map

@@ -9,6 +9,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,13 +83,15 @@ class Table(Pieces):
             tuple(feature_of(head, one, decimal, False, rows) for one in chosen), head.names[number], decimal
         )
         matrix = self._matrix(head)
-        self._mean, self._deviation = np.zeros(matrix.shape[1]), np.ones(matrix.shape[1])
         if standardise:
-            self._mean, self._deviation = matrix.mean(0), matrix.std(0)
-            self._deviation[self._deviation < 1e-12] = 1.0
+            mean, deviation = matrix.mean(0), matrix.std(0)
+            deviation[deviation < 1e-12] = 1.0
+            self.encoding = replace(self.encoding, shift=tuple(mean.tolist()), scale=tuple(deviation.tolist()))
         self.input_shape = (matrix.shape[1],)
         self.labels = self._labels(classes) if kind == "classification" else None
         self.classes = 1 if self.labels is None else len(self.labels)
+        self.class_names = tuple(self.labels or ())
+        self.table = self.encoding.describe()
 
     @abstractmethod
     def tables(self, mark: Mark) -> Iterator[tuple[Mark, Raw]]:
@@ -157,8 +160,7 @@ class Table(Pieces):
 
     def read(self, raw: Raw) -> tuple[Tensor, Tensor]:
         """Features `[rows, features]` and targets of a block, or of another table with the same columns."""
-        matrix = (self._matrix(raw) - self._mean) / self._deviation
-        return torch.from_numpy(matrix.astype(np.float32)), self._targets(raw)
+        return self.encoding.features_from(self._matrix(raw)), self._targets(raw)
 
 
 def _words(column: np.ndarray) -> list[str]:

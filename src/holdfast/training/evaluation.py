@@ -54,6 +54,7 @@ def evaluate(
     single_label = not data.targets.is_floating_point() and data.targets.dim() == 1
     highest = int(data.targets.max()) if single_label and len(data) else -1
     labels = torch.tensor(sorted(classes), device=device)
+    ordered = not getattr(learner.criterion, "unordered", False)  # points of a cloud do not correspond by their places
     order = torch.arange(len(data))[ranks.rank :: ranks.count]
     with engine.evaluating(), torch.inference_mode():
         for batch in data.batches(order, batch_size):
@@ -66,7 +67,7 @@ def evaluate(
                 if highest >= width:  # classes that have no output yet have no loss
                     inside = targets < width
                     outputs, targets = outputs[inside], targets[inside]
-            elif targets.is_floating_point() and outputs.shape == targets.shape:
+            elif ordered and targets.is_floating_point() and outputs.shape == targets.shape:
                 numbers.append((outputs, targets))
             rows = targets.shape[0]
             if rows:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from holdfast.core.boundary import Boundary
 from holdfast.core.errors import ConfigError, UsageError
@@ -14,7 +15,7 @@ from holdfast.core.experience import Data, Tree
 from holdfast.core.learner import Criterion
 from holdfast.core.method import Method
 from holdfast.core.needs import LIGHTNING, LOOP_WITH_BOUNDARY
-from holdfast.streams.collated import Split, split_batch
+from holdfast.streams.collated import CollatedData, Split, split_batch
 from holdfast.streams.data import LoaderData
 from holdfast.training.checks import check_arguments
 from holdfast.training.followed import Followed
@@ -46,6 +47,8 @@ class CallbackLogic:
             forward is `forward(x, task_id)`, the module's `task_id` counts.
         seed: of every random choice.
         head: dotted path of the output layer in the network.
+        pad: what inputs are padded with that are as long as the longest of their batch; see `Continual`.
+        memory_device: where the memory keeps its rows, for instance "cpu" beside a network on a GPU.
 
     Raises:
         ImportError: if lightning is not installed.
@@ -66,6 +69,8 @@ class CallbackLogic:
         task: int | None = None,
         seed: int = 0,
         head: str | None = None,
+        pad: float | Mapping[str, float] | None = None,
+        memory_device: torch.device | str | None = None,
     ) -> None:
         self.method = method
         self.accumulate = accumulate
@@ -78,6 +83,7 @@ class CallbackLogic:
         self.task = task
         self.seed = seed
         self.head = head
+        self.pad, self.memory_device = pad, memory_device
         self.cl: Inside | None = None
         self.resumed = False
         self._loaded: Mapping[str, Any] | None = None
@@ -219,6 +225,8 @@ class CallbackLogic:
             output=self.output,
             seed=self.seed,
             head=self.head,
+            pad=self.pad,
+            memory_device=self.memory_device,
         )
         followed = Followed(engine)
         forwards = InsideForwards(engine, network, self.output, direct=True)
@@ -246,39 +254,19 @@ class CallbackLogic:
         return found[0]  # type: ignore[no-any-return]
 
 
-# What other loaders give -------------------------------------------------------------------------------------
-
-
-class Items:
-    """A data set whose items are `(inputs, target)`, whatever they were.
-
-    Args:
-        dataset: anything with `__len__` and `__getitem__`.
-        split: takes inputs and target out of an item, as it does of a batch.
-    """
-
-    def __init__(self, dataset: Any, split: Split) -> None:
-        self.dataset = dataset
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tree, Tensor]:
-        return self.split(self.dataset[index])
-
-
 def data_of(trainer: Any, split: Split) -> Data | None:
-    """The data set behind the training loader, if it can be gone over again.
+    """The data behind the training loader, if it can be gone over again.
 
     Args:
         trainer: that trains.
         split: takes inputs and targets out of a batch.
     """
-    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    loader = trainer.train_dataloader
+    dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, Data) or dataset is None:
         return dataset
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return None
     pairs = split is split_batch and len(dataset) and isinstance(dataset[0], list | tuple) and len(dataset[0]) == 2
-    return LoaderData(dataset if pairs else Items(dataset, split))
+    collate = getattr(loader, "collate_fn", default_collate)
+    return LoaderData(dataset) if pairs and collate is default_collate else CollatedData(dataset, collate, split)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.core.boundary import Boundary
 from holdfast.core.errors import ConfigError
-from holdfast.core.experience import Batch, Experience, Tree, tree_cat, tree_map
+from holdfast.core.experience import Batch, Data, Experience, Tree, tree_cat, tree_map
 from holdfast.core.learner import derive_seed
 from holdfast.core.operation import snake_case
 from holdfast.core.source import Source
@@ -75,15 +75,20 @@ class Observations:
 
     def _asked(self) -> dict[str, Any]:
         """Loss and right answers over all rows that were kept, and by age."""
+        found = []
+        for data in self.parts():
+            counts = evaluate(self.session.engine, data, (), None) if len(data) else {}
+            found.append({"rows": len(data), "loss": counts.get("loss"), "correct": counts.get("correct")})
+        return {**_total(found), "old": _total(found[: AGES // 2]), "ages": found}
+
+    def parts(self) -> list[Data]:
+        """The rows that were kept, by quarters of everything that has arrived, the oldest first; empty without any."""
+        if not len(self._kept):
+            return []
         rows, arrivals = self._kept.all(), self._kept.arrivals.cpu()
         ages = (arrivals * AGES).div(max(1, self._kept.seen), rounding_mode="floor").clamp_max(AGES - 1)
         data = TensorData(rows["inputs"], rows["targets"])
-        found = []
-        for age in range(AGES):
-            chosen = (ages == age).nonzero().flatten()
-            counts = evaluate(self.session.engine, data.subset(chosen), (), None) if len(chosen) else {}
-            found.append({"rows": len(chosen), "loss": counts.get("loss"), "correct": counts.get("correct")})
-        return {**_total(found), "old": _total(found[: AGES // 2]), "ages": found}
+        return [data.subset((ages == age).nonzero().flatten()) for age in range(AGES)]
 
     def state(self) -> dict[str, Any]:
         """The rows that were kept."""

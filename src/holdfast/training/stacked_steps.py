@@ -125,6 +125,8 @@ class StackedSteps(Captured):
         self.stacked = self.beside = 0
         self.together = True
         self.refused = 0
+        self._kept: list[Recording] = []
+        self._seen = False
 
     def begin(self, steps: int) -> None:
         """Wait until every other training is at an experience as late as this one."""
@@ -202,12 +204,14 @@ class StackedSteps(Captured):
         assert block is not None
         engine.services.now = now = block.now(step)
         engine.index = now.index
-        kept = self.recordings.kept.get(self.key(block.one(step)), [])
-        for recording in kept[:1]:
-            if any(t.untyped_storage()._cdata in one.looked for one in kept for t in one.fed):
-                for tensor, leaves in zip(recording.fed, block.leaves):
-                    tensor.copy_(leaves[step])
-        recording, made = self.recordings.fitting(kept)
+        if step == 0:
+            self._kept = self.recordings.kept.get(self.key(block.one(0)), [])
+            fed = {tensor.untyped_storage()._cdata for one in self._kept for tensor in one.fed}
+            self._seen = any(fed & one.looked for one in self._kept)
+        if self._seen:  # decisions look at the batch
+            for tensor, leaves in zip(self._kept[0].fed, block.leaves):
+                tensor.copy_(leaves[step])
+        recording, made = self.recordings.fitting(self._kept)
         if recording is None or not isinstance(recording.run, Alone) or (recording.runs + step + 1) % AUDIT == 0:
             return None, made
         return recording, made
