@@ -278,7 +278,7 @@ class Driver:
         """Have the final runs done by as many processes as jobs."""
         for first in range(self.jobs):
             self._workers.start({"finals": todo[first :: self.jobs], "until": self.clock.over})
-        while todo:
+        while todo or self._workers.alive:  # which make the pages last
             running = self._workers.alive
             for job in list(todo):
                 ended = state_of(job) in {*ENDED, "failed"}
