@@ -16,7 +16,8 @@ import pytest
 import holdfast
 from holdfast.discovery import sweep
 from holdfast.discovery.command import planned
-from holdfast.discovery.study import Book, Entry
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry
 
 pytest.importorskip("optuna")
 

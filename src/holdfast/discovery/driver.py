@@ -13,7 +13,8 @@ from holdfast.discovery.finals import LAST, PAGE, SEEDS, Clock, final_jobs, fina
 from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.rungs import highest, promotions
-from holdfast.discovery.study import Book, Entry
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, RayWorkers, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
 from holdfast.runs.folder import locked
