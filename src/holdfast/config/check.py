@@ -111,6 +111,7 @@ def _checks_of_a_source(job: Job) -> list[str]:
     problems += check_optimizer(block.optimizer) or check_scheduler(block.optimizer, block.scheduler)
     with contextlib.suppress(HoldfastError):
         problems += _check_criterion(job.method, config["criterion"])
+    problems += _check_loss_of_model(config["model"]["name"], config["criterion"])
     problems += check_processes(job) + check_device_name(config["device"])
     if config["seeds"] is not None and len(set(config["seeds"])) < len(config["seeds"]):
         problems.append(f"seeds: got {shown(config['seeds'])}, in which a seed stands twice. Keep each once.")
@@ -144,9 +145,8 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
             known = ", ".join(sorted(operation.heads))
             problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
     problems += _check_inputs(model, stream) + _check_libraries(job, stream)
-    return (
-        problems + _check_criterion(method, criterion) + _check_targets(criterion, stream, job.config["stream"]["name"])
-    )
+    problems += _check_criterion(method, criterion) + _check_loss_of_model(model, criterion)
+    return problems + _check_targets(criterion, stream, job.config["stream"]["name"])
 
 
 def _check_criterion(method: Method, criterion: str) -> list[str]:
@@ -165,6 +165,15 @@ def _check_criterion(method: Method, criterion: str) -> list[str]:
             "works with them. Write criterion=cross_entropy, or choose another method."
         )
     return problems
+
+
+def _check_loss_of_model(model: str, criterion: str) -> list[str]:
+    """Whether the loss takes what the forward of a model gives, for a model that says which losses do."""
+    taken = getattr(kinds.find("models", model), "criteria", ())
+    if not taken or criterion in taken or criterion not in kinds.CRITERIA:
+        return []
+    told = " or ".join(f"criterion={name}" for name in taken)
+    return [f"criterion: got {shown(criterion)}, and `{model}` gives what another loss takes. Write {told}."]
 
 
 def _check_targets(criterion: str, stream: dict[str, Any], outer: str) -> list[str]:

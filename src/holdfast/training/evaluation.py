@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def evaluate(
     task: int | None,
     batch_size: int = 512,
     ranks: Ranks = ALONE,
+    predict: Callable[..., Tensor] | None = None,
 ) -> dict[str, Any]:
     """Loss and counts of correct predictions on `data`, in eval mode and without gradients.
 
@@ -34,6 +35,7 @@ def evaluate(
         task: the task label, for a model with a head per task.
         batch_size: samples per forward.
         ranks: the processes that evaluate a part each; all of them get the counts of all data.
+        predict: from inputs and task to outputs, in the place of `engine.predict`.
 
     Returns:
         The counts of an `evaluate` event: `samples`, `loss` (mean over the samples whose class has an output),
@@ -45,7 +47,7 @@ def evaluate(
         under other criteria `absolute_error` (mean over rows and outputs) and `explained_variance` (1 - mean squared
         error / variance of the targets, mean over outputs; None where a target is constant).
     """
-    learner = engine.learner
+    learner, predict = engine.learner, engine.predict if predict is None else predict
     device = learner.device
     total = torch.zeros((), device=device, dtype=torch.float64)
     counted = 0
@@ -60,7 +62,7 @@ def evaluate(
         for batch in data.batches(order, batch_size):
             inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
             targets = batch.targets.to(device)
-            outputs = engine.predict(inputs, batch.task if batch.task is not None else task)
+            outputs = predict(inputs, batch.task if batch.task is not None else task)
             if single_label and outputs.dim() == 2:
                 width = outputs.shape[1]
                 guesses.append((targets, *_guess(outputs, labels[labels < width])))
@@ -160,7 +162,8 @@ def _evaluated(session: Session, experience: Experience, data: Data, split: str)
     settings = session.settings
     size = settings.eval_batch_size
     data = limited(data, settings.limit_of(split), size, settings.seed, split)
-    return evaluate(session.engine, data, experience.classes, experience.task, size, session.ranks)
+    predict = None if session.captured is None else session.captured.predict
+    return evaluate(session.engine, data, experience.classes, experience.task, size, session.ranks, predict)
 
 
 def epoch_ends(session: Session, experience: Experience) -> bool:

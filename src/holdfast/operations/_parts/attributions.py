@@ -33,6 +33,12 @@ UNITWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid),
     *(nn.Softplus, nn.Hardtanh, nn.Hardswish),
 )
+RESTING = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+"""What is in evaluation in forwards that only ask."""
 SMALLEST = 1e-6
 ROWS = 1024
 """Rows in one forward of an ablation."""
@@ -118,9 +124,8 @@ class _Asked:
     def at_rest(self) -> Iterator[None]:
         """Normalisation and dropout in evaluation; the model itself stays in training, which opens its gates softly."""
         model = self.learner.model
-        kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
         modules: list[Any] = list(model.modules())
-        moved = [module for module in modules if isinstance(module, kinds) and module.training]
+        moved = [module for module in modules if isinstance(module, RESTING) and module.training]
         inside = [module for module in modules if getattr(module, "inplace", False)]
         for module in moved:
             module.training = False
