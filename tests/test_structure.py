@@ -193,7 +193,6 @@ FOREIGN = {
     r"_forward_(pre_)?hooks": "hooks of others must run, or must not, where a module is copied or called apart",
     r"_optimizer_step_(pre|post)_hooks": "an optimiser with hooks cannot be moved by its bare function",
     r"_(Batch)?Norm(Base)?": "the base class of all batch normalisation",
-    r"_DropoutNd": "the base class of all dropout",
     r"_version": "tells whether a value was changed in place",
     r"_orig_mod": "the module behind a compiled one",
     r"_schema": "which arguments a call of torch writes to, that a recorded step must know",
