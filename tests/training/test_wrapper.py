@@ -318,7 +318,12 @@ def test_a_compiled_model_learns_the_weights_of_the_plain_one(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "through"), [*((name, "the model") for name in ("hat", "packnet", "xdg", "er")), ("er", "the wrapper")]
+    ("name", "through"),
+    [
+        *(pytest.param(name, "the model", marks=pytest.mark.slow) for name in ("hat", "xdg")),
+        *((name, "the model") for name in ("packnet", "er")),
+        ("er", "the wrapper"),
+    ],
 )
 def test_a_model_compiled_after_binding_learns_the_weights_of_the_plain_one(name: str, through: str, toy: Any) -> None:
     stream = toy.stream("task")

@@ -110,7 +110,7 @@ class Iterated(Source):
         self.seekable = isinstance(items, list | tuple)
         self.length = len(items) if length is None and isinstance(items, list | tuple) else length
         self._given = 0
-        self._rest: Iterator[Any] | None = None
+        self._rest: Iterator[object] | None = None
 
     def batches(self) -> Iterator[Batch]:
         """The items as batches.
@@ -142,7 +142,7 @@ class Iterated(Source):
             self._rest.close()
 
 
-def _pair(item: Any) -> tuple[Tree, Tensor]:
+def _pair(item: object) -> tuple[Tree, Tensor]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise UsageError(f"a source gave a batch of type {type(item).__name__}. Give pairs (inputs, targets).")
     return item[0], item[1]

@@ -23,7 +23,7 @@ from holdfast.runs.service import Service
 from holdfast.runs.source_report import MEASURES, facts, of_source
 from holdfast.runs.source_report import SHARES as PER_CENT
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
-from holdfast.runs.words import distinct, headline, mean_matrix, number, spread_of
+from holdfast.runs.words import distinct, headline, kept_against, mean_matrix, number, spread_of
 
 if TYPE_CHECKING:
     import pandas
@@ -101,6 +101,8 @@ def _headline(row: Row) -> Table:
         ("forward transfer", "forward_transfer"),
     ):
         table.add_row(label, _percent(row.values.get(name)), _percent(row.values.get("task_aware_" + name)))
+    for name, value in kept_against(row.runs).items():
+        table.add_row(name.replace("_", " "), *(("", number(value)) if row.prefix else (number(value), "")))
     table.add_row("worst class", _percent(row.values.get("worst_class")), "")
     if row.values.get("prequential_accuracy") is not None:
         table.add_row("before training on it", _percent(row.values.get("prequential_accuracy")), "")
@@ -298,8 +300,7 @@ def open(
         folder: of a run; of one of several seeds or of a multirun, which gives a sequence.
 
     Returns:
-        A `Run` with `config`, `log`, `metrics`, `matrix`, `state`, `report()`, `model()` and `predict(inputs)`; or
-        `Runs`, a sequence of them.
+        A `Run` (`config`, `log`, `metrics`, `matrix`, `state`, `report()`, `model()`, ...) or `Runs`, several of them.
 
     Raises:
         DataError: the folder holds no run.

@@ -23,7 +23,8 @@ LEAST = 0.1
 """A start below this counts as this: the loss of a model that knows its first data already is no measure."""
 
 ADVICE = (
-    "Give a smaller learning rate, clip gradients (trainer.clip_norm), or give the method a smaller strength;"
+    "Give a smaller learning rate, clip gradients (trainer.clip_norm), give the method a smaller strength, or, where"
+    " targets are numbers, bring them near 1;"
     " trainer.on_divergence=go_on trains on regardless."
 )
 
