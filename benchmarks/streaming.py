@@ -7,9 +7,9 @@ candidate once, in turn; the figure is the median over rounds of the ratio withi
 speed drifts does not matter. The hand-written loop counts right predictions at every step, as `StreamTrainer.accuracy`
 does; ours records loss and accuracy every 50 steps as well.
 
-Also, against a hand-written counterpart: `ContinualClassifier` one sample at a time; the CSV source beside a bare read
-of the same file (above 1 it is slower); how busy a reservoir keeps the trainer with a producer half as fast, on the wall's
-clock; and with `--items N` the memory of the process over so many rows.
+Also, against a hand-written counterpart: `ContinualClassifier` one sample at a time; the CSV source beside a bare
+read of the same file (above 1 it is slower); how busy a reservoir keeps the trainer with a producer half as fast, on
+the wall's clock; and with `--items N` the memory of the process over so many rows.
 """
 
 from __future__ import annotations
