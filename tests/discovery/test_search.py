@@ -27,8 +27,8 @@ from holdfast.discovery.driver import Driver
 from holdfast.discovery.finals import Clock, final_jobs, run_finals, state_of
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import Protocol, meta_features, tuning_stream
-from holdfast.discovery.study import Book, Entry
-from holdfast.discovery.trial import learned, measures, prefix, reach
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry, learned, measures, prefix, reach
 from holdfast.discovery.worker import Worker
 from holdfast.metrics.log import Log
 from holdfast.metrics.summary import compute

@@ -13,7 +13,8 @@ from holdfast.discovery.finals import LAST, PAGE, SEEDS, Clock, final_jobs, fina
 from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.rungs import highest, promotions
-from holdfast.discovery.study import Book, Entry
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, RayWorkers, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
 from holdfast.runs.folder import locked
@@ -278,7 +279,7 @@ class Driver:
         """Have the final runs done by as many processes as jobs."""
         for first in range(self.jobs):
             self._workers.start({"finals": todo[first :: self.jobs], "until": self.clock.over})
-        while todo:
+        while todo or self._workers.alive:  # which make the pages last
             running = self._workers.alive
             for job in list(todo):
                 ended = state_of(job) in {*ENDED, "failed"}

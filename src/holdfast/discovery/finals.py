@@ -13,8 +13,8 @@ from holdfast.config.check import validated
 from holdfast.discovery.findings import duration
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
-from holdfast.discovery.study import Book, Entry
-from holdfast.discovery.trial import finish
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry, finish
 from holdfast.runs.folder import read_info
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Result, is_run
@@ -199,7 +199,9 @@ def run_finals(
     took: list[float] = []
     for group in () if until is not None else _stacks(jobs):
         works = [partial(finish, Path(job["folder"]), job["config"], job["command"]) for job in group]
-        together(works, validated(group[0]["config"]))
+        for member in together(works, group[0]["config"]):
+            if member.error is not None:  # it was interrupted: what else can go wrong is in the run's folder
+                raise member.error
         for job in group:
             tell(job)
     for job in jobs:

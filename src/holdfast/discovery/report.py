@@ -16,7 +16,8 @@ from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
 from holdfast.discovery.rungs import ordered, ranks
-from holdfast.discovery.study import Book, Entry
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry
 from holdfast.metrics.log import read_json, replace_file, write_json
 from holdfast.metrics.statistics import Paired, Spread, named
 from holdfast.metrics.table import METRICS
@@ -24,7 +25,7 @@ from holdfast.runs.drawing import ACCENT, GRID, INK, MUTED, SMALL, fitted, legen
 from holdfast.runs.figures import Plot
 from holdfast.runs.plots import so_far
 from holdfast.runs.report import page
-from holdfast.runs.sweep_report import pairs
+from holdfast.runs.sweep_report import Setting, pairs
 from holdfast.runs.words import mean_matrix, number, percent, points
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def verdict(
     return " ".join([*lines, *told])
 
 
-def _compared(first: Final, other: Final, result: Paired, ahead: bool, measure: str, down: bool) -> str:
+def _compared(first: Setting, other: Setting, result: Paired, ahead: bool, measure: str, down: bool) -> str:
     difference = result.difference if ahead else -result.difference
     good = difference < 0 if down else difference > 0
     share = METRICS[measure].direction == "up"

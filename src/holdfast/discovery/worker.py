@@ -230,7 +230,7 @@ class RayWorkers:
     def start(self, content: Mapping[str, Any]) -> None:
         """Start one; `content` as for `Workers`."""
         if not self._ray.is_initialized():
-            self._ray.init(log_to_driver=False)
+            self._ray.init(log_to_driver=False, include_dashboard=False)
             self._started = True
         name = f"ray{secrets.token_hex(4)}"
         task = self._ray.remote(num_cpus=1, max_retries=0)(attend)
