@@ -85,8 +85,11 @@ def outcome(row: str, measures: dict[str, list[float]]) -> tuple[str, bool]:
 
 
 def write(page: Path, line: str) -> None:
-    """Put a line into the table of a page, in the place of an older one of the same machine."""
+    """Put a line into the table of a page, in the place of an older one of the same machine; the table is made once."""
     text = page.read_text(encoding="utf-8")
+    if BEGIN not in text:
+        head = "| machine | what | seconds | version |\n| --- | --- | --- | --- |"
+        text = f"{text.rstrip()}\n\n## From nothing to table A\n\n{BEGIN}\n{head}\n{END}\n"
     before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
     kept = [one for one in table.strip().splitlines() if one.split("|")[1:2] != line.split("|")[1:2]]
@@ -102,8 +105,8 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="a page with the table, for instance README.md")
     parser.add_argument("--change", nargs="*", default=[], help="changes of every row, as on the command line")
     arguments = parser.parse_args()
-    if arguments.write is not None and BEGIN not in arguments.write.read_text(encoding="utf-8"):
-        parser.error(f"{arguments.write} has no line {BEGIN}, below which the table stands.")
+    if arguments.write is not None and not arguments.write.is_file():
+        parser.error(f"there is no page {arguments.write} to write the line into.")
     chosen, seeds, changes = arguments.row or rows(), arguments.seeds, list(arguments.change)
     if arguments.quick:
         chosen, seeds = [f"{TABLE}/finetune", f"{TABLE}/er/500"], 2

@@ -121,7 +121,8 @@ def page(kept: dict[str, Any]) -> str:
         seeds and orders of classes on test data. A protocol chooses one of them: `validation` by validation data of
         all experiences, `first-k` by those of the first {about["k"]}, `transfer` by those of the other data set. Its
         gap is the mean test accuracy of the best setting in hindsight less that of the one it chooses. The best in
-        hindsight is chosen and measured on the same runs, so that the gaps are, if anything, too large."""
+        hindsight is chosen and measured on the same runs, so that the gaps are, if anything, too large. A setting
+        that diverges with validation data counts as 0 %; a run on test data that diverges, with what it had reached."""
     command = (
         f"python benchmarks/protocol_gap.py --methods {about['methods']} --data {about['data']} --settings "
         f'{about["settings"]} --seeds {about["seeds"]} --k {about["k"]} --words "{about["words"]}" --json FILE'

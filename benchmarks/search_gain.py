@@ -276,7 +276,30 @@ def page(kept: dict[str, Any]) -> str:
     images = """
         Images are learned as features of one layer that was learned without labels from the training images (k-means
         of patches, Coates et al. 2011), since no pretrained weights come with this repository."""
-    lines = ["# What a search finds beside tuned methods", "", filled(text), "", filled(images), ""]
+    pilot = """
+        Why `validation`: a pilot on Tennessee Eastman under the default protocol `first-k` (three of 11 experiences, 40
+        trials, fresh seeds 1000 and 1001) chose BiC, which came to 34.0 % on test data, 12.8 points below another of
+        its finalists. What ranks well after three experiences of this stream does not after eleven; [what it costs not
+        to look at the test data](protocol_gap.md) shows the same for single methods. The protocol was changed for all
+        contenders alike; no composition and no setting was chosen by test data. The rule that leaders are trained with
+        three seeds was added after the first choice on Tennessee Eastman, DER++ with its defaults, diverged in two of
+        its five final runs; the search then went on with the trials it had, and so did the others."""
+    short = """
+        Where it falls short: half of the trials go to published methods with their default numbers, and what is good
+        only when tuned is left behind. On Tennessee Eastman DER++ at its defaults diverges with one of three seeds,
+        and tuned it is the best here."""
+    lines = [
+        "# What a search finds beside tuned methods",
+        "",
+        filled(text),
+        "",
+        filled(images),
+        "",
+        filled(pilot),
+        "",
+        filled(short),
+        "",
+    ]
     for name, one in kept.items():
         about = one["about"]
         absent = [key for key in (*TUNED, *(f"random search {n}" for n in (1, 2, 3))) if key not in one["found"]]

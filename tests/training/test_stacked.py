@@ -25,7 +25,7 @@ from holdfast.runs.sweep import sweep
 from holdfast.testing import toys
 from holdfast.testing.capture import APART, gap
 from holdfast.training import Trainer, fit_stacked
-from holdfast.training.stacked import Member
+from holdfast.training.stacked import Member, Stack
 
 Run = tuple[Trainer, nn.Module, Stream]
 
@@ -113,6 +113,15 @@ def test_what_is_around_a_step_is_that_of_each_run(more: dict[str, Any]) -> None
     assert stacked(both(METHODS["er"], **more)) > 5
 
 
+def test_evaluation_is_stacked_too() -> None:
+    together = runs(METHODS["er"], evaluate="test", epochs=1)
+    works = [lambda t=t, n=n, s=s: t.fit(n, s) for t, n, s in together]
+    stack = Stack(works, torch.device("cpu"))
+    assert [one.error for one in stack.run()] == [None, None]
+    batches = sum(event["event"] == "evaluate" for event in together[0][0].events)
+    assert stack.answers.count == batches > 9
+
+
 class Odd(Operation):
     """Halves the gradient at some steps, which differ from run to run."""
 
@@ -150,6 +159,15 @@ def test_a_run_goes_on_alone_from_a_state_that_it_saved_among_others() -> None:
     states = [state for step, state in keep.states.items() if step == 9]
     again.fit(twin, stream, resume=states[0])
     assert far(net, twin) == {} or far(together[1][1], twin) == {}
+
+
+def test_torchs_checks_are_those_of_each_run() -> None:
+    together = runs(METHODS["finetune"], samples=(13, 5), deterministic=True, epochs=1)
+    seen: list[bool] = []
+    together[0][0].record = lambda event: seen.append(torch.are_deterministic_algorithms_enabled())
+    fit_stacked(*zip(*together))
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_as_many_models_as_trainers_are_asked_for() -> None:

@@ -24,7 +24,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "er": lambda: methods.er(capacity=200, size=16),
     "der_plus_plus": lambda: methods.der_plus_plus(capacity=200, size=16),
     "ewc": lambda: methods.ewc(strength=1e4),
-    "agem": lambda: methods.agem(capacity=200, size=32),
+    "agem": lambda: methods.agem(capacity=200, size=64),
     "lwf": lambda: methods.lwf(),
 }
 
@@ -155,7 +155,7 @@ def test_in_lightning_each_method_keeps_old_knowledge_of_a_model_of_transformers
         for task in (0, 1):
             loader = torch.utils.data.DataLoader(texts(task), batch_size=16, collate_fn=padded)  # type: ignore[arg-type]
             lightning.Trainer(
-                accelerator="cpu", max_epochs=10, enable_model_summary=False, callbacks=[callback], **quiet
+                accelerator="cpu", max_epochs=6, enable_model_summary=False, callbacks=[callback], **quiet
             ).fit(module, loader)
         module.eval()
         return float(module.net(**padded(texts(0))).loss.detach())

@@ -66,9 +66,9 @@ class Boundary(ABC):
             ConfigError: for an attribute that is neither an argument of the constructor nor in `keeps`: a run that is
                 resumed would go on without it.
         """
-        known = {*inspect.signature(type(self).__init__).parameters, *self.keeps, "window"}
+        described = {*inspect.signature(type(self).__init__).parameters, *self.keeps, "window"}
         for name in vars(self):
-            if name not in known:
+            if name not in described:
                 raise ConfigError(
                     f"the boundary {type(self).__name__} has an attribute {name!r} that a checkpoint would lose. Write"
                     f" keeps = ({name!r},) in its class, or give it state() and load() of its own."

@@ -219,9 +219,11 @@ def padding_of(
         return asked
     if value.is_floating_point() or value.dtype.itemsize < 4:
         return None
-    known = {getattr(part, "padding_idx", None) for part in model.modules() if isinstance(part, nn.Embedding)} - {None}
-    known = known or {getattr(getattr(model, "config", None), "pad_token_id", None)} - {None}
-    return known.pop() if len(known) == 1 else None
+    indices = {getattr(part, "padding_idx", None) for part in model.modules() if isinstance(part, nn.Embedding)} - {
+        None
+    }
+    indices = indices or {getattr(getattr(model, "config", None), "pad_token_id", None)} - {None}
+    return indices.pop() if len(indices) == 1 else None
 
 
 def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:

@@ -117,7 +117,7 @@ class Engine:
         Raises:
             UsageError: if an operation replaced the data that did not declare it.
         """
-        given = experience
+        whole = experience
         targets = self.targets
         if targets.classes and len(experience.train) and (targets.single or not experience.classes):
             targets.check(experience.train.targets)
@@ -134,7 +134,7 @@ class Engine:
                 if len(data) and not data.targets.is_floating_point():
                     classes = labels_in(data.targets, self.services.criterion)
                 experience = dataclasses.replace(experience, train=data, classes=classes)
-        replaced = experience is not given
+        replaced = experience is not whole
         self.learner.enter(experience, experience.tasks() if replaced else None)
         return experience, replaced
 
@@ -273,10 +273,10 @@ class Engine:
         services = self.services
         roots, factors = [step.loss], [1.0]
         for name, loss in self._named_losses:
-            found = loss(step, services)
-            if found is None:
+            answer = loss(step, services)
+            if answer is None:
                 continue
-            term, factor = found if isinstance(found, tuple) else (found, 1.0)
+            term, factor = answer if isinstance(answer, tuple) else (answer, 1.0)
             if term.dim():
                 raise UsageError(f"operation {name!r} returned a loss of shape {tuple(term.shape)}. Return a scalar.")
             services.log(name, term, factor)

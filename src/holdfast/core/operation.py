@@ -218,9 +218,9 @@ class Operation(nn.Module):
     def load(self, values: Saved) -> None:
         """Restore what `save` returned."""
         for key in self.state:
-            held = getattr(self, key)
-            if isinstance(held, Stateful) and values[key] is not None:
-                held.load(values[key])
+            current = getattr(self, key)
+            if isinstance(current, Stateful) and values[key] is not None:
+                current.load(values[key])
             else:
                 setattr(self, key, _apply_to(values[key], Tensor.clone))  # the state stays its owner's
         if "parameters" in values:

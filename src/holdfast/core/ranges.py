@@ -168,9 +168,9 @@ class Rule:
 
 def rule(annotation: object) -> Rule:
     """The rule that an annotation stands for."""
-    found = Rule()
-    _add(found, annotation)
-    return found
+    made = Rule()
+    _add(made, annotation)
+    return made
 
 
 def _add(found: Rule, hint: object) -> None:
@@ -326,8 +326,8 @@ def check_fields(made: object, owner: str) -> None:
         ConfigError: for a value, or a default, outside of its range.
     """
     kind: Any = type(made)
-    found = _field_rules(kind, owner)
-    check(owner, found, ((name, getattr(made, name)) for name in found))
+    fields = _field_rules(kind, owner)
+    check(owner, fields, ((name, getattr(made, name)) for name in fields))
 
 
 @functools.cache

@@ -335,11 +335,11 @@ def differences(one: Tape, other: Tape, fed: Iterable[int]) -> list[str]:
             return [f"a number changes from step to step outside of a decision ({a.where})"]
     if len(one.nodes) != len(other.nodes):
         return [f"a step makes {len(one.nodes)} calls, and the next {len(other.nodes)}"]
-    given = set(fed)
+    present = set(fed)
     written = {other.groups[number] for node in other.nodes for number in node.writes}
     for number, tensor in one.external.items():
         match = other.external.get(number)
-        if number in given or (match is not None and alias_of(tensor) == alias_of(match)):
+        if number in present or (match is not None and alias_of(tensor) == alias_of(match)):
             continue
         where = next((node.where for node in one.nodes if number in refs(node)), "its end")
         if match is None or other.groups[number] in written:

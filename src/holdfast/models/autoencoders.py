@@ -245,15 +245,15 @@ class ConvAutoencoder(Autoencoder):
         """Codes, and where the maxima of each level were."""
         maps, places = self._at(inputs, 0), []
         pool: Any = F.max_pool2d if len(self.sizes[0]) == 2 else F.max_pool3d
-        for level in self.encoder["levels"]:  # type: ignore[union-attr]
+        for level in self.encoder["levels"]:  # type: ignore[index]
             maps, where = pool(level(maps), 2, return_indices=True)
             places.append(where)
-        return self.encoder["dense"](maps), places  # type: ignore[operator]
+        return self.encoder["dense"](maps), places  # type: ignore[index]
 
     def _up(self, codes: Tensor, places: Sequence[Tensor]) -> Tensor:
-        maps = self.decoder["dense"](self._at(codes, 1))  # type: ignore[operator]
+        maps = self.decoder["dense"](self._at(codes, 1))  # type: ignore[index]
         mode = "bilinear" if len(self.sizes[0]) == 2 else "trilinear"
-        for number, level in enumerate(self.decoder["levels"]):  # type: ignore[arg-type]
+        for number, level in enumerate(self.decoder["levels"]):  # type: ignore[index]
             size = self.sizes[-2 - number]
             if places:
                 maps = unpooled(maps, self._at(places[-1 - number], 1), size)

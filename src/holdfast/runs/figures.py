@@ -94,38 +94,38 @@ def draw(
     Returns:
         The plots in the order of the page.
     """
-    found = [] if table is None else _accuracy_plots(runs, names, prefix, table)
+    plots = [] if table is None else _accuracy_plots(runs, names, prefix, table)
     tables = {name: mean_matrix(others, prefix + "accuracy_matrix") for name, others in references.items()}
     if table is not None and tables and len(names) > 1:
         caption = "Mean accuracy on what was learned so far, beside the references (joint training only has an end)."
         figure = so_far({"this method": table, **tables}, names)
-        found.insert(1, Plot("references_over_time", figure, "Beside the references", caption))
-    found += training_plots(runs)
-    found += _class_plots(runs, names)
+        plots.insert(1, Plot("references_over_time", figure, "Beside the references", caption))
+    plots += training_plots(runs)
+    plots += _class_plots(runs, names)
     of = f" of the first seed ({runs[0].seed})" if len(runs) > 1 else ""
-    found += _more_plots(runs[0], names, of)
+    plots += _more_plots(runs[0], names, of)
     if table is None:
         losses = mean_matrix(runs, "loss_matrix")
         if np.isfinite(losses).any():
             caption = "The loss on each experience (columns) after learning each (rows), the lower the lighter."
-            found.insert(0, Plot("loss_matrix", loss_map(losses, names), "Loss matrix", caption, len(names)))
+            plots.insert(0, Plot("loss_matrix", loss_map(losses, names), "Loss matrix", caption, len(names)))
     if classes:
-        found.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
-    return found
+        plots.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
+    return plots
 
 
 def training_plots(runs: Sequence[Result]) -> list[Plot]:
     """The terms of the loss, and the learning rate where it moves."""
-    found = []
+    plots = []
     lines = curves(runs[0].log)
     of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
     if any(np.isfinite(np.asarray(values, dtype=float)).any() for values in lines["terms"].values()):
         caption = f"What each operation added to the training loss{of}; upright lines part the experiences."
-        found.append(Plot("loss_terms", loss_terms(lines), "Loss terms", caption))
+        plots.append(Plot("loss_terms", loss_terms(lines), "Loss terms", caption))
     if len({rate for rate in lines["lr"] if rate is not None}) > 1:
         caption = f"The rate of the steps before each point{of}; upright lines part the experiences."
-        found.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
-    return found
+        plots.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
+    return plots
 
 
 def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
@@ -244,7 +244,7 @@ def _class_name(run: Result, label: int) -> str:
 
 def _accuracy_plots(runs: Sequence[Result], names: list[str], prefix: str, table: np.ndarray) -> list[Plot]:
     told = "told" if prefix else "not told"
-    found = [
+    plots = [
         Plot(
             "accuracy_matrix",
             heat_map(table, names),
@@ -269,5 +269,5 @@ def _accuracy_plots(runs: Sequence[Result], names: list[str], prefix: str, table
         choice = "the classes of the sample's own experience only" if other else "all classes"
         title = f"Accuracy matrix, {name.replace('_', '-')}"
         caption = f"The same model, choosing among {choice}."
-        found.append(Plot(f"accuracy_matrix_{name}", heat_map(twin, names), title, caption, len(names)))
-    return found
+        plots.append(Plot(f"accuracy_matrix_{name}", heat_map(twin, names), title, caption, len(names)))
+    return plots

@@ -154,10 +154,10 @@ def read_inputs(
 
 
 def _key(names: Sequence[str], path: Path) -> str:
-    known = [name for name in (*GUESSES["inputs"], "arr_0") if name in names]
-    if not known and len(names) != 1:
+    named = [name for name in (*GUESSES["inputs"], "arr_0") if name in names]
+    if not named and len(names) != 1:
         raise DataError(f"{path} holds {', '.join(names)}. Call the inputs `inputs`.")
-    return known[0] if known else names[0]
+    return named[0] if named else names[0]
 
 
 def _fitting(array: np.ndarray, path: Path, restored: Restored) -> Tensor:

@@ -258,9 +258,9 @@ class Loggers:
             if not isinstance(spec, Mapping):
                 self._sinks.append(spec)
                 continue
-            place = Path(spec["folder"]) if spec["folder"] else folder / str(spec["name"])
-            place.mkdir(parents=True, exist_ok=True)
-            self._sinks.append(SINKS[spec["name"]](place, about, spec))
+            target = Path(spec["folder"]) if spec["folder"] else folder / str(spec["name"])
+            target.mkdir(parents=True, exist_ok=True)
+            self._sinks.append(SINKS[spec["name"]](target, about, spec))
         self._step, self._folder = 0, folder
 
     def event(self, event: Mapping[str, Any]) -> None:
@@ -281,9 +281,9 @@ class Loggers:
 
     def _measures(self) -> dict[str, float]:
         """Average accuracy, forgetting and the like after an experience, from the log as far as it goes."""
-        found = compute(Log.read(self._folder)) if (self._folder / LOG_NAME).is_file() else {}
-        names = [name for name in SHOWN if found.get(name) is not None]
-        return {f"continual/{name}": float(found[name]) for name in names}
+        measures = compute(Log.read(self._folder)) if (self._folder / LOG_NAME).is_file() else {}
+        names = [name for name in SHOWN if measures.get(name) is not None]
+        return {f"continual/{name}": float(measures[name]) for name in names}
 
     def close(self) -> None:
         """Finish all."""
@@ -317,15 +317,15 @@ def numbers(event: Mapping[str, Any]) -> dict[str, float | None]:
     """
     kind = event["event"]
     if kind == "train":
-        found = {f"train/{key}": event.get(key) for key in ("loss", "accuracy", "lr")}
-        return {**found, **{f"train/terms/{name}": value for name, value in (event.get("terms") or {}).items()}}
+        values = {f"train/{key}": event.get(key) for key in ("loss", "accuracy", "lr")}
+        return {**values, **{f"train/terms/{name}": value for name, value in (event.get("terms") or {}).items()}}
     if kind == "evaluate":
         name = f"{event['split']}/experience_{event['experience']}"
-        found = {f"{name}/loss": event.get("loss")}
+        values = {f"{name}/loss": event.get("loss")}
         for key, label in (("correct", "accuracy"), ("correct_task", "task_aware_accuracy")):
             if event.get(key) is not None:
-                found[f"{name}/{label}"] = event[key] / event["samples"]
-        return found
+                values[f"{name}/{label}"] = event[key] / event["samples"]
+        return values
     if kind == "experience":
         return {f"experience/{key}": event.get(key) for key in ("seconds", "parameters", "memory_bytes")}
     return {}

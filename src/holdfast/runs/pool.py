@@ -266,11 +266,11 @@ class RayPool:
         """Take down what became of a task; its machine may be gone."""
         job = self._running.pop(place)
         try:
-            found = self._ray.get(place)
+            answer = self._ray.get(place)
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), "")
-            found = {"state": "failed", "error": f"{type(error).__name__}: {reason}", "seconds": 0.0}
-        job.state, job.error, job.seconds = found["state"], found["error"], found["seconds"]
+            answer = {"state": "failed", "error": f"{type(error).__name__}: {reason}", "seconds": 0.0}
+        job.state, job.error, job.seconds = answer["state"], answer["error"], answer["seconds"]
         if job.state == "failed" and job.tries < TRIES:
             self.waiting.append(job)
         else:
@@ -295,8 +295,8 @@ def available_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = [line for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0].split()[1]) * 1024 if found else None
+    available = [line for line in lines if line.startswith("MemAvailable:")]
+    return int(available[0].split()[1]) * 1024 if available else None
 
 
 def resident(process: subprocess.Popen[str] | None) -> int:

@@ -73,10 +73,10 @@ def evaluate_untrained(job: Job, stream: Stream, journal: Journal, trainer: Make
         engine.end(entered)
     for experience in stream:
         if experience.test is not None and len(experience.test):
-            found = evaluate(engine, experience.test, experience.classes, experience.task, made.eval_batch_size)
+            counts = evaluate(engine, experience.test, experience.classes, experience.task, made.eval_batch_size)
             after = len(stream) - 1
             event = {"event": "evaluate", "after": after, "experience": experience.index, "split": "test"}
-            journal.write({**event, **found})
+            journal.write({**event, **counts})
 
 
 def named_methods(references: Sequence[str | Method]) -> dict[str, Method]:

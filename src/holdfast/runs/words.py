@@ -47,9 +47,9 @@ def mean_matrix(runs: Sequence[Result], key: str) -> np.ndarray:
     size = max((len(table) for table in tables), default=0)
     total, count = np.zeros((size, size)), np.zeros((size, size))
     for table in tables:
-        known = np.isfinite(table)
-        total[: len(table), : len(table)] += np.where(known, table, 0.0)
-        count[: len(table), : len(table)] += known
+        finite = np.isfinite(table)
+        total[: len(table), : len(table)] += np.where(finite, table, 0.0)
+        count[: len(table), : len(table)] += finite
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

@@ -29,9 +29,9 @@ def main() -> None:
     torch.set_num_threads(1)
     while (line := jobs.get()) is not None:
         busy.set()
-        found = answer(json.loads(line))
+        result = answer(json.loads(line))
         busy.clear()
-        answers.write(json.dumps(found) + "\n")
+        answers.write(json.dumps(result) + "\n")
         answers.flush()
 
 

@@ -15,7 +15,7 @@ from holdfast.core.engine import Engine
 from holdfast.core.experience import Batch
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Tape
-from holdfast.core.tree import tree_map
+from holdfast.core.tree import Tree, tree_map
 from holdfast.training.decisions import Decisions, Rates
 from holdfast.training.programs import runner
 from holdfast.training.recordings import Recordings
@@ -157,6 +157,10 @@ class Captured:
             reasons=self.reasons or self.recordings.problems,
             **self.more(),
         )
+
+    def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
+        """Outputs in evaluation."""
+        return self.session.engine.predict(inputs, task)
 
     def more(self) -> dict[str, Any]:
         """What else the log says of the steps of an experience."""

@@ -99,9 +99,9 @@ def check_optimizer(optimizer: object, learner: Learner) -> None:
         raise ConfigError(
             f"`Continual` got {optimizer!r} as its optimizer. Give a torch.optim.Optimizer of this model."
         )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = learner.parameters()
-    if parameters and not any(id(p) in held for p in parameters):
+    if parameters and not any(id(p) in optimised for p in parameters):
         raise ConfigError(
             "the optimizer holds none of the model's parameters. Make it from this model:"
             " torch.optim.SGD(model.parameters(), ...)."

@@ -242,9 +242,9 @@ class CallbackLogic:
         return children[0] if len(children) == 1 and not own else module
 
     def _optimizer(self, trainer: Any, network: nn.Module) -> torch.optim.Optimizer:
-        held = {id(p) for p in network.parameters()}
+        within = {id(p) for p in network.parameters()}
         found = [
-            o for o in trainer.optimizers if any(id(p) in held for group in o.param_groups for p in group["params"])
+            o for o in trainer.optimizers if any(id(p) in within for group in o.param_groups for p in group["params"])
         ]
         if len(found) != 1:
             raise ConfigError(

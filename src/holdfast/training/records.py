@@ -154,9 +154,9 @@ class Records:
         if stream is not None:
             sizes = [len(one.train) for one in stream]
             whole = (sum(sizes[: position.experience]) + share * sizes[position.experience]) / max(1, sum(sizes))
-        known = self.latest.get("loss"), self.latest.get("accuracy")
+        latest = self.latest.get("loss"), self.latest.get("accuracy")
         count = None if stream is None else len(stream)
-        return State(position.step, total, whole, position.experience + 1, count, *known)
+        return State(position.step, total, whole, position.experience + 1, count, *latest)
 
     def accuracy(self, after: int, task_aware: bool) -> float | None:
         """The mean accuracy on the test data of what was learned up to experience `after`; None without any."""

@@ -103,8 +103,8 @@ class Position:
     @classmethod
     def load(cls, state: Mapping[str, Any]) -> Position:
         """The position that `state` returned."""
-        known = {one.name for one in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in state.items() if name in known})
+        names = {one.name for one in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in state.items() if name in names})
 
     def enter(self, experience: int) -> None:
         """Stand before the first step of an experience."""

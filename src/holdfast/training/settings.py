@@ -97,10 +97,10 @@ class ExperienceSettings:
         Raises:
             ConfigError: for a name that is no setting of an experience.
         """
-        known = [field.name for field in dataclasses.fields(ExperienceSettings)]
+        names = [field.name for field in dataclasses.fields(ExperienceSettings)]
         for name in changes:
-            if name not in known:
-                raise ConfigError(unknown("setting of an experience", name, known))
+            if name not in names:
+                raise ConfigError(unknown("setting of an experience", name, names))
         new = dict(changes)
         augment = new.pop("augment", self.augment)
         for name in augment or ():

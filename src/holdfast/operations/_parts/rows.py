@@ -176,8 +176,8 @@ def class_dim(criterion: Callable[..., Tensor], outputs: Tensor, targets: Tensor
     if second and last:
         with torch.no_grad():
             losses = [F.cross_entropy(outputs.movedim(dim, 1), targets) for dim in (1, -1)]
-            own = criterion(outputs, targets)
-        return 1 if bool((losses[0] - own).abs() <= (losses[1] - own).abs()) else -1
+            loss = criterion(outputs, targets)
+        return 1 if bool((losses[0] - loss).abs() <= (losses[1] - loss).abs()) else -1
     return 1 if second else -1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,8 +203,8 @@ def fields(
             scaling = first.mean(axes, keepdims=True, dtype=np.float64), np.where(spread > 0, spread, 1.0)
         blocks = []
         for corner in np.ndindex(*(side // size for side, size in zip(shape[1:], block))):
-            where = tuple(slice(at * size, (at + 1) * size) for at, size in zip(corner, block))
-            values = (array[(chosen, *where)] - scaling[0]) / scaling[1]
+            where: Any = (chosen, *(slice(at * size, (at + 1) * size) for at, size in zip(corner, block)))
+            values = (array[where] - scaling[0]) / scaling[1]
             blocks.append(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)))
         order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed + number)).tolist()
         held = set(order[: max(1, round(test_fraction * len(blocks)))])
