@@ -221,5 +221,5 @@ def test_a_configuration_is_an_object(config):
 
 def test_a_data_set_of_torchvision_is_told_how_to_be_written():
     pytest.importorskip("torchvision")
-    with pytest.raises(ConfigError, match='Write {"name": "torchvision", "which": "CIFAR10"}'):
+    with pytest.raises(ConfigError, match=r'Write \{"name": "torchvision", "which": "CIFAR10"\}'):
         resolve({"stream": {"dataset": "cifar-10"}})
