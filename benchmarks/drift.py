@@ -199,8 +199,10 @@ def page(results: Path, path: Path) -> None:
     found = json.loads(results.read_text())
     streams = [name for name in STREAMS if name in found["streams"]]
     lines = ["| | " + " | ".join(streams) + " | CPU seconds, all |", "| --- |" + " ---: |" * (len(streams) + 1)]
+    every = [found["streams"][stream][name]["accuracy"] for stream in streams for name in CANDIDATES]
+    seeds = sorted(set.intersection(*(set(one) for one in every)), key=int)
     shares = {
-        (stream, name): spread(found["streams"][stream][name]["accuracy"].values())
+        (stream, name): spread(found["streams"][stream][name]["accuracy"][seed] for seed in seeds)
         for stream in streams
         for name in CANDIDATES
     }
@@ -213,17 +215,16 @@ def page(results: Path, path: Path) -> None:
             best = one.mean == max(shares[stream, other].mean for other in CANDIDATES if other != "last label")  # type: ignore[union-attr]
             text = f"{100 * one.mean:.1f}{half}"
             cells.append(f"**{text}**" if best else text)
-            taken = found["streams"][stream][name]["seconds"].values()
-            seconds += sum(taken) / len(taken)
+            taken = found["streams"][stream][name]["seconds"]
+            seconds += sum(taken[seed] for seed in seeds) / len(seeds)
         lines.append(f"| {words} | " + " | ".join(cells) + f" | {seconds:.0f} |")
     lengths = ", ".join(f"{name} {found['streams'][name]['rows']:,}" for name in streams)
-    seeds = len(found["streams"][streams[0]]["er"]["accuracy"])
     rates = ", ".join(
         f"{name} {'/'.join(str(found['streams'][stream][name]['lr']) for stream in streams)}" for name in NETWORKS
     )
     told = (
-        f"Rows predicted right before they were learned, in per cent: mean ± 95 % t interval over {seeds} seeds; bold"
-        f" is the best model of a column. Rows: {lengths}. Learning rates, stream by stream: {rates}."
+        f"Rows predicted right before they were learned, in per cent: mean ± 95 % t interval over {len(seeds)} seeds;"
+        f" bold is the best model of a column. Rows: {lengths}. Learning rates, stream by stream: {rates}."
     )
     text = path.read_text()
     block = "\n".join(["<!-- drift: generated -->", told, "", *lines, "<!-- drift: end -->"])

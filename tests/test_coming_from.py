@@ -86,7 +86,14 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     events = trainer.fit(model, parts["stream"], out=folder / "runs" / "x")
     batches = [(torch.randn(8, 20), torch.randint(0, 2, (8,))) for _ in range(2)]
     data = dict.fromkeys(("train_1", "train_2", "test_1", "test_2", "loader"), batches)
-    ours = {"Method": Method, "Operation": Operation, "Trainer": Trainer, "Every": Every, "Remember": Remember}
+    ours: dict[str, Any] = {
+        "Continual": Continual,
+        "Method": Method,
+        "Operation": Operation,
+        "Trainer": Trainer,
+        "Every": Every,
+        "Remember": Remember,
+    }
     ours |= {"holdfast": holdfast, "streams": streams, "models": models, "methods": methods, "metrics": metrics}
     ours |= {
         "Distillation": Distillation,
@@ -105,9 +112,10 @@ def fresh(page: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(names["folder"])
     model = models.mlp(input_shape=(20,), classes=4, hidden=[8], seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    cl = Continual(model, methods.er(), optimizer)
+    mine = models.mlp(input_shape=(20,), classes=4, hidden=[8], seed=0)
+    cl = Continual(mine, methods.er(), torch.optim.SGD(mine.parameters(), lr=0.1))
     cl.learner.memory.add({"inputs": torch.randn(20, 20), "targets": torch.zeros(20, dtype=torch.int64)})
-    outputs = model(names["x"])
+    outputs = mine(names["x"])
     loss = nn.functional.cross_entropy(outputs, names["y"])
     new = {"model": model, "optimizer": optimizer, "cl": cl, "loss": loss, "outputs": outputs, "targets": names["y"]}
     if page == "lightning":
@@ -115,7 +123,7 @@ def fresh(page: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp
         from holdfast.lightning import ContinualCallback, StreamDataModule
 
         new |= {"ContinualCallback": ContinualCallback, "StreamDataModule": StreamDataModule, "callback": cl}
-        cl.bound = cl  # what the callback has once it is in use
+        cl.bound, cl.task = cl, 0  # what the callback has once it is in use
     if page == "transformers":
         transformers = pytest.importorskip("transformers")
         pytest.importorskip("accelerate")
@@ -132,7 +140,9 @@ def fresh(page: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp
     return {**names, **new}
 
 
-PROSE = re.compile(r"^\w+$|^[\w.]+=|^\w+(_\w+)*\.(pt|md)$|^--|^\"|^for |^\(|^epochs \*|^remembers ")
+PROSE = re.compile(
+    r"^\w+$|^[\w.]+=|^\w+(_\w+)*\.(pt|md)$|^--|^\"|^for |^\(|^epochs \*|^remembers |^loss\(step, learner\)$"
+)
 """What stands in backquotes and is a word or an argument by itself."""
 
 

@@ -182,6 +182,7 @@ def test_a_process_that_is_killed_can_be_resumed_and_one_that_is_told_to_stop_sa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_at_ten_random_moments_a_run_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
     import random
     import threading

@@ -112,7 +112,6 @@ def test_with_a_producer_half_as_fast_a_reservoir_keeps_the_trainer_at_work_on_e
     with Queued(source, "reservoir", capacity=64, batch_size=2, timeout=20) as queue:
         for _ in range(5):  # what is there when the training begins
             source.gate.release()
-        until(queue, 10)
         given = 5
         for batch in queue.batches():
             steps += 1

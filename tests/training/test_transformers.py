@@ -122,7 +122,7 @@ FORGETS: dict[str, float] = {}
 # What the methods are worth --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["classes", "words"])
+@pytest.mark.parametrize("kind", ["classes", pytest.param("words", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
 def test_in_the_trainer_of_transformers_each_method_keeps_old_knowledge(name: str, kind: str, tmp_path: Path) -> None:
     if kind not in FORGETS:
@@ -273,6 +273,7 @@ class OwnLoss(ContinualTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
+@pytest.mark.slow
 def test_a_trainer_with_a_loss_of_its_own_and_a_mixin_are_as_good(tmp_path: Path) -> None:
     class Mixed(ContinualMixin, transformers.Trainer):
         pass
@@ -313,6 +314,7 @@ def test_a_method_that_answers_otherwise_does_so_in_evaluations(tmp_path: Path) 
     assert not torch.allclose(expected, raw, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_method_with_its_own_loss_and_a_boundary_within_one_training_work(tmp_path: Path) -> None:
     trainer = trained(methods.labels_trick(), tmp_path, num_train_epochs=2, gradient_accumulation_steps=2)
     assert trainer.continual.bound.learner.members == [(0, 1), (2, 3)]

@@ -169,7 +169,7 @@ class EstimatorLogic:
                 optimizer.step()
         cl.end()
         cl.model.eval()
-        self._switched = None  # a boundary may have brought modules and parameters along
+        self._switched: nn.Module | None = None  # a boundary may have brought modules and parameters along
         join_groups(optimizer)
         self._check_finite()
 

@@ -59,7 +59,7 @@ class Outline(Stream):
     def from_plain(cls, values: dict[str, Any]) -> Outline:
         """The outline that plain values describe."""
         shape, names = tuple(values["input_shape"]), tuple(values.get("class_names") or ())
-        about = (values["name"], names, {}, values.get("table"))
+        about = (values["name"], names, dict[str, Any](), values.get("table"))
         return cls([], shape, values["classes"], "", None, *about, width=values["outputs"])
 
 

@@ -136,7 +136,7 @@ class Tasked(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Tasked:
         """A copy that nobody watches: what this fit put on the module stays behind."""
         inside = vars(self.module)
-        put = {name: inside.pop(name) for name in ("forward", "backward") if name in inside}
+        put: dict[str, Any] = {name: inside.pop(name) for name in ("forward", "backward") if name in inside}
         try:
             copied = Tasked(copy.deepcopy(self.module, memo))
         finally:

@@ -208,6 +208,6 @@ def _check_started(devices: int, num_nodes: int) -> None:
     if started != devices * num_nodes or local_rank >= devices:
         raise ConfigError(
             f"devices={devices} and num_nodes={num_nodes} make {devices * num_nodes} processes, and this one has"
-            f" LOCAL_RANK={local_rank} of WORLD_SIZE={started}. Give devices the number of processes on each machine, and"
-            " num_nodes that of machines."
+            f" LOCAL_RANK={local_rank} of WORLD_SIZE={started}. Give devices the number of processes on each machine,"
+            " and num_nodes that of machines."
         )

@@ -145,7 +145,7 @@ class Attached:
         if cl.optimizer is not optimizer:
             cl.optimizer = optimizer
         cl.update.scaler = scaler = trainer.accelerator.scaler
-        if scaler is not None:
+        if scaler is not None and not isinstance(trainer.accelerator.unscale_gradients, _Once):
             trainer.accelerator.unscale_gradients = _Once(trainer.accelerator.unscale_gradients)
         if self._loaded is not None:
             self._restore()
@@ -291,7 +291,7 @@ class _Once:
     """Unscales gradients once a step: the method does before its edits, and the loop would again before it clips."""
 
     def __init__(self, unscale: Any) -> None:
-        self._unscale = unscale._unscale if isinstance(unscale, _Once) else unscale
+        self._unscale: Callable[[Any], Any] = unscale
         self._done = False
 
     def anew(self) -> None:

@@ -34,8 +34,8 @@ def khi(
 ) -> Dataset:
     """Regions of a Kelvin-Helmholtz instability: clouds of particles (momentum and force) and radiation spectra.
 
-    Each region is a group, so that the stream `grouped` has an experience for each. Each component of the particles,
-    and each bin of the spectra, is standardised by all regions together: a choice of units, made beforehand.
+    Each region is a group, so that the stream `grouped` has an experience for each. Each component of the particles is
+    standardised by all regions together, and so are the spectra as a whole: a choice of units, made beforehand.
 
     Args:
         path: of a .npz file with `NAME_particles` [particles, 6] and `NAME_radiation` [frequencies] for each region.
@@ -66,7 +66,7 @@ def khi(
     every, light = torch.cat(clouds), torch.stack(spectra)
     mean, deviation = every.mean(0), every.std(0)
     clouds = [(rows - mean) / deviation for rows in clouds]
-    light = (light - light.mean(0)) / light.std(0).clamp(min=1e-6)  # each bin apart: spectra are alike in the main
+    light = (light - light.mean()) / light.std()
     parts: list[list[Tensor]] = [[], [], []]
     for number, rows in enumerate(clouds):
         if task == "momentum":
