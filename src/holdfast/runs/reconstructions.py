@@ -188,7 +188,7 @@ class LatentDrift:
         >>> stream = reconstruction(synthetic(classes=4, features=6), of={"name": "split", "experiences": 2})
         >>> model = models.autoencoder(input_shape=(6,), classes=6, hidden=[8], latent=2, seed=0)
         >>> drift = LatentDrift(model, stream)
-        >>> Trainer(methods.finetune(), criterion=nn.functional.mse_loss, record=drift).fit(model, stream)
+        >>> events = Trainer(methods.finetune(), criterion=nn.functional.mse_loss, record=drift).fit(model, stream)
         >>> drift.matrix().shape, bool(drift.matrix()[1, 0] > 0)
         ((2, 2), True)
     """
