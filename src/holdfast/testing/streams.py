@@ -42,7 +42,7 @@ class StreamSubject:
         return getattr(self.factory, "__name__", "stream")
 
     def make(self) -> Stream:
-        """A new one; data sets are supplied where it takes them: of vectors, or of the first that it does not refuse."""
+        """A new one; data sets are supplied where it takes them: of vectors, or the first that it does not refuse."""
         first = next(iter(inspect.signature(self.factory).parameters), "")
         if first == "datasets" and first not in self.arguments:
             return self.factory([vectors(1), vectors(2)], **self.arguments)
