@@ -111,6 +111,7 @@ def test_a_search_that_was_left_goes_on_to_the_same_count(tmp_path: Path, monkey
     assert all(one.state in ("done", "diverged") for one in entries)
 
 
+@pytest.mark.slow
 def test_another_search_in_the_same_folder_is_refused(finished: Outcome, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds another search"):
         search(NARROW, *SMALL, out=finished.folder, trials=6, warm_start=False)
@@ -235,6 +236,7 @@ def test_final_runs_have_fresh_seeds_and_fresh_orders_of_classes(finished: Outco
     assert all(one["stream"]["seed"] == one["seed"] for one in configs)
 
 
+@pytest.mark.slow
 def test_several_objectives_leave_a_front(tmp_path: Path) -> None:
     found = search(
         NARROW, *SMALL, "objectives=accuracy,memory", "memory=[20,60]", out=tmp_path / "s", trials=4, finals=1,
@@ -310,7 +312,7 @@ def trials_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, **
     return [[(one.key, one.length, one.params) for one in entries], matrices]
 
 
-@pytest.mark.parametrize("protocol", ["first-k", "validation"])
+@pytest.mark.parametrize("protocol", [pytest.param("first-k", marks=pytest.mark.slow), "validation"])
 def test_shuffled_test_labels_change_nothing_in_a_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
@@ -318,6 +320,7 @@ def test_shuffled_test_labels_change_nothing_in_a_search(
     assert first == trials_of(tmp_path, monkeypatch, protocol, test_seed=1)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_beyond_k_change_nothing_under_first_k_and_something_under_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +364,7 @@ def test_a_budget_that_is_over_before_the_start_still_tries_one(tmp_path: Path) 
     assert (tmp_path / "s" / "best.json").is_file()
 
 
+@pytest.mark.slow
 def test_what_a_search_found_is_proposed_first_on_the_next_data_set(tmp_path: Path) -> None:
     search(NARROW, *SMALL, out=tmp_path / "s", trials=3, finals=1, final_seeds=1)
     [kept] = list(knowledge.entries())

@@ -186,6 +186,7 @@ def test_without_a_method_the_weights_are_those_of_the_trainer_alone(changes: An
     torch.testing.assert_close(weights(ours.model), weights(theirs.model), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_is_known_however_the_model_counts_its_labels(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -196,6 +197,7 @@ def test_the_loss_is_known_however_the_model_counts_its_labels(tmp_path: Path) -
             assert "labels" not in memory.all()["inputs"]
 
 
+@pytest.mark.slow
 def test_old_samples_are_padded_as_the_model_or_the_user_says(tmp_path: Path) -> None:
     short = [{"input_ids": torch.randint(1, 9, (4,))} for _ in range(16)]
     long = [{"input_ids": torch.randint(1, 9, (7,))} for _ in range(16)]
@@ -213,7 +215,7 @@ def test_old_samples_are_padded_as_the_model_or_the_user_says(tmp_path: Path) ->
         assert trainer.continual.bound.learner.memory.all()["inputs"]["input_ids"].shape[1] == 7
 
 
-@pytest.mark.parametrize("name", ["er", "ewc"])
+@pytest.mark.parametrize("name", ["er", pytest.param("ewc", marks=pytest.mark.slow)])
 def test_a_training_resumed_from_its_checkpoint_ends_with_equal_weights(name: str, tmp_path: Path) -> None:
     def trainer(folder: Path, continual: Any = None, **changes: Any) -> Any:
         settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps"}
@@ -247,6 +249,7 @@ def test_a_training_resumed_from_its_checkpoint_ends_with_equal_weights(name: st
         other.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-3"))
 
 
+@pytest.mark.slow
 def test_a_second_trainer_goes_on_with_the_method_of_the_first(tmp_path: Path) -> None:
     one = trained(METHODS["er"](), tmp_path, num_train_epochs=1)
     attached, model = None, classifier()
@@ -284,6 +287,7 @@ def test_a_trainer_with_a_loss_of_its_own_and_a_mixin_are_as_good(tmp_path: Path
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problem", "labels"), [("regression", 1), ("multi_label_classification", 3)])
 def test_numbers_and_several_labels_are_learned_by_the_models_own_loss(
     problem: str, labels: int, tmp_path: Path
