@@ -250,7 +250,7 @@ class Session:
             learner,
             engine,
             optimization,
-            Records(record, learner, settings.on_divergence, keep=stream is not None),
+            Records(record, learner, settings.on_divergence, stream is not None, engine.acts_at("predict")),
             ranks,
             device,
             prepare=prepare,
