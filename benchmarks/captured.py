@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import json
 import statistics
 import sys
@@ -32,9 +33,13 @@ from holdfast.core.experience import Batch, Stream
 from holdfast.models import mlp, resnet18
 from holdfast.streams.datasets import arrays
 from holdfast.streams.splits import split
+from holdfast.training import fit_stacked
 from holdfast.training.loop import Loop
 from holdfast.training.state import Saver
 from holdfast.training.trainer import open_experience
+
+WINDOW = 50
+"""Steps between two moments that are looked at where runs are trained at once."""
 
 NETWORKS = {"mlp": (10, (1, 28, 28)), "resnet18": (32, (3, 32, 32))}
 """Network -> batch size, and shape of an image."""
@@ -178,6 +183,48 @@ def waits_in(timed: Timed, device: str) -> bool | None:
     return False
 
 
+def many(name: str, network: str, how: str, device: str, runs: int, steps: int) -> float:
+    """Microseconds of one step of so many runs at once, their feed and log included: the median over log windows."""
+    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+    batch, _ = NETWORKS[network]
+    moments: list[float] = []
+
+    def record(event: dict[str, Any]) -> None:
+        if event["event"] == "train":
+            moments.append(clock())
+
+    factory = getattr(methods, name)
+    chosen = {"capacity": 500, "size": batch}
+    chosen = {key: value for key, value in chosen.items() if key in inspect.signature(factory).parameters}
+    made = []
+    for number in range(runs):
+        of = stream_of(network, steps, "task" in factory(**chosen).needs).first(1)
+        settings: dict[str, Any] = {"batch_size": batch, "evaluate": "none", "device": device, "log_every": WINDOW}
+        settings |= {"capture": how, "seed": number, "record": record if number == runs - 1 else None}
+        trainer = Trainer(factory(**chosen), optimizer={"name": "SGD", "lr": 0.01}, **settings)
+        made.append((trainer, net(network, of, "fixed"), of))
+    if runs == 1:
+        trainer, model, of = made[0]
+        trainer.fit(model, of)
+    else:
+        fit_stacked(*zip(*made))
+    times = [1e6 * (later - earlier) / WINDOW for earlier, later in itertools.pairwise(moments)]
+    return statistics.median(times[len(times) // 3 :])  # the first ones compile
+
+
+def measure_many(name: str, network: str, how: str, device: str, counts: list[int], steps: int) -> list[dict[str, Any]]:
+    """Runs at once beside a single captured one, in turn."""
+    single = many(name, network, how, device, 1, steps)
+    rows = []
+    for count in counts:
+        at_once = many(name, network, how, device, count, steps)
+        again = many(name, network, how, device, 1, steps)
+        one = (single + again) / 2
+        rows.append({"method": name, "network": network, "runs": count, "at_once": at_once, "single": one})
+        single = again
+    return rows
+
+
 def measure(name: str, network: str, how: str, device: str, rounds: int, steps: int) -> dict[str, Any]:
     """One method on one network."""
     timed = rounds * steps + 4
@@ -204,6 +251,18 @@ def measure(name: str, network: str, how: str, device: str, rounds: int, steps: 
     }
 
 
+def tell_many(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print a line for each number of runs."""
+    for row in rows:
+        ratio = row["at_once"] / row["single"]
+        print(
+            f"{row['network']:9s} {row['method']:26s} one run {row['single']:8.1f}   {row['runs']:4d} at once"
+            f" {row['at_once']:8.1f}   = {ratio:.2f} single runs, {row['at_once'] / row['runs']:.1f} a run and step",
+            flush=True,
+        )
+    return rows
+
+
 def main() -> int:
     """Print a line for each method and network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,6 +271,7 @@ def main() -> int:
     parser.add_argument("--network", nargs="*", choices=list(NETWORKS), help="default: both on a GPU, else mlp")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--runs", type=int, nargs="*", default=[], help="measure so many runs at once instead")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -220,7 +280,11 @@ def main() -> int:
     torch.set_num_threads(1)
     print(f"{device}, {how}, torch {torch.__version__}: microseconds a step (and ratio to the hand-written loop of ER)")
     results = []
-    for network in networks:
+    if arguments.runs:
+        for network in networks:
+            for name in arguments.method or ["er"]:
+                results += tell_many(measure_many(name, network, how, device, arguments.runs, arguments.steps * 12))
+    for network in [] if arguments.runs else networks:
         for name in arguments.method or methods.__all__:
             try:
                 one = measure(name, network, how, device, arguments.rounds, arguments.steps)

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import statistics
+import textwrap
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from holdfast.discovery import Outcome, search, sweep
 from holdfast.metrics.log import Log, read_json, write_json
 from holdfast.metrics.statistics import paired, side_by_side, spread
 from holdfast.metrics.summary import compute
+from holdfast.runs.folder import read_info
 
 RESULTS = Path(__file__).parent / "results" / "search_gain.json"
 REPLAY = [{"name": "joined_replay"}, {"name": "remember", "capacity": 200}]
@@ -163,13 +165,17 @@ def reached(outcome: Outcome) -> dict[str, Any]:
     """What was chosen on validation data, its test accuracy by seed, bytes kept, and seconds of the whole."""
     said = read_json(outcome.folder / "search.json")
     chosen = (said.get("finalists") or [""])[0]
-    accuracy, kept = {}, []
+    accuracy: dict[str, float] = {}
+    kept: list[float] = []
+    diverged = 0
     for place in sorted((outcome.folder / "final").glob(f"{chosen}-*")):
-        found = compute(Log.read(place))
+        found, state = compute(Log.read(place)), read_info(place).get("state")
         if found["average_accuracy"] is not None:
-            accuracy[place.name.rsplit("-", 1)[1]] = found["average_accuracy"]
+            accuracy[place.name.rsplit("-", 1)[1]] = found["average_accuracy"] if state == "finished" else 0.0
             kept.append(found["method_bytes_peak"])
+        diverged += state == "diverged"
     return {
+        "diverged": diverged,
         "chosen": [block["name"] for block in outcome.best["method"]["operations"]]
         if "operations" in outcome.best["method"]
         else outcome.best["method"]["name"],
@@ -212,6 +218,7 @@ def compared(found: dict[str, Any]) -> list[str]:
         mean = spread(one["accuracy"].values())
         half = "" if mean is None or mean.half is None else f" ± {100 * mean.half:.1f}"
         shown = "nothing measured" if mean is None else f"{100 * mean.mean:.1f}{half}"
+        shown += f" ({one['diverged']} diverged)" if one.get("diverged") else ""
         less = chance = ""
         if name in adjusted:
             result = adjusted[name]
@@ -249,23 +256,48 @@ def _verdict(found: dict[str, Any], adjusted: dict[str, Any]) -> str:
     return " ".join(lines)
 
 
+def filled(text: str) -> str:
+    """A paragraph in lines of the page's width."""
+    return textwrap.fill(" ".join(text.split()), 118)
+
+
 def page(kept: dict[str, Any]) -> str:
     """The page of the committed results."""
+    text = """
+        `python benchmarks/search_gain.py --data NAME --out DIR` looks for a composition with `holdfast search`, tunes
+        four methods with `holdfast sweep`, and draws compositions at random: each with equally many trials under the
+        protocol `validation` (a fifth of the training data of all experiences, and no test data), the same model,
+        epochs and optimiser, a memory of 200 samples, and the same limit on all bytes that a method keeps beside the
+        model (`at_most.memory`). What each has chosen is run on test data with fresh seeds and fresh orders of
+        classes, the same for all; one that diverges counts as 0 %. `±` is half of a 95 % t interval over these seeds;
+        differences are paired by seed.
+        Budgets are counted in trials, not minutes: the machine was shared by many programs, and the minutes in the
+        tables are those of a busy one. The random searches have other seeds and no published methods to begin with."""
+    images = """
+        Images are learned as features of one layer that was learned without labels from the training images (k-means
+        of patches, Coates et al. 2011), since no pretrained weights come with this repository."""
+    pilot = """
+        Why `validation`: a pilot on Tennessee Eastman under the default protocol `first-k` (three of 11 experiences, 40
+        trials, fresh seeds 1000 and 1001) chose BiC, which came to 34.0 % on test data, 12.8 points below another of
+        its finalists. What ranks well after three experiences of this stream does not after eleven; [what it costs not
+        to look at the test data](protocol_gap.md) shows the same for single methods. The protocol was changed for all
+        contenders alike; no composition and no setting was chosen by test data. The rule that leaders are trained with
+        three seeds was added after the first choice on Tennessee Eastman, DER++ with its defaults, diverged in two of
+        its five final runs; the search then went on with the trials it had, and so did the others."""
+    short = """
+        Where it falls short: half of the trials go to published methods with their default numbers, and what is good
+        only when tuned is left behind. On Tennessee Eastman DER++ at its defaults diverges with one of three seeds,
+        and tuned it is the best here."""
     lines = [
         "# What a search finds beside tuned methods",
         "",
-        "`python benchmarks/search_gain.py --data NAME --out DIR` looks for a composition with `holdfast search`,",
-        "tunes four methods with `holdfast sweep`, and draws compositions at random: each with equally many trials under",
-        "the protocol `validation` (a fifth of the training data of all experiences, and no test data), the same model,",
-        "epochs and optimiser, a memory of 200 samples, and the same limit on all bytes that a method keeps beside the",
-        "model (`at_most.memory`). What each has",
-        "chosen is run on test data with fresh seeds and fresh orders of classes, the same for all. `±` is half of a",
-        "95 % t interval over these seeds; differences are paired by seed. Budgets are counted in trials, not minutes:",
-        "the machine was shared, and the minutes in the tables are those of a busy one. The random searches have other",
-        "seeds and no published methods to begin with.",
+        filled(text),
         "",
-        "Images are learned as features of one layer that was learned without labels from the training images",
-        "(k-means of patches, Coates et al. 2011), since no pretrained weights come with this repository.",
+        filled(images),
+        "",
+        filled(pilot),
+        "",
+        filled(short),
         "",
     ]
     for name, one in kept.items():

@@ -6,24 +6,35 @@ One process, one thread, CPU seconds of the process (`--wall` for the clock on t
 candidate once, in turn; the figure is the median over rounds of the ratio within the round, so that a machine whose
 speed drifts does not matter. The hand-written loop counts right predictions at every step, as `StreamTrainer.accuracy`
 does; ours records loss and accuracy every 50 steps as well.
+
+Also, against a hand-written counterpart: `ContinualClassifier` one sample at a time; the CSV source beside a bare
+read of the same file (above 1 it is slower); how busy a reservoir keeps the trainer with a producer half as fast, on
+the wall's clock; and with `--items N` the memory of the process over so many rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import json
+import random
+import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast import StreamTrainer
-from holdfast.core.source import Arrays
+from holdfast import ContinualClassifier, StreamTrainer
+from holdfast.core.source import Arrays, Iterated
 from holdfast.methods import er, finetune
 from holdfast.models import mlp
+from holdfast.sources import Csv, Queued
 
 LR, CAPACITY = 0.01, 500
 
@@ -94,6 +105,126 @@ def by_trainer(model: nn.Module, inputs: Tensor, targets: Tensor, batch: int, re
     return trainer.accuracy
 
 
+# One sample at a time ------------------------------------------------------------------------------------
+
+
+def samples(count: int) -> tuple[list[dict[str, float]], list[int]]:
+    """Features by name, and one of three classes."""
+    x = torch.randn(count, 20, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+    return [{f"f{place}": value for place, value in enumerate(row)} for row in x.tolist()], y.tolist()
+
+
+def one_by_one_by_hand(rows: list[dict[str, float]], labels: list[int], replay: bool) -> float:
+    """Predict in eval mode, count, learn by Adam; with replay from a reservoir of 1000 rows, 32 of them a step."""
+    names = sorted(rows[0])
+    net = nn.Sequential(nn.Linear(20, 100), nn.ReLU(), nn.Linear(100, 3))
+    optimizer = torch.optim.Adam(net.parameters())
+    kept_inputs, kept_targets = torch.empty(1000, 20), torch.empty(1000, dtype=torch.int64)
+    seen = right = 0
+    for features, label in zip(rows, labels):
+        x, y = torch.tensor([[features[name] for name in names]]), torch.tensor([label])
+        net.eval()
+        with torch.no_grad():
+            right += int(net(x)[0].argmax()) == label
+        net.train()
+        if replay and seen:
+            drawn = torch.randperm(min(seen, 1000))[:32]
+            loss = F.cross_entropy(net(torch.cat((x, kept_inputs[drawn]))), torch.cat((y, kept_targets[drawn])))
+        else:
+            loss = F.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if replay:
+            slot = seen if seen < 1000 else random.randrange(seen + 1)
+            if slot < 1000:
+                kept_inputs[slot], kept_targets[slot] = x[0], y[0]
+        seen += 1
+    return right / seen
+
+
+def one_by_one(rows: list[dict[str, float]], labels: list[int], replay: bool) -> float:
+    """The same with `ContinualClassifier`, which knows the classes after its first samples."""
+    import pandas
+
+    method = {"name": "er", "capacity": 1000, "size": 32} if replay else "finetune"
+    model = ContinualClassifier(method=method, epochs=1, random_state=0)
+    first = [labels.index(label) for label in range(3)]
+    model.partial_fit(pandas.DataFrame([rows[place] for place in first])[sorted(rows[0])], range(3))
+    right = 0
+    for features, label in zip(rows, labels):
+        right += model.predict_one(features) == label
+        model.learn_one(features, label)
+    return right / len(rows)
+
+
+# Reading -------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, rows: int) -> None:
+    """Eight numbers and a class a line."""
+    values = torch.randn(rows, 8, generator=torch.Generator().manual_seed(0)).tolist()
+    with path.open("w") as file:
+        file.write(",".join(f"f{place}" for place in range(8)) + ",class\n")
+        file.writelines(",".join(f"{value:.6f}" for value in row) + f",{int(row[0] > 0)}\n" for row in values)
+
+
+def bare_read(path: Path, batch: int) -> int:
+    """Python's csv reader and NumPy, a block at a time, as tensors in batches."""
+    import numpy as np
+
+    found = 0
+    with path.open(newline="") as file:
+        lines = csv.reader(file)
+        next(lines)
+        while block := list(itertools.islice(lines, 1024)):
+            values = np.array(block, dtype=np.float64)
+            x, y = torch.from_numpy(values[:, :-1].astype("f4")), torch.from_numpy(values[:, -1].astype("i8"))
+            for start in range(0, len(y), batch):
+                found += len(x[start : start + batch]) + 0 * len(y[start : start + batch])
+    return found
+
+
+def our_read(path: Path, batch: int) -> int:
+    """The CSV source, standardised."""
+    return sum(len(one.targets) for one in Csv(str(path), classes=2, batch_size=batch).batches())
+
+
+# Waiting, and memory -------------------------------------------------------------------------------------
+
+
+def busy(steps: int, batch: int = 32) -> tuple[float, float]:
+    """Share of the wall's time not spent on waiting, with a producer half as fast as training; share of rows seen."""
+    x, y = images(steps * batch)
+    trainer = StreamTrainer(net(100), er(capacity=CAPACITY, size=batch), optimizer={"name": "SGD", "lr": LR})
+    begun = time.perf_counter()
+    trainer.train(Arrays(x[: 20 * batch], y[: 20 * batch], batch_size=batch))
+    pace = 2 * (time.perf_counter() - begun) / 20
+
+    def slowly() -> Iterator[tuple[Tensor, Tensor]]:
+        for pair in arriving(x, y, batch):
+            time.sleep(pace)
+            yield pair
+
+    with Queued(Iterated(slowly()), "reservoir", capacity=64 * batch, batch_size=batch, timeout=60) as source:
+        source.peek()
+        idle, begun, before = source.waited, time.perf_counter(), trainer.samples
+        trainer.train(source)
+        return 1 - (source.waited - idle) / (time.perf_counter() - begun), (trainer.samples - before) / len(y)
+
+
+def memory_over(items: int) -> dict[str, float]:
+    """Largest resident memory of the process in MB, after a tenth of so many rows and after all of them."""
+    chunk = Arrays(*images(3200), batch_size=32, passes=None)
+    trainer = StreamTrainer(net(100), er(capacity=CAPACITY, size=32), optimizer={"name": "SGD", "lr": LR})
+    found = {}
+    for share in (0.1, 1.0):
+        trainer.train(chunk, steps=max(0, int(share * items) // 32 - trainer.steps))
+        found[f"{int(share * items)} rows"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found
+
+
 clock = time.process_time
 
 
@@ -129,14 +260,40 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=3000, help="per run")
     parser.add_argument("--wall", action="store_true", help="measure wall time instead of CPU time")
+    parser.add_argument("--items", type=int, default=0, help="also measure memory over so many rows: 1000000")
+    parser.add_argument("--only", choices=["loop", "samples", "reader", "waiting"], nargs="+", help="default: all")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     global clock
     clock = time.perf_counter if arguments.wall else time.process_time
-    rows = []
+    rows: list[dict[str, object]] = []
+    chosen = arguments.only or ["loop", "samples", "reader", "waiting"]
+    if "samples" in chosen:
+        features, labels = samples(arguments.steps)
+        for replay, name in ((False, "fine-tuning"), (True, "ER")):
+            pair: dict[str, Callable[[], object]] = {
+                "by hand": lambda r=replay: one_by_one_by_hand(features, labels, r),  # type: ignore[misc]
+                "estimator": lambda r=replay: one_by_one(features, labels, r),  # type: ignore[misc]
+            }
+            title = f"{name}, one sample at a time"
+            rows.append(report(title, interleave(pair, arguments.rounds), arguments.steps))
+    if "reader" in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "table.csv"
+            write_table(path, 32 * arguments.steps)
+            pair = {"bare": lambda: bare_read(path, 32), "csv source": lambda: our_read(path, 32)}
+            rows.append(report("reading, batch 32", interleave(pair, arguments.rounds), arguments.steps))
+    if "waiting" in chosen:
+        share, seen = busy(min(arguments.steps, 600))
+        print(f"reservoir, producer half as fast: {100 * share:.1f} % busy, {100 * seen:.1f} % of the rows trained on")
+        rows.append({"case": "reservoir, producer half as fast", "busy": round(share, 4), "seen": round(seen, 4)})
+    if arguments.items:
+        found = memory_over(arguments.items)
+        print("memory: " + ", ".join(f"{value:.0f} MB after {where}" for where, value in found.items()))
+        rows.append({"case": "memory", **found})
     for replay, name, hand in ((False, "fine-tuning", by_hand), (True, "ER", by_hand_with_replay)):
-        for hidden in (100,):
+        for hidden in (100,) if "loop" in chosen else ():
             for batch in (1, 10, 32):
                 x, y = images(arguments.steps * batch)
                 candidates: dict[str, Callable[[], object]] = {

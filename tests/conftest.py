@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -49,19 +50,30 @@ def toy() -> SimpleNamespace:
     )
 
 
+UNDRAWN: list[tuple[ModuleType, str, Any]] = [
+    (drawing, "LAYOUT", None),
+    (drawing, "BOUNDS", None),
+    (report, "draw", lambda *_, **__: []),
+    (report, "training_plots", lambda *_: []),
+    (source_report, "figures", lambda *_: []),
+]
+DRAWN = [(module, name, getattr(module, name)) for module, name, _ in UNDRAWN]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Reports without figures, which take longer to draw than a small run takes, except in files that ask for them.
+    """Reports without figures, which take longer to draw than a small run takes, except where somebody looks at them.
 
-    A file asks with `FIGURES = True`.
+    A file asks for them with `FIGURES = True`, a test with the fixture `figures`.
     """
-    if getattr(request.module, "FIGURES", False):
-        yield
-        return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "LAYOUT", None)
-        patch.setattr(drawing, "BOUNDS", None)
-        patch.setattr(report, "draw", lambda *_, **__: [])
-        patch.setattr(report, "training_plots", lambda *_: [])
-        patch.setattr(source_report, "figures", lambda *_: [])
+        for module, name, instead in UNDRAWN if not getattr(request.module, "FIGURES", False) else ():
+            patch.setattr(module, name, instead)
         yield
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with their figures."""
+    for module, name, value in DRAWN:
+        monkeypatch.setattr(module, name, value)

@@ -70,7 +70,18 @@ def test_the_generated_pages_follow_from_the_code(monkeypatch, capsys):
         pytest.fail(f"{capsys.readouterr().out}\n{stopped}")
 
 
-@pytest.mark.parametrize("page", with_blocks(WRITTEN, "python"), ids=name_of)
+AT_LENGTH = "docs/extending.md"
+"""A page that builds one of each kind and checks it."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if name_of(page) == AT_LENGTH else ())
+        for page in with_blocks(WRITTEN, "python")
+    ],
+    ids=name_of,
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, written, capsys):
     written(page)
     namespace = {"__name__": "page"}

@@ -60,8 +60,8 @@ def test_the_trainer_keeps_most_of_the_digits(example):
     assert kept > 60 > forgot
 
 
-def test_one_changed_line_keeps_what_the_plain_loop_forgets(tmp_path):
-    plain, changed = percentages(run(FOLDER / "drop_in.py", cwd=tmp_path))
+def test_one_changed_line_keeps_what_the_plain_loop_forgets(example):
+    plain, changed = percentages(example("drop_in.py"))
     assert changed > plain + 30
 
 

@@ -56,6 +56,20 @@ def test_my_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "gas.json").is_file()
 
 
+def test_my_model_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CliRunner().invoke(app, ["init", "table", str(tmp_path / "beside")]).exit_code == 0
+    lines = (tmp_path / "beside" / "measurements.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "april.csv").write_text("".join([lines[0], *(line for line in lines if line.startswith("2024-04"))]))
+    told = follow("my_model_in_use.md", tmp_path, monkeypatch)
+    assert len(told) == 6
+    assert "2024-01: " in told[2]
+    assert "passed: nothing lost more than 20 points" in told[2]
+    assert "the new data: " in told[3]
+    assert "april (new): " in told[4]
+    assert "version 1 is in use" in told[4]
+    assert "version 0 of runs/first is in use" in told[5]
+
+
 @pytest.mark.slow
 def test_my_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("PIL")

@@ -483,7 +483,7 @@ def test_reading_a_run_never_changes_it_and_an_interrupted_one_resumes_mid_exper
     assert toy.equal(whole, resumed)
 
 
-def test_everything_runs_without_a_gpu_and_no_device_is_written_into_the_code() -> None:
+def test_no_device_is_written_into_the_code() -> None:
     """Line 19."""
     source = Path(holdfast.methods.__file__).parents[1]
     named = [
@@ -493,6 +493,12 @@ def test_everything_runs_without_a_gpu_and_no_device_is_written_into_the_code() 
         if ".cuda()" in line or '.to("cuda' in line or 'device="cuda' in line
     ]
     assert named == []
+
+
+@pytest.mark.slow
+def test_where_torch_says_that_there_is_no_gpu_a_process_trains_on_the_cpu() -> None:
+    """Line 19, in a process of its own."""
+    source = Path(holdfast.methods.__file__).parents[1]
     code = (
         "import torch; torch.cuda.is_available = lambda: False\n"
         "from holdfast import Continual, Trainer, methods, models, streams, datasets\n"

@@ -26,7 +26,7 @@ MOST_LINES, MOST_METHODS = 350, 15
 MEAN_LINES = 200
 """Of a file that is no method and no operation, at least: few medium files rather than many tiny ones."""
 
-FILES_TODAY = 378
+FILES_TODAY = 392
 """Outside `compat/`; docs/decisions/files.md says how many there can be, and why."""
 
 SHORT = {
@@ -245,7 +245,7 @@ def test_every_private_name_of_another_library_is_one_that_is_read() -> None:
 
 # Types -----------------------------------------------------------------------------------------------------
 
-ANY_TODAY = 85
+ANY_TODAY = 48
 """How often `Any` stands in the core: it belongs only where a user's value, or JSON, passes through."""
 
 

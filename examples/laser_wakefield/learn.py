@@ -4,8 +4,8 @@ python learn.py                   starts simulate.py and learns from it over SST
 python learn.py recording.bp      learns from a recording, or from any series with the same records
 
 Two invertible networks learn the density of (x, z, p_x, p_z) by its likelihood, each batch once: one by fine-tuning,
-one with replay. In the beginning the plasma rests; then the laser blows electrons out of its way, and some are caught
-by the wake. What was learned of the beginning is measured after the end.
+one with replay. In the beginning the plasma rests; then the laser blows electrons out of its way, and leaves a wake.
+What was learned of the beginning is measured after the end.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FIRST = 3
 def learners(seed):
     """A trainer of each method, with the same weights in the beginning."""
     made = {}
-    for name, method in (("without replay", methods.finetune()), ("with replay", methods.er(capacity=2000, size=250))):
+    for name, method in (("without replay", methods.finetune()), ("with replay", methods.er(capacity=2000, size=125))):
         model = models.invertible(input_shape=(4,), classes=4, blocks=6, hidden=64, seed=seed)
         optimizer = {"name": "Adam", "lr": 2e-3}
         made[name] = StreamTrainer(model, method, optimizer=optimizer, criterion=flow, clip_norm=5.0, seed=seed)
@@ -45,7 +45,7 @@ def likelihood_loss(trainer, rows):
 
 def learn(path, timeout, seed=0):
     """One pass over a series; the loss on each iteration's data after the last one, by name of the learner."""
-    source = OpenPMD(str(path), RECORDS, rows="particles", standardise=False, timeout=timeout, batch_size=250)
+    source = OpenPMD(str(path), RECORDS, rows="particles", standardise=False, timeout=timeout, batch_size=125)
     trainers, seen = learners(seed), {}
     for batch in source.batches():
         for trainer in trainers.values():

@@ -5,7 +5,7 @@ python simulate.py recording.bp       records the same iterations
 
 FBPIC (https://github.com/fbpic/fbpic) comes with `pip install "holdfast[sim]"`; it runs on the CPU by numba. The first
 steps are compiled for some twenty seconds. Lengths are written in units of the plasma's skin depth c / omega_p, along
-the laser from the window's left edge; momenta in units of m_e c. `unitSI` says how large that is.
+the laser from the left edge of the box; momenta in units of m_e c. `unitSI` says how large that is.
 """
 
 import argparse
@@ -20,18 +20,18 @@ DENSITY = 4e24
 
 
 def make_simulation():
-    """A quasi-cylindrical box of 128 x 20 cells and two modes that moves along with a laser pulse of a_0 = 4."""
+    """A quasi-cylindrical box of 160 x 20 cells and two modes, which a laser pulse of a_0 = 4 crosses in 128 steps."""
     try:
         from fbpic.lpa_utils.laser import add_laser
         from fbpic.main import Simulation
     except ImportError:
         sys.exit('FBPIC is not installed. Write pip install "holdfast[sim]".')
-    left, right, cells, radius = -10e-6, 30e-6, 128, 20e-6
+    left, right, cells, radius = -10e-6, 40e-6, 160, 20e-6
     light = 299792458.0
     simulation = Simulation(
         *(cells, right, 20, radius, 2, (right - left) / cells / light),
-        p_zmin=25e-6,
-        p_zmax=500e-6,
+        p_zmin=10e-6,
+        p_zmax=40e-6,
         p_rmin=0.0,
         p_rmax=18e-6,
         p_nz=2,
@@ -42,8 +42,10 @@ def make_simulation():
         boundaries={"z": "open", "r": "reflective"},
         verbose_level=0,
     )
-    add_laser(simulation, a0=4.0, w0=5e-6, ctau=5e-6, z0=15e-6)
-    simulation.set_moving_window(v=light)
+    add_laser(simulation, a0=4.0, w0=5e-6, ctau=5e-6, z0=0.0)
+    electrons, random = simulation.ptcl[0], np.random.default_rng(1)
+    for momentum in (electrons.ux, electrons.uy, electrons.uz):  # the plasma is warm
+        momentum += 0.02 * random.normal(size=len(momentum))
     return simulation
 
 
@@ -62,10 +64,10 @@ def write(simulation, path, iterations, steps, particles):
     random = np.random.default_rng(0)
     for _ in range(iterations):
         simulation.step(steps, show_progress=False)
-        electrons, window = simulation.ptcl[0], simulation.fld.interp[0].zmin
+        electrons, left = simulation.ptcl[0], simulation.fld.interp[0].zmin
         chosen = random.permutation(electrons.Ntot)[:particles]
         values = {
-            "position": {"x": electrons.x / skin, "z": (electrons.z - window) / skin},
+            "position": {"x": electrons.x / skin, "z": (electrons.z - left) / skin},
             "momentum": {"x": electrons.ux, "z": electrons.uz},
         }
         iteration = series.snapshots()[simulation.iteration]
@@ -88,7 +90,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="of the series: NAME.sst or NAME.bp")
     parser.add_argument("--iterations", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20, help="of the simulation for each iteration")
+    parser.add_argument("--steps", type=int, default=12, help="of the simulation for each iteration")
     parser.add_argument("--particles", type=int, default=2000, help="electrons of each iteration that are written")
     given = parser.parse_args()
     write(make_simulation(), given.path, given.iterations, given.steps, given.particles)

@@ -81,7 +81,20 @@ def arriving(model: Any, calls: tuple[list[Any], ...] = (["p", "q"], ["r", "s"],
     return model
 
 
-@pytest.mark.parametrize("name", methods.__all__)
+FEW = ("agem", "bic", "er", "ewc", "finetune", "icarl", "lwf", "slda")
+"""Methods of each kind that are tried here in the fast tests; and those that are refused, which takes no time."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=() if name in FEW or {"task", "stream"} & set(getattr(methods, name)().needs) else pytest.mark.slow,
+        )
+        for name in methods.__all__
+    ],
+)
 def test_every_method_learns_new_classes_and_its_copies_go_on_or_is_refused_at_construction(name: str) -> None:
     method = getattr(methods, name)()
     if {"task", "stream"} & set(method.needs):

@@ -217,3 +217,9 @@ def test_a_configuration_that_holds_itself_is_refused():
 def test_a_configuration_is_an_object(config):
     with pytest.raises(ConfigError, match="a configuration is an object"):
         resolve(config)
+
+
+def test_a_data_set_of_torchvision_is_told_how_to_be_written():
+    pytest.importorskip("torchvision")
+    with pytest.raises(ConfigError, match=r'Write \{"name": "torchvision", "which": "CIFAR10"\}'):
+        resolve({"stream": {"dataset": "cifar-10"}})

@@ -20,12 +20,12 @@ from holdfast.testing.subjects import TRAINED
 from holdfast.testing.toys import model as any_model
 from holdfast.testing.toys import model_for
 
-SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured"}
+SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured", "stacked"}
 SLOW |= {"resume", "accumulate", "half", "double", "channels_last"}
 """Checks that are left to the slow tests, except for one method of each kind.
 
-The digests train every method in other ways, resumed and on accumulated batches; the others take long, or have to do with
-an operation's arithmetic less than with what all share.
+The digests train every method in other ways, resumed and on accumulated batches; the others take long, or look less at
+an operation's arithmetic than at what all share.
 """
 
 BASIC = ("der_plus_plus", "ewc_online", "si", "lwf", "agem")
@@ -92,7 +92,10 @@ def checks(names: list[str], of: dict[str, Any], slow: bool = False) -> list[Any
     marks = pytest.mark.slow
     return [
         pytest.param(
-            name, check, id=f"{name}-{check}", marks=marks if slow or (check in SLOW and name not in BASIC) else ()
+            name,
+            check,
+            id=f"{name}-{check}",
+            marks=marks if slow or check == "stacked" or (check in SLOW and name not in BASIC) else (),
         )
         for name in names
         for check in of

@@ -289,6 +289,7 @@ OPERATIONS = {
     "graph": (Graph, "keeps last with the graph"),
     "random": (Noisy, "draws from the global random numbers of torch"),
     "captured": (OutOfSight, "where its steps are recorded and run again"),
+    "stacked": (OutOfSight, "of two that are trained at once"),
     "heads": (Curt, "refused with a head per task, but in no sentence"),
     "ways": (Peeking, "are others than the trainer's"),
     "ways_growing": (Peeking, "are others than the trainer's"),

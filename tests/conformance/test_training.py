@@ -24,6 +24,7 @@ from holdfast.core.method import Method
 from holdfast.core.needs import LOOP, LOOP_WITH_BOUNDARY, NEEDS, TRAINER
 from holdfast.core.operation import Operation
 from holdfast.core.step import Step
+from holdfast.testing import toys
 from holdfast.training import Continual, Trainer
 from holdfast.training.wrapper import ADVICE
 
@@ -320,3 +321,18 @@ def test_a_stream_without_task_labels_or_classes_is_refused_where_they_are_neede
             Trainer(factory()).bind(model, stream)
     else:
         Trainer(factory()).bind(model, stream)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", holdfast.methods.__all__)
+def test_compiled_steps_give_weights_within_rounding_of_steps_as_written(name: str) -> None:
+    """Over three experiences with a head that grows and a smaller last batch; compiling takes most of a minute."""
+    nets = []
+    for capture in ("none", "compile"):
+        method = getattr(holdfast.methods, name)()
+        of = toys.stream_for(method)
+        nets.append(toys.model_for(method)(of, "task" if "task" in method.needs else "growing"))
+        settings: dict[str, Any] = {"optimizer": OPTIMIZERS["momentum"], "epochs": 3, "capture": capture}
+        toys.train(method, nets[-1], of, **settings)
+    for key, value in nets[0].state_dict().items():
+        torch.testing.assert_close(nets[1].state_dict()[key], value, rtol=0, atol=1e-6)

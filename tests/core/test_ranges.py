@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 import pytest
 import torch
 
+from holdfast import streams
+from holdfast.config.signatures import docs, parameters
 from holdfast.core.errors import ConfigError
-from holdfast.core.ranges import BelowOne, Count, Inside, Positive, Range, Share, guard, ranged, rule
+from holdfast.core.ranges import BelowOne, Count, Doc, Inside, Positive, Range, Share, guard, ranged, rule
 
 
 @pytest.mark.parametrize(
@@ -104,3 +106,34 @@ def test_a_constructor_is_checked_under_the_name_of_what_is_made():
     assert Derived(0.25).share == 0.25
     with pytest.raises(ConfigError, match=r"`Derived` got share=1. Give a number above 0 to below 1."):
         Derived(1)
+
+
+def test_what_a_type_says_of_its_parameters_stands_in_the_docstring_where_that_says_nothing_of_its_own():
+    Rows = Annotated[Count, Doc("rows of a part.")]
+
+    @ranged
+    def cut(data: str, rows: Rows = 1, more: Rows = 2, seed: int = 0) -> str:
+        """Cut.
+
+        Args:
+            data: all of it,
+                at once.
+            more: otherwise.
+            seed: of the cut.
+
+        Raises:
+            ConfigError: for no rows.
+        """
+        return data
+
+    assert docs(cut.__doc__) == (
+        "Cut.",
+        {"data": "all of it, at once.", "rows": "rows of a part.", "more": "otherwise.", "seed": "of the cut."},
+    )
+    assert list(docs(cut.__doc__)[1]) == ["data", "rows", "more", "seed"]
+    assert "Raises:\n            ConfigError" in cut.__doc__
+    assert [one.doc for one in parameters(streams.split)][-3:] == [
+        "fraction of each class held out from training.",
+        "of the held-out choice.",
+        "of a random class order.",
+    ]

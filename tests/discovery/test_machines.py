@@ -16,7 +16,8 @@ import pytest
 import holdfast
 from holdfast.discovery import sweep
 from holdfast.discovery.command import planned
-from holdfast.discovery.study import Book, Entry
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry
 
 pytest.importorskip("optuna")
 
@@ -71,7 +72,7 @@ def begin(*command: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_what_a_killed_machine_had_is_done_by_another_one(server: str, tmp_path: Path) -> None:
     plan = planned(None, WORDS, sweep=True, trials=8)
     driver = begin("sweep", *WORDS, "--trials", "8", "--storage", server, "-o", str(tmp_path / "one"))
@@ -128,7 +129,7 @@ def ended(entries: list[Entry]) -> list[Entry]:
     return [one for one in entries if one.state in ("done", "diverged")]
 
 
-def wait(condition: object, seconds: float = 300) -> None:
+def wait(condition: object, seconds: float = 600) -> None:
     limit = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < limit

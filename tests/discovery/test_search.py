@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -23,10 +24,11 @@ from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.discovery import Outcome, knowledge, search, sweep
 from holdfast.discovery.command import estimate, planned
 from holdfast.discovery.driver import Driver
+from holdfast.discovery.finals import Clock, final_jobs, run_finals, state_of
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import Protocol, meta_features, tuning_stream
 from holdfast.discovery.study import Book
-from holdfast.discovery.trial import learned, measures, prefix, reach
+from holdfast.discovery.trial import Entry, learned, measures, prefix, reach
 from holdfast.discovery.worker import Worker
 from holdfast.metrics.log import Log
 from holdfast.metrics.summary import compute
@@ -109,12 +111,91 @@ def test_a_search_that_was_left_goes_on_to_the_same_count(tmp_path: Path, monkey
     assert all(one.state in ("done", "diverged") for one in entries)
 
 
+@pytest.mark.slow
 def test_another_search_in_the_same_folder_is_refused(finished: Outcome, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds another search"):
         search(NARROW, *SMALL, out=finished.folder, trials=6, warm_start=False)
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds no search"):
         search(NARROW, *SMALL, out=tmp_path, trials=2, warm_start=False)
+
+
+def test_a_trial_that_was_stopped_goes_on_to_what_it_would_have_been(tmp_path: Path) -> None:
+    plan = Plan.of(None, [*SMALL, "method=er", "protocol=validation", "parameters.optimizer.lr=[0.1]"], sweep=True)
+    config = plan.trial_job(plan.space.usual())
+    reach(tmp_path / "stopped", config, 1)
+    found = reach(tmp_path / "stopped", config, 4, until=0.0)
+    assert (found.state, found.values) == ("stopped", {})
+    reach(tmp_path / "stopped", config, 4)
+    reach(tmp_path / "whole", config, 4)
+    assert matrix(tmp_path / "stopped") == matrix(tmp_path / "whole")
+
+
+def test_without_time_only_the_first_final_run_is_done_and_has_its_page(tmp_path: Path) -> None:
+    plan = planned(None, [*SMALL, "method=er", "trials=1", "finals=1", "final_seeds=3"], sweep=True)
+    one = Entry(0, "done", "abc", 2, plan.space.usual())
+    jobs = final_jobs(plan, tmp_path, [one], "")
+    run_finals(jobs, until=0.0)
+    assert [state_of(job) for job in jobs] == ["finished", "", ""]
+    assert (tmp_path / "final" / "abc-1000" / "report.html").is_file()
+
+
+def test_a_budget_keeps_time_for_the_end_and_says_when_a_trial_has_to_stop(tmp_path: Path) -> None:
+    plan = planned(None, [*SMALL, "method=er", "budget=10m", "trials=2", "finals=1", "final_seeds=2"], sweep=True)
+    driver = Driver(plan, tmp_path / "s")
+    driver.run()
+    entries, spent = driver.book.entries(), 0.0
+    clock = Clock(plan, driver.book, 1, lambda: spent)
+    each = clock.each(entries)
+    assert each is not None
+    assert clock.finals(entries) > 1.25 * each * 2 * plan.experiences
+    assert clock.room(entries)
+    assert clock.until(entries) is not None
+    assert clock.until([]) is None  # the first one is always tried to its end
+    spent = 600.0
+    assert not clock.room(entries)
+    assert json.loads((tmp_path / "s" / "search.json").read_text())["final_runs"] == {"wanted": 2, "done": 2}
+
+
+@pytest.mark.slow
+def test_final_runs_that_are_trained_at_once_have_the_matrices_of_those_one_by_one(tmp_path: Path) -> None:
+    found = {}
+    for stack in ("none", "auto"):
+        words = [*SMALL, "method=er", "trials=1", "finals=1", "final_seeds=3", f"trainer.stack={stack}"]
+        plan = planned(None, words, sweep=True)
+        jobs = final_jobs(plan, tmp_path / stack, [Entry(0, "done", "abc", 2, plan.space.usual())], "")
+        run_finals(jobs, None)
+        logs = [Log.read(Path(job["folder"])) for job in jobs]
+        assert all(any(event["stacked"] for event in log.of("capture")) for log in logs) == (stack == "auto")
+        found[stack] = [compute(log)["accuracy_matrix"] for log in logs]
+    assert found["none"] == found["auto"]
+
+
+@pytest.mark.parametrize("method", ["finetune", "er", "ewc_online", "lwf"])
+def test_memory_is_all_that_a_method_keeps_beside_the_model(tmp_path: Path, method: str) -> None:
+    plan = Plan.of(None, [*SMALL, f"method={method}", "protocol=validation", "trials=1"], sweep=True)
+    values = reach(tmp_path, plan.trial_job(plan.space.usual()), 2).values
+    model = 4 * values["parameters"]  # bytes
+    others = {"finetune": 0.0, "er": 0.0, "ewc_online": 2 * model, "lwf": model}
+    assert values["method_bytes_peak"] == pytest.approx(values["memory_bytes_peak"] + others[method])
+    assert (values["memory_bytes_peak"] > 0) == (method == "er")
+
+
+def test_the_leader_is_the_one_that_holds_with_several_seeds(tmp_path: Path) -> None:
+    plan = planned(
+        None, [*SMALL, "method=er", "trials=3", "finals=1", "final_seeds=1", "protocol=validation"], sweep=True
+    )
+    driver = Driver(plan, tmp_path / "s")
+    driver.run()
+    entries = driver.book.entries()
+    [leader] = driver.book.best(entries, 1)
+    own = [one for one in entries if one.key == leader and one.length == 4]
+    assert sorted(one.seed for one in own) == [0, 1, 2]
+    level = driver.book.levels(entries)[4]
+    assert level[leader] == pytest.approx((-np.mean([one.values["average_accuracy"] for one in own]),))
+    gone = [dataclasses.replace(one, state="diverged") if one.seed == 2 else one for one in entries]
+    assert leader not in driver.book.levels(gone)[4]
+    assert (tmp_path / "s" / "trials" / f"{leader}-2").is_dir()
 
 
 # What it leaves ------------------------------------------------------------------------------------------
@@ -155,6 +236,7 @@ def test_final_runs_have_fresh_seeds_and_fresh_orders_of_classes(finished: Outco
     assert all(one["stream"]["seed"] == one["seed"] for one in configs)
 
 
+@pytest.mark.slow
 def test_several_objectives_leave_a_front(tmp_path: Path) -> None:
     found = search(
         NARROW, *SMALL, "objectives=accuracy,memory", "memory=[20,60]", out=tmp_path / "s", trials=4, finals=1,
@@ -230,7 +312,7 @@ def trials_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, **
     return [[(one.key, one.length, one.params) for one in entries], matrices]
 
 
-@pytest.mark.parametrize("protocol", ["first-k", "validation"])
+@pytest.mark.parametrize("protocol", [pytest.param("first-k", marks=pytest.mark.slow), "validation"])
 def test_shuffled_test_labels_change_nothing_in_a_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
@@ -238,6 +320,7 @@ def test_shuffled_test_labels_change_nothing_in_a_search(
     assert first == trials_of(tmp_path, monkeypatch, protocol, test_seed=1)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_beyond_k_change_nothing_under_first_k_and_something_under_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +364,7 @@ def test_a_budget_that_is_over_before_the_start_still_tries_one(tmp_path: Path) 
     assert (tmp_path / "s" / "best.json").is_file()
 
 
+@pytest.mark.slow
 def test_what_a_search_found_is_proposed_first_on_the_next_data_set(tmp_path: Path) -> None:
     search(NARROW, *SMALL, out=tmp_path / "s", trials=3, finals=1, final_seeds=1)
     [kept] = list(knowledge.entries())
@@ -298,6 +382,21 @@ def test_meta_features_tell_a_balanced_data_set_from_an_unbalanced_one() -> None
     assert 0 <= found["c2"] < 0.01
     assert found["linear_discr"] > 0.85
     assert found["classes"] == 10
+
+
+def test_the_dashboard_of_optuna_shows_the_trials(finished: Outcome) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard")
+    from wsgiref.util import setup_testing_defaults
+
+    from holdfast.discovery.study import storage
+
+    app = dashboard.wsgi(storage(f"sqlite:///{finished.folder / 'study.db'}"))
+    environment: dict[str, Any] = {"PATH_INFO": "/api/studies/1"}
+    setup_testing_defaults(environment)
+    shown = json.loads(b"".join(app(environment, lambda status, headers: None)))
+    assert shown["name"] == "holdfast"
+    assert len({one["user_attrs"][0]["key"] for one in shown["trials"]}) >= 1
+    assert len(shown["trials"]) >= 5
 
 
 # Processes -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from holdfast.config.job import make_method
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import conflicts
 from holdfast.core.operation import ROLES
-from holdfast.discovery.axes import Axis, written
+from holdfast.discovery.axes import Axis, Neighbour, written
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.settings import made, parsed
 from holdfast.discovery.space import SHORT, composed, only_fills, size_of
@@ -102,6 +102,44 @@ def test_the_first_trials_are_the_literature_the_best_known_first(plan: Plan) ->
     names = [name for name, _ in plan.literature]
     assert names[:3] == ["finetune", "er", "der_plus_plus"]
     assert "joint" not in names
+
+
+def test_a_neighbour_is_one_step_away_and_can_be_made(plan: Plan) -> None:
+    import random
+
+    params = plan.space.point(kinds.find("methods", "er_ace")())
+    changed = set()
+    for seed in range(60):
+        try:
+            near = plan.space.suggest(
+                Neighbour(params, list(plan.space.slots), plan.space.defaults(), random.Random(seed))
+            )
+        except ConfigError:  # the operation that it takes instead excludes another one
+            continue
+        axes = plan.space.axes()
+        assert all(axes[name].holds(axes[name].value(value)) for name, value in near.items())
+        filled = [slot for slot in plan.space.slots if near.get(slot) != params.get(slot)]
+        assert len(filled) <= 1
+        changed |= {"slot"} if filled else {name for name, value in near.items() if value != params.get(name)}
+    assert {"slot", "optimizer.lr", "replay.size"} <= changed
+
+
+def test_a_composition_is_swept_over_what_its_operations_declare() -> None:
+    plan = Plan.of(
+        None,
+        [
+            *SMALL,
+            "method={operations: [{name: fisher_penalty, strength: 5}, {name: joined_replay},"
+            " {name: remember, capacity: 50}]}",
+        ],
+        sweep=True,
+    )
+    axes = plan.space.axes()
+    assert (axes["method.operations.0.strength"].low, axes["method.operations.0.strength"].high) == (0.05, 500)
+    assert "method.operations.1.size" in axes
+    assert not any(name.endswith("capacity") for name in axes)
+    job = plan.space.job({**plan.space.usual(), "method.operations.0.strength": 7.0})
+    assert job["method"]["operations"][0]["strength"] == 7.0
 
 
 def test_a_plan_that_was_written_down_is_the_same_plan(plan: Plan) -> None:

@@ -112,6 +112,7 @@ def test_share_of_gap_tells_where_a_method_stands_between_two_references():
     assert metrics.share_of_gap(0.8, 0.2, 1.0) == pytest.approx(0.75)
     assert metrics.share_of_gap(0.1, 0.2, 1.0) < 0
     assert math.isnan(metrics.share_of_gap(0.5, 0.5, 0.5))
+    assert math.isnan(metrics.share_of_gap(0.6, 0.7, 0.6))  # fine-tuning is the better one: nothing to close
     assert math.isnan(metrics.share_of_gap(0.5, float("nan"), 1.0))
 
 

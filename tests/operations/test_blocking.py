@@ -131,7 +131,12 @@ def test_the_check_above_can_fail() -> None:
     assert not torch.equal(own(seen[2][0], 0), own(seen[0][0], 0))
 
 
-@pytest.mark.parametrize("name", [*KEEPERS, "adahat", "xdg"])
+OF_ALL = [pytest.param(name, marks=() if name in ("hat", "packnet") else pytest.mark.slow) for name in KEEPERS]
+OF_ALL += [pytest.param(name, marks=pytest.mark.slow) for name in ("adahat", "xdg")]
+"""What every method is checked for by `tests/conformance` as well: two of these are fast."""
+
+
+@pytest.mark.parametrize("name", OF_ALL)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_trainer_and_drop_in_give_equal_weights(name: str, optimizer: str) -> None:
     others = {
@@ -184,7 +189,7 @@ class KeepAt:
 
 
 @pytest.mark.parametrize("step", [3, 11])
-@pytest.mark.parametrize("name", [*KEEPERS, "adahat", "xdg"])
+@pytest.mark.parametrize("name", OF_ALL)
 def test_a_run_resumed_in_the_middle_of_an_experience_ends_with_equal_weights(name: str, step: int) -> None:
     others = {
         "adahat": lambda: Method(UnitAttention(mode="adapt", intensity=0.1)),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from holdfast import Continual, methods
 from holdfast.core.errors import ConfigError
 from holdfast.memory import Uniform
 from holdfast.methods import agem_exemplars, er_exemplars, exemplar_replay, icarl
@@ -19,6 +22,7 @@ from holdfast.operations import (
     Remember,
     RememberExemplars,
 )
+from holdfast.streams.data import TensorData
 
 
 def _features(model: Any, inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -235,3 +239,32 @@ def test_methods_take_a_capacity_or_a_number_per_class() -> None:
         MergedReplay(repeat=0)
     with pytest.raises(ConfigError, match="temperature=0"):
         BinaryDistillation(temperature=0)
+
+
+@pytest.mark.parametrize("name", ["er_exemplars", "agem_exemplars"])
+def test_a_step_calls_no_more_functions_after_more_experiences(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    cl = Continual(model, getattr(methods, name)(per_class=2, size=4), optimizer)
+    calls: dict[int, int] = {}
+    counted: list[str] = []
+
+    def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(cl(inputs), targets).backward()
+        optimizer.step()
+
+    for experience in range(121):
+        inputs, targets = torch.randn(8, 4), torch.arange(8) % 2
+        data = TensorData(inputs, targets)
+        cl.begin(data)
+        step(inputs, targets)
+        if experience in (10, 120):
+            counted.clear()
+            sys.setprofile(lambda frame, event, argument: counted.append(event))
+            step(inputs, targets)
+            sys.setprofile(None)
+            calls[experience] = sum(event in ("call", "c_call") for event in counted)
+        cl.end(data)
+    assert calls[120] <= calls[10] + 5

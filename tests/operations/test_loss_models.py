@@ -197,6 +197,7 @@ def test_the_weights_move_to_a_lower_sum_of_all_learned_losses(few: Any) -> None
     assert total(weights_of(learner)) < total(trained)
 
 
+@pytest.mark.slow
 def test_with_everything_outside_the_minimum_lies_between_the_ends(few: Any) -> None:
     engine = few.bind(CommonMinimum(**SMALL, radius=1e-6, outside=1e4, moves=3000, move_rate=0.005))
     learner, (operation,) = engine.learner, engine.method.operations

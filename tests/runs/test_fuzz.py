@@ -14,17 +14,17 @@ import fuzz_commands  # type: ignore[import-not-found]  # noqa: F401  (adds its 
 GOOD = ("ran", "refused", "diverged", "failed:")
 FAST = {
     "configurations": (277, 0, 1, 2),
-    "tables": range(8),
+    "tables": range(5),
     "archives": range(8),
     "images": (3, 9, 30, 1),
     "dirty_tables": range(8),
     "dirty_archives": range(8),
     "dirty_images": range(4),
     "pairs": range(12),
-    "overrides": range(12),
+    "overrides": range(7),
     "sources": range(4),
     "spaces": (0, 4, 36, 53),
-    "damaged": range(6),
+    "damaged": range(4),
 }
 SLOW = {"configurations": 1000, "damaged": 100, "sources": 100, "spaces": 100}
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import holdfast
 
 SOURCE = Path(holdfast.__file__).parents[1]
@@ -18,6 +20,7 @@ def launched(tmp_path, *words):
     return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_hydras_basic_launcher_makes_a_run_of_each_job(tmp_path):
     done = launched(tmp_path, "-m", "hydra/launcher=basic", "seed=1,2", *SMALL)
     assert done.returncode == 0, done.stderr

@@ -190,7 +190,7 @@ def test_the_best_setting_is_chosen_by_validation_data_over_seeds(searched, caps
     tested = [float(row["average_accuracy"]) for row in rows if row["setting"] == chosen["name"]]
     assert chosen["test"]["mean"] == pytest.approx(sum(tested) / 2)
     assert "best on validation data: optimizer.lr=0.1" in capsys.readouterr().err
-    assert "best on validation data" in (folder / "report.html").read_text()
+    assert "Best on validation data: optimizer.lr=0.1" in (folder / "report.html").read_text()
 
 
 def test_test_data_have_no_part_in_the_choice(searched, monkeypatch):

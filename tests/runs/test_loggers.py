@@ -8,6 +8,7 @@ import pytest
 from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.metrics import read_log
+from holdfast.runs.loggers import TensorBoard
 from holdfast.runs.run import run
 
 SMALL = ["experiment=digits", "trainer.epochs=1", "trainer.limit_train_batches=3", "stream.experiences=2"]
@@ -187,3 +188,16 @@ def test_loggers_get_average_accuracy_forgetting_and_the_matrix_as_a_picture(tmp
     for name in ("average_accuracy", "forgetting_first", "plasticity"):
         assert sink.values[last, f"continual/{name}"] == pytest.approx(found[name])
     assert [(name, channels) for name, channels, _ in sink.pictures] == [("continual/accuracy_matrix", 3)] * 2
+
+
+def test_tensorboard_has_hyperparameters_beside_the_last_measures(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoard(tmp_path, {"config": {"method": {"name": "er"}, "seed": 3}, "tags": []}, {})
+    logger.write({"continual/average_accuracy": 0.5, "train/loss": 1.0}, 1)
+    logger.close()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert "end/average_accuracy" in read.Tags()["scalars"]
+    assert any("hparams" in name for name in read.summary_metadata)

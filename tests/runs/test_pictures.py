@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from holdfast.core.errors import DataError
-from holdfast.runs.pictures import SAMPLES, confusions_over_time, loss_map, memory_map, read_samples, sample_grid
+from holdfast.runs.pictures import (
+    SAMPLES,
+    confusions_over_time,
+    loss_map,
+    memory_map,
+    read_gates,
+    read_samples,
+    sample_grid,
+)
 from holdfast.runs.result import Results
 from holdfast.runs.run import run
 from holdfast.runs.words import headline
@@ -26,6 +34,28 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer": {"epochs": 2, "limit_experiences": 3, "evaluate_during": 0.4},
     }
     return run(job, tmp_path_factory.mktemp("pictures") / "run", quiet=True)
+
+
+def test_gates_of_each_task_are_drawn_with_the_rates_and_the_capacity_that_is_left(tmp_path: Path) -> None:
+    job = {
+        **SMALL,
+        "model": {"name": "mlp", "hidden": [12, 7], "head": "task"},
+        "stream": {"name": "split", "dataset": {"name": "synthetic", "classes": 6}, "paradigm": "task"},
+        "method": {"name": "hat"},
+        "trainer": {"epochs": 2},
+    }
+    folder = run(job, tmp_path / "run", quiet=True)
+    gates = read_gates(folder, job["method"])
+    assert gates is not None
+    assert (gates.widths, gates.tasks) == ([12, 7], list(range(len(gates.tasks))))
+    assert set(np.unique(gates.used)) == {0.0, 1.0}
+    assert gates.capacity[0] == 1
+    assert gates.capacity[-1] < 1
+    first = gates.rates[1, :12]  # a unit of the first layer moves unless the first task uses it
+    assert (first == 1 - gates.used[0, :12]).all()
+    assert all((folder / "plots" / f"{name}.png").is_file() for name in ("masks", "adjustment_rates", "capacity"))
+    assert "Which units each task" in (folder / "report.html").read_text()
+    assert read_gates(folder, {"name": "er"}) is None
 
 
 def test_samples_are_kept_with_the_wrong_ones_first(digits: Path) -> None:
@@ -72,7 +102,8 @@ def test_regression_has_its_units_r2_and_a_matrix_of_losses(tmp_path: Path) -> N
     job = {**SMALL, "stream": {"name": "domains", "datasets": datasets}, "criterion": "mse", "method": "finetune"}
     made = run({**job, "trainer": {"epochs": 2}}, tmp_path / "run", quiet=True)
     words = [item["word"] for item in headline(list(Results.load(made)), "", True)]
-    assert words == ["Kept", "Forgot", "Mean error", "R2"]
+    assert words == ["Mean error", "R2", "Kept", words[3]]
+    assert words[3] in ("Forgot nothing, loss fell", "Forgot")
     assert (made / "plots" / "loss_matrix.png").is_file()
     assert not (made / SAMPLES).exists()
 

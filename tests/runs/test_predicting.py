@@ -209,6 +209,22 @@ def test_an_export_answers_as_the_run_does(digits: Path, tmp_path: Path) -> None
         export(digits, "torhc", tmp_path / "n.pt2")
 
 
+@pytest.mark.slow
+def test_a_program_for_onnx_answers_as_the_run_does_for_any_number_of_rows(digits: Path, tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[dev]'")
+    import onnxruntime
+
+    path, beside = export(digits, "onnx", tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(path)
+    restored = restore(digits)
+    for rows in (1, 5):
+        inputs = torch.randint(0, 17, (rows, 1, 8, 8), dtype=torch.uint8)
+        (found,) = session.run(["outputs"], {"inputs": inputs.numpy()})
+        np.testing.assert_allclose(found, outputs(restored.engine, inputs).numpy(), rtol=1e-4, atol=1e-5)
+    assert json.loads(beside.read_text())["format"] == "onnx"
+
+
 def test_exported_weights_say_what_they_are(gases: Path, tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors")
     path, _ = export(gases, "safetensors", tmp_path / "m.safetensors")

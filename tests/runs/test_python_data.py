@@ -78,3 +78,38 @@ def test_tests_that_do_not_go_with_the_experiences_are_refused() -> None:
         Trainer(methods.er()).fit(model, train, tests=test[:1])
     with pytest.raises(ConfigError, match="tests are for a list"):
         Trainer(methods.er()).fit(model, streams.split(synthetic(classes=4), experiences=2), tests=test)
+
+
+def test_a_run_is_compared_with_references_as_on_the_command_line(tmp_path: Path) -> None:
+    train, test = parts()
+
+    def fit(references: object, **more: object) -> None:
+        model = models.mlp(input_shape=(20,), classes=4, hidden=[8], seed=0)
+        trainer = Trainer(methods.er(capacity=20), optimizer={"name": "SGD", "lr": 0.1})
+        trainer.fit(model, train, tests=test, **{"out": tmp_path / "run", "references": references, **more})  # type: ignore[arg-type]
+
+    fit(["finetune"])
+    fit(["finetune", methods.joint()], resume=True)
+    run = holdfast.open(tmp_path / "run")
+    assert list(run.references) == ["finetune", "joint"]
+    assert run.references["joint"][0].state == "finished"
+    assert "references/joint" in (tmp_path / "run" / "report.html").read_text()
+    alone = models.mlp(input_shape=(20,), classes=4, hidden=[8], seed=0)
+    Trainer(methods.finetune(), optimizer={"name": "SGD", "lr": 0.1}).fit(alone, train, tests=test)
+    kept = torch.load(tmp_path / "run" / "references" / "finetune" / "checkpoints" / "model.pt", weights_only=True)
+    assert all(torch.equal(value, kept[key]) for key, value in alone.state_dict().items())
+    for wrong, says in ((["nothing"], "nothing"), (["independent"], "holdfast run"), ([3], "no method")):
+        with pytest.raises(ConfigError, match=says):
+            fit(wrong, out=tmp_path / "other")
+    with pytest.raises(ConfigError, match="references need a run folder"):
+        fit(["finetune"], out=None)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_memory_and_the_padding_are_settings_of_the_trainer_too() -> None:
+    train, _ = parts()
+    trainer = Trainer(methods.er(capacity=20), memory_device="meta", pad=0)
+    trainer.bind(models.mlp(input_shape=(20,), classes=4, hidden=[8], seed=0), streams.data.stream_of(train))
+    assert trainer.learner.services.pads == 0
+    assert trainer.learner.memory is not None
+    assert trainer.learner.memory.device == torch.device("meta")

@@ -1,6 +1,7 @@
 """References: derived, reused, and what is measured against them."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from holdfast.config.build import resolve
 from holdfast.config.compose import compose
 from holdfast.metrics import read_log
 from holdfast.metrics.references import against, forgetting_ratio, transfer_from_independent
+from holdfast.runs.console import CONSOLE, console_log
 from holdfast.runs.folder import read_info
+from holdfast.runs.opened import show
 from holdfast.runs.run import resume, run
 
 SMALL = ["trainer.epochs=2", "stream.experiences=2", "model.hidden=[8]", "references=[joint,independent,random]"]
@@ -68,6 +71,37 @@ def test_the_measures_are_those_of_the_formulas(folder):
     ratio = sum((own[-1, j] - untrained[-1, j]) / (joint[-1, j] - untrained[-1, j]) for j in range(2)) / 2 - 1
     assert found["forgetting_ratio"] == pytest.approx(ratio)
     assert "forgetting ratio" in (folder / "report.html").read_text()
+    lines = dict(line.split(",") for line in (folder / "references.csv").read_text().split()[1:])
+    assert {name: float(value) for name, value in lines.items()} == pytest.approx(found)
+
+
+def test_show_says_what_references_make_measurable(folder, capsys):
+    show([folder])
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("forward transfer independent", "forgetting ratio"))
+
+
+def test_what_the_console_said_stands_in_the_run_folder_without_redrawn_lines(folder, tmp_path, capsys):
+    said = (folder / CONSOLE).read_text()
+    assert len(said.splitlines()) == 1  # quiet: only when it was begun
+    (tmp_path / "run.json").write_text('{"state": "running", "command": "holdfast run x", "translated": ["a note"]}')
+
+    def work():
+        with console_log(tmp_path):
+            sys.stdout.write("\x1b[31mred\x1b[0m\n")
+            sys.stderr.write("\r50 %\r60 %")
+            raise KeyError("gone")
+
+    with pytest.raises(KeyError):
+        work()
+    with console_log(tmp_path):
+        sys.stderr.write("again\n")
+    lines = (tmp_path / CONSOLE).read_text().splitlines()
+    assert [lines[0][20:], *lines[1:4]] == ["holdfast run x", "a note", "red", "KeyError: 'gone'"]
+    assert [lines[4][20:], lines[5]] == ["gone on with", "again"]
+    printed = capsys.readouterr()
+    assert "\x1b[31mred" in printed.out
+    assert "60 %" in printed.err
 
 
 def test_finished_references_of_the_same_job_are_not_run_again(folder):

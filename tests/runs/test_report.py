@@ -24,8 +24,6 @@ from holdfast.runs.result import Results
 
 HOSTILE = '<script>alert("x")</script> & $x_1$'
 
-FIGURES = True
-
 
 class Page(HTMLParser):
     """Collects the tags, attributes and text of a page."""
@@ -62,6 +60,7 @@ def test_the_report_contains_the_numbers_in_plain_words(tmp_path):
     assert '"lr": 0.1' in text
 
 
+@pytest.mark.usefixtures("figures")
 def test_the_report_refers_to_nothing_outside_itself(tmp_path):
     text = write_report(write_run(tmp_path)).read_text()
     found = Page(text)
@@ -82,6 +81,7 @@ def test_the_moment_a_run_started_is_told_as_a_date(tmp_path):
     assert "running" not in text
 
 
+@pytest.mark.usefixtures("figures")
 def test_plots_are_made_beside_the_page(tmp_path):
     write_report(write_run(tmp_path))
     names = {path.name for path in (tmp_path / "plots").iterdir()}
@@ -91,6 +91,7 @@ def test_plots_are_made_beside_the_page(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
 
 
+@pytest.mark.usefixtures("figures")
 def test_hostile_names_are_shown_and_not_run(tmp_path):
     write_run(tmp_path, names=[HOSTILE, "b", "c"], method=HOSTILE, terms=("loss", HOSTILE, "_hidden"))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -116,6 +117,7 @@ def test_reading_a_run_never_changes_its_files(tmp_path):
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == kept
 
 
+@pytest.mark.usefixtures("figures")
 def test_the_report_made_again_is_the_same(tmp_path):
     first = write_report(write_run(tmp_path)).read_text()
     assert write_report(tmp_path).read_text() == first
@@ -218,6 +220,7 @@ def test_regression_is_reported_by_its_loss(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"matrix": [[0.9]]}, {"classes": False}, {"terms": ()}, {"paradigm": "task"}])
 @pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("figures")
 def test_a_run_with_parts_missing_has_a_report(tmp_path, settings):
     assert "Kept" in page(write_run(tmp_path, **settings)).text
 
@@ -265,6 +268,7 @@ def test_a_heat_map_writes_every_number():
     assert {"12.3", "50.0", "100.0"} <= set(words)
 
 
+@pytest.mark.usefixtures("figures")
 def test_a_learning_rate_that_moves_is_drawn_and_one_that_does_not_is_not(tmp_path):
     folder = write_run(tmp_path)
     assert "Learning rate" not in page(folder).text
@@ -306,6 +310,7 @@ def with_confusions(log):
     return log
 
 
+@pytest.mark.usefixtures("figures")
 def test_the_confusions_of_the_log_are_shown(tmp_path):
     write_run(tmp_path)
     write_log(tmp_path / "log.jsonl", with_confusions(events()))
@@ -322,11 +327,15 @@ def test_the_confusions_of_the_log_are_shown(tmp_path):
     assert str(counts[3, 0]) in words
 
 
+@pytest.mark.usefixtures("figures")
 def test_the_report_says_in_a_sentence_what_was_done_and_what_came_of_it(tmp_path):
     write_run(tmp_path)
     write_run(tmp_path / "references" / "joint", method="joint", matrix=[[0.9, 0.9, 0.9]] * 3)
     found = page(tmp_path)
-    assert "er(lr=0.1) learned 3 experiences of toy and keeps 73.3 %; joint 90.0 %." in found.text
+    told = "er learned 3 experiences of toy one after another; at the end it answers 73.3 % of the test samples right"
+    assert f"{told} (beside it: joint 90.0 %)." in found.text
+    assert "er: " in found.text
+    assert "(lr=0.1)." in found.text
     assert "references/joint/report.html" in [value for name, value in found.attributes if name == "href"]
     assert (tmp_path / "plots" / "references_over_time.png").is_file()
 

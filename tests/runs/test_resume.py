@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -9,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,9 @@ from typing import Any
 import pytest
 import torch
 
+from holdfast.config import kinds
 from holdfast.config.build import resolve
+from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError, DataError, HoldfastError, Interrupted
 from holdfast.metrics import compute, read_log
 from holdfast.metrics import log as files
@@ -204,6 +208,53 @@ def test_killed_at_every_single_write_it_ends_as_if_it_had_not_been(whole: Path,
     assert call > 50
 
 
+def job_of(method: str) -> dict[str, Any]:
+    """A run of a blink with a method, on whichever stream and model it works with."""
+    task = {**config()["stream"], "paradigm": "task"}
+    images = {**task, "dataset": {"name": "digits", "test_fraction": 0.9}}
+    for stream in (config()["stream"], task, images):
+        for name in ({"name": "mlp", "hidden": [5]}, {"name": "hypernetwork"}, {"name": "cnn", "channels": [4]}):
+            for head in ({}, {"head": "growing"}, {"head": "task"}):
+                slow = {"name": "SGD", "lr": 0.001, "momentum": 0.9}  # generated weights diverge at a higher rate
+                changes = {"optimizer": slow} if name["name"] == "hypernetwork" else {}
+                job = config(method=method, stream=stream, model={**name, **head}, scheduler=None, **changes)
+                with contextlib.suppress(HoldfastError):
+                    return validated(job, together=True).config
+    raise AssertionError(f"no stream and model are known for {method}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("method", sorted(kinds.names("methods")))
+def test_killed_at_random_moments_every_method_ends_with_equal_weights(method: str, tmp_path: Path) -> None:
+    """Two SIGKILLs for each method, more than a hundred in all: `pytest -m slow -k random_moments tests/runs`."""
+    job, generator = job_of(method), random.Random(method)
+    context, folder = multiprocessing.get_context("fork"), tmp_path / "killed"
+    begun = time.perf_counter()
+    expected = runs.run(job, tmp_path / "whole", quiet=True)
+    lasted, died = time.perf_counter() - begun, 0
+    for _ in range(40):
+        process = context.Process(target=_work, args=(job, folder))
+        process.start()
+        process.join(generator.random() * lasted)
+        process.kill()
+        process.join(60)
+        died += 1
+        if process.exitcode == 0:  # it came to its end before: kill another one, earlier
+            shutil.rmtree(folder)
+            died, lasted = 0, 0.7 * lasted
+        elif died == 2:
+            break
+    assert died == 2
+    process = context.Process(target=_work, args=(job, folder))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    assert_same_end(folder, expected)
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+
+
 def _command(*arguments: str) -> subprocess.Popen[bytes]:
     source = str(Path(runs.__file__).parents[2])
     env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
@@ -256,6 +307,7 @@ def test_killed_ten_times_from_outside_the_command_ends_with_equal_weights(tmp_p
 # Stopped ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_exits_with_130_says_how_to_go_on_and_resumes(tmp_path: Path) -> None:
     job = _long()
     job["trainer"]["epochs"] = 400

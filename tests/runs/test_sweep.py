@@ -16,6 +16,7 @@ import holdfast
 from holdfast.core.errors import ConfigError
 from holdfast.metrics.statistics import holm, paired, side_by_side, spread
 from holdfast.runs import pool as pools
+from holdfast.runs import worker
 from holdfast.runs.assemble import job_key
 from holdfast.runs.folder import read_info
 from holdfast.runs.pool import Job, Pool
@@ -55,13 +56,35 @@ def test_the_key_of_a_job_forgets_what_has_no_effect_and_nothing_else():
         assert job_key({**config, key: value}) != job_key(config)
 
 
+def in_this_process(pool):
+    """In place of `Pool.run`: each job by the function that a worker process calls, without its seconds of starting."""
+    for job in pool.waiting:
+        answer = json.loads(json.dumps(worker.answer({"config": job.config, "folder": str(job.folder)})))
+        job.state, job.error, job.seconds = answer["state"], answer["error"], answer["seconds"]
+        pool.told(job)
+
+
+TWO_BY_TWO = [*SMALL, "method=er,finetune", "seed=0,1"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A sweep of two settings and two seeds."""
     folder = tmp_path_factory.mktemp("sweeps") / "one"
-    place, failed = sweep(None, [*SMALL, "method=er,finetune", "seed=0,1"], out=folder, jobs=2, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pool, "run", in_this_process)
+        place, failed = sweep(None, TWO_BY_TWO, out=folder, quiet=True)
     assert (place, failed) == (folder, [])
     return folder
+
+
+@pytest.mark.slow
+def test_two_worker_processes_make_the_numbers_that_one_process_makes(finished, tmp_path):
+    sweep(None, TWO_BY_TWO, out=tmp_path / "two", jobs=2, quiet=True)
+    for number in "0123":
+        assert state(tmp_path / "two" / number) == "finished"
+        one, two = (folder / number / "accuracy_matrix.csv" for folder in (finished, tmp_path / "two"))
+        assert one.read_text() == two.read_text()
 
 
 def test_each_job_is_a_run_folder(finished):

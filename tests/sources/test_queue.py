@@ -105,6 +105,29 @@ def test_reservoir_goes_on_with_seen_rows_while_nothing_comes_and_loses_no_unsee
         assert queue.counts()["dropped"] == 0
 
 
+def test_with_a_producer_half_as_fast_a_reservoir_keeps_the_trainer_at_work_on_every_row() -> None:
+    """By counts: the source may give one batch for every two steps, so a step that waited for one would never end."""
+    source, steps, given, fresh = Gated(count=100), 0, 0, 0
+    seen_rows: list[int] = []
+    with Queued(source, "reservoir", capacity=64, batch_size=2, timeout=20) as queue:
+        for _ in range(5):  # what is there when the training begins
+            source.gate.release()
+        given = 5
+        for batch in queue.batches():
+            steps += 1
+            new = torch.ones(2, dtype=torch.bool) if batch.fresh is None else batch.fresh
+            seen_rows += batch.targets[new].tolist()
+            fresh += int(new.sum())
+            if steps % 2 == 0 and given < 100:
+                source.gate.release()
+                given += 1
+                until(queue, 2 * given)
+        assert queue.counts()["dropped"] == 0
+    assert sorted(seen_rows) == list(range(200))
+    assert fresh == 200
+    assert steps >= 0.95 * 2 * 95  # two for each batch that came later, of which none had to be waited for
+
+
 def test_a_reservoir_waits_for_its_watermark() -> None:
     source = Gated(count=4)
     with Queued(source, "reservoir", capacity=8, batch_size=2, watermark=6, timeout=20) as queue:

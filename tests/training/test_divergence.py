@@ -103,6 +103,13 @@ def test_an_evaluation_counts_on_the_experience_just_learned_only() -> None:
     assert "on the test data of experience 1, just learned" in noticed["reason"]
 
 
+def test_answers_in_a_methods_own_way_are_no_sign_of_divergence() -> None:
+    watch = Watch(nn.Linear(2, 2), answers=True)
+    watch.notice(train(50, 2.0))
+    assert watch.notice({"event": "evaluate", "after": 1, "experience": 1, "loss": 1.64e4}) is None
+    assert watch.notice(train(100, 1e29)) is not None
+
+
 def make(**settings: object) -> tuple[Trainer, nn.Module, object]:
     stream = split(digits(), experiences=2)
     model = mlp(input_shape=stream.input_shape, classes=stream.classes, hidden=[8], seed=0)

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 
-from holdfast import Continual, OnNewClass, Trainer, methods, streams
+from holdfast import Continual, Method, OnNewClass, Trainer, methods, streams
 from holdfast.core.criteria import next_position_cross_entropy
 from holdfast.core.errors import ConfigError, DataError, NeedError, UsageError
+from holdfast.operations import Remember, Replay
 from holdfast.streams import datasets
 from holdfast.streams.data import TensorData
 
@@ -339,6 +341,77 @@ def test_every_memory_is_kept_where_it_is_asked_for(name: str) -> None:
     assert cl.learner.memory.device == torch.device("meta")
 
 
+class Steps(nn.Module):
+    """Steps first, samples second, as `nn.GRU` has it; or the other way round."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.rnn, self.top = nn.Embedding(9, 8), nn.GRU(8, 8, batch_first=batch_first), nn.Linear(8, 9)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.top(self.rnn(self.embed(ids))[0])
+
+
+@pytest.mark.parametrize("name", ["er", "der_plus_plus", "agem", "ewc", "si"])
+def test_steps_that_come_before_samples_are_noticed_though_nothing_else_shows_them(name: str) -> None:
+    for batch_first in (True, False):
+        model = Steps(batch_first)
+        cl = Continual(model, getattr(methods, name)(), optimizer := sgd(model))
+        ids = torch.randint(0, 9, (5, 6), generator=torch.Generator().manual_seed(0))
+        cl.begin(TensorData(ids, ids))
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+            if batch_first or name == "si":
+                cl.backward(loss, ids, inputs=ids)
+            else:
+                with pytest.raises(UsageError, match="brings rows to the first dimension"):
+                    cl.backward(loss, ids, inputs=ids)
+                break
+            optimizer.step()
+
+
+def loader(low: int, **settings: Any) -> DataLoader:
+    x, y = blobs(low)
+    return DataLoader(TensorDataset(x, y), batch_size=8, **settings)
+
+
+@pytest.mark.parametrize("name", ["er", "ewc", "lwf", "icarl"])
+def test_a_loader_is_taken_wherever_data_is_asked_for(name: str) -> None:
+    found = []
+    for ours in (True, False):
+        model = net()
+        cl = Continual(model, getattr(methods, name)(), optimizer := sgd(model))
+        for low in (0, 2):
+            given = loader(low)
+            data = cl.begin(TensorData(*blobs(low)) if ours else given)
+            batches = data.batches(torch.arange(len(data)), 8) if ours else data
+            if name != "icarl" and not ours:
+                assert data is given
+            for batch in batches:
+                x, y = (batch.inputs, batch.targets) if ours else batch
+                optimizer.zero_grad()
+                outputs = model(x)
+                loss = cl.loss(outputs, y) if name == "icarl" else F.cross_entropy(outputs, y)
+                cl.backward(loss, y, inputs=x)
+                optimizer.step()
+            cl.end()
+        found.append(weights(model))
+    assert torch.equal(found[0], found[1])
+
+
+def test_data_sets_and_lists_of_batches_are_data_and_what_is_none_is_refused() -> None:
+    for given in (loader(0).dataset, list(loader(0)), [{"x": x, "labels": y} for x, y in loader(0)]):
+        cl = Continual(net(), methods.icarl())
+        cl.begin(given)
+        assert cl.experience is not None
+        assert cl.experience.classes == (0, 1)
+    for wrong in (5, "data", [1, 2]):
+        with pytest.raises(UsageError, match="a loader or a list of batches"):
+            Continual(net(), methods.ewc()).begin(wrong)
+
+
 # Labels ------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +478,39 @@ def test_a_method_that_needs_a_class_for_every_sample_says_so_of_ignored_labels(
     y[3] = -100
     with pytest.raises(UsageError, match="are -100, which count for nothing"):
         Continual(model, methods.icarl(), sgd(model)).begin(TensorData(x, y))
+
+
+@pytest.mark.parametrize("name", ["replay", "er", "der_plus_plus", "cls_er", "mer", "agem"])
+def test_a_draw_of_samples_whose_labels_all_count_for_nothing_adds_nothing(name: str) -> None:
+    model = net()
+    alone = Method(Replay(size=4), Remember(capacity=8))
+    cl = Continual(model, alone if name == "replay" else getattr(methods, name)(), optimizer := sgd(model))
+    x, y = blobs(0)
+    y[:24] = -100
+    for rows in torch.arange(32).split(4):
+        optimizer.zero_grad()
+        outputs = model(x[rows])
+        loss = F.cross_entropy(outputs, y[rows], reduction="sum") / 4
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cl.backward(loss, y[rows], inputs=x[rows])
+        optimizer.step()
+    assert weights(model).isfinite().all()
+
+
+def test_a_memory_of_classes_keeps_no_sample_whose_label_counts_for_nothing() -> None:
+    model = net()
+    method = Method(Replay(size=4), Remember(capacity=4, policy="balanced_reservoir"))
+    cl = Continual(model, method, optimizer := sgd(model))
+    for place in range(12):
+        y = torch.arange(4)
+        if place > 3:
+            y[:3] = -100
+        optimizer.zero_grad()
+        x = torch.randn(4, 6)
+        cl.backward(F.cross_entropy(model(x), y), y, inputs=x)
+        optimizer.step()
+    assert cl.learner.memory.all()["targets"].sort().values.tolist() == [0, 1, 2, 3]
 
 
 # The loss ----------------------------------------------------------------------------------------------------

@@ -378,6 +378,76 @@ def test_without_the_callback_the_data_module_prepares_the_batches(toy: Any) -> 
     assert (raw.inputs < 50).all()
 
 
+class Tasks(lightning.LightningModule):
+    """Somebody's module with a head per task, as Continual Learning Arena's page writes it: labels start at 0 each."""
+
+    def __init__(self, called: bool) -> None:
+        super().__init__()
+        self.task_id, self.called = 1, called
+        self.backbone = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        self.heads = nn.ModuleDict({str(task): nn.Linear(8, 2) for task in (1, 2, 3)})
+        self.seen: list[Any] = []
+
+    def forward(self, x: Any, task_id: int) -> Any:
+        if self.training:
+            self.seen.append((task_id, len(x)))
+        return self.heads[str(task_id)](self.backbone(x))
+
+    def _model_step(self, batch: Any, task_id: int) -> Any:
+        x, y = batch
+        logits = self(x, task_id) if self.called else self.forward(x, task_id)
+        return F.cross_entropy(logits, y)
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        return self._model_step(batch, task_id=self.task_id)
+
+    def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        self.log("loss", self._model_step(batch, self.task_id), add_dataloader_idx=False)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("called", [True, False])
+@pytest.mark.parametrize("name", ["er", "der_plus_plus", "agem", "ewc", "lwf", "mas"])
+def test_a_module_that_is_called_with_its_task_keeps_the_task_of_what_is_replayed(name: str, called: bool) -> None:
+    torch.manual_seed(0)
+    module, callback = Tasks(called), ContinualCallback(getattr(methods, name)())
+    generator = torch.Generator().manual_seed(0)
+    data = {}
+    for task in (1, 2, 3):
+        x = torch.randn(64, 4, generator=generator)
+        data[task] = torch.utils.data.TensorDataset(x, (x[:, task] > 0).long())
+    for task in (1, 2, 3):
+        module.task_id, module.seen = task, []
+        loader = torch.utils.data.DataLoader(data[task], batch_size=16, shuffle=True)
+        trainer(callback, epochs=4).fit(module, loader, loader)
+        if name in ("er", "der_plus_plus", "agem"):
+            assert {kind for kind, _ in module.seen} == set(range(1, task + 1))
+        assert "forward" not in vars(module)
+    module.eval()
+    right = [
+        float((module(*data[task].tensors[:1], task).argmax(1) == data[task].tensors[1]).float().mean())
+        for task in data
+    ]
+    assert right[2] > 0.7
+    assert sum(right) / 3 > (0.7 if name in ("er", "der_plus_plus") else 0.5)
+
+
+def test_a_call_with_another_task_than_the_experiences_says_what_to_write() -> None:
+    class Other(Tasks):
+        def training_step(self, batch: Any, index: int) -> Any:
+            return self._model_step(batch, task_id=2)
+
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.randn(8, 4), torch.arange(8) % 2), batch_size=4
+    )
+    with pytest.raises(
+        UsageError, match=r"called with task 2, and the experience's task is 1\. Write callback\.task = 2"
+    ):
+        trainer(ContinualCallback(methods.er())).fit(Other(called=True), loader)
+
+
 def test_wrong_use_is_refused_with_a_sentence(toy: Any) -> None:
     stream = toy.stream()
     with pytest.raises(ConfigError, match="max_epochs=3"):

@@ -252,7 +252,11 @@ def forgotten(loop: str) -> float:
     return FORGETS[loop]
 
 
-@pytest.mark.parametrize("name", METHODS)
+FEW = [pytest.param(name, marks=() if name in ("er", "ewc", "lwf") else pytest.mark.slow) for name in METHODS]
+"""Rows of the batch, a penalty and a teacher; the others only in the slow tests."""
+
+
+@pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_each_method_keeps_old_knowledge_in_each_loop_better_than_fine_tuning(loop: str, name: str) -> None:
     if (loop, name) in REFUSED:
@@ -324,7 +328,7 @@ def transformers_model(method: Any) -> float:
     return float(model(**collate(texts(0))).loss.detach())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FEW)
 def test_each_method_keeps_old_knowledge_in_a_model_of_transformers_that_computes_its_loss(name: str) -> None:
     if "transformers" not in FORGETS:
         FORGETS["transformers"] = transformers_model(methods.finetune())

@@ -318,7 +318,12 @@ def test_a_compiled_model_learns_the_weights_of_the_plain_one(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "through"), [*((name, "the model") for name in ("hat", "packnet", "xdg", "er")), ("er", "the wrapper")]
+    ("name", "through"),
+    [
+        *(pytest.param(name, "the model", marks=pytest.mark.slow) for name in ("hat", "xdg")),
+        *((name, "the model") for name in ("packnet", "er")),
+        ("er", "the wrapper"),
+    ],
 )
 def test_a_model_compiled_after_binding_learns_the_weights_of_the_plain_one(name: str, through: str, toy: Any) -> None:
     stream = toy.stream("task")
@@ -456,3 +461,28 @@ def test_what_entered_the_loss_can_be_read() -> None:
     assert set(found) == {"loss", "replay"}
     assert found["loss"] > 0
     assert cl.losses() == {}
+
+
+@pytest.mark.parametrize("name", ["finetune", "er", "der_plus_plus", "agem", "er_ace", "mer"])
+def test_a_step_in_one_call_gives_the_weights_of_the_loop_in_full(name: str) -> None:
+    from holdfast import methods
+
+    found = []
+    for in_one in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3))
+        optimizer = torch.optim.Adam(model.parameters())
+        cl = Continual(model, getattr(methods, name)(), optimizer)
+        data = torch.Generator().manual_seed(1)
+        for _ in range(12):
+            x, y = torch.randn(5, 4, generator=data), torch.randint(0, 3, (5,), generator=data)
+            if in_one:
+                cl.step(x, y)
+                continue
+            loss = cl.loss(cl(x), y, x)
+            optimizer.zero_grad()
+            cl.backward(loss, y, inputs=x)
+            optimizer.step()
+        found.append((cl.losses(), model.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())

@@ -12,7 +12,7 @@ import typer
 
 # Nothing that imports torch may be imported here: `holdfast --help` answers at once.
 from holdfast import __version__
-from holdfast.cli import beginnings, configurations, models, searches
+from holdfast.cli import beginnings, configurations, models, searches, services
 from holdfast.cli.common import (
     Checkpoint,
     Folders,
@@ -150,6 +150,9 @@ def resume(folder: Checkpoint, quiet: Quiet = False, plugin: Plugins = None) -> 
 app.command("eval")(models.evaluate)
 app.command()(models.predict)
 app.command()(models.export)
+app.command()(services.check)
+app.command()(services.update)
+app.command()(services.rollback)
 
 
 @app.command()

@@ -135,9 +135,12 @@ def told(folder: Path, quiet: bool) -> None:
     from holdfast.metrics.log import read_json
 
     if not quiet:
+        from holdfast.runs.console import also_logged
         from holdfast.runs.opened import closing
 
-        typer.echo(closing(folder), err=True)
+        said = closing(folder)
+        also_logged(folder, said)
+        typer.echo(said, err=True)
     typer.echo(str(folder))
     if read_json(folder / "run.json").get("state") == "diverged":
         raise typer.Exit(1)

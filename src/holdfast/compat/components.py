@@ -194,3 +194,17 @@ def network_of(value: Any, shape: Sequence[int], outputs: int, hidden: Sequence[
     if not outputs:
         spec.setdefault("head", "growing")
     return build_model(spec, Stream([], tuple(shape), outputs), seed)
+
+
+def join_groups(optimizer: Any) -> None:
+    """Make one group of an optimiser's groups if all have the same settings; each costs as much as a small layer.
+
+    Args:
+        optimizer: whose head grew, which made a group of each chunk; its arithmetic is by parameter and stays.
+    """
+    first, *rest = optimizer.param_groups
+    settings = {name: value for name, value in first.items() if name != "params"}
+    if all({name: value for name, value in one.items() if name != "params"} == settings for one in rest):
+        for one in rest:
+            first["params"].extend(one["params"])
+        del optimizer.param_groups[1:]

@@ -17,6 +17,7 @@ from holdfast.compat.components import (
     Spec,
     changed,
     is_method,
+    join_groups,
     method_of,
     nested,
     network_of,
@@ -168,25 +169,34 @@ class EstimatorLogic:
                 optimizer.step()
         cl.end()
         cl.model.eval()
+        self._switched: nn.Module | None = None  # a boundary may have brought modules and parameters along
+        join_groups(optimizer)
         self._check_finite()
 
     def _train_one(self, row: Tensor, target: Tensor) -> None:
         """`epochs` steps on one sample, within no experience: for methods that ask for none."""
-        cl, criterion_on = self.continual_, self.continual_.loss
-        optimizer, model = cl.optimizer, cl.model
-        assert optimizer is not None
-        model.train()
+        step = self.continual_.step
+        self._switch(True)
         for norm in self._norms:
             norm.eval()  # a single sample has no statistics
         for _ in range(self.epochs):
-            loss = criterion_on(model(row), target, row)
-            optimizer.zero_grad()
-            cl.backward(loss, target, inputs=row)
-            optimizer.step()
-        model.eval()
+            step(row, target)
+        self._switch(False)
         self._ones = getattr(self, "_ones", 0) + 1
         if self._ones % CHECKED == 1:
             self._check_finite()
+
+    def _switch(self, training: bool) -> None:
+        """Training or eval mode, without a walk through the modules, which takes as long as a small layer."""
+        if getattr(self, "_switched", None) is not (model := self.continual_.model):
+            self._switched, modules = model, list(model.modules())
+            plain = all(type(module).train is nn.Module.train for module in modules)
+            self._plain = [vars(module) for module in modules] if plain else None
+        if self._plain is None:
+            model.train(training)
+            return
+        for values in self._plain:
+            values["training"] = training
 
     @property
     def _takes_ones(self) -> bool:
@@ -302,7 +312,8 @@ class EstimatorLogic:
         """Plain values: what trains is written down, and built again where it is read."""
         state: dict[str, Any] = dict(super().__getstate__())  # type: ignore[call-overload]
         cl = state.pop("continual_", None)
-        state.pop("_norms", None)
+        for name in ("_norms", "_switched", "_plain"):
+            state.pop(name, None)
         if cl is not None:
             state["saved_"] = {"continual": cl.state_dict(), "optimizer": cl.optimizer.state_dict()}
         return state
@@ -314,6 +325,8 @@ class EstimatorLogic:
         if saved is not None:
             self._start(self.shape_in_, self._width())
             self.continual_.load_state_dict(saved["continual"])  # grows the head, and tells the optimiser
+            if len(saved["optimizer"]["param_groups"]) == 1:
+                join_groups(self.continual_.optimizer)
             self.continual_.optimizer.load_state_dict(saved["optimizer"])  # type: ignore[union-attr]
             self.continual_.model.eval()
 

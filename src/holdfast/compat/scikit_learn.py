@@ -111,7 +111,7 @@ class ClassifierLogic(EstimatorLogic):
         """The label of one sample, or None before anything was learnt."""
         if not hasattr(self, "continual_"):
             return None
-        outputs = self.continual_.predict(self._row_of(x))[0].tolist()
+        outputs = self._one(x).tolist()
         number = self._number
         return max((label for label in self.classes_.tolist() if label in number), key=lambda one: outputs[number[one]])
 
@@ -119,12 +119,17 @@ class ClassifierLogic(EstimatorLogic):
         """The probability of each label for one sample; empty before anything was learnt."""
         if not hasattr(self, "continual_"):
             return {}
-        outputs = self.continual_.predict(self._row_of(x))[0]
+        outputs = self._one(x)
         known = self.classes_.tolist()
         shares = outputs[[self._number[label] for label in known if label in self._number]].double().softmax(0).tolist()
         found = dict.fromkeys(known, 0.0)
         found.update(zip((label for label in known if label in self._number), shares))
         return found
+
+    def _one(self, x: Mapping[str, float]) -> Tensor:
+        """Outputs for one sample; the network is in eval mode between any two calls."""
+        with torch.no_grad():
+            return self.continual_.engine.predict(self._row_of(x))[0]
 
     def _learn(self, X: Any, y: Any, classes: Any, sample_weight: Any, reset: bool) -> Self:
         from sklearn.utils.multiclass import check_classification_targets

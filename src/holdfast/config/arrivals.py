@@ -51,13 +51,16 @@ class Outline(Stream):
             "input_shape": list(self.input_shape),
             "classes": self.classes,
             "outputs": self.width,
+            "class_names": list(self.class_names),
+            "table": self.table,
         }
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Outline:
         """The outline that plain values describe."""
-        shape = tuple(values["input_shape"])
-        return cls([], shape, values["classes"], "", None, values["name"], width=values["outputs"])
+        shape, names = tuple(values["input_shape"]), tuple(values.get("class_names") or ())
+        about = (values["name"], names, dict[str, Any](), values.get("table"))
+        return cls([], shape, values["classes"], "", None, *about, width=values["outputs"])
 
 
 def make_source(job: Job) -> Source:
@@ -143,7 +146,9 @@ def outline_of(source: Source, name: str, criterion: str) -> Outline:
                 )
             width = first.targets[0].numel()
     labels = kinds.CRITERIA.get(criterion, "cross_entropy") in ("cross_entropy", "nll_loss", "multi_margin_loss")
-    return Outline([], shape, width if labels else 0, "", inner.prepare, name, width=width)
+    count = width if labels else 0
+    names = tuple(inner.class_names or map(str, range(count)))[:count]
+    return Outline([], shape, count, "", inner.prepare, name, names, {}, inner.table, width=width)
 
 
 def innermost(source: Source) -> Source:
@@ -180,41 +185,41 @@ def make_boundary(job: Job) -> Boundary | None:
 
 def problems_of(job: Job) -> list[str]:
     """What is wrong with the source of a job, and what is asked for that only a stream of experiences has."""
-    config, found = job.config, []
+    config, problems = job.config, []
     if config["stream"] is not None:
-        found.append("source: both a stream and a source are given. Keep one of them.")
+        problems.append("source: both a stream and a source are given. Keep one of them.")
     for reference in config["references"]:
         if reference not in kinds.names("methods") or "stream" in reference or reference in ("joint", "cumulative"):
-            found.append(
+            problems.append(
                 f"references: {reference!r} takes all data at once, and a source gives them once. Leave it out."
             )
     if config["protocol"] != "continual":
-        found.append(f"protocol: {config['protocol']!r} is for a stream of experiences. Leave it out.")
+        problems.append(f"protocol: {config['protocol']!r} is for a stream of experiences. Leave it out.")
     if config["scheduler"] is not None and config["scheduler"]["every"] != "step":
-        found.append("scheduler.every: a source has no epochs. Write scheduler.every=step.")
+        problems.append("scheduler.every: a source has no epochs. Write scheduler.every=step.")
     if config["folders"]["experiences"]:
-        found.append("folders.experiences: a source has no experiences beforehand. Leave it out.")
+        problems.append("folders.experiences: a source has no experiences beforehand. Leave it out.")
     fields = type(job.block.trainer).model_fields
     usual = {field.alias or name: field.default for name, field in fields.items()}
     usual["epochs"] = None
     for key, value in config["trainer"].items():
         if key not in TRAINER and value != usual.get(key) and not (key == "epochs" and value == 1):
             advice = "write trainer.iterations for a number of batches" if key == "epochs" else "leave it out"
-            found.append(f"trainer.{key}: got {shown(value)}, which means nothing for a source; {advice}.")
-    return [*found, *_problems_of_arrival(job.block.arrival), *_problems_of_method(job)]
+            problems.append(f"trainer.{key}: got {shown(value)}, which means nothing for a source; {advice}.")
+    return [*problems, *_problems_of_arrival(job.block.arrival), *_problems_of_method(job)]
 
 
 def _problems_of_arrival(arrival: Any) -> list[str]:
-    found = []
+    problems = []
     if arrival.policy != "reservoir" and arrival.watermark is not None:
-        found.append("arrival.watermark: it is for the policy reservoir. Write arrival.policy=reservoir.")
+        problems.append("arrival.watermark: it is for the policy reservoir. Write arrival.policy=reservoir.")
     if arrival.policy == "reservoir" and arrival.window is not None:
-        found.append("arrival.window: a reservoir gives rows again by itself. Choose one of the two.")
+        problems.append("arrival.window: a reservoir gives rows again by itself. Choose one of the two.")
     if arrival.max_steps < arrival.min_steps:
-        found.append(
+        problems.append(
             f"arrival.max_steps: got {arrival.max_steps}, below arrival.min_steps={arrival.min_steps}. Give more."
         )
-    return found
+    return problems
 
 
 def _problems_of_method(job: Job) -> list[str]:

@@ -94,8 +94,8 @@ def cross_checks(job: Job) -> list[str]:
     problems += check_optimizer(block.optimizer) or check_scheduler(block.optimizer, block.scheduler)
     problems += check_changes(block, stream)
     if block.scheduler is not None and block.scheduler.name == "ReduceLROnPlateau":
-        found = check_held_out(stream, "", {**trainer, "scheduler": "ReduceLROnPlateau"}, ("scheduler",))
-        problems += [problem.removeprefix(".") for problem in found]
+        refused = check_held_out(stream, "", {**trainer, "scheduler": "ReduceLROnPlateau"}, ("scheduler",))
+        problems += [problem.removeprefix(".") for problem in refused]
     problems += check_processes(job)
     problems += _check_references(job, stream)
     problems += check_device_name(config["device"])
@@ -111,6 +111,7 @@ def _checks_of_a_source(job: Job) -> list[str]:
     problems += check_optimizer(block.optimizer) or check_scheduler(block.optimizer, block.scheduler)
     with contextlib.suppress(HoldfastError):
         problems += _check_criterion(job.method, config["criterion"])
+    problems += _check_loss_of_model(config["model"]["name"], config["criterion"])
     problems += check_processes(job) + check_device_name(config["device"])
     if config["seeds"] is not None and len(set(config["seeds"])) < len(config["seeds"]):
         problems.append(f"seeds: got {shown(config['seeds'])}, in which a seed stands twice. Keep each once.")
@@ -144,9 +145,8 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
             known = ", ".join(sorted(operation.heads))
             problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
     problems += _check_inputs(model, stream) + _check_libraries(job, stream)
-    return (
-        problems + _check_criterion(method, criterion) + _check_targets(criterion, stream, job.config["stream"]["name"])
-    )
+    problems += _check_criterion(method, criterion) + _check_loss_of_model(model, criterion)
+    return problems + _check_targets(criterion, stream, job.config["stream"]["name"])
 
 
 def _check_criterion(method: Method, criterion: str) -> list[str]:
@@ -167,13 +167,22 @@ def _check_criterion(method: Method, criterion: str) -> list[str]:
     return problems
 
 
+def _check_loss_of_model(model: str, criterion: str) -> list[str]:
+    """Whether the loss takes what the forward of a model gives, for a model that says which losses do."""
+    taken = getattr(kinds.find("models", model), "criteria", ())
+    if not taken or criterion in taken or criterion not in kinds.CRITERIA:
+        return []
+    told = " or ".join(f"criterion={name}" for name in taken)
+    return [f"criterion: got {shown(criterion)}, and `{model}` gives what another loss takes. Write {told}."]
+
+
 def _check_targets(criterion: str, stream: dict[str, Any], outer: str) -> list[str]:
     """Whether the loss takes targets of the kind that the data sets have, or that the `outer` stream makes of them."""
     if criterion not in kinds.CRITERIA:
         return []
-    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    datasets = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
     loss = kinds.find("criteria", criterion)
-    for dataset in map(schema.expand, given):
+    for dataset in map(schema.expand, datasets):
         made = getattr(kinds.find("datasets", dataset["name"]), "kind", "classification")  # always numbers, or as told
         recast = getattr(kinds.find("streams", outer), "kind", None)  # whatever the data set has
         numbers = (recast or dataset.get("kind", made)) == "regression"
@@ -213,8 +222,10 @@ def _unlabelled(stream: dict[str, Any]) -> str:
 
 def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
     """Whether stream and model take the inputs that the data sets are known to have."""
-    given = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
-    vectors = [one["name"] for one in given if getattr(kinds.find("datasets", one["name"]), "inputs", "") == "vectors"]
+    datasets = [stream["dataset"]] if stream.get("dataset") else stream.get("datasets") or []
+    vectors = [
+        one["name"] for one in datasets if getattr(kinds.find("datasets", one["name"]), "inputs", "") == "vectors"
+    ]
     takers = {"stream": ("streams", stream["name"]), "model": ("models", model)}
     return [
         f"{path}: `{name}` takes images, and data set `{vectors[0]}` has vectors. "
@@ -227,9 +238,9 @@ def _check_inputs(model: str, stream: dict[str, Any]) -> list[str]:
 def _check_libraries(job: Job, stream: dict[str, Any]) -> list[str]:
     """Names that a library lacks, by its own list; nothing where it is not installed, which is told when it is used."""
     problems = []
-    given = {"stream.dataset": stream["dataset"]} if stream.get("dataset") else {}
-    given |= {f"stream.datasets.{i}": one for i, one in enumerate(stream.get("datasets") or [])}
-    for path, dataset in given.items():
+    datasets = {"stream.dataset": stream["dataset"]} if stream.get("dataset") else {}
+    datasets |= {f"stream.datasets.{i}": one for i, one in enumerate(stream.get("datasets") or [])}
+    for path, dataset in datasets.items():
         if dataset["name"] == "torchvision":
             with contextlib.suppress(ImportError):
                 names = known_datasets()

@@ -33,8 +33,8 @@ class Layer:
 def leaves(value: Any, path: Key = ()) -> Iterator[Key]:
     """The path of everything in `value` that has no parts."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    found = [leaf for key, part in items for leaf in leaves(part, (*path, str(key)))]
-    yield from found or [path]
+    below = [leaf for key, part in items for leaf in leaves(part, (*path, str(key)))]
+    yield from below or [path]
 
 
 def note(origins: Origins, path: Key, value: Any, source: str) -> None:
@@ -101,22 +101,22 @@ class Reader:
                 body = dialect.translated(body, package)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        own = Layer(nested(package, body), source)
+        layer = Layer(nested(package, body), source)
         entries = content.get("defaults", [])
         if not isinstance(entries, list):
             raise ConfigError(f"{source}: defaults is {shown(entries)}. Write a list: [{{trainer: cpu}}, _self_].")
-        found: list[Layer] = []
+        layers: list[Layer] = []
         for entry in entries:
-            found += [own] if entry == "_self_" else self._entry(entry, source, group)
+            layers += [layer] if entry == "_self_" else self._entry(entry, source, group)
         if "_self_" not in entries and body:
-            found.append(own)
+            layers.append(layer)
         self.search |= (
             {**search, "params": {**self.search.get("params", {}), **search["params"]}}
             if "params" in search
             else search
         )
         self._open.pop()
-        return found
+        return layers
 
     def _entry(self, entry: Any, source: str, group: str) -> list[Layer]:
         optional = False
@@ -255,13 +255,13 @@ def _of_sweep(path: Sequence[str]) -> bool:
 def _without_a_stream(config: dict[str, Any], origins: Origins, changes: Sequence[Override]) -> dict[str, Any]:
     """A job of a source without what the default job says of experiences, unless somebody else said it."""
     typed = {change.path for change in changes}
-    said = {place[:2] for place, source in origins.items() if source != DEFAULT} | {place[:2] for place in typed}
+    said = {path[:2] for path, source in origins.items() if source != DEFAULT} | {path[:2] for path in typed}
     kept = dict(config)
     for key in ("stream", "references"):
-        if not any(place[0] == key for place in said):
+        if not any(path[0] == key for path in said):
             kept.pop(key, None)
-            for place in [place for place in origins if place[0] == key]:
-                del origins[place]
+            for path in [path for path in origins if path[0] == key]:
+                del origins[path]
     if ("trainer", "epochs") not in said and isinstance(kept.get("trainer"), dict):
         kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key != "epochs"}
         origins.pop(("trainer", "epochs"), None)

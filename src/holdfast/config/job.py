@@ -134,28 +134,28 @@ class Job:
     @functools.cached_property
     def references(self) -> dict[str, Job]:
         """The jobs to compare with, by the names of the references."""
-        known = (*PROTOCOLS, *kinds.names("methods"))
-        return {name: self.against(name) for name in self.config["references"] if name in known}
+        names = (*PROTOCOLS, *kinds.names("methods"))
+        return {name: self.against(name) for name in self.config["references"] if name in names}
 
     def parts(self) -> dict[str, Job]:
         """The single runs that a job stands for: by seed, and by reference; folder -> job. A plain one is itself."""
         seeds = self.config["seeds"]
         if seeds is None and not self.config["references"]:
             return {"": self}
-        found: dict[str, Job] = {}
+        jobs: dict[str, Job] = {}
         for prefix, job in {"": self, **{f"references/{name}": job for name, job in self.references.items()}}.items():
             alone = job.changed(references=[], seeds=None)
             if "method" in job.__dict__:  # it was made to be checked, so that it need not be made again
                 alone.__dict__["method"] = job.method
             if seeds is None:
-                found[prefix] = alone
+                jobs[prefix] = alone
                 continue
             for number, seed in enumerate(seeds):
                 one = alone.changed(seed=seed)
                 if number == 0 and "method" in alone.__dict__:
                     one.__dict__["method"] = alone.method
-                found[f"{prefix}/seed-{seed}".lstrip("/")] = one
-        return found
+                jobs[f"{prefix}/seed-{seed}".lstrip("/")] = one
+        return jobs
 
 
 def make_stream(block: Any, seed: int = 0, dataset: Callable[[Any, int, str], Dataset] | None = None) -> Stream:

@@ -304,11 +304,11 @@ def admit(space: Namespace, kind: Kind, name: str, value: Any) -> None:
     if not callable(value) or (kind.plural == "operations" and not operation):
         reason = f"it is no {kind.word} but {value!r:.60}"
     elif not reason:
-        given = [p for p in parameters(value)[kind.leading :] if p.name not in kind.supplied]
-        objects = [p.name for p in given if p.required and not p.configurable]
+        taken = [p for p in parameters(value)[kind.leading :] if p.name not in kind.supplied]
+        objects = [p.name for p in taken if p.required and not p.configurable]
         if objects:
             reason = f"its {', '.join(objects)} can only be given from Python"
-        elif any(p.name == "name" and p.required for p in given):
+        elif any(p.name == "name" and p.required for p in taken):
             reason = "it has a parameter called `name`, which is the key that chooses it"
     if reason:
         space.problems[name] = reason

@@ -15,6 +15,7 @@ from holdfast.config.read import as_plain, check_plain, default
 from holdfast.config.signatures import parameters
 from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.streams.datasets.vision import known_datasets
 
 EXPECTED = {
     "int_type": "an integer",
@@ -232,6 +233,16 @@ def _missing(where: Place) -> str:
     return f"is missing; {owner} needs it."
 
 
+def _of_torchvision(name: str) -> str:
+    """The data set of torchvision that is meant by a name; empty where there is none, or no torchvision."""
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    try:
+        names = known_datasets()
+    except ImportError:
+        return ""
+    return next((one for one in names if one.lower() == plain), "")
+
+
 def _unknown_name(where: Place) -> str:
     key = next((key for key in reversed(where.path) if key in KIND_AT), "")
     kind = KIND_AT.get(key, "")
@@ -262,6 +273,8 @@ def _unknown_name(where: Place) -> str:
     if name in kinds.names(kind):
         return f"`{name}` cannot be cut: it is made of several data sets, or cuts a stream itself. Choose another."
     text = kinds.unknown_name(kind, name)
+    if kind == "datasets" and (which := _of_torchvision(name)):
+        return f'{name!r} is a data set of torchvision. Write {{"name": "torchvision", "which": "{which}"}}.'
     if re.search(r"[./:]|__", name):
         text += " A configuration names things, it never imports them by path."
     return text

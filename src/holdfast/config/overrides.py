@@ -63,19 +63,19 @@ class Library:
 
     def groups(self) -> list[str]:
         """The names of all groups, nested ones with a slash."""
-        found = {
+        groups = {
             str(path.parent.relative_to(folder))
             for folder in self.folders
             for ending in ENDINGS
             for path in folder.rglob(f"*{ending}")
             if path.parent != folder
         }
-        return sorted(name.replace("\\", "/") for name in found)
+        return sorted(name.replace("\\", "/") for name in groups)
 
     def choices(self, group: str) -> list[str]:
         """The names in one group, in order."""
-        found = {path.stem for folder in self.folders for path in (folder / group).glob("*") if path.suffix in ENDINGS}
-        return sorted(name for name in found if not name.startswith("_"))
+        names = {path.stem for folder in self.folders for path in (folder / group).glob("*") if path.suffix in ENDINGS}
+        return sorted(name for name in names if not name.startswith("_"))
 
     def find(self, group: str, name: str) -> GroupFile | None:
         """The file of one choice, or None; `name` may end with `.yaml`."""
@@ -93,9 +93,9 @@ class Library:
         Raises:
             ConfigError: where there is none, with the nearest right name.
         """
-        found = self.find(group, str(name)) if isinstance(name, str) else None
-        if found is not None:
-            return found
+        file = self.find(group, str(name)) if isinstance(name, str) else None
+        if file is not None:
+            return file
         choices = self.choices(group)
         near = nearest(name, choices)
         advice = f"did you mean {near!r}?" if near else f"there are {', '.join(choices) or 'none'}."
@@ -230,11 +230,11 @@ def apply(config: dict[str, Any], overrides: Sequence[Override]) -> dict[str, An
                 f"Write ~{dotted(override.path)} to delete it whatever it is."
             )
         del holder[key]
-    given = {override.path for override in overrides if not override.delete}
+    typed = {override.path for override in overrides if not override.delete}
     trainer = config.get("trainer")
     if isinstance(trainer, dict):
-        settle_length(trainer, {path[1] for path in given if len(path) == 2 and path[0] == "trainer"})
-    if ("seed",) in given and ("seeds",) not in given:
+        settle_length(trainer, {path[1] for path in typed if len(path) == 2 and path[0] == "trainer"})
+    if ("seed",) in typed and ("seeds",) not in typed:
         config["seeds"] = None
     return config
 

@@ -256,8 +256,8 @@ def _returned(function: Callable[..., Any]) -> Any:
         return typing.get_type_hints(inspect.unwrap(function)).get("return")
     except (NameError, AttributeError, TypeError):  # other annotations may be for type checkers only
         said = inspect.unwrap(function).__annotations__.get("return")
-        known = {"Method": Method, "Stream": Stream, "Module": nn.Module, "Tensor": Tensor}
-        return known.get(str(said).rsplit(".", 1)[-1])
+        types = {"Method": Method, "Stream": Stream, "Module": nn.Module, "Tensor": Tensor}
+        return types.get(str(said).rsplit(".", 1)[-1])
 
 
 def _named(kind: str, name: str) -> str:

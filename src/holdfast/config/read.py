@@ -93,12 +93,12 @@ def read_json(text: str, source: str) -> Any:
     """Parse JSON, refusing keys that stand twice and numbers that are none."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        read: dict[str, Any] = {}
         for key, value in items:
-            if key in found:
+            if key in read:
                 raise ConfigError(f"{source}: the key {key!r} stands twice in one object. Keep one of the two.")
-            found[key] = value
-        return found
+            read[key] = value
+        return read
 
     def constant(name: str) -> Any:
         raise ConfigError(f"{source}: {name} is not a number that JSON knows. Write a finite number, or null.")
@@ -230,9 +230,9 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(source, dict) and takes_dataset(_name(source.get("stream"))):
         inner = source["stream"] if isinstance(source["stream"], dict) else {"name": source["stream"]}
         source["stream"] = {"dataset": default()["stream"]["dataset"], **inner}
-    given = config.get("trainer")
-    if isinstance(given, dict) and isinstance(result["trainer"], dict):
-        settle_length(result["trainer"], set(given))
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict) and isinstance(result["trainer"], dict):
+        settle_length(result["trainer"], set(trainer))
     return result
 
 

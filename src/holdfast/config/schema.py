@@ -117,8 +117,8 @@ def expand_operations(value: Any) -> Any:
 def operation_name(key: str) -> str:
     """The operation that a key of a mapping stands for: `replay_2` is a second `replay`."""
     base, _, number = key.rpartition("_")
-    known = kinds.names("operations")
-    return base if key not in known and base in known and number.isdigit() else key
+    names = kinds.names("operations")
+    return base if key not in names and base in names and number.isdigit() else key
 
 
 def _tag(value: Any) -> str:
@@ -144,8 +144,8 @@ def _block(kind: str) -> Any:
 
 def inner_streams() -> list[str]:
     """The streams that another one can cut: those of one data set that cut none themselves."""
-    given = {name: {p.name for p in parameters(value)} for name, value in kinds.names("streams").items()}
-    return [name for name, taken in given.items() if "dataset" in taken and "of" not in taken]
+    accepted = {name: {p.name for p in parameters(value)} for name, value in kinds.names("streams").items()}
+    return [name for name, taken in accepted.items() if "dataset" in taken and "of" not in taken]
 
 
 @kinds.cached

@@ -183,26 +183,26 @@ def split_off(content: Mapping[str, Any], source: str) -> tuple[dict[str, Any], 
         ({'seed': 1}, {'params': {'optimizer.lr': 'choice(0.1,0.2)'}})
     """
     rest = {key: value for key, value in content.items() if key not in (SWEEP, HYDRA, METRIC)}
-    found: dict[str, Any] = {}
+    said: dict[str, Any] = {}
     if SWEEP in content:
-        found = _checked(content[SWEEP], KEYS, f"{source}: sweep")
+        said = _checked(content[SWEEP], KEYS, f"{source}: sweep")
     if HYDRA in content:
         hydra = _checked(content[HYDRA], ("sweeper", "mode"), f"{source}: hydra")
         sweeper = _checked(hydra.get("sweeper") or {}, SWEEPER, f"{source}: hydra.sweeper")
         if sweeper.get("direction") not in (None, "maximize"):
             raise ConfigError(f"{source}: hydra.sweeper.direction: here it follows from the metric. Leave it out.")
-        found["params"] = {**(sweeper.get("params") or {}), **found.get("params", {})}
+        said["params"] = {**(sweeper.get("params") or {}), **said.get("params", {})}
         seed = sweeper.get("seed", (sweeper.get("sampler") or {}).get("seed"))
         named = {"trials": sweeper.get("n_trials"), "seed": seed}
-        found |= {key: value for key, value in named.items() if value is not None}
+        said |= {key: value for key, value in named.items() if value is not None}
         if "sampler" in sweeper or "n_trials" in sweeper:
-            found.setdefault("method", "random")
+            said.setdefault("method", "random")
     if METRIC in content:
-        found["metric"] = METRICS.get(content[METRIC], content[METRIC])
-    if "params" in found:
-        params = _checked(found["params"], None, f"{source}: sweep.params")
-        found["params"] = {key: _text(value) for key, value in params.items()}
-    return rest, found
+        said["metric"] = METRICS.get(content[METRIC], content[METRIC])
+    if "params" in said:
+        params = _checked(said["params"], None, f"{source}: sweep.params")
+        said["params"] = {key: _text(value) for key, value in params.items()}
+    return rest, said
 
 
 def made(said: Mapping[str, Any]) -> Search | None:
@@ -254,12 +254,12 @@ def _text(value: Any) -> str:
 def _drawn(axes: Mapping[str, str], trials: int, seed: int) -> list[list[str]]:
     """Different settings, drawn independently; fewer where there are no more."""
     generator = random.Random(seed)
-    found: dict[tuple[str, ...], None] = {}
+    drawn: dict[tuple[str, ...], None] = {}
     for _ in range(50 * trials):
-        if len(found) == trials:
+        if len(drawn) == trials:
             break
-        found[tuple(f"{key}={_draw(key, text, generator)}" for key, text in axes.items())] = None
-    return [list(texts) for texts in found]
+        drawn[tuple(f"{key}={_draw(key, text, generator)}" for key, text in axes.items())] = None
+    return [list(texts) for texts in drawn]
 
 
 def _draw(key: str, text: str, generator: random.Random) -> str:

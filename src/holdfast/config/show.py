@@ -230,8 +230,10 @@ def summary(config: dict[str, Any]) -> dict[str, str]:
         if config[key] is not None:
             lines[key] = one_line(kind.plural, config[key])
     defaults = {parameter.name: parameter.default for parameter in schema.trainer_parameters()}
-    given = {key: value for key, value in config["trainer"].items() if value != defaults.get(key) and value is not None}
-    lines["trainer"] = ", ".join(f"{key}={shown(value)}" for key, value in given.items()) or "defaults"
+    changed = {
+        key: value for key, value in config["trainer"].items() if value != defaults.get(key) and value is not None
+    }
+    lines["trainer"] = ", ".join(f"{key}={shown(value)}" for key, value in changed.items()) or "defaults"
     for key in ("start_from", "criterion", "device", "threads"):
         if config[key] is not None:
             lines[key] = str(config[key])
@@ -284,22 +286,22 @@ def tree(composition: Composition, resolved: Mapping[str, Any], title: str = "jo
 
 def lines(composition: Composition, resolved: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """The same flat: dotted path -> value and source."""
-    found: dict[str, tuple[Any, str]] = {}
+    flat: dict[str, tuple[Any, str]] = {}
 
     def walk(value: Any, path: tuple[str, ...]) -> None:
         if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(one, Mapping) for one in value)):
             for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
                 walk(part, (*path, str(key)))
         else:
-            found[".".join(path)] = (value, _source(composition, resolved, path))
+            flat[".".join(path)] = (value, _source(composition, resolved, path))
 
     walk(resolved, ())
-    return found
+    return flat
 
 
 def _source(composition: Composition, resolved: Mapping[str, Any], path: tuple[str, ...]) -> str:
     """The source of a value, of a list's elements the last that was said."""
-    below = [source for known, source in composition.origins.items() if known[: len(path)] == path]
+    below = [source for where, source in composition.origins.items() if where[: len(path)] == path]
     return below[-1] if below else origin(composition, resolved, path)
 
 

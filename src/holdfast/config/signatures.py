@@ -183,7 +183,7 @@ def parameters(function: Callable[..., Any]) -> list[Parameter]:
     _, described = docs(target.__doc__)
     if isinstance(target, type):
         described = {**docs(owner.__doc__)[1], **described}
-    found = []
+    read = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -193,8 +193,8 @@ def parameters(function: Callable[..., Any]) -> list[Parameter]:
             kind, default = PYTHON_ONLY, None
         if default is None and kind is not PYTHON_ONLY:
             kind = Union[kind, None]  # noqa: UP007
-        found.append(Parameter(parameter.name, kind, default, described.get(parameter.name, "")))
-    return found
+        read.append(Parameter(parameter.name, kind, default, described.get(parameter.name, "")))
+    return read
 
 
 def _resolve(annotation: Any, namespace: dict[str, Any], default: Any) -> Any:
@@ -204,9 +204,9 @@ def _resolve(annotation: Any, namespace: dict[str, Any], default: Any) -> Any:
     if not isinstance(annotation, str):
         return annotation
     holder = type("_", (), {"__annotations__": {"it": annotation}})
-    known = {**vars(typing), **vars(collections.abc), **namespace}
+    names = {**vars(typing), **vars(collections.abc), **namespace}
     try:
-        return typing.get_type_hints(holder, globalns=known, include_extras=True)["it"]
+        return typing.get_type_hints(holder, globalns=names, include_extras=True)["it"]
     except (NameError, AttributeError, TypeError):  # imported for type checkers only: an object, never JSON
         return PYTHON_ONLY
 

@@ -140,7 +140,7 @@ def hollow(job: Job, stream: Stream) -> nn.Module:
 
 
 def at_hand(job: Job) -> bool:
-    """Whether the data of a job are made or come with a package, so that they are there as soon as stand-ins would be."""
+    """Whether the data of a job are made or come with a package, and are there as soon as stand-ins would be."""
     block = job.config["stream"] or {}
     while isinstance(block.get("of"), dict):
         block = block["of"]

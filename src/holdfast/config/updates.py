@@ -53,22 +53,22 @@ def check_scheduler(optimizer: Any, scheduler: Any, path: str = "scheduler") -> 
 
 def check_changes(block: Any, stream: dict[str, Any]) -> list[str]:
     """What is wrong with `trainer.per_experience`: experiences that the stream lacks, and combinations in an entry."""
-    given = block.trainer.per_experience
-    if given is None:
+    changes = block.trainer.per_experience
+    if changes is None:
         return []
     experiences = stream.get("experiences")
     known = experiences if isinstance(experiences, int) else None
-    entries = given.items() if isinstance(given, dict) else enumerate(given)
+    entries = changes.items() if isinstance(changes, dict) else enumerate(changes)
     problems = []
-    if isinstance(given, dict):
-        for key in given:
+    if isinstance(changes, dict):
+        for key in changes:
             try:
                 indices(key, known)
             except ConfigError as error:
                 problems.append(f"trainer.{error}")
-    elif known is not None and len(given) != known:
+    elif known is not None and len(changes) != known:
         problems.append(
-            f"trainer.per_experience: lists {len(given)} experiences, and the stream has {known}. "
+            f"trainer.per_experience: lists {len(changes)} experiences, and the stream has {known}. "
             'Give one entry for each (null where nothing changes), or name them: {"0": ..., "3-": ...}.'
         )
     for key, entry in entries:

@@ -24,8 +24,8 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     for choice in known:
         folded.setdefault(choice.casefold(), choice)
     wanted = str(name).casefold().replace("-", "_").strip()
-    found = difflib.get_close_matches(wanted, folded, n=1, cutoff=0.5)
-    return folded[found[0]] if found else None
+    close = difflib.get_close_matches(wanted, folded, n=1, cutoff=0.5)
+    return folded[close[0]] if close else None
 
 
 def shown(value: Any, limit: int = 60) -> str:
@@ -77,19 +77,19 @@ def pattern_problem(pattern: str) -> str:
         >>> pattern_problem("runs/{data}")
         "got 'runs/{data}', in which {data} stands for nothing; did you mean {date}?"
     """
-    known = ", ".join(f"{{{field}}}" for field in FIELDS)
+    listed = ", ".join(f"{{{field}}}" for field in FIELDS)
     try:
-        found = [
+        fields = [
             (name, form, change) for _, name, form, change in string.Formatter().parse(pattern) if name is not None
         ]
     except ValueError as error:
-        return f"got {pattern!r}, which cannot be read ({error}). Write a path with {known}."
-    for name, form, change in found:
+        return f"got {pattern!r}, which cannot be read ({error}). Write a path with {listed}."
+    for name, form, change in fields:
         if name not in FIELDS or form or change:
             near = nearest(re.split(r"[.\[]", name)[0], FIELDS)
-            advice = f"did you mean {{{near}}}?" if near else f"there are {known}."
+            advice = f"did you mean {{{near}}}?" if near else f"there are {listed}."
             return f"got {pattern!r}, in which {{{name}}} stands for nothing; {advice}"
-    return "" if pattern.strip() else f"got {pattern!r}. Write a path with {known}, or null."
+    return "" if pattern.strip() else f"got {pattern!r}. Write a path with {listed}, or null."
 
 
 def renamed_compile() -> dict[str, str]:

@@ -40,7 +40,7 @@ class Of(Generic[T]):
     def __get__(self, whole: None, owner: type) -> Of[T]: ...
     @overload
     def __get__(self, whole: object, owner: type) -> T: ...
-    def __get__(self, whole: object | None, owner: type) -> Any:
+    def __get__(self, whole: object | None, owner: type) -> object:
         return self if whole is None else getattr(self._part(whole), self.name)
 
     def __set__(self, whole: object, value: T) -> None:

@@ -87,7 +87,7 @@ def chain_of(model: nn.Module) -> Chain:
         output: nn.Module = model.head  # type: ignore[assignment]
     elif isinstance(model, nn.Sequential):
         children = children_of(model)
-        learned = [place for place, (_, child) in enumerate(children) if _has_parameters(child)]
+        learned = [index for index, (_, child) in enumerate(children) if _has_parameters(child)]
         if not learned:
             raise ConfigError("this chain of modules has no parameters, so no output layer. Give one that learns.")
         stages.update(children[: learned[-1]])
@@ -111,7 +111,7 @@ def _cuts(model: nn.Module, stages: OrderedDict[str, nn.Module]) -> tuple[int, .
                 raise ConfigError(unknown("stage", name, names))
         ends = [names.index(name) + 1 for name in named]
     else:
-        ends = [place + 1 for place, name in enumerate(names) if _begins(stages[name])]
+        ends = [index + 1 for index, name in enumerate(names) if _begins(stages[name])]
     cuts = [0]
     for end in ends:
         while end < len(names) and not _begins(stages[names[end]]):
@@ -165,14 +165,14 @@ class Body:
                 raise
         declared = getattr(model, "stages", None) is not None and self.head is getattr(model, "head", None)
         chained = isinstance(model, nn.Sequential) and _output_of(model) is self.head
-        known = (
+        marked = (
             head is not None
             or isinstance(getattr(model, "head", None), str)
             or declared
             or chained
             or self.head is model
         )
-        self.guessed = self.head is not None and not known
+        self.guessed = self.head is not None and not marked
         self.asked = False
         self.tried = False
 
@@ -279,9 +279,9 @@ class Body:
         if not declared and cut is None and self.head is not None:
             return None, [self.head]
         chain = chain_of(model)
-        place = len(chain.stages) if cut is None else chain.position(cut)
+        start = len(chain.stages) if cut is None else chain.position(cut)
         stages = list(chain.stages.values())
-        return stages[:place], [*stages[place:], chain.output]
+        return stages[:start], [*stages[start:], chain.output]
 
     def parameters_below(self, cut: Cut = None) -> list[nn.Parameter]:
         """The parameters below a cut, those that are frozen too."""

@@ -6,7 +6,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Boundary(ABC):
 
     window: int = 1024
     keeps: ClassVar[tuple[str, ...]] = ()
-    check_arguments: ClassVar[Mapping[str, Any]] = {}
+    check_arguments: ClassVar[Mapping[str, object]] = {}
 
     @abstractmethod
     def crossed(self, step: Step) -> bool:
@@ -55,7 +55,7 @@ class Boundary(ABC):
     def bind(self, features: Callable[[Tree], Tensor]) -> None:  # noqa: B027
         """Take what gives the model's features before its head, `[rows, d]`; called once, before the first step."""
 
-    def reason(self) -> dict[str, Any]:
+    def reason(self) -> dict[str, object]:
         """Plain values for the log on why the last boundary was crossed; nothing by default."""
         return {}
 
@@ -66,9 +66,9 @@ class Boundary(ABC):
             ConfigError: for an attribute that is neither an argument of the constructor nor in `keeps`: a run that is
                 resumed would go on without it.
         """
-        known = {*inspect.signature(type(self).__init__).parameters, *self.keeps, "window"}
+        described = {*inspect.signature(type(self).__init__).parameters, *self.keeps, "window"}
         for name in vars(self):
-            if name not in known:
+            if name not in described:
                 raise ConfigError(
                     f"the boundary {type(self).__name__} has an attribute {name!r} that a checkpoint would lose. Write"
                     f" keeps = ({name!r},) in its class, or give it state() and load() of its own."
@@ -81,7 +81,7 @@ class Boundary(ABC):
             setattr(self, name, copy.deepcopy(state[name]))
 
 
-def _plain(kind: str, name: str, value: Any) -> Any:
+def _plain(kind: str, name: str, value: object) -> object:
     """A copy of `value`, if a checkpoint can hold it."""
     if isinstance(value, Tensor):
         return value.detach().clone()

@@ -14,7 +14,7 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 Likelihood = Literal["softmax", "normal", "bernoulli"]
 """The distribution of the targets whose negative log-likelihood a criterion is, up to a factor and a constant."""
 
-_LIKELIHOODS: dict[Any, Likelihood] = {
+_LIKELIHOODS: dict[object, Likelihood] = {
     F.cross_entropy: "softmax",
     nn.CrossEntropyLoss: "softmax",
     F.mse_loss: "normal",
@@ -22,7 +22,7 @@ _LIKELIHOODS: dict[Any, Likelihood] = {
     F.binary_cross_entropy_with_logits: "bernoulli",
     nn.BCEWithLogitsLoss: "bernoulli",
 }
-_FLOATS: tuple[Any, ...] = (
+_FLOATS: tuple[object, ...] = (
     *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss, F.gaussian_nll_loss),
     *(F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss, F.kl_div),
     *(F.soft_margin_loss, nn.SoftMarginLoss),
@@ -32,13 +32,18 @@ _FLOATS: tuple[Any, ...] = (
 
 
 def without_classes(criterion: Callable[..., Tensor] | None) -> bool:
-    """Whether `criterion` is one of torch's that take numbers or several labels a row, and no class index.
+    """Whether `criterion` is one of torch's or ours that take numbers or several labels a row, and no class index.
 
     Example:
         >>> without_classes(F.mse_loss), without_classes(nn.BCEWithLogitsLoss()), without_classes(F.cross_entropy)
         (True, True, False)
     """
-    return criterion in _FLOATS or type(criterion) in _FLOATS or bool(getattr(criterion, "without_classes", False))
+    return elementwise(criterion) or bool(getattr(criterion, "without_classes", False))
+
+
+def elementwise(criterion: Callable[..., Tensor] | None) -> bool:
+    """Whether `criterion` is one of torch's that take a number for each output."""
+    return criterion in _FLOATS or type(criterion) in _FLOATS
 
 
 def likelihood(criterion: Callable[..., Tensor]) -> Likelihood | None:
@@ -160,6 +165,25 @@ def labels_in(targets: Tensor, criterion: Callable[..., Tensor] | None = None) -
     return tuple(label for label in targets.unique().tolist() if label >= 0 and label != ignored)
 
 
+def or_zero(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`criterion`, and 0 instead of NaN where none of the labels counts.
+
+    Example:
+        >>> import torch
+        >>> or_zero(F.cross_entropy)(torch.zeros(2, 4), torch.tensor([-100, -100]))
+        tensor(0.)
+    """
+    ignored = ignored_label(criterion)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.is_floating_point():
+            return criterion(outputs, targets)
+        some = (targets != ignored).any()
+        return criterion(outputs, targets.where(some, 0)) * some
+
+    return loss
+
+
 def padding_of(
     column: str,
     value: Tensor,
@@ -195,9 +219,11 @@ def padding_of(
         return asked
     if value.is_floating_point() or value.dtype.itemsize < 4:
         return None
-    known = {getattr(part, "padding_idx", None) for part in model.modules() if isinstance(part, nn.Embedding)} - {None}
-    known = known or {getattr(getattr(model, "config", None), "pad_token_id", None)} - {None}
-    return known.pop() if len(known) == 1 else None
+    indices = {getattr(part, "padding_idx", None) for part in model.modules() if isinstance(part, nn.Embedding)} - {
+        None
+    }
+    indices = indices or {getattr(getattr(model, "config", None), "pad_token_id", None)} - {None}
+    return indices.pop() if len(indices) == 1 else None
 
 
 def mismatch(criterion: Callable[..., Tensor] | None, targets: Tensor) -> str:

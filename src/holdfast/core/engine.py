@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +63,7 @@ class Engine:
         if method.wrap is not None:
             learner.change_model(method.wrap, method.name)
         learner.fields = method.remembers
-        if learner.multi_head:
+        if learner.multi_head or getattr(learner.model, "takes_task", False):
             learner.fields = (*learner.fields, "task")
         self.evaluating = functools.partial(eval_mode, learner.model)
         for entry_point in ENTRY_POINTS:
@@ -118,7 +117,7 @@ class Engine:
         Raises:
             UsageError: if an operation replaced the data that did not declare it.
         """
-        given = experience
+        whole = experience
         targets = self.targets
         if targets.classes and len(experience.train) and (targets.single or not experience.classes):
             targets.check(experience.train.targets)
@@ -135,7 +134,7 @@ class Engine:
                 if len(data) and not data.targets.is_floating_point():
                     classes = labels_in(data.targets, self.services.criterion)
                 experience = dataclasses.replace(experience, train=data, classes=classes)
-        replaced = experience is not given
+        replaced = experience is not whole
         self.learner.enter(experience, experience.tasks() if replaced else None)
         return experience, replaced
 
@@ -154,7 +153,7 @@ class Engine:
         self,
         batch: Batch,
         now: Now,
-        update: Callable[[Step, float, bool], Any],
+        update: Callable[[Step, float, bool], object],
         weight: float = 1.0,
         last: bool = False,
     ) -> Step:
@@ -274,10 +273,10 @@ class Engine:
         services = self.services
         roots, factors = [step.loss], [1.0]
         for name, loss in self._named_losses:
-            found = loss(step, services)
-            if found is None:
+            answer = loss(step, services)
+            if answer is None:
                 continue
-            term, factor = found if isinstance(found, tuple) else (found, 1.0)
+            term, factor = answer if isinstance(answer, tuple) else (answer, 1.0)
             if term.dim():
                 raise UsageError(f"operation {name!r} returned a loss of shape {tuple(term.shape)}. Return a scalar.")
             services.log(name, term, factor)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.tree import Tree, tree_cat, tree_map, tree_rows
+from holdfast.core.tree import Plain, Tree, tree_cat, tree_map, tree_rows
 
 __all__ = ["Batch", "Data", "Experience", "Stream", "Tree", "task_column", "tree_cat", "tree_map", "tree_rows"]
 
@@ -43,11 +43,11 @@ class Batch:
     inputs: Tree
     targets: Tensor
     task: int | Tensor | None = None
-    appended: dict[str, dict[str, Any]] | None = None
+    appended: dict[str, Extras] | None = None
     fresh: Tensor | None = None
     held_out: Batch | None = None
 
-    def append(self, name: str, rows: dict[str, Any]) -> Batch:
+    def append(self, name: str, rows: Extras) -> Batch:
         """This batch with `rows` (at least `inputs` and `targets`) joined to its forward, under `name`."""
         return Batch(self.inputs, self.targets, self.task, {**(self.appended or {}), name: rows}, self.fresh)
 
@@ -167,7 +167,7 @@ class Stream(Sequence[Experience]):
     prepare: Callable[[Tensor, bool, torch.Generator | None], Tensor] | None = None
     name: str = "stream"
     class_names: tuple[str, ...] = ()
-    description: dict[str, Any] = field(default_factory=dict)
+    description: Plain = field(default_factory=dict)
     table: dict[str, object] | None = None
 
     def __post_init__(self) -> None:

@@ -208,10 +208,10 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool 
     Returns:
         The gradients, and whether there was such a checkpoint.
     """
-    found: Sequence[Tensor | None]
+    gradients: Sequence[Tensor | None]
     checkpointed = False
     try:
-        found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
         if "checkpoint" not in str(error) or not retain_graph:
             raise
@@ -221,13 +221,13 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool 
             for parameter in parameters:
                 parameter.grad = None
             loss.backward(retain_graph=retain_graph)
-            found = [p.grad for p in parameters]
+            gradients = [p.grad for p in parameters]
         finally:
             for parameter, kept in zip(parameters, before):
                 parameter.grad = kept
     dense = [
         torch.zeros_like(p) if value is None else value.to_dense() if value.is_sparse else value
-        for value, p in zip(found, parameters)
+        for value, p in zip(gradients, parameters)
     ]
     return dense, checkpointed
 
@@ -241,13 +241,13 @@ def constant(value: float | Tensor, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.to(like)
     key = (value, like.dtype, like.device)
-    found = _constants.get(key)
-    if found is None:
+    scalar = _constants.get(key)
+    if scalar is None:
         if len(_constants) > 4096:  # annealed weights would fill it without end
             _constants.clear()
         with _disable_current_modes():  # a step that is being recorded finds it, as every other does
-            found = _constants[key] = torch.full((), value, dtype=like.dtype, device=like.device)
-    return found
+            scalar = _constants[key] = torch.full((), value, dtype=like.dtype, device=like.device)
+    return scalar
 
 
 def backward(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> None:

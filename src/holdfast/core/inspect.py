@@ -63,22 +63,22 @@ def find_head(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module
     if isinstance(head, nn.Module) and not isinstance(head, nn.Identity):
         name, inner = _last(head)
         return ("head", head) if inner is None else (f"head.{name}".rstrip("."), inner)
-    name, found = _last(model)
-    if found is None:
+    name, layer = _last(model)
+    if layer is None:
         raise ConfigError(
             f"{type(model).__name__} has no attribute `head` and no linear layer. "
             "Name the layer that makes its outputs as a path, such as 'classifier.6'."
         )
-    return name, found
+    return name, layer
 
 
 def _last(model: nn.Module) -> tuple[str, nn.Module | None]:
     """Name and module of the last linear layer or head within `model`, itself included."""
-    name, found = "", None
+    name, layer = "", None
     for candidate, module in model.named_modules():
         if isinstance(module, nn.Linear) or callable(getattr(module, "grow", None)):
-            name, found = candidate, module
-    return name, found
+            name, layer = candidate, module
+    return name, layer
 
 
 def features_of(model: nn.Module, head: nn.Module, inputs: Tree) -> Tensor:
@@ -210,12 +210,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         (False, True)
     """
     before = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if any(training for _, training in before):
+        model.eval()
     try:
         yield
     finally:
         for module, training in before:
-            module.training = training
+            if module.training is not training:  # setting it costs five times as much as looking
+                module.training = training
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.core.attributes import Of
 from holdfast.core.body import Body
+from holdfast.core.criteria import ignored_label
 from holdfast.core.errors import NeedError
 from holdfast.core.experience import Experience
 from holdfast.core.forward import Forward, Task
@@ -186,6 +187,9 @@ class Learner:
             for task, classes in (tasks or {experience.task: experience.classes}).items():
                 self.head.assign(task, list(classes))  # type: ignore[union-attr, operator]
         self._set_task(experience.task)
+        targets = experience.train.targets
+        if self.services.memory is not None and len(targets) and not targets.is_floating_point():
+            self.services.ignores = self.services.ignores or bool((targets == ignored_label(self.criterion)).any())
 
     def grow(self, classes: Sequence[int]) -> None:
         """Announce classes: the head grows to have outputs for them."""

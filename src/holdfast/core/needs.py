@@ -133,17 +133,22 @@ class TargetNeeds:
                 " der_plus_plus, agem, lwf, ewc, si."
             )
 
-    def check_values(self, targets: Tensor, ignored: int) -> None:
+    def check_values(self, targets: Tensor, ignored: int) -> bool:
         """Refuse labels that count for nothing where every sample must have a class; reads the values.
+
+        Returns:
+            Whether there are such labels.
 
         Raises:
             UsageError: if there are some.
         """
-        if self.single and bool((targets == ignored).any()):
+        some = not targets.is_floating_point() and bool((targets == ignored).any())
+        if self.single and some:
             raise UsageError(
                 f"`{self.method}` (its operation `{self.single}`) takes a class for every sample, and some labels are"
                 f" {ignored}, which count for nothing. Leave those rows out."
             )
+        return some
 
 
 def declares(

@@ -70,7 +70,7 @@ class Stateful(Protocol):
         """Go on where `state` was taken."""
 
 
-def _apply_to(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def _apply_to(value: object, function: Callable[[Tensor], Tensor]) -> object:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Snapshot | Twin):
@@ -123,7 +123,7 @@ class Operation(nn.Module):
     state: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
     once: ClassVar[str] = ""
-    check_arguments: ClassVar[Mapping[str, Any]] = {}
+    check_arguments: ClassVar[Mapping[str, object]] = {}
     adds: ClassVar[bool] = False
     fills: ClassVar[bool] = False
     lacks: ClassVar[frozenset[str]] = frozenset()
@@ -133,7 +133,7 @@ class Operation(nn.Module):
     positions: ClassVar[bool] = False
     heads: ClassVar[frozenset[str]] = frozenset()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         """Let the constructor check its arguments against the ranges and choices of its signature."""
         super().__init_subclass__(**kwargs)
         guard(cls, lambda kind: snake_case(kind.__name__))
@@ -218,9 +218,9 @@ class Operation(nn.Module):
     def load(self, values: Saved) -> None:
         """Restore what `save` returned."""
         for key in self.state:
-            held = getattr(self, key)
-            if isinstance(held, Stateful) and values[key] is not None:
-                held.load(values[key])
+            current = getattr(self, key)
+            if isinstance(current, Stateful) and values[key] is not None:
+                current.load(values[key])
             else:
                 setattr(self, key, _apply_to(values[key], Tensor.clone))  # the state stays its owner's
         if "parameters" in values:

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -112,13 +112,20 @@ def module_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def add_tensor(digest: Any, value: Tensor) -> None:
+class Digest(Protocol):
+    """A hash of `hashlib` that takes one part after another."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Add bytes."""
+
+
+def add_tensor(digest: Digest, value: Tensor) -> None:
     """Add type, shape of a row and values of a tensor to a digest of hashlib."""
     value = value.detach()
     digest.update(f"{value.dtype} {tuple(value.shape[1:])}".encode() if value.dim() else b"scalar")
     if value.is_meta:  # a shape without values
         return
-    digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _version(package: str) -> str:

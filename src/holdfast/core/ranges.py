@@ -11,8 +11,9 @@ import difflib
 import functools
 import inspect
 import math
+import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -103,6 +104,13 @@ Inside = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 """A part of a whole, neither nothing nor all."""
 
 
+@dataclass(frozen=True)
+class Doc:
+    """What docstrings say under `Args:` of a parameter of this type, where they say nothing of their own."""
+
+    text: str
+
+
 @dataclass
 class Rule:
     """What one parameter may be, as far as its annotation says it in ranges and choices.
@@ -117,7 +125,7 @@ class Rule:
     """
 
     ranges: list[tuple[Range, bool]] = field(default_factory=list)
-    choices: list[Any] = field(default_factory=list)
+    choices: list[object] = field(default_factory=list)
     element: Rule | None = None
     optional: bool = False
     numbers: bool = False
@@ -127,7 +135,7 @@ class Rule:
         """Whether there is anything to check."""
         return bool(self.ranges or self.choices) or (self.element is not None and self.element.speaks())
 
-    def allows(self, value: Any) -> bool:
+    def allows(self, value: object) -> bool:
         """Whether the parameter may be `value`."""
         if value is None:
             return self.optional or self.others
@@ -158,14 +166,14 @@ class Rule:
         return f"Choose {chosen}{', or give ' + ', or '.join(wanted) if wanted else ''}."
 
 
-def rule(annotation: Any) -> Rule:
+def rule(annotation: object) -> Rule:
     """The rule that an annotation stands for."""
-    found = Rule()
-    _add(found, annotation)
-    return found
+    made = Rule()
+    _add(made, annotation)
+    return made
 
 
-def _add(found: Rule, hint: Any) -> None:
+def _add(found: Rule, hint: object) -> None:
     origin, args = get_origin(hint), get_args(hint)
     if hint is None or hint is NoneType:
         found.optional = True
@@ -193,27 +201,52 @@ def _add(found: Rule, hint: Any) -> None:
         found.others = True
 
 
-def rules(function: Callable[..., Any]) -> dict[str, Rule]:
+def rules(function: Callable[..., object]) -> dict[str, Rule]:
     """The rules of a signature: for each parameter whose annotation holds a range or choices."""
+    made = {}
+    for parameter, hint in _hints(function):
+        one = rule(hint)
+        if parameter.default is None:
+            one.optional = True
+        if one.speaks():
+            made[parameter.name] = one
+    return made
+
+
+def _hints(function: Callable[..., object]) -> Iterator[tuple[inspect.Parameter, object]]:
+    """The parameters of a function with what their annotations stand for."""
     target = inspect.unwrap(function)
     namespace = {**vars(typing), **vars(collections.abc), **getattr(target, "__globals__", {})}
-    found = {}
-    for name, parameter in inspect.signature(target).parameters.items():
+    for parameter in inspect.signature(target).parameters.values():
         hint = parameter.annotation
         if isinstance(hint, str):
             try:
                 hint = eval(hint, namespace)  # our own source or a plug-in's, never a configuration's
             except Exception:  # imported for type checkers only, so nothing that can be checked
                 continue
-        one = rule(hint)
-        if parameter.default is None:
-            one.optional = True
-        if one.speaks():
-            found[name] = one
-    return found
+        yield parameter, hint
 
 
-def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, Any]]) -> None:
+def completed(text: str, names: Iterable[str], shared: Mapping[str, str]) -> str:
+    """A docstring whose `Args:` also say what is shared, in the order of the signature.
+
+    Args:
+        text: the docstring.
+        names: of all parameters, in order.
+        shared: what to say of some of them, where the docstring does not.
+    """
+    section = re.search(r"^( *)Args:\n((?:\1    .*\n)+)", text, re.MULTILINE)
+    if section is None:
+        return text
+    margin = f"{section[1]}    "
+    entries = re.split(rf"^(?={margin}\S)", section[2], flags=re.MULTILINE)[1:]
+    said = {re.match(r"[ *]*(\w*)", entry)[1]: entry for entry in entries}  # type: ignore[index]
+    added = {name: f"{margin}{name}: {words}\n" for name, words in shared.items()}
+    whole = {**dict.fromkeys(names, ""), **added, **said}
+    return text[: section.start(2)] + "".join(whole.values()) + text[section.end(2) :]
+
+
+def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, object]]) -> None:
     """Raise a `ConfigError` for the first argument that its rule does not allow."""
     for name, value in arguments:
         one = found.get(name)
@@ -241,6 +274,9 @@ def ranged(function: Callable[P, R]) -> Callable[P, R]:
         holdfast.core.errors.ConfigError: `soften` got temperature=0.0. Give a number above 0.
     """
     found, signature = _defined(function, function.__name__)
+    docs = {p.name: one.text for p, hint in _hints(function) for one in get_args(hint) if isinstance(one, Doc)}
+    if docs and function.__doc__:
+        function.__doc__ = completed(function.__doc__, signature.parameters, docs)
     if not found:
         return function
 
@@ -270,7 +306,7 @@ def guard(cls: type, name: Callable[[type], str] = lambda cls: cls.__name__) -> 
         return
 
     @functools.wraps(constructor)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+    def wrapped(self: object, *args: object, **kwargs: object) -> None:
         with_self = signature.bind_partial(self, *args, **kwargs).arguments
         check(name(type(self)), found, with_self.items())
         constructor(self, *args, **kwargs)
@@ -279,7 +315,7 @@ def guard(cls: type, name: Callable[[type], str] = lambda cls: cls.__name__) -> 
     cls.__init__ = wrapped  # type: ignore[misc]
 
 
-def check_fields(made: Any, owner: str) -> None:
+def check_fields(made: object, owner: str) -> None:
     """Check the fields of a dataclass, from its `__post_init__`, against the ranges and choices of their annotations.
 
     Args:
@@ -290,8 +326,8 @@ def check_fields(made: Any, owner: str) -> None:
         ConfigError: for a value, or a default, outside of its range.
     """
     kind: Any = type(made)
-    found = _field_rules(kind, owner)
-    check(owner, found, ((name, getattr(made, name)) for name in found))
+    fields = _field_rules(kind, owner)
+    check(owner, fields, ((name, getattr(made, name)) for name in fields))
 
 
 @functools.cache
@@ -299,7 +335,7 @@ def _field_rules(cls: Any, owner: str) -> dict[str, Rule]:
     return _defined(cls.__init__, owner)[0]
 
 
-def _defined(function: Callable[..., Any], owner: str) -> tuple[dict[str, Rule], inspect.Signature]:
+def _defined(function: Callable[..., object], owner: str) -> tuple[dict[str, Rule], inspect.Signature]:
     """The rules of a function whose defaults keep to them, and its signature."""
     found, signature = rules(function), inspect.signature(function)
     for name, one in found.items():

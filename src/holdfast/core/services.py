@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from holdfast.core.attributes import Of
 from holdfast.core.body import Body, Cut
-from holdfast.core.criteria import padding_of
+from holdfast.core.criteria import or_zero, padding_of
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
+from holdfast.core.experience import Extras
 from holdfast.core.forward import Forward, Task, forward_task, gradients_of
 from holdfast.core.memory import Memory
 from holdfast.core.randomness import Generators
@@ -105,6 +106,7 @@ class Services:
         memory_device: where memories keep their rows; they come to the model's device when they are drawn.
         pads: what inputs of different lengths are padded with, where the model does not say.
         fill: what rows of a column that are of different lengths are padded with: `fill(column, rows)`, or None.
+        ignores: whether labels were seen that count for nothing.
         fields: the extra fields that the method's operations want remembered.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         forward: how forwards are made: with which `prepare`, `autocast` and `output`.
@@ -147,14 +149,14 @@ class Services:
         self.members: list[tuple[int, ...]] = []
         self.memory: Memory | None = None
         self.fields: tuple[str, ...] = ()
-        self.grown = False
+        self.grown = self.ignores = False
         self.seen = SeenClasses(self.device)
         self.logged: dict[str, list[tuple[Tensor, float]]] = {}
         self.pads: float | Mapping[str, float] | None = None
         self.fill: Fill = lambda column, value: padding_of(column, value, self.model, self.criterion, self.pads)
         self.memory_device = self.device
         self._checkpoints: bool | None = None
-        self._teachers: list[tuple[Any, Snapshot]] = []
+        self._teachers: list[tuple[object, Snapshot]] = []
 
     # The forward ---------------------------------------------------------------------------------------
 
@@ -171,7 +173,8 @@ class Services:
     def loss_on(self, inputs: Tree, targets: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The criterion's mean loss on raw `inputs` and `targets`, a scalar with its graph."""
         with self.forward.autocasting():
-            return self.criterion(self.forward(inputs, task), targets)
+            criterion = or_zero(self.criterion) if self.ignores else self.criterion
+            return criterion(self.forward(inputs, task), targets)
 
     def features(self, inputs: Tree, task: Task = None) -> Tensor:
         """What enters the head, `[rows, features]`.
@@ -308,7 +311,7 @@ class Services:
         raise AttributeError(f"what operations may ask (Services) has no {name!r}; docs/entry_points.md lists it all")
 
 
-_MOVED: dict[str, tuple[str, Callable[[Services], Any]]] = {
+_MOVED: dict[str, tuple[str, Callable[[Services], object]]] = {
     "learn": ("trainable.add", lambda services: services.trainable.add),
     "freeze": ("trainable.freeze", lambda services: services.trainable.freeze),
     "moments": ("trainable.moments", lambda services: services.trainable.moments),
@@ -336,7 +339,7 @@ def place_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def note_unmasked(services: Services, outputs: Tensor, extras: dict[str, Any]) -> None:
+def note_unmasked(services: Services, outputs: Tensor, extras: Extras) -> None:
     """For a model with a head per task: put the main forward's outputs of every task into `extras["unmasked"]`.
 
     Where each task has more than a head of its own, these are not a by-product, and there are none.

@@ -87,10 +87,10 @@ class Snapshot(MutableMapping[str, Tensor]):
         self.module._apply(function)
         self._values = tensors_of(self.module)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Snapshot:
+    def __deepcopy__(self, memo: dict[int, object]) -> Snapshot:
         return Snapshot(copy.deepcopy(self.module, memo), self._forward)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Saved by itself it is an ordered dictionary of tensors, which torch reads with `weights_only=True`."""
         return OrderedDict, (), None, None, iter(self._values.items())
 
@@ -257,10 +257,10 @@ class Twin:
         self._values, self._made_for = tensors_of(self._module), (parameters, learner.experience)
         self.copy_from({name: value for name, value in before.items() if value.is_floating_point()})
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Twin:
+    def __deepcopy__(self, memo: dict[int, object]) -> Twin:
         return Twin(self._learner, {name: value.clone() for name, value in self._values.items()})
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Saved by itself it is an ordered dictionary of tensors."""
         return OrderedDict, (), None, None, iter(self._values.items())
 

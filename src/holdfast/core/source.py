@@ -39,6 +39,8 @@ class Source(ABC):
         classes: how many outputs the targets ask for, where that is known: classes, or numbers of a regression.
         prepare: turns raw inputs into the model's, as `Stream.prepare` does; None where they are the model's.
         drifts: how many rows come before each place where the data are known to change, for measures of detectors.
+        class_names: one per class, where the source knows them.
+        table: how the columns of a table become the inputs, as plain JSON values; None where they are no table's.
     """
 
     length: int | None = None
@@ -48,6 +50,8 @@ class Source(ABC):
     classes: int | None = None
     prepare: Callable[..., Any] | None = None
     drifts: Sequence[int] = ()
+    class_names: Sequence[str] = ()
+    table: dict[str, object] | None = None
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
@@ -106,7 +110,7 @@ class Iterated(Source):
         self.seekable = isinstance(items, list | tuple)
         self.length = len(items) if length is None and isinstance(items, list | tuple) else length
         self._given = 0
-        self._rest: Iterator[Any] | None = None
+        self._rest: Iterator[object] | None = None
 
     def batches(self) -> Iterator[Batch]:
         """The items as batches.
@@ -138,7 +142,7 @@ class Iterated(Source):
             self._rest.close()
 
 
-def _pair(item: Any) -> tuple[Tree, Tensor]:
+def _pair(item: object) -> tuple[Tree, Tensor]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise UsageError(f"a source gave a batch of type {type(item).__name__}. Give pairs (inputs, targets).")
     return item[0], item[1]
@@ -256,6 +260,7 @@ class Experiences(Source):
         self.seed = seed
         self.length = sum(-(-len(experience.train) // batch_size) * epochs for experience in stream)
         self.input_shape, self.classes, self.prepare = tuple(stream.input_shape), stream.outputs, stream.prepare
+        self.class_names = tuple(stream.class_names)
         rows = itertools.accumulate(len(experience.train) * epochs for experience in stream)
         self.drifts = list(rows)[:-1]
         self._given = 0

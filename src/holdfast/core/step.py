@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from torch import Tensor
 
+from holdfast.core.experience import Extras
 from holdfast.core.tree import Tree
 
 
@@ -61,7 +61,7 @@ class Step:
     task: int | Tensor | None = None
     index: int = 0
     progress: float | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: Extras = field(default_factory=dict)
     weight: float = 1.0
     fresh: Tensor | None = None
 

@@ -101,7 +101,7 @@ def line() -> str:
     return "the backward pass"
 
 
-def leaves(value: object) -> list[Any]:
+def leaves(value: object) -> list[object]:
     """The leaves of arguments, `Ref` and `Live` among them."""
     return tree_flatten(value, is_leaf=lambda one: isinstance(one, Ref | Live))[0]
 
@@ -301,15 +301,13 @@ class Watch(TorchFunctionMode):
         if name != "__get__" and (self.deciding or name in ON_HOST):
             tensors = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
             if self.deciding:
-                self.looked |= {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
-                if any(self._touched(tensor) for tensor in tensors):
+                looked = {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
+                self.looked |= looked
+                if looked & self.tape.touched:
                     self.tape.problems.append(f"a decision looks at what the step computed ({line()})")
             elif tensors:
                 self.tape.problems.append(f"a value is read on the host ({line()})")
         return func(*args, **(kwargs or {}))
-
-    def _touched(self, tensor: Tensor) -> bool:
-        return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self.tape.touched
 
     @contextmanager
     def decision(self) -> Iterator[None]:
@@ -337,11 +335,11 @@ def differences(one: Tape, other: Tape, fed: Iterable[int]) -> list[str]:
             return [f"a number changes from step to step outside of a decision ({a.where})"]
     if len(one.nodes) != len(other.nodes):
         return [f"a step makes {len(one.nodes)} calls, and the next {len(other.nodes)}"]
-    given = set(fed)
+    present = set(fed)
     written = {other.groups[number] for node in other.nodes for number in node.writes}
     for number, tensor in one.external.items():
         match = other.external.get(number)
-        if number in given or (match is not None and alias_of(tensor) == alias_of(match)):
+        if number in present or (match is not None and alias_of(tensor) == alias_of(match)):
             continue
         where = next((node.where for node in one.nodes if number in refs(node)), "its end")
         if match is None or other.groups[number] in written:

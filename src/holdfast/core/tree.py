@@ -60,9 +60,9 @@ def bytes_in(value: object, seen: set[tuple[int, int]] | None = None) -> int:
     """
     seen = set() if seen is None else seen
     if isinstance(value, Tensor):
-        place = (value.data_ptr(), value.nbytes)  # views of one flat tensor count each, the same view once
-        counts = place not in seen and not (value.dtype == torch.uint8 and value.shape == RANDOM_STATE)
-        seen.add(place)
+        storage = (value.data_ptr(), value.nbytes)  # views of one flat tensor count each, the same view once
+        counts = storage not in seen and not (value.dtype == torch.uint8 and value.shape == RANDOM_STATE)
+        seen.add(storage)
         return value.nbytes if counts else 0
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return sum(bytes_in(part, seen) for part in parts)
@@ -145,7 +145,7 @@ def flatten(rows: Mapping[str, Tree]) -> tuple[dict[str, Tensor], Structure]:
             parts = {f"{field}.{key}": value for key, value in tree.items()}
         elif isinstance(tree, tuple | list):
             structure[field] = len(tree)
-            parts = {f"{field}.{place}": value for place, value in enumerate(tree)}
+            parts = {f"{field}.{index}": value for index, value in enumerate(tree)}
         else:
             structure[field] = None
             parts = {field: tree}
@@ -174,7 +174,7 @@ def restore(columns: Mapping[str, Tensor], structure: Structure) -> dict[str, Tr
         if shape is None:
             rows[field] = columns[field]
         elif isinstance(shape, int):
-            rows[field] = tuple(columns[f"{field}.{place}"] for place in range(shape))
+            rows[field] = tuple(columns[f"{field}.{index}"] for index in range(shape))
         else:
             rows[field] = {key: columns[f"{field}.{key}"] for key in shape}
     return rows

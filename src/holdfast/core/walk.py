@@ -206,8 +206,8 @@ def _of_class(kind: Hashable) -> tuple[list[str], list[FunctionType]]:
     for base in kind.__mro__:
         if base.__module__.startswith(LIBRARIES):
             continue
-        given = vars(base).get("__slots__", ())
-        slots += [name for name in ((given,) if isinstance(given, str) else given) if not name.startswith("__")]
+        named = vars(base).get("__slots__", ())
+        slots += [name for name in ((named,) if isinstance(named, str) else named) if not name.startswith("__")]
         every = [one for one in vars(base).values() if isinstance(one, FunctionType)]
         functions += [one for one in every if set(one.__code__.co_freevars) - {"__class__"}]
     return slots, functions

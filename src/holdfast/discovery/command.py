@@ -188,16 +188,18 @@ def folder_of(plan: Plan) -> Path:
 
 def estimate(plan: Plan, jobs: int) -> str:
     """What a search will cost, from one short run: nothing is kept."""
+    from holdfast.discovery.finals import seconds_of_last
     from holdfast.discovery.findings import duration
 
     name, experience = plan.measured_cost()
     composition = plan.seconds_per_composition(experience)
-    finals = plan.seconds_of_finals(experience) / jobs
+    finals = (plan.seconds_of_finals(experience) + seconds_of_last(plan, experience)) / jobs
     settings = plan.settings
     prefixes = ", ".join(map(str, plan.prefixes))
     lines = [
         f"One experience ({name}) took {duration(experience)}; {plan.told(1)} takes about {duration(composition)} "
-        f"(prefixes of {prefixes} of {plan.experiences} experiences), the final runs together {duration(finals)}.",
+        f"(prefixes of {prefixes} of {plan.experiences} experiences), comparing the best and the final runs together "
+        f"{duration(finals)}.",
     ]
     if settings.budget is not None:
         room = settings.budget - min(finals, settings.budget / 2)

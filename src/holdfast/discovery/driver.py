@@ -9,11 +9,12 @@ from typing import Any
 
 from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.discovery import knowledge
-from holdfast.discovery.finals import LAST, PAGE, Clock, final_jobs, finalists, run_finals, state_of
+from holdfast.discovery.finals import LAST, PAGE, SEEDS, Clock, final_jobs, finalists, run_finals, state_of
 from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.rungs import highest, promotions
-from holdfast.discovery.study import Book, Entry
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, RayWorkers, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
 from holdfast.runs.folder import locked
@@ -145,30 +146,39 @@ class Driver:
         busy = [one for one in entries if one.state in ("waiting", "running")]
         running = sum(one.state == "running" for one in busy)
         room = (max(self.jobs, running) + 1 if self.shared else self.jobs) - len(busy)
-        return any([self._enqueue_one(self.book.entries()) for _ in range(max(0, room))])
+        enqueued = 0
+        while enqueued < room and self._enqueue_one(self.book.entries()):
+            enqueued += 1
+        return enqueued > 0
 
     def _enqueue_one(self, entries: Sequence[Entry]) -> bool:
         prefixes, settings = self.plan.prefixes, self.plan.settings
         levels = self.book.levels(entries)
-        busy = {(one.key, one.length) for one in entries if one.state in ("waiting", "running")}
-        ended = {(one.key, one.length) for one in entries if one.state in ("done", "diverged", "failed", "stopped")}
+        at_work = [one for one in entries if one.state in ("waiting", "running")]
+        busy = {(one.key, one.length) for one in at_work}
+        begun = {(one.key, one.length, one.seed) for one in entries if one.state != "lost"}
         hopeless = [one.key for one in entries if one.state in ("diverged", "failed")]
         by_key = {one.key: one for one in entries}
         top = highest(levels, prefixes, self.plan.noise)
         taken = [*(key for key, _ in busy), *hopeless]
         going = self._going(entries)
         for key, length in promotions(levels, prefixes, top, settings.keep, taken) if going else ():
-            if (key, length) not in ended:
+            if (key, length, 0) not in begun:
                 self._promote(by_key[key], length)
                 return True
         keys = {one.key for one in entries}
         if going and (settings.trials is None or len(keys) < settings.trials) and self._new(keys, entries):
             return True
-        if busy:
+        whole = prefixes[-1]
+        if any(length != whole for _, length in busy):
             return False
-        for key in self.book.best(entries, max(LAST, settings.finals)):  # compared on all they may see
-            if (key, prefixes[-1]) not in ended and self._limit(entries, last=True):
-                self._promote(by_key[key], prefixes[-1])
+        last = [(key, 0) for key in self.book.best(entries, max(LAST, settings.finals))]  # on all they may see
+        if all((key, whole, 0) in begun for key, _ in last) and all(one.seed for one in at_work):
+            leaders = self.book.best(entries, max(1, settings.finals))
+            last = [(key, seed) for key in leaders for seed in range(1, SEEDS)]
+        for key, seed in last:
+            if (key, whole, seed) not in begun and self._limit(entries, last=True):
+                self._promote(by_key[key], whole, seed)
                 return True
         return False
 
@@ -186,8 +196,8 @@ class Driver:
         self.book.study.set_user_attr(UNTIL, until)
         return until is None or until > time.time()
 
-    def _promote(self, one: Entry, length: int) -> None:
-        self.book.enqueue(one.params, one.key, length, one.origin, one.extra)
+    def _promote(self, one: Entry, length: int, seed: int = 0) -> None:
+        self.book.enqueue(one.params, one.key, length, one.origin, one.extra, seed=seed)
 
     def _new(self, keys: set[str], entries: Sequence[Entry]) -> bool:
         """Enqueue a composition that was not tried yet; returns whether there was one."""
@@ -235,7 +245,7 @@ class Driver:
             if best is not None and best.key != self._leading:
                 self._leading = best.key
                 record += f" by {self.plan.space.named(best.params)}"
-            where = f"after {one.length} of {self.plan.experiences}"
+            where = f"after {one.length} of {self.plan.experiences}{f', seed {one.seed}' if one.seed else ''}"
             name = self.plan.space.named(one.params)
             self.say(f"[{count}{total}] {name} {where}: {what}{record}{self.clock.remaining(entries)}")
 
@@ -269,7 +279,7 @@ class Driver:
         """Have the final runs done by as many processes as jobs."""
         for first in range(self.jobs):
             self._workers.start({"finals": todo[first :: self.jobs], "until": self.clock.over})
-        while todo:
+        while todo or self._workers.alive:  # which make the pages last
             running = self._workers.alive
             for job in list(todo):
                 ended = state_of(job) in {*ENDED, "failed"}

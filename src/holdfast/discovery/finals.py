@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from holdfast.config.check import validated
 from holdfast.discovery.findings import duration
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
-from holdfast.discovery.study import Book, Entry
-from holdfast.discovery.trial import finish
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry, finish
 from holdfast.runs.folder import read_info
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Result, is_run
+from holdfast.runs.stacks import alike, together, wanted
 from holdfast.runs.sweep_report import Setting
 from holdfast.runs.words import over_runs
 
@@ -28,6 +30,9 @@ BESIDE = ("average_accuracy", "worst_class", "forgetting_first", "method_bytes_p
 
 LAST = 4
 """How many of the best compositions are compared on all that the protocol allows, before any is chosen."""
+
+SEEDS = 3
+"""With how many seeds the leaders are trained before one is chosen: what goes well once may diverge the next time."""
 
 SHARE_OF_FINALS, MOST_SHARE = 0.25, 0.5
 """Part of a budget that is kept for the end until it is known what that costs, and the most that is."""
@@ -69,7 +74,7 @@ class Clock:
         total: dict[str, float] = {}
         longest: dict[str, int] = {}
         for one in entries:  # a promoted trial goes on from where the one before it ended
-            if one.state == "done":
+            if one.state == "done" and one.seed == 0:
                 total[one.key] = total.get(one.key, 0.0) + one.seconds
                 longest[one.key] = max(longest.get(one.key, 0), one.length)
         best = self.book.best(entries, max(LAST, self.plan.settings.finals))
@@ -85,7 +90,7 @@ class Clock:
         return wanted if self.budget is None else min(wanted, MOST_SHARE * self.budget)
 
     def last(self, entries: Sequence[Entry]) -> float:
-        """Seconds that it takes to compare the best on all that the protocol allows, less what they have learned."""
+        """Seconds that it takes to compare the best on all that the protocol allows, the leaders with several seeds."""
         each, whole = self.each(entries), self.plan.prefixes[-1]
         if each is None:
             return 0.0
@@ -94,7 +99,8 @@ class Clock:
             if one.state == "done":
                 longest[one.key] = max(longest.get(one.key, 0), one.length)
         best = self.book.best(entries, max(LAST, self.plan.settings.finals))
-        return each * sum(whole - longest[key] for key in best) / self.jobs
+        again = whole * (SEEDS - 1) * max(1, self.plan.settings.finals)
+        return each * (sum(whole - longest[key] for key in best) + again) / self.jobs
 
     def room(self, entries: Sequence[Entry]) -> bool:
         """Whether another composition fits beside what the end will take."""
@@ -133,6 +139,13 @@ class Clock:
             rest = sum(one.seconds for one in ended) / len(keys) * (settings.trials - len(keys)) / self.jobs
             guesses.append(max(0.0, rest) + self.last(entries) + self.finals(entries))
         return f", about {duration(max(0.0, min(guesses)))} left" if guesses else ""
+
+
+def seconds_of_last(plan: Plan, experience: float) -> float:
+    """What it costs to compare the best on everything, the leaders with several seeds; from that of one experience."""
+    shortest, whole = plan.prefixes[0], plan.prefixes[-1]
+    leaders = max(1, plan.settings.finals)
+    return experience * (max(LAST, leaders) * (whole - shortest) + leaders * (SEEDS - 1) * whole)
 
 
 def finalists(plan: Plan, book: Book) -> list[Entry]:
@@ -175,6 +188,8 @@ def run_finals(
 ) -> None:
     """Do final runs one after the other, while there is time for another; the first is always done. Then their pages.
 
+    Without a limit on time, those that `trainer.stack` allows are trained at once.
+
     Args:
         jobs: of `final_jobs`.
         until: when they have to end, by `time.time`.
@@ -182,6 +197,13 @@ def run_finals(
         tell: gets each that has ended.
     """
     took: list[float] = []
+    for group in () if until is not None else _stacks(jobs):
+        works = [partial(finish, Path(job["folder"]), job["config"], job["command"]) for job in group]
+        for member in together(works, group[0]["config"]):
+            if member.error is not None:  # it was interrupted: what else can go wrong is in the run's folder
+                raise member.error
+        for job in group:
+            tell(job)
     for job in jobs:
         if state_of(job) in ENDED:
             continue
@@ -195,6 +217,15 @@ def run_finals(
         place = Path(job["folder"])
         if state_of(job) in ENDED and not (place / "report.html").is_file():
             write_report(place)
+
+
+def _stacks(jobs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Final runs that are trained at once, where `trainer.stack` asks for it: those of equal shape, not begun yet."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        if not state_of(job) and wanted(job["config"]):
+            groups.setdefault(alike(job["config"]), []).append(job)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def state_of(job: Mapping[str, Any]) -> str:

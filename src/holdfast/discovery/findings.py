@@ -13,13 +13,17 @@ import numpy as np
 from holdfast.config import kinds
 from holdfast.discovery.rungs import correlation
 from holdfast.discovery.space import SHORT, Space
-from holdfast.discovery.study import Book, Entry, distribution, library, quiet
-from holdfast.discovery.trial import TRIALS, measures
+from holdfast.discovery.study import Book, distribution, library, quiet
+from holdfast.discovery.trial import TRIALS, Entry, measures
 from holdfast.metrics.log import LOG_NAME, Log
 from holdfast.metrics.table import METRICS
 
 FEWEST, COMMON = 8, 5
 """Compositions below which nothing is said about what mattered, and about a parameter that not all have."""
+
+
+LEAST = 0.005
+"""Importance below which a parameter is not worth a sentence."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Finding:
 
 def measured(book: Book) -> tuple[int, list[Entry]]:
     """The prefix on which most compositions were measured, and these, each once."""
-    done = [one for one in book.entries() if one.state == "done" and book.objectives(one) is not None]
+    done = [one for one in book.entries() if one.state == "done" and one.seed == 0 and book.objectives(one) is not None]
     lengths = [one.length for one in done]
     length = max(set(lengths), key=lambda n: (lengths.count(n), -n), default=0)
     return length, list({one.key: one for one in done if one.length == length}.values())
@@ -126,18 +130,21 @@ def parameters(book: Book, most: int = 12) -> list[Finding]:
     result: list[Finding] = []
     for name, weight in sorted(importances(book, found).items(), key=lambda one: -one[1]):
         having = [one for one in found if name in one.params]
-        if len(having) < COMMON or len(result) == most:
+        if len(having) < COMMON or len(result) == most or weight < LEAST or name.endswith(".used"):
             continue
         having.sort(key=lambda one: sign * one.values[book.settings.objectives[0]])
         best = [one.params[name] for one in having[: max(1, len(having) // 3)]]
         if axes[name].choices:
             counted = sorted(((best.count(one), one) for one in dict.fromkeys(best)), key=lambda one: -one[0])
-            what = ", ".join(f"{value} {times} times" for times, value in counted[:3])
+            what = ", ".join(f"{value} {'once' if times == 1 else f'{times} times'}" for times, value in counted[:3])
             sentence = f"The best third of the {len(having)} compositions with it had {what}."
         else:
             middle = float(np.median(best))
             sentence = (
-                f"The best third of the {len(having)} compositions with it lay between {min(best):.3g} and "
+                f"The best third of the {len(having)} compositions with it had {middle:.3g}; the search went from "
+                f"{axes[name]}."
+                if min(best) == max(best)
+                else f"The best third of the {len(having)} compositions with it lay between {min(best):.3g} and "
                 f"{max(best):.3g}, half of them below {middle:.3g}; the search went from {axes[name]}."
             )
         result.append(Finding(name, weight, sentence))
@@ -195,7 +202,7 @@ def trust(book: Book, folder: Path, prefixes: Sequence[int]) -> list[dict[str, A
         first objective; None below three of them.
     """
     last, name = prefixes[-1], book.settings.objectives[0]
-    ended = [one for one in book.entries() if one.state == "done" and one.length == last]
+    ended = [one for one in book.entries() if one.state == "done" and one.length == last and one.seed == 0]
     logs = [Log.read(folder / TRIALS / one.key) for one in ended if (folder / TRIALS / one.key / LOG_NAME).is_file()]
     rows = []
     for length in range(1, last):
@@ -250,12 +257,12 @@ def said(name: str, value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: `12 s`, `3 min`, `1.5 h`.
+    """A time in words: `0.4 s`, `12 s`, `3 min`, `1.5 h`.
 
     Example:
         >>> duration(12.3), duration(200), duration(5400)
         ('12 s', '3 min', '1.5 h')
     """
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if 0 < seconds < 9.95 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

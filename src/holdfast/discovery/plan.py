@@ -206,13 +206,21 @@ class Plan:
         shares = ("accuracy", "worst_class", "forgetting", "waacc", "wamica", "plasticity", "transfer")
         return tuple(error if any(word in name for word in shares) else 0.0 for name in self.settings.objectives)
 
-    def trial_job(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def trial_job(self, params: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """The resolved job of a trial.
+
+        Args:
+            params: as they are stored.
+            seed: above that of the search; the stream stays the same.
 
         Raises:
             ConfigError: where the composition cannot be.
         """
-        return validated(self.protocol.tuned(self.space.job(params))).config
+        job = self.protocol.tuned(self.space.job(params))
+        for block in (job["stream"], job["stream"].get("of")) if seed else ():
+            if isinstance(block, dict) and block.get("seed", 0) is None:  # it would follow the job's
+                block["seed"] = job["seed"]
+        return validated({**job, "seed": job["seed"] + seed}).config
 
     def accepted(self, params: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
         """The key of a composition that can be trained.

@@ -16,7 +16,8 @@ from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
 from holdfast.discovery.rungs import ordered, ranks
-from holdfast.discovery.study import Book, Entry
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry
 from holdfast.metrics.log import read_json, replace_file, write_json
 from holdfast.metrics.statistics import Paired, Spread, named
 from holdfast.metrics.table import METRICS
@@ -24,7 +25,7 @@ from holdfast.runs.drawing import ACCENT, GRID, INK, MUTED, SMALL, fitted, legen
 from holdfast.runs.figures import Plot
 from holdfast.runs.plots import so_far
 from holdfast.runs.report import page
-from holdfast.runs.sweep_report import pairs
+from holdfast.runs.sweep_report import Setting, pairs
 from holdfast.runs.words import mean_matrix, number, percent, points
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def verdict(
     return " ".join([*lines, *told])
 
 
-def _compared(first: Final, other: Final, result: Paired, ahead: bool, measure: str, down: bool) -> str:
+def _compared(first: Setting, other: Setting, result: Paired, ahead: bool, measure: str, down: bool) -> str:
     difference = result.difference if ahead else -result.difference
     good = difference < 0 if down else difference > 0
     share = METRICS[measure].direction == "up"
@@ -164,6 +165,7 @@ def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
     length = max(levels, default=0)
     front = [key for key, rank in ranks(levels.get(length, {})).items() if rank == 0]
     found = [one for one in entries if one.key in front and one.length == length and one.state == "done"]
+    means = {key: plan.settings.turned(values) for key, values in levels.get(length, {}).items()}
     return {
         "objectives": list(plan.settings.objectives),
         "measured": f"on validation data, after {length} experiences",
@@ -171,7 +173,7 @@ def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
             {
                 "name": titled(plan, one),
                 "key": one.key,
-                "values": {name: one.values[name] for name in plan.settings.objectives},
+                "values": dict(zip(plan.settings.objectives, means[one.key])),
                 "job": plan.space.job(one.params),
             }
             for one in {one.key: one for one in found}.values()
@@ -183,7 +185,8 @@ def optimization(plan: Plan, best: Entry, front: Mapping[str, Any]) -> dict[str,
     """The best values as Hydra's Optuna sweeper writes them."""
     axes = plan.space.axes()
     params = {name: axes[name].value(value) for name, value in best.params.items() if name in axes}
-    values = [best.values[name] for name in plan.settings.objectives]
+    here = next((one["values"] for one in front["front"] if one["key"] == best.key), best.values)
+    values = [here[name] for name in plan.settings.objectives]
     if len(values) == 1:
         return {"name": "optuna", "best_params": params, "best_value": values[0]}
     solutions = [{"name": one["name"], "values": list(one["values"].values())} for one in front["front"]]
@@ -243,9 +246,10 @@ def _content(
         "diverged": wrong["diverged"],
         "left_out": sorted(plan.space.left_out.items()),
         "notes": plan.notes,
-        "plots": _plots(plan, book, entries, finals),
+        "plots": _plots(plan, book, entries, finals, roles),
         "seconds": duration(float(about.get("seconds", 0.0))),
-        "sampler": plan.settings.chosen_sampler,
+        "budget": "" if plan.settings.budget is None else f" of a budget of {duration(plan.settings.budget)}",
+        "sampler": plan.settings.chosen_sampler + (" and neighbours of the best" if plan.settings.mixed else ""),
         "plan": json.dumps(plan.settings.plain(), indent=2, ensure_ascii=False),
     }
 
@@ -259,18 +263,28 @@ def _board(plan: Plan, book: Book, entries: Sequence[Entry]) -> list[dict[str, A
             if key not in seen:
                 seen.add(key)
                 one = next(e for e in entries if e.key == key and e.length == length and e.state == "done")
-                cells = [said(name, one.values[name]).removeprefix(f"{name} ") for name in plan.settings.objectives]
-                rows.append({"name": titled(plan, one), "origin": one.origin, "length": length, "cells": cells,
-                             "seconds": duration(one.seconds), "key": key})  # fmt: skip
+                means = plan.settings.turned(levels[length][key])
+                rows.append((titled(plan, one), one, dict(zip(plan.settings.objectives, means))))
     over = {one.key: one for one in entries if one.state == "done" and one.key not in seen}
-    for key, one in over.items():
-        cells = [said(name, one.values.get(name)).removeprefix(f"{name} ") for name in plan.settings.objectives]
-        rows.append({"name": f"{titled(plan, one)} (beyond a limit)", "origin": one.origin, "length": one.length,
-                     "cells": cells, "seconds": duration(one.seconds), "key": key})  # fmt: skip
-    return rows
+    for one in over.values():
+        why = "went wrong later" if book.within(one) else "beyond a limit"
+        rows.append((f"{titled(plan, one)} ({why})", one, one.values))
+    return [
+        {
+            "name": name,
+            "origin": one.origin,
+            "length": one.length,
+            "cells": [said(key, values.get(key)).removeprefix(f"{key} ") for key in plan.settings.objectives],
+            "seconds": duration(one.seconds),
+            "key": one.key,
+        }
+        for name, one, values in rows
+    ]
 
 
-def _plots(plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Final]) -> list[Plot]:
+def _plots(
+    plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Final], roles: Sequence[findings.Finding]
+) -> list[Plot]:
     found = []
     tables = {one.name: mean_matrix(list(one.runs.values()), next(iter(one.runs.values())).prefix + "accuracy_matrix")
               for one in finals}  # fmt: skip
@@ -288,7 +302,22 @@ def _plots(plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Fi
     if len(plan.settings.objectives) > 1 and level:
         caption = f"After {max(level)} experiences, validation data. The line joins those that no other one dominates."
         found.append(Plot("pareto", front(plan, level[max(level)]), "Pareto front", caption))
+    if roles:
+        caption = f"What a surrogate expects after {length} experiences when every composition has the operation."
+        found.append(Plot("dependence", dependence(plan, roles), "Partial dependence", caption))
     return found
+
+
+def dependence(plan: Plan, roles: Sequence[findings.Finding], most: int = 14) -> Figure:
+    """What the surrogate expects of each operation: those of the roles that matter most, the best of each on top."""
+    up = plan.settings.better[0] == "up"
+    shares = max(1, most // len(roles))
+    rows = [(role.name, *one) for role in roles for one in (role.curve[-shares:] if up else role.curve[:shares][::-1])]
+    figure, axes = new_axes(4.7, max(2.0, 0.27 * len(rows)))
+    axes.scatter([value for *_, value in rows], range(len(rows)), s=26, color=ACCENT, zorder=2)
+    axes.set_yticks(range(len(rows)), [fitted(f"{name} ({role})", 34) for role, name, _ in rows])
+    axes.set_xlabel(fitted(plan.settings.objectives[0], 30))
+    return figure
 
 
 def progress(plan: Plan, found: Sequence[Entry]) -> Figure:

@@ -122,6 +122,11 @@ class Settings:
         """The sampler, where nothing was said the one that fits the objectives."""
         return self.sampler if self.sampler != "auto" else "tpe" if len(self.objectives) == 1 else "nsga2"
 
+    @property
+    def mixed(self) -> bool:
+        """Whether every other proposal is a neighbour of one of the best."""
+        return self.sampler == "auto" and len(self.objectives) == 1
+
     def made_protocol(self) -> Protocol:
         """The protocol, with its data set as a block."""
         other = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError, needs_extra
@@ -14,6 +14,7 @@ from holdfast.discovery.axes import Neighbour
 from holdfast.discovery.rungs import Level, Values, ordered
 from holdfast.discovery.settings import Settings
 from holdfast.discovery.space import Space
+from holdfast.discovery.trial import Entry, entry
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 NAME = "holdfast"
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two signs of life of a trial, and after which it is taken for lost."""
+
+AGAIN = 6
+"""How often a storage is opened whose tables another process is making."""
 
 TRIES = 3
 """How often a composition is begun whose worker was lost."""
@@ -30,39 +34,6 @@ ENOUGH = 10
 
 PARENTS, MOST_ASKED = 4, 100
 """How many of the best have neighbours that are tried; proposals refused in a row before the search is at its end."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One trial: a composition, and how many experiences it was to learn.
-
-    Attributes:
-        number: of the trial.
-        state: `waiting`, `running`, `done`, `diverged`, `failed`, or `lost` with its worker.
-        key: of the composition; the name of its folder.
-        length: experiences.
-        params: as they are stored.
-        origin: where the composition comes from: `sampler`, the name of a method, or `earlier search`.
-        values: every measure.
-        reason: why it failed or diverged.
-        seconds: that it took.
-        worker: who works on it.
-        extra: what the sampler wrote down.
-        tries: how often it was lost.
-    """
-
-    number: int
-    state: str
-    key: str
-    length: int
-    params: dict[str, Any]
-    origin: str = "sampler"
-    values: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    seconds: float = 0.0
-    worker: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
-    tries: int = 0
 
 
 def library() -> Any:
@@ -121,13 +92,20 @@ class Book:
         return [entry(one) for one in self.study.get_trials(deepcopy=False)]
 
     def levels(self, entries: Sequence[Entry]) -> dict[int, Level]:
-        """Length -> the compositions that kept to all limits there, with their objectives, smaller is better."""
-        found: dict[int, dict[str, Values]] = {}
+        """Length -> the compositions that kept to all limits there, with their objectives, smaller is better.
+
+        Where one was measured with several seeds there, they are means; with one of these gone wrong it is left out.
+        """
+        found: dict[int, dict[str, list[Values]]] = {}
+        wrong = {(one.key, one.length) for one in entries if one.state in ("diverged", "failed")}
         for one in entries:
             values = self.objectives(one)
-            if one.state == "done" and values is not None and self.within(one):
-                found.setdefault(one.length, {})[one.key] = self.settings.turned(values)
-        return dict(sorted(found.items()))
+            if one.state == "done" and values is not None and self.within(one) and (one.key, one.length) not in wrong:
+                found.setdefault(one.length, {}).setdefault(one.key, []).append(self.settings.turned(values))
+        return {
+            length: {key: tuple(sum(column) / len(column) for column in zip(*rows)) for key, rows in level.items()}
+            for length, level in sorted(found.items())
+        }
 
     def objectives(self, one: Entry) -> Values | None:
         """Its objectives; None where one has no value."""
@@ -153,9 +131,11 @@ class Book:
         origin: str = "sampler",
         extra: Mapping[str, Any] | None = None,
         tries: int = 0,
+        seed: int = 0,
     ) -> None:
         """Let a free worker train a composition until it has learned `length` experiences."""
         attributes = {"key": key, "length": length, "origin": origin, "extra": dict(extra or {}), "tries": tries}
+        attributes |= {"seed": seed}
         with quiet():
             self.study.enqueue_trial(dict(params), user_attrs=attributes)
 
@@ -175,8 +155,7 @@ class Book:
         """
         optuna = library()
         drawn = len({one.key for one in entries if one.origin == "sampler"})
-        turn = self.settings.sampler == "auto" and len(self.settings.objectives) == 1 and drawn % 2 == 0
-        if turn and (near := self._neighbour(accept, entries)) is not None:
+        if self.settings.mixed and drawn % 2 == 0 and (near := self._neighbour(accept, entries)) is not None:
             return near
         with quiet():
             view = optuna.create_study(directions=self.study.directions, sampler=self._sampler(len(entries)))
@@ -230,7 +209,7 @@ class Book:
     def _seen(self, entries: Sequence[Entry]) -> Iterator[Any]:
         """The trials as the sampler sees them."""
         optuna = library()
-        measured = [one for one in entries if one.state in ("done", "diverged")]
+        measured = [one for one in entries if one.state in ("done", "diverged") and one.seed == 0]
         lengths = sorted({one.length for one in measured})
         enough = [n for n in lengths if len({one.key for one in measured if one.length == n}) >= ENOUGH]
         shortest = min(lengths, default=0)
@@ -281,11 +260,11 @@ class Book:
             if one.state == "running" and gone(one):
                 with quiet():
                     self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
-        latest = {(one.key, one.length): one for one in self.entries()}
+        latest = {(one.key, one.length, one.seed): one for one in self.entries()}
         found = [one for one in latest.values() if one.state == "lost"]
         for one in found:
             if one.tries + 1 < TRIES:
-                self.enqueue(one.params, one.key, one.length, one.origin, one.extra, one.tries + 1)
+                self.enqueue(one.params, one.key, one.length, one.origin, one.extra, one.tries + 1, one.seed)
         return found
 
 
@@ -298,22 +277,27 @@ def storage(url: str) -> Any:
     optuna = library()
     again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=TRIES - 1)
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    try:
-        return optuna.storages.RDBStorage(
-            url,
-            engine_kwargs=options,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=again,
-        )
-    except ImportError as error:
-        raise ConfigError(
-            f"--storage: {url.split('@')[-1]} needs a driver that is not installed ({error}). For PostgreSQL: "
-            "pip install 'psycopg[binary]', and write postgresql+psycopg://..."
-        ) from None
-    except Exception as error:
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-        raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
+    for left in reversed(range(AGAIN)):
+        try:
+            return optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=options,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=again,
+            )
+        except ImportError as error:
+            raise ConfigError(
+                f"--storage: {url.split('@')[-1]} needs a driver that is not installed ({error}). For PostgreSQL: "
+                "pip install 'psycopg[binary]', and write postgresql+psycopg://..."
+            ) from None
+        except Exception as error:
+            if left and any(word in str(error) for word in ("UniqueViolation", "already exists")):
+                time.sleep(0.5)  # another process is making the tables of an empty database
+                continue
+            reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+            raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
+    raise AssertionError("the last try returns or raises")
 
 
 def distribution(axis: Any) -> Any:
@@ -324,26 +308,3 @@ def distribution(axis: Any) -> Any:
     if axis.whole:
         return kinds.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
     return kinds.FloatDistribution(axis.low, axis.high, log=axis.log)
-
-
-def entry(trial: Any) -> Entry:
-    """A trial of Optuna's, as what it stands for."""
-    told = trial.user_attrs
-    name = trial.state.name
-    fallback = {"COMPLETE": "done", "WAITING": "waiting", "RUNNING": "running"}.get(name, "lost")
-    state = fallback if name in ("WAITING", "RUNNING") else str(told.get("state", fallback))
-    params = {**dict(trial.system_attrs.get("fixed_params", {})), **trial.params}
-    return Entry(
-        trial.number,
-        state,
-        str(told.get("key", "")),
-        int(told.get("length", 0)),
-        params,
-        str(told.get("origin", "sampler")),
-        dict(told.get("values", {})),
-        str(told.get("reason", "")),
-        float(told.get("seconds", 0.0)),
-        str(told.get("worker", "")),
-        dict(told.get("extra", {})),
-        int(told.get("tries", 0)),
-    )

@@ -47,6 +47,65 @@ class Measured:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One trial: a composition, and how many experiences it was to learn.
+
+    Attributes:
+        number: of the trial.
+        state: `waiting`, `running`, `done`, `diverged`, `failed`, or `lost` with its worker.
+        key: of the composition; the name of its folder.
+        length: experiences.
+        params: as they are stored.
+        origin: where the composition comes from: `sampler`, the name of a method, or `earlier search`.
+        values: every measure.
+        reason: why it failed or diverged.
+        seconds: that it took.
+        worker: who works on it.
+        extra: what the sampler wrote down.
+        tries: how often it was lost.
+        seed: above that of the search; the leaders are trained with others, too.
+    """
+
+    number: int
+    state: str
+    key: str
+    length: int
+    params: dict[str, Any]
+    origin: str = "sampler"
+    values: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+    worker: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    tries: int = 0
+    seed: int = 0
+
+
+def entry(trial: Any) -> Entry:
+    """A trial of Optuna's, as what it stands for."""
+    told = trial.user_attrs
+    name = trial.state.name
+    fallback = {"COMPLETE": "done", "WAITING": "waiting", "RUNNING": "running"}.get(name, "lost")
+    state = fallback if name in ("WAITING", "RUNNING") else str(told.get("state", fallback))
+    params = {**dict(trial.system_attrs.get("fixed_params", {})), **trial.params}
+    return Entry(
+        trial.number,
+        state,
+        str(told.get("key", "")),
+        int(told.get("length", 0)),
+        params,
+        str(told.get("origin", "sampler")),
+        dict(told.get("values", {})),
+        str(told.get("reason", "")),
+        float(told.get("seconds", 0.0)),
+        str(told.get("worker", "")),
+        dict(told.get("extra", {})),
+        int(told.get("tries", 0)),
+        int(told.get("seed", 0)),
+    )
+
+
 class OutOfTime(Exception):  # noqa: N818
     """The time of the search is over."""
 

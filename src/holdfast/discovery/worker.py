@@ -81,10 +81,11 @@ class Worker:
         trial.set_user_attr("worker", self.name)
         settings = self.plan.settings
         try:
-            config = self.plan.trial_job(params)
+            seed = told.get("seed", 0)
+            config = self.plan.trial_job(params, seed)
             part = min(1.0, told["length"] / self.plan.experiences)
             most = settings.at_most.get("train_seconds")
-            folder = self.folder / TRIALS / told["key"]
+            folder = self.folder / TRIALS / (f"{told['key']}-{seed}" if seed else told["key"])
             until = self.book.study.user_attrs.get(UNTIL)
             measured = reach(folder, config, told["length"], None if most is None else most * part, until)
         except (Interrupted, KeyboardInterrupt):
@@ -229,7 +230,7 @@ class RayWorkers:
     def start(self, content: Mapping[str, Any]) -> None:
         """Start one; `content` as for `Workers`."""
         if not self._ray.is_initialized():
-            self._ray.init(log_to_driver=False)
+            self._ray.init(log_to_driver=False, include_dashboard=False)
             self._started = True
         name = f"ray{secrets.token_hex(4)}"
         task = self._ray.remote(num_cpus=1, max_retries=0)(attend)

@@ -67,23 +67,23 @@ class BalancedReservoir(Insertion):
     def _place(self, label: int, number: int, capacity: int) -> int | None:
         """The slot for one item, or None; keeps the books."""
         self._seen[label] = self._seen.get(label, 0) + 1
-        held = self._held.setdefault(label, [])
+        slots = self._held.setdefault(label, [])
         if number < capacity:
-            held.append(number)
+            slots.append(number)
             if number == capacity - 1:
                 self._mark_largest()
             return number
         accept, which = self._uniform()
         if label in self._full:
-            if accept * self._seen[label] >= len(held):
+            if accept * self._seen[label] >= len(slots):
                 return None
-            return held[int(which * len(held))]
+            return slots[int(which * len(slots))]
         choice = int(which * len(self._largest) * len(self._held[self._largest[0]]))
         victim = self._held[self._largest[choice % len(self._largest)]]
-        place = choice // len(self._largest)
-        slot, victim[place] = victim[place], victim[-1]
+        position = choice // len(self._largest)
+        slot, victim[position] = victim[position], victim[-1]
         victim.pop()
-        held.append(slot)
+        slots.append(slot)
         self._mark_largest()
         return slot
 
@@ -240,8 +240,8 @@ class FrequencyAware(Insertion):
         if len(held) < self._quotas[label]:
             excess = {other: len(slots) - self._quotas[other] for other, slots in self._held.items() if other != label}
             victim = self._held[max(excess, key=excess.__getitem__)]
-            place = self._draw(len(victim))
-            slot, victim[place] = victim[place], victim[-1]
+            position = self._draw(len(victim))
+            slot, victim[position] = victim[position], victim[-1]
             victim.pop()
             held.append(slot)
             return slot

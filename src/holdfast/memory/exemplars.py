@@ -131,9 +131,9 @@ def quotas(capacity: int, available: Sequence[int]) -> list[int]:
         left -= most
     shares = [min(most, level) for most in available]
     spare = capacity - sum(shares)
-    for place, most in enumerate(available):
-        if spare > 0 and most > shares[place]:
-            shares[place] += 1
+    for index, most in enumerate(available):
+        if spare > 0 and most > shares[index]:
+            shares[index] += 1
             spare -= 1
     return shares
 
@@ -239,7 +239,7 @@ class ExemplarSets:
         if not self._sets:
             return {}
         sets = list(self._sets.values())
-        return restore({name: join([held[name] for held in sets]) for name in sets[0]}, self.structure)
+        return restore({name: join([rows[name] for rows in sets]) for name in sets[0]}, self.structure)
 
     def rows(self, key: int) -> dict[str, Tree]:
         """A copy of the exemplars of one key, the most important first; empty if there are none."""
@@ -261,7 +261,7 @@ class ExemplarSets:
     @property
     def nbytes(self) -> int:
         """Bytes of all exemplars."""
-        return sum(value.nbytes for held in self._sets.values() for value in held.values())
+        return sum(value.nbytes for rows in self._sets.values() for value in rows.values())
 
     def clear(self) -> None:
         """Release all exemplars."""
@@ -270,14 +270,14 @@ class ExemplarSets:
 
     def to(self, device: torch.device | str) -> ExemplarSets:
         """Move all exemplars to `device`, in place; returns itself."""
-        self._sets = {key: {name: value.to(device) for name, value in held.items()} for key, held in self._sets.items()}
+        self._sets = {key: {name: value.to(device) for name, value in rows.items()} for key, rows in self._sets.items()}
         return self
 
     def state(self) -> dict[str, Any]:
         """A copy of all that `load` needs to go on exactly here, as tensors and plain values."""
         return {
             "structure": dict(self.structure),
-            "sets": {key: {name: value.clone() for name, value in held.items()} for key, held in self._sets.items()},
+            "sets": {key: {name: value.clone() for name, value in rows.items()} for key, rows in self._sets.items()},
             "generator": None if self.generator is None else self.generator.get_state(),
         }
 
@@ -288,7 +288,7 @@ class ExemplarSets:
             state: what `state` returned.
         """
         self.structure = dict(state["structure"])
-        self._sets = {key: {name: value.clone() for name, value in held.items()} for key, held in state["sets"].items()}
+        self._sets = {key: {name: value.clone() for name, value in rows.items()} for key, rows in state["sets"].items()}
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
 
@@ -299,5 +299,5 @@ class ExemplarSets:
 
     def _shrunk(self, key: int, count: int) -> dict[str, Tensor]:
         """The first exemplars of a key; a copy where rows are dropped, so that these are released."""
-        held = self._sets[key]
-        return held if self.count(key) <= count else {name: value[:count].clone() for name, value in held.items()}
+        rows = self._sets[key]
+        return rows if self.count(key) <= count else {name: value[:count].clone() for name, value in rows.items()}

@@ -212,8 +212,8 @@ class Joined(_Several):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
-        for part, held in zip(self.members, state["parts"], strict=True):
-            part.load(held)
+        for part, saved in zip(self.members, state["parts"], strict=True):
+            part.load(saved)
 
 
 class ExperienceMemories(_Several):

@@ -262,14 +262,16 @@ class Memory:
 
     def _places(self, count: int, capacity: int, targets: Tensor | None) -> Tensor:
         """`[2, count]`: the slot of each row, the spare one for rows that are not kept, and the rows' numbers."""
-        slots = torch.full((count,), capacity, dtype=torch.int64)
+        slots = [capacity] * count
         placement = self.insertion.plan(count, self.seen, capacity, targets)
         if placement is not None:
-            incoming, chosen = placement
-            chosen = torch.arange(chosen.start, chosen.stop) if isinstance(chosen, slice) else chosen
-            slots[incoming] = chosen
-            self._count = max(self._count, int(chosen.max()) + 1)
-        places = torch.stack((slots, torch.arange(self.seen, self.seen + count)))
+            incoming, chosen = (
+                range(one.start, one.stop) if isinstance(one, slice) else one.tolist() for one in placement
+            )
+            for row, slot in zip(incoming, chosen):
+                slots[row] = slot
+            self._count = max(self._count, max(chosen) + 1)
+        places = torch.tensor([slots, list(range(self.seen, self.seen + count))])
         self.seen += count
         return places
 

@@ -107,10 +107,10 @@ def distinct(rows: int, size: int, n: int, generator: torch.Generator) -> Tensor
     drawn = torch.randint(n, (rows, size), generator=generator)
     while True:
         ordered, origin = drawn.sort(dim=1, stable=True)
-        row, place = (ordered[:, 1:] == ordered[:, :-1]).nonzero(as_tuple=True)
+        row, column = (ordered[:, 1:] == ordered[:, :-1]).nonzero(as_tuple=True)
         if not len(row):
             return drawn
-        drawn[row, origin[row, place + 1]] = torch.randint(n, (len(row),), generator=generator)
+        drawn[row, origin[row, column + 1]] = torch.randint(n, (len(row),), generator=generator)
 
 
 class Uniform(Retrieval):
@@ -219,10 +219,10 @@ class BalancedUniform(Retrieval):
             )
         shuffled, tie = (torch.randperm(n, generator=self.generator).to(labels.device) for _ in range(2))
         ordered, origin = labels[shuffled].sort(stable=True)
-        place = torch.arange(n, device=labels.device)
-        begins = torch.ones_like(place, dtype=torch.bool)
+        position = torch.arange(n, device=labels.device)
+        begins = torch.ones_like(position, dtype=torch.bool)
         begins[1:] = ordered[1:] != ordered[:-1]
-        turn = place - torch.where(begins, place, 0).cummax(0).values  # the round in which a row is dealt
+        turn = position - torch.where(begins, position, 0).cummax(0).values  # the round in which a row is dealt
         return shuffled[origin[(turn * n + tie).argsort()[:size]]]
 
     def state(self) -> dict[str, Any]:

@@ -94,12 +94,12 @@ def recall_over_time(events: Iterable[Event], split: str = "test") -> tuple[list
     _, latest = _evaluated(log, None, split)
     counted = {row: _counts(evaluations, row + 1) for row, evaluations in latest.items() if row >= 0}
     classes = sorted({index for samples, _ in counted.values() for index, count in samples.items() if count})
-    place = {index: column for column, index in enumerate(classes)}
+    column_of = {index: column for column, index in enumerate(classes)}
     table = np.full((log.experiences, len(classes)), np.nan)
     for row, (samples, correct) in counted.items():
         for index, count in samples.items():
             if count:
-                table[row, place[index]] = correct.get(index, 0) / count
+                table[row, column_of[index]] = correct.get(index, 0) / count
     return classes, table
 
 
@@ -199,10 +199,10 @@ def confusion(
                     pair = int(target), int(answer)
                     pairs[pair] = pairs.get(pair, 0) + count
     classes = sorted({index for pair in pairs for index in pair})
-    place = {index: column for column, index in enumerate(classes)}
+    column_of = {index: column for column, index in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     for (target, answer), count in pairs.items():
-        counts[place[target], place[answer]] = count
+        counts[column_of[target], column_of[answer]] = count
     return classes, counts
 
 

@@ -23,8 +23,8 @@ def mean(values: Iterable[float] | np.ndarray) -> float:
         >>> mean([0.5, float("nan"), 1.0])
         0.75
     """
-    known = _known(values)
-    return float(known.mean()) if known.size else NAN
+    finite = _known(values)
+    return float(finite.mean()) if finite.size else NAN
 
 
 @metric("up", "accuracy at the end, mean over experiences")
@@ -237,8 +237,8 @@ def stability_weighted(values: Iterable[float] | np.ndarray) -> float:
         >>> stability_weighted([1.0, 0.5])
         0.375
     """
-    known = _known(values)
-    return float(known.mean() * (1 - (known.max() - known.min()))) if known.size else NAN
+    finite = _known(values)
+    return float(finite.mean() * (1 - (finite.max() - finite.min()))) if finite.size else NAN
 
 
 def _known(values: Iterable[float] | np.ndarray) -> np.ndarray:

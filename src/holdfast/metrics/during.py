@@ -28,13 +28,13 @@ def inside(events: Iterable[Event], experience: int, key: str = "") -> tuple[np.
         >>> inside(log, 1)
         (array([0.]), array([[0.75]]))
     """
-    found = [event for event in _log(events).of("during") if event["experience"] == experience]
+    moments = [event for event in _log(events).of("during") if event["experience"] == experience]
     name = f"correct_{key}" if key else "correct"
-    table = np.full((len(found), experience), np.nan)
-    for row, event in enumerate(found):
+    table = np.full((len(moments), experience), np.nan)
+    for row, event in enumerate(moments):
         for old, right, samples in zip(event["old"], event[name], event["samples"]):
             table[row, old] = right / samples
-    return np.array([event["step"] for event in found], dtype=np.float64), table
+    return np.array([event["step"] for event in moments], dtype=np.float64), table
 
 
 def _log(events: Iterable[Event]) -> Log:

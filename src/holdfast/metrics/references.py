@@ -97,14 +97,15 @@ def share_of_gap(value: float, low: float, high: float) -> float:
         high: of the upper reference.
 
     Returns:
-        Below 0 or above 1 where the method is outside; NaN where the references are equal or unknown.
+        Below 0 or above 1 where the method is outside; NaN where there is no gap, since the upper reference is no
+        higher than the lower one, or one is unknown.
 
     Example:
         >>> share_of_gap(0.75, 0.5, 1.0)
         0.5
     """
     gap = high - low
-    return (value - low) / gap if np.isfinite(gap) and gap != 0 else NAN
+    return (value - low) / gap if np.isfinite(gap) and gap > 0 else NAN
 
 
 def end_of_scale(name: str) -> int | None:

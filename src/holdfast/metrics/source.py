@@ -13,17 +13,17 @@ from holdfast.metrics.table import metric
 
 def _shares(log: Log, part: str | None = None) -> np.ndarray:
     """`[looks]` share of the rows held out that were answered right, NaN where there are no classes."""
-    found = []
+    shares = []
     for event in log.of("held_out"):
         counts: Any = event if part is None else event.get(part) or {}
         right, rows = counts.get("correct"), counts.get("rows")
-        found.append(right / rows if right is not None and rows else np.nan)
-    return np.array(found, dtype=np.float64)
+        shares.append(right / rows if right is not None and rows else np.nan)
+    return np.array(shares, dtype=np.float64)
 
 
 def _last(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known[-1]) if known.size else float("nan")
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if finite.size else float("nan")
 
 
 @metric("up", "of a source: share of the rows held out of all that arrived that is answered right at the end")
@@ -123,8 +123,8 @@ def rows_dropped(events: Iterable[Event]) -> float:
         A number, or NaN where nothing is counted.
     """
     counts = _counts(read_log(events))
-    known = [counts[key] for key in ("dropped", "passed_over") if key in counts]
-    return float(sum(known)) if known else float("nan")
+    lost = [counts[key] for key in ("dropped", "passed_over") if key in counts]
+    return float(sum(lost)) if lost else float("nan")
 
 
 @metric("down", "of a source: share of the time that was spent on waiting for data")
@@ -197,8 +197,8 @@ def detection_delay(events: Iterable[Event]) -> float:
     Returns:
         Rows, or NaN where none was found or none is known.
     """
-    found = detections(events)
-    return float(np.mean(found.delays)) if found is not None and found.delays else float("nan")
+    detected = detections(events)
+    return float(np.mean(detected.delays)) if detected is not None and detected.delays else float("nan")
 
 
 @metric("down", "of a source with known changes: changes without a boundary before the next one")
@@ -211,8 +211,8 @@ def missed_drifts(events: Iterable[Event]) -> float:
     Returns:
         A number, or NaN where no change is known.
     """
-    found = detections(events)
-    return float("nan") if found is None else float(found.missed)
+    detected = detections(events)
+    return float("nan") if detected is None else float(detected.missed)
 
 
 @metric("down", "of a source with known changes: boundaries that are not the first after a change")
@@ -225,5 +225,5 @@ def false_alarms(events: Iterable[Event]) -> float:
     Returns:
         A number, or NaN where no change is known.
     """
-    found = detections(events)
-    return float("nan") if found is None else float(found.false)
+    detected = detections(events)
+    return float("nan") if detected is None else float(detected.false)

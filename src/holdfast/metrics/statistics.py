@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 LEVEL = 0.95
+NORMAL = 1.959963984540054
+"""Its quantile of the normal distribution."""
+
 FEWEST = 3
 """Seeds from which on an interval is told."""
 
@@ -71,6 +74,61 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     mean = sum(there) / len(there)
     half = None if len(there) < FEWEST else _quantile(len(there) - 1) * _error(there, mean)
     return Spread(mean, half, len(there), min(there), max(there))
+
+
+def share_interval(right: int, samples: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `right / samples` (Wilson 1927); 0 to 1 without samples.
+
+    Example:
+        >>> [round(edge, 4) for edge in share_interval(8, 10)]
+        [0.4902, 0.9433]
+    """
+    if not samples:
+        return 0.0, 1.0
+    share, square = right / samples, NORMAL**2
+    middle = share + square / (2 * samples)
+    half = NORMAL * math.sqrt(share * (1 - share) / samples + square / (4 * samples**2))
+    return (middle - half) / (1 + square / samples), (middle + half) / (1 + square / samples)
+
+
+def difference_interval(
+    first: tuple[int, int], second: tuple[int, int], both: int | None = None
+) -> tuple[float, float]:
+    """Newcombe's 95 % interval of the difference of two shares, first minus second.
+
+    The hybrid score interval of Newcombe 1998, "Interval estimation for the difference between independent
+    proportions", Statistics in Medicine 17:873, method 10; where the same rows were asked twice, that of "Improved
+    confidence intervals for the difference between binomial proportions based on paired data", 17:2635, method 10.
+
+    Args:
+        first: right answers, and rows.
+        second: the same.
+        both: rows of the same ones that were right twice; None where nobody knows, which widens the interval of rows
+            that were asked twice.
+
+    Example:
+        >>> [round(edge, 4) for edge in difference_interval((56, 70), (48, 80))]
+        [0.0524, 0.3339]
+        >>> [round(edge, 4) for edge in difference_interval((2, 21), (8, 21), both=1)]
+        [-0.5069, -0.0256]
+    """
+    (right, rows), (other, others) = first, second
+    p, q = right / max(1, rows), other / max(1, others)
+    (low, high), (lower, higher) = share_interval(right, rows), share_interval(other, others)
+    phi = 0.0 if both is None else _correlation(both, right - both, other - both, rows)
+    below = (p - low) ** 2 - 2 * phi * (p - low) * (higher - q) + (higher - q) ** 2
+    above = (high - p) ** 2 - 2 * phi * (high - p) * (q - lower) + (q - lower) ** 2
+    return p - q - math.sqrt(max(0.0, below)), p - q + math.sqrt(max(0.0, above))
+
+
+def _correlation(both: int, first: int, second: int, rows: int) -> float:
+    """Phi of a table of pairs, with Newcombe's correction for continuity where it is positive."""
+    neither = rows - both - first - second
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    if not margins:
+        return 0.0
+    product = both * neither - first * second
+    return (max(product - rows / 2, 0.0) if product > 0 else product) / math.sqrt(margins)
 
 
 def named(count: int) -> str:

@@ -42,8 +42,8 @@ def passed(events: Iterable[Event]) -> Passed:
     samples = total - before
     if not log.start.get("source"):  # where samples are counted anew in each experience
         samples = np.where(total > before, samples, total)
-    known = np.isfinite(samples) & np.isfinite(accuracy) & (samples > 0)
-    return Passed(samples[known], accuracy[known])
+    counted = np.isfinite(samples) & np.isfinite(accuracy) & (samples > 0)
+    return Passed(samples[counted], accuracy[counted])
 
 
 def accuracy_so_far(events: Iterable[Event]) -> np.ndarray:

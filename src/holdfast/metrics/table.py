@@ -176,8 +176,8 @@ def _computed(
     def value(record: Record) -> float | None:
         if (record.joint and not joint) or (record.gaps and over_time):
             return None
-        found = function(**{key: PARTS[key](record, aware) for key in wanted})
-        return None if found is None or not math.isfinite(found) else found
+        measured = function(**{key: PARTS[key](record, aware) for key in wanted})
+        return None if measured is None or not math.isfinite(measured) else measured
 
     return value
 

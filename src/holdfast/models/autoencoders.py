@@ -46,7 +46,9 @@ class Autoencoder(nn.Module):
         self.head = head
         self.latent = latent
         self.devices = None if devices is None else placed(devices)
-        self._place()
+        if self.devices is not None:
+            for part, device in zip((encoder, decoder, head), (*self.devices, self.devices[1])):
+                part.to(device)
 
     @property
     def stages(self) -> Mapping[str, nn.Module] | None:
@@ -71,19 +73,11 @@ class Autoencoder(nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As for any module, but that halves with devices of their own stay there."""
-        moved = super().to(*args, **kwargs) if self.devices is None else self._retyped(*args, **kwargs)
-        return moved
-
-    def _retyped(self, *args: Any, **kwargs: Any) -> Self:
-        types = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.dtype)]
-        types += [one.dtype for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        if self.devices is None:
+            return super().to(*args, **kwargs)
+        every = (*args, *kwargs.values())
+        types = [getattr(one, "dtype", one) for one in every if isinstance(one, torch.dtype | Tensor)]
         return super().to(types[0]) if types else self
-
-    def _place(self) -> None:
-        if self.devices is not None:
-            self.encoder.to(self.devices[0])
-            self.decoder.to(self.devices[1])
-            self.head.to(self.devices[1])
 
     def _at(self, values: Tensor, half: int) -> Tensor:
         return values if self.devices is None else values.to(self.devices[half])
@@ -176,15 +170,6 @@ def autoencoder(
         return _initialised(model) if xavier else model
 
 
-class Levels(nn.Module):
-    """The convolutions of one side of a `ConvAutoencoder`, a level each; pooling lies between the levels."""
-
-    def __init__(self, levels: Sequence[nn.Module], dense: nn.Module) -> None:
-        super().__init__()
-        self.levels = nn.ModuleList(levels)
-        self.dense = dense
-
-
 class ConvAutoencoder(Autoencoder):
     """Convolutions and max-pools to a code; the way back enlarges by where the maxima were, or by interpolation.
 
@@ -235,8 +220,8 @@ class ConvAutoencoder(Autoencoder):
         head = last[-2]  # gives the sample back, without an activation behind it
         up[-1] = nn.Sequential(*last[:-2])
         unflatten = nn.Sequential(nn.Linear(latent, top), nn.Unflatten(1, (every[-1], *self.sizes[-1])))
-        down_side = Levels(down, nn.Sequential(nn.Flatten(), nn.Linear(top, latent)))
-        super().__init__(down_side, Levels(up, unflatten), head, latent, devices)
+        down_side = levels(down, nn.Sequential(nn.Flatten(), nn.Linear(top, latent)))
+        super().__init__(down_side, levels(up, unflatten), head, latent, devices)
 
     @property
     def stages(self) -> None:
@@ -260,15 +245,15 @@ class ConvAutoencoder(Autoencoder):
         """Codes, and where the maxima of each level were."""
         maps, places = self._at(inputs, 0), []
         pool: Any = F.max_pool2d if len(self.sizes[0]) == 2 else F.max_pool3d
-        for level in self.encoder.levels:  # type: ignore[union-attr]
+        for level in self.encoder["levels"]:  # type: ignore[index]
             maps, where = pool(level(maps), 2, return_indices=True)
             places.append(where)
-        return self.encoder.dense(maps), places  # type: ignore[operator]
+        return self.encoder["dense"](maps), places  # type: ignore[index]
 
     def _up(self, codes: Tensor, places: Sequence[Tensor]) -> Tensor:
-        maps = self.decoder.dense(self._at(codes, 1))  # type: ignore[operator]
+        maps = self.decoder["dense"](self._at(codes, 1))  # type: ignore[index]
         mode = "bilinear" if len(self.sizes[0]) == 2 else "trilinear"
-        for number, level in enumerate(self.decoder.levels):  # type: ignore[arg-type]
+        for number, level in enumerate(self.decoder["levels"]):  # type: ignore[index]
             size = self.sizes[-2 - number]
             if places:
                 maps = unpooled(maps, self._at(places[-1 - number], 1), size)
@@ -276,6 +261,11 @@ class ConvAutoencoder(Autoencoder):
                 maps = F.interpolate(maps, size=size, mode=mode, align_corners=False)
             maps = level(maps)
         return self.head(maps)
+
+
+def levels(convolutions: Sequence[nn.Module], dense: nn.Module) -> nn.Module:
+    """One side of a `ConvAutoencoder`: its convolutions, with pooling between them, and its linear layer."""
+    return nn.ModuleDict({"levels": nn.ModuleList(convolutions), "dense": dense})
 
 
 def unpooled(maps: Tensor, places: Tensor, size: Sequence[int]) -> Tensor:

@@ -171,3 +171,6 @@ def cloud_vae(
         raise ConfigError("`cloud_vae` got no channels, or an empty base. Give at least one number for each.")
     with seeded(seed):
         return CloudVAE(input_shape, channels, latent, base, beta, devices, 0 if seed is None else seed)
+
+
+cloud_vae.criteria = ("chamfer", "sinkhorn")  # type: ignore[attr-defined]

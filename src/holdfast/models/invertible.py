@@ -147,7 +147,7 @@ class ConditionalFlow(nn.Module):
         """What is sought `[rows, sought]` for latents `[rows, sought]` and observations `[rows, observed]`."""
         condition = self.condition(observed)
         for block, back in zip(reversed(self.blocks), self.back.flip(0)):  # type: ignore[call-overload]
-            z = block.inverse(z[:, back], condition)
+            z = block.inverse(z[:, back], condition)  # type: ignore[operator]
         return z
 
     def sample(self, observed: Tensor, draws: int, generator: torch.Generator) -> Tensor:
@@ -212,3 +212,6 @@ def invertible(
     with seeded(seed):
         observed = math.prod(input_shape) - classes
         return ConditionalFlow(classes, observed, blocks, hidden, embedding, clamp, draws, 0 if seed is None else seed)
+
+
+invertible.criteria = ("flow",)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from holdfast.core.services import Services
 from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import Draws, mix
-from holdfast.operations._parts.rows import row_losses
+from holdfast.operations._parts.rows import loss_of, row_losses
 
 
 class ComplementaryMemories(Draws):
@@ -92,7 +92,7 @@ class ComplementaryMemories(Draws):
         if rows is None:
             return None
         outputs = learner(rows["inputs"], rows.get("task"))
-        labels = learner.criterion(outputs, rows["targets"])
+        labels = loss_of(learner, outputs, rows["targets"])
         term, share = mix(labels, step, learner, "rows", 1.0, rows["targets"].shape[0])  # type: ignore[misc]
         total = share * term
         if self.stable is not None and self.stable.started:

@@ -98,7 +98,7 @@ class FisherPenalty(Operation):
         """Measure the Fisher diagonal on the experience's data and move the anchor."""
         if total_over_ranks(len(experience.train), learner.device) == 0:
             return
-        found = fisher_diagonal(
+        measured = fisher_diagonal(
             learner,
             experience.train,
             self.fisher,
@@ -106,10 +106,10 @@ class FisherPenalty(Operation):
             batch_size=self.batch_size,
             generator=learner.rng(f"fisher/{self.name}"),
         )
-        found = normalized(found, self.normalize)
+        measured = normalized(measured, self.normalize)
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():
-                self._merge(name, found[name], parameter.detach())
+                self._merge(name, measured[name], parameter.detach())
 
         self._stiffness.forget()
 

@@ -136,9 +136,9 @@ class GenerativeClassifier(Operation):
         data = unit(inputs, learner)
         generator = learner.rng(f"importance/{self.name}")
         before = generator.get_state()
-        found = [self._likelihood(label, data, generator) for label in known]
+        likelihoods = [self._likelihood(label, data, generator) for label in known]
         generator.set_state(before)  # equal inputs get equal predictions
-        scores = torch.stack(found, dim=1).log_softmax(1)
+        scores = torch.stack(likelihoods, dim=1).log_softmax(1)
         answer = torch.full_like(outputs, MASKED, dtype=scores.dtype)
         answer[:, known] = scores
         return answer

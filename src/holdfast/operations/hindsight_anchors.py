@@ -178,9 +178,9 @@ class HindsightAnchors(Operation):
                 with torch.enable_grad():
                     outputs = learner.forward(some["inputs"], some.get("task"), twin.module)  # type: ignore[arg-type]
                     loss = learner.criterion(outputs, some["targets"])  # type: ignore[arg-type]
-                    found = torch.autograd.grad(loss, values, allow_unused=True)
+                    gradients = torch.autograd.grad(loss, values, allow_unused=True)
                 with torch.no_grad():
-                    for value, gradient in zip(values, found):
+                    for value, gradient in zip(values, gradients):
                         if gradient is not None:
                             value.sub_(gradient, alpha=rate)
         for value in values:

@@ -8,6 +8,7 @@ from holdfast.core.ranges import Count, NonNegative
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import Average, Draws, mix
+from holdfast.operations._parts.rows import loss_of
 
 
 class JoinedReplay(Draws):
@@ -46,5 +47,5 @@ class JoinedReplay(Draws):
         rows = step.extras.get(self.name)
         if rows is None:
             return None
-        term = learner.criterion(rows["outputs"], rows["targets"])
+        term = loss_of(learner, rows["outputs"], rows["targets"])
         return mix(term, step, learner, self.average, self.weight, rows["targets"].shape[0])

@@ -16,6 +16,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import BalancedReservoir, Insertion, Memory, Reservoir
 from holdfast.operations._parts.draws import Draws, keep_in
+from holdfast.operations._parts.rows import loss_of
 from holdfast.operations.freeze_below import FreezeBelow
 
 Policy = Literal["reservoir", "balanced_reservoir"]
@@ -123,7 +124,7 @@ class LatentReplay(Draws, FreezeBelow):
             outputs = rows["latents"]
             for stage in self._above:
                 outputs = stage(outputs)
-        return learner.criterion(outputs, rows["targets"]), self.weight
+        return loss_of(learner, outputs, rows["targets"]), self.weight
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Send the experience's data through the stages below, and offer the latents to the memory."""

@@ -15,6 +15,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.core.tree import tree_rows
 from holdfast.operations._parts.draws import mix
+from holdfast.operations._parts.rows import loss_of
 from holdfast.operations.joined_replay import JoinedReplay
 
 
@@ -86,7 +87,7 @@ class MetaReplay(JoinedReplay):
         rows = step.extras.get(self.name)
         if rows is None:
             return None
-        term = learner.criterion(rows["outputs"], rows["targets"])
+        term = loss_of(learner, rows["outputs"], rows["targets"])
         return mix(term, step, learner, "rows", 1.0, rows["targets"].shape[0])
 
     def update(self, step: Step, learner: Services) -> None:

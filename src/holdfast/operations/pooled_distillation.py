@@ -123,10 +123,10 @@ def _chosen(model: nn.Module, names: list[str] | None) -> dict[str, nn.Module]:
     children = modules[path].named_children()
     head = getattr(model, "head", None)
     activation = nn.modules.activation.__name__
-    found = {
+    stages = {
         f"{path}.{name}" if path else name: child
         for name, child in children
         if child is not head and (type(child).__module__ == activation or any(True for _ in child.children()))
     }
-    require(bool(found), "pooled_distillation", "finds neither activations nor stages in this model. Name its layers.")
-    return found
+    require(bool(stages), "pooled_distillation", "finds neither activations nor stages in this model. Name its layers.")
+    return stages

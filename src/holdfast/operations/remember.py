@@ -11,7 +11,7 @@ from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.memory import BalancedReservoir, First, FrequencyAware, Insertion, Memory, Reservoir, Ring
 from holdfast.operations._parts.draws import keep_in
-from holdfast.operations._parts.rows import rows_of
+from holdfast.operations._parts.rows import rows_of, with_classes
 
 Policy = Literal["reservoir", "balanced_reservoir", "frequency_aware", "ring", "first"]
 
@@ -91,4 +91,5 @@ class Remember(Operation):
     def observe(self, step: Step, learner: Services) -> None:
         """Insert the step's current rows."""
         if step.fresh is None or bool(step.fresh.any()):
-            self._memory.add(rows_of(step, learner))
+            rows = rows_of(step, learner)
+            self._memory.add(with_classes(rows, learner) if "classes" in self.needs else rows)

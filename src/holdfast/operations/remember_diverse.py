@@ -218,8 +218,8 @@ class RememberDiverse(Operation):
             return torch.ones(count)
         measured = self._measured(learner)
         with eval_mode(learner.model):
-            found = self._products(measured, rows, held, count)
-            if found is None:
+            products = self._products(measured, rows, held, count)
+            if products is None:
                 criterion = learner.criterion
                 new, old = (
                     measured.matrix(
@@ -231,7 +231,7 @@ class RememberDiverse(Operation):
                     for r in (rows, held)
                 )
                 return 1 + (F.normalize(new, dim=1) @ F.normalize(old, dim=1).T).amax(1)
-        cross, norms = found
+        cross, norms = products
         sizes = norms.sqrt().clamp(min=SMALLEST)
         return 1 + (cross / sizes[:count].unsqueeze(1) / sizes[count:]).amax(1)
 
@@ -258,14 +258,14 @@ class RememberDiverse(Operation):
 
     def _measured(self, learner: Services) -> PerSample:
         """How gradients of samples are made: decided once for as long as the model has the same parameters."""
-        found = self._per_sample
+        decided = self._per_sample
         parameters = learner.parameters()
-        if found is None or found[0] is not parameters or found[1] != learner.experience:
+        if decided is None or decided[0] is not parameters or decided[1] != learner.experience:
             held = [p for module in (supported_layers(learner.model) or {}).values() for p in module.parameters()]
             whole = all(p.requires_grad and not p.is_complex() for p in held)
-            found = self._per_sample = (
+            decided = self._per_sample = (
                 parameters,
                 learner.experience,
                 PerSample(learner, closed_form=None if whole else False),
             )
-        return found[2]
+        return decided[2]

@@ -78,7 +78,7 @@ class SensitivityPenalty(Operation):
             return
         self._stiffness.forget()
         generator = learner.rng(f"samples/{self.name}")
-        found = sensitivity(
+        measured = sensitivity(
             learner,
             experience.train,
             self.over,
@@ -89,5 +89,5 @@ class SensitivityPenalty(Operation):
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():
                 held = self.importance.get(name)
-                self.importance[name] = found[name] if held is None else self.decay * held + found[name]
+                self.importance[name] = measured[name] if held is None else self.decay * held + measured[name]
                 self.anchor[name] = parameter.detach().clone()

@@ -177,17 +177,17 @@ class UnitAttention(Blocking):
 
     def _by_parameter(self, of: Callable[[str], Tensor], join: Join = torch.minimum) -> dict[str, Tensor]:
         """What units have, by parameter: a weight has the smaller (or another join) of the two units it joins."""
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             weight, bias, count = layer.weight, layer.module.bias, of(name)
             rows = count.view(-1, *[1] * (weight.dim() - 1))
-            found[f"{name}.weight"] = rows.expand_as(weight)
+            values[f"{name}.weight"] = rows.expand_as(weight)
             if layer.source is not None:
                 columns = spread(of(layer.source), layer.module).view(1, -1, *[1] * (weight.dim() - 2))
-                found[f"{name}.weight"] = join(rows, columns).expand_as(weight)
+                values[f"{name}.weight"] = join(rows, columns).expand_as(weight)
             if isinstance(bias, Tensor):
-                found[f"{name}.bias"] = count
-        return found
+                values[f"{name}.bias"] = count
+        return values
 
     def begin(self, experience: Experience, learner: Services) -> None:
         """Draw the task's embeddings."""

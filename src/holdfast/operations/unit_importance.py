@@ -248,8 +248,8 @@ class UnitImportance(UnitAttention):
             if kind == "adaptive_contribution":
                 by_unit = by_unit / own.detach().abs().flatten(1).sum(1)
         elif kind in GRADIENTS:
-            found = torch.zeros_like(own) if own.grad is None else own.grad
-            by_unit = GRADIENTS[kind](found).flatten(1).sum(1)
+            gradient = torch.zeros_like(own) if own.grad is None else own.grad
+            by_unit = GRADIENTS[kind](gradient).flatten(1).sum(1)
         else:
             by_unit = own.detach().abs().flatten(1).sum(1)
             by_unit = by_unit.reciprocal() if kind == "adaptation" else by_unit

@@ -57,12 +57,12 @@ class WeightedCrossEntropy(OwnCriterion):
         counts = torch.bincount(experience.train.targets).to(torch.get_default_dtype())
         present = counts > 0
         if self.scheme == "inverse":
-            found = counts.sum() / (present.sum() * counts.clamp(min=1))
+            scaled = counts.sum() / (present.sum() * counts.clamp(min=1))
         else:
-            found = 2 - counts / counts.max()
+            scaled = 2 - counts / counts.max()
         held = torch.ones(0) if self.weights is None else self.weights.cpu()
-        held = F.pad(held, (0, max(0, len(found) - len(held))), value=1.0)
-        held[: len(found)] = torch.where(present, found, held[: len(found)])
+        held = F.pad(held, (0, max(0, len(scaled) - len(held))), value=1.0)
+        held[: len(scaled)] = torch.where(present, scaled, held[: len(scaled)])
         self.weights = held.to(learner.device)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:

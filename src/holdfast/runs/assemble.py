@@ -29,6 +29,7 @@ from holdfast.runs.card import card_of, stream_of
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
+    current,
     load_tensors,
     new_folder,
     read_config,
@@ -135,7 +136,7 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     """The newest state of a run, from its folder, from a checkpoint file, or from the address of one.
 
     Args:
-        where: a run folder, a `last.pt`, or an address that begins with http:// or https://.
+        where: a run folder (its version in use), a `last.pt`, or an address that begins with http:// or https://.
         changes: top-level keys of the configuration to replace, for instance `device`.
 
     Raises:
@@ -143,7 +144,7 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     """
     path = fetched(str(where)) if is_address(str(where)) else Path(where)
     if path.is_dir():
-        checkpoint = path / "checkpoints" / LAST
+        checkpoint = current(path)[0] / "checkpoints" / LAST
         if not checkpoint.is_file():
             read_config(path)
             raise DataError(
@@ -166,7 +167,7 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
     started_in = Path(info["started_in"]) if info.get("started_in") else None
     job = validated({**config, **(changes or {})})
     if job.learns_from_source:
-        return _restored_from_source(job, loaded["state"], checkpoint, folder)
+        return _restored_from_source(job, loaded, checkpoint, folder)
     card = loaded.get("data") or {}
     with inside(started_in):  # a model may read files of its own
         stream = stream_of(card) if "prepare" in card else job.make_stream()
@@ -188,11 +189,14 @@ def inside(folder: Path | None) -> Iterator[None]:
             yield
 
 
-def _restored_from_source(job: Job, state: Mapping[str, Any], checkpoint: Path, folder: Path) -> Restored:
+def _restored_from_source(job: Job, loaded: Mapping[str, Any], checkpoint: Path, folder: Path) -> Restored:
     """The same for a run that learned from a source, which need not be there any more."""
-    outline = restored_outline(job, folder)
-    trainer = make_stream_trainer(job, make_model(job.block.model, outline, job.config["seed"]))
+    outline = restored_outline(job, folder, loaded.get("data") or {})
+    model = make_model(job.block.model, outline, job.config["seed"])
+    trainer, state = make_stream_trainer(job, model, prepare=outline.prepare), loaded["state"]
     trainer.engine.load(state["engine"])
+    if trainer.session.observations is not None and "observations" in state:
+        trainer.session.observations.load(state["observations"])
     return Restored(job.config, outline, card_of(outline), trainer, trainer.engine, checkpoint, job)
 
 

@@ -145,7 +145,7 @@ def number_of(label: object, class_names: Sequence[str]) -> int:
         word = str(int(label))
     if word in class_names:
         return list(class_names).index(word)
-    within = [place for place, name in enumerate(class_names) if word in name.split("/")]
+    within = [index for index, name in enumerate(class_names) if word in name.split("/")]
     if len(within) == 1:
         return within[0]
     whole = word.removesuffix(".0")

@@ -66,8 +66,8 @@ class Row:
 
     def value(self, name: str) -> Spread | None:
         """A measure in the family that counts for the paradigm, or the only one of that name."""
-        found = self.values.get(self.prefix + name)
-        return self.values.get(name) if found is None else found
+        value = self.values.get(self.prefix + name)
+        return self.values.get(name) if value is None else value
 
 
 def summarise(
@@ -95,13 +95,13 @@ def summarise(
         try:
             together = Results.load(folder)
             added = [run for runs in together.references.values() for run in runs] if references else []
-            found = [(_identity(run.read()), run) for run in [*together, *added]]
+            named = [(_identity(run.read()), run) for run in [*together, *added]]
         except DataError as error:
             if problems is None:
                 raise
             problems.append(str(error))
             continue
-        for identity, run in found:
+        for identity, run in named:
             if (where := run.path.resolve()) not in seen:
                 seen.add(where)
                 groups.setdefault(identity, []).append(run)

@@ -104,11 +104,11 @@ def _quietly(settings: Any = None) -> Iterator[None]:
         yield
 
 
-def name_ticks(axes: Axes, names: Sequence[str], letters: float) -> None:
-    """Names along the x axis, as many as fit into so many letters."""
-    short = [fitted(name, 10) for name in names]
+def name_ticks(axes: Axes, names: Sequence[str], letters: float, at: Sequence[float] | None = None) -> None:
+    """Names along the x axis, as many as fit into so many letters; at 0, 1, 2, ... or where `at` says."""
+    short = all_fitted(names, 10)
     step = max(1, math.ceil(len(names) * (max(map(len, short), default=0) + 1) / letters))
-    axes.set_xticks(range(0, len(names), step), short[::step])
+    axes.set_xticks((range(len(names)) if at is None else at)[::step], short[::step])
 
 
 def apart(heights: list[float], gap: float) -> list[float]:
@@ -137,6 +137,20 @@ def fitted(name: str, limit: int) -> str:
     """A name as matplotlib shows it: shortened, and never taken for mathematics."""
     short = name if len(name) <= limit else name[: limit - 1] + "…"
     return short.replace("$", r"\$")
+
+
+def all_fitted(names: Sequence[str], limit: int) -> list[str]:
+    """Names as matplotlib shows them: where shortening makes two alike, each keeps its end too.
+
+    Example:
+        >>> all_fitted(["permutation 1", "permutation 19"], 10)
+        ['permuta… 1', 'permuta…19']
+    """
+    short = [fitted(name, limit) for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    ends = [name if len(name) <= limit else f"{name[: limit - 3]}…{name[-2:]}" for name in names]
+    return [name.replace("$", r"\$") for name in ends]
 
 
 def legend_entry(name: str) -> str:

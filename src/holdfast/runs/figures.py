@@ -12,7 +12,17 @@ from holdfast.metrics.cost import curves
 from holdfast.metrics.during import inside
 from holdfast.metrics.statistics import Spread, spread
 from holdfast.runs.drawing import to_svg
-from holdfast.runs.pictures import confusions_over_time, inside_lines, loss_map, memory_map, read_samples, sample_grid
+from holdfast.runs.pictures import (
+    capacity_line,
+    confusions_over_time,
+    gate_map,
+    inside_lines,
+    loss_map,
+    memory_map,
+    read_gates,
+    read_samples,
+    sample_grid,
+)
 from holdfast.runs.plots import (
     class_bars,
     confusion_map,
@@ -84,38 +94,38 @@ def draw(
     Returns:
         The plots in the order of the page.
     """
-    found = [] if table is None else _accuracy_plots(runs, names, prefix, table)
+    plots = [] if table is None else _accuracy_plots(runs, names, prefix, table)
     tables = {name: mean_matrix(others, prefix + "accuracy_matrix") for name, others in references.items()}
     if table is not None and tables and len(names) > 1:
         caption = "Mean accuracy on what was learned so far, beside the references (joint training only has an end)."
         figure = so_far({"this method": table, **tables}, names)
-        found.insert(1, Plot("references_over_time", figure, "Beside the references", caption))
-    found += training_plots(runs)
-    found += _class_plots(runs, names)
+        plots.insert(1, Plot("references_over_time", figure, "Beside the references", caption))
+    plots += training_plots(runs)
+    plots += _class_plots(runs, names)
     of = f" of the first seed ({runs[0].seed})" if len(runs) > 1 else ""
-    found += _more_plots(runs[0], names, of)
+    plots += _more_plots(runs[0], names, of)
     if table is None:
         losses = mean_matrix(runs, "loss_matrix")
         if np.isfinite(losses).any():
             caption = "The loss on each experience (columns) after learning each (rows), the lower the lighter."
-            found.insert(0, Plot("loss_matrix", loss_map(losses, names), "Loss matrix", caption, len(names)))
+            plots.insert(0, Plot("loss_matrix", loss_map(losses, names), "Loss matrix", caption, len(names)))
     if classes:
-        found.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
-    return found
+        plots.append(Plot("classes", class_bars([(name, recall.mean) for name, recall in classes])))
+    return plots
 
 
 def training_plots(runs: Sequence[Result]) -> list[Plot]:
     """The terms of the loss, and the learning rate where it moves."""
-    found = []
+    plots = []
     lines = curves(runs[0].log)
     of = f" of the first seed ({runs[0].metrics.get('seed')})" if len(runs) > 1 else ""
-    if lines["terms"]:
+    if any(np.isfinite(np.asarray(values, dtype=float)).any() for values in lines["terms"].values()):
         caption = f"What each operation added to the training loss{of}; upright lines part the experiences."
-        found.append(Plot("loss_terms", loss_terms(lines), "Loss terms", caption))
+        plots.append(Plot("loss_terms", loss_terms(lines), "Loss terms", caption))
     if len({rate for rate in lines["lr"] if rate is not None}) > 1:
         caption = f"The rate of the steps before each point{of}; upright lines part the experiences."
-        found.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
-    return found
+        plots.append(Plot("learning_rate", learning_rate(lines), "Learning rate", caption))
+    return plots
 
 
 def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
@@ -124,9 +134,8 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
     samples = read_samples(run.path)
     if samples is not None:
         wrong = int((samples.answers != samples.targets).sum())
-        caption = (
-            f"Test images with the answers at the end{of}, wrong ones first ({wrong} of {len(samples.answers)} shown)."
-        )
+        counted = f"{wrong} of the {len(samples.answers)} shown"
+        caption = f"Test images with the answers at the end{of}, wrong ones first ({counted})."
         plots.append(Plot("samples", sample_grid(samples, run.log.class_names), "Samples", caption, WIDE + 1))
     parts = {index: inside(run.log, index, "task" if run.prefix else "") for index in range(1, len(names))}
     parts = {index: part for index, part in parts.items() if part[1].size}
@@ -139,6 +148,7 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
         caption = f"Accuracy on a sample of the old experiences' test data at moments inside later ones{of}."
         figure = inside_lines(parts, steps, names)
         plots.append(Plot("inside", figure, "Inside the experiences", caption, WIDE + 1, len(names)))
+    plots += _gate_plots(run, names, of)
     held = {index: event["memory_classes"] for index, event in ended.items() if event.get("memory_classes")}
     labels = sorted({int(label) for counts in held.values() for label in counts})
     if labels:
@@ -157,6 +167,28 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
         plots.append(
             Plot("confusion_over_time", confusions_over_time(whole), "Confusions over time", caption, WIDE + 1)
         )
+    return plots
+
+
+def _gate_plots(run: Result, names: list[str], of: str) -> list[Plot]:
+    """Which units each task uses, how freely their weights still moved, and the capacity that is left."""
+    gates = read_gates(run.path, run.config.get("method"))
+    if gates is None:
+        return []
+    rows = [names[task] if task < len(names) else str(task) for task in gates.tasks]
+    caption = f"Which units each task (rows) uses: dark where its gate is open{of}."
+    plots = [Plot("masks", gate_map(gates, gates.used, rows), "Masks", caption, WIDE + 1)]
+    if np.isfinite(gates.rates).all() and len(rows) > 1:
+        caption = (
+            f"The mean rate at which weights into each unit moved, at the end of each task (rows){of}; dark: freely."
+        )
+        figure = gate_map(gates, gates.rates, rows, logarithms=True)
+        plots.append(Plot("adjustment_rates", figure, "Adjustment rates", caption, WIDE + 1))
+    if np.isfinite(gates.capacity).all() and len(rows) > 1:
+        caption = (
+            f"The mean rate of all weights at the end of each task{of}: 1 where all move freely, 0 where none does."
+        )
+        plots.append(Plot("capacity", capacity_line(gates.capacity, rows), "Capacity", caption, len(rows)))
     return plots
 
 
@@ -212,7 +244,7 @@ def _class_name(run: Result, label: int) -> str:
 
 def _accuracy_plots(runs: Sequence[Result], names: list[str], prefix: str, table: np.ndarray) -> list[Plot]:
     told = "told" if prefix else "not told"
-    found = [
+    plots = [
         Plot(
             "accuracy_matrix",
             heat_map(table, names),
@@ -237,5 +269,5 @@ def _accuracy_plots(runs: Sequence[Result], names: list[str], prefix: str, table
         choice = "the classes of the sample's own experience only" if other else "all classes"
         title = f"Accuracy matrix, {name.replace('_', '-')}"
         caption = f"The same model, choosing among {choice}."
-        found.append(Plot(f"accuracy_matrix_{name}", heat_map(twin, names), title, caption, len(names)))
-    return found
+        plots.append(Plot(f"accuracy_matrix_{name}", heat_map(twin, names), title, caption, len(names)))
+    return plots

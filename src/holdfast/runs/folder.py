@@ -21,6 +21,9 @@ from holdfast.metrics.log import LOG_NAME, Event, read_json, read_log, write_jso
 from holdfast.runs.result import CONFIG as CONFIG
 from holdfast.runs.result import INFO as INFO
 
+VERSION, VERSIONS = "version.json", "versions"
+"""In a run folder: which version is in use, and the folders of those that updates made."""
+
 OBJECTS = "python"
 """Key of a configuration that holds what was an object of Python's, and no entry of a file."""
 
@@ -67,6 +70,12 @@ def numbered(stem: Path) -> Iterator[Path]:
 def is_leftover(path: Path) -> bool:
     """Whether `path` is a half-written file that a killed process left behind (see `metrics.replace_file`)."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def current(folder: Path) -> tuple[Path, int]:
+    """The folder of the version of a run that is in use, and its number: the run itself, 0, or an update of it."""
+    number = int(read_json(folder / VERSION).get("version", 0))
+    return (folder / VERSIONS / str(number), number) if number else (folder, 0)
 
 
 def drop_leftovers(folder: Path) -> None:

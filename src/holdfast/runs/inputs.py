@@ -110,8 +110,15 @@ def _own(stream: Stream, split: str, size: int) -> Iterator[Batch]:
         raise DataError(f"the stream of this run has no {split} data. Give files instead.")
 
 
-def read_inputs(path: Path, restored: Restored) -> tuple[list[str], Tensor, list[Any] | None]:
+def read_inputs(
+    path: Path, restored: Restored, new_classes: bool = False
+) -> tuple[list[str], Tensor, list[Any] | None]:
     """The inputs of one file or folder, raw as in the stream, with their names, and their labels where there are some.
+
+    Args:
+        path: of the file or folder.
+        restored: the model that they are for.
+        new_classes: whether folders in a folder are labels even where the model has no such class.
 
     Raises:
         DataError: for what cannot be read, or does not fit the model.
@@ -122,6 +129,7 @@ def read_inputs(path: Path, restored: Restored) -> tuple[list[str], Tensor, list
             raise DataError(f"{path} holds no images. Give a folder with some of {', '.join(IMAGES)}.")
         parents = [file.parent.name for file in files]
         known = all(number_of(parent, restored.stream.class_names) >= 0 for parent in parents)
+        known = known or (new_classes and all(file.parent != path for file in files))
         pixels = torch.stack([_image(file, restored) for file in files])
         return [str(file) for file in files], pixels, parents if known else None
     if not path.is_file():
@@ -146,10 +154,10 @@ def read_inputs(path: Path, restored: Restored) -> tuple[list[str], Tensor, list
 
 
 def _key(names: Sequence[str], path: Path) -> str:
-    known = [name for name in (*GUESSES["inputs"], "arr_0") if name in names]
-    if not known and len(names) != 1:
+    named = [name for name in (*GUESSES["inputs"], "arr_0") if name in names]
+    if not named and len(names) != 1:
         raise DataError(f"{path} holds {', '.join(names)}. Call the inputs `inputs`.")
-    return known[0] if known else names[0]
+    return named[0] if named else names[0]
 
 
 def _fitting(array: np.ndarray, path: Path, restored: Restored) -> Tensor:

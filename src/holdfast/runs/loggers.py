@@ -54,18 +54,24 @@ class TensorBoard:
         self._writer.add_text("config", f"```\n{json.dumps(about['config'], indent=2)}\n```")
         if about["tags"]:
             self._writer.add_text("tags", ", ".join(about["tags"]))
+        self._hyperparameters = flat(about["config"])
+        self._measures: dict[str, float] = {}
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Keep `values` under `step`."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._measures |= {name: value for name, value in values.items() if name.startswith("continual/")}
 
     def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Keep a picture under `step`."""
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left, and the last measures beside the hyperparameters (the tab HParams)."""
+        if self._measures:
+            ended = {f"end/{name.removeprefix('continual/')}": value for name, value in self._measures.items()}
+            self._writer.add_hparams(self._hyperparameters, ended, run_name=".")
         self._writer.close()
 
 
@@ -101,6 +107,10 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+MOST_VALUES = 100
+"""Parameters that MLflow takes at once."""
+
+
 class MLflow:
     """A run of MLflow, in a database in the folder, or in files there where the small MLflow is installed.
 
@@ -121,7 +131,9 @@ class MLflow:
             mlflow.set_tracking_uri(address if database else (folder / "mlruns").resolve().as_uri())
         mlflow.set_experiment(spec["project"])
         mlflow.start_run(run_name=about["name"], tags=dict.fromkeys(about["tags"], "true"))
-        mlflow.log_params({key: str(value)[:500] for key, value in about["config"].items()})
+        values = [(key, str(value)[:500]) for key, value in flat(about["config"]).items()]
+        for start in range(0, len(values), MOST_VALUES):
+            mlflow.log_params(dict(values[start : start + MOST_VALUES]))
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Keep `values` under `step`."""
@@ -151,7 +163,7 @@ class Comet:
         else:
             self._experiment = comet_ml.Experiment(project_name=spec["project"])
         self._experiment.set_name(about["name"])
-        self._experiment.log_parameters(about["config"])
+        self._experiment.log_parameters(flat(about["config"]))
         for tag in about["tags"]:
             self._experiment.add_tag(tag)
 
@@ -166,6 +178,23 @@ class Comet:
     def close(self) -> None:
         """Finish the experiment."""
         self._experiment.end()
+
+
+def flat(config: Mapping[str, Any], path: str = "") -> dict[str, str | int | float | bool]:
+    """The values of a configuration by their dotted keys; what is null is left out.
+
+    Example:
+        >>> flat({"method": {"name": "er", "capacity": 200}, "scheduler": None, "seeds": [0, 1]})
+        {'method.name': 'er', 'method.capacity': 200, 'seeds': '[0, 1]'}
+    """
+    found: dict[str, str | int | float | bool] = {}
+    for key, value in config.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            found |= flat(value, name)
+        elif value is not None:
+            found[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value, default=str)
+    return found
 
 
 SINKS: dict[str, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Sink]] = {
@@ -229,9 +258,9 @@ class Loggers:
             if not isinstance(spec, Mapping):
                 self._sinks.append(spec)
                 continue
-            place = Path(spec["folder"]) if spec["folder"] else folder / str(spec["name"])
-            place.mkdir(parents=True, exist_ok=True)
-            self._sinks.append(SINKS[spec["name"]](place, about, spec))
+            target = Path(spec["folder"]) if spec["folder"] else folder / str(spec["name"])
+            target.mkdir(parents=True, exist_ok=True)
+            self._sinks.append(SINKS[spec["name"]](target, about, spec))
         self._step, self._folder = 0, folder
 
     def event(self, event: Mapping[str, Any]) -> None:
@@ -252,9 +281,9 @@ class Loggers:
 
     def _measures(self) -> dict[str, float]:
         """Average accuracy, forgetting and the like after an experience, from the log as far as it goes."""
-        found = compute(Log.read(self._folder)) if (self._folder / LOG_NAME).is_file() else {}
-        names = [name for name in SHOWN if found.get(name) is not None]
-        return {f"continual/{name}": float(found[name]) for name in names}
+        measures = compute(Log.read(self._folder)) if (self._folder / LOG_NAME).is_file() else {}
+        names = [name for name in SHOWN if measures.get(name) is not None]
+        return {f"continual/{name}": float(measures[name]) for name in names}
 
     def close(self) -> None:
         """Finish all."""
@@ -288,15 +317,15 @@ def numbers(event: Mapping[str, Any]) -> dict[str, float | None]:
     """
     kind = event["event"]
     if kind == "train":
-        found = {f"train/{key}": event.get(key) for key in ("loss", "accuracy", "lr")}
-        return {**found, **{f"train/terms/{name}": value for name, value in (event.get("terms") or {}).items()}}
+        values = {f"train/{key}": event.get(key) for key in ("loss", "accuracy", "lr")}
+        return {**values, **{f"train/terms/{name}": value for name, value in (event.get("terms") or {}).items()}}
     if kind == "evaluate":
         name = f"{event['split']}/experience_{event['experience']}"
-        found = {f"{name}/loss": event.get("loss")}
+        values = {f"{name}/loss": event.get("loss")}
         for key, label in (("correct", "accuracy"), ("correct_task", "task_aware_accuracy")):
             if event.get(key) is not None:
-                found[f"{name}/{label}"] = event[key] / event["samples"]
-        return found
+                values[f"{name}/{label}"] = event[key] / event["samples"]
+        return values
     if kind == "experience":
         return {f"experience/{key}": event.get(key) for key in ("seconds", "parameters", "memory_bytes")}
     return {}

@@ -14,8 +14,10 @@ from holdfast.config.job import Job
 from holdfast.core.errors import DataError
 from holdfast.core.source import Source
 from holdfast.metrics.log import LOG_NAME, read_log
+from holdfast.runs.card import card_of
 from holdfast.runs.recording import Recording, profiled, start_event, stop_on_signals, write_summary
 from holdfast.sources import Queued, Window
+from holdfast.streams.dataset import Prepare
 from holdfast.training.endless import StreamTrainer
 
 
@@ -33,10 +35,11 @@ def train_on_source(folder: Path, job: Job, quiet: bool) -> None:
     config = job.config
     source = make_source(job)
     try:
-        with Recording(folder, config, config["loggers"], config["checkpoint"]) as recording:
-            outline = outline_in(folder) if recording.journal.lines else None
-            if outline is None:
-                outline = outline_of(source, str(config["source"]["name"]), config["criterion"])
+        outline = outline_in(folder)
+        if outline is None:
+            outline = outline_of(source, str(config["source"]["name"]), config["criterion"])
+        outline.prepare = innermost(source).prepare
+        with Recording(folder, config, config["loggers"], config["checkpoint"], card_of(outline)) as recording:
             model = job.make_model(outline)
             write_summary(folder, model, outline, quiet)
             state = recording.open(lambda: start_of(job, outline, model, source))
@@ -47,6 +50,7 @@ def train_on_source(folder: Path, job: Job, quiet: bool) -> None:
             done = 0 if state is None else int(state["position"]["step"])
             with profiled(config["profiler"], folder), stop_on_signals(trainer):
                 trainer.train(source, None if wanted is None else max(0, wanted - done), resume=state)
+            recording.checkpoints.save(trainer.state_dict())  # the last one may be some steps old
             recording.keep(model)
             recording.end(trainer.session.position.clock)
     finally:
@@ -60,8 +64,9 @@ def make_stream_trainer(job: Job, model: nn.Module, source: Source | None = None
         job: a single run.
         model: untrained.
         source: whose raw inputs the model gets prepared.
-        services: `record`, `progress` and `checkpoints` of the trainer.
+        services: `record`, `progress` and `checkpoints` of the trainer, and `prepare` where there is no source.
     """
+    services.setdefault("prepare", None if source is None else innermost(source).prepare)
     arguments = job.trainer_arguments()
     arrival = job.config["arrival"]
     settings = {key: arguments[key] for key in (*PASSED_ON, "method", "optimizer", "criterion", "seed", "device")}
@@ -70,7 +75,6 @@ def make_stream_trainer(job: Job, model: nn.Module, source: Source | None = None
         scheduler=arguments["scheduler"],
         compile=arguments.get("capture") == "compile",
         boundary=make_boundary(job),
-        prepare=None if source is None else innermost(source).prepare,
         observe_every=arrival["observe_every"],
         observe_rows=arrival["observe_rows"],
         **settings,
@@ -106,14 +110,24 @@ def outline_in(folder: Path) -> Outline | None:
     return Outline.from_plain(dict(about)) if about else None
 
 
-def restored_outline(job: Job, folder: Path) -> Outline:
-    """What a model of a run must fit: as its log says, else as the source says.
+def restored_outline(job: Job, folder: Path, card: Mapping[str, Any]) -> Outline:
+    """What a model of a run must fit: as the card of its checkpoint says, else its log, else the source.
+
+    Args:
+        job: of the run.
+        folder: of the run.
+        card: of the checkpoint; empty in those of 0.1.
 
     Raises:
-        DataError: where neither can be asked.
+        DataError: where none of them can be asked.
     """
+    if "prepare" in card:
+        names, shape, prepare = tuple(card["class_names"]), tuple(card["input_shape"]), card["prepare"]
+        made = None if prepare is None else Prepare(**prepare)
+        head = (card["classes"], "", made)
+        return Outline([], shape, *head, card["name"], names, {}, card["table"], width=card["outputs"])
     outline = outline_in(folder)
-    if outline is not None:
+    if outline is not None and not card:
         return outline
     warnings.warn(f"{folder} has no log, so the source is asked what the model was trained on.", stacklevel=2)
     try:

@@ -19,10 +19,11 @@ from holdfast.runs import source_report
 from holdfast.runs.compare import COLUMNS, SOURCE_COLUMNS, Row, gathered, row_of
 from holdfast.runs.report import write_report
 from holdfast.runs.result import METRICS_FILE, Result, Results, found_runs
+from holdfast.runs.service import Service
 from holdfast.runs.source_report import MEASURES, facts, of_source
 from holdfast.runs.source_report import SHARES as PER_CENT
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
-from holdfast.runs.words import distinct, headline, mean_matrix, number, spread_of
+from holdfast.runs.words import distinct, headline, kept_against, mean_matrix, number, spread_of
 
 if TYPE_CHECKING:
     import pandas
@@ -100,6 +101,8 @@ def _headline(row: Row) -> Table:
         ("forward transfer", "forward_transfer"),
     ):
         table.add_row(label, _percent(row.values.get(name)), _percent(row.values.get("task_aware_" + name)))
+    for name, value in kept_against(row.runs).items():
+        table.add_row(name.replace("_", " "), *(("", number(value)) if row.prefix else (number(value), "")))
     table.add_row("worst class", _percent(row.values.get("worst_class")), "")
     if row.values.get("prequential_accuracy") is not None:
         table.add_row("before training on it", _percent(row.values.get("prequential_accuracy")), "")
@@ -205,7 +208,7 @@ def _percent(value: Spread | None) -> str:
     return "–" if value is None else f"{100 * value.mean:.1f}{spread_of(value, 100)}"
 
 
-class Run(Result):
+class Run(Service, Result):
     """One run of a folder, each of its files read once, when it is first asked for. What is public here stays.
 
     Beside what is computed of its files (`config`, `log`, `metrics`, `matrix`, `table(key)`, `confusion()`, `state`,
@@ -297,8 +300,7 @@ def open(
         folder: of a run; of one of several seeds or of a multirun, which gives a sequence.
 
     Returns:
-        A `Run` with `config`, `log`, `metrics`, `matrix`, `state`, `report()`, `model()` and `predict(inputs)`; or
-        `Runs`, a sequence of them.
+        A `Run` (`config`, `log`, `metrics`, `matrix`, `state`, `report()`, `model()`, ...) or `Runs`, several of them.
 
     Raises:
         DataError: the folder holds no run.

@@ -1,4 +1,4 @@
-"""More plots of a report: samples, memory by class, confusions over time, losses as a matrix, moments inside."""
+"""More plots of a report: samples, memory by class, confusions over time, losses as a matrix, moments inside, gates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from holdfast.runs.drawing import (
     DASHES,
     GRID,
     INK,
+    PAPER,
     SMALL,
+    all_fitted,
     fitted,
     legend_entry,
     name_ticks,
     new_axes,
     series,
 )
+from holdfast.runs.folder import LAST, load_tensors
 from holdfast.runs.plots import cells, name_cells
+from holdfast.runs.words import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,7 +176,7 @@ def loss_map(losses: np.ndarray, names: Sequence[str]) -> Figure:
         scale = np.log10(np.maximum(losses, np.nanmin(np.where(losses > 0, losses, np.nan), initial=1e12)))
     low, high = np.nanmin(scale), np.nanmax(scale)
     shades = 1 - (scale - low) / max(float(high - low), 1e-9)
-    cells(axes, shades, lambda row, column: f"{losses[row, column]:.2g}")
+    cells(axes, shades, lambda row, column: number(losses[row, column], 2))
     name_cells(axes, names, names, 12 * side)
     axes.set_xlabel("tested on experience")
     axes.set_ylabel("after learning experience")
@@ -209,9 +213,9 @@ def inside_lines(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     middles = [(starts[index] + starts[index + 1]) / 2 for index in parts]
     if len(parts) <= 10:
-        axes.set_xticks(middles, [fitted(names[index], 14) for index in parts])
+        axes.set_xticks(middles, all_fitted([names[index] for index in parts], 14))
     else:
-        name_ticks(axes, names, 80)
+        name_ticks(axes, [names[index] for index in parts], 80, middles)
         axes.set_xticks([])
     if len(known) <= 8:
         axes.legend(
@@ -221,4 +225,105 @@ def inside_lines(
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("while learning experience")
     axes.set_ylabel("accuracy on old experiences")
+    return figure
+
+
+# Gates of units, for the methods that learn them -------------------------------------------------------------
+
+GATED = ("unit_attention", "unit_importance")
+"""Operations whose state has gates, mean rates and the capacity of each task."""
+
+
+class Gates(NamedTuple):
+    """What a method with a gate for each task and unit kept.
+
+    Attributes:
+        layers: names, in order.
+        widths: units of each.
+        tasks: in order.
+        used: `[tasks, units of all layers]`, 1 where a task uses a unit.
+        rates: the same, the mean rate at which the weights into a unit moved at the task's end; NaN where not kept.
+        capacity: `[tasks]` mean rate of all weights; NaN where not kept.
+    """
+
+    layers: list[str]
+    widths: list[int]
+    tasks: list[int]
+    used: np.ndarray
+    rates: np.ndarray
+    capacity: np.ndarray
+
+
+def read_gates(folder: Path, method: object) -> Gates | None:
+    """The gates in a run's newest checkpoint; None for a method without, and before the first task ended.
+
+    Args:
+        folder: of the run.
+        method: as its configuration says it, so that no other checkpoint is opened.
+
+    Raises:
+        DataError: a damaged checkpoint.
+    """
+    path = folder / "checkpoints" / LAST
+    if not any(name in str(method) for name in (*GATED, "hat")) or not path.is_file():
+        return None
+    operations = load_tensors(path)["state"]["engine"]["operations"]
+    state = next((operations[name] for name in GATED if name in operations), None)
+    if state is None or not any(state["masks"].values()):
+        return None
+    masks, rates, capacity = state["masks"], state.get("mean_rates") or {}, state.get("capacity") or {}
+    layers, tasks = list(masks), list(next(iter(masks.values())))
+    empty = {layer: np.full(len(masks[layer][tasks[0]]), np.nan) for layer in layers}
+
+    def rows(values: Mapping[str, Mapping[int, Any]]) -> np.ndarray:
+        return np.array(
+            [
+                np.concatenate([np.asarray(values.get(one, {}).get(task, empty[one])) for one in layers])
+                for task in tasks
+            ]
+        )
+
+    means = np.array([float(capacity.get(task, np.nan)) for task in tasks])
+    return Gates(layers, [len(empty[layer]) for layer in layers], tasks, rows(masks), rows(rates), means)
+
+
+def gate_map(gates: Gates, values: np.ndarray, names: Sequence[str], logarithms: bool = False) -> Figure:
+    """A row for each task, a column for each unit, layer after layer: dark where the value is great.
+
+    Args:
+        gates: whose layers and tasks are named.
+        values: `[tasks, units]`, 0 to 1.
+        names: of the experiences.
+        logarithms: whether shades go by factors of ten.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = new_axes(9.4, min(max(1.6, 0.3 * len(values) + 0.9), 9.0))
+    if logarithms:
+        least = np.nanmin(np.where(values > 0, values, np.nan), initial=1.0)
+        values = 1 - np.log10(np.maximum(values, least)) / min(float(np.log10(least)), -1e-9)
+    axes.imshow(values, aspect="auto", cmap="cividis_r", vmin=0, vmax=1, interpolation="nearest")
+    edges = np.cumsum([0, *gates.widths])
+    for edge in edges[1:-1]:
+        axes.axvline(edge - 0.5, color=PAPER, linewidth=1.6)
+    axes.grid(visible=False)
+    letters = max(4, 110 // len(gates.layers))
+    axes.set_xticks((edges[1:] + edges[:-1] - 1) / 2, [fitted(layer, letters) for layer in gates.layers])
+    axes.set_yticks(range(len(names)), [fitted(name, 16) for name in names])
+    axes.set_xlabel("units of each layer")
+    return figure
+
+
+def capacity_line(capacity: np.ndarray, names: Sequence[str]) -> Figure:
+    """The mean rate of all weights at the end of each task, by factors of ten where it falls below a hundredth."""
+    figure, axes = new_axes(4.7, 3.2)
+    axes.plot(range(len(capacity)), capacity, color=INK, linewidth=1.8, marker="o", markersize=3.6, clip_on=False)
+    if np.nanmin(capacity, initial=1.0) < 0.01 and np.nanmin(capacity) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1)
+    name_ticks(axes, names, 42)
+    axes.set_xlabel("after learning experience")
+    axes.set_ylabel("mean rate of all weights")
     return figure

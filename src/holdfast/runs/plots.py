@@ -18,6 +18,7 @@ from holdfast.runs.drawing import (
     PAPER,
     QUALITATIVE,
     SMALL,
+    all_fitted,
     apart,
     cell_text,
     fitted,
@@ -168,7 +169,7 @@ def name_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str], letters:
         spine.set_visible(False)
     name_ticks(axes, columns, letters)
     step = max(1, -(-len(rows) // 25))
-    axes.set_yticks(range(0, len(rows), step), [fitted(name, 10) for name in rows[::step]])
+    axes.set_yticks(range(0, len(rows), step), all_fitted(rows[::step], 10))
 
 
 def over_time(matrix: np.ndarray, names: Sequence[str]) -> Figure:
@@ -177,7 +178,7 @@ def over_time(matrix: np.ndarray, names: Sequence[str]) -> Figure:
 
     count = len(matrix)
     figure, axes = new_axes(4.7, 3.75)
-    colours, ends = series(count), []
+    colours, ends, short = series(count), [], all_fitted(names, 12)
     for index in range(count):
         values = np.where(np.arange(count) >= index, matrix[:, index], np.nan)
         known = np.flatnonzero(np.isfinite(values))
@@ -185,7 +186,7 @@ def over_time(matrix: np.ndarray, names: Sequence[str]) -> Figure:
             axes.plot(
                 known, values[known], color=colours[index], linewidth=1.8, marker="o", markersize=3.6, clip_on=False
             )
-            ends.append((float(values[known[-1]]), int(known[-1]), fitted(names[index], 12), colours[index]))
+            ends.append((float(values[known[-1]]), int(known[-1]), short[index], colours[index]))
     so_far = accuracy_so_far(matrix)
     known = np.flatnonzero(np.isfinite(so_far))
     if known.size and count > 1:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Job:
         error: why it failed, in a sentence.
         tries: how often it was begun in this process.
         seconds: of the last try.
+        notes: what a file of another project means differently here, for its `run.json`.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Job:
     error: str = ""
     tries: int = 0
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
 
 class Pool:
@@ -148,7 +150,7 @@ class Pool:
         assert process.stdin is not None
         assert process.stdout is not None
         about = {"command": self.command, "plugins": plugins.described()}
-        text = json.dumps({"config": job.config, "folder": str(job.folder), **about})
+        text = json.dumps({"config": job.config, "folder": str(job.folder), "notes": job.notes, **about})
         try:
             process.stdin.write(text + "\n")
             process.stdin.flush()
@@ -257,18 +259,18 @@ class RayPool:
     def _submit(self, task: Any, job: Job) -> None:
         job.state, job.tries = "running", job.tries + 1
         about = {"command": self.command, "plugins": plugins.described()}
-        content = {"config": job.config, "folder": str(job.folder.resolve()), **about}
+        content = {"config": job.config, "folder": str(job.folder.resolve()), "notes": job.notes, **about}
         self._running[task.remote(content)] = job
 
     def _ended(self, place: Any) -> None:
         """Take down what became of a task; its machine may be gone."""
         job = self._running.pop(place)
         try:
-            found = self._ray.get(place)
+            answer = self._ray.get(place)
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), "")
-            found = {"state": "failed", "error": f"{type(error).__name__}: {reason}", "seconds": 0.0}
-        job.state, job.error, job.seconds = found["state"], found["error"], found["seconds"]
+            answer = {"state": "failed", "error": f"{type(error).__name__}: {reason}", "seconds": 0.0}
+        job.state, job.error, job.seconds = answer["state"], answer["error"], answer["seconds"]
         if job.state == "failed" and job.tries < TRIES:
             self.waiting.append(job)
         else:
@@ -293,8 +295,8 @@ def available_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = [line for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0].split()[1]) * 1024 if found else None
+    available = [line for line in lines if line.startswith("MemAvailable:")]
+    return int(available[0].split()[1]) * 1024 if available else None
 
 
 def resident(process: subprocess.Popen[str] | None) -> int:

@@ -191,11 +191,11 @@ def write_samples(folder: Path, engine: Engine, stream: Stream) -> None:
     wrong = [row for row in rows if row[1] != row[2]][: SAMPLES_SHOWN // 2]
     right = [row for row in rows if row[1] == row[2]]
     room = SAMPLES_SHOWN - len(wrong)
-    chosen = wrong + (right if len(right) <= room else [right[place * len(right) // room] for place in range(room)])
+    chosen = wrong + (right if len(right) <= room else [right[number * len(right) // room] for number in range(room)])
     values = torch.stack([row[0].float() for row in chosen])
     low, high = (edge.view(-1, 1, 1, 1) for edge in values.flatten(1).aminmax(dim=1))
     grey = (255 * (values - low) / (high - low).clamp(min=1e-9)).byte().numpy()
-    columns = [np.array([row[place] for row in chosen]) for place in (1, 2, 3)]
+    columns = [np.array([row[number] for row in chosen]) for number in (1, 2, 3)]
     samples = Samples(grey, *columns)
     np.savez_compressed(folder / SAMPLES, **samples._asdict())  # type: ignore[arg-type]
 
@@ -241,24 +241,25 @@ def _predict_lines(
         if not restored.stream.classes:
             flat = answers.flatten(1)
             width = flat.shape[1]
-            made.scores.add_numbers(flat, batch.targets)
+            ordered = not getattr(restored.engine.learner.criterion, "unordered", False)
+            made.scores.add_numbers(flat, batch.targets if ordered else None)
             wanted = [[]] * len(flat) if batch.targets is None else batch.targets.flatten(1).tolist()
             rows += [[name, *values, *told] for name, values, told in zip(batch.names, flat.tolist(), wanted)]
             continue
         shares = probabilities(answers, len(names))
         best = answers.argmax(1).tolist()
         made.scores.add_classes(best, batch.targets, batch.labels, names)
-        for place, (name, label) in enumerate(zip(batch.names, best)):
+        for row, (name, label) in enumerate(zip(batch.names, best)):
             word = names[label] if label < len(names) else str(label)
-            right = None if batch.targets is None else int(batch.targets[place]) == label
-            given = "" if batch.labels is None else batch.labels[place]
-            told = [round(value, 6) for value in shares[place].tolist()]
+            right = None if batch.targets is None else int(batch.targets[row]) == label
+            given = "" if batch.labels is None else batch.labels[row]
+            told = [round(value, 6) for value in shares[row].tolist()]
             rows.append(
                 [name, word, told[label] if label < len(told) else "", given, "" if right is None else right, *told]
             )
             if len(restored.stream.input_shape) == 3:
-                pixels = batch.inputs[place].reshape(restored.stream.input_shape)
-                words = f"{word} {100 * float(shares[place].max()):.0f}%"
+                pixels = batch.inputs[row].reshape(restored.stream.input_shape)
+                words = f"{word} {100 * float(shares[row].max()):.0f}%"
                 samples.append((pixels, words if right is not False else f"{words}, is {given}", right))
     made.rows += len(rows)
     text = io.StringIO()
@@ -267,8 +268,8 @@ def _predict_lines(
         writer.writerow(["input", "label", "probability", "target", "right", *(f"p({name})" for name in names)])
     else:
         labelled = len(rows[0]) > 1 + width if rows else False
-        columns = [f"output_{place}" for place in range(width)]
-        writer.writerow(["input", *columns, *(f"target_{place}" for place in range(width) if labelled)])
+        columns = [f"output_{column}" for column in range(width)]
+        writer.writerow(["input", *columns, *(f"target_{column}" for column in range(width) if labelled)])
     writer.writerows(rows)
     replace_file(path, text.getvalue())
     return _chosen(samples)

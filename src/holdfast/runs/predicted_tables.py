@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra
+from holdfast.core.experience import Stream
 from holdfast.metrics.log import replace_file
 from holdfast.runs.assemble import Restored
 from holdfast.runs.card import number_of
@@ -155,7 +156,7 @@ def features_of(raw: Raw, encoding: Encoding) -> Tensor:
             column = gaps(raw.values[raw.find(feature.name)])
             if column.any():
                 refuse_gap(raw, feature.name, int(column.argmax()), int(column.sum()))
-    return torch.from_numpy(matrix.astype(np.float32))
+    return encoding.features_from(matrix)
 
 
 def predict_table(
@@ -177,7 +178,7 @@ def predict_table(
         Sentences about what stands out, and the number of rows.
     """
     encoding = encoding_of(restored)
-    raw = _read(path, encoding)
+    raw = read_file(path, encoding)
     values = features_of(raw, encoding)
     names, size = restored.stream.class_names, restored.eval_batch_size
     answers = torch.cat([outputs(restored.engine, part, task) for part in values.split(size)]).flatten(1)
@@ -189,8 +190,7 @@ def predict_table(
         columns["probability"] = shares.max(1).values.tolist()
         columns |= {f"p({name})": shares[:, place].tolist() for place, name in enumerate(names)}
         if given is not None:
-            gone = gaps(given)
-            labels = ["" if gone[row] else _label(value, encoding) for row, value in enumerate(given)]
+            labels = _labels(given, encoding)
             targets = torch.tensor([number_of(label, names) for label in labels])
             columns["right"] = [
                 "" if not label else int(answer) == int(target) for label, answer, target in zip(labels, best, targets)
@@ -202,7 +202,22 @@ def predict_table(
             wanted, _ = numbers(given, encoding.decimal)
             scores.add_numbers(answers[:, :1], torch.from_numpy(wanted)[:, None])
     _write(raw, columns, out)
-    return _notes(raw, encoding), len(raw)
+    return notes_on(raw, encoding), len(raw)
+
+
+def labels_of(raw: Raw, encoding: Encoding, stream: Stream) -> list[str] | Tensor | None:
+    """The labels of a table by name, "" where one is missing; numbers `[rows, 1]` for regression; None without any."""
+    if encoding.target not in raw.names:
+        return None
+    given = raw.values[raw.find(encoding.target)]
+    if stream.classes:
+        return _labels(given, encoding)
+    return torch.from_numpy(numbers(given, encoding.decimal)[0].astype(np.float32))[:, None]
+
+
+def _labels(given: np.ndarray, encoding: Encoding) -> list[str]:
+    gone = gaps(given)
+    return ["" if gone[row] else _label(value, encoding) for row, value in enumerate(given)]
 
 
 def _label(value: Any, encoding: Encoding) -> str:
@@ -215,7 +230,8 @@ def _label(value: Any, encoding: Encoding) -> str:
     return str(value).strip()
 
 
-def _notes(raw: Raw, encoding: Encoding) -> list[str]:
+def notes_on(raw: Raw, encoding: Encoding) -> list[str]:
+    """Sentences about words of a table that no feature stands for."""
     return [
         f"{raw.source}: the words {', '.join(map(repr, words[:MOST_TOLD]))} of column {column!r} were not seen in"
         " training, and are zeros in all of its features."
@@ -223,7 +239,8 @@ def _notes(raw: Raw, encoding: Encoding) -> list[str]:
     ]
 
 
-def _read(path: Path, encoding: Encoding) -> Raw:
+def read_file(path: Path, encoding: Encoding) -> Raw:
+    """The columns of a table's file, read as the training table was."""
     if path.suffix.lower() == ".parquet":
         return read_parquet(str(path))
     header = not all(feature.name.isdigit() for feature in encoding.features)

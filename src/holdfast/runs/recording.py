@@ -46,10 +46,10 @@ def summarise(model: nn.Module) -> list[tuple[str, str, int, int]]:
     """
     rows = []
     for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if own:
-            trainable = sum(p.numel() for p in own if p.requires_grad)
-            rows.append((name or "model", type(module).__name__, sum(p.numel() for p in own), trainable))
+        direct = list(module.parameters(recurse=False))
+        if direct:
+            trainable = sum(p.numel() for p in direct if p.requires_grad)
+            rows.append((name or "model", type(module).__name__, sum(p.numel() for p in direct), trainable))
     return rows
 
 
@@ -59,7 +59,7 @@ def text(model: nn.Module, stream: Stream) -> str:
     width = max([len(name) for name, *_ in rows], default=5)
     kinds = max([len(kind) for _, kind, *_ in rows], default=4)
     lines = [f"{name:<{width}}  {kind:<{kinds}}  {count:>12,}" for name, kind, count, _ in rows]
-    total, trainable = (sum(int(row[place]) for row in rows) for place in (2, 3))
+    total, trainable = (sum(int(row[column]) for row in rows) for column in (2, 3))
     inputs = " x ".join(map(str, stream.input_shape))
     lines.append(f"{total:,} parameters, {trainable:,} trainable; inputs {inputs}, {stream.classes} classes in all")
     if any("Growing" in kind or "Task" in kind or "Cosine" in kind for _, kind, *_ in rows) or not rows:

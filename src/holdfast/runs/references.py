@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from holdfast.config.job import Job
-from holdfast.core.errors import DataError
+from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
+from holdfast.core.method import Method
 from holdfast.metrics.log import read_log
 from holdfast.runs.folder import INFO, read_info, versions, write_info
 from holdfast.runs.recording import Journal
@@ -72,10 +73,37 @@ def evaluate_untrained(job: Job, stream: Stream, journal: Journal, trainer: Make
         engine.end(entered)
     for experience in stream:
         if experience.test is not None and len(experience.test):
-            found = evaluate(engine, experience.test, experience.classes, experience.task, made.eval_batch_size)
+            counts = evaluate(engine, experience.test, experience.classes, experience.task, made.eval_batch_size)
             after = len(stream) - 1
             event = {"event": "evaluate", "after": after, "experience": experience.index, "split": "test"}
-            journal.write({**event, **found})
+            journal.write({**event, **counts})
+
+
+def named_methods(references: Sequence[str | Method]) -> dict[str, Method]:
+    """The methods that a run in Python is compared with, by the name of their folder.
+
+    Raises:
+        ConfigError: for a name that is no method, or two of one name.
+    """
+    from holdfast import methods
+
+    found: dict[str, Method] = {}
+    for one in [references] if isinstance(references, str | Method) else references:
+        if isinstance(one, str):
+            if one == "independent":
+                raise ConfigError(
+                    "references: independent trains a new model on each experience, which `holdfast run` does. Here"
+                    " give finetune, joint, cumulative or random, or a method of your own."
+                )
+            if one not in methods.__all__:
+                raise ConfigError(unknown("reference", one, methods.__all__))
+            one = getattr(methods, one)()
+        if not isinstance(one, Method) or one.name in found:
+            raise ConfigError(
+                f"references: {one!r:.60} is no method, or there twice. Give names or methods, each once."
+            )
+        found[one.name] = one
+    return found
 
 
 def _finished(journal: Journal) -> tuple[set[int], int]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from holdfast.config import kinds
+from holdfast.config.signatures import docs
 from holdfast.metrics.log import replace_file
 from holdfast.metrics.references import DESCRIPTIONS, end_of_scale, share_of_gap
 from holdfast.metrics.statistics import named, spread
@@ -101,6 +103,7 @@ def gather(everything: Results) -> dict[str, Any]:
         "seeds": [run.seed for run in runs],
         "statistic": named(len(runs)),
         "sentence": _sentence(runs, references, prefix, loss_only),
+        "method": _method(first),
         "links": _links(everything),
         "experiences": len(names),
         "paradigm": first.metrics.get("paradigm"),
@@ -162,27 +165,43 @@ def _gather_of_a_source(everything: Results, runs: Sequence[Result]) -> dict[str
 
 
 def _sentence(runs: Sequence[Result], references: Mapping[str, Sequence[Result]], prefix: str, loss_only: bool) -> str:
-    """What was done, and what came of it."""
+    """What was done, and what came of it, for somebody who trains no models."""
     first = runs[0]
-    method = first.config.get("method")
     name = str(first.metrics.get("method") or "This method")
-    if isinstance(method, Mapping) and method.get("name") == name:
-        given = ", ".join(f"{key}={_said(key, value)}" for key, value in method.items() if key != "name")
-        name = f"{name}({given})" if given else name
     count = int(first.metrics.get("experiences") or 0)
     key, tell = ("average_loss", number) if loss_only else (prefix + "average_accuracy", percent)
+    units = loss_only and measure(runs, "average_absolute_error") is not None
+    key = "average_absolute_error" if units else key
     kept = measure(runs, key)
-    done = (
-        f"{name} learned {count} experience{'' if count == 1 else 's'} of {first.metrics.get('stream') or 'a stream'}"
-    )
+    part = f"{count}" if first.finished else f"{first.learned} of {count}"
+    done = f"{name} learned {part} experience{'' if count == 1 else 's'} of {first.metrics.get('stream') or 'a stream'}"
     if kept is None:
-        return f"{done}; nothing was measured yet."
-    what = "ends with a loss of" if loss_only else "keeps"
+        return f"{done}; {'then training diverged' if first.diverged else 'nothing was measured yet'}."
+    moment = "at the end" if first.finished else "so far"
+    aware = ", told which experience each comes from" if prefix else ""
+    samples = f"{first.metrics.get('split') or 'test'} samples right{aware}"
+    what = "its predictions are off on average by" if units else "its mean loss is" if loss_only else "it answers"
+    what = f"{moment} {what}"
     others = [
         f"{other} {tell(value)}" for other, them in references.items() if (value := measure(them, key)) is not None
     ]
-    beside = f"; {', '.join(others)}" if others else ""
-    return f"{done} and {what} {tell(kept)}{beside}."
+    beside = f" (beside it: {', '.join(others)})" if others else ""
+    one_by_one = " one after another" if count > 1 else ""
+    return f"{done}{one_by_one}; {what} {tell(kept)}{'' if loss_only else f' of the {samples}'}{beside}."
+
+
+def _method(run: Result) -> str:
+    """The method in words, with its parameters; empty where the configuration does not say."""
+    method = run.config.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else None
+    if isinstance(method, Mapping) and isinstance(method.get("operations"), list):
+        return f"Made of the operations {', '.join(str(one.get('name')) for one in method['operations'])}."
+    if not isinstance(method, Mapping) or name != run.metrics.get("method"):
+        return ""
+    made = kinds.names("methods").get(str(name))
+    summary = "" if made is None else docs(made.__doc__)[0].rstrip(".")
+    values = ", ".join(f"{key}={_said(key, value)}" for key, value in method.items() if key != "name")
+    return f"{name}: {summary}{' (' if summary and values else ''}{values}{')' if summary and values else ''}."
 
 
 def _links(runs: Results) -> list[tuple[str, str]]:
@@ -226,6 +245,10 @@ def _stream(run: Result) -> list[tuple[str, int | None, int | None, str]]:
     return rows
 
 
+LEAST_GAP = 0.01
+"""Of accuracy, between fine-tuning and joint training: a share of less than this means nothing."""
+
+
 def _scale(runs: Sequence[Result], references: Mapping[str, list[Result]], prefix: str) -> dict[str, Any] | None:
     """The bar from fine-tuning to joint training with the method's position on it, where both were run."""
     low, high = (next((name for name in references if end_of_scale(name) == end), None) for end in (0, 1))
@@ -236,16 +259,15 @@ def _scale(runs: Sequence[Result], references: Mapping[str, list[Result]], prefi
     if value is None or bottom is None or top is None:
         return None
     share = share_of_gap(value.mean, bottom.mean, top.mean)
-    if not np.isfinite(share):
-        return None
     return {
+        "none": not np.isfinite(share) or top.mean - bottom.mean < LEAST_GAP,
         "low": low,
         "high": high,
         "bottom": bottom,
         "top": top,
         "value": value,
         "share": share,
-        "left": f"{100 * min(max(share, 0.0), 1.0):.2f}",
+        "left": f"{100 * float(np.clip(np.nan_to_num(share), 0.0, 1.0)):.2f}",
     }
 
 

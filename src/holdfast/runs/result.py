@@ -111,8 +111,8 @@ class Result:
 
     def value(self, name: str) -> float | None:
         """A measure in the family that counts for the paradigm, or the only one of that name."""
-        found = self.metrics.get(self.prefix + name)
-        return self.metrics.get(name) if found is None else found
+        value = self.metrics.get(self.prefix + name)
+        return self.metrics.get(name) if value is None else value
 
     @property
     def finished(self) -> bool:
@@ -247,12 +247,12 @@ class Results(Sequence[Result]):
     @functools.cached_property
     def references(self) -> dict[str, Results]:
         """The runs under `references/*/`, of the folder and of its seeds, by name: fine-tuning first, joint last."""
-        found: dict[str, list[Result]] = {}
+        groups: dict[str, list[Result]] = {}
         for child in sorted([*self.path.glob("references/*"), *self.path.glob("seed-*/references/*")]):
             if child.is_dir() and (any(child.glob(LOG_NAME)) or any(child.glob("seed-*/" + LOG_NAME))):
-                found.setdefault(child.name, []).extend(self.load(child))
+                groups.setdefault(child.name, []).extend(self.load(child))
         return {
-            name: type(self)(self.path / "references" / name, found[name]) for name in sorted(found, key=scale_order)
+            name: type(self)(self.path / "references" / name, groups[name]) for name in sorted(groups, key=scale_order)
         }
 
 
@@ -302,8 +302,8 @@ def _tags(run: Path) -> list[str]:
 
 def _inside(folder: Path) -> list[Path]:
     """The runs below a folder, not those within another run; numbers in their order."""
-    found: list[Path] = []
+    folders: list[Path] = []
     children = [child for child in folder.iterdir() if child.is_dir()] if folder.is_dir() else []
     for child in sorted(children, key=lambda one: (len(one.name) if one.name.isdigit() else 0, one.name)):
-        found += [child] if is_run(child) else _inside(child)
-    return found
+        folders += [child] if is_run(child) else _inside(child)
+    return folders

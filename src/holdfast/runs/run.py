@@ -34,6 +34,7 @@ from holdfast.runs.assemble import (
     with_others,
 )
 from holdfast.runs.card import card_of
+from holdfast.runs.console import console_log
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
@@ -53,7 +54,7 @@ from holdfast.runs.recording import Recording, derive, naming, profiled, start_e
 from holdfast.runs.references import evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
-from holdfast.runs.stacks import groups_of, together
+from holdfast.runs.stacks import groups_of, train_at_once
 from holdfast.runs.words import write_against
 
 
@@ -139,15 +140,14 @@ def trained(folder: Path) -> bool:
 
 
 def _work(folder: Path, job: Job, quiet: bool) -> Path:
-    with locked(folder), _full_disk_reported(folder), _threads(job.config["threads"]):
+    with locked(folder), _full_disk_reported(folder), console_log(folder), _threads(job.config["threads"]):
         info = read_info(folder)
         if info.get("state") in ENDED:
             return folder
         drop_leftovers(folder)
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
         reported = time.monotonic()
-        parts = job.parts()
-        _train_together(folder, job, parts, quiet)
+        _train_together(folder, parts := job.parts(), quiet)
         for where, part in parts.items():
             place = _opened(folder, where, part)
             if place is None:
@@ -206,28 +206,20 @@ def _broken_off(error: BaseException, folder: Path, *places: Path) -> None:
         raise Interrupted(f"training was stopped, and its state saved. Go on with: {command}") from None
 
 
-def _train_together(folder: Path, job: Job, parts: dict[str, Job], quiet: bool) -> None:
+def _train_together(folder: Path, parts: dict[str, Job], quiet: bool) -> None:
     """Train the parts of a run that may be stacked, each in its folder; what is left of the run is done as ever."""
+
+    def train(where: str, place: Path, silent: bool) -> None:
+        with suppress(Diverged), explained(place):  # the log says why, and so do report and state
+            _train(place, where, parts[where], silent)
+
     for group in groups_of(parts):
-        places = {where: place for where in group if (place := _opened(folder, where, parts[where])) is not None}
-        todo = {where: place for where, place in places.items() if not _ended(place)}
-        if len(todo) < 2:
-            continue
-
-        def train(where: str, place: Path, silent: bool) -> None:
-            with suppress(Diverged), explained(place):  # the log says why, and so do report and state
-                _train(place, where, parts[where], silent)
-
-        works = [
-            functools.partial(train, where, place, quiet or number > 0)
-            for number, (where, place) in enumerate(todo.items())
-        ]
-        errors = together(works, job)
-        broken = [place for place, error in zip(todo.values(), errors) if error is not None]
-        error = next((error for error in errors if error is not None), None)
-        if error is not None:
-            _broken_off(error, folder, *broken)
-            raise error
+        opened = {where: place for where in group if (place := _opened(folder, where, parts[where])) is not None}
+        places = {where: place for where, place in opened.items() if not _ended(place)}
+        broken = train_at_once(places, parts, train, quiet)
+        if broken:
+            _broken_off(next(iter(broken.values())), folder, *broken)
+            raise next(iter(broken.values()))
 
 
 @contextmanager
@@ -238,9 +230,8 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise HoldfastError(
-            f"could not write in {folder}: {error.strerror}. Make room; `holdfast resume {folder}` then goes on."
-        ) from error
+        advice = f"Make room; `holdfast resume {folder}` then goes on."
+        raise HoldfastError(f"could not write in {folder}: {error.strerror}. {advice}") from error
 
 
 LATEST = 60.0

@@ -75,7 +75,9 @@ def sentence(runs: Sequence[Result]) -> str:
     )
     gaps = run.log.of("gap")
     gap = "" if not gaps else f" It was resumed {len(gaps)} time{'s' * (len(gaps) > 1)} with a gap in the stream."
-    return f"{start.get('method')} learned {rows:,} rows of {start['source']['name']}{found}.{gap}"
+    right = measure(runs, "prequential_accuracy")
+    came = "" if right is None else f"; it predicted {percent(right)} of them right before it was trained on them"
+    return f"{start.get('method')} learned {rows:,} rows of {start['source']['name']}{found}{came}.{gap}"
 
 
 def facts(run: Result) -> list[tuple[str, str]]:
@@ -159,7 +161,10 @@ def _accuracy(run: Result) -> Figure | None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _marked(axes, run)
     axes.set_ylabel("predicted right")
-    axes.legend(loc="lower right", frameon=False, fontsize=SMALL, labelcolor=INK)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=SMALL, labelcolor=INK,
+        borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
+    )  # fmt: skip
     return figure
 
 

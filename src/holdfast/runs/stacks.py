@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from holdfast.config.job import Job, make_device
 from holdfast.runs.recording import stop_on_signals
-from holdfast.training.stacked import Stack, member
+from holdfast.training.stacked import Member, Stack, member
 
 NUMBERS = ("method", "optimizer", "criterion")
 """Blocks of a job whose fractional numbers change no shape: strengths, temperatures, learning rates, momentum."""
@@ -45,18 +47,41 @@ def alike(config: Mapping[str, Any]) -> str:
     return json.dumps({key: without(value, key in NUMBERS) for key, value in kept.items()}, sort_keys=True, default=str)
 
 
-def together(works: Sequence[Callable[[], None]], job: Job) -> list[BaseException | None]:
+def train_at_once(
+    places: Mapping[str, Path], parts: Mapping[str, Job], train: Callable[[str, Path, bool], None], quiet: bool
+) -> dict[Path, BaseException]:
+    """Train parts of a run at once; nothing where there is but one.
+
+    Args:
+        places: their folders, by name.
+        parts: their jobs.
+        train: trains one of a name in a folder, silently or not.
+        quiet: draw and print nothing; else the first of them tells how far it is.
+
+    Returns:
+        What broke off those that did not come to their end, by folder.
+    """
+    if len(places) < 2:
+        return {}
+    works = [
+        functools.partial(train, where, place, quiet or number > 0)
+        for number, (where, place) in enumerate(places.items())
+    ]
+    members = together(works, parts[next(iter(places))].config)
+    return {place: one.error for place, one in zip(places.values(), members) if one.error is not None}
+
+
+def together(works: Sequence[Callable[[], Any]], config: Mapping[str, Any]) -> list[Member]:
     """Do several trainings at once; Ctrl-C lets all of them save their state.
 
     Args:
         works: each trains one run.
-        job: of one of them.
+        config: of one of them.
 
     Returns:
-        For each, what broke it off; None where it came to its end.
+        For each, its result or the error that broke it off.
     """
-    most = job.config["trainer"]["stack"]
-    stack = Stack(works, make_device(job.config["device"]), most if isinstance(most, int) else None)
+    most = config["trainer"]["stack"]
+    stack = Stack(works, make_device(config["device"]), most if isinstance(most, int) else None)
     with stop_on_signals(stack):
-        members = stack.run()
-    return [one.error for one in members]
+        return stack.run()

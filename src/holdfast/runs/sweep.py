@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from holdfast.config.compose import DEFAULT, compose
 from holdfast.config.read import Dialect
 from holdfast.config.search import Search, expand
 from holdfast.config.words import filled
-from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.errors import ConfigError, Interrupted, unknown
 from holdfast.metrics.log import read_json, write_json
 from holdfast.runs.assemble import job_key, shared
 from holdfast.runs.folder import locked, numbered, read_info
 from holdfast.runs.pool import Job, Pool, RayPool
 from holdfast.runs.recording import naming
 from holdfast.runs.result import ENDED
+from holdfast.runs.stacks import alike, together, wanted
 from holdfast.runs.sweep_report import SWEEP, write_sweep_report
+from holdfast.runs.worker import work
 from holdfast.training.progress import told
 
 LOG = "workers.log"
@@ -71,7 +74,8 @@ def sweep(
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(unknown("launcher", launcher, LAUNCHERS))
-    todo = planned(path, changes, folders, dialects)
+    notes: dict[str, list[str]] = {}
+    todo = planned(path, changes, folders, dialects, notes)
     if any(shared(config) for _, config in todo):
         raise ConfigError(
             "-m starts processes of its own, and this one was started as one of several (LOCAL_RANK or SLURM_NTASKS is"
@@ -84,8 +88,12 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         runs = _enlisted(folder, todo, command, search)
+        for job in runs:
+            job.notes = notes.get(job.key, [])
         waiting = [job for job in runs if job.state not in ENDED]
         if not quiet:
+            for note in dict.fromkeys(note for job in runs for note in job.notes):
+                _say(note)
             kept = len(runs) - len(waiting)
             _say(f"{len(runs)} runs in {folder}" + (f", {kept} finished already" if kept else ""))
         done = [len(runs) - len(waiting)]
@@ -103,16 +111,68 @@ def sweep(
             pool = Pool(waiting, jobs or 1, folder / LOG, command, ended)
         try:
             with naming(folder), _news(pool, runs, quiet):
+                pool.waiting = _at_once(pool.waiting, command, ended)
                 pool.run()
         finally:
             _write_report(folder, runs, quiet)
     return folder, [job for job in runs if job.state != "finished"]
 
 
+def _at_once(waiting: Sequence[Job], command: str, ended: Callable[[Job], None]) -> list[Job]:
+    """Train the jobs that ask for it (`trainer.stack`) and differ in numbers alone, those of each kind at once.
+
+    They are trained in this process, by one program; each is then as if it had been trained alone.
+
+    Returns:
+        The jobs that are left to be run one by one, those that failed here among them.
+
+    Raises:
+        KeyboardInterrupt: where they were told to stop, and have saved their state.
+    """
+    groups: dict[str, list[Job]] = {}
+    for job in waiting:
+        if wanted(job.config):
+            groups.setdefault(alike(job.config), []).append(job)
+    left = [job for job in waiting if not wanted(job.config)]
+    for group in groups.values():
+        if len(group) < 2:
+            left += group
+            continue
+        begun = time.perf_counter()
+        for job in group:
+            job.state, job.tries = "running", job.tries + 1
+        works = [functools.partial(work, job.config, job.folder, command) for job in group]
+        for job, member in zip(group, together(works, group[0].config)):
+            job.seconds = time.perf_counter() - begun
+            if member.error is None:
+                job.state, job.error = member.result
+                ended(job)
+            elif isinstance(member.error, Interrupted | KeyboardInterrupt):
+                job.state = "interrupted"
+            else:
+                job.state, job.error = "failed", f"{type(member.error).__name__}: {member.error}"
+                left.append(job)
+        if any(job.state == "interrupted" for job in group):
+            raise KeyboardInterrupt
+    return sorted(left, key=lambda job: job.number)
+
+
 def planned(
-    path: str | None, changes: Sequence[str], folders: Sequence[Path] = (), dialects: Sequence[Dialect] = ()
+    path: str | None,
+    changes: Sequence[str],
+    folders: Sequence[Path] = (),
+    dialects: Sequence[Dialect] = (),
+    notes: dict[str, list[str]] | None = None,
 ) -> list[tuple[list[str], dict[str, Any]]]:
-    """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once."""
+    """The jobs of a sweep: the changes and the resolved configuration of each, each configuration once.
+
+    Args:
+        path: as in `sweep`, like `changes`, `folders` and `dialects`.
+        changes: with several values.
+        folders: of config groups.
+        dialects: other projects' ways to write a job.
+        notes: gets what a file of another project means differently here, by the key of each job.
+    """
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     tried: set[str] = set()  # which parts were put together, whatever their optimiser and seed
     keys = [text.split("=", 1)[0].lstrip("+~") for text in changes]
@@ -131,6 +191,8 @@ def planned(
             config = validated(config, " ".join(texts), together=parts not in tried).config
             tried.add(parts)
             found.setdefault(job_key(config), (texts, config))
+            if notes is not None and composition.notes:
+                notes.setdefault(job_key(config), composition.notes)
     return list(found.values())
 
 

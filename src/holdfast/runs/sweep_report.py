@@ -273,11 +273,12 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
     content = {
         "title": path.resolve().name,
         "command": said.get("command") or "",
+        "series": [],
         "statistic": _statistic(found),
+        "sentence": f"{chosen[0].upper()}{chosen[1:].strip()}." if chosen else _sentence(found, compared),
         "head": head,
         "rows": rows,
         "paired": _compared(compared),
-        "chosen": chosen,
         "bars": _bars(found),
         "diverged": [job for job in failed if job["state"] == "diverged"],
         "failed": [job for job in failed if job["state"] != "diverged"],
@@ -293,6 +294,33 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
         ],
     }
     return page("sweep.html.j2", content)
+
+
+def _sentence(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> str:
+    """Which setting is best and whether that is sure, for somebody who reads one line."""
+    if not found:
+        return "No run finished."
+    name, what = next(iter(measures_of(found).items()))
+    measured = [one for one in found if one.values[name] is not None]
+    if len(measured) < 2:
+        return "" if not measured else f"{measured[0].name}: {what} {shown(name, measured[0].values[name])} %."
+    best_one = max(measured, key=lambda one: one.values[name].mean)  # type: ignore[union-attr]
+    others = [result for one, _, result in compared if one is best_one]
+    sure = [result for result in others if result.corrected is not None and result.corrected < 0.05]
+    beyond = (
+        "; that is beyond chance against every other setting"
+        if len(sure) == len(measured) - 1
+        else (
+            f"; beyond chance against {len(sure)} of the {len(measured) - 1} others"
+            if sure
+            else "; that it is better than the others may be chance"
+            if others
+            else ""
+        )
+    )
+    return (
+        f"Of {len(measured)} settings, {best_one.name} is best: {what} {shown(name, best_one.values[name])} %{beyond}."
+    )
 
 
 def _bars(found: list[Setting]) -> list[dict[str, Any]]:

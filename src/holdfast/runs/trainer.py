@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import hashlib
 import inspect
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
+from holdfast.core.method import Method
 from holdfast.core.randomness import add_tensor
 from holdfast.metrics.log import Log, write_json
 from holdfast.runs.card import card_of
@@ -39,8 +42,10 @@ from holdfast.runs.inputs import outputs
 from holdfast.runs.loggers import specified
 from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals, write_summary
+from holdfast.runs.references import named_methods
 from holdfast.runs.report import write_report
-from holdfast.runs.result import ENDED
+from holdfast.runs.result import ENDED, Result, Results
+from holdfast.runs.words import write_against
 from holdfast.streams.data import Pairs, stream_of
 from holdfast.training import trainer as training
 from holdfast.training.precision import first
@@ -108,6 +113,7 @@ class Trainer(training.Trainer):
         resume: Mapping[str, Any] | bool | None = None,
         out: str | os.PathLike[str] | None = None,
         tests: Sequence[Pairs] | None = None,
+        references: Sequence[str | Method] = (),
     ) -> list[dict[str, Any]]:
         """Train `model` over `stream`, and leave a run folder where `out` names one.
 
@@ -123,6 +129,8 @@ class Trainer(training.Trainer):
                 go on with what is there from its newest checkpoint, and to begin where there is nothing.
             out: the run folder to make.
             tests: the test data of each experience, where the stream is a list.
+            references: what the run is compared with, by the name of a method (`finetune`, `joint`) or as a method:
+                each trains a copy of the model as it was given, into `out/references`, and stands in the report.
 
         Returns:
             The events that were recorded, the raw log from which every metric is computed; with `out` those of the
@@ -148,11 +156,12 @@ class Trainer(training.Trainer):
             stream = stream_of(stream, tests)
         elif tests is not None:
             raise ConfigError("tests are for a list of data, and a stream has its own. Leave them out.")
+        beside = named_methods(references)
         if out is None:
             if isinstance(resume, bool):
                 raise ConfigError("resume is True, and out is not given. Name the run folder to go on with: out=...")
-            if self.loggers:
-                raise ConfigError("loggers need a run folder. Give fit(..., out=...).")
+            if self.loggers or beside:
+                raise ConfigError(f"{'references' if beside else 'loggers'} need a run folder. Give fit(..., out=...).")
             return super().fit(model, stream, resume)
         if resume is not None and not isinstance(resume, bool):
             raise ConfigError("resume is a state, and out is given. With out write resume=True.")
@@ -161,7 +170,8 @@ class Trainer(training.Trainer):
                 raise ConfigError(f"{name} and out are both given, and the run folder has its own. Leave one out.")
         folder, again = Path(out), bool(resume) and (Path(out) / CONFIG).is_file()
         if not first():  # of several processes that somebody else started the first one has the folder
-            return self._follow(model, stream, folder, again)
+            return super().fit(model, stream, _newest(folder) if again else None)
+        start = copy.deepcopy(model) if beside else model
         config = self._config(model, stream)
         if again:
             _check_same(read_config(folder), config, folder)
@@ -170,22 +180,16 @@ class Trainer(training.Trainer):
         with locked(folder):
             drop_leftovers(folder)
             if read_info(folder).get("state") in ENDED:
-                return self._ended(model, stream, folder)
-            write_info(folder, state="running")
-            try:
-                self._train(model, stream, folder, config)
-            except Diverged:
-                write_info(folder, state=_close(folder), finished=time.time())
-                raise
-            except BaseException as error:
-                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-                write_info(folder, state="interrupted" if stopped else "failed")
-                if isinstance(error, Interrupted):
-                    raise Interrupted(
-                        f'training was stopped, and its state saved. Go on with fit(..., out="{folder}", resume=True).'
-                    ) from None
-                raise
-            write_info(folder, state=_close(folder), finished=time.time())
+                self._ended(model, stream, folder)
+            else:
+                self._whole(model, stream, folder, config)
+        for name, method in beside.items():
+            other = type(self)(**{**self._written, "method": method}, progress=self.progress)
+            with contextlib.suppress(Diverged):  # which its folder and the report say
+                other.fit(copy.deepcopy(start), stream, out=folder / "references" / name, resume=True)
+        if beside:
+            write_against(Results(folder, [Result(folder)]))
+            write_report(folder)
         return [dict(event) for event in Log.read(folder)]
 
     def predict(self, inputs: Tree | DataLoader[Any], task: int | None = None) -> Tensor:
@@ -206,6 +210,24 @@ class Trainer(training.Trainer):
 
     # The run folder ------------------------------------------------------------------------------------
 
+    def _whole(self, model: nn.Module, stream: Stream, folder: Path, config: dict[str, Any]) -> None:
+        """Train, and say in the folder how it ended."""
+        write_info(folder, state="running")
+        try:
+            self._train(model, stream, folder, config)
+        except Diverged:
+            write_info(folder, state=_close(folder), finished=time.time())
+            raise
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            write_info(folder, state="interrupted" if stopped else "failed")
+            if isinstance(error, Interrupted):
+                raise Interrupted(
+                    f'training was stopped, and its state saved. Go on with fit(..., out="{folder}", resume=True).'
+                ) from None
+            raise
+        write_info(folder, state=_close(folder), finished=time.time())
+
     def _train(self, model: nn.Module, stream: Stream, folder: Path, config: dict[str, Any]) -> None:
         with Recording(folder, config, self.loggers, None, card_of(stream), write_report) as recording:
             write_summary(folder, model, stream, quiet=not self.progress)
@@ -220,17 +242,12 @@ class Trainer(training.Trainer):
             write_samples(folder, self.engine, stream)
             recording.end(self.seconds)
 
-    def _follow(self, model: nn.Module, stream: Stream, folder: Path, again: bool) -> list[dict[str, Any]]:
-        """Train with the first process, which keeps the folder."""
-        return super().fit(model, stream, _newest(folder) if again else None)
-
-    def _ended(self, model: nn.Module, stream: Stream, folder: Path) -> list[dict[str, Any]]:
-        """Give `model` the weights of a run that has ended, and return its events."""
+    def _ended(self, model: nn.Module, stream: Stream, folder: Path) -> None:
+        """Give `model` the weights of a run that has ended."""
         state = _newest(folder)
         if state is not None:
             self.bind(model, stream)
             self.engine.load(state["engine"])
-        return [dict(event) for event in Log.read(folder)]
 
     def _config(self, model: nn.Module, stream: Stream) -> dict[str, Any]:
         """The configuration as far as JSON can say it; what was an object is told under `python`."""

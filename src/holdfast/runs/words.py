@@ -47,9 +47,9 @@ def mean_matrix(runs: Sequence[Result], key: str) -> np.ndarray:
     size = max((len(table) for table in tables), default=0)
     total, count = np.zeros((size, size)), np.zeros((size, size))
     for table in tables:
-        known = np.isfinite(table)
-        total[: len(table), : len(table)] += np.where(known, table, 0.0)
-        count[: len(table), : len(table)] += known
+        finite = np.isfinite(table)
+        total[: len(table), : len(table)] += np.where(finite, table, 0.0)
+        count[: len(table), : len(table)] += finite
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -77,6 +77,16 @@ def write_against(runs: Results) -> None:
             write_json(path, {**read_json(path), "references": measured})
             rows = [f"{name},{value}\n" for name, value in measured.items()]
             replace_file(run.path / "references.csv", "".join(["measure,value\n", *rows]))
+
+
+def kept_against(runs: Sequence[Result]) -> dict[str, Spread]:
+    """What `write_against` wrote of some seeds, over them."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        path = run.path / METRICS_FILE
+        for name, value in (read_json(path).get("references") or {}).items() if path.is_file() else ():
+            values.setdefault(name, []).append(float(value))
+    return {name: told for name, numbers in values.items() if (told := spread(numbers)) is not None}
 
 
 def _against(runs: Results) -> list[tuple[Result, dict[str, float]]]:
@@ -111,12 +121,12 @@ def points(value: float | Spread | None) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{100 * value:+.1f}".replace("-", "−")
 
 
-def number(value: float | Spread | None) -> str:
-    """A number for reading: thousands apart, four digits below that, with its interval or its two values.
+def number(value: float | Spread | None, digits: int = 4) -> str:
+    """A number for reading: thousands apart, so many digits below that, with its interval or its two values.
 
     Example:
-        >>> number(1234567), number(0.123456), number(None)
-        ('1,234,567', '0.1235', '–')
+        >>> number(1234567), number(0.123456), number(0.123456, 2), number(None)
+        ('1,234,567', '0.1235', '0.12', '–')
     """
     if isinstance(value, Spread):
         if value.runs == 2 and value.low != value.high:
@@ -124,7 +134,9 @@ def number(value: float | Spread | None) -> str:
         return number(value.mean) + ("" if not value.half else f" ± {value.half:.2g}")
     if value is None or not np.isfinite(value):
         return "–"
-    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
+    return (
+        f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 10.0 ** min(digits, 3) else f"{value:.{digits}g}"
+    )
 
 
 def spread_of(value: Spread, factor: float = 1.0) -> str:
@@ -147,14 +159,21 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
     moment = "At the end," if finished else f"So far, after {learned} of {total} experiences,"
     if loss_only:
         kept, gained = measure(runs, "average_loss"), measure(runs, "loss_increase")
+        fell = gained is not None and gained.mean < 0
+        if gained is not None and fell:
+            gained = gained._replace(mean=-gained.mean, low=-gained.high, high=-gained.low)
         return [
-            headline_item(
-                "Kept", number(kept), f"{moment} this is the mean loss on the experiences learned; lower is better."
-            ),
-            headline_item(
-                "Forgot", number(gained), "The loss on earlier experiences grew by this much after learning them."
-            ),
             *_in_units(runs),
+            headline_item(
+                "Kept",
+                number(kept),
+                f"{moment} this is the mean loss on the experiences learned; lower is better.",
+            ),
+            headline_item(
+                "Forgot nothing, loss fell" if fell else "Forgot",
+                number(gained),
+                f"The loss on earlier experiences {'fell' if fell else 'grew'} by this much after learning them.",
+            ),
         ]
     told = ", told which experience it comes from" if prefix else ""
     return [
@@ -169,7 +188,11 @@ def headline(runs: Sequence[Result], prefix: str, loss_only: bool) -> list[dict[
             percent(measure(runs, prefix + "plasticity")),
             "Just after an experience was learned, this share of its held-out samples was answered right.",
         ),
-        _forgot(measure(runs, prefix + "forgetting_first"), measure(runs, prefix + "forgetting_max")),
+        _forgot(
+            measure(runs, prefix + "forgetting_first"),
+            measure(runs, prefix + "forgetting_max"),
+            len({event["after"] for event in runs[0].log.of("evaluate") if event["after"] >= 0}) > 1,
+        ),
     ]
 
 
@@ -211,7 +234,10 @@ def _measured_on(runs: Sequence[Result], prefix: str) -> str:
     return f" ({count:,} samples, whose number alone makes it {low:.1f} to {high:.1f} %)"
 
 
-def _forgot(lost: Spread | None, most: Spread | None) -> dict[str, str]:
+def _forgot(lost: Spread | None, most: Spread | None, often: bool) -> dict[str, str]:
+    if lost is None and not often and most is None:
+        sentence = "Not measured: that takes an evaluation after each of several experiences."
+        return headline_item("Forgot", "–", sentence)
     if lost is None:
         return headline_item("Forgot", "–", "There is nothing to forget yet: that takes a second experience.")
     gained = lost.mean < 0

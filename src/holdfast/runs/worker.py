@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,9 +29,9 @@ def main() -> None:
     torch.set_num_threads(1)
     while (line := jobs.get()) is not None:
         busy.set()
-        found = answer(json.loads(line))
+        result = answer(json.loads(line))
         busy.clear()
-        answers.write(json.dumps(found) + "\n")
+        answers.write(json.dumps(result) + "\n")
         answers.flush()
 
 
@@ -58,7 +59,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             from holdfast.config.plugins import use_all
 
             use_all(job["plugins"])
-        state, error = work(job["config"], Path(job["folder"]), job.get("command", ""))
+        state, error = work(job["config"], Path(job["folder"]), job.get("command", ""), job.get("notes", ()))
     except (Interrupted, KeyboardInterrupt) as stopped:
         state, error = "interrupted", str(stopped)
     except HoldfastError as wrong:
@@ -70,17 +71,19 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     return {"state": state, "error": error, "seconds": time.perf_counter() - started, "peak": peak}
 
 
-def work(config: dict[str, Any], folder: Path, command: str = "") -> tuple[str, str]:
+def work(config: dict[str, Any], folder: Path, command: str = "", notes: Sequence[str] = ()) -> tuple[str, str]:
     """Run a job in its folder, or go on with what is there; a folder that holds no configuration yet is begun anew.
 
     Args:
         config: resolved.
         folder: of the run.
         command: kept in its `run.json`.
+        notes: kept there too, what the file of another project means differently here.
 
     Returns:
         Its state, `finished` or `diverged`, and why it diverged.
     """
+    from holdfast.config.check import validated
     from holdfast.runs.folder import CONFIG, read_info
     from holdfast.runs.result import Results
     from holdfast.runs.run import resume, run
@@ -90,7 +93,9 @@ def work(config: dict[str, Any], folder: Path, command: str = "") -> tuple[str, 
     else:
         if folder.exists():
             shutil.rmtree(folder)
-        run(config, folder, quiet=True, command=command)
+        job = validated(config)
+        job.notes = list(notes)
+        run(job, folder, quiet=True, command=command)
     state = str(read_info(folder).get("state") or "finished")
     return state, next(
         (run.diverged for run in Results.load(folder) if run.diverged), ""

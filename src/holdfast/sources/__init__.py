@@ -8,7 +8,8 @@ from holdfast.sources.openpmd_reader import OpenPMDReader
 from holdfast.sources.pieces import Pieces, Replay
 from holdfast.sources.queue import Queued
 from holdfast.sources.shared import InStep
-from holdfast.sources.tables import Csv, Parquet, Table
+from holdfast.sources.tables import Parquet, Table
+from holdfast.sources.text import Csv
 from holdfast.sources.toys import TimeDependentDataset, Toy8, generate_toy8
 from holdfast.sources.window import HoldOut, Window
 

@@ -15,7 +15,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.ranges import Count, Positive
 from holdfast.core.tree import Tree
 from holdfast.sources.pieces import SLICE, Mark, Pieces, load_arrays
-from holdfast.sources.tables import Csv
+from holdfast.sources.text import Csv
 from holdfast.streams.datasets.text import read_table
 
 

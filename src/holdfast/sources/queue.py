@@ -48,6 +48,11 @@ class Queued(Source):
         arrived: rows that the source gave.
         dropped: rows of them that were dropped.
 
+    Attributes:
+        arrived: rows that came from the source.
+        dropped: those of them that were dropped.
+        waited: seconds that who asked for batches waited for one to arrive.
+
     Raises:
         ConfigError: for a capacity or a timeout that is not positive, or a watermark above the capacity.
 
@@ -93,6 +98,7 @@ class Queued(Source):
         self.seekable = source.seekable
         self.length = source.length if policy == "block" else None
         self.arrived = self.dropped = 0
+        self.waited = 0.0
         self._reservoir = Reservoir(capacity, batch_size, watermark, seed) if policy == "reservoir" else None
         self._waiting: deque[tuple[Batch, dict[str, Any]]] = deque()
         self._changed = threading.Condition()
@@ -220,7 +226,9 @@ class Queued(Source):
                     f"nothing arrived from {type(self.source).__name__} for {self.timeout:g} seconds. Look whether what"
                     " writes to it still runs, or give a longer timeout."
                 )
+            begun = time.monotonic()
             self._changed.wait(min(left, SLICE))
+            self.waited += time.monotonic() - begun
         return True
 
     def _failed(self) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv as reader_of_csv
-import gzip
-import io
-import threading
-import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError, needs_extra, unknown
-from holdfast.core.ranges import Count, Positive
+from holdfast.core.ranges import Count
 from holdfast.core.tree import Tree
-from holdfast.sources.pieces import SLICE, Mark, Pieces
+from holdfast.sources.pieces import Mark, Pieces
 from holdfast.streams.datasets.columns import Raw, decimal_of, numbers, refuse_gap, refuse_word
 from holdfast.streams.datasets.encoding import Encoding, feature_of
 from holdfast.streams.datasets.text import as_column
@@ -82,13 +78,15 @@ class Table(Pieces):
             tuple(feature_of(head, one, decimal, False, rows) for one in chosen), head.names[number], decimal
         )
         matrix = self._matrix(head)
-        self._mean, self._deviation = np.zeros(matrix.shape[1]), np.ones(matrix.shape[1])
         if standardise:
-            self._mean, self._deviation = matrix.mean(0), matrix.std(0)
-            self._deviation[self._deviation < 1e-12] = 1.0
+            mean, deviation = matrix.mean(0), matrix.std(0)
+            deviation[deviation < 1e-12] = 1.0
+            self.encoding = replace(self.encoding, shift=tuple(mean.tolist()), scale=tuple(deviation.tolist()))
         self.input_shape = (matrix.shape[1],)
         self.labels = self._labels(classes) if kind == "classification" else None
         self.classes = 1 if self.labels is None else len(self.labels)
+        self.class_names = tuple(self.labels or ())
+        self.table = self.encoding.describe()
 
     @abstractmethod
     def tables(self, mark: Mark) -> Iterator[tuple[Mark, Raw]]:
@@ -157,8 +155,7 @@ class Table(Pieces):
 
     def read(self, raw: Raw) -> tuple[Tensor, Tensor]:
         """Features `[rows, features]` and targets of a block, or of another table with the same columns."""
-        matrix = (self._matrix(raw) - self._mean) / self._deviation
-        return torch.from_numpy(matrix.astype(np.float32)), self._targets(raw)
+        return self.encoding.features_from(self._matrix(raw)), self._targets(raw)
 
 
 def _words(column: np.ndarray) -> list[str]:
@@ -173,121 +170,6 @@ def _is_number(word: str) -> bool:
         return np.isfinite(float(word))  # type: ignore[return-value]
     except ValueError:
         return False
-
-
-class Csv(Table):
-    """A text file, row by row in its order, a block at a time: plain or gzipped, however long.
-
-    What the columns are is read off the first rows. A row that does not fit them later on is an error with its line.
-    With `follow` the file may still be written: the source waits for further lines, up to `timeout` seconds, and ends
-    then.
-
-    Args:
-        path: of the file.
-        target: name or position of the column to predict; -1 is the last.
-        features: names of the columns to use; None takes all others.
-        drop: names of columns to leave out.
-        classes: the labels in order of their index, or how many there are if they are 0, 1, 2, ...; None reads the
-            column once beforehand.
-        kind: `classification`, or `regression` where the target is a number.
-        standardise: whether features are standardised, by mean and standard deviation of the first rows.
-        first: rows from which the features are made out.
-        delimiter: between values; `auto` finds it out.
-        follow: whether lines may still come.
-        timeout: seconds without a further line after which a followed file is taken to be complete.
-        batch_size: rows of a batch.
-        drifts: how many rows come before each known change of the data.
-
-    Raises:
-        DataError: no such file, a row that does not fit, a label that is not among the classes.
-        ConfigError: for an unknown column.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        target: str | int = -1,
-        features: list[str] | None = None,
-        drop: list[str] | None = None,
-        classes: int | list[str] | None = None,
-        kind: Kind = "classification",
-        standardise: bool = True,
-        first: Count = 1000,
-        delimiter: str = "auto",
-        follow: bool = False,
-        timeout: Positive = 60.0,
-        batch_size: Count = 32,
-        drifts: list[int] | None = None,
-    ) -> None:
-        self.delimiter = delimiter
-        self.live = follow
-        self.timeout = timeout
-        self._halted = threading.Event()
-        self._following = False
-        super().__init__(path, target, features, drop, classes, kind, standardise, first, batch_size, drifts or ())
-        self._following = follow
-
-    def tables(self, mark: Mark) -> Iterator[tuple[Mark, Raw]]:
-        """Blocks of lines."""
-        opened = gzip.open if self.path.suffix == ".gz" else open
-        try:
-            with opened(self.path, "rb") as file:
-                header = file.readline()
-                delimiter = self.delimiter
-                if delimiter == "auto":
-                    delimiter = max((";", "\t", "|", ","), key=header.decode("utf-8-sig", "replace").count)
-                names = [name.strip() for name in header.decode("utf-8-sig", "replace").strip().split(delimiter)]
-                names = [name.strip('"') for name in names]
-                line = 1
-                if mark is not None:
-                    file.seek(mark["byte"])
-                    line = mark["line"]
-                yield from self._blocks(file, names, delimiter, line)
-        except (OSError, EOFError) as error:
-            raise DataError(
-                f"{self.path} cannot be read as a table: {error}. Give a text file, plain or gzipped."
-            ) from error
-
-    def _blocks(self, file: Any, names: list[str], delimiter: str, line: int) -> Iterator[tuple[Mark, Raw]]:
-        size = max(BLOCK // self.batch_size, 1) * self.batch_size
-        until = time.monotonic() + self.timeout
-        while True:
-            at = {"byte": file.tell(), "line": line}
-            lines: list[bytes] = []
-            while len(lines) < size:
-                text = file.readline()
-                if not text or (self._following and not text.endswith(b"\n")):
-                    file.seek(-len(text), io.SEEK_CUR) if text else None
-                    break
-                lines.append(text)
-            if lines:
-                yield at, self._raw(lines, names, delimiter, line)
-                line += len(lines)
-                until = time.monotonic() + self.timeout
-            elif not self._following or self._halted.is_set() or time.monotonic() > until:
-                return
-            else:
-                self._halted.wait(SLICE)
-
-    def _raw(self, lines: list[bytes], names: list[str], delimiter: str, line: int) -> Raw:
-        text = [one.decode("utf-8", "replace") for one in lines]
-        rows, where = [], []
-        for number, row in enumerate(reader_of_csv.reader(text, delimiter=delimiter), start=line + 1):
-            if not row or (len(row) == 1 and not row[0].strip()):
-                continue
-            if len(row) != len(names):
-                raise DataError(
-                    f"{self.path}, line {number}: {len(row)} values for {len(names)} columns. Mend the line."
-                )
-            rows.append(row)
-            where.append(number)
-        columns = zip(*rows) if rows else [[] for _ in names]
-        values = [np.array(column, dtype=object) for column in columns]
-        return Raw(names, values, str(self.path), where, decimal_commas=delimiter != ",")
-
-    def halt(self) -> None:
-        """Stop waiting for further lines."""
-        self._halted.set()
 
 
 class Parquet(Table):

@@ -110,10 +110,10 @@ class CollatedData(Data):
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield the samples in `order` in batches of `batch_size`, the last one possibly smaller."""
         check_batch_size(batch_size)
+        device = self._device
         for rows in self._index[order.cpu()].split(batch_size) if len(order) else ():
             with untouched():
                 inputs, targets = self._split(self._collate([self._dataset[row] for row in rows.tolist()]))
-            device = self._device
             yield Batch(tree_map(lambda leaf: leaf.to(device), inputs), as_targets(targets).to(device))
 
     def subset(self, index: Tensor) -> Self:

@@ -8,11 +8,12 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.errors import ConfigError, DataError, UsageError
 from holdfast.core.experience import Data, Experience, Stream, Tree, tree_cat, tree_map
-from holdfast.streams.loader import LoaderData, joined
+from holdfast.streams.collated import CollatedData, Split, split_batch
+from holdfast.streams.loader import LoaderData, joined, sampled
 from holdfast.streams.views import View, as_targets, compact, joined_task, relabel
 
 __all__ = ["LoaderData", "Pairs", "TensorData", "UnionData", "View", "as_data", "concat", "stream_of"]
@@ -133,12 +134,15 @@ def materialise(data: View) -> TensorData:
     return TensorData(torch.cat(tensors), data.targets, task=data.task)
 
 
-def as_data(data: Pairs) -> Data:
+def as_data(data: Pairs, split: Split | None = None) -> Data:
     """Data in any usual form as ours.
 
     Args:
-        data: ours; a map-style torch data set, or a loader of one; an iterable of batches `(inputs, targets, ...)`,
-            such as a list or a loader with a collate function of its own, which is read into memory; or one batch.
+        data: ours; a map-style torch data set, or a loader of one, with a collate function of its own too (a list of
+            items goes through that each time); an iterable of batches, `(inputs, targets, ...)` or mappings, such as a
+            list or a loader of an iterable data set, which is read into memory; or one batch.
+        split: takes inputs and targets out of a batch; default: its first two entries, or of a mapping its `labels`,
+            `targets`, `target`, `label` or `y`, and the rest as inputs.
 
     Raises:
         DataError: for batches that are none, or whose inputs cannot be joined.
@@ -153,13 +157,20 @@ def as_data(data: Pairs) -> Data:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         return TensorData(data[0], data[1])
     if isinstance(data, DataLoader):
-        try:
-            return LoaderData(data)
-        except DataError:  # batches that are more than their items: read as they come
-            return _of_batches(data)
+        if data.collate_fn is default_collate and split is None:
+            try:
+                return LoaderData(data)
+            except DataError:  # batches that are more than their items: read as they come
+                return _of_batches(data, split or _parts)
+        chosen = sampled(data)
+        return (
+            _of_batches(data, split or _parts)
+            if chosen is None
+            else CollatedData(chosen, data.collate_fn, split or _parts)
+        )
     if isinstance(data, Dataset) and hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return LoaderData(data)
-    return _of_batches(data)  # type: ignore[arg-type]
+    return _of_batches(data, split or _parts)  # type: ignore[arg-type]
 
 
 def stream_of(experiences: Sequence[Pairs], tests: Sequence[Pairs] | None = None, name: str = "data") -> Stream:
@@ -202,13 +213,25 @@ def stream_of(experiences: Sequence[Pairs], tests: Sequence[Pairs] | None = None
     return Stream(made, shape, highest + 1, "class" if single else "domain", name=name, class_names=names)
 
 
-def _of_batches(batches: Iterable[Any]) -> TensorData:
+def _parts(batch: Any) -> tuple[Tree, Tensor]:
+    return (batch[0], batch[1]) if isinstance(batch, tuple | list) and len(batch) > 1 else split_batch(batch)
+
+
+def _of_batches(batches: Iterable[Any], split: Split) -> TensorData:
     inputs, targets = [], []
+    if not isinstance(batches, Iterable):
+        raise DataError(
+            f"data of type {type(batches).__name__} is none. Give a data set, a loader or a list of batches."
+        )
     for batch in batches:
-        if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+        try:
+            one, of = split(batch)
+        except UsageError:
+            of = None
+        if not isinstance(of, Tensor) or of is batch:
             raise DataError(f"a batch is a {type(batch).__name__}. Give batches (inputs, targets) of tensors.")
-        inputs.append(batch[0])
-        targets.append(batch[1])
+        inputs.append(one)
+        targets.append(of)
     if not inputs:
         raise DataError("the data has no batch. Give at least one (inputs, targets).")
     try:

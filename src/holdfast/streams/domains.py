@@ -11,10 +11,19 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Experience, Stream
-from holdfast.core.ranges import BelowOne, Count, ranged
+from holdfast.core.ranges import Count, ranged
 from holdfast.streams.data import TensorData, materialise
 from holdfast.streams.dataset import Dataset, Prepare
-from holdfast.streams.scenario import Paradigm, Scenario, check_paradigm, make_stream, present_classes, viewed
+from holdfast.streams.scenario import (
+    Paradigm,
+    Scenario,
+    Validation,
+    ValidationSeed,
+    check_paradigm,
+    make_stream,
+    present_classes,
+    viewed,
+)
 from holdfast.streams.tables import hold_out, rng
 from holdfast.streams.transforms import Resize
 
@@ -25,8 +34,8 @@ Match = Literal["name", "index", "apart"]
 def grouped(
     dataset: Dataset,
     paradigm: Paradigm = "domain",
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """An experience for each group of a data set: each month, machine or hospital of a table (`csv(by="month")`).
@@ -37,7 +46,6 @@ def grouped(
         dataset: that comes in groups.
         paradigm: "class", "task" or "domain" incremental; with "task", every group has its number as task label.
         validation: fraction of each class of each group held out from training.
-        validation_seed: of the held-out choice.
         seed: for the record; nothing here is drawn from it.
 
     Raises:
@@ -87,8 +95,8 @@ def domains(
     size: Count | None = None,
     match: Match | None = None,
     standardise: Literal["first", "pooled"] = "first",
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
 ) -> Stream:
     """One data set after the other (MNIST, then USPS, then digits; a file for each month).
 
@@ -99,14 +107,11 @@ def domains(
 
     Args:
         datasets: in order; all of one input shape unless size is given.
-        paradigm: "class", "task" or "domain" incremental.
         size: height and width that all images are resized to.
         match: which classes of different data sets are the same: those of one "name", of one "index", or none
             ("apart"); None takes the name in domain incremental streams, and "apart" in others.
         standardise: where the data sets are normalised by different statistics: by those of the "first" (all that is
             known when training begins), or "pooled" over the training data of all.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
 
     Raises:
         ConfigError: no data set; shapes, types, scales or augmentations that differ; columns of tables in another

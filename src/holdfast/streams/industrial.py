@@ -7,9 +7,9 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
-from holdfast.core.ranges import BelowOne, Count, ranged
+from holdfast.core.ranges import Count, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.scenario import Paradigm
+from holdfast.streams.scenario import Paradigm, Relabel, Validation, ValidationSeed
 from holdfast.streams.splits import by_table
 from holdfast.streams.tables import rng
 
@@ -21,9 +21,9 @@ def cil(
     dataset: Dataset,
     experiences: Count = 5,
     paradigm: Paradigm = "class",
-    relabel: bool = True,
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    relabel: Relabel = True,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int | None = 0,
 ) -> Stream:
     """Every class wholly in one random experience, so that experiences differ in their number of classes.
@@ -34,10 +34,6 @@ def cil(
     Args:
         dataset: what is shared out.
         experiences: how many.
-        paradigm: "class", "task" or "domain" incremental.
-        relabel: false keeps the data set's own labels in class-incremental streams.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of the table; None is 0, and in a configuration the job's own seed.
 
     Raises:
@@ -67,9 +63,9 @@ def indus(
     dataset: Dataset,
     experiences: Count = 5,
     paradigm: Paradigm = "class",
-    relabel: bool = True,
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    relabel: Relabel = True,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int | None = 0,
 ) -> Stream:
     """Every class in every experience, in random proportions (the `indus` table of CLMixer).
@@ -79,10 +75,6 @@ def indus(
     Args:
         dataset: what is shared out.
         experiences: how many.
-        paradigm: "class", "task" or "domain" incremental.
-        relabel: false keeps the data set's own labels in class-incremental streams.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of the table and of which samples go where; None is 0, and in a configuration the job's own seed.
 
     Example:
@@ -102,9 +94,9 @@ def indus_cil(
     dataset: Dataset,
     experiences: Count = 5,
     paradigm: Paradigm = "class",
-    relabel: bool = True,
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    relabel: Relabel = True,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int | None = 0,
 ) -> Stream:
     """Classes appear, vanish and come back in uneven amounts (the `indus_cil` table of CLMixer).
@@ -115,10 +107,6 @@ def indus_cil(
     Args:
         dataset: what is shared out.
         experiences: how many.
-        paradigm: "class", "task" or "domain" incremental.
-        relabel: false keeps the data set's own labels in class-incremental streams.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of the table and of which samples go where; None is 0, and in a configuration the job's own seed.
 
     Raises:

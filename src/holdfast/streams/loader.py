@@ -158,14 +158,22 @@ def unloaded(loader: DataLoader[Any]) -> Any:
             "the loader has a collate function of its own, which makes its batches something else than its items. Give"
             " LoaderData a data set whose items are (input, target), of one shape."
         )
-    if isinstance(sampler, SubsetRandomSampler):
-        return Subset(loader.dataset, [int(index) for index in sampler.indices])
-    if not isinstance(sampler, SequentialSampler | RandomSampler):
+    chosen = sampled(loader)
+    if chosen is None:
         raise DataError(
             f"the loader has a {type(sampler).__name__}, which chooses samples in a way that is not known here. Give"
             " LoaderData the data set, with index= for a part of it."
         )
-    return loader.dataset
+    return chosen
+
+
+def sampled(loader: DataLoader[Any]) -> Any:
+    """The items that a loader reads, each once; None where they are not known, or cannot be asked for."""
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, [int(index) for index in loader.sampler.indices])
+    return loader.dataset if isinstance(loader.sampler, SequentialSampler | RandomSampler) else None
 
 
 def find_targets(dataset: Any) -> Tensor:

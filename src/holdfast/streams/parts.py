@@ -13,9 +13,9 @@ from typing import Any
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
 from holdfast.core.needs import declares
-from holdfast.core.ranges import BelowOne, Count, ranged
+from holdfast.core.ranges import Count, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.scenario import Scenario, cut, make_stream
+from holdfast.streams.scenario import Scenario, Validation, ValidationSeed, cut, make_stream
 
 
 @declares(paradigm="domain")
@@ -24,8 +24,8 @@ def data_incremental(
     dataset: Dataset,
     experiences: Count = 5,
     shuffle: bool = True,
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """The training data in chunks whose sizes differ by at most one; for classes and for regression.
@@ -37,8 +37,6 @@ def data_incremental(
         dataset: what is cut.
         experiences: how many.
         shuffle: false keeps the data set's order.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of the shuffle.
 
     Raises:

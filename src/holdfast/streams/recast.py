@@ -86,9 +86,7 @@ def _recast(name: str, dataset: Dataset, of: Stream | dict[str, Any] | str | Non
         stream = of if isinstance(of, Stream) else named_stream(of, dataset)
     shapes: list[tuple[int, ...]] = []
 
-    def changed(data: Data | None) -> Data | None:
-        if data is None:
-            return None
+    def changed(data: Data) -> Data:
         parts = []
         for batch in data:
             if not isinstance(batch.inputs, Tensor):
@@ -96,14 +94,20 @@ def _recast(name: str, dataset: Dataset, of: Stream | dict[str, Any] | str | Non
             inputs = batch.inputs if stream.prepare is None else stream.prepare(batch.inputs, False, None)
             parts.append(recast(inputs.float(), batch.targets))
         if not parts:
-            return None
+            return data
         inputs, targets = (torch.cat(column) for column in zip(*parts))
         shapes.append(tuple(inputs.shape[1:]))
         shared = inputs if parts[0][0] is parts[0][1] else targets  # one tensor where both are the same
         return TensorData(inputs, shared, task=getattr(data, "task", None))
 
     experiences = [
-        replace(one, train=changed(one.train), test=changed(one.test), validation=changed(one.validation), classes=())
+        replace(
+            one,
+            train=changed(one.train),
+            test=None if one.test is None else changed(one.test),
+            validation=None if one.validation is None else changed(one.validation),
+            classes=(),
+        )
         for one in stream.experiences
     ]
     return replace(

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
-from holdfast.core.ranges import BelowOne, Count, ranged
+from holdfast.core.ranges import Count, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.occurrence import first_distribution, recurrence_distribution
-from holdfast.streams.scenario import Scenario, check_experiences, make_stream
+from holdfast.streams.scenario import Relabel, Scenario, Validation, ValidationSeed, check_experiences, make_stream
 from holdfast.streams.tables import Table, class_counts, labels_of_first_appearance, rng
 
 Paradigm = Literal["class", "domain"]
@@ -26,10 +26,10 @@ def repetition_slots(
     experiences: Count = 10,
     slots: Count = 10,
     paradigm: Paradigm = "class",
-    relabel: bool = True,
+    relabel: Relabel = True,
     test: Literal["shared", "whole"] = "shared",
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """Every class is cut into equal slots, and each experience gets the same number of them, of classes that differ.
@@ -49,7 +49,6 @@ def repetition_slots(
         test: "shared" cuts the test data in the same way, so that the experiences' together are all test data; "whole"
             evaluates all of them after every experience, once, as those of the first experience.
         validation: fraction of each class of each experience held out from training.
-        validation_seed: of the held-out choice.
         seed: of the slots and of which samples go where.
 
     Raises:
@@ -99,10 +98,10 @@ def repetition_sampling(
     first: str | dict[str, Any] = "uniform",
     recurrence: str | dict[str, Any] = "random",
     paradigm: Paradigm = "class",
-    relabel: bool = True,
+    relabel: Relabel = True,
     test: Literal["shared", "whole"] = "whole",
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """Every class appears first at an experience drawn from one distribution, and comes back with a chance of its own.
@@ -127,7 +126,6 @@ def repetition_sampling(
         test: "whole" evaluates all test data after every experience, once, as those of the first experience; "shared"
             deals each class's test data out evenly to the experiences it is in.
         validation: fraction of each class of each experience held out from training.
-        validation_seed: of the held-out choice.
         seed: of everything drawn.
 
     Raises:

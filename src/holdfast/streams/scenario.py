@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.experience import Data, Experience, Stream
+from holdfast.core.ranges import BelowOne, Doc
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.tables import (
     allocation,
@@ -26,7 +27,12 @@ from holdfast.streams.tables import (
 from holdfast.streams.transforms import from_description
 from holdfast.streams.views import View
 
-Paradigm = Literal["class", "task", "domain"]
+Paradigm = Annotated[Literal["class", "task", "domain"], Doc('"class", "task" or "domain" incremental.')]
+Relabel = Annotated[bool, Doc("false keeps the data set's own labels in class-incremental streams.")]
+Validation = Annotated[BelowOne, Doc("fraction of each class held out from training.")]
+ValidationSeed = Annotated[int, Doc("of the held-out choice.")]
+"""Arguments that most streams have: each is described here once."""
+
 PARADIGMS = ("class", "task", "domain")
 DRAWS = ("table", "sampled", "all", "shuffled", "ordered", "groups")
 
@@ -37,7 +43,6 @@ class Scenario:
 
     Args:
         name: of the generator that wrote it.
-        paradigm: "class", "task" or "domain" incremental.
         experiences: how many.
         classes: of the data set it was made for; 0 for regression.
         draw: how samples are shared out: "table" by proportions, "sampled" by numbers of samples drawn anew for each
@@ -323,7 +328,7 @@ def _experience_name(scenario: Scenario, experience: Experience, names: Sequence
         described = dict(scenario.transforms[number])
         if described["kind"] == "rotate":
             return f"{described['degrees']:g} degrees"
-        return "as it is" if described["kind"] == "none" else f"permutation {described['seed']}"
+        return "as it is" if described["kind"] == "none" else f"permutation {number + 1}"
     if scenario.draw == "groups":
         return str(scenario.extra["names"][number])
     if scenario.draw in ("shuffled", "ordered") or not scenario.classes:

@@ -10,11 +10,13 @@ import torch
 from holdfast.core.errors import ConfigError, unknown
 from holdfast.core.experience import Stream
 from holdfast.core.needs import declares
-from holdfast.core.ranges import BelowOne, Count, Range, ranged
+from holdfast.core.ranges import Count, Range, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.scenario import (
     Paradigm,
     Scenario,
+    Validation,
+    ValidationSeed,
     check_experiences,
     check_paradigm,
     make_stream,
@@ -32,8 +34,8 @@ def permuted(
     first_identity: bool = False,
     paradigm: Paradigm = "domain",
     mode: Literal["all", "by_channel"] = "all",
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """Every experience is the whole data set under another fixed permutation of its values (Permuted MNIST).
@@ -45,10 +47,8 @@ def permuted(
         dataset: what is permuted.
         experiences: how many.
         first_identity: whether the first experience keeps its inputs as they are.
-        paradigm: "class", "task" or "domain" incremental.
         mode: "all" permutes every value of a sample, "by_channel" the pixels alike in every channel.
         validation: fraction of each class held out from training, the same samples in every experience.
-        validation_seed: of the held-out choice.
         seed: of the permutations.
 
     Example:
@@ -73,8 +73,8 @@ def rotated(
     span: Angle = 180.0,
     interpolation: Literal["bilinear", "nearest"] = "bilinear",
     paradigm: Paradigm = "domain",
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """Every experience is the whole data set of images rotated by another angle (Rotated MNIST).
@@ -89,9 +89,7 @@ def rotated(
         experiences: how many; 5, or as many as angles are given.
         span: degrees that angles are spaced in or drawn from.
         interpolation: "bilinear", the weighted mean of the four nearest pixels, or "nearest", the nearest one.
-        paradigm: "class", "task" or "domain" incremental.
         validation: fraction of each class held out from training, the same samples in every experience.
-        validation_seed: of the held-out choice.
         seed: of random angles.
 
     Raises:
@@ -157,8 +155,8 @@ def noisy(
     corrupt: bool = True,
     class_order: Literal["natural", "random"] | list[int] = "random",
     paradigm: Paradigm = "task",
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """Each experience brings new classes, and its images, training and test alike, are corrupted in their own way.
@@ -177,8 +175,6 @@ def noisy(
         corrupt: false leaves all images as they are, for comparison.
         class_order: "natural", "random" (by the seed), or every class once in order of appearance.
         paradigm: "class", "task" or "domain" incremental; in the last labels are positions within an experience.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of a random class order.
 
     Raises:

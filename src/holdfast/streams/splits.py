@@ -9,9 +9,9 @@ import torch
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
-from holdfast.core.ranges import BelowOne, Count, Share, ranged
+from holdfast.core.ranges import Count, Share, ranged
 from holdfast.streams.dataset import Dataset
-from holdfast.streams.scenario import Paradigm, Scenario, first_labels, make_stream
+from holdfast.streams.scenario import Paradigm, Relabel, Scenario, Validation, ValidationSeed, first_labels, make_stream
 from holdfast.streams.tables import check_table, ordered_classes, rng, whole_classes
 
 
@@ -22,9 +22,9 @@ def split(
     class_order: Literal["natural", "random"] | list[int] = "natural",
     sizes: list[int] | None = None,
     paradigm: Paradigm = "class",
-    relabel: bool = True,
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    relabel: Relabel = True,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """Each experience brings new classes, with all their samples (Split MNIST and its like).
@@ -38,10 +38,7 @@ def split(
         experiences: how many; 5, or as many as sizes are given. The first ones get one class more if it is uneven.
         class_order: "natural", "random" (by the seed), or every class once in order of appearance.
         sizes: number of classes in each experience; they sum to the number of classes.
-        paradigm: "class", "task" or "domain" incremental.
         relabel: false keeps the data set's own labels.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of a random class order.
 
     Raises:
@@ -82,9 +79,9 @@ def proportions(
     dataset: Dataset,
     table: list[list[float]],
     paradigm: Paradigm = "class",
-    relabel: bool = True,
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    relabel: Relabel = True,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """Any table of proportions: entry (c, t) is the share of class c's samples that experience t gets.
@@ -96,10 +93,6 @@ def proportions(
     Args:
         dataset: what is shared out.
         table: one row per class, one column per experience; rows sum to 1, or to 0 to leave a class out.
-        paradigm: "class", "task" or "domain" incremental.
-        relabel: false keeps the data set's own labels in class-incremental streams.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of which samples go where.
 
     Raises:
@@ -125,9 +118,9 @@ def blurry(
     disjoint: Share = 0.0,
     class_order: Literal["natural", "random"] | list[int] = "natural",
     paradigm: Paradigm = "class",
-    relabel: bool = True,
-    validation: BelowOne = 0.0,
-    validation_seed: int = 0,
+    relabel: Relabel = True,
+    validation: Validation = 0.0,
+    validation_seed: ValidationSeed = 0,
     seed: int = 0,
 ) -> Stream:
     """Classes have a home experience, and a share of their samples is spread over all the others.
@@ -145,10 +138,6 @@ def blurry(
         overlap: share of each blurry class's samples that goes to other experiences.
         disjoint: share of the classes that does not blur.
         class_order: "natural", "random" (by the seed), or every class once; homes follow it.
-        paradigm: "class", "task" or "domain" incremental.
-        relabel: false keeps the data set's own labels in class-incremental streams.
-        validation: fraction of each class held out from training.
-        validation_seed: of the held-out choice.
         seed: of a random class order, the disjoint classes, and which samples go where.
 
     Raises:

@@ -17,7 +17,7 @@ from holdfast.methods import finetune
 from holdfast.models import mlp
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset, Prepare
-from holdfast.streams.datasets import synthetic
+from holdfast.streams.datasets import polynomial, synthetic
 from holdfast.testing import toys
 from holdfast.testing.checking import DoesNotApply, expect
 from holdfast.testing.construction import check_documentation
@@ -42,14 +42,14 @@ class StreamSubject:
         return getattr(self.factory, "__name__", "stream")
 
     def make(self) -> Stream:
-        """A new one; data sets are supplied where it takes them: of vectors, or of those it does not refuse."""
+        """A new one; data sets are supplied where it takes them: of vectors, or the first that it does not refuse."""
         first = next(iter(inspect.signature(self.factory).parameters), "")
         if first == "datasets" and first not in self.arguments:
             return self.factory([vectors(1), vectors(2)], **self.arguments)
         if first != "dataset" or first in self.arguments:
             return self.factory(**self.arguments)
         refused: ConfigError | None = None
-        for make in (lambda: vectors(1), square_images, in_groups):
+        for make in (lambda: vectors(1), square_images, in_groups, lambda: polynomial(samples=100)):
             try:
                 return self.factory(make(), **self.arguments)
             except ConfigError as error:

@@ -16,6 +16,7 @@ from holdfast.core.source import Source
 from holdfast.metrics import Metric
 from holdfast.operations import Remember
 from holdfast.testing import construction, toys
+from holdfast.testing.capture import CAPTURE_CHECKS
 from holdfast.testing.checking import METRIC_CHECKS, arguments_of, run_checks
 from holdfast.testing.construction import MethodSubject, OperationSubject
 from holdfast.testing.kinds import KIND_CHECKS, beside_others
@@ -26,7 +27,12 @@ from holdfast.testing.ways import WAYS_CHECKS
 
 __all__ = ["BOUNDARY_CHECKS", "METHOD_CHECKS", "METRIC_CHECKS", "OPERATION_CHECKS", "SOURCE_CHECKS", "STREAM_CHECKS"]
 
-TRAINED: dict[str, Callable[[MethodSubject], None]] = {**TRAINING_CHECKS, **WAYS_CHECKS, **KIND_CHECKS}
+TRAINED: dict[str, Callable[[MethodSubject], None]] = {
+    **TRAINING_CHECKS,
+    **CAPTURE_CHECKS,
+    **WAYS_CHECKS,
+    **KIND_CHECKS,
+}
 """The checks that train with a method, or with a method of an operation alone."""
 
 METHOD_CHECKS: dict[str, Callable[[MethodSubject], None]] = {**construction.METHOD_CHECKS, **TRAINED}

@@ -287,36 +287,6 @@ def heads_grow(subject: MethodSubject) -> None:
     check_finite(net, subject.name)
 
 
-def captured(subject: MethodSubject) -> None:
-    """Steps that are recorded and run again give the weights of steps as written; those that cannot be say why."""
-    nets, trainers = [], []
-    for capture in ("none", "tape"):
-        method = subject.make()
-        stream = subject.stream_for(method)
-        nets.append(subject.model(stream, "task" if "task" in method.needs else "growing"))
-        settings: dict[str, Any] = {"optimizer": MOMENTUM, "epochs": 4, "log_every": 3, "capture": capture}
-        trainers.append(toys.train(method, nets[-1], stream, **settings))
-    name, different = subject.name, toys.differing(*nets)
-    expect(
-        not different,
-        f"`{name}` ends with other {', '.join(different)} where its steps are recorded and run again. What the host"
-        " decides anew at a step (draws, counters, schedules, branches) goes through `learner.decide(...)`; what cannot"
-        " be done so says why in `captured`.",
-    )
-    check_equal_memories(trainers[0], trainers[1], f"`{name}` with recorded steps")
-    told = [event for event in trainers[1].events if event["event"] == "capture"]
-    steps = sum(event["captured"] + event["recorded"] + event["as_written"] for event in told)
-    expect(steps == trainers[0].engine.index, f"`{name}` made {trainers[0].engine.index} steps, and {steps} recorded.")
-    if steps > 40 and not any(event["captured"] for event in told):
-        expect(any(event["reasons"] for event in told), f"no step of `{name}` was captured, and nothing says why.")
-    for one, other in zip(*([e for e in t.events if e["event"] == "train"] for t in trainers)):
-        alike = one["terms"].keys() == other["terms"].keys() and all(
-            abs(value - other["terms"][key]) <= 1e-6 * max(1.0, abs(value)) or value != value
-            for key, value in one["terms"].items()
-        )
-        expect(alike, f"`{name}` logs {other['terms']} where its steps are run again, and {one['terms']} as written.")
-
-
 TRAINING_CHECKS: dict[str, Callable[[MethodSubject], None]] = {
     "first_step": first_step,
     "resume": resumed,
@@ -324,5 +294,4 @@ TRAINING_CHECKS: dict[str, Callable[[MethodSubject], None]] = {
     "graph": no_graph_kept,
     "random": global_random_state,
     "heads": heads_grow,
-    "captured": captured,
 }

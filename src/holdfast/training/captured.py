@@ -14,110 +14,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Batch
 from holdfast.core.step import Now, Step
-from holdfast.core.tape import Live, Ref, Tape, aten, leaves
-from holdfast.core.tree import tree_map
-from holdfast.training.decisions import Decisions
+from holdfast.core.tape import Tape
+from holdfast.core.tree import Tree, tree_map
+from holdfast.training.decisions import Decisions, Rates
 from holdfast.training.programs import runner
 from holdfast.training.recordings import Recordings
 from holdfast.training.session import Session
 
 COLD, LATER, SAVED = 18.0, 5.0, 0.4
 """Seconds that compiling took at first, and after a head grew, on one core; the part of a step's time that it saved."""
-
-
-class Rates:
-    """The learning rates of an optimiser in a recorded step, which the host gives it anew at each run.
-
-    The plain move of SGD (`p += -lr * g`) and the fused optimisers take it so; in those of others it stands as a
-    constant, and a step with another rate is recorded anew.
-
-    Args:
-        optimizer: returns the optimiser.
-    """
-
-    def __init__(self, optimizer: Callable[[], torch.optim.Optimizer | None]) -> None:
-        self._optimizer = optimizer
-        self.constant: set[int] = set()
-        self._moved: tuple[int, int] = (0, 0)
-        self._before = 0
-        self._tape: Tape | None = None
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of the optimiser."""
-        optimizer = self._optimizer()
-        return [] if optimizer is None else optimizer.param_groups
-
-    @property
-    def numbers(self) -> dict[str, Callable[[], float]]:
-        """How each rate is asked for."""
-        return {f"lr/{i}": lambda i=i: float(self.groups[i]["lr"]) for i in range(len(self.groups))}  # type: ignore[misc]
-
-    def moving(self, move: Callable[[], Any], tape: Callable[[], Tape | None]) -> Callable[[], Any]:
-        """`move`, with a note of where on the tape it stands."""
-
-        def noted() -> Any:
-            self.start(tape())
-            out = move()
-            self.stop()
-            return out
-
-        return noted
-
-    def start(self, tape: Tape | None) -> None:
-        """The optimiser is about to move."""
-        self._tape = tape
-        if tape is not None:
-            self._moved, self._before = (len(tape.nodes), 0), len(tape.problems)
-
-    def stop(self) -> None:
-        """The optimiser has moved."""
-        if self._tape is not None:
-            self._moved = (self._moved[0], len(self._tape.nodes))
-            if len(self._tape.problems) > self._before:
-                self._tape.problems[self._before :] = [self._sentence()]
-
-    def _sentence(self) -> str:
-        name, group = type(self._optimizer()).__name__, self.groups[0]
-        if "fused" in group:
-            return f"{name} counts its steps on the host; with optimizer.fused=true it does so on the device"
-        if "capturable" in group and group["params"][0].device.type == "cuda":
-            return f"{name} counts its steps on the host; with optimizer.capturable=true it does so on the device"
-        return f"{name} reads its own values on the host"
-
-    def mark(self, tape: Tape) -> None:
-        """Mark the rates on a tape."""
-        group_of = {
-            parameter.untyped_storage()._cdata: i for i, g in enumerate(self.groups) for parameter in g["params"]
-        }
-        marked = set()
-        start, end = self._moved if self._tape is tape else (0, 0)
-        for position in range(start, end):
-            node = tape.nodes[position]
-            first = next(iter(leaves(node.args)), None)
-            group = group_of.get(tape.groups[first.number]) if isinstance(first, Ref) else None
-            if group is None:
-                continue
-            rate, kwargs = self.groups[group]["lr"], node.kwargs
-            if node.func in (aten.add_.Tensor, aten._foreach_add_.List) and kwargs.get("alpha") == -rate:
-                tape.nodes[position] = node._replace(kwargs={**kwargs, "alpha": Live(f"lr/{group}", -1.0)})
-                marked.add(group)
-            elif node.func._schema.name.startswith("aten::_fused_") and kwargs.get("lr") == rate:
-                tape.nodes[position] = node._replace(kwargs={**kwargs, "lr": Live(f"lr/{group}", 1.0)})
-                marked.add(group)
-        self.constant = set(range(len(self.groups))) - marked
-
-    def baked(self) -> Hashable:
-        """The numbers of the optimiser that stand in a step as they are."""
-        return tuple(
-            tuple((key, _plain(value)) for key, value in group.items() if key not in ("params", "lr", "initial_lr"))
-            + ((_plain(group["lr"]),) if i in self.constant else ())
-            for i, group in enumerate(self.groups)
-        )
-
-
-def _plain(value: Any) -> Hashable:
-    return float(value) if isinstance(value, Tensor) else tuple(value) if isinstance(value, list) else value
 
 
 class Tally:
@@ -253,6 +158,10 @@ class Captured:
             **self.more(),
         )
 
+    def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
+        """Outputs in evaluation."""
+        return self.session.engine.predict(inputs, task)
+
     def more(self) -> dict[str, Any]:
         """What else the log says of the steps of an experience."""
         return {}
@@ -298,17 +207,16 @@ class Captured:
         return done[0]
 
     def _as_written(self, batch: Batch, now: Now, weight: float, last: bool) -> Step:
-        session = self.session
-        step = session.engine.step(batch, now, session.update, weight, last)
-        session.records.window.add(step.outputs, step.targets, batch.fresh)
+        step = self.session.engine.step(batch, now, self.session.update, weight, last)
+        self.session.records.window.add(step.outputs, step.targets, batch.fresh)
         return step
 
     def _body(self, static: Batch, now: Now, last: bool) -> None:
         """The step that is recorded: that of the engine, and what its window wants to know."""
         session, services = self.session, self.session.engine.services
         batch = Batch(static.inputs, static.targets, static.task)
-        decisions, optimization = self.recordings.decisions, session.optimization
-        move, logged = optimization.move, services.logged
+        decisions, optimization, logged = self.recordings.decisions, session.optimization, services.logged
+        move = optimization.move
         optimization.move = self.rates.moving(move, lambda: None if decisions.watch is None else decisions.watch.tape)
         services.logged = {}
         try:
@@ -319,9 +227,9 @@ class Captured:
 
     def _mark(self, tape: Tape) -> None:
         self.rates.mark(tape)
-        every_step = self.session.current.scheduler_every == "step" and self.session.optimization.scheduler is not None
-        if self.rates.constant and every_step:
-            name = type(self.session.optimization.optimizer).__name__
+        moved = self.session.optimization
+        if self.rates.constant and self.session.current.scheduler_every == "step" and moved.scheduler is not None:
+            name = type(moved.optimizer).__name__
             tape.problems.append(
                 f"the scheduler changes the learning rate at every step, and the step of {name} has it as a constant;"
                 " fused optimisers (optimizer.fused=true) and SGD do not"
@@ -336,16 +244,18 @@ class Captured:
         """Say beforehand whether compiling will pay for itself in what is left of the experience, for so many runs."""
         if self._judged:
             return
-        cost, gain = (LATER if self._compiled else COLD), self._left * runs * self._seconds * SAVED
+        cost, time_left = (LATER if self._compiled else COLD), self._left * runs * self._seconds
+        gain, log = time_left * SAVED, logging.getLogger("holdfast")
         self._judged = self._compiled = True
         told = (
             f"compiling a step takes about {cost:.0f} s; the {self._left} steps left of this experience take"
-            f" {self._left * runs * self._seconds:.1f} s as written and about {gain:.1f} s less compiled: it will"
+            f" {time_left:.1f} s as written and about {gain:.1f} s less compiled: it will"
         )
-        if gain < cost:
-            logging.getLogger("holdfast").warning(f"{told} not pay for itself. Leave trainer.capture=compile out here")
+        if gain >= cost:
+            log.info(f"{told} pay for itself")
         else:
-            logging.getLogger("holdfast").info(f"{told} pay for itself")
+            setting = "capture=compile" if runs == 1 else "stack"
+            log.warning(f"{told} not pay for itself. Leave trainer.{setting} out here")
 
 
 def _clone(batch: Batch) -> Batch:

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.tape import Tape
-from holdfast.training.captured import Rates, Tally, roots_of
-from holdfast.training.decisions import Decisions
+from holdfast.training.captured import Tally, roots_of
+from holdfast.training.decisions import Decisions, Rates
 from holdfast.training.dropin import DropIn
 from holdfast.training.programs import CaptureMode, chosen, runner
 from holdfast.training.recordings import Recordings, tensors_of

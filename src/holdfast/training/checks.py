@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from holdfast.core.boundary import Boundary
-from holdfast.core.criteria import ignored_label, likelihood, without_classes
+from holdfast.core.criteria import elementwise, ignored_label, likelihood
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Tree, tree_rows
@@ -99,9 +99,9 @@ def check_optimizer(optimizer: object, learner: Learner) -> None:
         raise ConfigError(
             f"`Continual` got {optimizer!r} as its optimizer. Give a torch.optim.Optimizer of this model."
         )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = learner.parameters()
-    if parameters and not any(id(p) in held for p in parameters):
+    if parameters and not any(id(p) in optimised for p in parameters):
         raise ConfigError(
             "the optimizer holds none of the model's parameters. Make it from this model:"
             " torch.optim.SGD(model.parameters(), ...)."
@@ -177,7 +177,7 @@ def check_targets(targets: Tensor, outputs: Tensor | None, criterion: Criterion,
     if outputs is None or not targets.numel():
         return
     name = getattr(criterion, "__name__", type(criterion).__name__)
-    numbers, classes = without_classes(criterion), criterion in CLASS_LOSSES or type(criterion) in CLASS_LOSSES
+    numbers, classes = elementwise(criterion), criterion in CLASS_LOSSES or type(criterion) in CLASS_LOSSES
     if numbers and not targets.is_floating_point():
         raise UsageError(
             f"{name} wants numbers, and targets are {targets.dtype}. Pass targets.float(), or for class indices"
@@ -325,7 +325,7 @@ class Watch:
         if self.closely:
             criterion = self._services.criterion
             check_targets(targets, outputs, criterion, ignored_label(criterion))
-            self._engine.targets.check_values(targets, ignored_label(criterion))
+            self._services.ignores |= self._engine.targets.check_values(targets, ignored_label(criterion))
 
     def check_parameters(self) -> None:
         """Refuse layers that were replaced or compiled since."""

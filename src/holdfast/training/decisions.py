@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from holdfast.core.tape import Tape, Watch, line
+from holdfast.core.tape import Live, Ref, Tape, Watch, aten, leaves, line
 from holdfast.core.walk import PLAIN, Held, changed
 
 T = TypeVar("T")
@@ -152,3 +152,98 @@ class Decisions:
 def _told(make: Callable[[], Any]) -> tuple[object, ...]:
     cells = [cell.cell_contents for cell in getattr(make, "__closure__", None) or ()]
     return tuple(value for value in (*cells, *(getattr(make, "__defaults__", None) or ())) if isinstance(value, PLAIN))
+
+
+class Rates:
+    """The learning rates of an optimiser in a recorded step, which the host gives it anew at each run.
+
+    The plain move of SGD (`p += -lr * g`) and the fused optimisers take it so; in those of others it stands as a
+    constant, and a step with another rate is recorded anew.
+
+    Args:
+        optimizer: returns the optimiser.
+    """
+
+    def __init__(self, optimizer: Callable[[], torch.optim.Optimizer | None]) -> None:
+        self._optimizer = optimizer
+        self.constant: set[int] = set()
+        self._moved: tuple[int, int] = (0, 0)
+        self._before = 0
+        self._tape: Tape | None = None
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the optimiser."""
+        optimizer = self._optimizer()
+        return [] if optimizer is None else optimizer.param_groups
+
+    @property
+    def numbers(self) -> dict[str, Callable[[], float]]:
+        """How each rate is asked for."""
+        return {f"lr/{i}": lambda i=i: float(self.groups[i]["lr"]) for i in range(len(self.groups))}  # type: ignore[misc]
+
+    def moving(self, move: Callable[[], Any], tape: Callable[[], Tape | None]) -> Callable[[], Any]:
+        """`move`, with a note of where on the tape it stands."""
+
+        def noted() -> Any:
+            self.start(tape())
+            out = move()
+            self.stop()
+            return out
+
+        return noted
+
+    def start(self, tape: Tape | None) -> None:
+        """The optimiser is about to move."""
+        self._tape = tape
+        if tape is not None:
+            self._moved, self._before = (len(tape.nodes), 0), len(tape.problems)
+
+    def stop(self) -> None:
+        """The optimiser has moved."""
+        if self._tape is not None:
+            self._moved = (self._moved[0], len(self._tape.nodes))
+            if len(self._tape.problems) > self._before:
+                self._tape.problems[self._before :] = [self._sentence()]
+
+    def _sentence(self) -> str:
+        name, group = type(self._optimizer()).__name__, self.groups[0]
+        if "fused" in group:
+            return f"{name} counts its steps on the host; with optimizer.fused=true it does so on the device"
+        if "capturable" in group and group["params"][0].device.type == "cuda":
+            return f"{name} counts its steps on the host; with optimizer.capturable=true it does so on the device"
+        return f"{name} reads its own values on the host"
+
+    def mark(self, tape: Tape) -> None:
+        """Mark the rates on a tape."""
+        group_of = {
+            parameter.untyped_storage()._cdata: i for i, g in enumerate(self.groups) for parameter in g["params"]
+        }
+        marked = set()
+        start, end = self._moved if self._tape is tape else (0, 0)
+        for position in range(start, end):
+            node = tape.nodes[position]
+            first = next(iter(leaves(node.args)), None)
+            group = group_of.get(tape.groups[first.number]) if isinstance(first, Ref) else None
+            if group is None:
+                continue
+            rate, kwargs = self.groups[group]["lr"], node.kwargs
+            if node.func in (aten.add_.Tensor, aten._foreach_add_.List) and kwargs.get("alpha") == -rate:
+                tape.nodes[position] = node._replace(kwargs={**kwargs, "alpha": Live(f"lr/{group}", -1.0)})
+                marked.add(group)
+            elif node.func._schema.name.startswith("aten::_fused_") and kwargs.get("lr") == rate:
+                tape.nodes[position] = node._replace(kwargs={**kwargs, "lr": Live(f"lr/{group}", 1.0)})
+                marked.add(group)
+        self.constant = set(range(len(self.groups))) - marked
+
+    def baked(self) -> Hashable:
+        """The numbers of the optimiser that stand in a step as they are."""
+        return tuple(
+            tuple((key, _plain(value)) for key, value in group.items() if key not in ("params", "lr", "initial_lr"))
+            + ((_plain(group["lr"]),) if i in self.constant else ())
+            for i, group in enumerate(self.groups)
+        )
+
+
+def _plain(value: Any) -> Hashable:
+    return float(value) if isinstance(value, Tensor) else tuple(value) if isinstance(value, list) else value

@@ -23,7 +23,8 @@ LEAST = 0.1
 """A start below this counts as this: the loss of a model that knows its first data already is no measure."""
 
 ADVICE = (
-    "Give a smaller learning rate, clip gradients (trainer.clip_norm), or give the method a smaller strength;"
+    "Give a smaller learning rate, clip gradients (trainer.clip_norm), give the method a smaller strength, or, where"
+    " targets are numbers, bring them near 1;"
     " trainer.on_divergence=go_on trains on regardless."
 )
 
@@ -41,16 +42,19 @@ class Watch:
     Args:
         model: whose weights must stay finite.
         on_divergence: whether to `stop`, or to `go_on` and record it once.
+        answers: whether the method answers in its own way (distances to means, say): a class that it cannot answer with
+            has a huge loss then, and evaluations are not looked at.
 
     Raises:
         ConfigError: for another word.
     """
 
-    def __init__(self, model: nn.Module, on_divergence: OnDivergence = "stop") -> None:
+    def __init__(self, model: nn.Module, on_divergence: OnDivergence = "stop", answers: bool = False) -> None:
         if on_divergence not in ("stop", "go_on"):
             raise ConfigError(f"the trainer got on_divergence={on_divergence!r}. Choose stop or go_on.")
         self.model = model
         self.on_divergence = on_divergence
+        self.answers = answers
         self._start = LEAST
         self._trained = False
         self._noticed = False
@@ -107,7 +111,7 @@ class Watch:
 
     def _evaluated(self, event: Mapping[str, Any]) -> str:
         loss = event.get("loss")
-        if loss is None:
+        if loss is None or self.answers:
             return ""
         if event["after"] < 0:
             self._raise_start(loss)

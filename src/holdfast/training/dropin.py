@@ -13,6 +13,7 @@ from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Data, Experience, Tree
 from holdfast.core.step import Step
+from holdfast.streams.data import Pairs
 from holdfast.training.export import Hooks, exported
 from holdfast.training.followed import Followed, Optimizers
 from holdfast.training.forwards import Forwards
@@ -225,26 +226,28 @@ class DropIn:
 
     def begin(
         self,
-        data: Experience | Data | None = None,
+        data: Experience | Pairs | None = None,
         *,
         task: int | None = None,
         classes: tuple[int, ...] = (),
         epochs: int = 1,
         batch_size: int | None = None,
         steps: int | None = None,
-    ) -> Data | None:
+    ) -> Any:
         """Say that an experience begins.
 
         Args:
-            data: an experience of a stream, or the data itself, for methods that choose or go over it.
+            data: an experience of a stream, or the data itself, for methods that choose or go over it: ours, a torch
+                data set, a loader, or a list of batches; read only where the method needs it.
             task: its task label, if it has one.
             classes: its classes, if the model's head must grow; read off the data where it is given.
             epochs: passes over the data, for methods that follow the progress.
             batch_size: rows per optimiser step, likewise; or
-            steps: optimiser steps per pass.
+            steps: optimiser steps per pass; default: the batches of a loader.
 
         Returns:
-            The data to train on: what was given, unless the method chose otherwise.
+            The data to train on: what was given (of an experience its training data), unless the method chose
+            otherwise; for a loader that is a loader again.
         """
         self._watch.check_parameters()
         with self._forwards.ignored():
@@ -254,7 +257,7 @@ class DropIn:
         self._watch.renew()
         return chosen
 
-    def end(self, data: Experience | Data | None = None) -> None:
+    def end(self, data: Experience | Pairs | None = None) -> None:
         """Say that the experience ended, before its model is evaluated or the next one begins.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def evaluate(
     task: int | None,
     batch_size: int = 512,
     ranks: Ranks = ALONE,
+    predict: Callable[..., Tensor] | None = None,
 ) -> dict[str, Any]:
     """Loss and counts of correct predictions on `data`, in eval mode and without gradients.
 
@@ -34,6 +35,7 @@ def evaluate(
         task: the task label, for a model with a head per task.
         batch_size: samples per forward.
         ranks: the processes that evaluate a part each; all of them get the counts of all data.
+        predict: from inputs and task to outputs, in the place of `engine.predict`.
 
     Returns:
         The counts of an `evaluate` event: `samples`, `loss` (mean over the samples whose class has an output),
@@ -45,7 +47,7 @@ def evaluate(
         under other criteria `absolute_error` (mean over rows and outputs) and `explained_variance` (1 - mean squared
         error / variance of the targets, mean over outputs; None where a target is constant).
     """
-    learner = engine.learner
+    learner, predict = engine.learner, engine.predict if predict is None else predict
     device = learner.device
     total = torch.zeros((), device=device, dtype=torch.float64)
     counted = 0
@@ -54,19 +56,20 @@ def evaluate(
     single_label = not data.targets.is_floating_point() and data.targets.dim() == 1
     highest = int(data.targets.max()) if single_label and len(data) else -1
     labels = torch.tensor(sorted(classes), device=device)
+    ordered = not getattr(learner.criterion, "unordered", False)  # points of a cloud do not correspond by their places
     order = torch.arange(len(data))[ranks.rank :: ranks.count]
     with engine.evaluating(), torch.inference_mode():
         for batch in data.batches(order, batch_size):
             inputs = tree_map(lambda leaf: leaf.to(device), batch.inputs)
             targets = batch.targets.to(device)
-            outputs = engine.predict(inputs, batch.task if batch.task is not None else task)
+            outputs = predict(inputs, batch.task if batch.task is not None else task)
             if single_label and outputs.dim() == 2:
                 width = outputs.shape[1]
                 guesses.append((targets, *_guess(outputs, labels[labels < width])))
                 if highest >= width:  # classes that have no output yet have no loss
                     inside = targets < width
                     outputs, targets = outputs[inside], targets[inside]
-            elif targets.is_floating_point() and outputs.shape == targets.shape:
+            elif ordered and targets.is_floating_point() and outputs.shape == targets.shape:
                 numbers.append((outputs, targets))
             rows = targets.shape[0]
             if rows:
@@ -103,8 +106,8 @@ def _confusion(targets: Tensor, guess: Tensor) -> dict[str, dict[str, int]]:
 
 def _joined(ranks: Ranks, total: Tensor, counted: int, *rows: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
     """What every rank found on its part, on every rank, in order of rank."""
-    held = [[tuple(column.cpu() for column in part) for part in parts] for parts in rows]
-    found = ranks.gather((float(total), counted, held))
+    columns = [[tuple(column.cpu() for column in part) for part in parts] for parts in rows]
+    found = ranks.gather((float(total), counted, columns))
     joined = [[part for *_, parts in found for part in parts[kind]] for kind in range(len(rows))]
     return (torch.tensor(sum(one for one, *_ in found)), sum(count for _, count, _ in found), *joined)
 
@@ -151,15 +154,16 @@ def evaluate_all(session: Session, after: int) -> None:
             data = getattr(experience, split)
             if data is None or len(data) == 0:
                 continue
-            found = _evaluated(session, experience, data, split)
-            session.records.write(event="evaluate", after=after, experience=experience.index, split=split, **found)
+            counts = _evaluated(session, experience, data, split)
+            session.records.write(event="evaluate", after=after, experience=experience.index, split=split, **counts)
 
 
 def _evaluated(session: Session, experience: Experience, data: Data, split: str) -> dict[str, Any]:
     settings = session.settings
     size = settings.eval_batch_size
     data = limited(data, settings.limit_of(split), size, settings.seed, split)
-    return evaluate(session.engine, data, experience.classes, experience.task, size, session.ranks)
+    predict = None if session.captured is None else session.captured.predict
+    return evaluate(session.engine, data, experience.classes, experience.task, size, session.ranks, predict)
 
 
 def epoch_ends(session: Session, experience: Experience) -> bool:
@@ -200,10 +204,10 @@ def _measured(session: Session, experience: Experience) -> tuple[float | None, f
             "Make the stream with validation=0.1, or leave them out."
         )
     session.ranks.average_buffers(session.model)
-    found = [_evaluated(session, one, data, split) for one, data in parts]
-    samples = sum(one["samples"] for one in found)
-    loss = sum(one["samples"] * float(one["loss"] or 0.0) for one in found) / samples
-    rights = [one["correct"] if experience.task is None else one["correct_task"] for one in found]
+    counts = [_evaluated(session, one, data, split) for one, data in parts]
+    samples = sum(one["samples"] for one in counts)
+    loss = sum(one["samples"] * float(one["loss"] or 0.0) for one in counts) / samples
+    rights = [one["correct"] if experience.task is None else one["correct_task"] for one in counts]
     return None if rights[0] is None else sum(rights) / samples, loss
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from holdfast.core.criteria import next_position_cross_entropy, position_cross_entropy
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
-from holdfast.core.experience import Tree
+from holdfast.core.experience import Tree, tree_map, tree_rows
+from holdfast.core.inspect import eval_mode
 from holdfast.core.services import Criterion
 from holdfast.core.step import Step
-from holdfast.training.calls import At, Capture, described, same_values, tensors_in
+from holdfast.training.calls import At, Capture, described, first_leaf, same_values, tensors_in
 from holdfast.training.checks import Watch, check_tree
 from holdfast.training.forwards import Forwards
 from holdfast.training.update import Update
@@ -53,6 +54,8 @@ class Intake:
         self._compared = "loss" not in asked or engine.acts_at("criterion")
         self.keeps_targets = True
         self._takes_called = False
+        modules = self.services.forward.model.modules()
+        self._suspects = self._reruns and any(getattr(one, "batch_first", True) is False for one in modules)
         self._alike = 0
         self.watch = Watch(engine, forwards, given, self._reruns)
 
@@ -102,6 +105,8 @@ class Intake:
             self._compare(outputs, targets, loss)
         services = self.services
         task = services.forward.task if task is None else task
+        if self._suspects and tree_rows(inputs) > 1:
+            self._check_rows(inputs, task)
         return Step(inputs, targets, loss, outputs, task, self.engine.index, services.now.progress, extras)
 
     # What the model was called with ----------------------------------------------------------------------
@@ -125,6 +130,30 @@ class Intake:
                     stacklevel=4,
                 )
         return called
+
+    def _check_rows(self, inputs: Tree, task: int | Tensor | None) -> None:
+        """Refuse, once, a model that mixes its rows, such as a recurrent network of steps by samples.
+
+        Raises:
+            UsageError: if the last row alone gets another output than among all.
+        """
+        self._suspects = False
+        forward = self.services.forward
+        last = task[-1:] if isinstance(task, Tensor) else task
+        with self.forwards.ignored(), eval_mode(forward.model), torch.no_grad():
+            try:
+                whole, alone = forward(inputs, task), forward(tree_map(lambda leaf: leaf[-1:], inputs), last)
+            except Exception:  # it takes more than a row: what is wrong shows elsewhere
+                return
+        if whole.shape[1:] == alone.shape[1:] and torch.allclose(whole[-1:], alone, rtol=1e-2, atol=1e-3):
+            return
+        raise UsageError(
+            f"the model mixes the rows that it is called with ({described(first_leaf(inputs))}): the last one alone"
+            f" gets another output than among all of them, and `{self.engine.method.name}` makes forwards of other"
+            " samples. Where steps come first and samples second, wrap the model in a module that brings rows to the"
+            " first dimension (docs/in_your_own_loop.md, a recurrent network); or choose a method that makes no other"
+            " forwards, such as si."
+        )
 
     def _take_others(self, capture: Capture) -> None:
         """Let every other forward have the arguments that have no row per sample, too.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from holdfast.core.boundary import Boundary
 from holdfast.core.errors import ConfigError, UsageError
@@ -14,11 +15,11 @@ from holdfast.core.experience import Data, Tree
 from holdfast.core.learner import Criterion
 from holdfast.core.method import Method
 from holdfast.core.needs import LIGHTNING, LOOP_WITH_BOUNDARY
-from holdfast.streams.collated import Split, split_batch
+from holdfast.streams.collated import CollatedData, Split, split_batch
 from holdfast.streams.data import LoaderData
 from holdfast.training.checks import check_arguments
 from holdfast.training.followed import Followed
-from holdfast.training.lightning_inside import Inside, InsideForwards, InsideUpdate, made_from
+from holdfast.training.lightning_inside import Inside, InsideForwards, InsideUpdate, Tasked, made_from, takes_task
 from holdfast.training.phases import Phases
 from holdfast.training.wrapper import bound
 
@@ -42,9 +43,12 @@ class CallbackLogic:
             data set.
         accumulate: calls of `manual_backward` for one step of the optimiser, each with its undivided loss; for modules
             that move the optimiser themselves.
-        task: the task label of the next fit; assign `callback.task` between fits.
+        task: the task label of the next fit; assign `callback.task` between fits. Where it is None and the network's
+            forward is `forward(x, task_id)`, the module's `task_id` counts.
         seed: of every random choice.
         head: dotted path of the output layer in the network.
+        pad: what inputs are padded with that are as long as the longest of their batch; see `Continual`.
+        memory_device: where the memory keeps its rows, for instance "cpu" beside a network on a GPU.
 
     Raises:
         ImportError: if lightning is not installed.
@@ -65,6 +69,8 @@ class CallbackLogic:
         task: int | None = None,
         seed: int = 0,
         head: str | None = None,
+        pad: float | Mapping[str, float] | None = None,
+        memory_device: torch.device | str | None = None,
     ) -> None:
         self.method = method
         self.accumulate = accumulate
@@ -77,10 +83,12 @@ class CallbackLogic:
         self.task = task
         self.seed = seed
         self.head = head
+        self.pad, self.memory_device = pad, memory_device
         self.cl: Inside | None = None
         self.resumed = False
         self._loaded: Mapping[str, Any] | None = None
         self._now: tuple[Tree, Tensor] | None = None
+        self._tasked: Tasked | None = None
 
     # What a module and its user may call ---------------------------------------------------------------
 
@@ -113,6 +121,9 @@ class CallbackLogic:
         """Bind the method at the first fit, and take the new optimiser at each."""
         stream = getattr(trainer.datamodule, "stream", None)
         network = self._network(pl_module)
+        if takes_task(network):
+            network = self._tasked if self._tasked is not None and self._tasked.module is network else Tasked(network)
+            self._tasked = network
         optimizer = self._optimizer(trainer, network)
         if self.cl is None:
             self.cl = self._bind(network, None if stream is None else stream.prepare)
@@ -124,6 +135,8 @@ class CallbackLogic:
         if self._loaded is not None:
             self._restore(trainer, optimizer)
         pl_module.backward = self._backward
+        if self._tasked is not None:
+            self._tasked.watch(lambda: self.bound.learner.task)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open this fit's experience, unless a stream or a boundary does."""
@@ -140,7 +153,9 @@ class CallbackLogic:
         else:
             steps = trainer.num_training_batches if trainer.num_training_batches != float("inf") else None
             steps = None if steps is None else -(-int(steps) // trainer.accumulate_grad_batches)
-            cl.begin(data, task=self.task, epochs=max(1, trainer.max_epochs or 1), steps=steps)
+            told = getattr(pl_module, "task_id", None) if self._tasked is not None else None
+            task = int(told) if self.task is None and isinstance(told, int) else self.task
+            cl.begin(data, task=task, epochs=max(1, trainer.max_epochs or 1), steps=steps)
         self.resumed = False
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -148,6 +163,8 @@ class CallbackLogic:
         if self.bound.experience is not None and self.boundary is None:
             self.bound.end()
         pl_module.__dict__.pop("backward", None)
+        if self._tasked is not None:
+            self._tasked.unwatch()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note the batch."""
@@ -208,6 +225,8 @@ class CallbackLogic:
             output=self.output,
             seed=self.seed,
             head=self.head,
+            pad=self.pad,
+            memory_device=self.memory_device,
         )
         followed = Followed(engine)
         forwards = InsideForwards(engine, network, self.output, direct=True)
@@ -223,9 +242,9 @@ class CallbackLogic:
         return children[0] if len(children) == 1 and not own else module
 
     def _optimizer(self, trainer: Any, network: nn.Module) -> torch.optim.Optimizer:
-        held = {id(p) for p in network.parameters()}
+        within = {id(p) for p in network.parameters()}
         found = [
-            o for o in trainer.optimizers if any(id(p) in held for group in o.param_groups for p in group["params"])
+            o for o in trainer.optimizers if any(id(p) in within for group in o.param_groups for p in group["params"])
         ]
         if len(found) != 1:
             raise ConfigError(
@@ -235,39 +254,19 @@ class CallbackLogic:
         return found[0]  # type: ignore[no-any-return]
 
 
-# What other loaders give -------------------------------------------------------------------------------------
-
-
-class Items:
-    """A data set whose items are `(inputs, target)`, whatever they were.
-
-    Args:
-        dataset: anything with `__len__` and `__getitem__`.
-        split: takes inputs and target out of an item, as it does of a batch.
-    """
-
-    def __init__(self, dataset: Any, split: Split) -> None:
-        self.dataset = dataset
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tree, Tensor]:
-        return self.split(self.dataset[index])
-
-
 def data_of(trainer: Any, split: Split) -> Data | None:
-    """The data set behind the training loader, if it can be gone over again.
+    """The data behind the training loader, if it can be gone over again.
 
     Args:
         trainer: that trains.
         split: takes inputs and targets out of a batch.
     """
-    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    loader = trainer.train_dataloader
+    dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, Data) or dataset is None:
         return dataset
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return None
     pairs = split is split_batch and len(dataset) and isinstance(dataset[0], list | tuple) and len(dataset[0]) == 2
-    return LoaderData(dataset if pairs else Items(dataset, split))
+    collate = getattr(loader, "collate_fn", default_collate)
+    return LoaderData(dataset) if pairs and collate is default_collate else CollatedData(dataset, collate, split)

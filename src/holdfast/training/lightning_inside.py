@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.errors import UsageError
+from holdfast.core.forward import Task, forward_task, running_task
+from holdfast.core.tree import Tree, tree_map
 from holdfast.training.dropin import DropIn
 from holdfast.training.forwards import Forwards
 from holdfast.training.ranks import average_unknown
@@ -93,6 +99,114 @@ class Inside(DropIn):
         update.average = average_unknown(module.parameters()) if trainer.world_size > 1 else None
         self.phases.distributed = trainer.world_size > 1
         self.optimizer = optimizer
+
+
+TASKS = ("task_id", "task", "task_ids", "tasks", "task_label", "task_labels")
+"""What the second parameter of a forward is called that takes the task."""
+
+
+def takes_task(module: nn.Module) -> bool:
+    """Whether a module's forward is `forward(x, task_id)`."""
+    names = [
+        parameter.name
+        for parameter in inspect.signature(type(module).forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(names) == 3 and names[2] in TASKS
+
+
+class Tasked(nn.Module):
+    """A module with `forward(x, task_id)` as one that is called with inputs alone: the task is that of each forward.
+
+    So replayed rows get the task that they came with, and other forwards the one they are made for. Rows of several
+    tasks are forwarded task by task.
+
+    Args:
+        module: whose class has that forward; it may be patched on the object, which is not looked at.
+    """
+
+    takes_task = True
+    """So that the memory keeps the task of each row."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.default: Task = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tasked:
+        """A copy that nobody watches: what this fit put on the module stays behind."""
+        inside = vars(self.module)
+        put: dict[str, Any] = {name: inside.pop(name) for name in ("forward", "backward") if name in inside}
+        try:
+            copied = Tasked(copy.deepcopy(self.module, memo))
+        finally:
+            inside.update(put)
+        copied.default = self.default
+        return copied
+
+    @property
+    def training(self) -> bool:
+        """The module's mode: Lightning changes it there."""
+        inside = self.__dict__.get("_modules") or {}
+        return bool(inside["module"].training) if "module" in inside else True
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """Nothing: `train` and `eval` go on to the module."""
+
+    def forward(self, inputs: Tree) -> Any:
+        """What the module returns for the task of the running forward."""
+        running = running_task()
+        task = self.default if running is None or isinstance(running, str) else running
+        forward = type(self.module).forward
+        if not isinstance(task, Tensor) or not task.dim():
+            return forward(self.module, inputs, task)
+        kinds = task.unique().tolist()
+        if len(kinds) == 1:
+            return forward(self.module, inputs, kinds[0])
+        found: Tensor | None = None
+        for kind in kinds:
+            rows = (task == kind).nonzero().squeeze(1)
+            outputs = forward(self.module, tree_map(lambda x, rows=rows: x[rows], inputs), kind)  # type: ignore[misc]
+            if not isinstance(outputs, Tensor) or (found is not None and outputs.shape[1:] != found.shape[1:]):
+                raise UsageError(
+                    f"rows of tasks {kinds} are forwarded together, and `{type(self.module).__name__}.forward(x, task)`"
+                    " does not return a tensor of the same width for each. Give every task as many outputs."
+                )
+            if found is None:
+                found = outputs.new_zeros(len(task), *outputs.shape[1:])
+            found = found.index_copy(0, rows, outputs)
+        return found
+
+    def watch(self, current: Callable[[], int | None]) -> None:
+        """Let the module's own calls, `self(x, task_id)` and `self.forward(x, task_id)`, go through this one.
+
+        Args:
+            current: the task of the experience that is learned, None outside of one.
+        """
+        module = self.module
+
+        def forward(x: Tree, task: Task = None, **named: Task) -> Any:
+            for value in named.values():
+                task = value
+            if not (module.training and torch.is_grad_enabled()):
+                with forward_task(task):
+                    return self(x)
+            learned = current()
+            if not isinstance(task, Tensor) and task != learned:
+                said = "callback.task has none" if learned is None else f"the experience's task is {learned}"
+                raise UsageError(
+                    f"`{type(module).__name__}.forward` was called with task {task}, and {said}. Write callback.task ="
+                    f" {task} before this fit, or keep it in the module's `task_id`."
+                )
+            self.default = task
+            return self(x)
+
+        module.__dict__["forward"] = forward
+
+    def unwatch(self) -> None:
+        """Let the module's calls be its own again."""
+        self.module.__dict__.pop("forward", None)
 
 
 def made_from(loss: Tensor, own: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.core.boundary import Boundary
 from holdfast.core.errors import ConfigError
-from holdfast.core.experience import Batch, Experience, Tree, tree_cat, tree_map
+from holdfast.core.experience import Batch, Data, Experience, Tree, tree_cat, tree_map
 from holdfast.core.learner import derive_seed
 from holdfast.core.operation import snake_case
 from holdfast.core.source import Source
@@ -75,15 +75,20 @@ class Observations:
 
     def _asked(self) -> dict[str, Any]:
         """Loss and right answers over all rows that were kept, and by age."""
+        asked = []
+        for data in self.parts():
+            counts = evaluate(self.session.engine, data, (), None) if len(data) else {}
+            asked.append({"rows": len(data), "loss": counts.get("loss"), "correct": counts.get("correct")})
+        return {**_total(asked), "old": _total(asked[: AGES // 2]), "ages": asked}
+
+    def parts(self) -> list[Data]:
+        """The rows that were kept, by quarters of everything that has arrived, the oldest first; empty without any."""
+        if not len(self._kept):
+            return []
         rows, arrivals = self._kept.all(), self._kept.arrivals.cpu()
         ages = (arrivals * AGES).div(max(1, self._kept.seen), rounding_mode="floor").clamp_max(AGES - 1)
         data = TensorData(rows["inputs"], rows["targets"])
-        found = []
-        for age in range(AGES):
-            chosen = (ages == age).nonzero().flatten()
-            counts = evaluate(self.session.engine, data.subset(chosen), (), None) if len(chosen) else {}
-            found.append({"rows": len(chosen), "loss": counts.get("loss"), "correct": counts.get("correct")})
-        return {**_total(found), "old": _total(found[: AGES // 2]), "ages": found}
+        return [data.subset((ages == age).nonzero().flatten()) for age in range(AGES)]
 
     def state(self) -> dict[str, Any]:
         """The rows that were kept."""
@@ -96,29 +101,29 @@ class Observations:
 
 def _total(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts of several parts together, their loss weighted by their rows."""
-    known = [part for part in parts if part["rows"] and part["loss"] is not None]
-    rows = sum(part["rows"] for part in known)
-    right = [part["correct"] for part in known if part["correct"] is not None]
+    answered = [part for part in parts if part["rows"] and part["loss"] is not None]
+    rows = sum(part["rows"] for part in answered)
+    right = [part["correct"] for part in answered if part["correct"] is not None]
     return {
         "rows": rows,
-        "loss": sum(part["loss"] * part["rows"] for part in known) / rows if rows else None,
+        "loss": sum(part["loss"] * part["rows"] for part in answered) / rows if rows else None,
         "correct": sum(right) if right else None,
     }
 
 
 def _composition(memory: Any) -> dict[str, Any]:
     """What a memory holds: rows, bytes, rows by class, and by tenths of all that it has seen."""
-    found: dict[str, Any] = {"items": len(memory), "bytes": memory.nbytes}
+    told: dict[str, Any] = {"items": len(memory), "bytes": memory.nbytes}
     targets: Tensor = memory.column("targets")
     if not targets.is_floating_point() and targets.dim() == 1:
         counts = torch.bincount(targets.cpu()).tolist()
-        found["classes"] = {str(label): count for label, count in enumerate(counts) if count}
+        told["classes"] = {str(label): count for label, count in enumerate(counts) if count}
     seen = getattr(memory, "seen", None)
     if seen:
         bins = (memory.arrivals.cpu() * BINS).div(seen, rounding_mode="floor").clamp_max(BINS - 1)
-        found["offered"] = seen
-        found["ages"] = torch.bincount(bins, minlength=BINS).tolist()
-    return found
+        told["offered"] = seen
+        told["ages"] = torch.bincount(bins, minlength=BINS).tolist()
+    return told
 
 
 def note_boundary(session: Session, boundary: Boundary) -> None:
@@ -213,7 +218,7 @@ class During:
             rows = FEWEST_ROWS * len(old)
         if moments < 2 or not old:
             return
-        spaced = [round(total ** (place / (moments - 1))) for place in range(1, moments - 1)]
+        spaced = [round(total ** (number / (moments - 1))) for number in range(1, moments - 1)]
         self._moments = sorted({0, *spaced, total - 1} & set(range(total)))
         self._samples = [self._drawn(one, rows // len(old)) for one in old]
 
@@ -255,8 +260,8 @@ class During:
 
 def _right(outputs: Tensor, sample: Sample) -> Tensor:
     """How many answers are right among all outputs, and among the classes of the experience, `[2]`."""
-    known = sample.classes[sample.classes < outputs.shape[1]]
-    if not len(known):
+    present = sample.classes[sample.classes < outputs.shape[1]]
+    if not len(present):
         return torch.zeros(2, dtype=torch.int64, device=outputs.device)
-    best, among = outputs.argmax(1), known[outputs[:, known].argmax(1)]
+    best, among = outputs.argmax(1), present[outputs[:, present].argmax(1)]
     return torch.stack([(best == sample.targets).sum(), (among == sample.targets).sum()])

@@ -19,14 +19,14 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 
 def optimizer_names() -> dict[str, type[torch.optim.Optimizer]]:
     """Every optimiser class of `torch.optim`, by name, that works without a closure and on dense gradients."""
-    found = {}
+    optimizers = {}
     for name in dir(torch.optim):
         value = getattr(torch.optim, name)
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer):
-            found[name] = value
+            optimizers[name] = value
     for unusable in ("Optimizer", "LBFGS", "SparseAdam"):
-        found.pop(unusable, None)
-    return found
+        optimizers.pop(unusable, None)
+    return optimizers
 
 
 def optimizer_factory(optimizer: str | Mapping[str, Any] | OptimizerFactory) -> OptimizerFactory:
@@ -47,14 +47,14 @@ def optimizer_factory(optimizer: str | Mapping[str, Any] | OptimizerFactory) -> 
         return optimizer
     arguments = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
     name = arguments.pop("name", None)
-    known = optimizer_names()
-    if name not in known:
-        raise ConfigError(unknown("optimizer", name, known, "Names are those of torch.optim."))
+    names = optimizer_names()
+    if name not in names:
+        raise ConfigError(unknown("optimizer", name, names, "Names are those of torch.optim."))
     try:
-        known[name]([nn.Parameter(torch.zeros(1))], **arguments)
+        names[name]([nn.Parameter(torch.zeros(1))], **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the optimizer {name} does not take {arguments}: {error}. See torch.optim.{name}.") from None
-    return functools.partial(known[name], **arguments)
+    return functools.partial(names[name], **arguments)
 
 
 def _like(optimizer: torch.optim.Optimizer) -> OptimizerFactory:

@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from holdfast.core.boundary import Boundary
 from holdfast.core.criteria import ignored_label, labels_in
 from holdfast.core.engine import Engine
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import DataError, UsageError
 from holdfast.core.experience import Data, Experience, Tree
 from holdfast.core.inspect import eval_mode
 from holdfast.core.ranks import total_over_ranks
 from holdfast.core.services import Criterion, SeenClasses
 from holdfast.core.step import Now, Step
 from holdfast.memory import Memory, Ring
-from holdfast.streams.data import TensorData
+from holdfast.streams.data import Pairs, TensorData, as_data
 from holdfast.training.checks import check_head
 from holdfast.training.export import copied
 from holdfast.training.ranks import union_over_ranks
@@ -48,6 +49,7 @@ class Phases:
         self.distributed = distributed
         self.current: Experience | None = None
         self.watches_classes = bool({"boundaries", "classes"} & set(needs))
+        self._reads = bool({"boundaries", "classes", "data", "replacement", "stream"} & set(needs))
         self._before: Any = None
         self._seen: SeenClasses | None = None
         self._per_epoch, self._epochs, self._done = 0, 1, 0
@@ -68,14 +70,14 @@ class Phases:
 
     def begin(
         self,
-        data: Experience | Data | None = None,
+        data: Experience | Pairs | None = None,
         *,
         task: int | None = None,
         classes: tuple[int, ...] = (),
         epochs: int = 1,
         batch_size: int | None = None,
         steps: int | None = None,
-    ) -> Data | None:
+    ) -> Any:
         """Say that an experience begins; see `Continual.begin`."""
         if self.boundary is not None:
             raise UsageError(
@@ -83,7 +85,11 @@ class Phases:
             )
         if self.current is not None:
             raise UsageError("begin() was called twice. Call end() after each experience.")
-        experience = data if isinstance(data, Experience) else self._wrap(data, task, classes)
+        if isinstance(data, DataLoader) and steps is None and batch_size is None:
+            steps = _length(data)
+        ours = isinstance(data, Experience | Data)
+        read = ours or self._reads or hasattr(self.learner.head, "grow")
+        experience = data if isinstance(data, Experience) else self._wrap(data if read else None, task, classes)
         opened = self._open(experience)
         if steps is None and batch_size is not None:
             steps = -(-len(opened.train) // batch_size)
@@ -94,9 +100,11 @@ class Phases:
             )
         self._per_epoch, self._epochs, self._done = steps or 0, epochs, 0
         self._tell_progress()
-        return None if data is None else opened.train
+        if data is None or (not ours and opened.train is experience.train):
+            return data
+        return reloaded(opened.train, data) if isinstance(data, DataLoader) else opened.train
 
-    def end(self, data: Experience | Data | None = None) -> None:
+    def end(self, data: Experience | Pairs | None = None) -> None:
         """Say that the experience ended; see `Continual.end`."""
         if self.current is None:
             raise UsageError("end() was called without begin(). Call begin() before an experience's first step.")
@@ -111,7 +119,7 @@ class Phases:
             )
         self._close()
 
-    def hand_over(self, data: Data) -> None:
+    def hand_over(self, data: Pairs) -> None:
         """Hand over the data of the open experience."""
         assert self.current is not None
         self.current = dataclasses.replace(self.current, train=checked_data(data))
@@ -191,7 +199,7 @@ class Phases:
         self.engine.end(self.current)
         self.current = self._before = None
 
-    def _wrap(self, data: Data | None, task: int | None, classes: tuple[int, ...]) -> Experience:
+    def _wrap(self, data: Pairs | None, task: int | None, classes: tuple[int, ...]) -> Experience:
         experience = as_experience(self.learner.experience + 1, data, task, classes, self.learner.criterion)
         if data is not None and self.distributed:
             experience.classes = union_over_ranks(experience.classes)
@@ -279,26 +287,56 @@ class Phases:
             self._tell_progress()
 
 
-def checked_data(data: object) -> Data:
-    """`data`, if it is what `begin` and `end` take.
+def checked_data(data: Any) -> Data:
+    """What `begin` and `end` take, as our data.
 
     Raises:
-        UsageError: with how to wrap it, if it is not.
+        UsageError: with what to give, if it is none.
     """
-    if not isinstance(data, Data):
+    try:
+        return as_data(data)
+    except (DataError, UsageError) as error:
         raise UsageError(
-            f"an experience's data was given as {type(data).__name__}. Wrap it:"
-            " holdfast.streams.data.LoaderData(dataset), or TensorData(inputs, targets)."
-        )
-    return data
+            f"an experience's data was given as {type(data).__name__}: {error} begin() and end() take a data set, a"
+            " loader or a list of batches (inputs, targets)."
+        ) from error
 
 
 def as_experience(
-    index: int, data: Data | None, task: int | None, classes: tuple[int, ...], criterion: Criterion | None = None
+    index: int, data: Pairs | None, task: int | None, classes: tuple[int, ...], criterion: Criterion | None = None
 ) -> Experience:
     """An experience of `data`, whose classes are read off it unless they are given; of nothing without data."""
     if data is None:
         data = TensorData(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
-    elif not classes and not checked_data(data).targets.is_floating_point():
+    data = checked_data(data)
+    if not classes and not data.targets.is_floating_point():
         classes = labels_in(data.targets, criterion)
-    return Experience(index, checked_data(data), classes=tuple(classes), task=task)
+    return Experience(index, data, classes=tuple(classes), task=task)
+
+
+def reloaded(data: Data, like: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of `data` with the batch size of another one, shuffled if that is: where a method chose other data."""
+    shuffles = not isinstance(like.sampler, SequentialSampler)
+    rows = range(len(data))
+    sampler: Sampler[int] = RandomSampler(rows, generator=like.generator) if shuffles else SequentialSampler(rows)
+    batches = BatchSampler(sampler, like.batch_size or 32, like.drop_last)
+    return DataLoader(_Rows(data), batch_size=None, sampler=batches, generator=like.generator)
+
+
+class _Rows(Dataset[Any]):
+    """Batches `(inputs, targets)` by the numbers of their rows."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __getitem__(self, rows: list[int]) -> tuple[Tree, Tensor]:
+        batch = self.data.gather(torch.tensor(rows))
+        return batch.inputs, batch.targets
+
+
+def _length(loader: DataLoader[Any]) -> int | None:
+    """Batches of a loader, where it knows."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None

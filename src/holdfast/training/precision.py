@@ -203,11 +203,11 @@ def connect(kind: str, devices: int, num_nodes: int, own: bool) -> Ranks:
 
 def _check_started(devices: int, num_nodes: int) -> None:
     """Refuse numbers that the processes there are do not have; they would wait for one another without end."""
-    place = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     started = int(os.environ.get("WORLD_SIZE", devices * num_nodes))
-    if started != devices * num_nodes or place >= devices:
+    if started != devices * num_nodes or local_rank >= devices:
         raise ConfigError(
             f"devices={devices} and num_nodes={num_nodes} make {devices * num_nodes} processes, and this one has"
-            f" LOCAL_RANK={place} of WORLD_SIZE={started}. Give devices the number of processes on each machine, and"
-            " num_nodes that of machines."
+            f" LOCAL_RANK={local_rank} of WORLD_SIZE={started}. Give devices the number of processes on each machine,"
+            " and num_nodes that of machines."
         )

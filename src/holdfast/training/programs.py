@@ -172,7 +172,9 @@ def _taking_tensors(node: Node, live: Live, program: Program, tensor_of: Callabl
             parts.append(Node(aten.addcmul_.default, args, {}, (target.number,), (target.number,), node.where))
         return parts
     overload = node.func._schema.name.split("::")[1]
-    rate = tensor_of(live, torch.zeros((), dtype=torch.float32, device=like(node.args[0][0]).device))
+    device = like(node.args[0][0]).device
+    kind = torch.float64 if device.type == "cpu" else torch.float32  # of what the kernels read there
+    rate = tensor_of(live, torch.zeros((), dtype=kind, device=device))
     return [node._replace(func=getattr(aten, overload).tensor_lr, kwargs={**node.kwargs, "lr": rate})]
 
 
@@ -230,14 +232,14 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     ]
     forms = tuple((t.shape, t.stride(), t.dtype, t.device, t.storage_offset(), t.requires_grad) for t in inputs)
     key = (module.code, forms, tuple(aliased))
-    call = _compiled.get(key) if alone else None
-    if call is None:
-        with torch.no_grad(), config.patch(fallback_random=True):
-            call = compile_fx(module, inputs)  # type: ignore[arg-type]
-        if len(_compiled) >= MOST:
-            _compiled.pop(next(iter(_compiled)))
-        _compiled[key] = call
-    return call  # type: ignore[return-value]
+    if alone and key in _compiled:
+        return _compiled[key]
+    with torch.no_grad(), config.patch(fallback_random=True):
+        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    if len(_compiled) >= MOST:
+        _compiled.pop(next(iter(_compiled)))
+    _compiled[key] = call
+    return call  # type: ignore[no-any-return]
 
 
 def as_graph(program: Program) -> tuple[torch.fx.GraphModule, list[Tensor]]:

@@ -75,14 +75,14 @@ class Ranks:
 
     def _parts(self, order: Tensor, batch_size: int) -> tuple[list[Tensor], list[float], Tensor]:
         """Own indices and weight for each batch, and the indices of a last one that is too small to share."""
-        own: list[Tensor] = []
+        parts: list[Tensor] = []
         weights: list[float] = []
         for batch in order.split(batch_size):
             if len(batch) < self.count:
-                return own, weights, batch
-            own.append(batch[self.rank :: self.count])
-            weights.append(self.count * len(own[-1]) / len(batch))
-        return own, weights, order[:0]
+                return parts, weights, batch
+            parts.append(batch[self.rank :: self.count])
+            weights.append(self.count * len(parts[-1]) / len(batch))
+        return parts, weights, order[:0]
 
     # Communication -------------------------------------------------------------------------------------
 
@@ -105,8 +105,8 @@ class Ranks:
             for grad, part in zip(same, flat.split([grad.numel() for grad in same])):
                 grad.copy_(part.view_as(grad))
         if not all(here):
-            found = told.tolist()
-            for parameter, grad, count in zip(parameters, grads, found):
+            total = told.tolist()
+            for parameter, grad, count in zip(parameters, grads, total):
                 if parameter.grad is None and count:
                     parameter.grad = grad
         self._heard = told[-1]
@@ -121,17 +121,17 @@ class Ranks:
         """The plain `value` of every rank, by rank, on every rank."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        gathered: list[Any] = [None] * self.count
+        dist.all_gather_object(gathered, value)
+        return gathered
 
     def collect(self, value: Any) -> list[Any]:
         """The `value` of every rank, by rank, on rank 0; nothing on the others."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        dist.gather_object(value, found if self.rank == 0 else None)
-        return found if self.rank == 0 else []
+        gathered: list[Any] = [None] * self.count
+        dist.gather_object(value, gathered if self.rank == 0 else None)
+        return gathered if self.rank == 0 else []
 
     def average_buffers(self, model: nn.Module) -> None:
         """Average what BatchNorm and the like counted on each rank's part of the batches."""
@@ -172,10 +172,10 @@ def union_over_ranks(classes: Iterable[int]) -> tuple[int, ...]:
         >>> union_over_ranks((3, 1))
         (1, 3)
     """
-    found = [tuple(classes)] * rank_count()
-    if len(found) > 1:
-        dist.all_gather_object(found, found[0])
-    return tuple(sorted({label for part in found for label in part}))
+    gathered = [tuple(classes)] * rank_count()
+    if len(gathered) > 1:
+        dist.all_gather_object(gathered, gathered[0])
+    return tuple(sorted({label for part in gathered for label in part}))
 
 
 def average_unknown(known: Iterable[nn.Parameter]) -> Callable[[Sequence[nn.Parameter]], None]:
@@ -187,10 +187,10 @@ def average_unknown(known: Iterable[nn.Parameter]) -> Callable[[Sequence[nn.Para
     averaged = {id(p) for p in known if p.requires_grad}
 
     def average(parameters: Sequence[nn.Parameter]) -> None:
-        own = [p for p in parameters if p.requires_grad and id(p) not in averaged]
-        for parameter in own:
+        rest = [p for p in parameters if p.requires_grad and id(p) not in averaged]
+        for parameter in rest:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        average_over_ranks([p.grad for p in own if p.grad is not None])
+        average_over_ranks([p.grad for p in rest if p.grad is not None])
 
     return average

@@ -120,6 +120,7 @@ class Records:
         learner: whose steps are in the window.
         on_divergence: what happens where the losses or the weights show that the training diverged.
         keep: whether events are kept in memory too; without end nobody could hold them all.
+        answers: whether the method answers in its own way, so that losses of its answers tell nothing of the training.
 
     Attributes:
         events: those that were kept.
@@ -133,13 +134,14 @@ class Records:
         learner: Learner,
         on_divergence: OnDivergence = "stop",
         keep: bool = True,
+        answers: bool = False,
     ) -> None:
         self.record = record
         self.keep = keep
         self.events: list[dict[str, Any]] = []
         self.latest: dict[str, Any] = {}
         self.window = Window(learner)
-        self._watch = Watch(learner.model, on_divergence)
+        self._watch = Watch(learner.model, on_divergence, answers)
 
     def state(self, position: Stand, stream: Stream | None, total: int | None, share: float) -> State:
         """The position for a reader.
@@ -154,9 +156,9 @@ class Records:
         if stream is not None:
             sizes = [len(one.train) for one in stream]
             whole = (sum(sizes[: position.experience]) + share * sizes[position.experience]) / max(1, sum(sizes))
-        known = self.latest.get("loss"), self.latest.get("accuracy")
+        latest = self.latest.get("loss"), self.latest.get("accuracy")
         count = None if stream is None else len(stream)
-        return State(position.step, total, whole, position.experience + 1, count, *known)
+        return State(position.step, total, whole, position.experience + 1, count, *latest)
 
     def accuracy(self, after: int, task_aware: bool) -> float | None:
         """The mean accuracy on the test data of what was learned up to experience `after`; None without any."""

@@ -103,8 +103,8 @@ class Position:
     @classmethod
     def load(cls, state: Mapping[str, Any]) -> Position:
         """The position that `state` returned."""
-        known = {one.name for one in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in state.items() if name in known})
+        names = {one.name for one in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in state.items() if name in names})
 
     def enter(self, experience: int) -> None:
         """Stand before the first step of an experience."""
@@ -229,6 +229,9 @@ class Session:
         )
         kind = PRECISIONS[settings.precision]
         learner.autocast = None if kind is None else (device.type, kind)
+        learner.services.pads = settings.pad
+        if settings.memory_device is not None:
+            learner.services.memory_device = torch.device(settings.memory_device)
         engine = Engine(method, learner, way.offers - without, way.advice)
         model = learner.model  # a method may have put another in its place
         if engine.acts_at("take_step"):
@@ -247,7 +250,7 @@ class Session:
             learner,
             engine,
             optimization,
-            Records(record, learner, settings.on_divergence, keep=stream is not None),
+            Records(record, learner, settings.on_divergence, stream is not None, engine.acts_at("predict")),
             ranks,
             device,
             prepare=prepare,
@@ -292,8 +295,7 @@ class Session:
 
     def show(self, total: int | None) -> None:
         """Draw how far the training has come, of `total` batches if their number is known."""
-        if total is None and self.source is not None:
-            total = self.source.length
+        total = self.source.length if total is None and self.source is not None else total
         share = self.position.step / total if total else 0.0
         self.bar.show(self.records.state(self.position, self.stream, total, share))
 

@@ -97,10 +97,10 @@ class ExperienceSettings:
         Raises:
             ConfigError: for a name that is no setting of an experience.
         """
-        known = [field.name for field in dataclasses.fields(ExperienceSettings)]
+        names = [field.name for field in dataclasses.fields(ExperienceSettings)]
         for name in changes:
-            if name not in known:
-                raise ConfigError(unknown("setting of an experience", name, known))
+            if name not in names:
+                raise ConfigError(unknown("setting of an experience", name, names))
         new = dict(changes)
         augment = new.pop("augment", self.augment)
         for name in augment or ():
@@ -149,6 +149,10 @@ class Settings(ExperienceSettings):
             `go_on`; looked at with each record.
         seed: of every random choice.
         device: where to train, for instance `cpu` or `cuda`.
+        memory_device: where memories keep their rows, for instance `cpu` beside a model on a GPU; they are moved when
+            they are drawn. Default: where the model is.
+        pad: what inputs are padded with that are as long as the longest of their batch (text), a number or one by name;
+            default: the embedding's `padding_idx`, 0 for masks, the ignored label for labels.
         devices: processes on this machine, one device each, that train one model together; see `training.launch`.
         num_nodes: machines that do so.
         strategy: how the processes start: `ddp` (by whichever of the others is safe), `ddp_fork` or `ddp_spawn`;
@@ -180,6 +184,8 @@ class Settings(ExperienceSettings):
     on_divergence: OnDivergence = "stop"
     seed: int = 0
     device: str | torch.device = "cpu"
+    memory_device: str | None = None
+    pad: float | Mapping[str, float] | None = None
     devices: Count = 1
     num_nodes: Count = 1
     strategy: Strategy = "auto"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import Interrupted, UsageError
 from holdfast.core.experience import Stream
 from holdfast.training.session import Session
-from holdfast.training.stacked_blocks import Blocks
+from holdfast.training.stacked_blocks import Answers, Blocks
 from holdfast.training.stacked_steps import StackedSteps
 from holdfast.training.state import random_state, set_random
 
@@ -54,6 +54,7 @@ class Member:
         self._work = work
         self._turn = threading.Semaphore(0)
         self._random: dict[str, Tensor] | None = None
+        self._checks = (False, False)
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
 
@@ -83,18 +84,20 @@ class Member:
             logging.getLogger("holdfast").warning(f"steps are made run by run, and not stacked: {reason}")
 
     def go(self) -> None:
-        """In the thread of the stack: let it run until it waits or ends; torch's random numbers are its own."""
+        """In the thread of the stack: let it run until it waits or ends, with random numbers and checks of its own."""
         device = self.stack.device
-        before = random_state(device)
+        before, checked = random_state(device), checks()
         if self._random is not None:
             set_random(self._random, device)
+            set_checks(self._checks)
         self.waits = ""
         if self._thread.ident is None:
             self._thread.start()
         self._turn.release()
         self.stack.back.acquire()
-        self._random = random_state(device)
+        self._random, self._checks = random_state(device), checks()
         set_random(before, device)
+        set_checks(checked)
 
     def _run(self) -> None:
         self._turn.acquire()
@@ -117,6 +120,7 @@ class Stack:
 
     Attributes:
         stop: set it to let every run save its state and stop.
+        answers: of several models at once, in evaluation.
     """
 
     def __init__(self, works: Sequence[Callable[[], Any]], device: torch.device, most: int | None = None) -> None:
@@ -128,7 +132,7 @@ class Stack:
         self.most_at_once = 0
         self.told: set[str] = set()
         self._stop = False
-        self._blocks = Blocks()
+        self._blocks, self.answers = Blocks(), Answers()
         self._need = 0
 
     @property
@@ -157,7 +161,7 @@ class Stack:
         except BaseException:
             self.broken = True
             for one in self.members:
-                if one.waits in ("block", "begin"):
+                if one.waits in ("block", "begin", "answer"):
                     one.go()
             raise
         return self.members
@@ -187,17 +191,34 @@ class Stack:
                 if not one.waits:
                     one.go()
             offers = [one for one in group if one.waits == "block"]
+            asking = [one for one in group if one.waits == "answer"]
             beginning = [one for one in group if one.waits == "begin"]
             first = min((one.experience for one in beginning), default=0)
-            if beginning and all(first <= one.experience for one in offers):  # who is behind catches up
+            behind = all(first <= one.experience for one in offers) and all(first < one.experience for one in asking)
+            if beginning and behind:  # who is behind catches up
                 if not offers:
                     self._blocks.forget()  # recordings are of one experience
                 for one in beginning:
                     one.waits = "" if one.experience == first else one.waits
                 continue
-            self._blocks.make([one.steps for one in offers if one.steps is not None])
-            for one in offers:
+            if offers:  # who has come to its evaluation waits for the others there
+                self._blocks.make([one.steps for one in offers if one.steps is not None])
+            else:
+                self.answers.make([one.steps for one in asking if one.steps is not None])
+            for one in offers or asking:
                 one.waits = ""
+
+
+def checks() -> tuple[bool, bool]:
+    """Whether torch refuses what is not reproducible, and looks for NaN in gradients."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled()
+
+
+def set_checks(wanted: tuple[bool, bool]) -> None:
+    """Set what `checks` returned."""
+    if wanted != checks():
+        torch.use_deterministic_algorithms(wanted[0])
+        torch.autograd.set_detect_anomaly(wanted[1])
 
 
 # Memory ------------------------------------------------------------------------------------------------------

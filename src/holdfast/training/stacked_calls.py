@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -72,9 +73,9 @@ class Calls:
             return _flat(node.func(*self._filled(node.args), **self._filled(node.kwargs)))
         if "out" in node.kwargs:
             rest = {key: value for key, value in node.kwargs.items() if key != "out"}
-            kind = node.func._overloadname.removesuffix("out").removesuffix("_") or "default"
-            function = getattr(aten, name)
-            plain = node._replace(func=getattr(function, kind, function), kwargs=rest, writes=(), outs=(0,))
+            kind = str(node.func).rpartition(".")[2].removesuffix("out").removesuffix("_") or "default"
+            packet = getattr(aten, name)
+            plain = node._replace(func=getattr(packet, kind, packet), kwargs=rest, writes=(), outs=(0,))
             target = self.values[node.kwargs["out"].number]
             target.copy_(self.make(plain, unlike)[0])
             return [target]
@@ -153,7 +154,8 @@ class Calls:
 
     def _fused(self, name: str, node: Node) -> list[Any]:
         """The fused step of an optimiser, written out."""
-        write = {"_fused_sgd_": _sgd, "_fused_adam_": _adam, "_fused_adamw_": _adam}.get(name)
+        forms: dict[str, Callable[..., Any]] = {"_fused_sgd_": _sgd, "_fused_adam_": _adam, "_fused_adamw_": _adam}
+        write = forms.get(name)
         if write is None:
             raise CannotStack(f"nobody has written out {name} for several runs ({node.where})")
         count = len(node.args[0])
@@ -162,11 +164,7 @@ class Calls:
         settings = {key: value for key, value in zip(names, node.args) if not _is_list(value)}
         settings |= node.kwargs
         for tensors in zip(*lists):
-            self._mapped(
-                lambda *tensors, **settings: write(*tensors, decoupled=name == "_fused_adamw_", **settings),
-                tensors,
-                settings,
-            )
+            self._mapped(functools.partial(write, decoupled=name == "_fused_adamw_"), tensors, settings)
         return []
 
 
@@ -273,7 +271,7 @@ def _adam(
             grad = grad + p * weight_decay
     mean.copy_(mean * beta1 + grad * (1 - beta1))
     square.copy_(square * beta2 + grad * grad * (1 - beta2))
-    variance = square
+    variance, step = square, step.double()  # as many digits as the numbers of the host have
     if most is not None:
         most.copy_(torch.maximum(most, square))
         variance = most

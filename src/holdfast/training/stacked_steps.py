@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.core.experience import Batch, Data
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Tape
-from holdfast.core.tree import tree_map
+from holdfast.core.tree import Tree, tree_map
 from holdfast.training.captured import Captured, leaves_of
 from holdfast.training.decisions import Recording
 from holdfast.training.loop import LATE, STOP, Loop
@@ -116,6 +116,8 @@ class StackedSteps(Captured):
         block: that is offered.
         stacked: steps of the experience that were made together with others, ...
         beside: ... and how many these were, at most, itself included.
+        asked: the inputs and the task that outputs are wanted for, in evaluation, ...
+        answer: ... and the outputs, where they could be computed together with those of others.
     """
 
     def __init__(self, session: Session, how: str, turns: Turns) -> None:
@@ -125,6 +127,10 @@ class StackedSteps(Captured):
         self.stacked = self.beside = 0
         self.together = True
         self.refused = 0
+        self.asked: tuple[Tree, int | None] | None = None
+        self.answer: Tensor | None = None
+        self._kept: list[Recording] = []
+        self._seen = False
 
     def begin(self, steps: int) -> None:
         """Wait until every other training is at an experience as late as this one."""
@@ -136,6 +142,18 @@ class StackedSteps(Captured):
         else:
             self.turns.tell(self.reasons[0])
             self._go_alone()
+
+    def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
+        """Outputs in evaluation, computed together with those of the other runs where nothing but the model answers."""
+        engine = self.session.engine
+        forward = engine.services.forward
+        plain = forward.output is None and not forward.others and not hasattr(self.session.model, "answer")
+        if not plain or not self.together or isinstance(task, Tensor) or engine.acts_at("predict"):
+            return engine.predict(inputs, task)
+        self.asked, self.answer = (inputs, task), None
+        self.turns.wait("answer")
+        self.asked = None
+        return engine.predict(inputs, task) if self.answer is None else self.answer
 
     def more(self) -> dict[str, Any]:
         """What the log says besides."""
@@ -202,12 +220,14 @@ class StackedSteps(Captured):
         assert block is not None
         engine.services.now = now = block.now(step)
         engine.index = now.index
-        kept = self.recordings.kept.get(self.key(block.one(step)), [])
-        for recording in kept[:1]:
-            if any(t.untyped_storage()._cdata in one.looked for one in kept for t in one.fed):
-                for tensor, leaves in zip(recording.fed, block.leaves):
-                    tensor.copy_(leaves[step])
-        recording, made = self.recordings.fitting(kept)
+        if step == 0:
+            self._kept = self.recordings.kept.get(self.key(block.one(0)), [])
+            fed = {tensor.untyped_storage()._cdata for one in self._kept for tensor in one.fed}
+            self._seen = any(fed & one.looked for one in self._kept)
+        if self._seen:  # decisions look at the batch
+            for tensor, leaves in zip(self._kept[0].fed, block.leaves):
+                tensor.copy_(leaves[step])
+        recording, made = self.recordings.fitting(self._kept)
         if recording is None or not isinstance(recording.run, Alone) or (recording.runs + step + 1) % AUDIT == 0:
             return None, made
         return recording, made

@@ -1,4 +1,4 @@
-"""A method within the `Trainer` of transformers: what it is bound to, and what happens at each of that loop's moments."""
+"""A method within the `Trainer` of transformers: what it is bound to, and what happens at its moments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +25,7 @@ from holdfast.training.followed import Followed
 from holdfast.training.forwards import Forwards
 from holdfast.training.phases import Phases
 from holdfast.training.ranks import average_unknown
-from holdfast.training.update import Update
+from holdfast.training.transformers_loss import SharedUpdate, Shares, criterion_of
 from holdfast.training.wrapper import bound
 
 STATE = "holdfast"
@@ -41,24 +40,6 @@ TRANSFORMERS = Way(
         "task": "Set trainer.continual.task before train(), or choose a method that needs no task labels.",
     },
 )
-
-
-class SharedUpdate(Update):
-    """The method's part of that loop's optimiser step.
-
-    Attributes:
-        share: what the loop multiplies this batch's mean loss by: of the batches that add up to a step each counts by
-            its labels, or all alike.
-    """
-
-    share: float | Tensor = 1.0
-
-    def scale(self, weight: float = 1.0) -> float | Tensor | None:
-        """The factor of one batch's loss; None for 1."""
-        factor = weight * self.share
-        if self.scaler is None:
-            return None if isinstance(factor, float) and factor == 1.0 else factor
-        return self.scaler.scale(torch.as_tensor(factor, dtype=torch.float32, device=self.engine.services.device))
 
 
 class Attached:
@@ -105,7 +86,7 @@ class Attached:
         self._loaded: Mapping[str, Any] | None = None
         self._called: dict[str, Any] | None = None
         self._items: Any = None
-        self._counting: str | None = None
+        self._shares = Shares()
         self._open = self._resumed = False
 
     # What users may call ---------------------------------------------------------------------------------
@@ -164,7 +145,7 @@ class Attached:
         if cl.optimizer is not optimizer:
             cl.optimizer = optimizer
         cl.update.scaler = scaler = trainer.accelerator.scaler
-        if scaler is not None:
+        if scaler is not None and not isinstance(trainer.accelerator.unscale_gradients, _Once):
             trainer.accelerator.unscale_gradients = _Once(trainer.accelerator.unscale_gradients)
         if self._loaded is not None:
             self._restore()
@@ -216,45 +197,19 @@ class Attached:
         cl, update = self.bound, self._update
         assert update is not None and self._called is not None
         inputs, targets = self._split(self._called)
-        update.share = share = self._share(trainer, loss, inputs, targets)
-        if cl.own_loss is None:
-            whole = isinstance(share, float) and share == 1.0
-            loss = loss if whole else loss / share
+        if cl.own_loss is not None:
+            loss, update.share = cl.own_loss, 1.0 / trainer.current_gradient_accumulation_steps
         else:
-            loss = cl.own_loss
+            called, items, fits = self._called, self._items, cl.intake.fits
+            share = self._shares(trainer, items, called, targets, lambda share: fits(inputs, targets, loss / share))
+            update.share = share
+            loss = loss if isinstance(share, float) and share == 1.0 else loss / share
         cl.backward(loss, targets, inputs=inputs)
         if trainer.accelerator.sync_gradients:
             if update.scaler is not None:
                 trainer.accelerator.unscale_gradients.anew()
                 trainer.accelerator.unscale_gradients()
             cl.complete()
-
-    def _share(self, trainer: Any, loss: Tensor, inputs: Tree, targets: Tensor) -> float | Tensor:
-        """What the loop multiplied the batch's mean loss by."""
-        parts, ranks, items = trainer.current_gradient_accumulation_steps, trainer.args.world_size, self._items
-        claims = getattr(trainer, "loss_is_scaled_for_ga", None)
-        if claims is None:
-            claims = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
-        if self.bound.own_loss is not None or not claims or items is None:
-            return 1.0 / parts
-        if self._counting in ("", "as it counts") and parts == 1 and ranks == 1:
-            return 1.0
-        called, shifts = self._called or {}, bool(getattr(trainer, "_loss_shifts_labels", False))
-        labels = called.get("shift_labels", called.get("labels", targets))
-        inner = labels[..., 1:] if labels.dim() > 1 and "shift_labels" not in called else labels
-        of: dict[str, Tensor] = {"as it counts": inner if shifts else labels, "shifted": inner, "all": labels}
-        factor = ranks if trainer.args.average_tokens_across_devices else 1
-
-        def share(counting: str) -> float | Tensor:
-            return factor * of[counting].ne(-100).sum() / items if counting else 1.0
-
-        if self._counting is None:
-            # Many models take the number of labels and make no use of it; GPT-2's loss is of the next token, and all
-            # of its labels are counted. So the first batch shows it.
-            fit = self.bound.intake.fits
-            ways = ("as it counts", "", "shifted", "all")
-            self._counting = next((way for way in ways if fit(inputs, targets, loss / share(way))), ways[0])
-        return share(self._counting)
 
     # Checkpoints -----------------------------------------------------------------------------------------
 
@@ -307,7 +262,7 @@ class Attached:
     def _bind(self, trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> DropIn:
         _check(trainer, self.method)
         targets = self._split(inputs)[1]
-        criterion = _criterion(trainer, targets) if self._criterion is None else self._criterion
+        criterion = criterion_of(trainer, targets) if self._criterion is None else self._criterion
         token = getattr(trainer.processing_class, "pad_token_id", None)
         pad = {"input_ids": token} if self._pad is None and token is not None else self._pad
         way = TRANSFORMERS if self.boundary is None else LOOP_WITH_BOUNDARY
@@ -336,7 +291,7 @@ class _Once:
     """Unscales gradients once a step: the method does before its edits, and the loop would again before it clips."""
 
     def __init__(self, unscale: Any) -> None:
-        self._unscale = unscale._unscale if isinstance(unscale, _Once) else unscale
+        self._unscale: Callable[[Any], Any] = unscale
         self._done = False
 
     def anew(self) -> None:
@@ -364,29 +319,3 @@ def _check(trainer: Any, method: Method) -> None:
             f"auto_find_batch_size starts the training anew, and what `{method.name}` did by then would stay. Give"
             " per_device_train_batch_size."
         )
-
-
-def _criterion(trainer: Any, targets: Tensor) -> Criterion | None:
-    """The model's loss, where it is none that can be recognised from the first steps."""
-    config = getattr(trainer.model, "config", None)
-    smoothing = trainer.args.label_smoothing_factor
-    if targets.is_floating_point():
-        kind = getattr(config, "problem_type", None)
-        single = getattr(config, "num_labels", 0) == 1
-        return _squared if single or kind == "regression" else F.binary_cross_entropy_with_logits
-    if not smoothing:
-        return None
-    shifts = bool(getattr(trainer, "_loss_shifts_labels", False))
-
-    def smoothed(outputs: Tensor, targets: Tensor) -> Tensor:
-        if outputs.dim() > 2:
-            outputs, targets = (outputs[:, :-1], targets[:, 1:]) if shifts else (outputs, targets)
-            outputs, targets = outputs.flatten(0, 1), targets.flatten()
-        return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
-
-    return smoothed
-
-
-def _squared(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error, of one number a row with or without a dimension of its own."""
-    return F.mse_loss(outputs.view(targets.shape), targets)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Batch, task_column, tree_rows
 from holdfast.core.step import Now, Step
-from holdfast.core.tree import Fill, tree_cat_padded
+from holdfast.core.tree import Fill, Tree, tree_cat_padded
 
 
 class Mover(Protocol):
@@ -34,6 +34,9 @@ class Steps(Protocol):
 
     def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
         """Train on one batch. Returns what was seen and computed, if that is known."""
+
+    def predict(self, inputs: Tree, task: int | Tensor | None = None) -> Tensor:
+        """Outputs in evaluation, as `Engine.predict` gives them."""
 
 
 class Update:

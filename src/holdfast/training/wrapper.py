@@ -12,9 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from holdfast.core.boundary import Boundary
 from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError
+from holdfast.core.experience import Batch, Tree
 from holdfast.core.learner import Criterion, Learner
 from holdfast.core.method import Method
 from holdfast.core.needs import ADVICE, LOOP, LOOP_WITH_BOUNDARY, Way
+from holdfast.core.step import Now, Step
 from holdfast.training.captured_loop import CapturedLoop
 from holdfast.training.checks import check_arguments, check_compiled, hook_count, unwrapped
 from holdfast.training.dropin import DropIn
@@ -147,6 +149,58 @@ class Continual(DropIn):
         self.capture: CaptureMode = "auto" if capture is True else "none" if capture is False else capture
         if self.capture != "none":
             self.captured(lambda: None)  # what cannot be is refused here
+
+    def step(self, inputs: Tree, targets: Tensor) -> Tensor:
+        """Train on one batch in one call: forward, loss, backward and the optimiser's move.
+
+        The weights are those of a loop that calls `cl(x)`, `cl.loss`, `optimizer.zero_grad`, `cl.backward` and
+        `optimizer.step`, which is what the first steps do, since more is checked there. It costs less: nobody has to
+        find out what the loop did in between.
+
+        Args:
+            inputs: raw inputs, `[rows, ...]`.
+            targets: `[rows, ...]`.
+
+        Returns:
+            The outputs from before the step, without their graph.
+
+        Raises:
+            ConfigError: without an optimiser.
+        """
+        if self.optimizer is None:
+            raise ConfigError("step() moves the weights, and no optimizer was given. Pass optimizer=... to Continual.")
+        if self._watch.closely or self.update.accumulate > 1 or self.update.scaler is not None:
+            outputs = self(inputs)
+            loss = self.loss(outputs, targets, inputs)
+            if not self.update.parts:
+                self.optimizer.zero_grad()
+            self.backward(loss, targets, inputs=inputs, outputs=outputs)
+            if not self.update.parts:
+                self.optimizer.step()
+            return outputs.detach()
+        if self._needs_boundaries:
+            self._check_order(torch.empty(0))
+        forwards = self._forwards
+        before, forwards.ignoring = forwards.ignoring, True
+        try:
+            step = self.engine.step(Batch(inputs, targets), Now(self.engine.index), self._learn)
+        finally:
+            forwards.ignoring = before
+        if self._count % 1000 == 999:
+            self.learner.logged.clear()
+        self._count += 1
+        assert step.outputs is not None
+        return step.outputs.detach()
+
+    def _learn(self, step: Step, weight: float, last: bool) -> None:
+        """What happens between the loss of a batch and its update."""
+        phases = self.phases
+        if phases.boundary is not None and phases.cross(step, between=True):
+            self._watch.renew()
+        if phases.watches_classes:
+            phases.see(step)
+        self.update(step, weight, last)
+        phases.advance()
 
     def captured(self, step: Callable[..., Any]) -> CapturedLoop:
         """The loop's own step, as something that is called with each batch and runs recordings of it where it can.

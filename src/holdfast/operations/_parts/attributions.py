@@ -33,6 +33,12 @@ UNITWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid),
     *(nn.Softplus, nn.Hardtanh, nn.Hardswish),
 )
+RESTING = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+"""What is in evaluation in forwards that only ask."""
 SMALLEST = 1e-6
 ROWS = 1024
 """Rows in one forward of an ablation."""
@@ -77,28 +83,28 @@ def attribute(
             if kind == "gradcam":
                 outputs = {name: _over_map(value, layers[name]) for name, value in outputs.items()}
                 slopes = {name: _over_map(value, layers[name]) for name, value in slopes.items()}
-            found = {name: outputs[name] * slopes[name] for name in layers}
+            shares = {name: outputs[name] * slopes[name] for name in layers}
         elif kind == "internal_influence":
             walk = [asked.gradients(_scaled(inputs, (k + 0.5) / points))[1] for k in range(points)]
-            found = {name: torch.stack([one[name] for one in walk]).mean(0) for name in layers}
+            shares = {name: torch.stack([one[name] for one in walk]).mean(0) for name in layers}
         elif kind == "conductance":
             path = [asked.gradients(_scaled(inputs, k / points)) for k in range(points + 1)]
-            found = {
+            shares = {
                 name: sum_of((after[0][name] - before[0][name]) * after[1][name] for before, after in pairwise(path))
                 for name in layers
             }
         elif kind == "integrated_gradients":
             outputs, zero = asked.outputs(inputs), asked.outputs(_scaled(inputs, 0.0))
-            found = {name: asked.along(name, zero[name], outputs[name], points) for name in layers}
+            shares = {name: asked.along(name, zero[name], outputs[name], points) for name in layers}
         elif kind == "gradient_shap":
             outputs, zero = asked.outputs(inputs), asked.outputs(_scaled(inputs, 0.0))
             drawn = learner.decide(lambda: torch.rand(points, generator=generator), learner.device)
             slopes_at = [asked.gradients(_scaled(inputs, share))[1] for share in drawn]
             mean = {name: torch.stack([one[name] for one in slopes_at]).mean(0) for name in layers}
-            found = {name: (outputs[name] - zero[name]) * mean[name] for name in layers}
+            shares = {name: (outputs[name] - zero[name]) * mean[name] for name in layers}
         else:
-            found = asked.rescaled(inputs, _baseline(kind, inputs, learner, generator))
-    return {name: _by_unit(value.abs(), layers[name]) for name, value in found.items()}
+            shares = asked.rescaled(inputs, _baseline(kind, inputs, learner, generator))
+    return {name: _by_unit(value.abs(), layers[name]) for name, value in shares.items()}
 
 
 def sum_of(values: Any) -> Tensor:
@@ -118,9 +124,8 @@ class _Asked:
     def at_rest(self) -> Iterator[None]:
         """Normalisation and dropout in evaluation; the model itself stays in training, which opens its gates softly."""
         model = self.learner.model
-        kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
         modules: list[Any] = list(model.modules())
-        moved = [module for module in modules if isinstance(module, kinds) and module.training]
+        moved = [module for module in modules if isinstance(module, RESTING) and module.training]
         inside = [module for module in modules if getattr(module, "inplace", False)]
         for module in moved:
             module.training = False

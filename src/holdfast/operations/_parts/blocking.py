@@ -94,15 +94,15 @@ class Blocking(Operation, ABC):
     def _exchange(self, module: nn.Module, path: str, own: list[str]) -> dict[str, Tensor]:
         learner = self._learner
         task = one_task(learner, self.name)
-        found: dict[str, Tensor] = {}
+        instead: dict[str, Tensor] = {}
         if task != learner.task and task in self.copies:
             copies = self.copies[task]
-            found = {key: copies[f"{path}.{key}".lstrip(".")] for key in own}
+            instead = {key: copies[f"{path}.{key}".lstrip(".")] for key in own}
             if module.training:  # a replay forward must not move the statistics that are kept
-                found = {key: found[key].clone() if key in module._buffers else found[key] for key in own}
+                instead = {key: instead[key].clone() if key in module._buffers else instead[key] for key in own}
         if path in self.layers:
-            found.update(self.weights(self.layers[path], learner, task))
-        return found
+            instead.update(self.weights(self.layers[path], learner, task))
+        return instead
 
     def begin(self, experience: Experience, learner: Services) -> None:
         """Fix the rates for the experience."""

@@ -161,20 +161,20 @@ def distribution(criterion: Callable[..., Tensor], targets: Tensor, kind: Kind) 
                 " position: that is one for every class and position. Write fisher='true' or fisher='empirical'."
             )
         return "softmax"
-    found = likelihood(criterion)
+    family = likelihood(criterion)
     if kind == "predicted":
         raise ConfigError(
             "the 'predicted' Fisher diagonal takes the likeliest class, and these targets are no classes."
             " Write fisher='true' or fisher='empirical'."
         )
-    if kind in ("exact", "true") and found not in ("normal", "bernoulli"):
+    if kind in ("exact", "true") and family not in ("normal", "bernoulli"):
         name = getattr(criterion, "__name__", type(criterion).__name__)
         raise ConfigError(
             f"the {kind!r} Fisher diagonal draws targets from the model, and {name} says no distribution of "
             f"{targets.dtype} targets. Write fisher='empirical', or train on mse_loss or"
             " binary_cross_entropy_with_logits."
         )
-    return found
+    return family
 
 
 def _labels(

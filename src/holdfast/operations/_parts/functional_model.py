@@ -145,8 +145,8 @@ class Taps:
         """The values of the step's current rows, with their graph."""
         values = None
         if step.outputs is not None:
-            place = step.outputs.data_ptr()
-            values = next((held for outputs, held in self._forwards if outputs.data_ptr() == place), None)
+            address = step.outputs.data_ptr()
+            values = next((taps for outputs, taps in self._forwards if outputs.data_ptr() == address), None)
         if values is None:
             self._forwards.clear()
             learner(step.inputs, step.task)

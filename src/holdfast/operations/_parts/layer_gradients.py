@@ -50,11 +50,11 @@ def supported_layers(model: nn.Module) -> dict[str, nn.Module] | None:
     owned: set[int] = set()
     for name, module in model.named_modules():
         chunked = _chunked(module)
-        own = dict(module.named_parameters(recurse=chunked))
-        trained = [p for p in own.values() if p.requires_grad]
+        direct = dict(module.named_parameters(recurse=chunked))
+        trained = [p for p in direct.values() if p.requires_grad]
         if not trained or (isinstance(module, nn.ParameterList) and all(id(p) in owned for p in trained)):
             continue
-        if not chunked and not (_plain(module) and own.keys() <= {"weight", "bias"}):
+        if not chunked and not (_plain(module) and direct.keys() <= {"weight", "bias"}):
             return None
         if any(id(p) in owned for p in trained):  # two layers share their weights
             return None
@@ -161,12 +161,12 @@ def _layer(module: nn.Module, a: Tensor, delta: Tensor, magnitude: Magnitude) ->
         return {own: magnitude(value).sum(0) for own, value in _norm(module, a, delta).items()}
     if isinstance(module, nn.Conv2d):
         parts = [magnitude(_convolution(module, x, d)).sum(0) for x, d in zip(a.split(CHUNK), delta.split(CHUNK))]
-        found = {"weight": torch.stack(parts).sum(0), "bias": magnitude(delta.flatten(2).sum(2)).sum(0)}
+        totals = {"weight": torch.stack(parts).sum(0), "bias": magnitude(delta.flatten(2).sum(2)).sum(0)}
     elif a.dim() == 2:
-        found = {"weight": magnitude(delta).T @ magnitude(a), "bias": magnitude(delta).sum(0)}
+        totals = {"weight": magnitude(delta).T @ magnitude(a), "bias": magnitude(delta).sum(0)}
     else:
         a, delta = a.flatten(1, -2), delta.flatten(1, -2)
-        found = {
+        totals = {
             "weight": magnitude(torch.einsum("nto,nti->noi", delta, a)).sum(0),
             "bias": magnitude(delta.sum(1)).sum(0),
         }
@@ -174,11 +174,11 @@ def _layer(module: nn.Module, a: Tensor, delta: Tensor, magnitude: Magnitude) ->
         chunks = {}
         for index, part in enumerate(module.parts()):
             if part.weight.requires_grad:
-                chunks[f"weights.{index}"] = found["weight"][part.start : part.stop]
+                chunks[f"weights.{index}"] = totals["weight"][part.start : part.stop]
             if part.bias is not None and part.bias.requires_grad:
-                chunks[f"biases.{index}"] = found["bias"][part.start : part.stop]
+                chunks[f"biases.{index}"] = totals["bias"][part.start : part.stop]
         return chunks
-    return {own: found[own] for own, p in module.named_parameters(recurse=False) if p.requires_grad}
+    return {own: totals[own] for own, p in module.named_parameters(recurse=False) if p.requires_grad}
 
 
 def _convolution(module: nn.Conv2d, a: Tensor, delta: Tensor) -> Tensor:
@@ -200,8 +200,8 @@ def _norm(module: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor, delta: Tensor) -> 
     shape = (1, -1, *[1] * (a.dim() - 2))
     mean, var = module.running_mean, module.running_var
     scaled = (a - mean.view(shape)) / (var.view(shape) + module.eps).sqrt()  # type: ignore[union-attr]
-    found = {"weight": delta * scaled, "bias": delta}
-    return {own: value.flatten(2).sum(2) if a.dim() > 2 else value for own, value in found.items()}
+    parts = {"weight": delta * scaled, "bias": delta}
+    return {own: value.flatten(2).sum(2) if a.dim() > 2 else value for own, value in parts.items()}
 
 
 # Inner products ------------------------------------------------------------------------------------------

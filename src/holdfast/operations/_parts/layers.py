@@ -87,25 +87,25 @@ def backbone_layers(learner: Services, operation: str) -> list[Layer]:
         )
     head = learner.head
     inside = still if head is None else still | set(head.modules())
-    found = [(name, m) for name, m in model.named_modules() if isinstance(m, WEIGHTED) and m not in inside]
-    if not found:
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, WEIGHTED) and m not in inside]
+    if not layers:
         raise ConfigError(
             f"`{operation}` works on the linear and convolutional layers before the head, and this model has none. "
             "Use a model with hidden layers, for instance `mlp` or `cnn`."
         )
-    if any(module.weight is None for _, module in found):
+    if any(module.weight is None for _, module in layers):
         raise ConfigError(
             f"`{operation}` works on the weights of layers, and those of this model are generated. "
             "Use a model with weights of its own, for instance `mlp` or `cnn`."
         )
     pairs = _chained(model, head)
-    return [Layer(name, m, *_neighbours(m, pairs, found)) for name, m in found]
+    return [Layer(name, m, *_neighbours(m, pairs, layers)) for name, m in layers]
 
 
 def frozen_parts(model: nn.Module) -> set[nn.Module]:
     """Every module within a frozen backbone: what no operation acts on, since it never changes."""
-    found = (module for module in model.modules() if isinstance(module, FrozenBackbone))
-    return {part for module in found for part in module.modules()}
+    frozen = (module for module in model.modules() if isinstance(module, FrozenBackbone))
+    return {part for module in frozen for part in module.modules()}
 
 
 def _chained(model: nn.Module, head: nn.Module | None) -> list[tuple[nn.Module, nn.Module]]:
@@ -239,14 +239,14 @@ class ExchangeHook:
         held: list[tuple[dict[str, Any], str, Any]] = []
         self.held.append(held)  # first: `after` is called even where `find` raises
         for name, tensor in self.find(module).items():
-            place: dict[str, Any] = module._parameters if name in module._parameters else module._buffers  # type: ignore[assignment]
-            held.append((place, name, place[name]))
-            place[name] = tensor
+            table: dict[str, Any] = module._parameters if name in module._parameters else module._buffers  # type: ignore[assignment]
+            held.append((table, name, table[name]))
+            table[name] = tensor
 
     def after(self, *_: Any) -> None:
         """Put everything back, also after an error."""
-        for place, name, value in self.held.pop():
-            place[name] = value
+        for table, name, value in self.held.pop():
+            table[name] = value
 
     def __deepcopy__(self, _: Any) -> ExchangeHook:
         return self

@@ -41,19 +41,19 @@ def directions(points: Tensor, losses: Tensor, count: int) -> Tensor:
     """
     x, y = points - points.mean(0), losses - losses.mean()
     floor = 1e-6 * float(x.norm()) * float(y.norm())
-    found: list[Tensor] = []
+    directions: list[Tensor] = []
     for _ in range(count):
         along = x.T @ y
-        for known in found:  # orthogonal already, but for rounding
-            along = along - known * (known @ along)
+        for earlier in directions:  # orthogonal already, but for rounding
+            along = along - earlier * (earlier @ along)
         length = float(along.norm())
         if not math.isfinite(length) or length <= floor or length == 0:
             break
         along = along / length
         score = x @ along
         x = x - torch.outer(score, score @ x) / (score @ score)
-        found.append(along)
-    return torch.stack(found) if found else points.new_zeros(0, points.shape[1])
+        directions.append(along)
+    return torch.stack(directions) if directions else points.new_zeros(0, points.shape[1])
 
 
 def ball(count: int, dimensions: int, radius: Tensor, generator: torch.Generator) -> Tensor:
@@ -129,11 +129,11 @@ def value(model: LossModel, weights: Tensor, outside: float) -> Tensor:
         outside: lambda.
     """
     moved = weights[: len(model["centre"])] - model["centre"]
-    place = model["basis"] @ moved
-    length = place.square().sum().clamp(min=1e-24).sqrt()
+    inside = model["basis"] @ moved
+    length = inside.square().sum().clamp(min=1e-24).sqrt()
     beyond = (length - model["radius"]).clamp(min=0).square()
-    away = (moved @ moved - place @ place).clamp(min=0) + beyond
-    return network(model, place.unsqueeze(0)).squeeze(0) + outside * away  # type: ignore[no-any-return]
+    away = (moved @ moved - inside @ inside).clamp(min=0) + beyond
+    return network(model, inside.unsqueeze(0)).squeeze(0) + outside * away  # type: ignore[no-any-return]
 
 
 KEPT = 16
@@ -192,8 +192,8 @@ class LossModels(Operation):
     def values(self, learner: Services) -> list[Tensor]:
         """The parameters that models speak of, always in the same order; new ones come last."""
         if self._order[0] is not learner.parameters():
-            known = set(self.names)
-            self.names += [name for name in learner.named_parameters() if name not in known]
+            names = set(self.names)
+            self.names += [name for name in learner.named_parameters() if name not in names]
             named = dict(learner.model.named_parameters())
             self._order = (learner.parameters(), [named[name] for name in self.names])
         return self._order[1]
@@ -266,12 +266,12 @@ class LossModels(Operation):
         losses = points.new_zeros(len(points))
         try:
             with torch.no_grad(), eval_mode(learner.model):
-                for place, point in enumerate(points):
+                for index, point in enumerate(points):
                     self.put(point, learner)
                     for batch in data.batches(order, BATCH):
                         inputs = tree_map(lambda t: t.to(learner.device), batch.inputs)
                         loss = learner.loss_on(inputs, batch.targets.to(learner.device), batch.task)
-                        losses[place] += loss * len(batch.targets)
+                        losses[index] += loss * len(batch.targets)
         finally:
             with torch.no_grad():
                 for parameter, kept in zip(self.values(learner), before):

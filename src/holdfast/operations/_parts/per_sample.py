@@ -106,9 +106,9 @@ class PerSample:
         """
         way = self.choose(inputs, task)
         if way == "closed":
-            found = self._closed(inputs, targets, task, loss, draw)
-            if found is not None:
-                return found
+            sums = self._closed(inputs, targets, task, loss, draw)
+            if sums is not None:
+                return sums
             self._refuse_without_closed_form("a layer is not called once, with a row for each sample")
             way = self.choose(inputs, task, without=("closed",))
         if way == "vmapped":
@@ -132,8 +132,8 @@ class PerSample:
         rows = targets.shape[0]
         if self.choose(inputs, task, without=("closed",)) == "vmapped":
             try:
-                found = FunctionalModel(self.learner, inputs, task).gradients(loss, targets)
-                return torch.cat([_real(value).reshape(rows, -1) for value in found.values()], dim=1)
+                by_name = FunctionalModel(self.learner, inputs, task).gradients(loss, targets)
+                return torch.cat([_real(value).reshape(rows, -1) for value in by_name.values()], dim=1)
             except Exception:  # a criterion that torch.func cannot take
                 self.way = self._slow_way
         assert self.way is not None
@@ -169,20 +169,20 @@ class PerSample:
         index = torch.linspace(0, rows - 1, min(rows, CHECKED)).round().to(torch.int64)
         few = tree_map(lambda leaf: leaf.index_select(0, index.to(leaf.device)), inputs)
         tasks = task[index.to(task.device)] if isinstance(task, Tensor) else task
-        given = few, torch.zeros(len(index), device=self.learner.device), tasks, _probe, _as_they_are
+        arguments = few, torch.zeros(len(index), device=self.learner.device), tasks, _probe, _as_they_are
         try:
             with torch.no_grad():
                 rows_out = self.outputs(few, tasks).shape[0]
-            self._slow_way, truth = "alone", self._one_by_one("alone", *given)
+            self._slow_way, truth = "alone", self._one_by_one("alone", *arguments)
         except Exception:  # whatever a user's model raises where it takes no single sample
-            self._slow_way, truth, rows_out = "within", self._one_by_one("within", *given), len(index)
+            self._slow_way, truth, rows_out = "within", self._one_by_one("within", *arguments), len(index)
         for way, sums in (("closed", self._closed), ("vmapped", self._vmapped)):
             skipped = way in without or rows_out != len(index) or (way == "closed" and self.layers is None)
             try:
-                found = None if skipped else sums(*given)
+                answer = None if skipped else sums(*arguments)
             except Exception:  # torch.func has no class of error for what it cannot do
-                found = None
-            if found is not None and self._same(found, truth):
+                answer = None
+            if answer is not None and self._same(answer, truth):
                 return way  # type: ignore[return-value]
             if way == "closed" and not skipped:
                 self._refuse_without_closed_form("it gives other numbers than one backward a sample")

@@ -43,13 +43,15 @@ def quadratic(learner: Services, importance: dict[str, Tensor], anchor: dict[str
         importance: by parameter name, real, shaped like the parameter.
         anchor: by parameter name, shaped like the parameter.
     """
-    held = [(name, p) for name, p in learner.named_parameters().items() if name in importance]
-    if not held:  # everything that had an importance is frozen by now
+    anchored = [(name, p) for name, p in learner.named_parameters().items() if name in importance]
+    if not anchored:  # everything that had an importance is frozen by now
         return torch.zeros((), device=learner.device)
-    parameters = [_real(p) for _, p in held]
-    weights = [importance[n].unsqueeze(-1).expand(*p.shape, 2) if p.is_complex() else importance[n] for n, p in held]
-    anchors = [_real(anchor[name]) for name, _ in held]
-    return _Quadratic.apply(len(held), *parameters, *weights, *anchors)  # type: ignore[no-untyped-call]
+    parameters = [_real(p) for _, p in anchored]
+    weights = [
+        importance[n].unsqueeze(-1).expand(*p.shape, 2) if p.is_complex() else importance[n] for n, p in anchored
+    ]
+    anchors = [_real(anchor[name]) for name, _ in anchored]
+    return _Quadratic.apply(len(anchored), *parameters, *weights, *anchors)  # type: ignore[no-untyped-call]
 
 
 class Stiffness:
@@ -85,8 +87,8 @@ class Stiffness:
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
         if self._made is None or self._made[0] != rate or self._made[1] is not importance:
             most = 1 / (max(rate, 1e-30) * self.curvature)
-            held = torch._foreach_clamp_max([value.detach() for value in importance.values()], most)
-            self._made = rate, importance, dict(zip(importance, held))
+            bounded = torch._foreach_clamp_max([value.detach() for value in importance.values()], most)
+            self._made = rate, importance, dict(zip(importance, bounded))
         return self._made[2]
 
 

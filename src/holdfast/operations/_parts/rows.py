@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.core.criteria import Sum, by_row, ignored_label, likelihood
+from holdfast.core.criteria import Sum, by_row, ignored_label, likelihood, or_zero
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
@@ -72,6 +72,18 @@ def _fresh(rows: dict[str, Any], fresh: Tensor) -> dict[str, Any]:
         return leaf[keep] if leaf.dim() and len(leaf) == every else leaf
 
     return {name: value if isinstance(value, int) else tree_map(chosen, value) for name, value in rows.items()}
+
+
+def loss_of(learner: Services, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The criterion's mean loss of outputs on remembered samples; 0 where none of their labels counts."""
+    return (or_zero(learner.criterion) if learner.ignores else learner.criterion)(outputs, targets)
+
+
+def with_classes(rows: dict[str, Any], learner: Services) -> dict[str, Any]:
+    """The rows without those whose label counts for nothing, for memories that go by classes."""
+    targets = rows["targets"]
+    keep = targets != ignored_label(learner.criterion)
+    return rows if targets.dim() != 1 or bool(keep.all()) else _fresh(rows, keep)
 
 
 def rows_of_batch(batch: Batch, learner: Services) -> dict[str, Any]:
@@ -164,8 +176,8 @@ def class_dim(criterion: Callable[..., Tensor], outputs: Tensor, targets: Tensor
     if second and last:
         with torch.no_grad():
             losses = [F.cross_entropy(outputs.movedim(dim, 1), targets) for dim in (1, -1)]
-            own = criterion(outputs, targets)
-        return 1 if bool((losses[0] - own).abs() <= (losses[1] - own).abs()) else -1
+            loss = criterion(outputs, targets)
+        return 1 if bool((losses[0] - loss).abs() <= (losses[1] - loss).abs()) else -1
     return 1 if second else -1
 
 

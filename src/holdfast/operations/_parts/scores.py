@@ -116,5 +116,5 @@ class ClosedFormClassifier(Operation):
 
     def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """The scores in place of the outputs."""
-        found = self.scores(vectors(learner, inputs, self.space))
-        return outputs if found is None else as_outputs(*found, outputs)
+        scored = self.scores(vectors(learner, inputs, self.space))
+        return outputs if scored is None else as_outputs(*scored, outputs)

@@ -2,6 +2,7 @@
 
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.arrays import arrays, digits, polynomial, spiral, synthetic, torch_dataset
+from holdfast.streams.datasets.chosen import cifar100_coarse, coarse, fields, sub_dataset
 from holdfast.streams.datasets.folders import image_folder
 from holdfast.streams.datasets.khi import khi
 from holdfast.streams.datasets.npz import npz
@@ -11,9 +12,12 @@ from holdfast.streams.datasets.vision import fashion_mnist, idx, mnist, torchvis
 __all__ = [
     "Dataset",
     "arrays",
+    "cifar100_coarse",
+    "coarse",
     "csv",
     "digits",
     "fashion_mnist",
+    "fields",
     "frame",
     "idx",
     "image_folder",
@@ -23,6 +27,7 @@ __all__ = [
     "parquet",
     "polynomial",
     "spiral",
+    "sub_dataset",
     "synthetic",
     "torch_dataset",
     "torchvision",

@@ -65,12 +65,16 @@ class Encoding:
         target: name of the column to predict.
         decimal: the decimal mark, "." or ",".
         means: filled in for missing values, one for each output; empty where they are refused.
+        shift: subtracted from the outputs, one for each; empty where whoever prepares the inputs does that.
+        scale: divided by then.
     """
 
     features: tuple[Feature, ...]
     target: str
     decimal: str = "."
     means: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -87,6 +91,12 @@ class Encoding:
         parts = [self._columns(raw, feature) for feature in self.features]
         result = np.concatenate(parts, axis=1) if parts else np.empty((len(raw), 0))
         return np.where(np.isnan(result), self.means, result) if self.means else result
+
+    def features_from(self, matrix: np.ndarray) -> Tensor:
+        """What `matrix` gave, shifted and scaled, as float32."""
+        if self.shift:
+            matrix = (matrix - np.array(self.shift)) / np.array(self.scale)
+        return torch.from_numpy(matrix.astype(np.float32))
 
     def _columns(self, raw: Raw, feature: Feature) -> np.ndarray:
         column = raw.values[raw.find(feature.name)]
@@ -128,13 +138,15 @@ class Encoding:
     def describe(self) -> dict[str, Any]:
         """The encoding as JSON values; `from_description` gives it back."""
         features = [{"name": one.name, "kind": one.kind, "words": list(one.words)} for one in self.features]
-        return {"features": features, "target": self.target, "decimal": self.decimal, "means": list(self.means)}
+        found = {"features": features, "target": self.target, "decimal": self.decimal, "means": list(self.means)}
+        return {**found, "shift": list(self.shift), "scale": list(self.scale)} if self.shift else found
 
     @classmethod
     def from_description(cls, values: Mapping[str, Any]) -> Encoding:
         """The encoding that plain values describe."""
         features = tuple(Feature(one["name"], one["kind"], tuple(one["words"])) for one in values["features"])
-        return cls(features, values["target"], values["decimal"], tuple(values["means"]))
+        moved = (tuple(values.get(name) or ()) for name in ("shift", "scale"))
+        return cls(features, values["target"], values["decimal"], tuple(values["means"]), *moved)
 
 
 def feature_of(raw: Raw, number: int, decimal: str, category: bool, rows: np.ndarray) -> Feature:

@@ -34,8 +34,8 @@ def khi(
 ) -> Dataset:
     """Regions of a Kelvin-Helmholtz instability: clouds of particles (momentum and force) and radiation spectra.
 
-    Each region is a group, so that the stream `grouped` has an experience for each. Every number is standardised by the
-    particles, or spectra, of all regions together, which is a choice of units and no knowledge of what comes.
+    Each region is a group, so that the stream `grouped` has an experience for each. Each component of the particles is
+    standardised by all regions together, and so are the spectra as a whole: a choice of units, made beforehand.
 
     Args:
         path: of a .npz file with `NAME_particles` [particles, 6] and `NAME_radiation` [frequencies] for each region.

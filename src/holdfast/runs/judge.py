@@ -1,0 +1,172 @@
+"""Two models asked about the same rows, one before and one after an update; and whether new inputs have shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.engine import Engine
+from holdfast.core.experience import Data, Stream
+from holdfast.core.mmd import MMD
+from holdfast.runs.assemble import Restored
+from holdfast.runs.inputs import outputs
+from holdfast.runs.verdict import Kept, Shift, Verdict, whole
+from holdfast.streams.data import TensorData
+from holdfast.training.observations import Observations
+
+COMPARED = 300
+"""Rows of each side in the test for shift, at most."""
+
+ROWS = 512
+"""Rows of a forward."""
+
+QUARTERS = ("the oldest quarter", "the second quarter", "the third quarter", "the newest quarter")
+"""What was held out of a source, by when it arrived."""
+
+
+def judged(
+    old: Restored,
+    engine: Engine,
+    stream: Stream | None,
+    about: Mapping[str, Any],
+    rows: Mapping[str, Data],
+    earlier: Mapping[int, Data],
+) -> Verdict:
+    """What an update kept, lost and learned: the model before it and the one after it on the same rows.
+
+    Args:
+        old: the model before.
+        engine: of the model after.
+        stream: of the update, its newest experience last, with test data where they are to be had; None of a source.
+        about: `update.json` of the version.
+        rows: the new ones: `train`, and `test`, which were held out.
+        earlier: rows that earlier versions held out.
+    """
+    verdict = Verdict("", since="before the update", new_since="before the update")
+    verdict.notes += about.get("notes") or []
+    names = old.stream.class_names
+    parts = _of_source(old, earlier) if stream is None else _of_stream(stream)
+    if len(parts) <= len(earlier):  # all that is there was held out of updates
+        memory = _of_memory(old)
+        parts = [*memory, *parts]
+        told = "what the memory holds, which was trained on, is asked instead" if memory else "nothing is asked instead"
+        verdict.notes.append(f"no test data of what the run learned are to be had; {told}")
+    by_class: dict[int, list[int]] = {}
+    for name, data, task in parts:
+        verdict.experiences.append(_compared(name, old.engine, engine, data, task, by_class))
+    for label in sorted(by_class):
+        asked, before, now, both = by_class[label]
+        name = names[label] if label < len(names) else str(label)
+        verdict.classes.append(Kept.counted(name, (before, asked), (now, asked), both))
+    verdict.whole = whole(verdict.experiences, "all of them")
+    task = about["of"]["task"]
+    verdict.new = _compared(f"{about['name']} (new)", old.engine, engine, rows["test"], task, {})
+    verdict.shift = shift_of(old, _some(list(rows.values())), _some([data for _, data, _ in parts]))
+    return verdict
+
+
+def _some(parts: Sequence[Data]) -> Tensor | None:
+    """Inputs of some rows of each part, evenly from its beginning to its end."""
+    found = []
+    for data in parts:
+        count = min(len(data), -(-COMPARED // len(parts)))
+        inputs = data.gather(torch.linspace(0, len(data) - 1, count).long()).inputs if count else None
+        if isinstance(inputs, Tensor):
+            found.append(inputs.cpu())
+    return torch.cat(found) if found and len({one.shape[1:] for one in found}) == 1 else None
+
+
+Part = tuple[str, Data, int | None]
+"""A name, rows, and their task."""
+
+
+def _of_stream(stream: Stream) -> list[Part]:
+    """Test data of every experience before the newest, as far as they are to be had."""
+    parts = [(one.name, one.test or one.validation, one.task) for one in stream.experiences[:-1]]
+    names = [name for name, _, _ in parts]
+    labels = [f"{number}: {name}" if names.count(name) > 1 else name for number, name in enumerate(names)]
+    return [(label, data, task) for label, (_, data, task) in zip(labels, parts) if data is not None and len(data)]
+
+
+def _of_source(old: Restored, earlier: Mapping[int, Data]) -> list[Part]:
+    """What was held out of a source by quarters, and of updates since."""
+    observations = old.trainer.session.observations
+    found: list[Part] = []
+    for name, data in zip(QUARTERS, observations.parts() if isinstance(observations, Observations) else []):
+        found += [(name, data, None)] if len(data) else []
+    return [*found, *((f"update {number}", data, None) for number, data in earlier.items())]
+
+
+def _of_memory(old: Restored) -> list[Part]:
+    memory = old.engine.learner.memory
+    if memory is None or not len(memory):
+        return []
+    rows = memory.all()
+    if not isinstance(rows.get("inputs"), Tensor) or rows["inputs"].shape[1:] != torch.Size(old.stream.input_shape):
+        return []
+    return [
+        ("what the memory holds", TensorData(rows["inputs"].cpu(), rows["targets"].cpu(), task=rows.get("task")), None)
+    ]
+
+
+def _compared(name: str, old: Engine, new: Engine, data: Data, task: int | None, classes: dict[int, list[int]]) -> Kept:
+    """Two models on the same rows; adds rows, right before, right now and right twice of each class to `classes`."""
+    targets: list[Tensor] = []
+    answers: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for batch in data.batches(torch.arange(len(data)), ROWS):
+        targets.append(batch.targets.cpu())
+        for engine, found in zip((old, new), answers):
+            each: Any = task if batch.task is None else batch.task
+            found.append(outputs(engine, batch.inputs, each))
+    wanted = torch.cat(targets)
+    if wanted.is_floating_point():
+        wide = wanted.flatten(1).double()
+        errors = [float((torch.cat(one).flatten(1).double() - wide).abs().mean()) for one in answers]
+        return Kept.of_errors(name, len(wanted), *errors)
+    before, now = (torch.cat([part.argmax(1) for part in one]) == wanted for one in answers)
+    for label in wanted.unique().tolist():
+        here = wanted == label
+        counts = (here, before & here, now & here, before & now & here)
+        kept = classes.setdefault(label, [0, 0, 0, 0])
+        classes[label] = [count + int(one.sum()) for count, one in zip(kept, counts)]
+    rows, both = len(wanted), int((before & now).sum())
+    return Kept.counted(name, (int(before.sum()), rows), (int(now.sum()), rows), both)
+
+
+def answered(restored: Restored, inputs: Tensor, task: int | None) -> Tensor:
+    """Outputs for raw inputs, `[rows, outputs]` on the CPU."""
+    size = restored.eval_batch_size
+    return torch.cat([outputs(restored.engine, part, task) for part in inputs.split(size)])
+
+
+def shift_of(restored: Restored, inputs: Tensor | None, old: Tensor | None = None) -> Shift | None:
+    """Whether new inputs come from the distribution of old ones; None where there are none to compare.
+
+    Args:
+        restored: the model, whose preparation of the inputs is used, and whose memory holds old ones.
+        inputs: raw, `[rows, ...]`.
+        old: raw ones; None for those of the memory.
+    """
+    against = "old test data"
+    memory = restored.engine.learner.memory
+    if old is None and memory is not None and len(memory):
+        old, against = memory.all().get("inputs"), "what the memory holds"
+    if (
+        not isinstance(old, Tensor)
+        or inputs is None
+        or old.shape[1:] != inputs.shape[1:]
+        or min(map(len, (old, inputs))) < 2
+    ):
+        return None
+    prepare = restored.engine.learner.prepare
+    sides = []
+    for number, rows in enumerate((old, inputs)):
+        generator = torch.Generator().manual_seed(number)
+        rows = rows[torch.randperm(len(rows), generator=generator)[:COMPARED]].cpu()
+        sides.append((rows if prepare is None else prepare(rows, False, None)).flatten(1).float())
+    test = MMD().fit(sides[0])
+    score = test.score(sides[1])
+    return Shift(score, test.p_value, against, test.drifted)

@@ -1,0 +1,189 @@
+"""A text file as a source: its lines in their order, also while they are still being written."""
+
+from __future__ import annotations
+
+import csv as reader_of_csv
+import functools
+import gzip
+import io
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import DataError
+from holdfast.core.ranges import Count, Positive
+from holdfast.core.tree import Tree
+from holdfast.sources.pieces import SLICE, Mark
+from holdfast.sources.tables import BLOCK, Kind, Table
+from holdfast.streams.datasets.columns import Raw
+
+
+class Csv(Table):
+    """A text file, row by row in its order, a block at a time: plain or gzipped, however long.
+
+    What the columns are is read off the first rows. A row that does not fit them later on is an error with its line.
+    With `follow` the file may still be written: the source waits for further lines, up to `timeout` seconds, and ends
+    then.
+
+    Args:
+        path: of the file.
+        target: name or position of the column to predict; -1 is the last.
+        features: names of the columns to use; None takes all others.
+        drop: names of columns to leave out.
+        classes: the labels in order of their index, or how many there are if they are 0, 1, 2, ...; None reads the
+            column once beforehand.
+        kind: `classification`, or `regression` where the target is a number.
+        standardise: whether features are standardised, by mean and standard deviation of the first rows.
+        first: rows from which the features are made out.
+        delimiter: between values; `auto` finds it out.
+        follow: whether lines may still come.
+        timeout: seconds without a further line after which a followed file is taken to be complete.
+        batch_size: rows of a batch.
+        drifts: how many rows come before each known change of the data.
+
+    Raises:
+        DataError: no such file, a row that does not fit, a label that is not among the classes.
+        ConfigError: for an unknown column.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        target: str | int = -1,
+        features: list[str] | None = None,
+        drop: list[str] | None = None,
+        classes: int | list[str] | None = None,
+        kind: Kind = "classification",
+        standardise: bool = True,
+        first: Count = 1000,
+        delimiter: str = "auto",
+        follow: bool = False,
+        timeout: Positive = 60.0,
+        batch_size: Count = 32,
+        drifts: list[int] | None = None,
+    ) -> None:
+        self.delimiter = delimiter
+        self.live = follow
+        self.timeout = timeout
+        self._halted = threading.Event()
+        self._following = False
+        super().__init__(path, target, features, drop, classes, kind, standardise, first, batch_size, drifts or ())
+        self._following = follow
+
+    def tables(self, mark: Mark) -> Iterator[tuple[Mark, Raw]]:
+        """Blocks of lines."""
+        for at, lines, names, delimiter in self._blocks(mark):
+            yield at, self._raw(lines, names, delimiter, at["line"])
+
+    def pieces(self, mark: Mark) -> Iterator[tuple[Mark, Tree, Tensor]]:
+        """Blocks of rows as features and targets; those of numbers alone are read by numpy, several times as fast."""
+        for at, lines, names, delimiter in self._blocks(mark):
+            made = self._quickly(lines, names, delimiter)
+            if made is None:
+                raw = self._raw(lines, names, delimiter, at["line"])
+                if not len(raw):
+                    continue
+                made = self.read(raw)
+            yield at, *made
+
+    def _blocks(self, mark: Mark) -> Iterator[tuple[dict[str, int], list[bytes], list[str], str]]:
+        opened = gzip.open if self.path.suffix == ".gz" else open
+        try:
+            with opened(self.path, "rb") as file:
+                header = file.readline()
+                delimiter = self.delimiter
+                if delimiter == "auto":
+                    delimiter = max((";", "\t", "|", ","), key=header.decode("utf-8-sig", "replace").count)
+                names = [name.strip() for name in header.decode("utf-8-sig", "replace").strip().split(delimiter)]
+                names = [name.strip('"') for name in names]
+                line = 1
+                if mark is not None:
+                    file.seek(mark["byte"])
+                    line = mark["line"]
+                for at, lines in self._lines(file, line):
+                    yield at, lines, names, delimiter
+        except (OSError, EOFError) as error:
+            raise DataError(
+                f"{self.path} cannot be read as a table: {error}. Give a text file, plain or gzipped."
+            ) from error
+
+    def _lines(self, file: Any, line: int) -> Iterator[tuple[dict[str, int], list[bytes]]]:
+        size = max(BLOCK // self.batch_size, 1) * self.batch_size
+        until = time.monotonic() + self.timeout
+        while True:
+            at = {"byte": file.tell(), "line": line}
+            lines: list[bytes] = []
+            while len(lines) < size:
+                text = file.readline()
+                if not text or (self._following and not text.endswith(b"\n")):
+                    file.seek(-len(text), io.SEEK_CUR) if text else None
+                    break
+                lines.append(text)
+            if lines:
+                yield at, lines
+                line += len(lines)
+                until = time.monotonic() + self.timeout
+            elif not self._following or self._halted.is_set() or time.monotonic() > until:
+                return
+            else:
+                self._halted.wait(SLICE)
+
+    def _quickly(self, lines: list[bytes], names: list[str], delimiter: str) -> tuple[Tensor, Tensor] | None:
+        """Features and targets of a block of finite numbers; None where some of it is anything else."""
+        encoding, codes = self.encoding, self._codes
+        plain = (
+            encoding.decimal == "." and not encoding.means and all(one.kind == "number" for one in encoding.features)
+        )
+        between = delimiter.encode()
+        if not plain or codes is None or any(line.count(between) != len(names) - 1 for line in lines):
+            return None
+        columns = [names.index(name) for name in (*(one.name for one in encoding.features), encoding.target)]
+        try:
+            matrix = np.loadtxt(lines, delimiter=delimiter, usecols=columns, comments=None, ndmin=2, encoding="latin1")
+        except ValueError:
+            return None
+        found, last = encoding.features_from(matrix[:, :-1]), matrix[:, -1]
+        if len(matrix) != len(lines) or not np.isfinite(matrix).all():
+            return None
+        if self.labels is None:
+            return found, torch.from_numpy(last.astype(np.float32)).unsqueeze(1)
+        known = (last == np.round(last)) & (last >= 0) & (last < len(codes))
+        if not known.all() or (targets := codes[last.astype(np.int64)]).min() < 0:
+            return None
+        return found, torch.from_numpy(targets)
+
+    @functools.cached_property
+    def _codes(self) -> np.ndarray | None:
+        """The class of each label that is a small whole number, -1 for others; None where labels are anything else."""
+        labels = self.labels or {}
+        if not all(word.isascii() and word.isdigit() and str(int(word)) == word and len(word) < 6 for word in labels):
+            return None
+        codes = np.full(1 + max(map(int, labels), default=0), -1)
+        for word, number in labels.items():
+            codes[int(word)] = number
+        return codes
+
+    def _raw(self, lines: list[bytes], names: list[str], delimiter: str, line: int) -> Raw:
+        text = [one.decode("utf-8", "replace") for one in lines]
+        rows, where = [], []
+        for number, row in enumerate(reader_of_csv.reader(text, delimiter=delimiter), start=line + 1):
+            if not row or (len(row) == 1 and not row[0].strip()):
+                continue
+            if len(row) != len(names):
+                raise DataError(
+                    f"{self.path}, line {number}: {len(row)} values for {len(names)} columns. Mend the line."
+                )
+            rows.append(row)
+            where.append(number)
+        columns = zip(*rows) if rows else [[] for _ in names]
+        values = [np.array(column, dtype=object) for column in columns]
+        return Raw(names, values, str(self.path), where, decimal_commas=delimiter != ",")
+
+    def halt(self) -> None:
+        """Stop waiting for further lines."""
+        self._halted.set()
