@@ -70,7 +70,7 @@ class Bar(NoProgress):
         terminal: where to draw, whether it is a terminal or not; default: standard error, if that is one.
     """
 
-    interval = 0.2
+    interval = 0.5  # seconds; to draw takes two milliseconds
 
     def __init__(self, title: str = "training", terminal: TextIO | None = None) -> None:
         from rich.console import Console
