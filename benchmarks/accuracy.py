@@ -246,7 +246,7 @@ TITLES = {
     "split_mnist_architecture": "Split MNIST, task-incremental: a part of the network for each task",
 }
 NOTES: dict[str, str] = {
-    "permuted_mnist_online": "Each seed draws its own permutations; the model is evaluated after the last experience only.",
+    "permuted_mnist_online": "Each seed draws its own permutations; the model is evaluated at the end only.",
 }
 """What must be known of a table besides."""
 
