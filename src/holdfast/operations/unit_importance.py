@@ -15,7 +15,7 @@ from holdfast.core.operation import require
 from holdfast.core.ranges import NonNegative, Positive, Range, Strength
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.operations._parts.attributions import ATTRIBUTIONS, attribute
+from holdfast.operations._parts.attributions import ATTRIBUTIONS, Attribution, attribute
 from holdfast.operations.unit_attention import Join, UnitAttention
 from holdfast.operations.unit_replacement import Watch, weights_of
 
@@ -33,16 +33,7 @@ Importance = Literal[
     "output_activation_fisher",
     "adaptation",
     "adaptive_contribution",
-    "gradient_activation",
-    "gradcam",
-    "internal_influence",
-    "conductance",
-    "integrated_gradients",
-    "gradient_shap",
-    "deeplift",
-    "deeplift_shap",
-    "lrp",
-    "feature_ablation",
+    Attribution,
 ]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 INPUTS_ONLY = ("input_gradient", "input_weight", "input_fisher", "adaptation", *ATTRIBUTIONS)

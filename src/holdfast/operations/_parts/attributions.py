@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from holdfast.core.step import Step
 from holdfast.core.tree import Tree, tree_map, tree_rows
 from holdfast.operations._parts.layers import Layer
 
-ATTRIBUTIONS = (
+Attribution = Literal[
     "gradient_activation",
     "gradcam",
     "internal_influence",
@@ -26,7 +26,8 @@ ATTRIBUTIONS = (
     "deeplift_shap",
     "lrp",
     "feature_ablation",
-)
+]
+ATTRIBUTIONS: tuple[str, ...] = get_args(Attribution)
 """The names that `attribute` knows."""
 
 UNITWISE = (
