@@ -91,6 +91,7 @@ class WeightsAndBiases:
             tags=about["tags"],
             mode="offline" if spec["offline"] else "online",
         )
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Keep `values`; the step is a value of its own, since steps of training and evaluation differ."""
@@ -129,6 +130,8 @@ class MLflow:
             if not database:
                 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer MLflows refuse files otherwise
             mlflow.set_tracking_uri(address if database else (folder / "mlruns").resolve().as_uri())
+            if mlflow.get_experiment_by_name(spec["project"]) is None:  # else its pictures go to the working directory
+                mlflow.create_experiment(spec["project"], (folder / "artifacts").resolve().as_uri())
         mlflow.set_experiment(spec["project"])
         mlflow.start_run(run_name=about["name"], tags=dict.fromkeys(about["tags"], "true"))
         values = [(key, str(value)[:500]) for key, value in flat(about["config"]).items()]

@@ -22,6 +22,7 @@ from holdfast.core.errors import ConfigError, Interrupted, unknown
 from holdfast.metrics.log import read_json, write_json
 from holdfast.runs.assemble import job_key, shared
 from holdfast.runs.folder import locked, numbered, read_info
+from holdfast.runs.loggers import specified
 from holdfast.runs.pool import Job, Pool, RayPool
 from holdfast.runs.recording import naming
 from holdfast.runs.result import ENDED
@@ -71,6 +72,7 @@ def sweep(
 
     Raises:
         ConfigError: for a wrong configuration, or a folder of something else.
+        ImportError: where a logger's library is not installed; before the folder is made.
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(unknown("launcher", launcher, LAUNCHERS))
@@ -81,6 +83,8 @@ def sweep(
             "-m starts processes of its own, and this one was started as one of several (LOCAL_RANK or SLURM_NTASKS is"
             " set). Start it alone, or one run at a time."
         )
+    for _, config in todo:
+        specified(config["loggers"])
     search = compose(path, expand(changes)[0], folders, dialects).search
     folder = out if out is not None else _folder(todo)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SWEEP).is_file()):
