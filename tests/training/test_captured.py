@@ -264,9 +264,15 @@ def test_the_gradient_of_a_large_weight_is_added_where_it_is_computed(stacked: b
     torch.testing.assert_close(again[0], inputs[0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_gradient_is_not_added_later_where_what_it_is_made_of_has_changed() -> None:
-    """A factor that is written between the product and the update."""
-    module, inputs = updating((200, 400), lambda graph, a, b: graph.call_function(aten.mul_.Tensor, (b, 2.0)))
+def doubled(graph: torch.fx.Graph, a: torch.fx.Node, b: torch.fx.Node) -> Any:
+    return graph.call_function(aten.mul_.Tensor, (b, 2.0))
+
+
+@pytest.mark.parametrize(("between", "rate"), [(doubled, ()), (lambda *_: None, (200, 400))])
+def test_a_gradient_is_not_added_elsewhere_where_that_would_be_another_sum(between: Any, rate: tuple[int, ...]) -> None:
+    """A factor that is written between the product and the update, and a rate for every number of the weight."""
+    module, inputs = updating((200, 400), between)
+    inputs[3] = torch.rand(rate)
     again = [one.clone() for one in inputs]
     module(*inputs)
     inductor.in_place(module, again)

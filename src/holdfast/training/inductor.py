@@ -28,6 +28,7 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     from torch._inductor.compile_fx import compile_fx
 
     in_place(module, inputs)
+    # The storage's address says which inputs share memory: a program of others that share in another way is not theirs.
     alone = not any(node.op == "get_attr" for node in module.graph.nodes)
     aliased = [
         next(i for i, other in enumerate(inputs) if other.untyped_storage()._cdata == t.untyped_storage()._cdata)
@@ -37,6 +38,7 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     key = (module.code, forms, tuple(aliased))
     if alone and key in _compiled:
         return _compiled[key]
+    # Inductor's own random numbers are others than eager ones: with the fallback, masks of dropout stay those of torch.
     with torch.no_grad(), config.patch(fallback_random=True):
         call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
     if len(_compiled) >= MOST:
@@ -56,9 +58,14 @@ def in_place(module: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
     """
     graph = module.graph
     graph.eliminate_dead_code()
-    places = {node: place for place, node in enumerate(graph.nodes)}
-    written = [(place, _root(arg)) for node, place in places.items() for arg in _written(node)]
     sizes = dict(zip((node for node in graph.nodes if node.op == "placeholder"), inputs))
+
+    def memory(value: Any) -> Any:
+        root = _root(value)
+        return sizes[root].untyped_storage()._cdata if root in sizes else root
+
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    written = [(place, memory(one)) for node, place in places.items() for one in _written(node)]
     for node in list(graph.nodes):
         if node.target is not aten.addcmul_.default or node.kwargs or len(node.args) != 3:
             continue
@@ -68,10 +75,10 @@ def in_place(module: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
         size = sizes.get(weight)
         if product.target not in PRODUCTS or len(product.users) > 1 or size is None or size.numel() < LARGE:
             continue
-        if size.dim() != PRODUCTS[product.target]:
+        if size.dim() != PRODUCTS[product.target] or not _is_rate(rate, sizes, size.shape[:-2]):
             continue
-        factors = {_root(factor) for factor in product.args}
-        if any(places[product] < place < places[node] and root in factors for place, root in written):
+        factors = {memory(factor) for factor in product.args}
+        if any(places[product] < place < places[node] and one in factors for place, one in written):
             continue
         with graph.inserting_before(node):
             scaled = graph.call_function(aten.mul.Tensor, (product.args[0], rate))
@@ -79,6 +86,15 @@ def in_place(module: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
         graph.erase_node(node)
     graph.eliminate_dead_code()
     module.recompile()
+
+
+def _is_rate(node: Any, sizes: dict[torch.fx.Node, Tensor], runs: torch.Size) -> bool:
+    """Whether a value is one number for each matrix."""
+    if node in sizes:
+        shape = tuple(sizes[node].shape)
+    else:
+        shape = tuple(node.args[1]) if getattr(node, "target", None) is aten.view.default else (0,)
+    return shape in ((), (*runs, 1, 1))
 
 
 PRODUCTS = {aten.mm.default: 2, aten.bmm.default: 3}
