@@ -24,7 +24,7 @@ from holdfast.runs.run import resume, run
 from holdfast.runs.sweep import sweep
 from holdfast.testing import toys
 from holdfast.testing.capture import APART, gap
-from holdfast.training import Trainer, fit_stacked
+from holdfast.training import Trainer, fit_stacked, inductor
 from holdfast.training.stacked import Member, Stack
 
 Run = tuple[Trainer, nn.Module, Stream]
@@ -194,6 +194,24 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def close(one: Path, other: Path) -> bool:
     a, b = weights(one), weights(other)
     return a.keys() == b.keys() and all(gap(value, b[key]) <= APART for key, value in a.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("er", {"name": "SGD"}), ("ewc", {"name": "SGD", "momentum": 0.9}), ("finetune", {})]
+)
+def test_a_compiled_stack_gives_the_weights_of_compiled_runs_alone(
+    name: str, optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "LARGE", 64)  # plain SGD adds gradients where they are computed
+    settings: dict[str, Any] = {"optimizer": optimizer or {"name": "AdamW", "fused": True}, "epochs": 4}
+    alone, together = (runs(METHODS[name], capture="compile", **settings) for _ in range(2))
+    for trainer, net, stream in alone:
+        trainer.fit(net, stream)
+    fit_stacked(*zip(*together))
+    assert [far(net, twin) for (_, net, _), (_, twin, _) in zip(alone, together)] == [{}, {}]
+    assert stacked(captures(together[0][0])) > 10
+    assert sum(event["captured"] for event in captures(alone[0][0])) > 10
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from holdfast.sources import HoldOut, Queued, Window
 
 TRAINER = (
     *("iterations", "batch_size", "clip_norm", "clip_by", "accumulate", "precision", "max_seconds", "deterministic"),
-    *("detect_anomaly", "log_every", "on_divergence"),
+    *("detect_anomaly", "log_every", "on_divergence", "capture"),
 )
 """Keys of `trainer` that mean something for a source."""
 
