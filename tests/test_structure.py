@@ -197,7 +197,6 @@ FOREIGN = {
     r"_schema": "which arguments a call of torch writes to, that a recorded step must know",
     r"_cdata": "tells whether two tensors share their memory, whatever their addresses",
     r"_getframe": "the user's line that a step cannot be recorded for",
-    r"_dynamo": "where torch says how often it may compile again",
 }
 """Private names of other libraries that are read on purpose, and why."""
 

@@ -70,7 +70,7 @@ def in_place(module: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
         if node.target is not aten.addcmul_.default or node.kwargs or len(node.args) != 3:
             continue
         weight, product, rate = node.args
-        while product.target in (aten.view.default, aten._unsafe_view.default) and len(product.users) == 1:
+        while _name(product) in VIEWS and len(product.users) == 1:
             product = product.args[0]
         size = sizes.get(weight)
         if product.target not in PRODUCTS or len(product.users) > 1 or size is None or size.numel() < LARGE:
@@ -101,12 +101,20 @@ PRODUCTS = {aten.mm.default: 2, aten.bmm.default: 3}
 """Products of matrices, and the dimensions of their results."""
 
 
+VIEWS = ("aten::view", "aten::_unsafe_view")
+"""Calls that give a value another shape; the schema of the second does not say that it is the same memory."""
+
+
+def _name(node: Any) -> str:
+    return str(getattr(getattr(node.target, "_schema", None), "name", ""))
+
+
 def _root(node: Any) -> Any:
     """The node that made the memory in which a value lies."""
     while isinstance(node, torch.fx.Node) and node.op == "call_function":
         returns = getattr(getattr(node.target, "_schema", None), "returns", ())
         alias = any(one.alias_info is not None for one in returns)
-        if not (alias or node.target in (aten._unsafe_view.default, operator.getitem)):
+        if not (alias or _name(node) in VIEWS or node.target is operator.getitem):
             break
         node = node.args[0]
     return node
