@@ -170,8 +170,8 @@ def _peeked(source: Source) -> Batch:
     if not source.seekable:
         name = type(innermost(source)).__name__
         raise ConfigError(
-            f"source: {name} cannot go back, and its first batch would be lost to a look. Write `input_shape` and `classes`"
-            " in it, or a `seek`."
+            f"source: {name} cannot go back, and its first batch would be lost to a look. Write `input_shape` and"
+            " `classes` in it, or a `seek`."
         )
     begin = source.position()
     batch = next(source.batches(), None)
