@@ -171,7 +171,8 @@ def _taking_tensors(node: Node, live: Live, program: Program, tensor_of: Callabl
         return _added_quotient(node, target, numerator, denominator, tensor_of(live, like(target)), program)
     if node.func is aten._foreach_addcdiv_.Scalar:
         quotients = [
-            _added_quotient(node, *three, tensor_of(live, like(three[0])), program) for three in zip(*node.args[:3])
+            _added_quotient(node, target, above, below, tensor_of(live, like(target)), program)
+            for target, above, below in zip(*node.args[:3])
         ]
         return [part for parts in quotients for part in parts]
     if node.func is aten._foreach_add_.List:
