@@ -31,7 +31,7 @@ Made = tuple[Trainer, nn.Module]
 
 
 def trained(capture: str, make: Callable[[], Method] = lambda: er(capacity=20, size=4), **settings: Any) -> Made:
-    stream = toys.stream(settings.pop("paradigm", "class"), samples=13)
+    stream = toys.stream(settings.pop("paradigm", "class"), samples=13, **settings.pop("of", {}))
     net = settings.pop("net", None) or toys.model(stream, "growing", **settings.pop("model", {}))
     return toys.train(make(), net, stream, **{"epochs": 2, "log_every": 4, "capture": capture, **settings}), net
 
@@ -492,20 +492,24 @@ def test_what_a_step_as_written_changes_is_recorded_anew() -> None:
     assert any("share changes from 1.0 to 0.5" in one for one in events[0]["reasons"])
 
 
+ONE = {"experiences": 1, "classes": 3}
+"""A stream of one experience: what a recording says of a step, it says in the first."""
+
+
 def with_memory(kind: type[Operation]) -> Callable[[], Method]:
     return lambda: Method(Replay(size=4), kind(), Remember(capacity=20))
 
 
 @pytest.mark.parametrize(("kind", "reason"), REFUSED.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_what_cannot_be_run_again_is_refused_with_its_line(kind: type[Operation], reason: str) -> None:
-    events = both(with_memory(kind), epochs=4)
+    events = both(with_memory(kind), epochs=3, of=ONE)
     assert captured_steps(events) == 0
     assert any(reason in one for event in events for one in event["reasons"]), events[0]["reasons"]
 
 
 @pytest.mark.parametrize("kind", CAPTURED)
 def test_what_can_be_run_again_is_captured_rightly(kind: type[Operation]) -> None:
-    assert captured_steps(both(with_memory(kind), epochs=4)) > 10
+    assert captured_steps(both(with_memory(kind), epochs=3, of=ONE)) > 10
 
 
 def test_a_step_that_is_recorded_again_makes_each_decision_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,9 @@ METHODS: dict[str, Callable[[int], Method]] = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("finetune", "er") else ()) for name in METHODS]
+)
 def test_runs_that_differ_in_seeds_and_numbers_end_as_if_each_had_run_alone(name: str) -> None:
     assert stacked(both(METHODS[name])) > 10
 
@@ -104,7 +106,10 @@ def step_wise(optimizer: torch.optim.Optimizer) -> Any:
     [
         {"scheduler": step_wise, "scheduler_every": "step", "clip_norm": 0.5},
         {"optimizer": {"name": "AdamW", "fused": True, "weight_decay": 0.1}},
-        {"optimizer": {"name": "SGD", "momentum": 0.9, "weight_decay": 0.01, "nesterov": True, "fused": True}},
+        pytest.param(
+            {"optimizer": {"name": "SGD", "momentum": 0.9, "weight_decay": 0.01, "nesterov": True, "fused": True}},
+            marks=pytest.mark.slow,
+        ),
         {"samples": (13, 9, 13), "count": 3, "evaluate": "test"},
     ],
     ids=["scheduler", "adam", "fused", "lengths"],
