@@ -7,15 +7,16 @@ candidate once, in turn; the figure is the median over rounds of the ratio withi
 speed drifts does not matter. The hand-written loop counts right predictions at every step, as `StreamTrainer.accuracy`
 does; ours records loss and accuracy every 50 steps as well.
 
-Also, against a hand-written counterpart: `ContinualClassifier` one sample at a time; the CSV source beside a bare
-read of the same file (above 1 it is slower); how busy a reservoir keeps the trainer with a producer half as fast, on
-the wall's clock; and with `--items N` the memory of the process over so many rows.
+Also, against a hand-written counterpart: `ContinualClassifier` one sample at a time; the sources of files (CSV, Parquet,
+openPMD over HDF5 and BP) beside a bare read of the same file (above 1 it is slower); how busy a reservoir keeps the
+trainer with a producer half as fast; and with `--items N` the memory of the process over so many rows of a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import itertools
 import json
 import random
@@ -31,10 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast import ContinualClassifier, StreamTrainer
-from holdfast.core.source import Arrays, Iterated
+from holdfast.core.source import Arrays, Iterated, Source
 from holdfast.methods import er, finetune
 from holdfast.models import mlp
-from holdfast.sources import Csv, Queued
+from holdfast.sources import Csv, OpenPMD, Parquet, Queued
 
 LR, CAPACITY = 0.01, 500
 
@@ -170,25 +171,118 @@ def write_table(path: Path, rows: int) -> None:
         file.writelines(",".join(f"{value:.6f}" for value in row) + f",{int(row[0] > 0)}\n" for row in values)
 
 
-def bare_read(path: Path, batch: int) -> int:
+def bare_csv(path: Path, batch: int) -> int:
     """Python's csv reader and NumPy, a block at a time, as tensors in batches."""
     import numpy as np
 
-    found = 0
+    count = 0
     with path.open(newline="") as file:
         lines = csv.reader(file)
         next(lines)
         while block := list(itertools.islice(lines, 1024)):
             values = np.array(block, dtype=np.float64)
             x, y = torch.from_numpy(values[:, :-1].astype("f4")), torch.from_numpy(values[:, -1].astype("i8"))
-            for start in range(0, len(y), batch):
-                found += len(x[start : start + batch]) + 0 * len(y[start : start + batch])
+            count += sum(len(b) for _, b in zip(x.split(batch), y.split(batch)))
+    return count
+
+
+def bare_parquet(path: Path, batch: int) -> int:
+    """Pyarrow's batches of rows, of the size that it chooses, and NumPy, as tensors in batches."""
+    import numpy as np
+    import pyarrow.parquet as reader
+
+    count = 0
+    with reader.ParquetFile(path) as file:
+        for block in file.iter_batches():
+            *columns, last = (column.to_numpy() for column in block.columns)
+            x, y = torch.from_numpy(np.stack(columns, axis=1).astype("f4")), torch.from_numpy(last.astype("i8"))
+            count += sum(len(b) for _, b in zip(x.split(batch), y.split(batch)))
+    return count
+
+
+def write_particles(path: Path, rows: int) -> None:
+    """Ten iterations of electrons, each with three coordinates and three momenta."""
+    import numpy as np
+    import openpmd_api as io
+
+    told = {} if path.suffix == ".h5" else {"iteration_encoding": "variable_based"}
+    series = io.Series(str(path), io.Access.create_linear, json.dumps(told))
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        iteration = series.snapshots()[number]
+        for record, axis in itertools.product(("position", "momentum"), "xyz"):
+            values = generator.normal(size=rows // 10).astype(np.float32)
+            component = iteration.particles["e"][record][axis]
+            component.reset_dataset(io.Dataset(values.dtype, values.shape))
+            component.store_chunk(values)
+            series.flush()
+        iteration.close()
+    series.close()
+
+
+def bare_openpmd(path: Path, batch: int) -> int:
+    """openPMD-api in a loop: ask for six components of an iteration, one flush, tensors in batches."""
+    import numpy as np
+    import openpmd_api as io
+
+    count = 0
+    series = io.Series(str(path), io.Access.read_linear, json.dumps({"defer_iteration_parsing": True}))
+    for iteration in series.read_iterations():
+        electrons = iteration.particles["e"]
+        chunks = [[electrons[record][axis].load_chunk() for axis in "xyz"] for record in ("position", "momentum")]
+        iteration.close()
+        x, y = (torch.from_numpy(np.stack(components, axis=1)) for components in chunks)
+        count += sum(len(b) for _, b in zip(x.split(batch), y.split(batch)))
+    series.close()
+    return count
+
+
+def our_read(source: Source) -> int:
+    """What a source gives."""
+    with source:
+        return sum(len(one.targets) for one in source.batches())
+
+
+def readers(rows: int, batch: int, rounds: int) -> list[dict[str, object]]:
+    """Each source of files beside the bare read of the same file, as it is and standardised, which that is not.
+
+    Binary files get ten times the rows of the text, which takes more than ten times as long to read.
+    """
+    found = []
+    records = (["particles/e/position"], ["particles/e/momentum"])
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "table.csv"
+        write_table(table, rows)
+        pairs: dict[str, tuple[Path, Callable[[Path, int], int], Callable[[str, bool], Source]]] = {
+            "CSV": (table, bare_csv, lambda path, scaled: Csv(path, classes=2, standardise=scaled, batch_size=batch))
+        }
+        if importlib.util.find_spec("pyarrow"):
+            import pyarrow
+            import pyarrow.csv
+            import pyarrow.parquet
+
+            columns = table.with_suffix(".parquet")
+            pyarrow.parquet.write_table(pyarrow.concat_tables([pyarrow.csv.read_csv(table)] * 10), columns)
+            parquet = lambda path, scaled: Parquet(path, classes=2, standardise=scaled, batch_size=batch)  # noqa: E731
+            pairs["Parquet"] = (columns, bare_parquet, parquet)
+        for name, ending in (("HDF5", ".h5"), ("BP", ".bp")) if importlib.util.find_spec("openpmd_api") else ():
+            series = Path(folder) / f"electrons{ending}"
+            write_particles(series, 10 * rows)
+            openpmd = lambda path, scaled: OpenPMD(path, *records, standardise=scaled, batch_size=batch)  # noqa: E731
+            pairs[f"openPMD {name}"] = (series, bare_openpmd, openpmd)
+        for name, (path, bare, source) in pairs.items():
+            assert bare(path, batch) == our_read(source(str(path), False))
+            pair: dict[str, Callable[[], object]] = {
+                "bare": lambda p=path, b=bare: b(p, batch),  # type: ignore[misc]
+                "source": lambda p=path, s=source: our_read(s(str(p), False)),  # type: ignore[misc]
+                "standardised": lambda p=path, s=source: our_read(s(str(p), True)),  # type: ignore[misc]
+            }
+            count = (1 if name == "CSV" else 10) * rows // batch
+            row = report(f"reading {name}, batch {batch}", interleave(pair, rounds), count)
+            row["speed"] = round(1 / row["source"]["ratio"], 4)  # type: ignore[index]
+            print(f"{'':34s} {row['speed']:.2f} of the bare read's speed", flush=True)
+            found.append(row)
     return found
-
-
-def our_read(path: Path, batch: int) -> int:
-    """The CSV source, standardised."""
-    return sum(len(one.targets) for one in Csv(str(path), classes=2, batch_size=batch).batches())
 
 
 # Waiting, and memory -------------------------------------------------------------------------------------
@@ -279,11 +373,7 @@ def main() -> None:
             title = f"{name}, one sample at a time"
             rows.append(report(title, interleave(pair, arguments.rounds), arguments.steps))
     if "reader" in chosen:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "table.csv"
-            write_table(path, 32 * arguments.steps)
-            pair = {"bare": lambda: bare_read(path, 32), "csv source": lambda: our_read(path, 32)}
-            rows.append(report("reading, batch 32", interleave(pair, arguments.rounds), arguments.steps))
+        rows += readers(32 * arguments.steps, 32, arguments.rounds)
     if "waiting" in chosen:
         share, seen = busy(min(arguments.steps, 600))
         print(f"reservoir, producer half as fast: {100 * share:.1f} % busy, {100 * seen:.1f} % of the rows trained on")

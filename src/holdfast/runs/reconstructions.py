@@ -78,6 +78,14 @@ def frame_map(frame: pandas.DataFrame, normalise: bool = True, xlabel: str = "",
         ylabel: beside the rows.
     """
     values = frame.to_numpy(dtype=float)
+    names = [[str(name) for name in axis] for axis in (frame.index, frame.columns)]
+    return value_map(values, *names, normalise, xlabel, ylabel)
+
+
+def value_map(
+    values: np.ndarray, rows: list[str], columns: list[str], normalise: bool = True, xlabel: str = "", ylabel: str = ""
+) -> Figure:
+    """`frame_map` of an array `[rows, columns]` with the names of both."""
     shades = values
     if normalise and np.isfinite(values).any():
         low, high = np.nanmin(values), np.nanmax(values)
@@ -85,7 +93,7 @@ def frame_map(frame: pandas.DataFrame, normalise: bool = True, xlabel: str = "",
     width = min(max(4.4, 0.5 * values.shape[1] + 1.8), 10.0)
     figure, axes = new_axes(width, min(max(2.2, 0.4 * values.shape[0] + 1.0), 12.0))
     cells(axes, shades, lambda row, column: f"{values[row, column]:.3g}")
-    name_cells(axes, [str(name) for name in frame.index], [str(name) for name in frame.columns], 12 * width)
+    name_cells(axes, rows, columns, 12 * width)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     return figure
@@ -217,7 +225,8 @@ class LatentDrift:
                     inputs: Any = batch.inputs
                     if self.stream.prepare is not None:
                         inputs = self.stream.prepare(inputs, False, None)
-                    codes = self.encode(inputs.to(first.device)).flatten(1).float().cpu()
+                    codes = self.encode(inputs.to(first.device))
+                    codes = (codes[0] if isinstance(codes, tuple) else codes).flatten(1).float().cpu()  # a mean first
                     total, count = total + codes.sum(0), count + len(codes)
                 row.append(total / max(1, count))
         self.means.append(row)

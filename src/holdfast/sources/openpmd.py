@@ -125,7 +125,7 @@ class OpenPMD(Pieces):
                 f" {', '.join(map(str, sorted(shapes)))}. Name records of one shape."
             )
         cloud = names[0][0] == "particles"
-        values = np.stack(columns, axis=-1 if cloud else 0).astype(np.float32)
+        values = np.stack(columns, axis=-1 if cloud else 0).astype(np.float32, copy=False)
         if cloud and not self.by_particle and self.points is not None:
             index = iteration["iteration_index"]
             if len(values) < self.points:
@@ -133,17 +133,20 @@ class OpenPMD(Pieces):
             generator = np.random.default_rng([self.seed, index])
             values = values[generator.permutation(len(values))[: self.points]]
         if self.standardise:
-            axis = -1 if cloud else 0
-            other = tuple(one for one in range(values.ndim) if one != axis % values.ndim)
-            if part not in self._scaling:
-                deviation = values.std(other, dtype=np.float64)
-                deviation[deviation < 1e-300] = 1.0
-                self._scaling[part] = [*values.mean(other, dtype=np.float64).tolist(), *deviation.tolist()]
-            mean, deviation = np.split(np.array(self._scaling[part]), 2)
-            shape = [1] * values.ndim
-            shape[axis] = -1
-            values = ((values - mean.reshape(shape)) / deviation.reshape(shape)).astype(np.float32)
+            values = values if values.base is None else values.copy()
+            self._standardised(values, part, -1 if cloud else 0)
         return torch.from_numpy(values if cloud and self.by_particle else values[None])
+
+    def _standardised(self, values: np.ndarray, part: str, axis: int) -> None:
+        """Bring each feature to mean 0 and deviation 1 of the first iteration, in place."""
+        if part not in self._scaling:
+            other = tuple(one for one in range(values.ndim) if one != axis % values.ndim)
+            deviation = values.std(other, dtype=np.float64)
+            deviation[deviation < 1e-300] = 1.0
+            self._scaling[part] = [*values.mean(other, dtype=np.float64).tolist(), *deviation.tolist()]
+        mean, deviation = np.split(np.array(self._scaling[part]), 2)
+        for number, feature in enumerate(np.moveaxis(values, axis, 0)):  # one at a time stays in the processor's cache
+            feature[...] = (feature - mean[number]) / deviation[number]
 
     def position(self) -> dict[str, Any]:
         """Batches given, the iteration that is being read, and by what features are standardised."""

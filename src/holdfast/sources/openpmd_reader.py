@@ -275,7 +275,7 @@ class OpenPMDReader:
     def _component(self, component: Any) -> StreamData:
         """One component, or this process's part of it; its values are there after the flush."""
         shape = tuple(int(length) for length in component.shape)
-        told = component.get_attribute("shape") if "shape" in component.attributes else None
+        told = component.get_attribute("shape") if component.constant and "shape" in component.attributes else None
         chunks = []
         if self.ranks > 1 and self.distribution == "chunks":
             chunks = sorted(component.available_chunks(), key=lambda chunk: tuple(chunk.offset))
