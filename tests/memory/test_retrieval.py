@@ -9,8 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.memory import BalancedUniform, Memory, Recent, Reservoir, Ring, Uniform
-from holdfast.memory import retrieval
+from holdfast.memory import BalancedUniform, Memory, Recent, Reservoir, Ring, Uniform, retrieval
 from holdfast.memory.retrieval import distinct
 
 

@@ -120,7 +120,7 @@ def distinct(rows: int, size: int, n: int, generator: torch.Generator) -> Tensor
 
 
 def _apart(drawn: list[int], n: int, generator: torch.Generator) -> Tensor:
-    """The rounds of `distinct` for a single row: the same numbers, without tensors, which cost more than few numbers."""
+    """The rounds of `distinct` for a single row: the same numbers, without tensors, which cost more than these."""
     while len(set(drawn)) < len(drawn):
         order = sorted(range(len(drawn)), key=drawn.__getitem__)
         again = [later for one, later in pairwise(order) if drawn[one] == drawn[later]]

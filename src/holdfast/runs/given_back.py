@@ -165,7 +165,9 @@ def pictures_of(kept: GivenBack, names: Sequence[str]) -> Iterator[tuple[str, Fi
             caption = (
                 "How far the mean code of each experience (columns) has moved since it was learned, after each (rows)."
             )
-            yield "latent_drift", loss_map(gap, names), "Drift of codes", caption
+            figure = loss_map(gap, names)
+            figure.axes[0].set_xlabel("codes of experience")
+            yield "latent_drift", figure, "Drift of codes", caption
 
 
 def _given_back(
@@ -180,7 +182,8 @@ def _given_back(
         each = max(1, 8 // len(tasks))
         pairs = [values[tasks, :each].flatten(0, 1) for values in (originals, after[last])]
         caption = f"Test samples of the experiences, {each} of each, and what the model gives back of them {moment}."
-        yield "reconstructions", reconstruction_pairs(*pairs), "Reconstructions", caption
+        figure = reconstruction_pairs(*pairs, names=[names[one] for one in tasks for _ in range(each)])
+        yield "reconstructions", figure, "Reconstructions", caption
         if len(names) > 1:
             rows = [[after[row, one, 0] if learned[row, one] else None for one in tasks] for row in range(last + 1)]
             caption = "One sample of each experience (rows), and what the model gave back of it after each (columns)."

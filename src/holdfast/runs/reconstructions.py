@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 Codes = Callable[[Tensor], Tensor]
 
 
-def reconstruction_pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Figure:
+def reconstruction_pairs(
+    originals: Tensor, reconstructions: Tensor, columns: int = 8, names: Sequence[str] = ()
+) -> Figure:
     """Images above what a model gives back of them, side by side, in one scale.
 
     Args:
         originals: `[rows, channels, height, width]` or `[rows, height, width]`.
         reconstructions: of the same shape.
         columns: pairs at most; the first ones are drawn.
+        names: of the pairs; their numbers without them.
 
     Raises:
         ConfigError: for tensors of different shapes, or of no images.
@@ -37,7 +40,7 @@ def reconstruction_pairs(originals: Tensor, reconstructions: Tensor, columns: in
     count = min(columns, len(pairs[0]))
     return _grid(
         [[values[column] for column in range(count)] for values in pairs],
-        [str(column) for column in range(count)],
+        list(names[:count]) or [str(column) for column in range(count)],
         ["original", "given back"],
     )
 

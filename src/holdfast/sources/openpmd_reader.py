@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import re
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from holdfast.core.errors import ConfigError, DataError, needs_extra
 Records = Mapping[str, Any] | None
 
 STREAMING = (".sst", ".ssc")
+BP = (".bp", ".bp4", ".bp5")
 SCALAR = "\x0bScalar"
 """Under which the library lists the only component of a scalar record."""
 
@@ -186,6 +189,10 @@ class OpenPMDReader:
         last = series = steps = iteration = None
         alone = _HDF5 if path.endswith(".h5") else contextlib.nullcontext()
         try:
+            while path.endswith(BP) and not Path(path).exists() and not (self._closed.is_set() or left.is_set()):
+                left.wait(
+                    SLICE
+                )  # its writer is still to come; who waits for an iteration tells when that takes too long
             with alone:
                 series = self._library.Series(path, self._library.Access.read_linear, json.dumps(self._configuration()))
                 steps = iter(series.read_iterations())
@@ -209,7 +216,8 @@ class OpenPMDReader:
         except DataError as error:
             self._put(into, error, left)
         except Exception as error:  # the library raises RuntimeError and others of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # ADIOS2 colours what it says
+            reason = (plain or type(error).__name__).splitlines()[0].rstrip(".")
             if last is None:
                 text = f"{path} cannot be read: {reason}. Look whether the simulation runs and writes there."
             else:
@@ -234,7 +242,7 @@ class OpenPMDReader:
         seconds = str(max(1, int(self.timeout)))
         engine = {"parameters": {"OpenTimeoutSecs": seconds}}
         usual: dict[str, Any] = {"defer_iteration_parsing": True}
-        if any(path.endswith((*STREAMING, ".bp", ".bp4", ".bp5")) for path in self.paths):
+        if any(path.endswith((*STREAMING, *BP)) for path in self.paths):
             usual["adios2"] = {"engine": engine}
         return {**usual, **self.options}
 
