@@ -385,7 +385,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="per run")
     parser.add_argument("--wall", action="store_true", help="measure wall time instead of CPU time")
     parser.add_argument("--items", type=int, default=0, help="also measure memory over so many rows: 1000000")
-    parser.add_argument("--only", choices=["loop", "samples", "reader", "waiting"], nargs="+", help="default: all")
+    parts = ["loop", "samples", "reader", "waiting", "memory"]
+    parser.add_argument("--only", choices=parts, nargs="+", help="default: all; memory needs --items")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -43,7 +43,7 @@ class Pieces(Source):
         if batch_size < 1:
             raise ConfigError(f"{type(self).__name__} got batch_size={batch_size}. Give at least 1.")
         self.batch_size = batch_size
-        self._given = self._row = self._size_of_piece = self._count = 0
+        self._served = self._row = self._size_of_piece = self._count = 0
         self._left: Iterator[Tensor] = iter(())
         self._mark: Mark = None
         self._reading: Iterator[Batch] | None = None
@@ -74,7 +74,7 @@ class Pieces(Source):
             # here, tells the position.
             self._size_of_piece, self._count, self._left = rows, len(answers), iter(answers)
             yield from map(Batch, parts, self._left)
-            self._given, self._row, self._count = self._given + self._count, rows, 0
+            self._served, self._row, self._count = self._served + self._count, rows, 0
 
     def close(self) -> None:
         """Leave the piece that is being read."""
@@ -85,13 +85,13 @@ class Pieces(Source):
         """Batches given, the mark of the piece that is being read, and how many of its rows were given."""
         count = 0 if not self._count else self._count - length_hint(self._left)
         row = min(self._row + count * self.batch_size, self._size_of_piece) if count else self._row
-        return {"batches": self._given + count, "piece": self._mark, "row": row}
+        return {"batches": self._served + count, "piece": self._mark, "row": row}
 
     def seek(self, position: Mapping[str, Any]) -> None:
         """Go to a batch; see `Source.seek`."""
         if not self.seekable:
             super().seek(position)
-        self._given, self._mark, self._row = int(position["batches"]), position["piece"], int(position["row"])
+        self._served, self._mark, self._row = int(position["batches"]), position["piece"], int(position["row"])
         self._reading, self._count = None, 0
 
 
@@ -143,7 +143,7 @@ def load_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     """Some arrays of a `.npz` file, floats as float32.
 
     Raises:
-        DataError: no such file, none of this format, or no such array.
+        DataError: no such file, one of another format, or no such array.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}. Give the path of a .npz file.")
@@ -152,10 +152,10 @@ def load_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
             for name in names:
                 if name not in file.files:
                     raise DataError(f"{path}: " + unknown("array", name, file.files))
-            found = {name: file[name] for name in names}
+            arrays = {name: file[name] for name in names}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} holds no arrays: {error}. Give a file that numpy.savez wrote.") from error
     return {
         name: array.astype(np.float32) if array.dtype.kind == "f" and array.dtype != np.float32 else array
-        for name, array in found.items()
+        for name, array in arrays.items()
     }
