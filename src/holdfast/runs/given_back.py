@@ -35,6 +35,9 @@ RECONSTRUCTIONS = "reconstructions.npz"
 MOST_TASKS, SHOWN, MOST_FEATURES = 8, 8, 40
 """Experiences of which samples are kept, samples of each, and numbers of a sample that have a column, at most."""
 
+MOST_VALUES = 2**24
+"""Numbers of the samples given back after each experience, at most; nothing is kept of larger ones."""
+
 
 class GivenBack(NamedTuple):
     """What a run's model gave back of some samples of some experiences after each of these.
@@ -68,6 +71,7 @@ class Keeper:
         self._codes = LatentDrift(model, stream) if hasattr(model, "encode") else None
         count = min(MOST_TASKS, len(stream))
         self._chosen = sorted({round(float(one)) for one in np.linspace(0, len(stream) - 1, count)})
+        self._shown = max(1, min(SHOWN, MOST_VALUES // (count**2 * math.prod(stream.input_shape))))
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Look, if an event says that an experience ended."""
@@ -104,7 +108,7 @@ class Keeper:
         """Prepared inputs and targets of some samples of an experience."""
         one = self.stream[number]
         data = one.train if one.test is None or not len(one.test) else one.test
-        batch = data.gather(torch.linspace(0, len(data) - 1, min(len(data), SHOWN)).long())
+        batch = data.gather(torch.linspace(0, len(data) - 1, min(len(data), self._shown)).long())
         inputs: Any = batch.inputs
         prepared = inputs if self.stream.prepare is None else self.stream.prepare(inputs, False, None)
         return prepared, batch.targets.float()
@@ -118,7 +122,8 @@ def keeping(
     with torch.random.fork_rng(devices=[]):
         batch = stream[0].train.gather(torch.zeros(1, dtype=torch.int64)) if len(stream) else None
     alike = batch is not None and batch.targets.is_floating_point() and tuple(batch.targets.shape[1:]) == shape
-    if not alike or math.prod(shape) < 2 or any(not len(one.train) for one in stream):
+    large = math.prod(shape) * min(MOST_TASKS, len(stream)) ** 2 > MOST_VALUES
+    if not alike or large or math.prod(shape) < 2 or any(not len(one.train) for one in stream):
         return record
     keep = Keeper(folder, model, stream)
 

@@ -19,8 +19,7 @@ from holdfast.core.errors import ConfigError, DataError, needs_extra
 
 Records = Mapping[str, Any] | None
 
-STREAMING = (".sst", ".ssc")
-BP = (".bp", ".bp4", ".bp5")
+STREAMING, BP = (".sst", ".ssc"), (".bp", ".bp4", ".bp5")
 SCALAR = "\x0bScalar"
 """Under which the library lists the only component of a scalar record."""
 
@@ -53,9 +52,9 @@ class OpenPMDReader:
     {"position": {"x": ..}}}}`; a scalar record is a `StreamData` itself. What `records` names and an iteration lacks is
     in its `missing`, and warned of once. All components of an iteration are asked for first, and read by one flush.
 
-    **Several series** (`["particles.sst", "radiation.sst"]`) are opened and read by a thread each, so that it does not
-    matter in which order a simulation opens them; they go in lock step, and an iteration that one of them lacks is an
-    error. **Waiting** for the next iteration, or for a writer to come, ends after `timeout` seconds with an error.
+    **Several series** (`["particles.sst", "radiation.sst"]`) are opened and read by a thread each, in whatever order a
+    simulation opens them; they go in lock step, and an iteration that one of them lacks is an error. **Waiting** for the
+    next iteration, or for a writer to come, ends after `timeout` seconds with an error.
 
     Args:
         path: of a series, or several: `run.h5`, `run_%T.h5`, `run.bp`, `run.sst`.
@@ -119,12 +118,15 @@ class OpenPMDReader:
         ]
         for thread in threads:
             thread.start()
+        ended = False
         try:
             yield from self._together(arriving)
+            ended = not self._halted.is_set()
         finally:
             left.set()
-            for thread in threads:  # one that waits inside the library for a writer is left behind
-                thread.join(1.0)
+            # One that waits in ADIOS2 for a writer is left behind; HDF5 does not bear another thread beside one.
+            for path, thread in zip(self.paths, threads):
+                thread.join(self.timeout if ended or path.endswith(".h5") else 1.0)
 
     def _together(self, arriving: list[queue.Queue[Any]]) -> Iterator[dict[str, Any]]:
         while not self._halted.is_set():
@@ -241,19 +243,13 @@ class OpenPMDReader:
     def _configuration(self) -> dict[str, Any]:
         seconds = str(max(1, int(self.timeout)))
         engine = {"parameters": {"OpenTimeoutSecs": seconds}}
-        usual: dict[str, Any] = {"defer_iteration_parsing": True}
-        if any(path.endswith((*STREAMING, *BP)) for path in self.paths):
-            usual["adios2"] = {"engine": engine}
-        return {**usual, **self.options}
+        live = any(path.endswith((*STREAMING, *BP)) for path in self.paths)
+        return {"defer_iteration_parsing": True, **({"adios2": {"engine": engine}} if live else {}), **self.options}
 
     def _read(self, iteration: Any, index: int) -> dict[str, Any]:
         """Ask for everything wanted, then let one flush read it."""
-        content: dict[str, Any] = {
-            "iteration_index": index,
-            "time": float(iteration.time),
-            "meshes": {},
-            "particles": {},
-        }
+        content: dict[str, Any] = {"iteration_index": index, "time": float(iteration.time)}
+        content |= {"meshes": {}, "particles": {}}
         missing: list[str] = []
         wanted = self.records.get("meshes", []) if self.records is not None else list(iteration.meshes)
         for name, components in _named(wanted):
