@@ -53,8 +53,8 @@ class OpenPMDReader:
     in its `missing`, and warned of once. All components of an iteration are asked for first, and read by one flush.
 
     **Several series** (`["particles.sst", "radiation.sst"]`) are opened and read by a thread each, in whatever order a
-    simulation opens them; they go in lock step, and an iteration that one of them lacks is an error. **Waiting** for the
-    next iteration, or for a writer to come, ends after `timeout` seconds with an error.
+    simulation opens them; they go in lock step, and an iteration that one of them lacks is an error. **Waiting** for
+    the next iteration, or for a writer to come, ends after `timeout` seconds with an error.
 
     Args:
         path: of a series, or several: `run.h5`, `run_%T.h5`, `run.bp`, `run.sst`.
