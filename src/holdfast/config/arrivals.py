@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +194,9 @@ def make_boundary(job: Job) -> Boundary | None:
 # What cannot be right ----------------------------------------------------------------------------------------
 
 
+SHARED = "write the loop of several processes (sources.InStep, docs/streams_from_outside.md) and start it by torchrun"
+
+
 def problems_of(job: Job) -> list[str]:
     """What is wrong with the source of a job, and what is asked for that only a stream of experiences has."""
     config, problems = job.config, []
@@ -215,7 +219,10 @@ def problems_of(job: Job) -> list[str]:
     for key, value in config["trainer"].items():
         if key not in TRAINER and value != usual.get(key) and not (key == "epochs" and value == 1):
             advice = "write trainer.iterations for a number of batches" if key == "epochs" else "leave it out"
+            advice = f"leave it out, or {SHARED}" if key in ("devices", "num_nodes") else advice
             problems.append(f"trainer.{key}: got {shown(value)}, which means nothing for a source; {advice}.")
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        problems.append(f"source: one process learns from it, and several were started here. Start one, or {SHARED}.")
     return [*problems, *_problems_of_arrival(job.block.arrival), *_problems_of_method(job)]
 
 
