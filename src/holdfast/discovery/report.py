@@ -249,7 +249,7 @@ def _content(
         "plots": _plots(plan, book, entries, finals, roles),
         "seconds": duration(float(about.get("seconds", 0.0))),
         "budget": "" if plan.settings.budget is None else f" of a budget of {duration(plan.settings.budget)}",
-        "sampler": plan.settings.chosen_sampler + (" and neighbours of the best" if plan.settings.mixed else ""),
+        "sampler": plan.settings.chosen_sampler + (" and neighbours of the leaders" if plan.settings.mixed else ""),
         "plan": json.dumps(plan.settings.plain(), indent=2, ensure_ascii=False),
     }
 
