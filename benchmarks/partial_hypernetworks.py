@@ -142,11 +142,11 @@ def page(kept: dict[str, Any]) -> str:
         Split CIFAR-100 subset, the first {kept["tasks"]} of 20 tasks of 5 classes (100 training images of each),
         reduced ResNet-18, Adam 1e-3, batches of 16, {epochs} a task, random crops and flips; one seed. Accuracies are
         in percent among the classes of the task, CPU seconds those of one thread of a busy machine. `hypernetwork` is
-        the partial hypernetwork of Hemati et al. 2023 (embeddings of 32, hidden layers of 50 and 32, strength 0.5, first order,
-        all earlier tasks at each step, the stem frozen after the first task); cut 0 generates everything, 4 the output
-        layer alone. `latent_replay` remembers {CAPACITY} latents at the same cut and replays 16 of them in each step.
-        *Memory* is what remembered samples take, *generator* the generator with its embeddings; *model* is all
-        parameters, the generator's among them."""
+        the partial hypernetwork of Hemati et al. 2023 (embeddings of 32, hidden layers of 50 and 32, strength 0.5,
+        first order, all earlier tasks at each step, the stem frozen after the first task); cut 0 generates
+        everything, 4 the output layer alone. `latent_replay` remembers {CAPACITY} latents at the same cut and replays
+        16 of them in each step. *Memory* is what remembered samples take, *generator* the generator with its
+        embeddings; *model* is all parameters, the generator's among them."""
     theirs = """
         The paper's scripts train 100 epochs on 500 images a class in batches of 64, all 20 tasks, and the stem of their
         hypernetworks comes from a checkpoint that is not published: these are our figures, not the paper's. Written by

@@ -153,8 +153,9 @@ def test_proposals_go_from_other_operations_to_better_numbers_of_the_leaders(pla
 
     def share(progress: float) -> float:
         same = 0
-        for number in range(12):
-            entries.append(measured(2 + number, points["finetune"], 0.1))
+        for _ in range(12):
+            rate = {"optimizer.lr": 0.1 / (1 + len(entries))}
+            entries.append(measured(len(entries), {**points["finetune"], **rate}, 0.1 + len(entries) / 1000))
             params, _, _ = asked.next(str, entries, progress) or ({}, "", {})
             same += asked.alike(params) in leading
         return same / 12
@@ -179,6 +180,16 @@ def test_the_numbers_of_a_composition_come_to_where_they_are_good(plan: Plan, tm
     assert max(score(one.params) for one in tried) > -0.1 > score(er)
     late = [score(one.params) for one in tried[-6:]]
     assert sorted(late)[3] > score(er)  # most of the last ones, which a model proposed
+
+
+def test_numbers_that_change_nothing_are_left_alone(plan: Plan, tmp_path: Path) -> None:
+    asked = proposals(plan, tmp_path)
+    slda = dict(plan.literature)["slda"]
+    entries = [measured(number, {**slda, "optimizer.lr": 0.1 / (1 + number)}, 0.9) for number in range(3)]
+    for number in range(4):
+        params, _, _ = asked.next(str, entries, 1.0) or ({}, "", {})
+        assert asked.alike(params) != asked.alike(slda)
+        entries.append(dataclasses.replace(entries[0], number=3 + number))
 
 
 def test_what_diverged_is_tried_once_more_with_a_smaller_learning_rate(plan: Plan, tmp_path: Path) -> None:

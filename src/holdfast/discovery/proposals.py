@@ -18,6 +18,9 @@ ENOUGH = 10
 FEW = 6
 """Settings of one composition from which on its numbers are proposed by a model of them."""
 
+SAME = 3
+"""Settings of one composition with the very same result, after which its numbers stay: closed forms have no rate."""
+
 PARENTS, MOST_ASKED = 4, 100
 """How many compositions lead; proposals refused in a row before the search is at its end."""
 
@@ -107,6 +110,8 @@ class Proposals:
             numbers = not slots or draw.random() < least + (most - least) * progress
             if numbers:
                 kin = [one for one in entries if self.alike(one.params) == self.alike(parent)]
+                if slots and self._indifferent(kin):
+                    continue
                 seen = list(self._seen(kin, FEW))
                 if len(seen) >= FEW:
                     found = self._modelled(accept, entries, seen, parent)
@@ -119,6 +124,14 @@ class Proposals:
             except ConfigError:
                 continue
         return None
+
+    def _indifferent(self, kin: Sequence[Entry]) -> bool:
+        """Whether `SAME` settings of a composition gave the very same on a prefix: it is no matter of its numbers."""
+        values: dict[int, list[object]] = {}
+        for one in kin:
+            if one.state == "done" and one.seed == 0:
+                values.setdefault(one.length, []).append(self.book.objectives(one))
+        return any(len(found) >= SAME and len(set(found)) == 1 for found in values.values())
 
     def leaders(self, entries: Sequence[Entry]) -> list[Params]:
         """The best settings of each of the `PARENTS` best compositions, the best first."""
