@@ -20,16 +20,19 @@ from holdfast.testing.subjects import TRAINED
 from holdfast.testing.toys import model as any_model
 from holdfast.testing.toys import model_for
 
-SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured", "stacked"}
-SLOW |= {"resume", "accumulate", "half", "double", "channels_last"}
-"""Checks that are left to the slow tests, except for one method of each kind.
+SLOW = {"ways", "ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured", "stacked", "beside"}
+SLOW |= {"resume", "accumulate", "half", "double", "channels_last", "random", "targets", "heads"}
+"""Checks that are left to the slow tests, except for one method of each kind and a few operations.
 
-The digests train every method in other ways, resumed and on accumulated batches; the others take long, or look less at
-an operation's arithmetic than at what all share.
+The digests train every method in the ways of `ways`, with every head, resumed and on accumulated batches, and hold each
+to the same record; the others take long, or look less at an operation's arithmetic than at what all share.
 """
 
 BASIC = ("der_plus_plus", "ewc_online", "si", "lwf", "agem")
 """One method of each kind, which every check is run on."""
+
+BASIC_OPERATIONS = ("Replay", "Distillation", "GradientProjection", "Evidential")
+"""Operations that are trained beside others in the fast tests too: of a memory, a teacher, a gradient, a loss."""
 
 OTHER_KINDS = ("hat", "icarl")
 """Masks and exemplars, for the tests that are marked `basic`: they are slow for all but `BASIC` and these."""
@@ -89,13 +92,13 @@ def subjects(basic: bool = False) -> list[Any]:
 
 def checks(names: list[str], of: dict[str, Any], slow: bool = False) -> list[Any]:
     """Each thing with each check; marked slow where that is."""
-    marks = pytest.mark.slow
+    marks, every_check = pytest.mark.slow, BASIC + BASIC_OPERATIONS
     return [
         pytest.param(
             name,
             check,
             id=f"{name}-{check}",
-            marks=marks if slow or check == "stacked" or (check in SLOW and name not in BASIC) else (),
+            marks=marks if slow or check == "stacked" or (check in SLOW and name not in every_check) else (),
         )
         for name in names
         for check in of

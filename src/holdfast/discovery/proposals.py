@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from holdfast.core.errors import ConfigError
-from holdfast.discovery.axes import Axis, Trial, same
-from holdfast.discovery.study import Book, library, quiet
+from holdfast.discovery.axes import Trial, same
+from holdfast.discovery.study import Book, distribution, library, quiet
 from holdfast.discovery.trial import Entry
 
 ENOUGH = 10
@@ -214,8 +214,10 @@ class Proposals:
         shortest = min(lengths, default=0)
         length = full[-1] if full and self.settings.chosen_sampler == "tpe" else shortest
         axes, book = self.space.axes(), self.book
-        known = [values for one in measured if one.length == length and (values := book.objectives(one)) is not None]
-        worst = [max(column) for column in zip(*map(self.settings.turned, known))] if known else []
+        objectives = [
+            values for one in measured if one.length == length and (values := book.objectives(one)) is not None
+        ]
+        worst = [max(column) for column in zip(*map(self.settings.turned, objectives))] if objectives else []
         at_work = {one.key for one in entries if one.state in ("waiting", "running")}
         shown: set[str] = set()
         for one in entries:
@@ -235,11 +237,11 @@ class Proposals:
             else:
                 continue
             try:
-                found = optuna.trial.create_trial(**about)
+                frozen = optuna.trial.create_trial(**about)
             except ValueError:  # outside of the space as it is now: an earlier search's
                 continue
             shown.add(one.key)
-            yield found
+            yield frozen
 
 
 def alone(trials: int | None) -> int:
@@ -340,13 +342,3 @@ class Neighbour:
         step = self.draw.gauss(0, STEP) * (ends[1] - ends[0])
         moved = mine * math.exp(step) if log else mine + step
         return min(high, max(low, moved))
-
-
-def distribution(axis: Axis) -> Any:
-    """An axis as Optuna writes it down."""
-    kinds = library().distributions
-    if axis.choices:
-        return kinds.CategoricalDistribution(axis.labels)
-    if axis.whole:
-        return kinds.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
-    return kinds.FloatDistribution(axis.low, axis.high, log=axis.log)

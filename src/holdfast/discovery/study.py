@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError, needs_extra
+from holdfast.discovery.axes import Axis
 from holdfast.discovery.rungs import Level, Values, ordered
 from holdfast.discovery.settings import Settings
 from holdfast.discovery.space import Space
@@ -88,15 +89,15 @@ class Book:
 
         Where one was measured with several seeds there, they are means; with one of these gone wrong it is left out.
         """
-        found: dict[int, dict[str, list[Values]]] = {}
+        by_length: dict[int, dict[str, list[Values]]] = {}
         wrong = {(one.key, one.length) for one in entries if one.state in ("diverged", "failed")}
         for one in entries:
             values = self.objectives(one)
             if one.state == "done" and values is not None and self.within(one) and (one.key, one.length) not in wrong:
-                found.setdefault(one.length, {}).setdefault(one.key, []).append(self.settings.turned(values))
+                by_length.setdefault(one.length, {}).setdefault(one.key, []).append(self.settings.turned(values))
         return {
             length: {key: tuple(sum(column) / len(column) for column in zip(*rows)) for key, rows in level.items()}
-            for length, level in sorted(found.items())
+            for length, level in sorted(by_length.items())
         }
 
     def objectives(self, one: Entry) -> Values | None:
@@ -155,11 +156,11 @@ class Book:
                 with quiet():
                     self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
         latest = {(one.key, one.length, one.seed): one for one in self.entries()}
-        found = [one for one in latest.values() if one.state == "lost"]
-        for one in found:
+        lost = [one for one in latest.values() if one.state == "lost"]
+        for one in lost:
             if one.tries + 1 < TRIES:
                 self.enqueue(one.params, one.key, one.length, one.origin, one.extra, one.tries + 1, one.seed)
-        return found
+        return lost
 
 
 def storage(url: str) -> Any:
@@ -192,3 +193,13 @@ def storage(url: str) -> Any:
             reason = [*str(error).strip().splitlines(), type(error).__name__][0]
             raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
     raise AssertionError("the last try returns or raises")
+
+
+def distribution(axis: Axis) -> Any:
+    """An axis as Optuna writes it down."""
+    kinds = library().distributions
+    if axis.choices:
+        return kinds.CategoricalDistribution(axis.labels)
+    if axis.whole:
+        return kinds.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+    return kinds.FloatDistribution(axis.low, axis.high, log=axis.log)

@@ -44,7 +44,7 @@ class Insertion(ABC):
             rows: how many arrive; they are the items number `seen`, `seen + 1` and so on.
             seen: how many arrived before.
             capacity: number of slots.
-            targets: `[rows, ...]` their targets, on any device, or None where there are none.
+            targets: `[rows, ...]` their targets, on any device, or None if there are none.
 
         Returns:
             What is kept and where, or None if nothing is.

@@ -64,7 +64,7 @@ def make_stream_trainer(job: Job, model: nn.Module, source: Source | None = None
         job: a single run.
         model: untrained.
         source: whose raw inputs the model gets prepared.
-        services: `record`, `progress` and `checkpoints` of the trainer, and `prepare` where there is no source.
+        services: `record`, `progress` and `checkpoints` of the trainer, and `prepare` if there is no source.
     """
     services.setdefault("prepare", None if source is None else innermost(source).prepare)
     arguments = job.trainer_arguments()

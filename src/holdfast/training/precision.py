@@ -28,7 +28,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse what there is not.
+    """Refuse an unknown precision, and one that makes no sense on this device.
 
     Raises:
         ConfigError: an unknown name, or `16-mixed` on a CPU, which computes no faster in it and overflows sooner.
@@ -164,17 +164,17 @@ def first() -> bool:
     return int(os.environ.get("NODE_RANK", 0)) == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def connect(kind: str, devices: int, num_nodes: int, own: bool) -> Ranks:
+def connect(kind: str, devices: int, num_nodes: int, started_here: bool) -> Ranks:
     """Join the other processes; all of them must call this.
 
     Args:
         kind: of device: `cpu`, `cuda` ...
         devices: processes on this machine, one device each.
         num_nodes: machines.
-        own: whether this library started the processes.
+        started_here: whether this library started the processes.
 
     Raises:
-        ConfigError: for devices that this machine has not, or other numbers of processes than were started.
+        ConfigError: for devices that this machine does not have, or another number of processes than was started.
     """
     _check_started(devices, num_nodes)
     fabric_type, strategy, environment = fabric_types()
@@ -190,7 +190,7 @@ def connect(kind: str, devices: int, num_nodes: int, own: bool) -> Ranks:
             devices=devices,
             num_nodes=num_nodes,
             strategy=strategy(),
-            plugins=[environment()] if own else None,
+            plugins=[environment()] if started_here else None,
         )
         fabric.launch()
     except (ValueError, RuntimeError) as error:

@@ -225,6 +225,7 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
+    # The storage's address says which inputs share memory: a program of others that share in another way is not theirs.
     alone = not any(node.op == "get_attr" for node in module.graph.nodes)
     aliased = [
         next(i for i, other in enumerate(inputs) if other.untyped_storage()._cdata == t.untyped_storage()._cdata)
@@ -234,6 +235,7 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     key = (module.code, forms, tuple(aliased))
     if alone and key in _compiled:
         return _compiled[key]
+    # Inductor's own random numbers are others than eager ones: with the fallback, masks of dropout stay those of torch.
     with torch.no_grad(), config.patch(fallback_random=True):
         call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
     if len(_compiled) >= MOST:

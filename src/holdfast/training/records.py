@@ -67,9 +67,9 @@ class Window:
             accuracy = hits.float().mean().item() if len(hits) else None
             self.right = (self.right or 0) + int(hits.sum())
         elif right is not None:
-            found = right + (0 if hits is None else int(hits.sum()))
-            accuracy = float(torch.tensor(found).float() / (rows + (0 if hits is None else len(hits))))
-            self.right = (self.right or 0) + found
+            right_rows = right + (0 if hits is None else int(hits.sum()))
+            accuracy = float(torch.tensor(right_rows).float() / (rows + (0 if hits is None else len(hits))))
+            self.right = (self.right or 0) + right_rows
         self._learner.logged.clear()
         self._outputs.clear()
         self._targets.clear()
@@ -149,7 +149,7 @@ class Records:
         Args:
             position: where the training stands.
             stream: of experiences; None for a source.
-            total: batches of the experience, or of the source; None where nobody knows.
+            total: batches of the experience, or of the source; None if unknown.
             share: of the current experience that is done, or of the source.
         """
         whole = share if total else None
@@ -204,7 +204,7 @@ def classes_in(memory: Memory) -> dict[str, int]:
 
 
 def remembered(parts: list[dict[str, int]]) -> dict[str, dict[str, int]]:
-    """The counts of all processes as an entry of an event; nothing where there are none."""
+    """The counts of all processes as an entry of an event; nothing if there are none."""
     total: dict[str, int] = {}
     for part in parts:
         for label, count in part.items():

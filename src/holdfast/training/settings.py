@@ -95,7 +95,7 @@ class ExperienceSettings:
         """These settings with some others; `epochs` puts `iterations` out of force.
 
         Raises:
-            ConfigError: for a name that is no setting of an experience.
+            ConfigError: for a name that is not a setting of an experience.
         """
         names = [field.name for field in dataclasses.fields(ExperienceSettings)]
         for name in changes:
@@ -220,34 +220,34 @@ def check_limit(name: str, limit: int | float | None) -> None:
         raise ConfigError(f"the trainer got {name}={limit}. Give a number of batches, or a fraction up to 1.0.")
 
 
-def by_experience(given: PerExperience | None, experiences: int) -> dict[int, dict[str, Any]]:
+def by_experience(stated: PerExperience | None, experiences: int) -> dict[int, dict[str, Any]]:
     """The changes of each experience that has some.
 
     Args:
-        given: as the user wrote it; where two keys name the same experience, the later one wins for what both say.
+        stated: as the user wrote it; where two keys name the same experience, the later one wins for what both say.
         experiences: of the stream.
 
     Raises:
-        ConfigError: for an experience that the stream has not, or a list of another length.
+        ConfigError: for an experience that is not in the stream, or a list of another length.
 
     Example:
         >>> by_experience({"0": {"epochs": 9}, "1-": {"epochs": 2}, 2: {"batch_size": 8}}, experiences=3)
         {0: {'epochs': 9}, 1: {'epochs': 2}, 2: {'epochs': 2, 'batch_size': 8}}
     """
-    if given is None:
+    if stated is None:
         return {}
-    if not isinstance(given, Mapping):
-        if len(given) != experiences:
+    if not isinstance(stated, Mapping):
+        if len(stated) != experiences:
             raise ConfigError(
-                f"per_experience lists {len(given)} experiences, and the stream has {experiences}. "
+                f"per_experience lists {len(stated)} experiences, and the stream has {experiences}. "
                 'Give one entry for each (null where nothing changes), or name them: {"0": ..., "3-": ...}.'
             )
-        return {index: dict(changes) for index, changes in enumerate(given) if changes}
-    found: dict[int, dict[str, Any]] = {}
-    for key, changes in given.items():
+        return {index: dict(changes) for index, changes in enumerate(stated) if changes}
+    by_index: dict[int, dict[str, Any]] = {}
+    for key, changes in stated.items():
         for index in indices(key, experiences):
-            found.setdefault(index, {}).update(changes)
-    return dict(sorted(found.items()))
+            by_index.setdefault(index, {}).update(changes)
+    return dict(sorted(by_index.items()))
 
 
 def indices(key: str | int, experiences: int | None = None) -> range:
@@ -258,7 +258,7 @@ def indices(key: str | int, experiences: int | None = None) -> range:
         experiences: of the stream; None where that is not known yet.
 
     Raises:
-        ConfigError: for something else, or an experience that the stream has not.
+        ConfigError: for something else, or an experience that is not in the stream.
     """
     parts = re.fullmatch(r"(\d+)(-(\d*))?", str(key))
     if parts is None or (parts[3] and int(parts[3]) < int(parts[1])):

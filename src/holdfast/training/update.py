@@ -115,7 +115,7 @@ class Update:
                 self.clip()
             self.mover.move()
         if self.scaler is not None:
-            self.scaler.update()
+            self.scaler.update()  # after a skipped move too: that is how the scale comes down
         if step is not None:
             self.engine.update(step)
         return step is not None
@@ -125,7 +125,7 @@ class Update:
     def clear(self) -> None:
         """Let the gradients start anew."""
         for parameter in self.optimized():
-            parameter.grad = None
+            parameter.grad = None  # not zero: an optimiser leaves out what has no gradient, also its decay and momentum
 
     def add(self, step: Step, weight: float = 1.0) -> None:
         """Backward of one batch: its gradient is added to that of the batches before it."""
@@ -149,6 +149,7 @@ class Update:
         Returns:
             The step as if all batches had been one; None where the gradient overflowed, and nothing was done with it.
         """
+        # Averaged first, so that all processes see the same overflow; edited last, in the true size of the gradient.
         step = self.parts.pop() if len(self.parts) == 1 else self._whole()
         if self.average is not None:
             self.average(self.optimized())

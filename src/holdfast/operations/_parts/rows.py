@@ -197,7 +197,7 @@ def by_position(criterion: Callable[..., Tensor], outputs: Tensor, targets: Tens
 def sum_of_rows(criterion: Callable[..., Tensor], outputs: Tensor, labels: Tensor) -> Tensor:
     """The sum over rows of `criterion` on each row alone, a scalar.
 
-    A mean over rows is called once; one that is none (a sum, class weights, ignored labels) once for each row.
+    A mean over rows is called once; anything else (a sum, class weights, ignored labels) once for each row.
 
     Example:
         >>> sum_of_rows(torch.nn.MSELoss(reduction="sum"), torch.ones(3, 2), torch.zeros(3, 2))
