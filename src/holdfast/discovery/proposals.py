@@ -18,9 +18,6 @@ ENOUGH = 10
 FEW = 6
 """Settings of one composition from which on its numbers are proposed by a model of them."""
 
-SAME = 3
-"""Settings of one composition with the very same result, after which its numbers stay: closed forms have no rate."""
-
 PARENTS, MOST_ASKED = 4, 100
 """How many compositions lead; proposals refused in a row before the search is at its end."""
 
@@ -126,12 +123,13 @@ class Proposals:
         return None
 
     def _indifferent(self, kin: Sequence[Entry]) -> bool:
-        """Whether `SAME` settings of a composition gave the very same on a prefix: it is no matter of its numbers."""
-        values: dict[int, list[object]] = {}
+        """Whether settings of a composition measured the very same on a prefix, in all but time: no number matters."""
+        measured: dict[int, list[tuple[tuple[str, float], ...]]] = {}
         for one in kin:
             if one.state == "done" and one.seed == 0:
-                values.setdefault(one.length, []).append(self.book.objectives(one))
-        return any(len(found) >= SAME and len(set(found)) == 1 for found in values.values())
+                values = sorted((name, value) for name, value in one.values.items() if "seconds" not in name)
+                measured.setdefault(one.length, []).append(tuple(values))
+        return any(len(found) > 1 and len(set(found)) == 1 for found in measured.values())
 
     def leaders(self, entries: Sequence[Entry]) -> list[Params]:
         """The best settings of each of the `PARENTS` best compositions, the best first."""
