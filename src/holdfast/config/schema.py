@@ -144,8 +144,13 @@ def _block(kind: str) -> Any:
 
 def inner_streams() -> list[str]:
     """The streams that another one can cut: those of one data set that cut none themselves."""
+    return list(_inner_streams())
+
+
+@kinds.cached
+def _inner_streams() -> tuple[str, ...]:
     accepted = {name: {p.name for p in parameters(value)} for name, value in kinds.names("streams").items()}
-    return [name for name, taken in accepted.items() if "dataset" in taken and "of" not in taken]
+    return tuple(name for name, taken in accepted.items() if "dataset" in taken and "of" not in taken)
 
 
 @kinds.cached

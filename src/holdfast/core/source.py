@@ -290,6 +290,10 @@ class Experiences(Source):
         self._served = int(position["batches"])
 
 
-def as_source(given: Source | Iterable[Batch | tuple[Tree, Tensor]] | Sequence[Any]) -> Source:
-    """`given` itself if it is a source, else what iterating it gives."""
+def as_source(
+    given: Source | Iterable[Batch | tuple[Tree, Tensor]] | Sequence[Any], last: Source | None = None
+) -> Source:
+    """`given` itself if it is a source, else what iterating it gives; an iterator that `last` was goes on counting."""
+    if isinstance(last, Iterated) and last.items is given and not last.seekable:
+        return last
     return given if isinstance(given, Source) else Iterated(given)

@@ -60,9 +60,10 @@ class Protocol:
             return experiences
         k = min(MOST_FIRST, experiences - 1) if self.k is None else self.k
         if not 2 <= k < experiences:
+            fitting = f"k={min(3, experiences - 1)}, or " if experiences > 2 else ""
             raise ConfigError(
                 f"protocol: first-k tunes on the first {k} of {experiences} experiences; it takes at least 2, and"
-                " fewer than all. Write k=3, or protocol=validation."
+                f" fewer than all. Write {fitting}protocol=validation."
             )
         return k
 

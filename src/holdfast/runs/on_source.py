@@ -73,7 +73,6 @@ def make_stream_trainer(job: Job, model: nn.Module, source: Source | None = None
     return StreamTrainer(
         model,
         scheduler=arguments["scheduler"],
-        compile=arguments.get("capture") == "compile",
         boundary=make_boundary(job),
         observe_every=arrival["observe_every"],
         observe_rows=arrival["observe_rows"],

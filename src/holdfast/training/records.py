@@ -19,6 +19,10 @@ from holdfast.training.progress import State
 class Tally(Protocol):
     """Sums over steps that leave neither outputs nor losses behind."""
 
+    @property
+    def right(self) -> int | None:
+        """Samples predicted right since the last reading; None without classes."""
+
     def read(self) -> tuple[dict[str, float], int | None, int, int]:
         """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
 
@@ -85,8 +89,10 @@ class Window:
 
     def right_so_far(self) -> int | None:
         """`right`, with the steps that were not read yet."""
-        hits = self._hits()
-        return self.right if hits is None else (self.right or 0) + int(hits.sum())
+        hits, more = self._hits(), None if self.tally is None else self.tally.right
+        if hits is None and more is None:
+            return self.right
+        return (self.right or 0) + (more or 0) + (0 if hits is None else int(hits.sum()))
 
     def _hits(self) -> Tensor | None:
         """`[samples]` bool: whether the class of the largest output is the target."""

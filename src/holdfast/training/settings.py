@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 
-from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.errors import ConfigError, renamed, unknown
 from holdfast.core.learner import Criterion
 from holdfast.core.ranges import BelowOne, Count, NonNegative, Positive, Range, check_fields
 from holdfast.training.divergence import OnDivergence
@@ -143,7 +143,7 @@ class Settings(ExperienceSettings):
         stack: of runs that differ in seeds and numbers (`seeds=8`, or several values with `-m`), how many are trained
             at once, by one program on stacked tensors: a number, `auto` for as many as memory holds, or `none`; one run
             alone is not changed by it.
-        compile: the old name of `capture="compile"`; a `StreamTrainer` compiles the model's forward.
+        compile: the old name of `capture="compile"`.
         log_every: steps between two records of loss and accuracy.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
@@ -193,6 +193,9 @@ class Settings(ExperienceSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.device = torch.device(self.device)
+        if self.compile:
+            renamed("compile=True", 'capture="compile"')
+            self.capture, self.compile = "compile", False
         check_precision(self.precision, self.device)
         chosen(self.capture, self.device)
         for name in ("limit_val_batches", "limit_test_batches"):

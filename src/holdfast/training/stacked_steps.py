@@ -132,7 +132,7 @@ class StackedSteps(Captured):
         self._kept: list[Recording] = []
         self._seen = False
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int | None) -> None:
         """Wait until every other training is at an experience as late as this one."""
         super().begin(steps)
         self.stacked = self.beside = self.refused = 0

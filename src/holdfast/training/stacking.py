@@ -11,7 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.tape import Node, Ref, alias_of, refs
-from holdfast.training.programs import Program, compiled_once, is_value
+from holdfast.training.inductor import compiled_once
+from holdfast.training.programs import Program, is_value
 from holdfast.training.stacked_calls import Calls, CannotStack
 
 

@@ -26,11 +26,11 @@ class Mover(Protocol):
 class Steps(Protocol):
     """What makes the steps of a training in another way than as they are written; see `training.captured`."""
 
-    def begin(self, steps: int) -> None:
-        """Before the steps of an experience, or what is left of it: so many, at most."""
+    def begin(self, steps: int | None) -> None:
+        """Before the steps of an experience, or what is left of it: so many, at most; None where nobody knows."""
 
-    def end(self, experience: int) -> None:
-        """After the steps of an experience."""
+    def end(self, experience: int, steps: int | None = None) -> None:
+        """After the steps of an experience: so many, of which the loop may have made some by itself."""
 
     def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
         """Train on one batch. Returns what was seen and computed, if that is known."""
