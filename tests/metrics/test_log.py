@@ -1,10 +1,11 @@
+import contextlib
 import json
 
 import pytest
 from fake_run import events, write_log
 
 from holdfast.core.errors import DataError
-from holdfast.metrics import read_log
+from holdfast.metrics import compute, read_log
 
 
 def test_a_half_written_last_line_is_ignored(tmp_path):
@@ -114,3 +115,45 @@ def test_a_folder_stands_for_its_log_and_reading_never_changes_it(tmp_path):
     assert read_log(tmp_path) == events()
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (kept, moment)
     assert [child.name for child in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def paths(value, path=()):
+    """Where the values of an event are, however deep."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield (*path, key)
+        yield from paths(value[key], (*path, key))
+
+
+def test_a_value_of_another_kind_is_told_by_its_name_or_does_no_harm(tmp_path):
+    about = {"experiences": 2, "classes": 4, "experience_classes": [[0, 1], [2, 3]], "experience_names": ["a", "b"]}
+    answers = {"correct": 2, "loss": 0.5, "class_samples": {"0": 4}, "class_correct": {"0": 2}}
+    answers["confusion"] = {"0": {"0": 2, "1": 2}}
+    lines = [
+        {"event": "start", "seed": 0, "parameters": 9, "stream": {"paradigm": "class", "class_names": ["x"], **about}},
+        {"event": "train", "experience": 0, "step": 1, "samples": 4, "loss": 1.0, "terms": {"loss": 1.0}},
+        *(
+            {"event": "evaluate", "after": after, "experience": experience, "split": "test", "samples": 4, **answers}
+            for after, experience in ((0, 0), (1, 0), (1, 1))
+        ),
+        {"event": "experience", "experience": 0, "seconds": 1.0, "memory_bytes": 9, "memory_classes": {"0": 2}},
+        {"event": "during", "experience": 1, "step": 1, "old": [0], "samples": [4], "correct": [2]},
+        {"event": "end", "seconds": 2.0},
+    ]
+    wrong = (10**400, -1, "x", None, [], {}, [None], True, {"0": None}, [[]], 2**70, "gone")
+    for number in (0, 1, 2, 5, 6, 7):  # one of each kind
+        for path in paths(lines[number]):
+            for value in wrong if path != ("event",) else ():
+                damaged = json.loads(json.dumps(lines))
+                inner = damaged[number]
+                for key in path[:-1]:
+                    inner = inner[key]
+                if value == "gone":
+                    inner.pop(path[-1])
+                else:
+                    inner[path[-1]] = value
+                with contextlib.suppress(DataError):
+                    compute(damaged)
+    lines[2]["correct"] = "x"
+    with pytest.raises(DataError, match=r"log\.jsonl is damaged: an event `evaluate` holds 'x' as `correct`"):
+        read_log(write_log(tmp_path / "log.jsonl", lines))

@@ -1,7 +1,10 @@
 """Loggers: MLflow and Comet by modules that stand in for them, and by themselves where they are installed."""
 
+import json
+import struct
 import sys
 import types
+import zipfile
 
 import pytest
 
@@ -10,6 +13,7 @@ from holdfast.config.compose import compose
 from holdfast.metrics import read_log
 from holdfast.runs.loggers import TensorBoard
 from holdfast.runs.run import run
+from holdfast.runs.sweep import sweep
 
 SMALL = ["experiment=digits", "trainer.epochs=1", "trainer.limit_train_batches=3", "stream.experiences=2"]
 
@@ -36,6 +40,12 @@ class FakeMLflow(types.ModuleType):
 
     def set_tracking_uri(self, address):
         self.said.append(("uri", address))
+
+    def get_experiment_by_name(self, name):
+        return None
+
+    def create_experiment(self, name, place):
+        self.said.append(("pictures", place))
 
     def set_experiment(self, name):
         self.said.append(("experiment", name))
@@ -70,7 +80,8 @@ def test_mlflow_gets_the_numbers_of_the_run_in_its_folder(tmp_path, monkeypatch,
     folder = run(job("loggers=[mlflow]", "tags=[a]", "seed=3"), tmp_path / "one", quiet=True)
     place = (folder / "mlflow").resolve()
     assert fake.said[0] == ("uri", f"sqlite:///{place}/mlflow.db" if database else f"file://{place}/mlruns")
-    assert fake.said[1:] == [("experiment", "holdfast"), ("start", "one", {"a": "true"}), ("params", "3"), ("end",)]
+    assert fake.said[1] == ("pictures", f"file://{place}/artifacts")
+    assert fake.said[2:] == [("experiment", "holdfast"), ("start", "one", {"a": "true"}), ("params", "3"), ("end",)]
     key = "test/experience_0/accuracy"
     assert [values[key] for _, values in fake.values if key in values] == accuracies(folder)
     steps = [step for step, _ in fake.values]
@@ -98,7 +109,65 @@ def test_mlflow_itself_keeps_a_run_offline(tmp_path, monkeypatch):
     history = client.get_metric_history(kept.info.run_id, "test/experience_0/accuracy")
     found = [one.value for one in sorted(history, key=lambda one: one.timestamp)]
     assert sorted(found) == sorted(accuracies(folder))
-    assert not (tmp_path / "mlruns").exists()
+    assert kept.data.metrics["continual/forgetting_first"] >= 0
+    assert len(client.list_artifacts(kept.info.run_id, "continual")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]  # its pictures too are in the folder of the run
+
+
+@pytest.mark.slow
+def test_wandb_itself_keeps_a_run_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="Weights & Biases is not installed: pip install 'holdfast[loggers]'")
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.chdir(tmp_path)
+    folder = run(job("loggers=[wandb]", "tags=[a,b]"), tmp_path / "one", quiet=True)
+    [file] = folder.glob("wandb/wandb/offline-run-*/*.wandb")
+    content, place, part, said = file.read_bytes(), 7, b"", []
+    while place + 7 <= len(content) and content[place : place + 7] != bytes(7):  # the blocks of LevelDB
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        part, place = part + content[place + 7 : place + 7 + length], place + 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            said.append(wandb_internal_pb2.Record.FromString(part))
+            part = b""
+    [about] = [one.run for one in said if one.HasField("run")]
+    assert (about.display_name, list(about.tags)) == ("one", ["a", "b"])
+    assert {"method", "optimizer", "seed"} <= {one.key for one in about.config.update}
+    rows = [
+        {item.key or ".".join(item.nested_key): item.value_json for item in one.history.item}
+        for one in said
+        if one.HasField("history")
+    ]
+    key = "test/experience_0/accuracy"
+    assert [float(row[key]) for row in rows if key in row] == pytest.approx(accuracies(folder))
+    assert sum("continual/forgetting_first" in row for row in rows) == 1
+    assert len(list(file.parent.glob("files/media/images/continual/*.png"))) == 2
+    assert any(one.metric.step_metric == "step" for one in said if one.HasField("metric"))
+
+
+@pytest.mark.slow
+def test_comet_itself_keeps_a_run_offline(tmp_path, monkeypatch):
+    pytest.importorskip("comet_ml", reason="Comet is not installed: pip install 'holdfast[loggers]'")
+    monkeypatch.chdir(tmp_path)
+    folder = run(job("loggers=[comet]", "tags=[a,b]"), tmp_path / "one", quiet=True)
+    [file] = folder.glob("comet/*.zip")
+    said = [json.loads(line) for line in zipfile.ZipFile(file).read("messages.json").splitlines()]
+    told = {kind: [one["payload"] for one in said if one["type"] == kind] for kind in {one["type"] for one in said}}
+    assert {"method.name", "optimizer.lr"} <= {one["param"]["paramName"] for one in told["parameter_msg"]}
+    values = {one["metric"]["metricName"]: float(one["metric"]["metricValue"]) for one in told["metric_msg"]}
+    assert values["test/experience_0/accuracy"] == pytest.approx(accuracies(folder)[-1])
+    assert values["continual/forgetting_first"] >= 0
+    assert sum("accuracy_matrix" in json.dumps(one) for kind in told for one in told[kind]) == 2
+
+
+def test_a_sweep_tells_a_missing_library_before_a_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("holdfast.runs.loggers.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "comet_ml", raising=False)
+    with pytest.raises(ImportError, match=r"holdfast\[loggers\]"):
+        sweep(None, [*SMALL, "loggers=[comet]", "seed=0,1"], out=tmp_path / "many", quiet=True)
+    assert not list(tmp_path.iterdir())
 
 
 class FakeExperiment:

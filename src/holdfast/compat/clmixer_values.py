@@ -139,14 +139,14 @@ class Translation:
 
     def block(self, path: str, value: Any, keys: Iterable[str]) -> Mapping[str, Any]:
         """An object whose keys are among `keys`."""
-        known = list(keys)
+        allowed = list(keys)
         if not isinstance(value, Mapping):
-            raise self.error(path, f"got {shown(value)}, expected an object with {', '.join(known)}.")
+            raise self.error(path, f"got {shown(value)}, expected an object with {', '.join(allowed)}.")
         for key in value:
-            if key not in known:
+            if key not in allowed:
                 where = f"{path}.{key}" if path else str(key)
                 what = f"CLMixer's {path}" if path else "a CLMixer file"
-                raise self.error(where, f"unknown key {key!r} of {what}; {_advice(path, key, known)}")
+                raise self.error(where, f"unknown key {key!r} of {what}; {_advice(path, key, allowed)}")
         return value
 
     def _number(self, path: str, value: Any, wanted: str) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from holdfast.core.errors import DataError, needs_extra
+from holdfast.metrics.shapes import check
 
 if TYPE_CHECKING:
     import pandas
@@ -54,7 +55,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object from a file, empty where there is no such file.
+    """A JSON object from a file, empty if there is no such file.
 
     Raises:
         DataError: where it is something else.
@@ -89,7 +90,8 @@ class Log(Sequence[Event]):
         source: where they come from, for errors.
 
     Raises:
-        DataError: an entry that counts is not a mapping with an `event` (its number is named).
+        DataError: an entry that counts is not a mapping with an `event` (its number is named), or holds something else
+            than events of its kind do.
 
     Example:
         >>> log = Log([{"event": "start"}, {"event": "train", "step": 50}, {"event": "resume", "keep": 1},
@@ -105,6 +107,7 @@ class Log(Sequence[Event]):
         self._kinds: dict[str, list[Event]] = {}
         for event in self._events:
             self._kinds.setdefault(event["event"], []).append(event)
+        check(self._kinds, source)
         self._splits: dict[tuple[str, str], list[Event]] = {}
         self._columns: dict[tuple[str, str, str | None], np.ndarray] = {}
 
@@ -174,7 +177,7 @@ class Log(Sequence[Event]):
 
     @functools.cached_property
     def start(self) -> Event:
-        """The last `start` event, or an empty mapping where there is none."""
+        """The last `start` event, or an empty mapping if there is none."""
         return (self.of("start") or [{}])[-1]
 
     @property

@@ -206,7 +206,8 @@ def _at_the_end(events: Iterable[Event], which: Which, split: str) -> float:
     learned = [int(event["after"]) for event in log.of("evaluate", split) if event["after"] >= 0]
     if not log.stream.get("experience_classes") or not learned:
         return float("nan")
-    return float(class_group_accuracy(log, which, split)[max(learned)])
+    values, last = class_group_accuracy(log, which, split), max(learned)
+    return float(values[last]) if last < len(values) else float("nan")
 
 
 def _recalls(log: Log, split: str) -> dict[int, dict[int, float]]:

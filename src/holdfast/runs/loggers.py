@@ -91,6 +91,7 @@ class WeightsAndBiases:
             tags=about["tags"],
             mode="offline" if spec["offline"] else "online",
         )
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Keep `values`; the step is a value of its own, since steps of training and evaluation differ."""
@@ -129,6 +130,8 @@ class MLflow:
             if not database:
                 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer MLflows refuse files otherwise
             mlflow.set_tracking_uri(address if database else (folder / "mlruns").resolve().as_uri())
+            if mlflow.get_experiment_by_name(spec["project"]) is None:  # else its pictures go to the working directory
+                mlflow.create_experiment(spec["project"], (folder / "artifacts").resolve().as_uri())
         mlflow.set_experiment(spec["project"])
         mlflow.start_run(run_name=about["name"], tags=dict.fromkeys(about["tags"], "true"))
         values = [(key, str(value)[:500]) for key, value in flat(about["config"]).items()]
@@ -187,14 +190,14 @@ def flat(config: Mapping[str, Any], path: str = "") -> dict[str, str | int | flo
         >>> flat({"method": {"name": "er", "capacity": 200}, "scheduler": None, "seeds": [0, 1]})
         {'method.name': 'er', 'method.capacity': 200, 'seeds': '[0, 1]'}
     """
-    found: dict[str, str | int | float | bool] = {}
+    values: dict[str, str | int | float | bool] = {}
     for key, value in config.items():
         name = f"{path}.{key}" if path else str(key)
         if isinstance(value, Mapping):
-            found |= flat(value, name)
+            values |= flat(value, name)
         elif value is not None:
-            found[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value, default=str)
-    return found
+            values[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value, default=str)
+    return values
 
 
 SINKS: dict[str, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Sink]] = {

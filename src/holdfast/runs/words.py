@@ -21,9 +21,15 @@ def distinct(runs: Iterable[Result]) -> list[Result]:
         runs: of one configuration; one whose log does not say its seed counts by its folder.
     """
     kept: dict[Any, Result] = {}
-    for run in sorted(runs, key=lambda run: float(run.info.get("started") or 0.0)):
+    for run in sorted(runs, key=_started):
         kept[str(run.path.resolve()) if run.seed is None else run.seed] = run
     return sorted(kept.values(), key=lambda run: (run.seed is None, run.seed or 0, str(run.path)))
+
+
+def _started(run: Result) -> float:
+    """When it was started; 0 where its folder says no time, or something that is none."""
+    said = run.info.get("started")
+    return float(said) if isinstance(said, int | float) and abs(said) < 1e18 else 0.0
 
 
 def measure(runs: Sequence[Result], name: str) -> Spread | None:
