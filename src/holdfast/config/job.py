@@ -209,9 +209,9 @@ def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
     arguments = schema.arguments(block)
     supplied = {"input_shape": stream.input_shape, "classes": stream.outputs}
     arguments |= {key: value for key, value in supplied.items() if needs_argument(function, key)}
-    name = own.get("name") if isinstance(own := arguments.get("backbone"), dict) else own
+    name = backbone.get("name") if isinstance(backbone := arguments.get("backbone"), dict) else backbone
     if isinstance(name, str) and name not in BACKBONES and name in kinds.names("models"):  # a chain of the user's own
-        arguments["backbone"] = make_model(check_block("models", own, ("model", "backbone")), stream, seed)
+        arguments["backbone"] = make_model(check_block("models", backbone, ("model", "backbone")), stream, seed)
     if needs_argument(function, "seed"):
         return _made("models", block.name, arguments, seed, "model")  # type: ignore[no-any-return]
     with torch.random.fork_rng(devices=[]):

@@ -103,7 +103,7 @@ class Proposals:
         defaults, slots = self.space.defaults(), list(self.space.slots)
         least, most = NUMBERS
         for _ in range(MOST_ASKED if leaders else 0):
-            parent = draw.choices(leaders, [0.5**place for place in range(len(leaders))])[0]
+            parent = draw.choices(leaders, [0.5**rank for rank in range(len(leaders))])[0]
             numbers = not slots or draw.random() < least + (most - least) * progress
             if numbers:
                 kin = [one for one in entries if self.alike(one.params) == self.alike(parent)]
@@ -111,9 +111,9 @@ class Proposals:
                     continue
                 seen = list(self._seen(kin, FEW))
                 if len(seen) >= FEW:
-                    found = self._modelled(accept, entries, seen, parent)
-                    if found is not None:
-                        return found
+                    proposed = self._modelled(accept, entries, seen, parent)
+                    if proposed is not None:
+                        return proposed
             slot = "" if numbers else draw.choice(slots)
             try:
                 params = self.space.suggest(Neighbour(parent, slots, defaults, draw, slot))
@@ -129,15 +129,15 @@ class Proposals:
             if one.state == "done" and one.seed == 0:
                 values = sorted((name, value) for name, value in one.values.items() if "seconds" not in name)
                 measured.setdefault(one.length, []).append(tuple(values))
-        return any(len(found) > 1 and len(set(found)) == 1 for found in measured.values())
+        return any(len(one) > 1 and len(set(one)) == 1 for one in measured.values())
 
     def leaders(self, entries: Sequence[Entry]) -> list[Params]:
         """The best settings of each of the `PARENTS` best compositions, the best first."""
         params_of = {one.key: one.params for one in entries}
-        found: dict[object, Params] = {}
+        best_settings: dict[object, Params] = {}
         for key in self.book.best(entries, len(params_of)):
-            found.setdefault(self.alike(params_of[key]), params_of[key])
-        return list(found.values())[:PARENTS]
+            best_settings.setdefault(self.alike(params_of[key]), params_of[key])
+        return list(best_settings.values())[:PARENTS]
 
     def alike(self, params: Params) -> object:
         """What two settings of one composition have in common: its operations; nothing where only numbers vary."""

@@ -124,8 +124,8 @@ def _apart(drawn: list[int], n: int, generator: torch.Generator) -> Tensor:
     while len(set(drawn)) < len(drawn):
         order = sorted(range(len(drawn)), key=drawn.__getitem__)
         again = [later for one, later in pairwise(order) if drawn[one] == drawn[later]]
-        for place, number in zip(again, torch.randint(n, (len(again),), generator=generator).tolist()):
-            drawn[place] = number
+        for slot, number in zip(again, torch.randint(n, (len(again),), generator=generator).tolist()):
+            drawn[slot] = number
     return torch.tensor([drawn])
 
 
