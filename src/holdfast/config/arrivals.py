@@ -131,7 +131,8 @@ def outline_of(source: Source, name: str, criterion: str) -> Outline:
         criterion: of the job.
 
     Raises:
-        ConfigError: for class labels of a source that does not say how many there are.
+        ConfigError: for class labels of a source that does not say how many there are, or a source that says neither
+            shape nor classes and cannot go back.
         DataError: for a source without a batch.
     """
     inner = innermost(source)
@@ -167,6 +168,12 @@ def _peeked(source: Source) -> Batch:
     inner = source.source if isinstance(source, Window) else source
     if isinstance(inner, Queued):
         return inner.peek()
+    if not source.seekable:
+        name = type(innermost(source)).__name__
+        raise ConfigError(
+            f"source: {name} cannot go back, and its first batch would be lost to a look. Write `input_shape` and"
+            " `classes` in it, or a `seek`."
+        )
     begin = source.position()
     batch = next(source.batches(), None)
     if batch is None:
