@@ -185,9 +185,9 @@ def _given_back(
     volume = len(shape) == 4 and shape[0] == 1
     if len(shape) == 3 and shape[0] in (1, 3):
         each = max(1, 8 // len(tasks))
-        pairs = [values[tasks, :each].flatten(0, 1) for values in (originals, after[last])]
+        above, below = (values[tasks, :each].flatten(0, 1) for values in (originals, after[last]))
         caption = f"Test samples of the experiences, {each} of each, and what the model gives back of them {moment}."
-        figure = reconstruction_pairs(*pairs, names=[names[one] for one in tasks for _ in range(each)])
+        figure = reconstruction_pairs(above, below, names=[names[one] for one in tasks for _ in range(each)])
         yield "reconstructions", figure, "Reconstructions", caption
         if len(names) > 1:
             rows = [[after[row, one, 0] if learned[row, one] else None for one in tasks] for row in range(last + 1)]

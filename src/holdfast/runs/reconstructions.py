@@ -81,8 +81,8 @@ def frame_map(frame: pandas.DataFrame, normalise: bool = True, xlabel: str = "",
         ylabel: beside the rows.
     """
     values = frame.to_numpy(dtype=float)
-    names = [[str(name) for name in axis] for axis in (frame.index, frame.columns)]
-    return value_map(values, *names, normalise, xlabel, ylabel)
+    rows, columns = ([str(name) for name in axis] for axis in (frame.index, frame.columns))
+    return value_map(values, rows, columns, normalise, xlabel, ylabel)
 
 
 def value_map(
