@@ -41,8 +41,8 @@ from holdfast.training.trainer import open_experience
 WINDOW = 50
 """Steps between two moments that are looked at where runs are trained at once."""
 
-NETWORKS = {"mlp": (10, (1, 28, 28)), "resnet18": (32, (3, 32, 32))}
-"""Network -> batch size, and shape of an image."""
+NETWORKS = {"mlp": (10, (1, 28, 28)), "mlp400": (32, (1, 28, 28)), "resnet18": (32, (3, 32, 32))}
+"""Network -> batch size, and shape of an image: perceptrons of two layers of 100 or 400, and a ResNet."""
 
 
 def stream_of(network: str, steps: int, tasks: bool) -> Stream:
@@ -58,8 +58,9 @@ def stream_of(network: str, steps: int, tasks: bool) -> Stream:
 
 def net(network: str, of: Stream, head: str) -> nn.Module:
     """The network of a measurement."""
-    if network == "mlp":
-        return mlp(input_shape=of.input_shape, classes=of.classes, hidden=[100, 100], head=head, seed=0)
+    if network != "resnet18":
+        hidden = [400, 400] if network == "mlp400" else [100, 100]
+        return mlp(input_shape=of.input_shape, classes=of.classes, hidden=hidden, head=head, seed=0)
     return resnet18(input_shape=of.input_shape, classes=of.classes, head=head, seed=0)
 
 
@@ -183,15 +184,18 @@ def waits_in(timed: Timed, device: str) -> bool | None:
     return False
 
 
-def many(name: str, network: str, how: str, device: str, runs: int, steps: int) -> float:
-    """Microseconds of one step of so many runs at once, their feed and log included: the median over log windows."""
-    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+def many(name: str, network: str, how: str, device: str, runs: int, steps: int) -> tuple[float, float]:
+    """Microseconds of one step of so many runs at once, their feed and log included: medians over log windows.
+
+    Returns:
+        Of the clock on the wall, and of the process, all its threads together.
+    """
     batch, _ = NETWORKS[network]
-    moments: list[float] = []
+    moments: list[tuple[float, float]] = []
 
     def record(event: dict[str, Any]) -> None:
         if event["event"] == "train":
-            moments.append(clock())
+            moments.append((time.perf_counter(), time.process_time()))
 
     factory = getattr(methods, name)
     chosen = {"capacity": 500, "size": batch}
@@ -208,19 +212,26 @@ def many(name: str, network: str, how: str, device: str, runs: int, steps: int) 
         trainer.fit(model, of)
     else:
         fit_stacked(*zip(*made))
-    times = [1e6 * (later - earlier) / WINDOW for earlier, later in itertools.pairwise(moments)]
-    return statistics.median(times[len(times) // 3 :])  # the first ones compile
+    pairs = list(itertools.pairwise(moments))
+    pairs = pairs[len(pairs) // 3 :]  # the first ones compile
+    wall, process = (
+        statistics.median(1e6 * (later[i] - earlier[i]) / WINDOW for earlier, later in pairs) for i in range(2)
+    )
+    return wall, process
 
 
 def measure_many(name: str, network: str, how: str, device: str, counts: list[int], steps: int) -> list[dict[str, Any]]:
-    """Runs at once beside a single captured one, in turn."""
+    """Runs at once beside a single captured one, in turn; on a GPU by the clock on the wall, else of the process."""
+    first = 0 if device.startswith("cuda") else 1
     single = many(name, network, how, device, 1, steps)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for count in counts:
         at_once = many(name, network, how, device, count, steps)
         again = many(name, network, how, device, 1, steps)
-        one = (single + again) / 2
-        rows.append({"method": name, "network": network, "runs": count, "at_once": at_once, "single": one})
+        one = [(before + after) / 2 for before, after in zip(single, again)]
+        row = {"method": name, "network": network, "runs": count, "threads": torch.get_num_threads()}
+        row |= {"at_once": at_once[first], "single": one[first], "wall_at_once": at_once[0], "wall_single": one[0]}
+        rows.append(row)
         single = again
     return rows
 
@@ -257,7 +268,8 @@ def tell_many(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ratio = row["at_once"] / row["single"]
         print(
             f"{row['network']:9s} {row['method']:26s} one run {row['single']:8.1f}   {row['runs']:4d} at once"
-            f" {row['at_once']:8.1f}   = {ratio:.2f} single runs, {row['at_once'] / row['runs']:.1f} a run and step",
+            f" {row['at_once']:8.1f}   = {ratio:.2f} single runs, {row['at_once'] / row['runs']:.1f} a run and step"
+            f" ({row['wall_at_once'] / row['wall_single']:.2f} by the clock on the wall, {row['threads']} threads)",
             flush=True,
         )
     return rows
@@ -268,16 +280,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--how", choices=["graph", "compile", "tape"], help="default: graph on a GPU, else tape")
     parser.add_argument("--method", nargs="*", default=None, help="default: all")
-    parser.add_argument("--network", nargs="*", choices=list(NETWORKS), help="default: both on a GPU, else mlp")
+    parser.add_argument("--network", nargs="*", choices=list(NETWORKS), help="default: mlp, on a GPU resnet18 too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--runs", type=int, nargs="*", default=[], help="measure so many runs at once instead")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; a stack uses two where one run hardly does")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     how = arguments.how or ("graph" if device == "cuda" else "tape")
-    networks = arguments.network or (list(NETWORKS) if device == "cuda" else ["mlp"])
-    torch.set_num_threads(1)
+    networks = arguments.network or (["mlp", "resnet18"] if device == "cuda" else ["mlp"])
+    torch.set_num_threads(arguments.threads)
     print(f"{device}, {how}, torch {torch.__version__}: microseconds a step (and ratio to the hand-written loop of ER)")
     results = []
     if arguments.runs:

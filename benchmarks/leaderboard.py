@@ -3,11 +3,13 @@
     python benchmarks/leaderboard.py                    all rows, ten seeds at once
     python benchmarks/leaderboard.py --quick            two rows, two seeds, forty batches an experience: does it work?
     python benchmarks/leaderboard.py --write README.md  puts this machine's line into the table of a page
+    python benchmarks/leaderboard.py --row split_mnist_online/er/500 --seeds 4 --write README.md   a line on that part
 
 A row is its committed configuration (`benchmarks/configs/split_mnist_online`), run with its seeds stacked
 (`trainer.stack=auto`), in a process that has loaded nothing before: imports, data, compiling, training, evaluations,
-logs, checkpoints and reports count. A line stands only for a machine on which every row that was known to be equal to
-its published value (`benchmarks/expected.json`) is so here too. The data is looked for where HOLDFAST_DATA says.
+logs, checkpoints and reports count. CPU seconds are those of all its threads and of compilers that it started: they
+hold on a busy machine too. A line stands only for a machine on which every row that was known to be equal to its
+published value (`benchmarks/expected.json`) is so here too. The data is looked for where HOLDFAST_DATA says.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -42,12 +44,17 @@ def machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    names = [line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'a CPU'}, {torch.get_num_threads()} threads"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = torch.get_num_threads()
+    return f"{cores} CPU cores, {threads} thread{'s' * (threads > 1)}"
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and waited for."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def train(row: str, seeds: int, changes: list[str]) -> dict[str, list[float]]:
@@ -85,14 +92,14 @@ def outcome(row: str, measures: dict[str, list[float]]) -> tuple[str, bool]:
 
 
 def write(page: Path, line: str) -> None:
-    """Put a line into the table of a page, in the place of an older one of the same machine; the table is made once."""
+    """Put a line into the table of a page, in the place of an older one on the same; the table is made once."""
     text = page.read_text(encoding="utf-8")
     if BEGIN not in text:
-        head = "| machine | what | seconds | version |\n| --- | --- | --- | --- |"
+        head = "| machine | what | seconds | CPU seconds | version |\n| --- | --- | --- | --- | --- |"
         text = f"{text.rstrip()}\n\n## From nothing to table A\n\n{BEGIN}\n{head}\n{END}\n"
     before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
-    kept = [one for one in table.strip().splitlines() if one.split("|")[1:2] != line.split("|")[1:2]]
+    kept = [one for one in table.strip().splitlines() if one.split("|")[1:3] != line.split("|")[1:3]]
     page.write_text("\n".join([f"{before}{BEGIN}", *kept, line, f"{END}{after}"]), encoding="utf-8")
 
 
@@ -101,7 +108,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small part, which makes no line of the table")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--row", nargs="*", help="some rows only, which make no line of the table")
+    parser.add_argument("--row", nargs="*", help="some rows only, whose line says how many they are")
+    parser.add_argument("--busy", action="store_true", help="say in the line that other programs ran on the machine")
     parser.add_argument("--write", type=Path, help="a page with the table, for instance README.md")
     parser.add_argument("--change", nargs="*", default=[], help="changes of every row, as on the command line")
     arguments = parser.parse_args()
@@ -125,15 +133,17 @@ def main() -> int:
             flush=True,
         )
     seconds = time.perf_counter() - begun
-    line = f"| {machine()} | {len(chosen)} rows x {seeds} seeds | {seconds:.0f} s | torch {_torch()} |"
+    what = f"{len(chosen)} of {len(rows())} rows x {seeds} seeds"
+    took = f"{seconds:.0f} s{' (busy)' if arguments.busy else ''} | {cpu_seconds():.0f} s"
+    line = f"| {machine()} | {what} | {took} | torch {_torch()} |"
     print(line)
-    whole = not arguments.quick and not arguments.row and not arguments.change
+    plain = not arguments.quick and not arguments.change
     if arguments.write is not None:
-        if not (whole and good):
-            print("no line is written: it stands for all rows, each equal to what was published.", file=sys.stderr)
+        if not (plain and good):
+            print("no line is written: it stands for rows as they are, equal to what was published.", file=sys.stderr)
             return 1
         write(arguments.write, line)
-    return 0 if good or not whole else 1
+    return 0 if good or not plain else 1
 
 
 def _age() -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable
@@ -314,7 +315,21 @@ def checks_table() -> str:
     )
 
 
+def overhead_table() -> str:
+    """What a step costs beside one written by hand, as `benchmarks/overhead.py` measured it last."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "overhead.json").read_text(encoding="utf-8"))
+    return table(
+        ["", "`Trainer`", "`Continual` in the loop"],
+        [
+            [row["case"], *(f"{row[key]['ratio']:.2f}" if key in row else "" for key in ("trainer", "wrapper"))]
+            for row in rows
+            if "trainer" in row
+        ],
+    )
+
+
 BLOCKS = {
+    "docs/in_your_own_loop.md": {"overhead": overhead_table},
     "docs/command_line.md": {"commands": commands},
     "docs/entry_points.md": {"services": services_table},
     "docs/extending.md": {"checks": checks_table},

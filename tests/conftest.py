@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -70,6 +71,20 @@ def no_figures(request: pytest.FixtureRequest) -> Iterator[None]:
         for module, name, instead in UNDRAWN if not getattr(request.module, "FIGURES", False) else ():
             patch.setattr(module, name, instead)
         yield
+
+
+@contextmanager
+def drawing_them() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in DRAWN:
+            patch.setattr(module, name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def with_figures() -> Callable[[], AbstractContextManager[None]]:
+    """`with with_figures():` draws them, for a report that several tests look at."""
+    return drawing_them
 
 
 @pytest.fixture

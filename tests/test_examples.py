@@ -72,6 +72,7 @@ def test_an_operation_of_ones_own_composes_with_replay(example):
     assert composed > nothing + 30
 
 
+@pytest.mark.slow
 def test_methods_are_compared_in_a_table(example):
     output = example("compare_methods.py")
     table = {line.split()[0]: percentages(line) for line in output.splitlines()[1:]}

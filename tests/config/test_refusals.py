@@ -65,7 +65,7 @@ WRONG = [
     # wrong types
     ({"trainer": {"epochs": "10"}}, "trainer.epochs:", "write 10 without quotes"),
     ({"trainer": {"epochs": 2.0}}, "trainer.epochs:", "write 2."),
-    ({"trainer": {"epochs": True}}, "trainer.epochs:", "true and false are no numbers"),
+    ({"trainer": {"epochs": True}}, "trainer.epochs:", "true and false are not numbers"),
     ({"trainer": {"reset_optimizer": "yes"}}, "trainer.reset_optimizer:", "write true without quotes"),
     ({"trainer": {"reset_optimizer": 1}}, "trainer.reset_optimizer:", "write true."),
     ({"trainer": 5}, "trainer:", "got 5, expected an object"),

@@ -20,16 +20,25 @@ from holdfast.testing.subjects import TRAINED
 from holdfast.testing.toys import model as any_model
 from holdfast.testing.toys import model_for
 
-SLOW = {"ways_growing", "ways_task", "lightning", "optimizers", "graph", "captured", "stacked"}
-SLOW |= {"resume", "accumulate", "half", "double", "channels_last"}
-"""Checks that are left to the slow tests, except for one method of each kind.
+SLOW = {"ways", "ways_growing", "ways_task", "optimizers", "beside"}
+SLOW |= {"resume", "accumulate", "half", "double", "channels_last", "random", "targets", "heads"}
+"""Checks that are left to the slow tests, except for one method of each kind and a few operations.
 
-The digests train every method in other ways, resumed and on accumulated batches; the others take long, or look less at
-an operation's arithmetic than at what all share.
+The digests train every method in the ways of `ways`, with every head, resumed and on accumulated batches, and hold each
+to the same record; the others take long, or look less at an operation's arithmetic than at what all share.
 """
 
 BASIC = ("der_plus_plus", "ewc_online", "si", "lwf", "agem")
 """One method of each kind, which every check is run on."""
+
+LENGTHY, FOR_LENGTHY = {"graph", "captured"}, ("der_plus_plus", "si")
+"""Checks of hundreds of steps, and the methods that have them in the fast tests: with a memory, and without one."""
+
+NEVER_FAST = {"stacked", "lightning"}
+"""Checks of the slow tests alone: Lightning's import takes as long as all that is checked with it."""
+
+BASIC_OPERATIONS = ("Replay", "Distillation", "GradientProjection", "Evidential")
+"""Operations that are trained beside others in the fast tests too: of a memory, a teacher, a gradient, a loss."""
 
 OTHER_KINDS = ("hat", "icarl")
 """Masks and exemplars, for the tests that are marked `basic`: they are slow for all but `BASIC` and these."""
@@ -88,17 +97,20 @@ def subjects(basic: bool = False) -> list[Any]:
 
 
 def checks(names: list[str], of: dict[str, Any], slow: bool = False) -> list[Any]:
-    """Each thing with each check; marked slow where that is."""
-    marks = pytest.mark.slow
-    return [
-        pytest.param(
-            name,
-            check,
-            id=f"{name}-{check}",
-            marks=marks if slow or check == "stacked" or (check in SLOW and name not in BASIC) else (),
-        )
+    """Each thing with all of its fast checks at once, and with each slow one."""
+    every_check, marks = BASIC + BASIC_OPERATIONS, pytest.mark.slow
+
+    def is_slow(name: str, check: str) -> bool:
+        if check in LENGTHY:
+            return name not in FOR_LENGTHY
+        return slow or check in NEVER_FAST or (check in SLOW and name not in every_check)
+
+    fast = {name: [check for check in of if not slow and not is_slow(name, check)] for name in names}
+    return [pytest.param(name, among, id=name) for name, among in fast.items() if among] + [
+        pytest.param(name, [check], id=f"{name}-{check}", marks=marks)
         for name in names
         for check in of
+        if check not in fast[name]
     ]
 
 
@@ -106,8 +118,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     basic = metafunc.definition.get_closest_marker("basic") is not None
     if "operation_name" in metafunc.fixturenames:
         metafunc.parametrize("operation_name", operations())
-    if {"method", "check"} <= set(metafunc.fixturenames):
-        metafunc.parametrize(("method", "check"), checks(methods(), METHOD_CHECKS))
+    if {"method", "among"} <= set(metafunc.fixturenames):
+        metafunc.parametrize(("method", "among"), checks(methods(), METHOD_CHECKS))
     elif "method_name" in metafunc.fixturenames:
         metafunc.parametrize(
             "method_name",
@@ -116,11 +128,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 for name in methods()
             ],
         )
-    if {"operation", "check"} <= set(metafunc.fixturenames):
+    if {"operation", "among"} <= set(metafunc.fixturenames):
         untrained = {name: check for name, check in OPERATION_CHECKS.items() if name not in TRAINED}
         within = [name for name in operations() if name not in alone()]
         metafunc.parametrize(
-            ("operation", "check"),
+            ("operation", "among"),
             # An operation of a method is trained with as part of it; by itself it is in the slow tests.
             checks(operations(), untrained) + checks(alone(), TRAINED) + checks(within, TRAINED, slow=True),
         )

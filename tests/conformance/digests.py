@@ -56,6 +56,18 @@ AT_LENGTH = ("CommonMinimum", "LossSurrogate", "dgr", "hal", "gdumb", "generativ
 LATER = ("trainer, growing head, momentum", "trainer, growing head, Adam", "loop with OnNewClass, fixed head, Adam")
 """Fast ways that are left to the slow tests: resumed, the first ends with the same weights, which a test holds."""
 
+FEWER = (
+    "trainer, growing head, momentum, resumed",
+    "trainer, head per task, momentum",
+    "trainer, fixed head, momentum, small memory",
+    "loop with Every, fixed head, momentum",
+    "endless stream, momentum",
+)
+"""The fast ways of all but one method of each kind: each kind of head and of loop, resumed, and a full memory."""
+
+KINDS = ("er", "der_plus_plus", "ewc_online", "si", "lwf", "agem", "gem", "hat", "icarl", "slda", "latent_replay")
+"""A method of each kind, which is checked in every fast way."""
+
 TOLERANCES = {"weights": 2e-3, "signed": 2e-3, "outputs": 1e-2, "loss": 1e-2, "right": 0.05}
 """What may differ where the kernels differ: relative to the size, for `right` in shares of the test samples."""
 
@@ -72,7 +84,8 @@ def ways(subject: str) -> list[str]:
 
 def fast(subject: str) -> list[str]:
     """The ways that are checked by every run of the tests."""
-    chosen = HEAVY if subject in AT_LENGTH else [way for way in FAST if way not in LATER]
+    every = [way for way in FAST if way not in LATER]
+    chosen = HEAVY if subject in AT_LENGTH else every if subject in KINDS else FEWER
     return [way for way in ways(subject) if way in chosen]
 
 

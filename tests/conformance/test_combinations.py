@@ -141,14 +141,14 @@ def test_an_operation_trains_beside_every_other_in_either_order_or_is_refused_in
 
 
 def test_most_pairs_train_and_few_are_refused() -> None:
-    sample = random.Random(1).sample([(a, b) for a in NAMES for b in NAMES if a != b], 40)
+    sample = random.Random(1).sample([(a, b) for a in NAMES for b in NAMES if a != b], 16)
     refused = 0
     for first, second in sample:
         try:
             train(combined(first, second), "fixed")
         except (ConfigError, UsageError):
             refused += 1
-    assert refused < 10
+    assert refused < 4
 
 
 def test_a_pair_that_breaks_is_found(monkeypatch: Any) -> None:

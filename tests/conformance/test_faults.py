@@ -309,7 +309,7 @@ OPERATIONS = {
 SLOW = pytest.mark.slow
 
 
-def cases(table, slow=("lightning",)):
+def cases(table, slow=("lightning", "stacked")):
     """The names of a table as parameters, those that take long marked."""
     return [pytest.param(name, marks=[SLOW] if name in slow else []) for name in table]
 
@@ -324,7 +324,7 @@ def test_a_fault_of_an_operation_is_found(name: str) -> None:
     sees(check_operation, kind, name, sentence)
 
 
-@pytest.mark.parametrize("name", cases(OPERATIONS, slow=("lightning", "ways", "ways_growing", "beside")))
+@pytest.mark.parametrize("name", cases(OPERATIONS, slow=("lightning", "stacked", "ways", "ways_growing", "beside")))
 def test_an_operation_without_a_fault_passes(name: str) -> None:
     assert check_operation(Shrink, only=[name]) == {name: "passed"}
 

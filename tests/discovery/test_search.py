@@ -312,7 +312,8 @@ def trials_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, **
     return [[(one.key, one.length, one.params) for one in entries], matrices]
 
 
-@pytest.mark.parametrize("protocol", [pytest.param("first-k", marks=pytest.mark.slow), "validation"])
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["first-k", "validation"])
 def test_shuffled_test_labels_change_nothing_in_a_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:

@@ -55,7 +55,7 @@ def test_a_reservoir_does_not_depend_on_how_items_were_batched(batch):
 
 
 def test_a_reservoir_keeps_every_sample_with_equal_probability():
-    total, capacity, runs = 40, 8, 4000
+    total, capacity, runs = 40, 8, 2000
     counts = torch.zeros(total)
     for seed in range(runs):
         counts[torch.tensor(held(fill(Memory(capacity, insertion=Reservoir(seeded(seed))), total, 10)))] += 1
@@ -67,7 +67,7 @@ def test_a_reservoir_keeps_every_sample_with_equal_probability():
 
 
 def test_every_slot_of_a_reservoir_is_replaced_equally_often_slot_0_included():
-    total, capacity, runs = 30, 5, 3000
+    total, capacity, runs = 30, 5, 1500
     survived = torch.zeros(capacity)
     for seed in range(runs):
         content = torch.tensor(held(fill(Memory(capacity, insertion=Reservoir(seeded(seed))), total, 10)))
@@ -265,7 +265,7 @@ def test_a_class_that_always_comes_would_fill_a_balanced_memory_more_than_a_freq
 
 
 def test_a_frequency_aware_memory_keeps_rows_of_a_class_with_equal_probability():
-    total, runs = 30, 3000
+    total, runs = 30, 1500
     counts = torch.zeros(total)
     for seed in range(runs):
         policy = FrequencyAware(seeded(seed))

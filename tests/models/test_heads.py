@@ -315,7 +315,7 @@ def test_no_task_is_an_error_that_says_what_to_do():
 def test_an_unassigned_task_is_an_error_in_training_and_predicts_nothing_in_evaluation():
     head = two_tasks()
     head.task = 2
-    with pytest.raises(UsageError, match=r"task 2 is none of them.*assign\(2"):
+    with pytest.raises(UsageError, match=r"task 2 is not one of them.*assign\(2"):
         head(torch.randn(2, 6))
     assert (head.eval()(torch.randn(2, 6)) == MASKED).all()
     head.task = -1

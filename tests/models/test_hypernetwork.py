@@ -383,7 +383,7 @@ def digits_stream(experiences: int = 5):
     )
 
 
-@pytest.mark.parametrize("tasks", [1, 5])
+@pytest.mark.parametrize("tasks", [pytest.param(1, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("method", [joint, lambda: er(capacity=100, size=20), finetune, lambda: lwf()])
 def test_it_is_trained_jointly_with_replay_and_with_distillation_as_any_other_model(method, tasks):
     model = hypernetwork(

@@ -51,7 +51,11 @@ def finetuned() -> dict[str, float]:
     return {}
 
 
-@pytest.mark.parametrize("name", MADE)
+FEW = ("er_exemplars", "gem", "icarl", "dgr", "generative_classifier")
+"""One with exemplars, with gradients, with means, and the two that generate; the others in the slow tests."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in MADE])
 def test_it_forgets_clearly_less_than_plain_fine_tuning(toy: Any, finetuned: dict[str, float], name: str) -> None:
     if not finetuned:
         finetuned["accuracy"] = _accuracy(toy, methods.finetune())

@@ -28,6 +28,7 @@ def test_hydras_basic_launcher_makes_a_run_of_each_job(tmp_path):
     assert seeds == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_search_file_is_left_to_our_own_command(tmp_path):
     done = launched(tmp_path, "hparams_search=learning_rate", *SMALL)
     assert done.returncode != 0

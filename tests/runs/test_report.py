@@ -60,9 +60,17 @@ def test_the_report_contains_the_numbers_in_plain_words(tmp_path):
     assert '"lr": 0.1' in text
 
 
-@pytest.mark.usefixtures("figures")
-def test_the_report_refers_to_nothing_outside_itself(tmp_path):
-    text = write_report(write_run(tmp_path)).read_text()
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, with_figures):
+    """The folder of a run whose report was made with its figures; to be read."""
+    folder = write_run(tmp_path_factory.mktemp("drawn"))
+    with with_figures():
+        write_report(folder)
+    return folder
+
+
+def test_the_report_refers_to_nothing_outside_itself(drawn):
+    text = (drawn / "report.html").read_text()
     found = Page(text)
     assert not re.search(r"https?://|//[a-z]", text)
     assert "script" not in found.tags
@@ -81,14 +89,12 @@ def test_the_moment_a_run_started_is_told_as_a_date(tmp_path):
     assert "running" not in text
 
 
-@pytest.mark.usefixtures("figures")
-def test_plots_are_made_beside_the_page(tmp_path):
-    write_report(write_run(tmp_path))
-    names = {path.name for path in (tmp_path / "plots").iterdir()}
+def test_plots_are_made_beside_the_page(drawn):
+    names = {path.name for path in (drawn / "plots").iterdir()}
     expected = {"accuracy_matrix", "accuracy_matrix_task_aware", "accuracy_over_time", "loss_terms", "classes"}
     expected |= {"classes_over_time"}
     assert names == {f"{name}.png" for name in expected}
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (drawn / "plots").iterdir())
 
 
 @pytest.mark.usefixtures("figures")
@@ -118,10 +124,10 @@ def test_reading_a_run_never_changes_its_files(tmp_path):
 
 
 @pytest.mark.usefixtures("figures")
-def test_the_report_made_again_is_the_same(tmp_path):
-    first = write_report(write_run(tmp_path)).read_text()
-    assert write_report(tmp_path).read_text() == first
-    assert not list(tmp_path.glob("**/*.tmp"))
+def test_the_report_made_again_is_the_same(drawn):
+    first = (drawn / "report.html").read_text()
+    assert write_report(drawn).read_text() == first
+    assert not list(drawn.glob("**/*.tmp"))
 
 
 def test_a_killed_run_gets_a_report_of_what_it_learned(tmp_path):

@@ -178,7 +178,10 @@ def test_killed_while_writing_it_ends_as_if_it_had_not_been(whole: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("method", ["ewc", "si", "lwf", "agem", "joint", "cumulative"])
+@pytest.mark.parametrize(
+    "method",
+    ["lwf", "agem", "joint", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ewc", "si", "cumulative"))],
+)
 def test_every_kind_of_method_survives_a_kill(method: str, tmp_path: Path) -> None:
     job = config(method=method, model={"name": "mlp", "hidden": [5]})
     expected = runs.run(job, tmp_path / "whole", quiet=True)

@@ -147,7 +147,7 @@ def test_started_again_a_sweep_runs_only_what_is_missing(finished, monkeypatch):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is no multirun"):
+    with pytest.raises(ConfigError, match="is not a multirun"):
         sweep(None, ["seed=0,1"], out=tmp_path)
 
 

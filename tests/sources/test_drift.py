@@ -15,10 +15,11 @@ from holdfast.core.step import Step
 from holdfast.methods import er
 from holdfast.training.endless import StreamTrainer
 
-CASES: list[tuple[str, str]] = [
+CASES: list[Any] = [
     *(("adwin", on) for on in ("error", "loss", "inputs")),
     *(("page_hinkley", on) for on in ("error", "inputs")),
-    *(("kswin", on) for on in ("loss", "inputs")),
+    ("kswin", "loss"),
+    pytest.param("kswin", "inputs", marks=pytest.mark.slow),
     ("ddm", "error"),
     *(("mmd", on) for on in ("inputs", "loss")),
 ]

@@ -72,7 +72,7 @@ def test_fields_come_in_blocks_that_are_put_together_again_to_the_grid(tmp_path:
     for arguments, said in (
         ({"block": [5, 3]}, "smaller blocks"),
         ({"block": [2, 3], "components": [2]}, "Count from 0"),
-        ({"block": [4, 6]}, "but one such block"),
+        ({"block": [4, 6]}, "only one such block"),
     ):
         with pytest.raises(ConfigError, match=said):
             datasets.fields(str(tmp_path), **arguments)  # type: ignore[arg-type]

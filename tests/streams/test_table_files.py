@@ -91,7 +91,7 @@ def test_the_index_that_pandas_writes_is_no_feature_and_unnamed_columns_have_a_n
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("a b\n1 2\n\0\n", "no text"),
+        ("a b\n1 2\n\0\n", "not text"),
         ("alone\n1\n2\n", "one column only"),
         ("a,a,label\n1,2,x\n3,4,y\n", "two columns called 'a'"),
         ("a,label\n1_000,x\n2,y\n", "'1_000'"),

@@ -136,7 +136,7 @@ def test_tokens_stay_whole_numbers_through_a_stream(tmp_path):
 
 
 def test_inputs_that_are_no_numbers_are_refused_with_a_sentence():
-    with pytest.raises(DataError, match="no numbers"):
+    with pytest.raises(DataError, match="not numbers"):
         arrays(np.array([["a", "b"], ["c", "d"]]), [0, 1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.boundary import Every
 from holdfast.core.errors import ConfigError, UsageError
+from holdfast.core.experience import Batch
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
 from holdfast.core.services import Services
@@ -18,15 +21,17 @@ from holdfast.core.step import Step
 from holdfast.methods import agem, er, si
 from holdfast.operations import Remember, Replay
 from holdfast.testing import toys
-from holdfast.training import Continual, Trainer, programs, recordings
+from holdfast.training import Continual, Trainer, inductor, programs, recordings
+from holdfast.training.endless import StreamTrainer
 
 SGD = {"name": "SGD", "lr": 0.05}
 MOMENTUM = {"name": "SGD", "lr": 0.05, "momentum": 0.9, "nesterov": True}
+aten = torch.ops.aten
 Made = tuple[Trainer, nn.Module]
 
 
 def trained(capture: str, make: Callable[[], Method] = lambda: er(capacity=20, size=4), **settings: Any) -> Made:
-    stream = toys.stream(settings.pop("paradigm", "class"), samples=13)
+    stream = toys.stream(settings.pop("paradigm", "class"), samples=13, **settings.pop("of", {}))
     net = settings.pop("net", None) or toys.model(stream, "growing", **settings.pop("model", {}))
     return toys.train(make(), net, stream, **{"epochs": 2, "log_every": 4, "capture": capture, **settings}), net
 
@@ -59,7 +64,10 @@ def exponential(optimizer: torch.optim.Optimizer) -> Any:
         {"optimizer": SGD, "scheduler": exponential, "scheduler_every": "step"},
         {"optimizer": MOMENTUM, "scheduler": exponential, "scheduler_every": "step"},
         {"optimizer": {"name": "Adam", "lr": 0.01, "fused": True}, "scheduler": exponential, "scheduler_every": "step"},
-        {"optimizer": {"name": "RMSprop", "lr": 0.01}, "scheduler": exponential, "scheduler_every": "epoch"},
+        {"optimizer": {"name": "AdamW", "fused": True}, "scheduler": exponential, "scheduler_every": "step"},
+        {"optimizer": {"name": "RMSprop", "lr": 0.01}, "scheduler": exponential, "scheduler_every": "step"},
+        {"optimizer": {"name": "Adadelta", "foreach": False}, "scheduler": exponential, "scheduler_every": "step"},
+        {"optimizer": {"name": "Rprop", "lr": 0.01}, "scheduler": exponential, "scheduler_every": "epoch"},
         {"optimizer": MOMENTUM, "clip_norm": 0.5},
         {"optimizer": SGD, "clip_norm": 0.05, "clip_by": "value"},
         {"optimizer": SGD, "precision": "bf16-mixed"},
@@ -132,7 +140,9 @@ def test_the_old_name_of_compiled_steps_says_the_new_one() -> None:
     assert trainer.capture == "compile"
 
 
-@pytest.mark.parametrize("spec", [SGD, MOMENTUM, {"name": "Adam", "lr": 0.01, "fused": True}], ids=str)
+@pytest.mark.parametrize(
+    "spec", [SGD, MOMENTUM, {"name": "Adam", "lr": 0.01, "fused": True}, {"name": "RMSprop", "lr": 0.01}], ids=str
+)
 def test_a_graph_gets_the_rate_as_a_tensor(spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With graphs replaced by the tape."""
 
@@ -148,7 +158,7 @@ def test_a_graph_gets_the_rate_as_a_tensor(spec: dict[str, Any], monkeypatch: py
     assert captured_steps(told(trainer)) > 10
     if spec["name"] == "SGD":
         assert toys.differing(plain, net) == []
-    else:  # the fused optimiser takes a tensor of 32 bits for a rate, and a number of 64
+    else:  # the fused optimiser takes a tensor of 32 bits for a rate, and RMSprop divides before it multiplies
         for one, other in zip(plain.state_dict().values(), net.state_dict().values()):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
@@ -160,8 +170,8 @@ def test_a_graph_gets_the_rate_as_a_tensor(spec: dict[str, Any], monkeypatch: py
         ({"detect_anomaly": True}, "detect_anomaly"),
         ({"optimizer": {"name": "Adam", "lr": 0.01}}, "with optimizer.fused=true it does so on the device"),
         (
-            {"optimizer": {"name": "RMSprop"}, "scheduler": exponential, "scheduler_every": "step"},
-            "the step of RMSprop has it as a constant",
+            {"optimizer": {"name": "Rprop"}, "scheduler": exponential, "scheduler_every": "step"},
+            "the step of Rprop has it as a constant",
         ),
     ],
 )
@@ -170,6 +180,119 @@ def test_a_step_that_cannot_be_captured_runs_as_written_and_says_why(settings: d
     assert captured_steps(events) == 0
     assert all(any(reason in one for one in event["reasons"]) for event in events)
     assert sum(event["as_written"] for event in events) > 0
+
+
+def cyclic(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.05, step_size_up=1000)
+
+
+def test_a_momentum_that_changes_at_every_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "UNLIKE", 4)
+    events = both(optimizer=MOMENTUM, scheduler=cyclic, scheduler_every="step")
+    assert captured_steps(events) == 0
+    assert any("a number of the optimiser changes at every step (a momentum" in one for one in events[0]["reasons"])
+
+
+# Batches without end ---------------------------------------------------------------------------------------
+
+
+def arriving(count: int, fresh: bool = False) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        x = torch.randn(8 if number % 17 else 5, 6, generator=generator)
+        new = torch.arange(len(x)) % 2 == 0 if fresh else None
+        yield Batch(x, (x[:, 0] > 0).long(), fresh=new)
+
+
+def followed(capture: Any, parts: tuple[int, ...] = (40, 30), fresh: bool = False, **more: Any) -> tuple[Any, ...]:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+    events: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {"optimizer": MOMENTUM, "log_every": 10, "record": events.append, **more}
+    trainer = StreamTrainer(net, er(capacity=20, size=4), capture=capture, **settings)
+    for count in parts:
+        trainer.train(arriving(count, fresh))
+    return net, trainer, events
+
+
+def test_steps_on_batches_without_end_are_captured() -> None:
+    (plain, one, logged), (net, two, events) = followed("none"), followed("tape")
+    assert toys.differing(plain, net) == []
+    assert (two.accuracy, two.samples, two.steps) == (one.accuracy, one.samples, 70)
+    of = [[(e["accuracy"], pytest.approx(e["loss"])) for e in log if e["event"] == "train"] for log in (logged, events)]
+    assert of[0] == of[1]
+    counts = [(e["captured"], e["recorded"], e["as_written"]) for e in events if e["event"] == "capture"]
+    assert [sum(one) for one in counts] == [40, 30]
+    assert sum(one[0] for one in counts) > 50
+
+
+def test_a_single_step_between_them_gives_its_outputs_and_the_same_weights() -> None:
+    nets = []
+    for capture in ("none", "tape"):
+        net, trainer, _ = followed(capture, (40,))
+        outputs = [trainer.step(batch) for batch in arriving(2)]
+        trainer.train(arriving(30))
+        nets.append((net, outputs))
+    assert toys.differing(nets[0][0], nets[1][0]) == []
+    assert all(torch.equal(a, b) for a, b in zip(nets[0][1], nets[1][1]))
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [({"boundary": Every(steps=20)}, "the boundary Every looks at every batch"), ({"fresh": True}, "rows are new")],
+)
+def test_batches_that_the_host_looks_at_are_trained_on_as_written(more: dict[str, Any], reason: str) -> None:
+    (plain, *_), (net, _, events) = followed("none", **copy.deepcopy(more)), followed("tape", **copy.deepcopy(more))
+    assert toys.differing(plain, net) == []
+    told = [event for event in events if event["event"] == "capture"]
+    assert [(event["captured"], event["as_written"]) for event in told] == [(0, 40), (0, 30)]
+    assert all(any(reason in one for one in event["reasons"]) for event in told)
+
+
+# Gradients that are added as they are computed --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_gradient_of_a_large_weight_is_added_where_it_is_computed(stacked: bool) -> None:
+    shape = (3, 200, 400) if stacked else (200, 400)
+    module, inputs = updating(shape, lambda graph, a, b: graph.call_function(aten.relu.default, (a,)))
+    again = [one.clone() for one in inputs]
+    module(*inputs)
+    inductor.in_place(module, again)
+    assert [node.target for node in module.graph.nodes].count(inductor.add_product()) == 1
+    module(*again)
+    torch.testing.assert_close(again[0], inputs[0], rtol=1e-5, atol=1e-6)
+
+
+def doubled(graph: torch.fx.Graph, a: torch.fx.Node, b: torch.fx.Node) -> Any:
+    return graph.call_function(aten.mul_.Tensor, (b, 2.0))
+
+
+@pytest.mark.parametrize(("between", "rate"), [(doubled, ()), (lambda *_: None, (200, 400))])
+def test_a_gradient_is_not_added_elsewhere_where_that_would_be_another_sum(between: Any, rate: tuple[int, ...]) -> None:
+    """A factor that is written between the product and the update, and a rate for every number of the weight."""
+    module, inputs = updating((200, 400), between)
+    inputs[3] = torch.rand(rate)
+    again = [one.clone() for one in inputs]
+    module(*inputs)
+    inductor.in_place(module, again)
+    assert inductor.add_product() not in [node.target for node in module.graph.nodes]
+    module(*again)
+    assert torch.equal(again[0], inputs[0])
+
+
+def updating(shape: tuple[int, ...], between: Callable[..., Any]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
+    """`w += (a @ b) * rate`, with a call in between, and inputs."""
+    graph = torch.fx.Graph()
+    weight, a, b, rate = (graph.placeholder(name) for name in ("weight", "a", "b", "rate"))
+    product = graph.call_function(aten.bmm.default if len(shape) == 3 else aten.mm.default, (a, b))
+    between(graph, a, b)
+    graph.call_function(aten.addcmul_.default, (weight, product, rate))
+    graph.output(())
+    generator, runs = torch.Generator().manual_seed(0), shape[:-2]
+    sizes = (shape, (*runs, shape[-2], 7), (*runs, 7, shape[-1]), (*runs, 1, 1) if runs else ())
+    inputs = [torch.randn(size, generator=generator) for size in sizes]
+    return torch.fx.GraphModule(nn.Module(), graph), inputs
 
 
 # Operations that try to fool a recording -------------------------------------------------------------------
@@ -356,20 +479,24 @@ def test_what_a_step_as_written_changes_is_recorded_anew() -> None:
     assert any("share changes from 1.0 to 0.5" in one for one in events[0]["reasons"])
 
 
+ONE = {"experiences": 1, "classes": 3}
+"""A stream of one experience: what a recording says of a step, it says in the first."""
+
+
 def with_memory(kind: type[Operation]) -> Callable[[], Method]:
     return lambda: Method(Replay(size=4), kind(), Remember(capacity=20))
 
 
 @pytest.mark.parametrize(("kind", "reason"), REFUSED.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_what_cannot_be_run_again_is_refused_with_its_line(kind: type[Operation], reason: str) -> None:
-    events = both(with_memory(kind), epochs=4)
+    events = both(with_memory(kind), epochs=3, of=ONE)
     assert captured_steps(events) == 0
     assert any(reason in one for event in events for one in event["reasons"]), events[0]["reasons"]
 
 
 @pytest.mark.parametrize("kind", CAPTURED)
 def test_what_can_be_run_again_is_captured_rightly(kind: type[Operation]) -> None:
-    assert captured_steps(both(with_memory(kind), epochs=4)) > 10
+    assert captured_steps(both(with_memory(kind), epochs=3, of=ONE)) > 10
 
 
 def test_a_step_that_is_recorded_again_makes_each_decision_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,13 @@ def attempt(call: Any, *errors: type[Exception]) -> tuple[Any, Exception | None]
 NEEDY = {name: set(getattr(methods, name)().needs) for name in methods.__all__}
 
 
-@pytest.mark.parametrize("name", methods.__all__)
+KINDS = {"der_plus_plus", "ewc_online", "si", "lwf", "agem", "hat", "icarl", "slda", "gdumb", "mir"}
+"""Methods of each kind, for a test that the digests of loops over endless streams make of every one."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in methods.__all__]
+)
 def test_every_method_on_an_unlabelled_stream_equals_the_wrapper_or_is_refused(name: str) -> None:
     make = getattr(methods, name)
     bounded = None if "boundaries" not in NEEDY[name] else Every(steps=10, window=40)

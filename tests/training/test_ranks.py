@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from holdfast.training.launch import start_method
 from holdfast.training.ranks import Ranks
 from holdfast.training.state import of_rank
 
-pytest.importorskip("lightning")
+pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="Lightning is not installed")
 SOURCE = Path(holdfast.__file__).parents[1]
 MOMENTUM = {"name": "SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
 

@@ -328,7 +328,9 @@ def transformers_model(method: Any) -> float:
     return float(model(**collate(texts(0))).loss.detach())
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "er" else pytest.mark.slow) for name in METHODS]
+)
 def test_each_method_keeps_old_knowledge_in_a_model_of_transformers_that_computes_its_loss(name: str) -> None:
     if "transformers" not in FORGETS:
         FORGETS["transformers"] = transformers_model(methods.finetune())

@@ -24,7 +24,7 @@ from holdfast.runs.run import resume, run
 from holdfast.runs.sweep import sweep
 from holdfast.testing import toys
 from holdfast.testing.capture import APART, gap
-from holdfast.training import Trainer, fit_stacked
+from holdfast.training import Trainer, fit_stacked, inductor
 from holdfast.training.stacked import Member, Stack
 
 Run = tuple[Trainer, nn.Module, Stream]
@@ -90,7 +90,9 @@ METHODS: dict[str, Callable[[int], Method]] = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("finetune", "er") else ()) for name in METHODS]
+)
 def test_runs_that_differ_in_seeds_and_numbers_end_as_if_each_had_run_alone(name: str) -> None:
     assert stacked(both(METHODS[name])) > 10
 
@@ -104,7 +106,10 @@ def step_wise(optimizer: torch.optim.Optimizer) -> Any:
     [
         {"scheduler": step_wise, "scheduler_every": "step", "clip_norm": 0.5},
         {"optimizer": {"name": "AdamW", "fused": True, "weight_decay": 0.1}},
-        {"optimizer": {"name": "SGD", "momentum": 0.9, "weight_decay": 0.01, "nesterov": True, "fused": True}},
+        pytest.param(
+            {"optimizer": {"name": "SGD", "momentum": 0.9, "weight_decay": 0.01, "nesterov": True, "fused": True}},
+            marks=pytest.mark.slow,
+        ),
         {"samples": (13, 9, 13), "count": 3, "evaluate": "test"},
     ],
     ids=["scheduler", "adam", "fused", "lengths"],
@@ -189,6 +194,24 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def close(one: Path, other: Path) -> bool:
     a, b = weights(one), weights(other)
     return a.keys() == b.keys() and all(gap(value, b[key]) <= APART for key, value in a.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("er", {"name": "SGD"}), ("ewc", {"name": "SGD", "momentum": 0.9}), ("finetune", {})]
+)
+def test_a_compiled_stack_gives_the_weights_of_compiled_runs_alone(
+    name: str, optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "LARGE", 64)  # plain SGD adds gradients where they are computed
+    settings: dict[str, Any] = {"optimizer": optimizer or {"name": "AdamW", "fused": True}, "epochs": 4}
+    alone, together = (runs(METHODS[name], capture="compile", **settings) for _ in range(2))
+    for trainer, net, stream in alone:
+        trainer.fit(net, stream)
+    fit_stacked(*zip(*together))
+    assert [far(net, twin) for (_, net, _), (_, twin, _) in zip(alone, together)] == [{}, {}]
+    assert stacked(captures(together[0][0])) > 10
+    assert sum(event["captured"] for event in captures(alone[0][0])) > 10
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ pytest.importorskip("accelerate", reason="accelerate is not installed: pip insta
 
 from holdfast.transformers import Attached, ContinualMixin, ContinualTrainer  # noqa: E402
 
+pytestmark = pytest.mark.slow  # importing both takes several seconds; test_six_loops trains a model of theirs too
+
 METHODS: dict[str, Callable[[], Any]] = {
     "er": lambda: methods.er(capacity=200, size=16),
     "der_plus_plus": lambda: methods.der_plus_plus(capacity=200, size=16),
@@ -124,7 +126,7 @@ FORGETS: dict[str, float] = {}
 # What the methods are worth --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["classes", pytest.param("words", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["classes", "words"])
 @pytest.mark.parametrize("name", METHODS)
 def test_in_the_trainer_of_transformers_each_method_keeps_old_knowledge(name: str, kind: str, tmp_path: Path) -> None:
     if kind not in FORGETS:
@@ -134,7 +136,6 @@ def test_in_the_trainer_of_transformers_each_method_keeps_old_knowledge(name: st
         assert old_loss(trained(METHODS[name](), tmp_path, kind), kind) < 0.95 * FORGETS[kind]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_in_lightning_each_method_keeps_old_knowledge_of_a_model_of_transformers(name: str) -> None:
     lightning = pytest.importorskip("lightning.pytorch")
@@ -188,7 +189,6 @@ def test_without_a_method_the_weights_are_those_of_the_trainer_alone(changes: An
     torch.testing.assert_close(weights(ours.model), weights(theirs.model), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_the_loss_is_known_however_the_model_counts_its_labels(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -199,7 +199,6 @@ def test_the_loss_is_known_however_the_model_counts_its_labels(tmp_path: Path) -
             assert "labels" not in memory.all()["inputs"]
 
 
-@pytest.mark.slow
 def test_old_samples_are_padded_as_the_model_or_the_user_says(tmp_path: Path) -> None:
     short = [{"input_ids": torch.randint(1, 9, (4,))} for _ in range(16)]
     long = [{"input_ids": torch.randint(1, 9, (7,))} for _ in range(16)]
@@ -217,7 +216,7 @@ def test_old_samples_are_padded_as_the_model_or_the_user_says(tmp_path: Path) ->
         assert trainer.continual.bound.learner.memory.all()["inputs"]["input_ids"].shape[1] == 7
 
 
-@pytest.mark.parametrize("name", ["er", pytest.param("ewc", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["er", "ewc"])
 def test_a_training_resumed_from_its_checkpoint_ends_with_equal_weights(name: str, tmp_path: Path) -> None:
     def trainer(folder: Path, continual: Any = None, **changes: Any) -> Any:
         settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps"}
@@ -251,7 +250,6 @@ def test_a_training_resumed_from_its_checkpoint_ends_with_equal_weights(name: st
         other.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-3"))
 
 
-@pytest.mark.slow
 def test_a_second_trainer_goes_on_with_the_method_of_the_first(tmp_path: Path) -> None:
     one = trained(METHODS["er"](), tmp_path, num_train_epochs=1)
     attached, model = None, classifier()
@@ -278,7 +276,6 @@ class OwnLoss(ContinualTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-@pytest.mark.slow
 def test_a_trainer_with_a_loss_of_its_own_and_a_mixin_are_as_good(tmp_path: Path) -> None:
     class Mixed(ContinualMixin, transformers.Trainer):
         pass
@@ -289,7 +286,6 @@ def test_a_trainer_with_a_loss_of_its_own_and_a_mixin_are_as_good(tmp_path: Path
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("problem", "labels"), [("regression", 1), ("multi_label_classification", 3)])
 def test_numbers_and_several_labels_are_learned_by_the_models_own_loss(
     problem: str, labels: int, tmp_path: Path
@@ -320,7 +316,6 @@ def test_a_method_that_answers_otherwise_does_so_in_evaluations(tmp_path: Path) 
     assert not torch.allclose(expected, raw, atol=1e-2)
 
 
-@pytest.mark.slow
 def test_a_method_with_its_own_loss_and_a_boundary_within_one_training_work(tmp_path: Path) -> None:
     trainer = trained(methods.labels_trick(), tmp_path, num_train_epochs=2, gradient_accumulation_steps=2)
     assert trainer.continual.bound.learner.members == [(0, 1), (2, 3)]

@@ -302,7 +302,9 @@ def test_a_new_class_opens_an_experience_and_the_old_one_knows_its_classes() -> 
 # Compiled models -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["er", "der_plus_plus", "ewc", "agem", "lwf"])
+@pytest.mark.parametrize(
+    "name", ["er", "ewc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("der_plus_plus", "agem", "lwf"))]
+)
 def test_a_compiled_model_learns_the_weights_of_the_plain_one(name: str) -> None:
     models = [net(), net()]
     for model, compiled in zip(models, (False, True)):
@@ -320,9 +322,9 @@ def test_a_compiled_model_learns_the_weights_of_the_plain_one(name: str) -> None
 @pytest.mark.parametrize(
     ("name", "through"),
     [
-        *(pytest.param(name, "the model", marks=pytest.mark.slow) for name in ("hat", "xdg")),
-        *((name, "the model") for name in ("packnet", "er")),
-        ("er", "the wrapper"),
+        *(pytest.param(name, "the model", marks=pytest.mark.slow) for name in ("hat", "xdg", "packnet")),
+        ("er", "the model"),
+        pytest.param("er", "the wrapper", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_compiled_after_binding_learns_the_weights_of_the_plain_one(name: str, through: str, toy: Any) -> None:
@@ -438,7 +440,26 @@ def test_the_exported_model_is_a_plain_copy_without_hooks(name: str) -> None:
     assert torch.equal(cl.export()(x), cl.predict(x))
 
 
-@pytest.mark.parametrize("name", methods.__all__)
+KINDS = {
+    "er",
+    "ewc",
+    "lwf",
+    "agem",
+    "hat",
+    "xdg",
+    "packnet",
+    "icarl",
+    "slda",
+    "gdumb",
+    "infer_task",
+    "hypernetwork_regularised",
+}
+"""Methods of each kind that predicts in its own way, and some that do not."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in methods.__all__]
+)
 def test_the_exported_model_predicts_as_the_wrapper_does(name: str, toy: Any) -> None:
     method = getattr(methods, name)()
     stream = toy.stream_for(method)

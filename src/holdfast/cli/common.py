@@ -83,7 +83,7 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def is_file(word: str) -> bool:
-    """Whether a word names a file; one that is no path at all (longer than any may be, for instance) does not."""
+    """Whether a word names a file; one that is not a path at all (longer than any may be, for instance) does not."""
     try:
         return Path(word).is_file()
     except (OSError, ValueError):
@@ -138,9 +138,9 @@ def told(folder: Path, quiet: bool) -> None:
         from holdfast.runs.console import also_logged
         from holdfast.runs.opened import closing
 
-        said = closing(folder)
-        also_logged(folder, said)
-        typer.echo(said, err=True)
+        summary = closing(folder)
+        also_logged(folder, summary)
+        typer.echo(summary, err=True)
     typer.echo(str(folder))
     if read_json(folder / "run.json").get("state") == "diverged":
         raise typer.Exit(1)

@@ -106,10 +106,10 @@ def _work_for(storage: str | None, out: Path | None) -> Path:
     from holdfast.discovery.command import SEARCHES
     from holdfast.discovery.worker import joined
 
-    place = out or Path(SEARCHES) / "worker"
-    place.mkdir(parents=True, exist_ok=True)
-    joined(storage, place).until_closed()
-    return place
+    folder = out or Path(SEARCHES) / "worker"
+    folder.mkdir(parents=True, exist_ok=True)
+    joined(storage, folder).until_closed()
+    return folder
 
 
 def _done(

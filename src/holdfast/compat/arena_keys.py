@@ -48,7 +48,7 @@ SENTENCES = {
 
 
 def change(path: Sequence[str], value: Any) -> Changes | None:
-    """What a change of one of Arena's keys changes here; None where it is no key of Arena.
+    """What a change of one of Arena's keys changes here; None if it is not a key of Arena.
 
     Args:
         path: of the key.
@@ -70,12 +70,12 @@ def change(path: Sequence[str], value: Any) -> Changes | None:
         raise ConfigError(f"{key}: {SENTENCES.get(key) or SENTENCES[path[0]]}")
     if len(path) != 1:
         return None
-    known = {
+    changes = {
         "logger": logger, "train": train, "test": test, "ckpt_path": ckpt_path, "train_tasks": train_tasks,
         "eval_after_tasks": eval_after_tasks, "cl_paradigm": cl_paradigm, "cl_algorithm": cl_algorithm,
         "pipeline": pipeline,
     }  # fmt: skip
-    return known[key](value) if key in known else None
+    return changes[key](value) if key in changes else None
 
 
 IN_FILES = (
@@ -121,9 +121,9 @@ def logger(value: Any) -> Changes:
         if name not in LOGGERS:
             near = nearest(name, LOGGERS)
             advice = f"did you mean {near!r}?" if near else f"choose among {', '.join(LOGGERS)}."
-            raise ConfigError(f"logger: got {shown(name)}, which is no logger here; {advice}")
-    found = [LOGGERS[name] for name in names if LOGGERS[name] is not None]
-    return {("loggers",): found} if found else {}
+            raise ConfigError(f"logger: got {shown(name)}, which is not a logger here; {advice}")
+    loggers = [LOGGERS[name] for name in names if LOGGERS[name] is not None]
+    return {("loggers",): loggers} if loggers else {}
 
 
 def callbacks(path: Sequence[str], value: Any) -> Changes:
@@ -137,9 +137,9 @@ def callbacks(path: Sequence[str], value: Any) -> Changes:
         return {("trainer", "min_delta"): value}
     if path and path[0] in ALWAYS:
         raise ConfigError(f"callbacks.{path[0]}: every run does it, with nothing to set. Leave it out.")
-    said = ".".join(path) or shown(value)
+    shown_name = ".".join(path) or shown(value)
     raise ConfigError(
-        f"callbacks: {said} is none here. Early stopping is trainer.patience=5, the best weights"
+        f"callbacks: {shown_name} is not a callback of Holdfast. Early stopping is trainer.patience=5, the best weights"
         " trainer.restore_best=true; checkpoints, a summary and a progress bar are always there."
     )
 
@@ -195,7 +195,7 @@ def cl_paradigm(value: Any) -> Changes:
 def cl_algorithm(value: Any) -> Changes:
     """One of Arena's algorithms by its class."""
     name = re.sub(r"[^A-Za-z]", "", str(value)).lower()
-    folded = {known.lower(): ours for known, ours in ALGORITHMS.items()}
+    folded = {their_name.lower(): ours for their_name, ours in ALGORITHMS.items()}
     if name not in folded:
         near = nearest(value, ALGORITHMS)
         advice = f"did you mean {near!r}?" if near else f"choose one of {', '.join(ALGORITHMS)}."

@@ -53,7 +53,7 @@ PATIENCE, MIN_DELTA = 500, 0.01
 
 
 ARENAS = tuple(("data", key) for key in ("batch_size", "num_workers", "pin_memory", "validation_percentage", "root"))
-"""Keys of `data` that Continual Learning Arena has, and CLMixer has not."""
+"""Keys of `data` that Continual Learning Arena has and CLMixer does not."""
 
 
 def owns(path: Sequence[str]) -> bool:
@@ -100,19 +100,19 @@ def translated(content: Mapping[str, Any], source: str = "") -> Translation:
             made.block(section, content[section], keys)
         elif section in content and content[section] is None:
             made.tell(section, "is null; the default job's.", METHOD)
-    given = {section: content.get(section) for section in SECTIONS}
+    sections = {section: content.get(section) for section in SECTIONS}
     for section in ("optimisation", "model", "data", "plugins"):
         if section not in content:
             made.tell(section, "is left out; the default job's.")
-    if given["seed"] is not None:
-        made.put("seed", made.whole("seed", given["seed"], 0), "seed")
+    if sections["seed"] is not None:
+        made.put("seed", made.whole("seed", sections["seed"], 0), "seed")
     elif "seed" not in content:
         made.tell("seed", "is missing; 0, where CLMixer draws one.")
-    _optimisation(given["optimisation"], made)
-    _data(given["data"], made)
-    _model(given["model"], given["data"] or {}, made)
-    if given["plugins"] is not None:
-        read_plugins(given["plugins"], made)
+    _optimisation(sections["optimisation"], made)
+    _data(sections["data"], made)
+    _model(sections["model"], sections["data"] or {}, made)
+    if sections["plugins"] is not None:
+        read_plugins(sections["plugins"], made)
     _together(made)
     if "human_knowledge" in content:
         made.tell("human_knowledge", "is left out; CLMixer writes it into every file and never reads it.")
@@ -142,23 +142,23 @@ def _check(made: Translation) -> None:
             raise made.in_its_words(error) from None
 
 
-def _optimisation(given: Mapping[str, Any] | None, made: Translation) -> None:
-    if given is None:
+def _optimisation(section: Mapping[str, Any] | None, made: Translation) -> None:
+    if section is None:
         return
     path = "optimisation"
-    optimizer = given.get("optimizer")
+    optimizer = section.get("optimizer")
     if optimizer is None:
         made.tell(f"{path}.optimizer", "is missing; Adam without weight decay.", METHOD)
         optimizer = {}
     optimizer = made.block(f"{path}.optimizer", optimizer, ("type", "weight_decay"))
     kinds = {"adam": "Adam", "sgd": "SGD"}
     for key, usual in (("type", "adam"), ("weight_decay", "0")):
-        if key not in optimizer and given.get("optimizer") is not None:
+        if key not in optimizer and section.get("optimizer") is not None:
             made.tell(f"{path}.optimizer.{key}", f"is missing; {usual}.", METHOD)
     kind = made.choice(f"{path}.optimizer.type", optimizer.get("type", "adam"), list(kinds), "optimizer")
     made.put("optimizer.name", kinds[kind], f"{path}.optimizer.type")
-    rate = given.get("lr", 0.001)
-    if "lr" not in given:
+    rate = section.get("lr", 0.001)
+    if "lr" not in section:
         made.tell(f"{path}.lr", "is missing; 0.001, as in CLMixer's own examples.", METHOD)
     made.put("optimizer.lr", made.number(f"{path}.lr", rate), f"{path}.lr")
     decay = optimizer.get("weight_decay", 0.0)
@@ -166,8 +166,8 @@ def _optimisation(given: Mapping[str, Any] | None, made: Translation) -> None:
              f"{path}.optimizer.weight_decay")  # fmt: skip
     made.job["trainer"] = {"reset_optimizer": True, "drop_last": True}
     for key in ("epochs", "batch_size"):
-        if key in given:
-            made.put(f"trainer.{key}", made.whole(f"{path}.{key}", given[key]), f"{path}.{key}")
+        if key in section:
+            made.put(f"trainer.{key}", made.whole(f"{path}.{key}", section[key]), f"{path}.{key}")
         else:
             made.tell(f"{path}.{key}", "is missing; the default job's.", METHOD)
     if made.job["trainer"].get("epochs", 0) > PATIENCE:
@@ -183,33 +183,33 @@ def _optimisation(given: Mapping[str, Any] | None, made: Translation) -> None:
         f"{path}.batch_size",
         "an experience with fewer samples than a batch is trained on as one batch; CLMixer leaves it out.",
     )
-    if given.get("device") is not None:
-        device = made.word(f"{path}.device", given["device"])
+    if section.get("device") is not None:
+        device = made.word(f"{path}.device", section["device"])
         cuda = re.fullmatch(r"cuda(:\d+)?", device) is not None
         made.put("device", "auto" if cuda else device, f"{path}.device")
         if cuda:
             made.tell(f"{path}.device", f"{device!r} became 'auto', so that the file runs without a GPU too.")
-    elif "device" in given:
+    elif "device" in section:
         made.tell(f"{path}.device", "is null; the CPU.")
 
 
-def _data(given: Mapping[str, Any] | None, made: Translation) -> None:
-    if given is None:
+def _data(section: Mapping[str, Any] | None, made: Translation) -> None:
+    if section is None:
         return
-    name = given.get("dataset_name")
+    name = section.get("dataset_name")
     name = None if name is None else made.word("data.dataset_name", name)
     if name is not None:
         made.job["tags"] = [f"dataset:{name}"]
         made.kept["tags.0"] = "data.dataset_name"
-    scenario = made.choice("data.scenario", given.get("scenario", "cil"), SCENARIOS, "scenario")
-    if "scenario" not in given:
+    scenario = made.choice("data.scenario", section.get("scenario", "cil"), SCENARIOS, "scenario")
+    if "scenario" not in section:
         made.tell("data.scenario", "is missing; cil.", DATA)
     made.put("stream.name", scenario, "data.scenario")
     made.put("stream.seed", None, "seed")  # it is the job's, which draws the scenario too
     seed = made.job.get("seed", 0)
     if name == "dummy":
-        if given.get("data_path") is not None:
-            path = made.word("data.data_path", given["data_path"])
+        if section.get("data_path") is not None:
+            path = made.word("data.data_path", section["data_path"])
             made.tell(
                 "data.data_path",
                 f"nothing is read or written at {path!r}: the five clusters of the dummy data are drawn here; CLMixer "
@@ -217,22 +217,22 @@ def _data(given: Mapping[str, Any] | None, made: Translation) -> None:
             )
         made.put("stream.dataset", {"name": "spiral", "seed": seed}, "data.dataset_name")
     else:
-        made.put("stream.dataset", _folder(given, seed, made), "data.data_path")
+        made.put("stream.dataset", _folder(section, seed, made), "data.data_path")
         made.kept["stream.dataset.name"] = "data.dataset_name"
-    experiences = given.get("n_experiments", 5)
-    if "n_experiments" not in given:
+    experiences = section.get("n_experiments", 5)
+    if "n_experiments" not in section:
         made.tell("data.n_experiments", "is missing; 5.", DATA)
     made.put("stream.experiences", made.whole("data.n_experiments", experiences), "data.n_experiments")
     made.tell("data", "accuracy is recall, and of each experience by itself; CLMixer's 'accuracy' is precision.", DATA)
 
 
-def _folder(given: Mapping[str, Any], seed: int, made: Translation) -> dict[str, Any]:
+def _folder(section: Mapping[str, Any], seed: int, made: Translation) -> dict[str, Any]:
     """The data set of the images that a file names."""
-    if given.get("data_path") is None:
+    if section.get("data_path") is None:
         raise made.error(
             "data.data_path", 'is missing; it is the folder of the images. Write "data_path": "path/to/images".'
         )
-    root = Path(made.word("data.data_path", given["data_path"]))
+    root = Path(made.word("data.data_path", section["data_path"]))
     listed = (root / "train.txt").is_file() and (root / "test.txt").is_file()
     inside = root / "data" if (root / "data").is_dir() and not listed else root
     folder: dict[str, Any] = {"name": "image_folder", "path": str(inside), "size": IMAGE, "shorter_side": SHORTER}
@@ -240,7 +240,7 @@ def _folder(given: Mapping[str, Any], seed: int, made: Translation) -> dict[str,
     return folder
 
 
-def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], made: Translation) -> None:
+def _model(section: Mapping[str, Any] | None, data: Mapping[str, Any], made: Translation) -> None:
     backbone = data.get("backbone")
     frozen = None if backbone in (None, "None", "none", "") else backbone
     if frozen is not None:
@@ -249,18 +249,18 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], made: Trans
             raise made.error("data.backbone", f'{frozen!r} takes images, and the dummy data are points. Write "None".')
     if data and "backbone" not in data:
         made.tell("data.backbone", "is missing; none.", METHOD)
-    if given is None and frozen is None:
+    if section is None and frozen is None:
         return
-    if given is None or "model_type" not in given:
+    if section is None or "model_type" not in section:
         made.tell("model.model_type", "is missing; mlp.", METHOD)
-    given = given or {}
-    kind = made.choice("model.model_type", given.get("model_type", "mlp"), MODELS, "model")
-    if given.get("lora") is not None and made.flag("model.lora", given["lora"]):
+    section = section or {}
+    kind = made.choice("model.model_type", section.get("model_type", "mlp"), MODELS, "model")
+    if section.get("lora") is not None and made.flag("model.lora", section["lora"]):
         made.tell(
             "model.lora", "a full cosine classifier; all classes of one of rank 1 lie on one line, two ways.", METHOD
         )
     narrow = kind in LAYERS
-    size = _width(given, kind, made)
+    size = _width(section, kind, made)
     middle = {"hidden": [size] if narrow else [], "activation": "leaky_relu_0.2", "batch_norm": True, "dropout": 0.1}
     if frozen is not None:
         if kind not in (*LAYERS, "identity"):
@@ -286,15 +286,15 @@ def _model(given: Mapping[str, Any] | None, data: Mapping[str, Any], made: Trans
         made.kept["model.architecture"] = "model.model_type" if frozen is None else "data.backbone"
 
 
-def _width(given: Mapping[str, Any], kind: str, made: Translation) -> int:
+def _width(section: Mapping[str, Any], kind: str, made: Translation) -> int:
     """The units of the hidden layer, for the networks that have one."""
     path, narrow = "model.hidden_size", kind in LAYERS
-    if "hidden_size" not in given:
+    if "hidden_size" not in section:
         if narrow:
             made.tell(path, "is missing; 20.", METHOD)
         return 20
-    none = given["hidden_size"] in (None, "None") and not narrow
-    size = -1 if none else made.whole(path, given["hidden_size"], -1)
+    none = section["hidden_size"] in (None, "None") and not narrow
+    size = -1 if none else made.whole(path, section["hidden_size"], -1)
     if narrow and size < 1:
         raise made.error(path, f"got {size}, expected a number of 1 or more for {kind}.")
     if not narrow:

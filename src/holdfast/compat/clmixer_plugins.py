@@ -41,38 +41,40 @@ Composed = list[tuple[Plugin, Spec, dict[str, str]]]
 """Operations of ours in order, each with its plugin and the hyperparameters that its arguments are."""
 
 
-def read_plugins(given: Any, made: Translation) -> None:
+def read_plugins(plugin_specs: Any, made: Translation) -> None:
     """The method (and criterion) that a list of plugins stands for."""
-    if not isinstance(given, list):
-        raise made.error("plugins", f'got {shown(given)}, expected a list of {{"name": ..., "hyperparameters": ...}}.')
-    plugins = [_plugin(one, index, made) for index, one in enumerate(given)]
+    if not isinstance(plugin_specs, list):
+        raise made.error(
+            "plugins", f'got {shown(plugin_specs)}, expected a list of {{"name": ..., "hyperparameters": ...}}.'
+        )
+    plugins = [_plugin(one, index, made) for index, one in enumerate(plugin_specs)]
     translate([plugin for plugin in plugins if plugin is not None], made)
 
 
-def _plugin(given: Any, index: int, made: Translation) -> Plugin | None:
+def _plugin(plugin: Any, index: int, made: Translation) -> Plugin | None:
     """One plugin with its values checked; None for one that needs nothing here."""
     path = f"plugins.{index}"
-    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise made.error(path, f'got {shown(given)}, expected {{"name": ..., "hyperparameters": ...}}.')
-    for key in given:
+    if not isinstance(plugin, Mapping) or not isinstance(plugin.get("name"), str):
+        raise made.error(path, f'got {shown(plugin)}, expected {{"name": ..., "hyperparameters": ...}}.')
+    for key in plugin:
         if key not in ("name", "hyperparameters", "function"):
             near = nearest(key, ("name", "hyperparameters", "function"))
             raise made.error(
                 f"{path}.{key}", f"unknown key {key!r} of a plugin; did you mean {near or 'hyperparameters'!r}?"
             )
-    name = given["name"]
+    name = plugin["name"]
     if name in OLD_NAMES:
         made.tell(f"{path}.name", f"{name} is what CLMixer calls {OLD_NAMES[name]} today.")
         name = OLD_NAMES[name]
     if name not in WITHOUT_EFFECT:
         name = made.choice(f"{path}.name", name, list(KNOWN), "operation")
     about = KNOWN.get(name, Known(REPRESENTATION, {}, lambda _: []))
-    function = given.get("function", about.function)
+    function = plugin.get("function", about.function)
     function = made.choice(f"{path}.function", function, FUNCTIONS, "function")
     tags = made.job.setdefault("tags", [])
     made.kept[f"tags.{len(tags)}"] = f"{path}.function"
     tags.append(f"{function}:{name}")
-    values = given.get("hyperparameters")
+    values = plugin.get("hyperparameters")
     if values is not None and not isinstance(values, Mapping):
         raise made.error(f"{path}.hyperparameters", f"got {shown(values)}, expected an object.")
     if name in WITHOUT_EFFECT:
@@ -81,13 +83,13 @@ def _plugin(given: Any, index: int, made: Translation) -> Plugin | None:
             made.tell(f"{path}.hyperparameters", f"is left out with {name}.")
         return None
     defaults = {**about.defaults, **about.extra}
-    found: dict[str, Any] = {}
+    hyperparameters: dict[str, Any] = {}
     for key, value in (values or {}).items():
         where = f"{path}.hyperparameters.{key}"
         if key != AS_CLMIXER and key not in defaults:
             near = nearest(key, defaults)
-            known = ", ".join(defaults) or "none"
-            advice = f"did you mean {near!r}?" if near else f"it has {known}."
+            choices = ", ".join(defaults) or "none"
+            advice = f"did you mean {near!r}?" if near else f"it has {choices}."
             raise made.error(where, f"unknown hyperparameter {key!r} of {name}; {advice}")
         if key in RULES:
             reader, *arguments = RULES[key]
@@ -96,12 +98,14 @@ def _plugin(given: Any, index: int, made: Translation) -> Plugin | None:
             made.tell(where, f"{about.idle[key]}.")
         if key == AS_CLMIXER and value and not about.mistake:
             made.tell(where, f"changes nothing: {name} does as in CLMixer.")
-        found[key] = value
-    missing = [key for key in about.defaults if key not in found and key not in about.idle]
+        hyperparameters[key] = value
+    missing = [key for key in about.defaults if key not in hyperparameters and key not in about.idle]
     if missing:
-        said = ", ".join(f"{key}={shown(about.defaults[key])}" for key in missing)
-        made.tell(f"{path}.hyperparameters", f"has no {', '.join(missing)}; {said}, as in CLMixer's template.", DATA)
-    return Plugin(name, {**about.defaults, **found}, path)
+        defaults_used = ", ".join(f"{key}={shown(about.defaults[key])}" for key in missing)
+        made.tell(
+            f"{path}.hyperparameters", f"has no {', '.join(missing)}; {defaults_used}, as in CLMixer's template.", DATA
+        )
+    return Plugin(name, {**about.defaults, **hyperparameters}, path)
 
 
 def translate(plugins: Sequence[Plugin], into: Translation) -> None:
@@ -189,10 +193,10 @@ def _memory_first(made: Composed) -> Composed:
 
 def _check_conflicts(made: Composed, into: Translation) -> None:
     """Refuse two plugins of which a method can have only one, by their paths."""
-    known = kinds.names("operations")
+    operations = kinds.names("operations")
     for number, (second, spec, _) in enumerate(made):
         for first, other, _ in made[:number]:
-            for problem in conflicts([known[other["name"]], known[spec["name"]]]):
+            for problem in conflicts([operations[other["name"]], operations[spec["name"]]]):
                 raise into.error(
                     second.path,
                     f"{second.name} and {first.path} ({first.name}) cannot stand together: {problem}",

@@ -128,13 +128,13 @@ class Translation:
 
     def block(self, path: str, value: Any, keys: Iterable[str]) -> Mapping[str, Any]:
         """An object whose keys are among `keys`."""
-        known = list(keys)
+        allowed = list(keys)
         if not isinstance(value, Mapping):
-            raise self.error(path, f"got {shown(value)}, expected an object with {', '.join(known)}.")
+            raise self.error(path, f"got {shown(value)}, expected an object with {', '.join(allowed)}.")
         for key in value:
-            if key not in known:
-                near = nearest(key, known)
-                advice = f"did you mean {near!r}?" if near else f"its keys are {', '.join(known)}."
+            if key not in allowed:
+                near = nearest(key, allowed)
+                advice = f"did you mean {near!r}?" if near else f"its keys are {', '.join(allowed)}."
                 where = f"{path}.{key}" if path else str(key)
                 what = f"CLMixer's {path}" if path else "a CLMixer file"
                 raise self.error(where, f"unknown key {key!r} of {what}; {advice}")

@@ -89,8 +89,8 @@ def changed(key: str, value: Any, arguments: Mapping[str, Any]) -> Any:
         operations = []
         for operation in value:
             mine = {n.split("__", 1)[1]: v for n, v in arguments.items() if n.split("__", 1)[0] == operation.name}
-            given = {name: argument for name, argument in operation.config().items() if name != "name"}
-            operations.append(type(operation)(**{**given, **mine}))
+            current = {name: argument for name, argument in operation.config().items() if name != "name"}
+            operations.append(type(operation)(**{**current, **mine}))
         return Method(*operations, name=value.name, paper=value.paper)
     new = {**(_spec(value) or {}), **arguments}
     return build_method(new) if isinstance(value, Method) else new
@@ -124,7 +124,7 @@ def method_of(value: Method | Spec | None, lacking: Mapping[str, str]) -> Method
         lacking: what the estimator cannot offer, with the reason.
 
     Raises:
-        ParameterError: for a method that needs it, or something that is no method.
+        ParameterError: for a method that needs it, or something that is not a method.
     """
     if value is None:
         method = Method(JoinedReplay(size=32), Remember(capacity=1000))

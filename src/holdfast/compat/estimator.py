@@ -77,18 +77,18 @@ class EstimatorLogic:
         self.epochs = epochs
         self.batch_size = batch_size
         self.random_state = random_state
-        if is_method(method):  # refused here, not after the data was gathered; what is none is refused by `fit`
+        if is_method(method):  # refused here, not after the data was gathered; other values are refused by `fit`
             method_of(method, self.lacking)
 
     # Parameters ------------------------------------------------------------------------------------------
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The parameters by name; with `deep` the arguments of method, model and optimiser too (`method__capacity`)."""
-        found: dict[str, Any] = super().get_params(deep=deep)  # type: ignore[misc]
+        parameters: dict[str, Any] = super().get_params(deep=deep)  # type: ignore[misc]
         if deep:
             for key in KINDS:
-                found |= nested(key, getattr(self, key))
-        return found
+                parameters |= nested(key, getattr(self, key))
+        return parameters
 
     def set_params(self, **params: Any) -> Self:
         """Change parameters by name, nested ones (`method__capacity=500`, `optimizer__lr=0.01`) included."""
@@ -283,25 +283,25 @@ class EstimatorLogic:
             names = getattr(self, "feature_names_in_", None)
         if names is not None and len(names) == len(x):
             try:
-                given = [x[name] for name in names]
-                if math.isfinite(sum(given)):
-                    return torch.tensor([given], dtype=torch.float32)
+                row = [x[name] for name in names]
+                if math.isfinite(sum(row)):
+                    return torch.tensor([row], dtype=torch.float32)
             except (KeyError, TypeError, ValueError):
                 pass  # told below
         if names is None and not hasattr(self, "continual_"):
             names = self.river_features_ = sorted(x)
         if names is None or set(names) != set(x):
-            known = [] if names is None else list(names)
-            lost, new = sorted(set(known) - set(x)), sorted(set(x) - set(known))
+            expected = [] if names is None else list(names)
+            lost, new = sorted(set(expected) - set(x)), sorted(set(x) - set(expected))
             raise InputError(
                 f"a sample has {', '.join(map(repr, new)) or 'nothing'} that {type(self).__name__} was not trained on,"
-                f" and lacks {', '.join(map(repr, lost)) or 'nothing'}. Give the features {known}, each by its name."
+                f" and lacks {', '.join(map(repr, lost)) or 'nothing'}. Give the features {expected}, each by its name."
             )
         try:
             values = np.array([[float(x[name]) for name in names]], dtype=np.float32)
         except (TypeError, ValueError):
             wrong = next(name for name in names if not isinstance(x[name], int | float | np.number))
-            raise InputError(f"the feature {wrong!r} is {x[wrong]!r}, which is no number. Encode it first.") from None
+            raise InputError(f"the feature {wrong!r} is {x[wrong]!r}, not a number. Encode it first.") from None
         if not np.isfinite(values).all():
             raise InputError(f"a sample has a value that is missing or not finite: {dict(x)}. Fill it in first.")
         return torch.from_numpy(values)

@@ -33,7 +33,7 @@ JOB = ("profiler",)
 
 
 def flag(key: str, value: Any) -> Changes | None:
-    """What `trainer.<key>=value` changes, by path in the job; None where it is no flag of Lightning's.
+    """What `trainer.<key>=value` changes, by path in the job; None where it is not a flag of Lightning's.
 
     Args:
         key: as Lightning calls it.

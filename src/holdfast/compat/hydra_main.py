@@ -47,19 +47,21 @@ def job(config: DictConfig) -> float | None:
     from holdfast.runs.run import run
 
     about = HydraConfig.get()
-    own = [
+    config_folders = [
         source.path
         for source in about.runtime.config_sources
         if source.schema == "file" and source.path and Path(source.path) != PACKAGE_DIR
     ]
-    composition = compose(None, list(about.overrides.task), [one for one in own if Path(one).is_dir()], DIALECTS)
+    composition = compose(
+        None, list(about.overrides.task), [one for one in config_folders if Path(one).is_dir()], DIALECTS
+    )
     if composition.search is not None:
         raise ConfigError("sweep.params: here Hydra makes the jobs. Write the values as changes, or holdfast run -m.")
     resolved = resolve(composition.config)
     folder = run(resolved, Path(about.runtime.output_dir) / "run", quiet=True, command=" ".join(sys.argv))
     metrics = read_json(folder / "metrics.json")
-    found = metrics.get(f"{metrics.get('headline') or ''}{OBJECTIVE}")
-    return None if found is None else float(found)
+    objective = metrics.get(f"{metrics.get('headline') or ''}{OBJECTIVE}")
+    return None if objective is None else float(objective)
 
 
 def main() -> None:

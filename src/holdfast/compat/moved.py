@@ -142,7 +142,7 @@ class Finder:
         return compile(text, f"<{fullname}>", "exec")
 
     def get_source(self, fullname: str) -> None:
-        """There is none."""
+        """None: the code is made here and stands in no file."""
 
     def is_package(self, fullname: str) -> bool:
         """Whether other modules of before are inside it."""

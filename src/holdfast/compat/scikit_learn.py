@@ -120,11 +120,13 @@ class ClassifierLogic(EstimatorLogic):
         if not hasattr(self, "continual_"):
             return {}
         outputs = self._one(x)
-        known = self.classes_.tolist()
-        shares = outputs[[self._number[label] for label in known if label in self._number]].double().softmax(0).tolist()
-        found = dict.fromkeys(known, 0.0)
-        found.update(zip((label for label in known if label in self._number), shares))
-        return found
+        labels = self.classes_.tolist()
+        shares = (
+            outputs[[self._number[label] for label in labels if label in self._number]].double().softmax(0).tolist()
+        )
+        probabilities = dict.fromkeys(labels, 0.0)
+        probabilities.update(zip((label for label in labels if label in self._number), shares))
+        return probabilities
 
     def _one(self, x: Mapping[str, float]) -> Tensor:
         """Outputs for one sample; the network is in eval mode between any two calls."""
@@ -186,10 +188,10 @@ class ClassifierLogic(EstimatorLogic):
     def _probabilities(self, outputs: Tensor) -> np.ndarray:
         number = {label: index for index, label in enumerate(self._labels)}
         seen = [column for column, label in enumerate(self.classes_.tolist()) if label in number]
-        found = np.zeros((len(outputs), len(self.classes_)))
+        probabilities = np.zeros((len(outputs), len(self.classes_)))
         columns = [number[label] for label in self.classes_.tolist() if label in number]
-        found[:, seen] = outputs[:, columns].double().softmax(1).numpy()
-        return found
+        probabilities[:, seen] = outputs[:, columns].double().softmax(1).numpy()
+        return probabilities
 
 
 class RegressorLogic(EstimatorLogic):
@@ -303,8 +305,8 @@ class RegressorLogic(EstimatorLogic):
         self._train(rows, scaled, (), weight)
 
     def _numbers(self, outputs: Tensor) -> np.ndarray:
-        found = outputs.reshape(len(outputs), -1).double().numpy() * self.scale_ + self.mean_
-        return found[:, 0] if self._flat else found
+        numbers = outputs.reshape(len(outputs), -1).double().numpy() * self.scale_ + self.mean_
+        return numbers[:, 0] if self._flat else numbers
 
     def _width(self) -> int:
         return self.n_outputs_

@@ -83,11 +83,11 @@ class ContinualLearner(nn.Module):
         learner = self._learner(
             (lambda outputs, targets: loss_func(outputs, targets)) if kind == "empirical" else loss_func
         )
-        found = fisher_diagonal(
+        diagonal = fisher_diagonal(
             learner, as_data(data), kind, samples=samples, generator=torch.Generator().manual_seed(seed)
         )
         older = self.fisher
-        for name, value in found.items():
+        for name, value in diagonal.items():
             self._keep("fisher", name, value + self.gamma * older[name] if name in older else value)
         for name, parameter in learner.named_parameters().items():
             self._keep("anchor", name, parameter.detach().clone())
@@ -177,11 +177,11 @@ class ContinualLearner(nn.Module):
         return {names[key]: value for key, value in self._buffers.items() if key in names and value is not None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Make the buffers that a saved state has and this module has not yet."""
+        """Make the buffers of a saved state that this module does not have yet."""
         for key, value in state_dict.items():
-            own = key.removeprefix(prefix)
-            if key.startswith(prefix) and own.startswith(("fisher_of_", "anchor_of_")) and own not in self._buffers:
-                self.register_buffer(own, torch.zeros_like(value))
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix) and name.startswith(("fisher_of_", "anchor_of_")) and name not in self._buffers:
+                self.register_buffer(name, torch.zeros_like(value))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -272,8 +272,8 @@ class EpisodicMemory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._memories = {}
-        for task, held in state["memories"].items():
+        for task, memory in state["memories"].items():
             self._memories[task] = Memory(self.quotas[task], insertion=self._policy(task))
-            self._memories[task].load(held)
+            self._memories[task].load(memory)
         self._choice.set_state(state["choice"])
         self._draw.load(state["draw"])

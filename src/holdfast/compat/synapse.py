@@ -105,8 +105,8 @@ class TaskDict(Mapping[str, Task]):
         train_set, test_set = self._sets(train_set, test_set)
         if not key_to_targets:
             raise ConfigError("a TaskDict got no tasks. Give key_to_targets={'1': [0, 1], '2': [2, 3]}.")
-        for given in (key_to_transform or {}, key_to_target_transform or {}):
-            for key in given:
+        for transforms in (key_to_transform or {}, key_to_target_transform or {}):
+            for key in transforms:
                 if key not in key_to_targets:
                     raise ConfigError(unknown("task", key, key_to_targets))
         sets = [(data, find_targets(data)) for data in (train_set, test_set)]
@@ -121,9 +121,9 @@ class TaskDict(Mapping[str, Task]):
             change, target_change = (key_to_transform or {}).get(key), (key_to_target_transform or {}).get(key)
             train, test = (
                 TaskSubset(
-                    data, torch.isin(held, torch.tensor(wanted)).nonzero().flatten().tolist(), change, target_change
+                    data, torch.isin(labels, torch.tensor(wanted)).nonzero().flatten().tolist(), change, target_change
                 )
-                for data, held in sets
+                for data, labels in sets
             )
             self._tasks[key] = Task(key, train, test, wanted)
 
@@ -140,8 +140,8 @@ class TaskDict(Mapping[str, Task]):
     def _sets(self, train_set: Any, test_set: Any) -> tuple[Any, Any]:
         """The data sets given, and those that a subclass makes."""
         kind = type(self)
-        for name, given in (("_train_set", train_set), ("_test_set", test_set)):
-            if given is None and getattr(kind, name) is getattr(TaskDict, name):
+        for name, dataset in (("_train_set", train_set), ("_test_set", test_set)):
+            if dataset is None and getattr(kind, name) is getattr(TaskDict, name):
                 raise ConfigError(
                     f"{kind.__name__} got no {'training' if name == '_train_set' else 'test'} data. Give train_set and "
                     "test_set, or subclass TaskDict with the properties _train_set and _test_set."
@@ -199,8 +199,8 @@ class TaskDict(Mapping[str, Task]):
 
 def _targets(part: TaskSubset) -> list[int]:
     """Targets of a task's items, without reading the inputs."""
-    held = find_targets(part.dataset)[torch.tensor(part.indices, dtype=torch.int64)].tolist()
-    return [int(t if part.target_transform is None else part.target_transform(t)) for t in held]
+    targets = find_targets(part.dataset)[torch.tensor(part.indices, dtype=torch.int64)].tolist()
+    return [int(t if part.target_transform is None else part.target_transform(t)) for t in targets]
 
 
 # Losses among some of the classes ------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def masked_cross_entropy(
         ignore_index: rows with this target are left out.
 
     Raises:
-        UsageError: for targets that are no class indices, or classes that repeat or have no output.
+        UsageError: for targets that are not class indices, or classes that repeat or have no output.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0, 9.0], [0.0, 0.0, 9.0]])

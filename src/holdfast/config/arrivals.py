@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from holdfast.sources import HoldOut, Queued, Window
 
 TRAINER = (
     *("iterations", "batch_size", "clip_norm", "clip_by", "accumulate", "precision", "max_seconds", "deterministic"),
-    *("detect_anomaly", "log_every", "on_divergence"),
+    *("detect_anomaly", "log_every", "on_divergence", "capture"),
 )
 """Keys of `trainer` that mean something for a source."""
 
@@ -141,8 +142,10 @@ def outline_of(source: Source, name: str, criterion: str) -> Outline:
         shape = tuple(first.inputs.shape[1:]) if shape is None else shape  # type: ignore[union-attr]
         if width is None:
             if not first.targets.is_floating_point():
+                takes = "classes" in inspect.signature(type(inner)).parameters
                 raise ConfigError(
-                    "source: it gives class labels and does not say how many there are. Write source.classes=10."
+                    "source: it gives class labels and does not say how many there are. "
+                    + ("Write source.classes=10." if takes else f"Write `classes = 10` in {type(inner).__name__}.")
                 )
             width = first.targets[0].numel()
     labels = kinds.CRITERIA.get(criterion, "cross_entropy") in ("cross_entropy", "nll_loss", "multi_margin_loss")

@@ -142,8 +142,8 @@ def _check_method(job: Job, stream: dict[str, Any]) -> list[str]:
         problems.append(f"model: `{model}` works by task labels, and {unlabelled}")
     for operation in method:
         if operation.heads and isinstance(head, str) and head not in operation.heads:
-            known = ", ".join(sorted(operation.heads))
-            problems.append(f'model.head: got "{head}", and `{operation.name}` works with {known}. Choose one of them.')
+            heads = ", ".join(sorted(operation.heads))
+            problems.append(f'model.head: got "{head}", and `{operation.name}` works with {heads}. Choose one of them.')
     problems += _check_inputs(model, stream) + _check_libraries(job, stream)
     problems += _check_criterion(method, criterion) + _check_loss_of_model(model, criterion)
     return problems + _check_targets(criterion, stream, job.config["stream"]["name"])
@@ -158,8 +158,8 @@ def _check_criterion(method: Method, criterion: str) -> list[str]:
             f"criterion: got {shown(criterion)}, but `{owners[0]}` brings its own loss, so it would never be used. "
             "Leave the criterion out, or choose another method."
         )
-    known = kinds.CRITERIA.get(criterion, "cross_entropy")  # what a plug-in takes, it has to know itself
-    if "classes" in method.needs and known not in ("cross_entropy", "nll_loss", "multi_margin_loss"):
+    loss = kinds.CRITERIA.get(criterion, "cross_entropy")  # what a plug-in takes, it has to know itself
+    if "classes" in method.needs and loss not in ("cross_entropy", "nll_loss", "multi_margin_loss"):
         problems.append(
             f"criterion: got {shown(criterion)}, a loss without class labels, but `{method.needs['classes']}` "
             "works with them. Write criterion=cross_entropy, or choose another method."
@@ -297,15 +297,15 @@ def check_shares(job: Job) -> list[str]:
 
 def _check_references(job: Job, stream: dict[str, Any]) -> list[str]:
     problems = []
-    known, references = kinds.names("methods"), job.config["references"]
+    methods, references = kinds.names("methods"), job.config["references"]
     for index, name in enumerate(references):
         if name in references[:index]:
             problems.append(f"references.{index}: {name!r} stands twice. Keep it once.")
         elif name in PROTOCOLS:
             continue
-        elif name not in known:
+        elif name not in methods:
             problems.append(f"references.{index}: {kinds.unknown_name('methods', name)}")
-        elif any(parameter.required for parameter in kinds.configurable("methods", known[name])):
+        elif any(parameter.required for parameter in kinds.configurable("methods", methods[name])):
             problems.append(
                 f"references.{index}: `{name}` has parameters without a default. Run it as a method of its own."
             )

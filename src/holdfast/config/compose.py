@@ -55,9 +55,9 @@ def put(config: dict[str, Any], layer: Layer, origins: Origins) -> dict[str, Any
     """`config` with a layer on top of it."""
     result: dict[str, Any] = merged(config, layer.content)
     note(origins, (), layer.content, layer.source)
-    given, trainer = layer.content.get("trainer"), result.get("trainer")
-    if isinstance(given, dict) and isinstance(trainer, dict) and "epochs" in trainer and "iterations" in trainer:
-        settle_length(trainer, set(given))
+    block, trainer = layer.content.get("trainer"), result.get("trainer")
+    if isinstance(block, dict) and isinstance(trainer, dict) and "epochs" in trainer and "iterations" in trainer:
+        settle_length(trainer, set(block))
     if "seed" in layer.content and "seeds" not in layer.content and "seeds" in result:
         result["seeds"] = None
     return result
@@ -94,9 +94,9 @@ class Reader:
             raise ConfigError(f"defaults: {' -> '.join([*self._open, source])} goes in a circle. Take one out.")
         self._open.append(source)
         content, search = split_off(content, source) if not package else (content, {})
-        said = {key: value for key, value in content.items() if key not in ("defaults", "$schema")}
+        changes = {key: value for key, value in content.items() if key not in ("defaults", "$schema")}
         try:
-            body = said
+            body = changes
             for dialect in self.dialects:
                 body = dialect.translated(body, package)
         except ConfigError as error:
@@ -230,9 +230,9 @@ def compose(
             config = put(config, layer, origins)
     sweeps = [one for one in parsed if _of_sweep(one.path)]
     for one in sweeps:
-        said = split_off(nested(one.path, one.value), TYPED)[1]  # type: ignore[arg-type]
-        params = {**reader.search.get("params", {}), **said.pop("params", {})}
-        reader.search |= {**said, "params": params}
+        search_keys = split_off(nested(one.path, one.value), TYPED)[1]  # type: ignore[arg-type]
+        params = {**reader.search.get("params", {}), **search_keys.pop("params", {})}
+        reader.search |= {**search_keys, "params": params}
     rest = [one for i, one in enumerate(parsed) if i not in chosen and not _empty(library, one) and i not in owners]
     rest = [one for one in rest if one not in sweeps]
     changes = [change for one in rest for change in _translated(one, dialects)]
@@ -255,14 +255,14 @@ def _of_sweep(path: Sequence[str]) -> bool:
 def _without_a_stream(config: dict[str, Any], origins: Origins, changes: Sequence[Override]) -> dict[str, Any]:
     """A job of a source without what the default job says of experiences, unless somebody else said it."""
     typed = {change.path for change in changes}
-    said = {path[:2] for path, source in origins.items() if source != DEFAULT} | {path[:2] for path in typed}
+    chosen = {path[:2] for path, source in origins.items() if source != DEFAULT} | {path[:2] for path in typed}
     kept = dict(config)
     for key in ("stream", "references"):
-        if not any(path[0] == key for path in said):
+        if not any(path[0] == key for path in chosen):
             kept.pop(key, None)
             for path in [path for path in origins if path[0] == key]:
                 del origins[path]
-    if ("trainer", "epochs") not in said and isinstance(kept.get("trainer"), dict):
+    if ("trainer", "epochs") not in chosen and isinstance(kept.get("trainer"), dict):
         kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key != "epochs"}
         origins.pop(("trainer", "epochs"), None)
     return completed(kept)

@@ -24,7 +24,7 @@ from holdfast.models.weights import start_from
 from holdfast.streams.dataset import Dataset
 
 PROTOCOLS = ("independent", "random")
-"""References that are no methods: a new model for each experience, and one that is never trained."""
+"""References that are not methods: a new model for each experience, and one that is never trained."""
 
 
 @dataclass(eq=False)
@@ -326,8 +326,8 @@ def make_device(name: str) -> torch.device:
 
 def trainer_arguments(block: Any) -> dict[str, Any]:
     """A validated block `trainer` as keyword arguments of `Trainer`."""
-    said = schema.arguments(block, "per_experience")
-    arguments = {key: value for key, value in said.items() if not (key == "epochs" and value is None)}
+    values = schema.arguments(block, "per_experience")
+    arguments = {key: value for key, value in values.items() if not (key == "epochs" and value is None)}
     entries = block.per_experience
     if isinstance(entries, list):
         arguments["per_experience"] = [None if entry is None else _changes(entry) for entry in entries]

@@ -62,7 +62,7 @@ class Kind:
         word: for one of it.
         module: whose exports are its names.
         select: takes them from there.
-        key: the key of a job whose block is one of it; empty where there is none.
+        key: the key of a job whose block is one of it; empty if there is none.
         inside: keys of blocks of this kind inside other blocks.
         supplied: parameters that the builder fills in, never written in a configuration.
         leading: how many positional parameters it fills in besides, whatever they are called.
@@ -188,7 +188,7 @@ def kind_of(plural: str) -> Kind:
     """The row of the table.
 
     Raises:
-        ConfigError: where there is none, with the nearest right one.
+        ConfigError: if there is none, with the nearest right one.
     """
     if plural not in KINDS:
         near = nearest(plural, KINDS)
@@ -215,7 +215,7 @@ def find(kind: str, name: object) -> Any:
     """What is called `name`.
 
     Raises:
-        ConfigError: where there is none, with the nearest right name.
+        ConfigError: if there is none, with the nearest right name.
     """
     space = namespace(kind)
     if isinstance(name, str) and name in space.names:
@@ -293,7 +293,7 @@ def _load_metrics(space: Namespace) -> None:
         if name not in table and hasattr(value, "direction"):
             table[name] = value
         elif name not in table and name not in space.problems:
-            space.problems[name] = f"it is no metric but {value!r:.60}"
+            space.problems[name] = f"it is not a metric but {value!r:.60}"
     space.names.update(table)
 
 

@@ -58,7 +58,7 @@ def hint(value: Any, kinds: set[str], wanted: str) -> str:
     """What to write instead, where the value shows what was meant."""
     numeric = kinds & {"int_type", "int_from_float", "float_type"}
     if isinstance(value, bool) and numeric:
-        return "true and false are no numbers"
+        return "true and false are not numbers"
     if isinstance(value, str) and numeric and re.fullmatch(r"\s*[-+]?[\d_]*\.?\d+([eE][-+]?\d+)?\s*", value):
         return f"write {value.strip()} without quotes"
     if isinstance(value, str) and "bool_type" in kinds:
@@ -182,7 +182,7 @@ def known_keys(where: Place) -> tuple[str, list[str]]:
 
 def _unknown_key(where: Place) -> str:
     key = str(where.path[-1])
-    owner, known = known_keys(where)
+    owner, allowed = known_keys(where)
     if key in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_", "class_path", "init_args"):
         return (
             f"a configuration cannot run code, so there is no key {key!r}; "
@@ -193,10 +193,10 @@ def _unknown_key(where: Place) -> str:
     if key == "dataset" and "of" in where.path:
         return "the data set is given once, outside. Write stream.dataset=..."
     elsewhere = _elsewhere(key, where.path)
-    near = elsewhere or nearest(key, known)
+    near = elsewhere or nearest(key, allowed)
     if near:
         return f"unknown key {key!r} of {owner}; did you mean {near!r}?"
-    return f"unknown key {key!r}; the keys of {owner} are {', '.join(known)}."
+    return f"unknown key {key!r}; the keys of {owner} are {', '.join(allowed)}."
 
 
 def _elsewhere(key: str, path: Path) -> str:
@@ -234,7 +234,7 @@ def _missing(where: Place) -> str:
 
 
 def _of_torchvision(name: str) -> str:
-    """The data set of torchvision that is meant by a name; empty where there is none, or no torchvision."""
+    """The data set of torchvision that a name means; empty without torchvision, or if it has no such data set."""
     plain = "".join(letter for letter in name.lower() if letter.isalnum())
     try:
         names = known_datasets()
@@ -264,8 +264,10 @@ def _unknown_name(where: Place) -> str:
                 f'write {{"name": ...}} with a name that `holdfast list {kind}` shows.'
             )
         near = nearest("name", [key for key in value if key not in ("seed", "size")])
-        said = f"; did you mean 'name' instead of {near!r}?" if near else f"; `holdfast list {kind}` shows all names."
-        return f"has no `name` to say which {word} it is{said}"
+        suggestion = (
+            f"; did you mean 'name' instead of {near!r}?" if near else f"; `holdfast list {kind}` shows all names."
+        )
+        return f"has no `name` to say which {word} it is{suggestion}"
     name = value.get("name") if isinstance(value, dict) else value
     if not isinstance(name, str):
         meant = f'the name of {"an" if word[0] in "aeiou" else "a"} {word}, or an object with a "name"'

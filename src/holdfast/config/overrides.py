@@ -91,7 +91,7 @@ class Library:
         """The file of one choice.
 
         Raises:
-            ConfigError: where there is none, with the nearest right name.
+            ConfigError: if there is none, with the nearest right name.
         """
         file = self.find(group, str(name)) if isinstance(name, str) else None
         if file is not None:
@@ -304,12 +304,12 @@ def _key(here: Any, part: str, path: tuple[str, ...], override: Override) -> Any
     if part in names:
         return names.index(part)
     near = nearest(part, names)
-    known = [name for name in names if name]
+    named = [name for name in names if name]
     advice = (
         f"did you mean {near!r}?"
         if near
-        else f"its elements are {', '.join(known)}."
-        if known
+        else f"its elements are {', '.join(named)}."
+        if named
         else "number its elements from 0."
     )
     raise ConfigError(f"{where}: there is no {part!r} in {dotted(path)}; {advice}")
@@ -331,9 +331,9 @@ def element_names(elements: list[Any]) -> list[str]:
 
 def experiments() -> dict[str, str]:
     """The experiments that come with Holdfast, each with what its file says of it at the top."""
-    library, said = Library(), {}
+    library, summaries = Library(), {}
     for name in library.choices("experiment"):
         lines = library.need("experiment", name).path.read_text(encoding="utf-8").splitlines()
         comment = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
-        said[name] = comment or f"experiment={name}"
-    return said
+        summaries[name] = comment or f"experiment={name}"
+    return summaries

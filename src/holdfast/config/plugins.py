@@ -106,7 +106,7 @@ def use(path: Path | str) -> Plugin:
         The plug-in.
 
     Raises:
-        ConfigError: where there is no such file, it cannot be imported, defines nothing that can be named, or takes a
+        ConfigError: if there is no such file, it cannot be imported, defines nothing that can be named, or takes a
             name that something else has.
     """
     path = Path(path).expanduser().resolve()
@@ -168,7 +168,7 @@ def described() -> list[dict[str, Any]]:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What a run folder writes down of the plug-in files in use, under the key `plugins`; nothing where there are none.
+    """What a run folder writes down of the plug-in files in use, under the key `plugins`; nothing if there are none.
 
     Copies of the files are put in its folder `plugins`.
     """
@@ -180,31 +180,31 @@ def recorded(folder: Path) -> dict[str, Any]:
     return {"plugins": described()} if _used else {}
 
 
-def use_all(said: Sequence[Mapping[str, Any]]) -> None:
+def use_all(records: Sequence[Mapping[str, Any]]) -> None:
     """Import the files that another process uses.
 
     Args:
-        said: what `described` gave there.
+        records: what `described` gave there.
 
     Raises:
         ConfigError: where one was changed since.
     """
-    for one in said:
+    for one in records:
         if use(one["file"]).digest != one["sha256"]:
             raise ConfigError(f"{one['file']} was changed since this was started. Start it again.")
 
 
-def check_recorded(said: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def check_recorded(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Whether the plug-in files that a run was made with are in use, unchanged.
 
     Args:
-        said: what `described` gave then.
+        records: what `described` gave then.
         folder: of the run.
 
     Raises:
         ConfigError: with what to write.
     """
-    for one in said:
+    for one in records:
         file = Path(one["file"])
         now = _used.get(file.stem)
         if now is not None and now.digest == one["sha256"]:
@@ -220,7 +220,7 @@ def check_recorded(said: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def kind_of(value: Any) -> str | None:
-    """The kind (its plural) that something in a plug-in file is of, or None where it is of none."""
+    """The kind (its plural) that something in a plug-in file is of, or None."""
     marked = getattr(value, MARK, None)
     if marked is not None:
         return str(marked)
@@ -255,9 +255,9 @@ def _returned(function: Callable[..., Any]) -> Any:
     try:
         return typing.get_type_hints(inspect.unwrap(function)).get("return")
     except (NameError, AttributeError, TypeError):  # other annotations may be for type checkers only
-        said = inspect.unwrap(function).__annotations__.get("return")
+        annotation = inspect.unwrap(function).__annotations__.get("return")
         types = {"Method": Method, "Stream": Stream, "Module": nn.Module, "Tensor": Tensor}
-        return types.get(str(said).rsplit(".", 1)[-1])
+        return types.get(str(annotation).rsplit(".", 1)[-1])
 
 
 def _named(kind: str, name: str) -> str:

@@ -54,7 +54,7 @@ def read(path: Path | str) -> dict[str, Any]:
         path: `.yaml` or `.yml` for YAML, anything else is JSON.
 
     Raises:
-        ConfigError: where there is no such file, it is malformed, or a key stands twice.
+        ConfigError: if there is no such file, it is malformed, or a key stands twice.
     """
     path = Path(path)
     if path.is_dir():
@@ -90,7 +90,7 @@ def read(path: Path | str) -> dict[str, Any]:
 
 
 def read_json(text: str, source: str) -> Any:
-    """Parse JSON, refusing keys that stand twice and numbers that are none."""
+    """Parse JSON, refusing repeated keys and NaN or infinity."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         read: dict[str, Any] = {}
@@ -185,7 +185,7 @@ class Dialect:
         return dict(content)
 
     def change(self, path: tuple[str, ...], value: Any) -> dict[tuple[str, ...], Any] | None:
-        """What the change of one of this project's keys changes here; None where it is no key of it."""
+        """What the change of one of this project's keys changes here; None if it is not such a key."""
         return None
 
 
@@ -241,8 +241,8 @@ def _name(block: Any) -> object:
     return block.get("name") if isinstance(block, dict) else block
 
 
-def merged(base: Any, given: Any) -> Any:
-    """`base` with `given` on top; a block that says its `name` replaces the one below, others change single keys.
+def merged(base: Any, changes: Any) -> Any:
+    """`base` with `changes` on top; a block that says its `name` replaces the one below, others change single keys.
 
     Example:
         >>> merged({"model": {"name": "mlp", "hidden": [9]}}, {"model": {"head": "task"}})
@@ -250,9 +250,9 @@ def merged(base: Any, given: Any) -> Any:
         >>> merged({"model": {"name": "mlp", "hidden": [9]}}, {"model": {"name": "linear"}})
         {'model': {'name': 'linear'}}
     """
-    if not isinstance(base, Mapping) or not isinstance(given, Mapping) or any(key in given for key in CHOSEN):
-        return copy.deepcopy(given)
-    return {**base, **{key: merged(base.get(key), value) for key, value in given.items()}}
+    if not isinstance(base, Mapping) or not isinstance(changes, Mapping) or any(key in changes for key in CHOSEN):
+        return copy.deepcopy(changes)
+    return {**base, **{key: merged(base.get(key), value) for key, value in changes.items()}}
 
 
 def takes_dataset(name: object) -> bool:
@@ -261,8 +261,8 @@ def takes_dataset(name: object) -> bool:
     return factory is not None and any(parameter.name == "dataset" for parameter in parameters(factory))
 
 
-def settle_length(trainer: dict[str, Any], given: set[str]) -> None:
+def settle_length(trainer: dict[str, Any], changed: set[str]) -> None:
     """Of `epochs` and `iterations`, the one that was given wins over the one that was not."""
     for one, other in (("iterations", "epochs"), ("epochs", "iterations")):
-        if one in given and other not in given and trainer[one] is not None and trainer.get(other) is not None:
+        if one in changed and other not in changed and trainer[one] is not None and trainer.get(other) is not None:
             trainer[other] = None

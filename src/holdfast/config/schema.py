@@ -88,9 +88,9 @@ def _field(parameter: Parameter) -> Fields:
     }
 
 
-def _dataset_fields(given: list[Parameter]) -> Fields:
+def _dataset_fields(signature: list[Parameter]) -> Fields:
     fields: Fields = {}
-    for parameter in given:
+    for parameter in signature:
         if parameter.name == "dataset":
             fields["dataset"] = (block("datasets"), Field(description=parameter.doc or "the data that is split"))
         elif parameter.name == "datasets":
@@ -109,8 +109,8 @@ def expand_operations(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return [
-        {"name": operation_name(key), **(given or {})} if given is None or isinstance(given, dict) else given
-        for key, given in value.items()
+        {"name": operation_name(key), **(values or {})} if values is None or isinstance(values, dict) else values
+        for key, values in value.items()
     ]
 
 
@@ -144,8 +144,13 @@ def _block(kind: str) -> Any:
 
 def inner_streams() -> list[str]:
     """The streams that another one can cut: those of one data set that cut none themselves."""
+    return list(_inner_streams())
+
+
+@kinds.cached
+def _inner_streams() -> tuple[str, ...]:
     accepted = {name: {p.name for p in parameters(value)} for name, value in kinds.names("streams").items()}
-    return [name for name, taken in accepted.items() if "dataset" in taken and "of" not in taken]
+    return tuple(name for name, taken in accepted.items() if "dataset" in taken and "of" not in taken)
 
 
 @kinds.cached

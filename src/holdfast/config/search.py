@@ -183,39 +183,39 @@ def split_off(content: Mapping[str, Any], source: str) -> tuple[dict[str, Any], 
         ({'seed': 1}, {'params': {'optimizer.lr': 'choice(0.1,0.2)'}})
     """
     rest = {key: value for key, value in content.items() if key not in (SWEEP, HYDRA, METRIC)}
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if SWEEP in content:
-        said = _checked(content[SWEEP], KEYS, f"{source}: sweep")
+        settings = _checked(content[SWEEP], KEYS, f"{source}: sweep")
     if HYDRA in content:
         hydra = _checked(content[HYDRA], ("sweeper", "mode"), f"{source}: hydra")
         sweeper = _checked(hydra.get("sweeper") or {}, SWEEPER, f"{source}: hydra.sweeper")
         if sweeper.get("direction") not in (None, "maximize"):
             raise ConfigError(f"{source}: hydra.sweeper.direction: here it follows from the metric. Leave it out.")
-        said["params"] = {**(sweeper.get("params") or {}), **said.get("params", {})}
+        settings["params"] = {**(sweeper.get("params") or {}), **settings.get("params", {})}
         seed = sweeper.get("seed", (sweeper.get("sampler") or {}).get("seed"))
         named = {"trials": sweeper.get("n_trials"), "seed": seed}
-        said |= {key: value for key, value in named.items() if value is not None}
+        settings |= {key: value for key, value in named.items() if value is not None}
         if "sampler" in sweeper or "n_trials" in sweeper:
-            said.setdefault("method", "random")
+            settings.setdefault("method", "random")
     if METRIC in content:
-        said["metric"] = METRICS.get(content[METRIC], content[METRIC])
-    if "params" in said:
-        params = _checked(said["params"], None, f"{source}: sweep.params")
-        said["params"] = {key: _text(value) for key, value in params.items()}
-    return rest, said
+        settings["metric"] = METRICS.get(content[METRIC], content[METRIC])
+    if "params" in settings:
+        params = _checked(settings["params"], None, f"{source}: sweep.params")
+        settings["params"] = {key: _text(value) for key, value in params.items()}
+    return rest, settings
 
 
-def made(said: Mapping[str, Any]) -> Search | None:
+def made(settings: Mapping[str, Any]) -> Search | None:
     """The search that the files of a job describe together, or None where they describe none.
 
     Raises:
         ConfigError: for a value that makes no sense.
     """
-    if not said:
+    if not settings:
         return None
     from holdfast.metrics import METRICS as KNOWN
 
-    search = Search(**said)
+    search = Search(**settings)
     if search.method not in ("grid", "random"):
         raise ConfigError(f"sweep.method: got {shown(search.method)}. Choose grid or random.")
     for key, least in (("trials", 1), ("seeds", 1), ("seed", 0)):
@@ -252,7 +252,7 @@ def _text(value: Any) -> str:
 
 
 def _drawn(axes: Mapping[str, str], trials: int, seed: int) -> list[list[str]]:
-    """Different settings, drawn independently; fewer where there are no more."""
+    """Different settings, drawn independently; fewer if there are no more."""
     generator = random.Random(seed)
     drawn: dict[tuple[str, ...], None] = {}
     for _ in range(50 * trials):

@@ -76,7 +76,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _sweep() -> dict[str, Any]:
-    """What a file may say of a sweep; it is no part of the job."""
+    """What a file may say of a sweep; it is not part of the job."""
     whole = {"type": "integer", "minimum": 1}
     return {
         "type": "object",
@@ -132,8 +132,8 @@ def _nameless(shape: dict[str, Any]) -> dict[str, Any]:
 
 def _composition() -> dict[str, Any]:
     """A method made of operations, as a list or as a mapping whose keys are their names."""
-    known = list(kinds.names("operations"))
-    pattern = f"^({'|'.join(known)})(_[0-9]+)?$"
+    operations = list(kinds.names("operations"))
+    pattern = f"^({'|'.join(operations)})(_[0-9]+)?$"
     return {
         "type": "object",
         "description": "A method composed of operations, in the order in which they act.",
@@ -184,15 +184,15 @@ class Description:
             }
             for one in self.parameters
         }
-        said = {"summary": self.summary, "paper": self.paper, "role": self.role, "needs": list(self.needs)}
-        return {**{key: value for key, value in said.items() if value}, "parameters": parameters}
+        facts = {"summary": self.summary, "paper": self.paper, "role": self.role, "needs": list(self.needs)}
+        return {**{key: value for key, value in facts.items() if value}, "parameters": parameters}
 
 
 def describe(kind: str, name: str) -> Description:
     """Everything a listing shows about the `name` of `kind`.
 
     Raises:
-        ConfigError: where there is none of that name.
+        ConfigError: if there is none of that name.
     """
     value = find(kind, name)
     if not KINDS[kind].made and hasattr(value, "direction"):
@@ -248,8 +248,8 @@ def one_line(kind: str, spec: dict[str, Any]) -> str:
     """A block as a call: `split(digits, experiences=5)`."""
     if "operations" in spec:
         return " + ".join(one_line("operations", operation) for operation in spec["operations"])
-    given = {key: value for key, value in spec.items() if key not in ("name", "dataset", "datasets", "every")}
-    words = [f"{key}={shown(value)}" for key, value in changed(kinds.find(kind, spec["name"]), given).items()]
+    arguments = {key: value for key, value in spec.items() if key not in ("name", "dataset", "datasets", "every")}
+    words = [f"{key}={shown(value)}" for key, value in changed(kinds.find(kind, spec["name"]), arguments).items()]
     data = [spec["dataset"]] if "dataset" in spec else spec.get("datasets", [])
     words = [one_line("datasets", part) for part in data] + words
     if "every" in spec:
@@ -323,6 +323,6 @@ def origin(composition: Composition, resolved: Mapping[str, Any], path: tuple[st
         if isinstance(block, Mapping) and isinstance(block.get("name"), str):
             owner = block["name"]
     if path[-1] == "name" and len(path) > 1:
-        above = [known for known in composition.origins if known[: len(path) - 1] == path[:-1]]
+        above = [path_above for path_above in composition.origins if path_above[: len(path) - 1] == path[:-1]]
         return composition.origins[above[0]] if above else DEFAULT
     return f"default of {owner}" if owner else "default"

@@ -108,7 +108,7 @@ def _put_together(job: Job, make: Callable[[Job, Stream], nn.Module]) -> list[st
                 engine.begin(stream[0])  # who chooses the data shows there
     except ConfigError as error:
         return [_placed(error)]
-    except HoldfastError as error:  # of files and data, which here are none, only what is needed counts
+    except HoldfastError as error:  # stand-ins have no files or data: only what a method needs counts
         return [_placed(error)] if isinstance(error, NeedError | UsageError) else []
     return []
 

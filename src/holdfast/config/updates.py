@@ -57,33 +57,33 @@ def check_changes(block: Any, stream: dict[str, Any]) -> list[str]:
     if changes is None:
         return []
     experiences = stream.get("experiences")
-    known = experiences if isinstance(experiences, int) else None
+    count = experiences if isinstance(experiences, int) else None
     entries = changes.items() if isinstance(changes, dict) else enumerate(changes)
     problems = []
     if isinstance(changes, dict):
         for key in changes:
             try:
-                indices(key, known)
+                indices(key, count)
             except ConfigError as error:
                 problems.append(f"trainer.{error}")
-    elif known is not None and len(changes) != known:
+    elif count is not None and len(changes) != count:
         problems.append(
-            f"trainer.per_experience: lists {len(changes)} experiences, and the stream has {known}. "
+            f"trainer.per_experience: lists {len(changes)} experiences, and the stream has {count}. "
             'Give one entry for each (null where nothing changes), or name them: {"0": ..., "3-": ...}.'
         )
     for key, entry in entries:
         path = f"trainer.per_experience.{key}"
         if entry is None:
             continue
-        said = schema.dump(entry)
-        if said.get("epochs") is not None and said.get("iterations") is not None:
+        values = schema.dump(entry)
+        if values.get("epochs") is not None and values.get("iterations") is not None:
             problems.append(f"{path}: both epochs and iterations are given. Keep one.")
         optimizer = entry.optimizer or block.optimizer
-        scheduler = entry.scheduler if "scheduler" in said else None
+        scheduler = entry.scheduler if "scheduler" in values else None
         wrong = check_optimizer(optimizer, f"{path}.optimizer") if entry.optimizer else []
         problems += wrong or check_scheduler(optimizer, scheduler, f"{path}.scheduler")
-        if said.get("patience") or said.get("restore_best"):
-            problems += check_held_out(stream, path, said)
+        if values.get("patience") or values.get("restore_best"):
+            problems += check_held_out(stream, path, values)
     return problems
 
 

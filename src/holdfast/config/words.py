@@ -52,7 +52,7 @@ def filled(pattern: str, method: str, experiment: str | None = None) -> Path:
     Args:
         pattern: a path with fields in braces.
         method: its name.
-        experiment: its name; the method's where there is none.
+        experiment: its name; the method's if there is none.
 
     Example:
         >>> filled("logs/{experiment}/{method}", "er", "first").as_posix()

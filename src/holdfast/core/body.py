@@ -213,10 +213,10 @@ class Body:
         makers = makers_of_outputs(self.model, inputs, self.head)
         if makers is None or makers == [self.path]:
             return
-        said = " and ".join(repr(name) for name in makers) or "something else than linear layers"
+        layers = " and ".join(repr(name) for name in makers) or "something else than linear layers"
         raise UsageError(
             f"this method works on the output layer of {type(self.model).__name__}, which was taken to be its last"
-            f" linear layer, {self.path!r}; but its outputs are made by {said}. Name the layer that makes them:"
+            f" linear layer, {self.path!r}; but its outputs are made by {layers}. Name the layer that makes them:"
             " model.head = 'path', or head='path' where the model is given."
         )
 

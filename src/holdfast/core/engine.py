@@ -66,7 +66,7 @@ class Engine:
         if learner.multi_head or getattr(learner.model, "takes_task", False):
             learner.fields = (*learner.fields, "task")
         self.evaluating = functools.partial(eval_mode, learner.model)
-        for entry_point in ENTRY_POINTS:
+        for entry_point in ENTRY_POINTS:  # looked up once, so that a step calls only those that act
             acting = tuple(getattr(operation, entry_point) for operation in method if acts_at(operation, entry_point))
             setattr(self, f"_{entry_point}", acting)
         self._named_criteria = tuple((one.name, one.criterion) for one in method if acts_at(one, "criterion"))
@@ -157,7 +157,10 @@ class Engine:
         weight: float = 1.0,
         last: bool = False,
     ) -> Step:
-        """Train on one batch: the order of a step, in every loop that is ours.
+        """Train on one batch, in the order of every loop that is ours.
+
+        `batch`, forward, `criterion`; within `update` the terms of `loss`, backward, `gradient`, `observe`, the move
+        of the weights (up to there `take_step` may do it all), `update`.
 
         Args:
             batch: current samples.
@@ -263,7 +266,7 @@ class Engine:
         """
         for edit in self._gradient if edits else ():
             edit(step, self.services)
-        if observers:
+        if observers:  # after all edits: what is remembered or measured must not change the gradient of this step
             for observe in self._observe:
                 observe(step, self.services)
             self.index += 1

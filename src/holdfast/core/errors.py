@@ -36,7 +36,7 @@ class Interrupted(HoldfastError):  # noqa: N818
 
 
 def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> str:
-    """The sentence for a name nobody knows, with the nearest right one.
+    """The sentence for an unknown name, with the nearest right one.
 
     Args:
         kind: what was looked for, in the singular (`"operation"`).

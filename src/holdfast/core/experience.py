@@ -32,7 +32,7 @@ class Batch:
         inputs: raw inputs, `[rows, ...]`; images are usually uint8 and become floats in `Learner.prepare`.
         targets: `[rows]` class indices (int64), or `[rows, ...]` floats for regression and multi-label targets. None
             before the forward of a loop that is not ours; who looks at them there declares the need `targets`.
-        task: the task label of all rows, `[rows]` labels where tasks are mixed, or None where there are none.
+        task: the task label of all rows, `[rows]` labels where tasks are mixed, or None if there are none.
         appended: rows that operations want to go through the *same* forward, by operation name; each a
             mapping with at least `inputs` and `targets`. Their outputs reach the operation in `step.extras`.
         fresh: `[rows]` bool, which rows are trained on for the first time, where a source gives some again; those alone

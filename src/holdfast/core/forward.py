@@ -27,7 +27,7 @@ _running: ContextVar[Task] = ContextVar("holdfast_task", default=None)
 
 
 def running_task() -> Task:
-    """The task of the forward that is running; None outside of one, and where there are no tasks.
+    """The task of the forward that is running; None outside of one, and if there are no tasks.
 
     Example:
         >>> with forward_task(2):
@@ -124,7 +124,7 @@ class Forward:
         return torch.autocast(kind[0], dtype=kind[1])
 
     def autocasted(self, make: Callable[[T], R], argument: T) -> R:
-        """`make(argument)` inside `autocasting`; without a context where there is none, as at most steps."""
+        """`make(argument)` inside `autocasting`; without a context if there is none, as at most steps."""
         if self.autocast is None:
             return make(argument)
         with self.autocasting():
@@ -196,7 +196,7 @@ def call(module: Callable[..., Any], inputs: Tree) -> Any:
 
 
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = True) -> tuple[list[Tensor], bool]:
-    """The gradient of `loss` by each parameter, dense, zeros where there is none; `p.grad` stays as it was.
+    """The gradient of `loss` by each parameter, dense, zeros if there is none; `p.grad` stays as it was.
 
     Reentrant checkpoints know no gradient by chosen tensors: there it is a backward, and `p.grad` is put back.
 
@@ -269,6 +269,7 @@ def backward(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     if _engine is None:
         torch.autograd.backward(list(losses), list(weights))
     else:
+        # Positions: roots, their gradients, keep_graph, create_graph, inputs; the call that `autograd.backward` makes.
         _engine.run_backward(
             tuple(losses), tuple(weights), False, False, (), allow_unreachable=True, accumulate_grad=True
         )

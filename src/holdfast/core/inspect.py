@@ -184,7 +184,7 @@ def _few(inputs: Tree) -> Tree:
 
 def _leaves(outputs: Tensor) -> set[int]:
     """The ids of all leaves of a graph, the tensor itself included."""
-    found, seen, waiting = {id(outputs)}, set(), [outputs.grad_fn]
+    leaves, seen, waiting = {id(outputs)}, set(), [outputs.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -192,9 +192,9 @@ def _leaves(outputs: Tensor) -> set[int]:
         seen.add(node)
         variable = getattr(node, "variable", None)
         if variable is not None:
-            found.add(id(variable))
+            leaves.add(id(variable))
         waiting += [following for following, _ in node.next_functions]
-    return found
+    return leaves
 
 
 @contextmanager

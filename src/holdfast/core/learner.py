@@ -49,7 +49,7 @@ class Learner:
         autocast: `(device type, dtype)` of the main forward's autocast, entered again by every other forward.
         output: takes the tensor of outputs out of what the model returns; None where the model returns that tensor.
         on_growth: called with the new parameters whenever outputs are added; whoever owns the optimiser listens.
-        optimizer: returns the optimiser, or None where there is none; whoever owns it sets this.
+        optimizer: returns the optimiser, or None if there is none; whoever owns it sets this.
         added: parameters that operations brought along, by name.
         replaceable: whether the loop calls whatever `model` is now, so that a method can put another in its place.
         logged: scalars and their factors, logged since the loop read them last, by name; tensors stay on the device.

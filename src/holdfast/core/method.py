@@ -155,15 +155,17 @@ def conflicts(operations: Iterable[Operation | type[Operation]]) -> list[str]:
     if all(kinds[id(one)].joins for one in filling) and len({kinds[id(one)] for one in filling}) == 1:
         del owners[FILLS]
     names = {what: list(map(_called, ones)) for what, ones in owners.items()}
-    said = [f"{' and '.join(named)} both {what}. Keep one of them." for what, named in names.items() if len(named) > 1]
+    problems = [
+        f"{' and '.join(named)} both {what}. Keep one of them." for what, named in names.items() if len(named) > 1
+    ]
     for filler in (one for one in listed if one.fills and one.lacks):
-        said += [
+        problems += [
             f"{_called(filler)} fills the memory with rows without {' and '.join(sorted(filler.lacks))}, and"
             f" {_called(one)} draws whole rows from it. Keep one of them, or fill the memory with Remember."
             for one in listed
             if one.draws and not one.fills
         ]
-    return said
+    return problems
 
 
 def _called(one: Operation | type[Operation]) -> str:

@@ -77,7 +77,7 @@ def on_cpu(generator: torch.Generator) -> torch.Generator:
     """`generator`, if it is a CPU generator: decisions are made on the host, equal on every device.
 
     Raises:
-        ConfigError: it is none, or lies on another device.
+        ConfigError: it is not a generator, or lies on another device.
     """
     if not isinstance(generator, torch.Generator):
         raise ConfigError(

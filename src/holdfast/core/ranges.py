@@ -173,32 +173,32 @@ def rule(annotation: object) -> Rule:
     return made
 
 
-def _add(found: Rule, hint: object) -> None:
+def _add(into: Rule, hint: object) -> None:
     origin, args = get_origin(hint), get_args(hint)
     if hint is None or hint is NoneType:
-        found.optional = True
+        into.optional = True
     elif origin is Annotated:
         ranges = [one for one in args[1:] if isinstance(one, Range)]
         if not ranges:
-            _add(found, args[0])
+            _add(into, args[0])
             return
         members = set(get_args(args[0]) or [args[0]])
         if not members & {int, float} or members - {int, float, NoneType}:
             raise ConfigError(f"{ranges[0]!r} stands on {args[0]}. A range is for int, float, or one of them or None.")
-        found.ranges += [(one, float not in members) for one in ranges]
-        found.optional |= NoneType in members
+        into.ranges += [(one, float not in members) for one in ranges]
+        into.optional |= NoneType in members
     elif origin is Literal:
-        found.choices += [choice for choice in args if choice is not None]
-        found.optional |= None in args
+        into.choices += [choice for choice in args if choice is not None]
+        into.optional |= None in args
     elif origin in (Union, UnionType):
         for member in args:
-            _add(found, member)
+            _add(into, member)
     elif origin in _SEQUENCES and args:
-        found.element = rule(args[0])
+        into.element = rule(args[0])
     elif hint in (int, float):
-        found.numbers = True
+        into.numbers = True
     else:
-        found.others = True
+        into.others = True
 
 
 def rules(function: Callable[..., object]) -> dict[str, Rule]:
@@ -240,16 +240,16 @@ def completed(text: str, names: Iterable[str], shared: Mapping[str, str]) -> str
         return text
     margin = f"{section[1]}    "
     entries = re.split(rf"^(?={margin}\S)", section[2], flags=re.MULTILINE)[1:]
-    said = {re.match(r"[ *]*(\w*)", entry)[1]: entry for entry in entries}  # type: ignore[index]
+    described = {re.match(r"[ *]*(\w*)", entry)[1]: entry for entry in entries}  # type: ignore[index]
     added = {name: f"{margin}{name}: {words}\n" for name, words in shared.items()}
-    whole = {**dict.fromkeys(names, ""), **added, **said}
+    whole = {**dict.fromkeys(names, ""), **added, **described}
     return text[: section.start(2)] + "".join(whole.values()) + text[section.end(2) :]
 
 
-def check(owner: str, found: Mapping[str, Rule], arguments: Iterable[tuple[str, object]]) -> None:
+def check(owner: str, allowed: Mapping[str, Rule], arguments: Iterable[tuple[str, object]]) -> None:
     """Raise a `ConfigError` for the first argument that its rule does not allow."""
     for name, value in arguments:
-        one = found.get(name)
+        one = allowed.get(name)
         if one is None or one.allows(value):
             continue
         words = [choice for choice in one.choices if isinstance(choice, str)]
@@ -273,16 +273,16 @@ def ranged(function: Callable[P, R]) -> Callable[P, R]:
         Traceback (most recent call last):
         holdfast.core.errors.ConfigError: `soften` got temperature=0.0. Give a number above 0.
     """
-    found, signature = _defined(function, function.__name__)
+    allowed, signature = _defined(function, function.__name__)
     docs = {p.name: one.text for p, hint in _hints(function) for one in get_args(hint) if isinstance(one, Doc)}
     if docs and function.__doc__:
         function.__doc__ = completed(function.__doc__, signature.parameters, docs)
-    if not found:
+    if not allowed:
         return function
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        check(function.__name__, found, signature.bind_partial(*args, **kwargs).arguments.items())
+        check(function.__name__, allowed, signature.bind_partial(*args, **kwargs).arguments.items())
         return function(*args, **kwargs)
 
     return wrapped
@@ -301,14 +301,14 @@ def guard(cls: type, name: Callable[[type], str] = lambda cls: cls.__name__) -> 
     constructor = cls.__dict__.get("__init__")
     if constructor is None or hasattr(constructor, GUARDED):
         return
-    found, signature = _defined(constructor, name(cls))
-    if not found:
+    allowed, signature = _defined(constructor, name(cls))
+    if not allowed:
         return
 
     @functools.wraps(constructor)
     def wrapped(self: object, *args: object, **kwargs: object) -> None:
         with_self = signature.bind_partial(self, *args, **kwargs).arguments
-        check(name(type(self)), found, with_self.items())
+        check(name(type(self)), allowed, with_self.items())
         constructor(self, *args, **kwargs)
 
     setattr(wrapped, GUARDED, True)
@@ -337,9 +337,9 @@ def _field_rules(cls: Any, owner: str) -> dict[str, Rule]:
 
 def _defined(function: Callable[..., object], owner: str) -> tuple[dict[str, Rule], inspect.Signature]:
     """The rules of a function whose defaults keep to them, and its signature."""
-    found, signature = rules(function), inspect.signature(function)
-    for name, one in found.items():
+    allowed, signature = rules(function), inspect.signature(function)
+    for name, one in allowed.items():
         default = signature.parameters[name].default
         if default is not inspect.Parameter.empty and not one.allows(default):
             raise ConfigError(f"`{owner}` has the default {name}={default!r}. {one.words()}")
-    return found, signature
+    return allowed, signature

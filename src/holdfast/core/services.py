@@ -28,7 +28,7 @@ T = TypeVar("T")
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 ROOM = 256
-"""Values behind a mask of classes, for labels that are none: from -256 to -1, and 255 where there are fewer classes."""
+"""Values behind a mask of classes, for what is not a label: -256 to -1, and 255 if there are fewer classes."""
 
 SNAPSHOTS = 8
 """Copies of the model that are kept for snapshots that came back as plain dictionaries, at most."""

@@ -92,7 +92,7 @@ class Source(ABC):
 class Iterated(Source):
     """What any iterable gives: pairs `(inputs, targets)` or batches.
 
-    A list or tuple can be gone back in; of any other iterable nobody knows whether it would give the same again.
+    A list or tuple can be gone back in; another iterable may not give the same batches again.
 
     Args:
         items: finite or not.
@@ -109,7 +109,7 @@ class Iterated(Source):
         self.items = items
         self.seekable = isinstance(items, list | tuple)
         self.length = len(items) if length is None and isinstance(items, list | tuple) else length
-        self._given = 0
+        self._served = 0
         self._rest: Iterator[object] | None = None
 
     def batches(self) -> Iterator[Batch]:
@@ -119,22 +119,22 @@ class Iterated(Source):
             UsageError: for an item that is neither a batch nor a pair.
         """
         if isinstance(self.items, list | tuple):
-            rest = iter(self.items[self._given :])
+            rest = iter(self.items[self._served :])
         else:
             rest = self._rest = iter(self.items) if self._rest is None else self._rest
         for item in rest:
-            self._given += 1
+            self._served += 1
             yield item if isinstance(item, Batch) else Batch(*_pair(item))
 
     def position(self) -> Plain:
         """How many items were given."""
-        return {"batches": self._given}
+        return {"batches": self._served}
 
     def seek(self, position: Saved) -> None:
         """Go to an item of a list or tuple; see `Source.seek`."""
         if not self.seekable:
             super().seek(position)
-        self._given = int(position["batches"])
+        self._served = int(position["batches"])
 
     def close(self) -> None:
         """Close a generator."""
@@ -193,14 +193,14 @@ class Arrays(Source):
         self.seed = seed
         self._per_pass = -(-rows // batch_size)
         self.length = None if passes is None else passes * self._per_pass
-        self._given = 0
+        self._served = 0
 
     def batches(self) -> Iterator[Batch]:
         """Rows in batches, from the current position on."""
-        while self.passes is None or self._given < self.passes * self._per_pass:
-            number, first = divmod(self._given, self._per_pass)
+        while self.passes is None or self._served < self.passes * self._per_pass:
+            number, first = divmod(self._served, self._per_pass)
             for inputs, targets in self._pass(number, first * self.batch_size):
-                self._given += 1
+                self._served += 1
                 yield Batch(inputs, targets)
 
     def _pass(self, number: int, first: int) -> Iterator[tuple[Tree, Tensor]]:
@@ -218,11 +218,11 @@ class Arrays(Source):
 
     def position(self) -> Plain:
         """How many batches were given."""
-        return {"batches": self._given}
+        return {"batches": self._served}
 
     def seek(self, position: Saved) -> None:
         """Go to a batch, in any pass."""
-        self._given = int(position["batches"])
+        self._served = int(position["batches"])
 
 
 def _tensors(inputs: Any) -> Tree:
@@ -263,11 +263,11 @@ class Experiences(Source):
         self.class_names = tuple(stream.class_names)
         rows = itertools.accumulate(len(experience.train) * epochs for experience in stream)
         self.drifts = list(rows)[:-1]
-        self._given = 0
+        self._served = 0
 
     def batches(self) -> Iterator[Batch]:
         """Every experience's batches, epoch by epoch, from the current position on."""
-        skip, generator = self._given, None
+        skip, generator = self._served, None
         if self.seed is not None:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order"))
         for experience in self.stream:
@@ -277,19 +277,23 @@ class Experiences(Source):
                 for batch in experience.train.batches(order[skip * self.batch_size :], self.batch_size):
                     if batch.task is None:
                         batch.task = experience.task
-                    self._given += 1
+                    self._served += 1
                     yield batch
                 skip = max(0, skip - -(-rows // self.batch_size))
 
     def position(self) -> Plain:
         """How many batches were given."""
-        return {"batches": self._given}
+        return {"batches": self._served}
 
     def seek(self, position: Saved) -> None:
         """Go to a batch."""
-        self._given = int(position["batches"])
+        self._served = int(position["batches"])
 
 
-def as_source(given: Source | Iterable[Batch | tuple[Tree, Tensor]] | Sequence[Any]) -> Source:
-    """`given` itself if it is a source, else what iterating it gives."""
+def as_source(
+    given: Source | Iterable[Batch | tuple[Tree, Tensor]] | Sequence[Any], last: Source | None = None
+) -> Source:
+    """`given` itself if it is a source, else what iterating it gives; an iterator that `last` was goes on counting."""
+    if isinstance(last, Iterated) and last.items is given and not last.seekable:
+        return last
     return given if isinstance(given, Source) else Iterated(given)

@@ -152,20 +152,20 @@ class Tape(TorchDispatchMode):
             return func(*args, **kwargs)
         if name in ("aten::index", "aten::index_put_", "aten::index_put"):
             args = self._indexed(args)
-        given, named = tree_map_only(Tensor, lambda t: Ref(self._note(t, True)), (args, kwargs))
+        arguments, named = tree_map_only(Tensor, lambda t: Ref(self._note(t, True)), (args, kwargs))
         out = func(*args, **kwargs)
-        if name == "aten::lift_fresh":
-            self._constants.setdefault(given[0].number, args[0].clone())
-        if self._is_constant(name, given, args, out):
+        if name == "aten::lift_fresh":  # what `torch.tensor(...)` makes of numbers: the same in every run
+            self._constants.setdefault(arguments[0].number, args[0].clone())
+        if self._is_constant(name, arguments, args, out):
             self._constants[self._note(out, True)] = out.clone()
             return out
         self._examine(name, func, args, kwargs, out)
         before = len(self.values)
         outs = tuple(self._note(t, False) if isinstance(t, Tensor) else -1 for t in tree_flatten(out)[0])
-        writes = self._writes(func, name, given, named, args)
+        writes = self._writes(func, name, arguments, named, args)
         self.touched.update(self.groups[i] for i in (*writes, *(o for o in outs if o >= before)))
         if writes or not outs or any(o < 0 or o >= before for o in outs):  # else another name of what is there
-            self.nodes.append(Node(func, given, named, outs, writes, line()))
+            self.nodes.append(Node(func, arguments, named, outs, writes, line()))
         return out
 
     def _note(self, tensor: Tensor, external: bool) -> int:
@@ -192,11 +192,11 @@ class Tape(TorchDispatchMode):
             moved.append(index)
         return (args[0], moved, *args[2:])
 
-    def _is_constant(self, name: str, given: Arguments, args: Arguments, out: object) -> bool:
-        """Whether a call brings a value written down in Python to the device, which needs not be done again."""
+    def _is_constant(self, name: str, arguments: Arguments, args: Arguments, out: object) -> bool:
+        """Whether a call brings a value written down in Python to the device, which is not done again."""
         if name != "aten::_to_copy" or not isinstance(out, Tensor):
             return False
-        return given[0].number in self._constants and args[0].device.type != out.device.type
+        return arguments[0].number in self._constants and args[0].device.type != out.device.type
 
     def _examine(self, name: str, func: OpOverload, args: Arguments, kwargs: Named, out: object) -> None:
         """Note what could not be done again as it was."""
@@ -224,14 +224,14 @@ class Tape(TorchDispatchMode):
     def _problem(self, what: str) -> None:
         self.problems.append(f"{what} ({line()})")
 
-    def _writes(self, func: OpOverload, name: str, given: Arguments, named: Named, args: Arguments) -> tuple[int, ...]:
+    def _writes(self, func: OpOverload, name: str, refs: Arguments, named: Named, args: Arguments) -> tuple[int, ...]:
         written: list[int] = []
         for position, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                value = given[position] if position < len(given) else named.get(argument.name)
+                value = refs[position] if position < len(refs) else named.get(argument.name)
                 written += [one.number for one in leaves(value) if isinstance(one, Ref)]
         if name in BATCH_NORMS and args[5]:  # the schema does not say that the statistics move
-            written += [given[i].number for i in (3, 4) if isinstance(given[i], Ref)]
+            written += [refs[i].number for i in (3, 4) if isinstance(refs[i], Ref)]
         return tuple(written)
 
     # Afterwards ------------------------------------------------------------------------------------------

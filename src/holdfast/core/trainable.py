@@ -20,7 +20,7 @@ class Trainable:
         added: parameters that operations brought along, by name.
         brought: parameters of the model that the method's `wrap` put there: an optimiser of before lacks them.
         on_growth: called with new parameters; whoever owns the optimiser listens.
-        optimizer: returns the optimiser, or None where there is none; whoever owns it sets this.
+        optimizer: returns the optimiser, or None if there is none; whoever owns it sets this.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,7 +88,7 @@ class Trainable:
 
     @property
     def rate(self) -> float | None:
-        """The learning rate of the optimiser's first group; None where there is no optimiser."""
+        """The learning rate of the optimiser's first group; None if there is no optimiser."""
         optimizer = self.optimizer()
         return None if optimizer is None else float(optimizer.param_groups[0]["lr"])
 

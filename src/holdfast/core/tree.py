@@ -69,7 +69,7 @@ def bytes_in(value: object, seen: set[tuple[int, int]] | None = None) -> int:
 
 
 Fill = Callable[[str, Tensor], float | None]
-"""What a column is padded with, by its name and some of its rows; None where nobody knows."""
+"""What a column is padded with, by its name and some of its rows; None if unknown."""
 
 
 def padded(value: Tensor, shape: Sequence[int], fill: float) -> Tensor:

@@ -33,7 +33,7 @@ class Held(NamedTuple):
     """What stands at a path.
 
     Attributes:
-        value: to compare, where there is no tensor.
+        value: to compare, if there is no tensor.
         tensor: the tensor that stands there.
         bare: its values, which stay the same memory if the tensor is given other memory.
         alias: of the tensor.
@@ -86,13 +86,13 @@ def held_by(roots: Mapping[str, object], without: Sequence[object] = ()) -> dict
     walk.seen.update({id(one): one for one in without})
     for name, root in roots.items():
         walk.into(root, name, None)
-    return walk.found
+    return walk.entries
 
 
 def changed(before: Mapping[str, Held], after: Mapping[str, Held]) -> set[str]:
     """The paths where something else stands, or where there was nothing."""
     gone = before.keys() ^ after.keys()
-    return gone | {path for path, held in before.items() if path in after and held.differs(after[path])}
+    return gone | {path for path, value in before.items() if path in after and value.differs(after[path])}
 
 
 def how_changed(before: Mapping[str, Held], after: Mapping[str, Held], path: str) -> str:
@@ -108,16 +108,16 @@ def how_changed(before: Mapping[str, Held], after: Mapping[str, Held], path: str
 
 class _Walk:
     def __init__(self) -> None:
-        self.found: dict[str, Held] = {}
+        self.entries: dict[str, Held] = {}
         self.seen: dict[int, object] = {}  # holds what it identifies, so that no other object can take its place
 
     def into(self, value: object, path: str, put: Callable[[Tensor], None] | None) -> None:
         if isinstance(value, Tensor):
             if value.layout is torch.strided:
-                self.found[path] = Held(None, value, value.detach(), alias_of(value), put)
+                self.entries[path] = Held(None, value, value.detach(), alias_of(value), put)
             return
         if isinstance(value, PLAIN):
-            self.found[path] = Held(value)
+            self.entries[path] = Held(value)
             return
         if id(value) in self.seen or type(value) is torch.Generator:
             return
@@ -129,7 +129,7 @@ class _Walk:
         elif isinstance(value, list | tuple | deque | set | frozenset):
             self._sequence(value, path)
         elif isinstance(value, np.ndarray | np.generic | random.Random | np.random.Generator | Iterator):
-            self.found[path] = Held(_state_of(value))
+            self.entries[path] = Held(_state_of(value))
         elif isinstance(value, FunctionType):
             self._function(value, path)
         elif isinstance(value, MethodType):
@@ -151,7 +151,7 @@ class _Walk:
 
     def _sequence(self, value: Sequence[object] | set[object] | frozenset[object], path: str) -> None:
         if all(isinstance(one, PLAIN) for one in value):
-            self.found[path] = Held(frozenset(value) if isinstance(value, set | frozenset) else tuple(value))
+            self.entries[path] = Held(frozenset(value) if isinstance(value, set | frozenset) else tuple(value))
             return
         for number, one in enumerate(value):
 

@@ -143,7 +143,7 @@ class Axis:
         return number and self.low <= value <= self.high and (not self.whole or float(value).is_integer())
 
     def nearest(self, value: Any) -> Any:
-        """`value` as it is stored, or the nearest number that it may be; its first choice where that is none."""
+        """`value` as it is stored, or the nearest number that it may be; the first choice where it is not one."""
         if self.holds(value):
             return label(value)
         if self.choices or isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -236,7 +236,7 @@ def written(name: str, values: Any, path: str = "parameters") -> Axis:
         path: of the mapping it stands in, for messages.
 
     Raises:
-        ConfigError: for something that is none of these.
+        ConfigError: for anything else.
 
     Example:
         >>> str(written("optimizer.lr", {"low": 0.01, "high": 1})), written("a", [1, 2]).choices
@@ -308,12 +308,12 @@ def get(config: Mapping[str, Any], path: str) -> Any:
 def put(config: dict[str, Any], path: str, value: Any) -> None:
     """Set what stands at a dotted path; a name alone stands for a block of that name."""
     *parents, last = path.split(".")
-    place: Any = config
+    node: Any = config
     for key in parents:
-        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+        node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
     if not parents and last in kinds.BLOCKS and isinstance(value, str):
         value = {"name": value}
-    place[int(last) if isinstance(place, list) else last] = value
+    node[int(last) if isinstance(node, list) else last] = value
 
 
 def size_of(kind: type[Operation], items: int, experiences: int) -> dict[str, Any]:

@@ -133,8 +133,8 @@ def planned(
 
     library()
     if not any(more.get(key) for key in ("trials", "budget")):
-        said = [word.partition("=")[0] for word in words]
-        if not {"trials", "budget"} & {*said, *Plan.keys_of(path, sweep)}:
+        keys = [word.partition("=")[0] for word in words]
+        if not {"trials", "budget"} & {*keys, *Plan.keys_of(path, sweep)}:
             more["trials"] = USUAL_TRIALS
     plan = Plan.of(path, words, folders, dialects, sweep=sweep, **more)
     plan.started = begun  # a budget counts from here
@@ -164,8 +164,8 @@ def started(
         raise ConfigError(f"{folder} is a file. Choose another --out.")
     say(f"searching in {folder}" if not plan.sweep else f"tuning in {folder}")
     Driver(plan, folder, jobs, storage, say, command, launcher).run()
-    said = read_json(folder / "search.json")
-    return Outcome(folder, read_json(folder / "best.json"), str(said.get("verdict", "")))
+    record = read_json(folder / "search.json")
+    return Outcome(folder, read_json(folder / "best.json"), str(record.get("verdict", "")))
 
 
 def folder_of(plan: Plan) -> Path:
@@ -174,16 +174,16 @@ def folder_of(plan: Plan) -> Path:
 
     mine = plan.plain()
     root = Path(SEARCHES)
-    for known in sorted(root.glob("*/search.json"), reverse=True):
-        told = read_json(known)
+    for file in sorted(root.glob("*/search.json"), reverse=True):
+        told = read_json(file)
         if told.get("state") != "finished" and told.get("plan") == mine:
-            return known.parent
+            return file.parent
     stem = root / time.strftime("%Y-%m-%d-%H%M%S")
-    place, number = stem, 1
-    while place.exists():
+    folder, number = stem, 1
+    while folder.exists():
         number += 1
-        place = Path(f"{stem}-{number}")
-    return place
+        folder = Path(f"{stem}-{number}")
+    return folder
 
 
 def estimate(plan: Plan, jobs: int) -> str:

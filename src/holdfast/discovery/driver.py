@@ -48,8 +48,8 @@ class Driver:
     ) -> None:
         self.plan, self.folder, self.jobs, self.say = plan, folder, jobs, say
         self.shared = url is not None
-        place = str(folder.resolve() / DATABASE).replace("{", "{{").replace("}", "}}")  # Optuna fills in templates
-        self.url = url or f"sqlite:///{place}"
+        database = str(folder.resolve() / DATABASE).replace("{", "{{").replace("}", "}}")  # Optuna fills in templates
+        self.url = url or f"sqlite:///{database}"
         self.command = command
         self._told: set[int] = set()
         self._workers: Workers | RayWorkers = Workers(folder / LOG) if launcher == "processes" else RayWorkers()
@@ -87,23 +87,23 @@ class Driver:
         return self.folder
 
     def _begin(self) -> None:
-        said = read_json(self.folder / SEARCH)
+        search = read_json(self.folder / SEARCH)
         others = [one for one in self.folder.iterdir() if one.name not in (".lock", ".turn", DATABASE)]
-        if not said and others:
+        if not search and others:
             raise ConfigError(f"{self.folder} exists already and holds no search. Choose another --out.")
-        if said and said["plan"] != self.plan.plain():
+        if search and search["plan"] != self.plan.plain():
             raise ConfigError(f"{self.folder} holds another search. Choose another --out, or type the same again.")
-        self._before = float(said.get("seconds", 0.0))
+        self._before = float(search.get("seconds", 0.0))
         self._started = self.plan.started
-        if not said:
+        if not search:
             about = {"command": self.command, "plan": self.plan.plain(), "started": time.time(), "seconds": 0.0}
             write_json(self.folder / SEARCH, {**about, "storage": self.url if self.shared else DATABASE})
         self.book = Book(self.url, self.plan.settings, self.plan.space, {ABOUT: self.plan.plain(), UNTIL: None})
         self.clock = Clock(self.plan, self.book, self.jobs, lambda: self.spent)
         again = self.book.begin_again(lambda one: not self.shared)
-        known = self.book.entries()
-        self._told = {one.number for one in known if one.state not in ("waiting", "running")}
-        done = len({one.key for one in known if one.state in ("done", "diverged", "failed")})
+        entries = self.book.entries()
+        self._told = {one.number for one in entries if one.state not in ("waiting", "running")}
+        done = len({one.key for one in entries if one.state in ("done", "diverged", "failed")})
         if done or again:
             self.say(f"going on with {self.folder}: {self.plan.told(done)} tried, {len(again)} begun again")
         self._points = self._first_points()
@@ -112,10 +112,10 @@ class Driver:
 
     def _first_points(self) -> list[tuple[str, dict[str, Any]]]:
         """What is tried first: what earlier searches found on data like these, then the literature."""
-        known = []
+        proposed = []
         if self.plan.settings.warm_start and not self.plan.sweep:
-            known = [("earlier search", params) for params in knowledge.proposals(self.plan)]
-        return [*known, *self.plan.literature]
+            proposed = [("earlier search", params) for params in knowledge.proposals(self.plan)]
+        return [*proposed, *self.plan.literature]
 
     @property
     def spent(self) -> float:
@@ -203,18 +203,20 @@ class Driver:
         """Enqueue a composition that was not tried yet; returns whether there was one."""
         most = None if self.plan.settings.trials is None else max(1, self.plan.settings.trials // 2)
         tried = sum(one.origin != "sampler" and one.length == self.plan.prefixes[0] for one in entries)
-        known = dict.fromkeys(keys)
+        accepted_before = dict.fromkeys(keys)
         if most is None or tried < most or self.plan.settings.methods is not None:
             while self._points:
                 origin, params = self._points.pop(0)
                 try:
-                    key = self.plan.accepted(params, known)
+                    key = self.plan.accepted(params, accepted_before)
                 except ConfigError:
                     continue
                 self.book.enqueue(params, key, self.plan.prefixes[0], origin)
                 return True
         proposed = (
-            None if self._exhausted else self.book.propose(lambda params: self.plan.accepted(params, known), entries)
+            None
+            if self._exhausted
+            else self.book.propose(lambda params: self.plan.accepted(params, accepted_before), entries)
         )
         if proposed is None:
             if not self._exhausted:
@@ -303,11 +305,11 @@ class Driver:
             self._workers.start({"url": self.url, "folder": str(self.folder.resolve())})
 
     def _note(self, **changes: Any) -> None:
-        said = read_json(self.folder / SEARCH)
-        if changes.get("state") == "interrupted" and said.get("state") == "finished":
+        search = read_json(self.folder / SEARCH)
+        if changes.get("state") == "interrupted" and search.get("state") == "finished":
             return
         changes["seconds"] = self.spent
-        write_json(self.folder / SEARCH, {**said, **changes})
+        write_json(self.folder / SEARCH, {**search, **changes})
 
     def _report(self) -> None:
         from holdfast.discovery.report import write_search_report

@@ -170,14 +170,14 @@ def final_jobs(plan: Plan, folder: Path, chosen: Sequence[Entry], command: str) 
         chosen: the finalists, the best first.
         command: as typed.
     """
-    found = []
+    jobs = []
     for seed in range(FRESH, FRESH + plan.settings.final_seeds):
         for one in chosen:
             config = validated(plan.protocol.final(plan.space.job(one.params), seed)).config
-            place = folder / FINAL / f"{one.key}-{seed}"
-            found.append({"name": plan.space.named(one.params), "folder": str(place.resolve()), "config": config,
+            run_folder = folder / FINAL / f"{one.key}-{seed}"
+            jobs.append({"name": plan.space.named(one.params), "folder": str(run_folder.resolve()), "config": config,
                           "command": command})  # fmt: skip
-    return found
+    return jobs
 
 
 def run_finals(
@@ -214,9 +214,9 @@ def run_finals(
         took.append(time.perf_counter() - started)
         tell(job)
     for job in jobs:
-        place = Path(job["folder"])
-        if state_of(job) in ENDED and not (place / "report.html").is_file():
-            write_report(place)
+        run_folder = Path(job["folder"])
+        if state_of(job) in ENDED and not (run_folder / "report.html").is_file():
+            write_report(run_folder)
 
 
 def _stacks(jobs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -245,42 +245,42 @@ class Final(Setting):
 
 def final_runs(folder: Path, plan: Plan, entries: Sequence[Entry], keys: Sequence[str]) -> list[Final]:
     """The finished final runs, grouped by composition, in the order of validation data."""
-    found = []
+    finals = []
     latest = {one.key: one for one in entries if one.state == "done"}
     names = [plan.space.named(latest[key].params) for key in keys if key in latest]
     for key in keys:
         if key not in latest:
             continue
         places = sorted((folder / FINAL).glob(f"{key}-*"))
-        runs = [run for place in places if is_run(place) and (run := Result(place)).finished]
+        runs = [run for run_folder in places if is_run(run_folder) and (run := Result(run_folder)).finished]
         name = titled(plan, latest[key])
         name += f" ({key[:4]})" if names.count(plan.space.named(latest[key].params)) > 1 else ""
         by_seed = {int(run.seed or 0): run for run in runs}
         measures = dict.fromkeys((*plan.settings.objectives, *BESIDE))
         values = {one: over_runs(runs, lambda run, one=one: run.value(one)) for one in measures}  # type: ignore[misc]
         if by_seed:
-            found.append(Final(name, by_seed, values, key))
-    return found
+            finals.append(Final(name, by_seed, values, key))
+    return finals
 
 
 def lost(folder: Path, plan: Plan, entries: Sequence[Entry], keys: Sequence[str]) -> dict[str, str]:
     """Key of a finalist -> what became of its final runs that diverged or failed, as a sentence."""
-    found = {}
+    reasons = {}
     latest = {one.key: one for one in entries if one.state == "done"}
     for key in (key for key in keys if key in latest):
         places = sorted((folder / FINAL).glob(f"{key}-*"))
-        states = [str(read_info(place).get("state")) for place in places]
+        states = [str(read_info(run_folder).get("state")) for run_folder in places]
         told = [f"{states.count(state)} {state}" for state in ("diverged", "failed") if state in states]
         if told:
-            found[key] = f"Of the {len(places)} final runs of {titled(plan, latest[key])} {' and '.join(told)}."
-    return found
+            reasons[key] = f"Of the {len(places)} final runs of {titled(plan, latest[key])} {' and '.join(told)}."
+    return reasons
 
 
 def titled(plan: Plan, one: Entry) -> str:
     """A composition by its operations; a published method by its name."""
     name = plan.space.named(one.params)
-    own = one.origin in ("sampler", "earlier search", "as configured", name)
-    return name if own else f"{one.origin} ({name})"
+    unnamed = one.origin in ("sampler", "earlier search", "as configured", name)
+    return name if unnamed else f"{one.origin} ({name})"
 
 
 def kept(final: Final) -> str:

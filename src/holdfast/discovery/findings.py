@@ -51,7 +51,7 @@ def measured(book: Book) -> tuple[int, list[Entry]]:
     return length, list({one.key: one for one in done if one.length == length}.values())
 
 
-def importances(book: Book, found: Sequence[Entry]) -> dict[str, float]:
+def importances(book: Book, entries: Sequence[Entry]) -> dict[str, float]:
     """Parameter -> its share in what the first objective depends on; empty where there are too few compositions.
 
     PED-ANOVA: Watanabe, Bansal and Hutter 2023, "PED-ANOVA: efficiently quantifying hyperparameter importance in
@@ -59,14 +59,14 @@ def importances(book: Book, found: Sequence[Entry]) -> dict[str, float]:
 
     Args:
         book: the study.
-        found: compositions measured on one prefix.
+        entries: compositions measured on one prefix.
     """
-    if len(found) < FEWEST:
+    if len(entries) < FEWEST:
         return {}
     optuna, axes = library(), book.space.axes()
     with quiet(), warnings.catch_warnings():
         view = optuna.create_study(direction="maximize" if book.settings.better[0] == "up" else "minimize")
-        for one in found:
+        for one in entries:
             ranges = {name: distribution(axes[name]) for name in one.params if name in axes}
             params = {name: one.params[name] for name in ranges}
             value = one.values[book.settings.objectives[0]]
@@ -87,11 +87,11 @@ def families(book: Book) -> list[Finding]:
     Args:
         book: the study of a search among compositions.
     """
-    _, found = measured(book)
-    weights = importances(book, found)
+    _, entries = measured(book)
+    weights = importances(book, entries)
     if not weights or book.space.fixed:
         return []
-    expected = _dependence(book, found)
+    expected = _dependence(book, entries)
     tell = _teller(book)
     best = max if book.settings.better[0] == "up" else min
     result = []
@@ -104,11 +104,11 @@ def families(book: Book) -> list[Finding]:
             continue
         top = best(curve, key=lambda name: curve[name][1])
         without, with_it = expected[top]
-        count = sum(top in book.space.chosen(one.params) for one in found)
+        count = sum(top in book.space.chosen(one.params) for one in entries)
         better = with_it > without if book.settings.better[0] == "up" else with_it < without
         expects = f"{tell(with_it)} with it, {tell(without)} without"
         sentence = (
-            f"The surrogate expects most of {top}, which {count} of {len(found)} compositions had: {expects}."
+            f"The surrogate expects most of {top}, which {count} of {len(entries)} compositions had: {expects}."
             if better
             else f"The surrogate expects no gain from any operation tried; {top} comes nearest: {expects}."
         )
@@ -124,12 +124,12 @@ def parameters(book: Book, most: int = 12) -> list[Finding]:
         book: the study.
         most: how many; those that fewer than `COMMON` compositions had are left out.
     """
-    _, found = measured(book)
+    _, entries = measured(book)
     axes = book.space.axes()
     sign = -1 if book.settings.better[0] == "up" else 1
     result: list[Finding] = []
-    for name, weight in sorted(importances(book, found).items(), key=lambda one: -one[1]):
-        having = [one for one in found if name in one.params]
+    for name, weight in sorted(importances(book, entries).items(), key=lambda one: -one[1]):
+        having = [one for one in entries if name in one.params]
         if len(having) < COMMON or len(result) == most or weight < LEAST or name.endswith(".used"):
             continue
         having.sort(key=lambda one: sign * one.values[book.settings.objectives[0]])
@@ -160,18 +160,18 @@ def _teller(book: Book) -> Any:
     return lambda value: said(name, value).removeprefix(f"{name} ")
 
 
-def _dependence(book: Book, found: Sequence[Entry]) -> dict[str, tuple[float, float]]:
+def _dependence(book: Book, entries: Sequence[Entry]) -> dict[str, tuple[float, float]]:
     """Operation -> what the surrogate expects without and with it."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    names = sorted({name for one in found for name in parts(book.space, one)})
+    names = sorted({name for one in entries for name in parts(book.space, one)})
     common = [axis.name for axis in book.space.common if not axis.choices]
     rows = [
         [*(float(name in parts(book.space, one)) for name in names), *(float(one.params.get(key, 0)) for key in common)]
-        for one in found
+        for one in entries
     ]
-    x, y = np.array(rows), np.array([one.values[book.settings.objectives[0]] for one in found])
-    model = HistGradientBoostingRegressor(max_iter=50, min_samples_leaf=max(2, len(found) // 10), random_state=0)
+    x, y = np.array(rows), np.array([one.values[book.settings.objectives[0]] for one in entries])
+    model = HistGradientBoostingRegressor(max_iter=50, min_samples_leaf=max(2, len(entries) // 10), random_state=0)
     model.fit(x, y)
     expected = {}
     for column, name in enumerate(names):
@@ -207,20 +207,20 @@ def trust(book: Book, folder: Path, prefixes: Sequence[int]) -> list[dict[str, A
     rows = []
     for length in range(1, last):
         pairs = [(measures(log, length).get(name), measures(log, last).get(name)) for log in logs]
-        known = [(one, other) for one, other in pairs if one is not None and other is not None]
-        agreed = correlation([one for one, _ in known], [other for _, other in known])
+        both = [(one, other) for one, other in pairs if one is not None and other is not None]
+        agreed = correlation([one for one, _ in both], [other for _, other in both])
         rows.append(
-            {"length": length, "used": length in prefixes, "compositions": len(known), "correlation": agreed}
+            {"length": length, "used": length in prefixes, "compositions": len(both), "correlation": agreed}
         )  # fmt: skip
     return rows
 
 
 def failures(entries: Sequence[Entry], space: Space) -> dict[str, list[dict[str, Any]]]:
     """What failed and what diverged, with the reason; each composition once."""
-    found: dict[str, list[dict[str, Any]]] = {"failed": [], "diverged": []}
-    for one in {one.key: one for one in entries if one.state in found}.values():
-        found[one.state].append({"name": space.named(one.params), "reason": one.reason, "key": one.key})
-    return found
+    reasons: dict[str, list[dict[str, Any]]] = {"failed": [], "diverged": []}
+    for one in {one.key: one for one in entries if one.state in reasons}.values():
+        reasons[one.state].append({"name": space.named(one.params), "reason": one.reason, "key": one.key})
+    return reasons
 
 
 def tried(entries: Sequence[Entry], space: Space) -> list[dict[str, Any]]:
@@ -231,9 +231,9 @@ def tried(entries: Sequence[Entry], space: Space) -> list[dict[str, Any]]:
         for name in parts(space, one):
             row = counts.setdefault(name, {"done": 0, "diverged": 0, "failed": 0})
             row[one.state] += 1
-    known = kinds.names("operations")
+    operations = kinds.names("operations")
     return [
-        {"name": name, "role": SHORT[known[name].role] if name in known else "", **row}
+        {"name": name, "role": SHORT[operations[name].role] if name in operations else "", **row}
         for name, row in sorted(counts.items(), key=lambda one: -sum(one[1].values()))
     ]
 

@@ -40,8 +40,8 @@ def features(plan: Plan) -> dict[str, float]:
 
 def entries() -> Iterator[dict[str, Any]]:
     """What is kept, oldest first; a damaged line is passed over."""
-    place = file()
-    for line in place.read_text(encoding="utf-8").splitlines() if place.is_file() else ():
+    path = file()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             content = json.loads(line)
         except ValueError:
@@ -75,22 +75,22 @@ def proposals(plan: Plan) -> list[dict[str, Any]]:
     Args:
         plan: of the search; where an earlier one knew operations or ranges that this one lacks, they are left out.
     """
-    known = [one for one in entries() if one.get("paradigm") == paradigm(plan)]
-    if not known:
+    similar = [one for one in entries() if one.get("paradigm") == paradigm(plan)]
+    if not similar:
         return []
     mine = features(plan)
-    known.sort(key=lambda one: distance(mine, one.get("features", {})))
-    found = []
-    for one in known[:MOST_SETS]:
+    similar.sort(key=lambda one: distance(mine, one.get("features", {})))
+    points = []
+    for one in similar[:MOST_SETS]:
         for point in one["points"][:MOST_POINTS]:
             params = fitted(plan, point.get("params", {}))
-            if params is not None and params not in found:
-                found.append(params)
-    return found
+            if params is not None and params not in points:
+                points.append(params)
+    return points
 
 
 def fitted(plan: Plan, params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Values of another search as values of this one; None where it has not the same operations."""
+    """Values of another search as values of this one; None where the operations differ."""
     axes = plan.space.axes()
     kept = dict(plan.space.usual())
     for name, value in params.items():
@@ -135,9 +135,9 @@ def keep(plan: Plan, book: Book) -> None:
     }
     try:
         content["features"] = features(plan)
-        place = file()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("a", encoding="utf-8") as out:
+        path = file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(content) + "\n")
     except (OSError, HoldfastError, ValueError):
         return

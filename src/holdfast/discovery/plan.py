@@ -73,8 +73,8 @@ class Plan:
         Raises:
             ConfigError: for whatever is wrong.
         """
-        said, changes, inside = parsed(None if sweep else path, words)
-        said |= {key: value for key, value in more.items() if value is not None}
+        settings, changes, inside = parsed(None if sweep else path, words)
+        settings |= {key: value for key, value in more.items() if value is not None}
         varying: dict[str, Any] = {}
         if sweep:
             changes, varying = _split(changes)
@@ -82,15 +82,15 @@ class Plan:
         config: dict[str, Any] = dict(composition.config)
         if inside:
             config = dict(compose(written(inside), changes, folders, dialects).config)
-        found = composition.search
-        if sweep and found is not None:
-            varying = {**found.params, **varying}
-            said.setdefault("objectives", [found.metric])
-            if found.method == "random":
-                said.setdefault("trials", found.trials)
+        search = composition.search
+        if sweep and search is not None:
+            varying = {**search.params, **varying}
+            settings.setdefault("objectives", [search.metric])
+            if search.method == "random":
+                settings.setdefault("trials", search.trials)
         if varying:
-            said["parameters"] = {**varying, **dict(said.get("parameters") or {})}
-        return cls.made(made(said), {**config, "references": [], "seeds": None}, sweep)
+            settings["parameters"] = {**varying, **dict(settings.get("parameters") or {})}
+        return cls.made(made(settings), {**config, "references": [], "seeds": None}, sweep)
 
     @staticmethod
     def keys_of(path: str | None, sweep: bool) -> set[str]:
@@ -249,20 +249,20 @@ class Plan:
         names = kinds.names("methods")
         wanted = self.settings.methods
         listed = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
-        found = []
+        points = []
         for name in listed if wanted is None else wanted:
             try:
                 params = self.space.point(names[name]())
                 self.accepted(params, {})
-                found.append((name, params))
+                points.append((name, params))
             except (HoldfastError, TypeError) as error:
                 if wanted is not None:
                     self.notes.append(f"{name} is no point of this search: {error}")
-        return found
+        return points
 
     def _problems(self) -> dict[str, str]:
         """Why operations cannot be trained on this stream with this model, each tried alone with its defaults."""
-        found = {}
+        problems = {}
         for name in self.space.operations:
             params = self.alone(name)
             try:
@@ -270,8 +270,8 @@ class Plan:
             except HoldfastError as error:
                 problem = str(error)
             if problem:
-                found[name] = problem.split(". Write")[0].removeprefix("method: ").replace("`custom`", f"`{name}`")
-        return found
+                problems[name] = problem.split(". Write")[0].removeprefix("method: ").replace("`custom`", f"`{name}`")
+        return problems
 
     def alone(self, name: str) -> dict[str, Any]:
         """One operation with its defaults, on a memory where it needs one, as a composition; a filler with replay."""
@@ -295,11 +295,11 @@ class Plan:
         """The name of one composition, and the seconds that one experience takes it; measured on the shortest run."""
         points = self.literature
         name, params = next((one for one in points if one[0] == "er"), points[0] if points else ("one", {}))
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory() as folder:
             config = self.trial_job(params)
             tuning_stream(validated(config))  # loading is paid once for many trials
             started = time.perf_counter()
-            reach(Path(place), config, 1)
+            reach(Path(folder), config, 1)
             return name, time.perf_counter() - started
 
     def seconds_per_composition(self, experience: float) -> float:
@@ -332,6 +332,6 @@ def _split(changes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def written(job: Mapping[str, Any]) -> str:
     """What a user gave as a mapping, as a file of its own."""
-    place = Path(tempfile.mkdtemp(prefix="holdfast-")) / "job.json"
-    place.write_text(json.dumps(job))
-    return str(place)
+    path = Path(tempfile.mkdtemp(prefix="holdfast-")) / "job.json"
+    path.write_text(json.dumps(job))
+    return str(path)

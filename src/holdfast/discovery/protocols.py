@@ -60,9 +60,10 @@ class Protocol:
             return experiences
         k = min(MOST_FIRST, experiences - 1) if self.k is None else self.k
         if not 2 <= k < experiences:
+            fitting = f"k={min(3, experiences - 1)}, or " if experiences > 2 else ""
             raise ConfigError(
                 f"protocol: first-k tunes on the first {k} of {experiences} experiences; it takes at least 2, and"
-                " fewer than all. Write k=3, or protocol=validation."
+                f" fewer than all. Write {fitting}protocol=validation."
             )
         return k
 
@@ -78,9 +79,9 @@ class Protocol:
             if "dataset" not in stream:
                 raise ConfigError("protocol: transfer changes the data set, and the stream has several. Take another.")
             stream["dataset"] = self.other
-        held = stream["of"] if isinstance(stream.get("of"), dict) else stream
-        if not held.get("validation"):
-            held["validation"] = HELD_OUT
+        split = stream["of"] if isinstance(stream.get("of"), dict) else stream
+        if not split.get("validation"):
+            split["validation"] = HELD_OUT
         job["trainer"] |= {"evaluate": "validation", "evaluate_before": False}
         if self.name == "first-k" and self.k is not None:
             job["trainer"]["limit_experiences"] = self.k
@@ -122,10 +123,10 @@ def _stream(text: str) -> Stream:
 def count(config: Mapping[str, Any]) -> int:
     """How many experiences the stream of a job has. Loads data where the configuration does not say."""
     stream, limit = config["stream"], config["trainer"]["limit_experiences"]
-    said = (stream.get("of") or stream).get("experiences")
-    if not isinstance(said, int):
-        said = len(validated(dict(config)).make_stream())
-    return min(said, limit) if limit else said
+    experiences = (stream.get("of") or stream).get("experiences")
+    if not isinstance(experiences, int):
+        experiences = len(validated(dict(config)).make_stream())
+    return min(experiences, limit) if limit else experiences
 
 
 # Meta-features ---------------------------------------------------------------------------------------------
@@ -164,19 +165,19 @@ def meta_features(stream: Stream) -> dict[str, float]:
     x, y = np.concatenate(inputs), np.concatenate(labels)
     counts = np.array([n for n in np.bincount(y) if n], dtype=np.float64)
     size, classes = counts.sum(), len(counts)
-    found = {
+    features = {
         "classes": float(stream.classes),
         "experiences": float(len(stream)),
         "samples": float(sum(len(one.train) for one in stream)),
         "features": float(x.shape[1]),
     }
     if classes < 2 or counts.min() < 3:
-        return found
+        return features
     ratio = (classes - 1) / classes * float((counts / (size - counts)).sum())
     x = PCA(min(WIDTH, *x.shape), random_state=0).fit_transform(x - x.mean(0)) if x.shape[1] > WIDTH else x
     judges = {"linear_discr": LinearDiscriminantAnalysis(), "naive_bayes": GaussianNB()}
-    found |= {"ch": float(calinski_harabasz_score(x, y)), "c2": 1 - 1 / ratio}
-    return found | {name: float(cross_val_score(one, x, y, cv=3).mean()) for name, one in judges.items()}
+    features |= {"ch": float(calinski_harabasz_score(x, y)), "c2": 1 - 1 / ratio}
+    return features | {name: float(cross_val_score(one, x, y, cv=3).mean()) for name, one in judges.items()}
 
 
 def _tensor(rows: np.ndarray) -> Any:

@@ -148,8 +148,8 @@ def shown(name: str, value: Spread | float | None) -> str:
 
 def best_job(folder: Path, plan: Plan, best: Entry, finals: Sequence[Final]) -> dict[str, Any]:
     """The job of the best composition as its first final run had it, so that `holdfast run` gives the same numbers."""
-    place = folder / FINAL / f"{best.key}-{FRESH}" / "config.json"
-    config = read_json(place)
+    path = folder / FINAL / f"{best.key}-{FRESH}" / "config.json"
+    config = read_json(path)
     return config or _validated(plan.protocol.final(plan.space.job(best.params), FRESH))
 
 
@@ -164,7 +164,7 @@ def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
     levels = book.levels(entries)
     length = max(levels, default=0)
     front = [key for key, rank in ranks(levels.get(length, {})).items() if rank == 0]
-    found = [one for one in entries if one.key in front and one.length == length and one.state == "done"]
+    entries_on_front = [one for one in entries if one.key in front and one.length == length and one.state == "done"]
     means = {key: plan.settings.turned(values) for key, values in levels.get(length, {}).items()}
     return {
         "objectives": list(plan.settings.objectives),
@@ -176,7 +176,7 @@ def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
                 "values": dict(zip(plan.settings.objectives, means[one.key])),
                 "job": plan.space.job(one.params),
             }
-            for one in {one.key: one for one in found}.values()
+            for one in {one.key: one for one in entries_on_front}.values()
         ],
     }
 
@@ -205,7 +205,7 @@ def _content(
     text: str,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    length, found = findings.measured(book)
+    length, ranked = findings.measured(book)
     names = [*dict.fromkeys((*plan.settings.objectives, *BESIDE))]
     roles, numbers = findings.families(book), findings.parameters(book)
     wrong = findings.failures(entries, plan.space)
@@ -238,7 +238,7 @@ def _content(
         "few": ""
         if roles or numbers
         else f"Fewer than {findings.FEWEST} compositions were measured on one prefix, too few to say.",
-        "measured": (length, len(found)),
+        "measured": (length, len(ranked)),
         "trust": findings.trust(book, folder, plan.prefixes),
         "rounds": sorted(rounds.items()),
         "tried": findings.tried(entries, plan.space) if not plan.sweep else [],
@@ -285,27 +285,27 @@ def _board(plan: Plan, book: Book, entries: Sequence[Entry]) -> list[dict[str, A
 def _plots(
     plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Final], roles: Sequence[findings.Finding]
 ) -> list[Plot]:
-    found = []
+    plots = []
     tables = {one.name: mean_matrix(list(one.runs.values()), next(iter(one.runs.values())).prefix + "accuracy_matrix")
               for one in finals}  # fmt: skip
     if tables and plan.experiences > 1 and all(np.isfinite(table).any() for table in tables.values()):
         names = [str(index) for index in range(plan.experiences)]
         caption = "Mean accuracy on what was learned so far, test data of the final runs, mean over their seeds."
-        found.append(Plot("learning_curves", so_far(tables, names), "Learning curves", caption))
+        plots.append(Plot("learning_curves", so_far(tables, names), "Learning curves", caption))
     length, measured = findings.measured(book)
     if len(measured) > 1:
         caption = (
             f"Each point is a composition after {length} experiences, in the order tried; the line is the best so far."
         )
-        found.append(Plot("progress", progress(plan, measured), "How the search went", caption))
+        plots.append(Plot("progress", progress(plan, measured), "How the search went", caption))
     level = book.levels(entries)
     if len(plan.settings.objectives) > 1 and level:
         caption = f"After {max(level)} experiences, validation data. The line joins those that no other one dominates."
-        found.append(Plot("pareto", front(plan, level[max(level)]), "Pareto front", caption))
+        plots.append(Plot("pareto", front(plan, level[max(level)]), "Pareto front", caption))
     if roles:
         caption = f"What a surrogate expects after {length} experiences when every composition has the operation."
-        found.append(Plot("dependence", dependence(plan, roles), "Partial dependence", caption))
-    return found
+        plots.append(Plot("dependence", dependence(plan, roles), "Partial dependence", caption))
+    return plots
 
 
 def dependence(plan: Plan, roles: Sequence[findings.Finding], most: int = 14) -> Figure:
@@ -320,11 +320,11 @@ def dependence(plan: Plan, roles: Sequence[findings.Finding], most: int = 14) ->
     return figure
 
 
-def progress(plan: Plan, found: Sequence[Entry]) -> Figure:
+def progress(plan: Plan, entries: Sequence[Entry]) -> Figure:
     """The first objective of each composition in the order tried, and the best so far."""
     figure, axes = new_axes(4.7, 3.75)
     name = plan.settings.objectives[0]
-    values = np.array([one.values[name] for one in sorted(found, key=lambda one: one.number)])
+    values = np.array([one.values[name] for one in sorted(entries, key=lambda one: one.number)])
     up = plan.settings.better[0] == "up"
     axes.scatter(range(len(values)), values, s=16, color=MUTED, zorder=2)
     best = np.maximum.accumulate(values) if up else np.minimum.accumulate(values)

@@ -28,11 +28,11 @@ def lengths(first: int, most: int) -> list[int]:
         >>> lengths(2, 10), lengths(2, 2), lengths(2, 3)
         ([2, 4, 8, 10], [2], [2, 3])
     """
-    found, length = [], min(first, most)
+    prefixes, length = [], min(first, most)
     while length < most:
-        found.append(length)
+        prefixes.append(length)
         length *= 2
-    return [*found, most]
+    return [*prefixes, most]
 
 
 def dominates(one: Values, other: Values, noise: Values = ()) -> bool:
@@ -56,13 +56,13 @@ def ranks(level: Level) -> dict[str, int]:
         {'a': 0, 'b': 0, 'c': 1}
     """
     left, rank = dict(level), 0
-    found: dict[str, int] = {}
+    rank_of: dict[str, int] = {}
     while left:
         front = [key for key, one in left.items() if not any(dominates(other, one) for other in left.values())]
-        found |= dict.fromkeys(front, rank)
+        rank_of |= dict.fromkeys(front, rank)
         left = {key: value for key, value in left.items() if key not in front}
         rank += 1
-    return {key: found[key] for key in level}
+    return {key: rank_of[key] for key in level}
 
 
 def ordered(level: Level) -> list[str]:
@@ -114,13 +114,13 @@ def promotions(
         >>> promotions({2: {"a": (0.1,), "b": (0.2,), "c": (0.3,)}}, [2, 4], 1)
         [('a', 4)]
     """
-    found = []
+    promoted = []
     for rung in reversed(range(top)):
         level, above = levels.get(prefixes[rung], {}), levels.get(prefixes[rung + 1], {})
         for key in ordered(level)[: int(len(level) * keep)]:
             if key not in above and key not in taken:
-                found.append((key, prefixes[rung + 1]))
-    return found
+                promoted.append((key, prefixes[rung + 1]))
+    return promoted
 
 
 def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:

@@ -136,8 +136,8 @@ class Settings:
 
     def sizes(self, usual: int) -> Axis:
         """How large a memory may be, in items."""
-        said = usual if self.memory is None else self.memory
-        return written("memory.items", said, "search")
+        wanted = usual if self.memory is None else self.memory
+        return written("memory.items", wanted, "search")
 
 
 FIELDS = {one.name: one for one in dataclasses.fields(Settings)}
@@ -153,7 +153,7 @@ def parsed(path: str | None, words: Sequence[str]) -> tuple[dict[str, Any], list
     Raises:
         ConfigError: for a key that is neither.
     """
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     job: dict[str, Any] = {}
     if path is not None:
         content = dict(read(path))
@@ -168,7 +168,7 @@ def parsed(path: str | None, words: Sequence[str]) -> tuple[dict[str, Any], list
                     f"{path}: unknown key {key!r}; " + (f"did you mean {near!r}? " if near else "")
                     + "Keys of the job go under `job`."
                 )  # fmt: skip
-        said = content
+        settings = content
     rest = []
     for word in words:
         key, _, text = word.partition("=")
@@ -176,10 +176,10 @@ def parsed(path: str | None, words: Sequence[str]) -> tuple[dict[str, Any], list
         if first not in FIELDS or (inner and first not in ("at_most", "at_least", "slots", "operations", "parameters")):
             rest.append(word)
         elif inner:
-            said[first] = {**dict(said.get(first) or {}), inner: _value(text)}
+            settings[first] = {**dict(settings.get(first) or {}), inner: _value(text)}
         else:
-            said[first] = _value(text)
-    return said, rest, job
+            settings[first] = _value(text)
+    return settings, rest, job
 
 
 def _value(text: str) -> Any:
@@ -191,11 +191,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def made(said: Mapping[str, Any]) -> Settings:
+def made(changes: Mapping[str, Any]) -> Settings:
     """The settings of a search, each value checked.
 
     Args:
-        said: key -> value, plain.
+        changes: key -> value, plain.
 
     Raises:
         ConfigError: for the first one that makes no sense.
@@ -204,10 +204,10 @@ def made(said: Mapping[str, Any]) -> Settings:
         >>> made({"objectives": "accuracy,memory", "at_most": {"memory": "200 kB"}, "trials": 8}).at_most
         {'method_bytes_peak': 200000.0}
     """
-    for key in said:
+    for key in changes:
         if key not in FIELDS:
             raise ConfigError(unknown("setting of a search", key, FIELDS))
-    values = dict(said)
+    values = dict(changes)
     names = values.get("objectives", ("average_accuracy",))
     names = [one.strip() for one in names.split(",")] if isinstance(names, str) else names
     if not isinstance(names, list | tuple):
@@ -231,9 +231,9 @@ def made(said: Mapping[str, Any]) -> Settings:
         raise ConfigError(
             f"seed: got {values['seed']}, and those from {FRESH} on are for final runs. Give a smaller one."
         )
-    for key, known in (("protocol", PROTOCOLS), ("sampler", SAMPLERS)):
-        if values.get(key, known[0]) not in known:
-            raise ConfigError(unknown(key, values[key], known))
+    for key, choices in (("protocol", PROTOCOLS), ("sampler", SAMPLERS)):
+        if values.get(key, choices[0]) not in choices:
+            raise ConfigError(unknown(key, values[key], choices))
     _check_protocol(values)
     keep = values.get("keep", 1 / 3)
     if not isinstance(keep, (int, float)) or not 0 < keep < 1:
@@ -250,12 +250,12 @@ def measure(name: object, key: str) -> str:
     Raises:
         ConfigError: for one that there is not.
     """
-    found = ALIASES.get(str(name), str(name))
-    if found not in METRICS:
-        near = nearest(found, [*METRICS, *ALIASES])
+    measure_name = ALIASES.get(str(name), str(name))
+    if measure_name not in METRICS:
+        near = nearest(measure_name, [*METRICS, *ALIASES])
         advice = f"did you mean {near!r}?" if near else "`holdfast list metrics` shows them all."
         raise ConfigError(f"{key}: unknown measure {shown(name)}; {advice}")
-    return found
+    return measure_name
 
 
 def quantity(value: Any, key: str) -> float:

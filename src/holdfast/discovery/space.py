@@ -111,23 +111,23 @@ class Space:
 
     def axes(self) -> dict[str, Axis]:
         """Every axis by name, those of operations included."""
-        found = {slot: Axis(slot, names) for slot, names in self.slots.items()}
-        found |= {f"{slot}.used": Axis(f"{slot}.used", (False, True)) for slot in self.slots}
+        by_name = {slot: Axis(slot, names) for slot, names in self.slots.items()}
+        by_name |= {f"{slot}.used": Axis(f"{slot}.used", (False, True)) for slot in self.slots}
         if self.fillers:
-            found["memory"] = Axis("memory", self.fillers)
+            by_name["memory"] = Axis("memory", self.fillers)
         if len(self.sizes.choices) != 1:
-            found[self.sizes.name] = self.sizes
+            by_name[self.sizes.name] = self.sizes
         for axes in self.operations.values():
-            found |= {axis.name: axis for axis in axes}
-        return found | {axis.name: axis for axis in self.common}
+            by_name |= {axis.name: axis for axis in axes}
+        return by_name | {axis.name: axis for axis in self.common}
 
     def defaults(self) -> dict[str, Any]:
         """The numbers and choices of every operation as its signature has them, and the common ones as the job has."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, axes in self.operations.items():
             stated = {p.name: p.default for p in kinds.configurable("operations", kinds.find("operations", name))}
-            found |= {axis.name: axis.nearest(stated[axis.name.split(".", 1)[1]]) for axis in axes}
-        return found | self.usual()
+            values |= {axis.name: axis.nearest(stated[axis.name.split(".", 1)[1]]) for axis in axes}
+        return values | self.usual()
 
     def _ordered(self, params: Params) -> list[dict[str, Any]]:
         """The operations in the order of the published methods: who changes the data first, who answers last."""
@@ -158,7 +158,7 @@ class Space:
         """The values that stand for a method, at the memory and the settings of this search.
 
         Raises:
-            ConfigError: where it is no point of this space, with the reason.
+            ConfigError: where it is not a point of this space, with the reason.
         """
         if method.wrap is not None:
             raise ConfigError(f"`{method.name}` changes the model, which a composition does not")
@@ -185,15 +185,15 @@ class Space:
         return {axis.name: axis.nearest(get(self.base, axis.name)) for axis in self.common}
 
     def _values(self, method: str, name: str, operation: Operation, block: Mapping[str, Any]) -> dict[str, Any]:
-        known = {axis.name.split(".", 1)[1]: axis for axis in self.operations[name]}
+        axes = {axis.name.split(".", 1)[1]: axis for axis in self.operations[name]}
         defaults = {p.name: p.default for p in kinds.configurable("operations", type(operation))}
-        found = {}
+        values = {}
         for key, value in block.items():
-            if key in known:
-                found[known[key].name] = known[key].nearest(value)
+            if key in axes:
+                values[axes[key].name] = axes[key].nearest(value)
             elif value != defaults.get(key) and not (operation.fills and key in SIZES):
                 raise ConfigError(f"`{method}` has {name}.{key}={value!r}, and the search does not vary that")
-        return found
+        return values
 
 
 def composed(
@@ -248,18 +248,18 @@ def only_fills(kind: type[Operation]) -> bool:
 
 
 def _axes(name: str, kind: type[Operation], parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
-    found = []
+    kept = []
     for parameter in kinds.configurable("operations", kind):
         key = f"{name}.{parameter.name}"
         if key in parameters:
-            found.append(written(key, parameters[key]))
+            kept.append(written(key, parameters[key]))
         elif not (kind.fills and parameter.name in SIZES):
             axis = declared(key, parameter)
             if axis is not None and axis.choices:  # some are for a base class, and refused by this one
                 choices = tuple(one for one in axis.choices if _takes(kind, parameter.name, one))
                 axis = dataclasses.replace(axis, choices=choices) if len(choices) > 1 else None
-            found += [axis] if axis is not None else []
-    return tuple(found)
+            kept += [axis] if axis is not None else []
+    return tuple(kept)
 
 
 def _takes(kind: type[Operation], name: str, value: Any) -> bool:
@@ -285,30 +285,30 @@ def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any], experiences
     if parameters:
         axes = tuple(written(key, values) for key, values in parameters.items())
         return Space(base, common=axes, experiences=experiences, fixed=True)
-    found: list[Axis] = []
+    own_axes: list[Axis] = []
     if isinstance(method.get("operations"), list):
         for number, block in enumerate(method["operations"]):
             if block.get("name") in kinds.names("operations"):
                 kind = kinds.find("operations", block["name"])
-                found += _declared(f"method.operations.{number}", "operations", kind, block)
+                own_axes += _declared(f"method.operations.{number}", "operations", kind, block)
     else:
-        found += _declared("method", "methods", kinds.find("methods", method.get("name")), method)
+        own_axes += _declared("method", "methods", kinds.find("methods", method.get("name")), method)
     rate = (base.get("optimizer") or {}).get("lr")
     if isinstance(rate, (int, float)) and rate > 0:
-        found.append(Axis("optimizer.lr", (), rate / 10, rate * 10, True))
-    return Space(base, common=tuple(found), experiences=experiences, fixed=True)
+        own_axes.append(Axis("optimizer.lr", (), rate / 10, rate * 10, True))
+    return Space(base, common=tuple(own_axes), experiences=experiences, fixed=True)
 
 
 def _declared(prefix: str, group: str, kind: Any, block: Mapping[str, Any]) -> list[Axis]:
     """The axes that a signature declares, around what the job says, without those that size a memory."""
-    found = []
+    axes = []
     for parameter in kinds.configurable(group, kind):
         value = block.get(parameter.name)
         if parameter.name not in SIZES:
             stated = parameter if value is None else dataclasses.replace(parameter, default=value)
             axis = declared(f"{prefix}.{parameter.name}", stated)
-            found += [axis] if axis is not None else []
-    return found
+            axes += [axis] if axis is not None else []
+    return axes
 
 
 def without(space: Space, problems: Mapping[str, str]) -> Space:
@@ -317,7 +317,7 @@ def without(space: Space, problems: Mapping[str, str]) -> Space:
     return dataclasses.replace(
         space,
         slots={slot: names for slot, names in kept.items() if names},
-        operations={name: found for name, found in space.operations.items() if name not in problems},
+        operations={name: axes for name, axes in space.operations.items() if name not in problems},
         fillers=tuple(name for name in space.fillers if name not in problems),
         left_out={**space.left_out, **problems},
     )
@@ -325,8 +325,8 @@ def without(space: Space, problems: Mapping[str, str]) -> Space:
 
 def kinds_default(base: Mapping[str, Any]) -> int:
     """The items in the memory of a job's own method, 200 where it has none."""
-    found = (base.get("method") or {}).get("capacity")
-    return int(found) if isinstance(found, int) else 200
+    capacity = (base.get("method") or {}).get("capacity")
+    return int(capacity) if isinstance(capacity, int) else 200
 
 
 def _made(block: dict[str, Any]) -> Operation:

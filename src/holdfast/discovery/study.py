@@ -96,15 +96,15 @@ class Book:
 
         Where one was measured with several seeds there, they are means; with one of these gone wrong it is left out.
         """
-        found: dict[int, dict[str, list[Values]]] = {}
+        by_length: dict[int, dict[str, list[Values]]] = {}
         wrong = {(one.key, one.length) for one in entries if one.state in ("diverged", "failed")}
         for one in entries:
             values = self.objectives(one)
             if one.state == "done" and values is not None and self.within(one) and (one.key, one.length) not in wrong:
-                found.setdefault(one.length, {}).setdefault(one.key, []).append(self.settings.turned(values))
+                by_length.setdefault(one.length, {}).setdefault(one.key, []).append(self.settings.turned(values))
         return {
             length: {key: tuple(sum(column) / len(column) for column in zip(*rows)) for key, rows in level.items()}
-            for length, level in sorted(found.items())
+            for length, level in sorted(by_length.items())
         }
 
     def objectives(self, one: Entry) -> Values | None:
@@ -215,8 +215,10 @@ class Book:
         shortest = min(lengths, default=0)
         length = enough[-1] if enough and self.settings.chosen_sampler == "tpe" else shortest
         axes = self.space.axes()
-        known = [values for one in measured if one.length == length and (values := self.objectives(one)) is not None]
-        worst = [max(column) for column in zip(*map(self.settings.turned, known))] if known else []
+        objectives = [
+            values for one in measured if one.length == length and (values := self.objectives(one)) is not None
+        ]
+        worst = [max(column) for column in zip(*map(self.settings.turned, objectives))] if objectives else []
         at_work = {one.key for one in entries if one.state in ("waiting", "running")}
         shown: set[str] = set()
         for one in entries:
@@ -236,11 +238,11 @@ class Book:
             else:
                 continue
             try:
-                found = optuna.trial.create_trial(**about)
+                frozen = optuna.trial.create_trial(**about)
             except ValueError:  # outside of the space as it is now: an earlier search's
                 continue
             shown.add(one.key)
-            yield found
+            yield frozen
 
     # What was lost -------------------------------------------------------------------------------------
 
@@ -261,11 +263,11 @@ class Book:
                 with quiet():
                     self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
         latest = {(one.key, one.length, one.seed): one for one in self.entries()}
-        found = [one for one in latest.values() if one.state == "lost"]
-        for one in found:
+        lost = [one for one in latest.values() if one.state == "lost"]
+        for one in lost:
             if one.tries + 1 < TRIES:
                 self.enqueue(one.params, one.key, one.length, one.origin, one.extra, one.tries + 1, one.seed)
-        return found
+        return lost
 
 
 def storage(url: str) -> Any:

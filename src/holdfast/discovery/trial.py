@@ -247,11 +247,11 @@ def prefix(log: Sequence[Event], length: int) -> Log:
 
 def measures(log: Log, length: int) -> dict[str, float]:
     """Every measure after `length` experiences, on validation data; what has no value is left out."""
-    found = compute(prefix(log, length), "validation")
-    family = str(found.get("headline") or "")
+    computed = compute(prefix(log, length), "validation")
+    family = str(computed.get("headline") or "")
     values: dict[str, float] = {}
     for name in METRICS:
-        value = found.get(family + name, found.get(name))
+        value = computed.get(family + name, computed.get(name))
         if isinstance(value, (int, float)) and math.isfinite(value):
             values[name] = float(value)
     return values

@@ -125,7 +125,7 @@ class Worker:
 
 
 def taken(path: Path) -> int | None:
-    """A lock that one process of this machine has at a time, as an open file; None where there are no such locks.
+    """A lock that one process of this machine has at a time, as an open file; None if there are no such locks.
 
     SQLite locks no rows, so that two workers that ask for what waits at the same moment would both get the same trial.
     """

@@ -233,20 +233,20 @@ class FrequencyAware(Insertion):
     def _slot(self, label: int, number: int, capacity: int) -> int | None:
         """The slot for one row, or None; keeps the books."""
         self._seen[label] = self._seen.get(label, 0) + 1
-        held = self._held.setdefault(label, [])
+        own_slots = self._held.setdefault(label, [])
         if number < capacity:
-            held.append(number)
+            own_slots.append(number)
             return number
-        if len(held) < self._quotas[label]:
+        if len(own_slots) < self._quotas[label]:
             excess = {other: len(slots) - self._quotas[other] for other, slots in self._held.items() if other != label}
             victim = self._held[max(excess, key=excess.__getitem__)]
             position = self._draw(len(victim))
             slot, victim[position] = victim[position], victim[-1]
             victim.pop()
-            held.append(slot)
+            own_slots.append(slot)
             return slot
         drawn = self._draw(self._seen[label])
-        return held[drawn] if drawn < len(held) else None
+        return own_slots[drawn] if drawn < len(own_slots) else None
 
     def _draw(self, below: int) -> int:
         return int(torch.randint(below, (), generator=self.generator))

@@ -243,8 +243,12 @@ class ExemplarSets:
 
     def rows(self, key: int) -> dict[str, Tree]:
         """A copy of the exemplars of one key, the most important first; empty if there are none."""
-        held = self._sets.get(key)
-        return {} if held is None else restore({name: value.clone() for name, value in held.items()}, self.structure)
+        exemplars = self._sets.get(key)
+        return (
+            {}
+            if exemplars is None
+            else restore({name: value.clone() for name, value in exemplars.items()}, self.structure)
+        )
 
     def count(self, key: int) -> int:
         """How many exemplars a key has."""

@@ -13,7 +13,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
 from holdfast.core.ranks import Share
 from holdfast.core.tree import Fill, flatten, restore, row_count
-from holdfast.memory.insertion import Insertion, Placement
+from holdfast.memory.insertion import Insertion, Placement, integers
 from holdfast.memory.retrieval import Retrieval
 from holdfast.memory.storage import Storage
 
@@ -271,7 +271,7 @@ class Memory:
             for row, slot in zip(incoming, chosen):
                 slots[row] = slot
             self._count = max(self._count, max(chosen) + 1)
-        places = torch.tensor([slots, list(range(self.seen, self.seen + count))])
+        places = integers([*slots, *range(self.seen, self.seen + count)], 2)
         self.seen += count
         return places
 

@@ -85,9 +85,9 @@ class Storage:
                 "Pass the same fields at every insertion, or clear the memory first."
             )
         count = row_count(values)
-        held = slots.stop - slots.start if isinstance(slots, slice) else slots.numel()
-        if count != held:
-            raise DataError(f"{count} rows for {held} slots. Give exactly one row for each slot.")
+        wanted = slots.stop - slots.start if isinstance(slots, slice) else slots.numel()
+        if count != wanted:
+            raise DataError(f"{count} rows for {wanted} slots. Give exactly one row for each slot.")
         values = {name: self._as_long(name, value) for name, value in values.items()}
         wider = [name for name, value in values.items() if not self._fits(name, value)]
         for name in wider:
@@ -135,7 +135,7 @@ class Storage:
 
         Args:
             rows: fields as `write_same` takes them.
-            count: rows of each field that is no int.
+            count: rows of each field that is not an int.
         """
         values, structure = flatten({name: value for name, value in rows.items() if not isinstance(value, int)})
         if set(structure) | set(rows) != set(self.structure) or not all(
@@ -261,7 +261,7 @@ class Storage:
         )
 
     def _as_long(self, name: str, value: Tensor) -> Tensor:
-        """Rows as long as their column, which grows with longer ones; untouched where nobody knows the padding."""
+        """Rows as long as their column, which grows with longer ones; unchanged where the padding is unknown."""
         column = self.columns[name]
         grows = value.ndim == column.ndim == 2 and name.partition(".")[0] not in FIXED
         if self.fill is None or grows or value.ndim != column.ndim or value.shape[1:] == column.shape[1:]:

@@ -55,7 +55,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object from a file, empty where there is no such file.
+    """A JSON object from a file, empty if there is no such file.
 
     Raises:
         DataError: where it is something else.
@@ -177,7 +177,7 @@ class Log(Sequence[Event]):
 
     @functools.cached_property
     def start(self) -> Event:
-        """The last `start` event, or an empty mapping where there is none."""
+        """The last `start` event, or an empty mapping if there is none."""
         return (self.of("start") or [{}])[-1]
 
     @property

@@ -25,7 +25,7 @@ def accuracy_matrix(events: Iterable[Event], aware: bool = False, split: str = "
         split: `"test"` or `"validation"`.
 
     Returns:
-        `[T, T]` float64, row i after learning experience i; NaN where not evaluated (or where there is no accuracy).
+        `[T, T]` float64, row i after learning experience i; NaN where not evaluated (or if there is no accuracy).
 
     Example:
         >>> accuracy_matrix([{"event": "evaluate", "after": 0, "experience": 0, "split": "test",
@@ -46,7 +46,7 @@ def loss_matrix(events: Iterable[Event], split: str = "test") -> np.ndarray:
 
 
 def value_matrix(events: Iterable[Event], key: str, split: str = "test") -> np.ndarray:
-    """Any number that evaluations hold, on each experience after learning each one, `[T, T]`, NaN where there is none.
+    """Any number that evaluations hold, on each experience after learning each one, `[T, T]`, NaN if there is none.
 
     Args:
         events: the log.
@@ -134,7 +134,7 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def last_row(matrix: np.ndarray) -> int:
-    """Index l of the last row with an evaluation, -1 where there is none."""
+    """Index l of the last row with an evaluation, -1 if there is none."""
     rows = np.flatnonzero(np.isfinite(matrix).any(axis=1)) if np.size(matrix) else np.array([], dtype=int)
     return int(rows[-1]) if rows.size else -1
 

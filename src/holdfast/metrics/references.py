@@ -97,7 +97,7 @@ def share_of_gap(value: float, low: float, high: float) -> float:
         high: of the upper reference.
 
     Returns:
-        Below 0 or above 1 where the method is outside; NaN where there is no gap, since the upper reference is no
+        Below 0 or above 1 where the method is outside; NaN if there is no gap, since the upper reference is no
         higher than the lower one, or one is unknown.
 
     Example:

@@ -12,7 +12,7 @@ from holdfast.metrics.table import metric
 
 
 def _shares(log: Log, part: str | None = None) -> np.ndarray:
-    """`[looks]` share of the rows held out that were answered right, NaN where there are no classes."""
+    """`[looks]` share of the rows held out that were answered right, NaN if there are no classes."""
     shares = []
     for event in log.of("held_out"):
         counts: Any = event if part is None else event.get(part) or {}

@@ -56,7 +56,7 @@ class Paired(NamedTuple):
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean, interval and range of the values that are there; None where there are none.
+    """Mean, interval and range of the values that are there; None if there are none.
 
     Args:
         values: one for each seed.
@@ -103,7 +103,7 @@ def difference_interval(
     Args:
         first: right answers, and rows.
         second: the same.
-        both: rows of the same ones that were right twice; None where nobody knows, which widens the interval of rows
+        both: rows of the same ones that were right twice; None if unknown, which widens the interval of rows
             that were asked twice.
 
     Example:

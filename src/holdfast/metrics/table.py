@@ -67,7 +67,7 @@ class Record:
         return moved
 
     def values(self, key: str) -> np.ndarray:
-        """Any number that evaluations hold, `[T, T]`, NaN where there is none."""
+        """Any number that evaluations hold, `[T, T]`, NaN if there is none."""
         return self._as_last(self._values(key))
 
     @property
@@ -141,7 +141,7 @@ def metric(
         name: default: the function's.
 
     Raises:
-        ConfigError: for a parameter without default that is none of these.
+        ConfigError: for a parameter without a default that is not one of these.
 
     Example:
         >>> @metric("down", "spread of the accuracies at the end")
@@ -158,12 +158,12 @@ def metric(
         for key, parameter in parameters.items():
             if key not in PARTS and parameter.default is parameter.empty:
                 raise ConfigError(unknown(f"part of a record, asked for by {function.__name__},", key, PARTS))
-        known = name or function.__name__
-        said = description or (inspect.getdoc(function) or known).splitlines()[0].rstrip(".")
+        metric_name = name or function.__name__
+        summary = description or (inspect.getdoc(function) or metric_name).splitlines()[0].rstrip(".")
         for aware in [False, True] if "matrix" in wanted else [False]:
             note = "; answers among the classes of the experience only" if aware else ""
-            METRICS[(TASK_AWARE if aware else "") + known] = Metric(
-                _computed(function, wanted, aware, joint, over_time), direction, said + note
+            METRICS[(TASK_AWARE if aware else "") + metric_name] = Metric(
+                _computed(function, wanted, aware, joint, over_time), direction, summary + note
             )
         return function
 

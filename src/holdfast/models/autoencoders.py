@@ -323,7 +323,7 @@ def conv_autoencoder(
     """
     if len(input_shape) not in (3, 4):
         raise ConfigError(
-            f"`conv_autoencoder` takes images or volumes, and inputs of shape {tuple(input_shape)} are none. "
+            f"`conv_autoencoder` takes images or volumes, not inputs of shape {tuple(input_shape)}. "
             "Use a stream of (channels, height, width) or (channels, depth, height, width), or `autoencoder`."
         )
     check_reconstruction("conv_autoencoder", input_shape, classes)

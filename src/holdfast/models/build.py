@@ -131,11 +131,11 @@ def check_image(factory: str, input_shape: Sequence[int]) -> tuple[int, int, int
     """Channels, height and width of an image shape.
 
     Raises:
-        ConfigError: if the shape has not three sizes from 1 up.
+        ConfigError: unless the shape is three sizes of at least 1.
     """
     if len(input_shape) != 3:
         raise ConfigError(
-            f"`{factory}` takes images, and inputs of shape {tuple(input_shape)} are none. "
+            f"`{factory}` takes images, not inputs of shape {tuple(input_shape)}. "
             "Use a stream of (channels, height, width), or the model `mlp`, which takes any shape."
         )
     check_sizes("input_shape", input_shape)

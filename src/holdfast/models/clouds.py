@@ -154,7 +154,7 @@ def cloud_vae(
         seed: of the initial weights and of the draws in training; None draws weights from torch's global generator.
 
     Raises:
-        ConfigError: for inputs that are no clouds, or a stream whose targets are not its inputs.
+        ConfigError: for inputs that are not clouds, or a stream whose targets are not its inputs.
 
     Example:
         >>> model = cloud_vae(input_shape=(100, 6), classes=600, channels=[8], latent=4, base=[2], seed=0)
@@ -163,7 +163,7 @@ def cloud_vae(
     """
     if len(input_shape) != 2:
         raise ConfigError(
-            f"`cloud_vae` takes clouds (points, features), and inputs of shape {tuple(input_shape)} are none. Use the"
+            f"`cloud_vae` takes clouds (points, features), not inputs of shape {tuple(input_shape)}. Use the"
             " data set `khi`, or the source open_pmd with rows=iterations and points=1024."
         )
     check_reconstruction("cloud_vae", input_shape, classes)

@@ -41,7 +41,7 @@ def cnn(
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
-        ConfigError: for a shape that is no image or too small to be halved that often, or an unknown name.
+        ConfigError: for a shape that is not an image or too small to be halved that often, or an unknown name.
 
     Example:
         >>> import torch
@@ -117,7 +117,7 @@ def resnet18(
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
-        ConfigError: for a shape that is no image, a size below 1, or an unknown head.
+        ConfigError: for a shape that is not an image, a size below 1, or an unknown head.
 
     Example:
         >>> from holdfast.models import parameter_count

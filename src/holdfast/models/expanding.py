@@ -43,14 +43,14 @@ class ExpandingBackbone(nn.Module):
         features = self.live(*inputs, **named)
         if not kept:
             return features  # type: ignore[no-any-return]
-        for place, values in enumerate([*kept[1:], features]):
-            kept[0] = kept[0] + F.linear(values, self.mix[place])
+        for column, values in enumerate([*kept[1:], features]):
+            kept[0] = kept[0] + F.linear(values, self.mix[column])
         return kept[0]
 
     def duplicate(self) -> None:
         """Freeze a copy of the live backbone; what this module gives stays the same until a map has learned."""
         twin = copy.deepcopy(self.live)
-        for module in twin.modules():
+        for module in twin.modules():  # a deep copy has the hooks too, which would act, and count, once per copy
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
         self.frozen.append(twin.requires_grad_(False).eval())

@@ -182,12 +182,12 @@ def frozen(
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
-        ConfigError: for an unknown architecture, a size below 1, or an argument that the library has not.
+        ConfigError: for an unknown architecture, a size below 1, or an argument that the library does not take.
         DataError: if `weights` is no file that fits the architecture.
         ImportError: if the library is not installed.
     """
     asked, weights = weights, None if weights == "random" else weights
-    given: dict[str, Any] = {"preprocess": preprocess, "size": size, "cut": cut, "seed": seed}
+    common: dict[str, Any] = {"preprocess": preprocess, "size": size, "cut": cut, "seed": seed}
     whole: nn.Module
     if library == "transformers":
         if weights is None or architecture is not None:
@@ -195,7 +195,7 @@ def frozen(
                 "the library transformers reads architecture and weights from a folder. "
                 "Give weights=<folder>, and leave architecture out."
             )
-        whole = transformers(input_shape=input_shape, classes=1, weights=weights, pool=pool or "cls", **given)
+        whole = transformers(input_shape=input_shape, classes=1, weights=weights, pool=pool or "cls", **common)
     else:
         if architecture is None:
             raise ConfigError(f"no architecture of {library} is named. Write for instance architecture='resnet18'.")
@@ -207,11 +207,11 @@ def frozen(
                 stacklevel=3,
             )
         if library == "timm":
-            given["pool"] = pool
+            common["pool"] = pool
         elif pool is not None:
             raise ConfigError(f"pool={pool!r} is for tokens, and torchvision's are pooled its own way. Use timm.")
         make = timm if library == "timm" else torchvision
-        whole = make(input_shape=input_shape, classes=1, architecture=architecture, weights=weights, **given)
+        whole = make(input_shape=input_shape, classes=1, architecture=architecture, weights=weights, **common)
     assert isinstance(whole.backbone, nn.Module)
     backbone = CachedBackbone(whole.backbone, len(input_shape)) if cache else FrozenBackbone(whole.backbone)
     width = int(backbone(torch.zeros(1, *input_shape)).shape[1])

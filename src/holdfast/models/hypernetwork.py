@@ -150,9 +150,9 @@ class Hypernetwork(nn.Module):
         if len(distinct) == 1:
             return self._run(latents, distinct[0], {name: value[0] for name, value in made.items()})
         parts, places = [], []
-        for place, task in enumerate(distinct):
+        for position, task in enumerate(distinct):
             rows = (tasks == task).nonzero().flatten()
-            weights = {name: value[place] for name, value in made.items()}
+            weights = {name: value[position] for name, value in made.items()}
             parts.append(self._run(latents.index_select(0, rows), task, weights))
             places.append(rows)
         return torch.cat(parts).index_select(0, torch.cat(places).argsort())
@@ -247,10 +247,10 @@ def hypernetwork(
         check_sizes("task_classes", [task_classes])
     with seeded(seed):
         chain = chain_of(_backbone(backbone, input_shape, classes))
-        place = chain.position(cut)
+        position = chain.position(cut)
         stages = list(chain.stages.items())
-        below = nn.Sequential(OrderedDict(stages[:place]))
-        upper = nn.Sequential(OrderedDict(stages[place:]))
+        below = nn.Sequential(OrderedDict(stages[:position]))
+        upper = nn.Sequential(OrderedDict(stages[position:]))
         outputs = classes if task_classes is None else task_classes
         name = "output" if "output" not in chain.stages else "output_layer"
         upper.add_module(name, _output_layer(chain.output, outputs))

@@ -194,7 +194,7 @@ def invertible(
         seed: of the initial weights, permutations and draws; None draws weights from torch's global generator.
 
     Raises:
-        ConfigError: for inputs that are no vectors, or fewer numbers than are sought.
+        ConfigError: for inputs that are not vectors, or fewer numbers than are sought.
 
     Example:
         >>> model = invertible(input_shape=(7,), classes=3, seed=0)

@@ -73,9 +73,9 @@ def torchvision(
 
     weights = None if weights == "random" else weights
     check_image("torchvision", input_shape)
-    known = zoo.list_models(module=zoo)
-    if architecture not in known:
-        raise ConfigError(unknown("torchvision architecture", architecture, known))
+    zoo_names = zoo.list_models(module=zoo)
+    if architecture not in zoo_names:
+        raise ConfigError(unknown("torchvision architecture", architecture, zoo_names))
     # These two warn unless told whether to draw the (slow) initial values of their paper.
     options: dict[str, Any] = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
     with seeded(seed):
@@ -96,8 +96,13 @@ def torchvision(
         if cut is not None:
             model = Cut(model, cut)
         if preprocess:
-            own = zoo.get_model_weights(architecture).DEFAULT.transforms()
-            resized = Preprocess(own.mean, own.std, size or own.crop_size[0], own.interpolation.value)
+            preprocessing = zoo.get_model_weights(architecture).DEFAULT.transforms()
+            resized = Preprocess(
+                preprocessing.mean,
+                preprocessing.std,
+                size or preprocessing.crop_size[0],
+                preprocessing.interpolation.value,
+            )
             return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)
         if size is not None:
             model = nn.Sequential(nn.Upsample(size=(size, size), mode="bilinear"), model)
@@ -159,9 +164,9 @@ def timm(
             model = zoo.create_model(architecture, pretrained=False)
         if weights is not None:
             old = model.default_cfg["classifier"]
-            known = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-            load_weights(model, weights, (old,) if isinstance(old, str) else tuple(old), architecture, known)
-        own: dict[str, Any] = zoo.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
+            converter = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+            load_weights(model, weights, (old,) if isinstance(old, str) else tuple(old), architecture, converter)
+        preprocessing: dict[str, Any] = zoo.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
         model.reset_classifier(0)
         if pool is not None and cut is None:
             model.forward = model.forward_features
@@ -169,7 +174,12 @@ def timm(
             model = Cut(model, cut, pool or "cls", getattr(model, "num_prefix_tokens", 1))
         resized = None
         if preprocess:
-            resized = Preprocess(own["mean"], own["std"], size or own["input_size"][1], own["interpolation"])
+            resized = Preprocess(
+                preprocessing["mean"],
+                preprocessing["std"],
+                size or preprocessing["input_size"][1],
+                preprocessing["interpolation"],
+            )
         elif size is not None:
             resized = Preprocess([0.0], [1.0], size, "bilinear")
         return with_head(model, architecture, input_shape, classes, head, weights, seed, resized)

@@ -127,11 +127,11 @@ class Sinkhorn(PackedLoss):
     def _potentials(self, costs: Costs) -> Costs:
         """The potential of cloud a against cloud b, `[rows, points of a]`, for each pair."""
         first = self._smoothing[0]
-        found = {(a, b): _softmin(first, cost, torch.zeros_like(cost[:, 0])) for (a, b), cost in costs.items()}
+        potentials = {(a, b): _softmin(first, cost, torch.zeros_like(cost[:, 0])) for (a, b), cost in costs.items()}
         for epsilon in self._smoothing:
-            improved = self._improved(costs, found, epsilon)
-            found = {key: (found[key] + improved[key]) / 2 for key in found}
-        return found
+            improved = self._improved(costs, potentials, epsilon)
+            potentials = {key: (potentials[key] + improved[key]) / 2 for key in potentials}
+        return potentials
 
     @staticmethod
     def _improved(costs: Costs, potentials: Costs, epsilon: float) -> Costs:

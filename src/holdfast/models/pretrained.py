@@ -57,12 +57,12 @@ def match_channels(backbone: nn.Module, channels: int, keep: bool) -> None:
     Weights worth keeping become the mean over the three colours, scaled so that the same grey image in all
     channels gives the same maps as before.
     """
-    found = next(((name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d)), None)
-    if found is None:
+    first = next(((name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d)), None)
+    if first is None:
         raise ConfigError(
             f"a model without convolutions takes 3 channels, not {channels}. Choose another architecture."
         )
-    name, module = found
+    name, module = first
     new = nn.Conv2d(
         channels,
         module.out_channels,
@@ -181,15 +181,15 @@ class Cut(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Features `[rows, features]`."""
         try:
-            found: Any = self.network(inputs)
+            features: Any = self.network(inputs)
         except _Reached as reached:
-            found = reached.args[0]
-        if self.cut is not None and isinstance(found, tuple):
-            found = found[0]
-        found = getattr(found, "last_hidden_state", found)
-        if found.dim() == 4:
-            return found.mean((2, 3))
-        return self._pooled(found) if found.dim() == 3 else found.flatten(1)
+            features = reached.args[0]
+        if self.cut is not None and isinstance(features, tuple):
+            features = features[0]
+        features = getattr(features, "last_hidden_state", features)
+        if features.dim() == 4:
+            return features.mean((2, 3))
+        return self._pooled(features) if features.dim() == 3 else features.flatten(1)
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         first, mean = tokens[:, 0], tokens[:, self.prefix :].mean(1)
@@ -214,15 +214,15 @@ def folder_preprocess(folder: str, size: int | None) -> Preprocess:
     """
     path = Path(folder) / "preprocessor_config.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        mean, std = said["image_mean"], said["image_std"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        mean, std = content["image_mean"], content["image_std"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} does not say mean and standard deviation of images ({type(error).__name__}: {error}). Put the "
             "model's own file there, or write preprocess=false and normalise in the data set."
         ) from error
-    kept = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
+    kept = content.get("crop_size") if content.get("do_center_crop") else content.get("size")
     if isinstance(kept, dict):
         kept = kept.get("height", kept.get("shortest_edge"))
     filters = {2: "bilinear", 3: "bicubic"}
-    return Preprocess(mean, std, size or kept, filters.get(said.get("resample", 3), "bicubic"))
+    return Preprocess(mean, std, size or kept, filters.get(content.get("resample", 3), "bicubic"))

@@ -119,10 +119,10 @@ class VAE(nn.Module):
             ratio = (noise.square() + log_variance - z.square()).sum(-1) / 2  # log p(z) - log q(z | x)
             decoded = self.decode(z)
             if gaussian:
-                given = _log_normal(flat, decoded.sigmoid() if self.likelihood == "bernoulli" else decoded)
+                likelihood = _log_normal(flat, decoded.sigmoid() if self.likelihood == "bernoulli" else decoded)
             else:
-                given = self._log_given(flat, decoded)
-            weights.append(given + ratio)
+                likelihood = self._log_given(flat, decoded)
+            weights.append(likelihood + ratio)
         return torch.cat(weights).logsumexp(0) - math.log(samples)
 
     def _log_given(self, flat: Tensor, decoded: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class ConvVAE(VAE):
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
-        ConfigError: for a shape that is no image, a size below 1, or an unknown likelihood.
+        ConfigError: for a shape that is not an image, a size below 1, or an unknown likelihood.
 
     Example:
         >>> vae = ConvVAE(input_shape=(3, 9, 7), channels=[4, 8], units=16, latent=5, seed=0)

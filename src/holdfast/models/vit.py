@@ -103,7 +103,7 @@ def vit(
         seed: of the initial weights; None draws them from torch's global generator.
 
     Raises:
-        ConfigError: for a shape that is no image, or sizes that do not divide each other.
+        ConfigError: for a shape that is not an image, or sizes that do not divide each other.
 
     Example:
         >>> model = vit(input_shape=(3, 32, 32), classes=10)

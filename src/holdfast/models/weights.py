@@ -105,9 +105,9 @@ def start_from(model: nn.Module, path: str) -> list[str]:
     state = read_weights(str(file))
     inner = {name.partition(".")[2]: value for name, value in state.items() if "." in name}
     taken, left = {}, []
-    for name, own in model.state_dict().items():
+    for name, current in model.state_dict().items():
         of_name = [state.get(name), inner.get(name.partition(".")[2])]
-        fitting = next((one for one in of_name if one is not None and one.shape == own.shape), None)
+        fitting = next((one for one in of_name if one is not None and one.shape == current.shape), None)
         if fitting is None:
             left.append(name)
         else:
@@ -123,10 +123,10 @@ def start_from(model: nn.Module, path: str) -> list[str]:
 
 def _misfits(model: nn.Module, state: dict[str, Tensor], prefixes: tuple[str, ...]) -> list[str]:
     """Entries that only one of model and state has, or that differ in shape; those that get replaced do not count."""
-    own = {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}
+    current = {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}
     kept = {key: value for key, value in state.items() if not key.startswith(prefixes)}
-    wrong = sorted(own.keys() ^ kept.keys())
-    return wrong + sorted(key for key in own.keys() & kept.keys() if own[key].shape != kept[key].shape)
+    wrong = sorted(current.keys() ^ kept.keys())
+    return wrong + sorted(key for key in current.keys() & kept.keys() if current[key].shape != kept[key].shape)
 
 
 def _safetensors(path: str) -> dict[str, Tensor]:

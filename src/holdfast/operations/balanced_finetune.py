@@ -91,20 +91,24 @@ class BalancedFinetune(Operation):
         rows = memory_of(learner, self.name).all()
         data = experience.train if self.over == "memory_and_data" else None
         generator = learner.rng(f"finetune/{self.name}")
-        known = rows["targets"] if rows else torch.zeros(0, dtype=torch.int64, device=learner.device)
-        every = known if data is None else torch.cat([known, data.targets.to(known.device)])
+        remembered_targets = rows["targets"] if rows else torch.zeros(0, dtype=torch.int64, device=learner.device)
+        every = (
+            remembered_targets
+            if data is None
+            else torch.cat([remembered_targets, data.targets.to(remembered_targets.device)])
+        )
         if not len(every):
             return
         chosen = balanced(every, self.per_class, generator, self.equal == "repeat")
-        remembered = chosen[chosen < len(known)]
+        remembered = chosen[chosen < len(remembered_targets)]
         parts = [
             vectors(learner, tree_map(lambda leaf, part=part: leaf[part], rows["inputs"]), "features")  # type: ignore[misc]
             for part in (remembered.split(256) if len(remembered) else ())
         ]
         order = chosen
         if data is not None:
-            arrived = chosen[chosen >= len(known)]
-            for batch in data.batches((arrived - len(known)).cpu(), 256) if len(arrived) else ():
+            arrived = chosen[chosen >= len(remembered_targets)]
+            for batch in data.batches((arrived - len(remembered_targets)).cpu(), 256) if len(arrived) else ():
                 inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
                 parts.append(vectors(learner, inputs, "features"))
             order = torch.cat([remembered, arrived])

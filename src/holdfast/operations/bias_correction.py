@@ -61,12 +61,12 @@ class BiasCorrection(Operation):
         data = experience.train
         order = torch.randperm(len(data), generator=learner.rng(f"hold/{self.name}"))
         targets = data.targets[order]
-        held = []
-        known = set() if self.targets is None else set(self.targets.tolist())
-        for label in sorted(set(targets.tolist()) - known):
+        held_rows = []
+        old_labels = set() if self.targets is None else set(self.targets.tolist())
+        for label in sorted(set(targets.tolist()) - old_labels):
             rows = order[targets == label]
-            held.append(rows[: min(self.held_out, len(rows) // 2)])
-        chosen = torch.cat(held) if held else order[:0]
+            held_rows.append(rows[: min(self.held_out, len(rows) // 2)])
+        chosen = torch.cat(held_rows) if held_rows else order[:0]
         if len(chosen):
             batch = data.gather(chosen)
             inputs = tree_map(lambda leaf: leaf.to(learner.device), batch.inputs)
@@ -88,12 +88,12 @@ class BiasCorrection(Operation):
         if not old or not new:
             return
         seen = sorted(old | set(new))
-        place = torch.full((outputs.shape[1],), -1, device=outputs.device)
-        place[seen] = torch.arange(len(seen), device=outputs.device)
+        position = torch.full((outputs.shape[1],), -1, device=outputs.device)
+        position[seen] = torch.arange(len(seen), device=outputs.device)
         corrected = (outputs * self.scale + self.shift)[:, seen]
         is_new = torch.zeros(outputs.shape[1], dtype=torch.bool, device=outputs.device)
         is_new[new] = True
-        alpha, beta = fit_two(corrected, place[self.targets], is_new[seen])
+        alpha, beta = fit_two(corrected, position[self.targets], is_new[seen])
         self.scale[new] = self.scale[new] * alpha
         self.shift[new] = self.shift[new] * alpha + beta
 

@@ -58,8 +58,8 @@ class BinaryMasks(ScoreMasks):
         """Zero: the backbone never moves."""
         rates: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            held = {key: getattr(layer.module, key) for key in self.covered(layer)}
-            rates.update({f"{name}.{key}": torch.zeros_like(p) for key, p in held.items() if p is not None})
+            parameters = {key: getattr(layer.module, key) for key in self.covered(layer)}
+            rates.update({f"{name}.{key}": torch.zeros_like(p) for key, p in parameters.items() if p is not None})
         return rates
 
     def begin(self, experience: Experience, learner: Services) -> None:

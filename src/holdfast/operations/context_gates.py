@@ -21,7 +21,7 @@ class ContextGates(Operation):
 
     Tasks then share few weights, and disturb each other little, but not nothing: combine it with a penalty (the paper
     does with EWC or SI). Channels are the units of a convolution. Gates act where the next layer reads the units; in a
-    backbone that is no plain chain, where the layer writes them. A task that never began has no gates yet.
+    backbone that is not a plain chain, where the layer writes them. A task that never began has no gates yet.
 
     Args:
         fraction: the fraction p of units that are switched off.

@@ -107,10 +107,10 @@ class CopyWeights(Operation):
 
     def _start_new(self, learner: Services, new: list[nn.Parameter]) -> None:
         assert learner.head is not None
-        held = {id(parameter) for parameter in learner.head.parameters()}
+        in_head = {id(parameter) for parameter in learner.head.parameters()}
         with torch.no_grad():
             for parameter in new:
-                if id(parameter) in held and self.start == "zero":
+                if id(parameter) in in_head and self.start == "zero":
                     parameter.zero_()
 
 

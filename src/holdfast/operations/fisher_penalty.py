@@ -91,8 +91,8 @@ class FisherPenalty(Operation):
         """Half the strength times the weighted squared distance."""
         if not self.anchor:
             return None
-        held = self._stiffness.of(learner, self.importance)
-        return quadratic(learner, held, self.anchor) + self.constant, 0.5 * self.strength
+        stiffness = self._stiffness.of(learner, self.importance)
+        return quadratic(learner, stiffness, self.anchor) + self.constant, 0.5 * self.strength
 
     def end(self, experience: Experience, learner: Services) -> None:
         """Measure the Fisher diagonal on the experience's data and move the anchor."""
@@ -113,17 +113,17 @@ class FisherPenalty(Operation):
 
         self._stiffness.forget()
 
-    def _merge(self, name: str, found: Tensor, parameter: Tensor) -> None:
+    def _merge(self, name: str, fisher: Tensor, parameter: Tensor) -> None:
         if name not in self.anchor:
-            self.importance[name], self.anchor[name] = found, parameter.clone()
+            self.importance[name], self.anchor[name] = fisher, parameter.clone()
         elif self.online:
-            self.importance[name] = self.decay * self.importance[name] + found
+            self.importance[name] = self.decay * self.importance[name] + fisher
             self.anchor[name] = parameter.clone()
         else:
-            held, total = self.importance[name], self.importance[name] + found
-            share = torch.where(total > 0, found / total, 0.0)
+            before, total = self.importance[name], self.importance[name] + fisher
+            share = torch.where(total > 0, fisher / total, 0.0)
             moved = parameter - self.anchor[name]
-            self.constant += float((held * share * square(moved)).sum())
+            self.constant += float((before * share * square(moved)).sum())
             self.anchor[name] = self.anchor[name] + share * moved
             self.importance[name] = total
 

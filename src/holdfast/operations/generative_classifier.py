@@ -130,17 +130,17 @@ class GenerativeClassifier(Operation):
 
     def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """Log-probabilities of the classes, `[rows, outputs]`; classes without a model get none."""
-        known = sorted(label for label in self.models.models if label < outputs.shape[1])
-        if not known:
+        labels = sorted(label for label in self.models.models if label < outputs.shape[1])
+        if not labels:
             return outputs
         data = unit(inputs, learner)
         generator = learner.rng(f"importance/{self.name}")
         before = generator.get_state()
-        likelihoods = [self._likelihood(label, data, generator) for label in known]
+        likelihoods = [self._likelihood(label, data, generator) for label in labels]
         generator.set_state(before)  # equal inputs get equal predictions
         scores = torch.stack(likelihoods, dim=1).log_softmax(1)
         answer = torch.full_like(outputs, MASKED, dtype=scores.dtype)
-        answer[:, known] = scores
+        answer[:, labels] = scores
         return answer
 
     def _likelihood(self, label: int, data: Tensor, generator: torch.Generator) -> Tensor:

@@ -126,7 +126,7 @@ class GenerativeReplay(Operation):
     def _by_task(self, inputs: Tensor, learner: Services) -> Tensor:
         assert self.solver is not None
         taught, outputs = self.solver(inputs, "all"), learner(inputs, "all")
-        losses = [F.cross_entropy(outputs[:, own], taught[:, own].argmax(1)) for own in self.tasks]
+        losses = [F.cross_entropy(outputs[:, columns], taught[:, columns].argmax(1)) for columns in self.tasks]
         return torch.stack(losses).mean()
 
     def observe(self, step: Step, learner: Services) -> None:

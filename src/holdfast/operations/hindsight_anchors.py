@@ -153,10 +153,10 @@ class HindsightAnchors(Operation):
         with eval_mode(learner.model), torch.enable_grad():
             for _ in range(self.steps):
                 points = points.detach().requires_grad_()
-                known = row_losses(learner.criterion, learner(points), labels)
+                losses = row_losses(learner.criterion, learner(points), labels)
                 forgotten = row_losses(learner.criterion, learner.forward(points, None, self._twin.module), labels)
                 apart = (_features(points, learner.task, learner) - self.mean).square().sum()
-                total = (known - forgotten).sum() + self.closeness * apart
+                total = (losses - forgotten).sum() + self.closeness * apart
                 (gradient,) = torch.autograd.grad(total, [points])
                 points = points - rate * gradient
         return points.detach()

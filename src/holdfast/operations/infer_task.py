@@ -46,8 +46,8 @@ class InferTask(Operation):
     def begin(self, experience: Experience, learner: Services) -> None:
         """Note the classes of the task."""
         if experience.task is not None:
-            known = set(self.classes.get(experience.task, []))
-            self.classes[experience.task] = sorted(known | set(experience.classes))
+            labels = set(self.classes.get(experience.task, []))
+            self.classes[experience.task] = sorted(labels | set(experience.classes))
 
     def predict(self, outputs: Tensor, inputs: Tree, learner: Services) -> Tensor:
         """Logarithms of probabilities within each task, lower for tasks that are not the inferred one."""
@@ -60,8 +60,8 @@ class InferTask(Operation):
         surest = torch.stack([entropies(log_p) for log_p in answers.values()]).argmin(0)
         below = 1 + math.log(max(map(len, self.classes.values())))  # further than the best of C answers can be from 0
         result = outputs.new_full(outputs.shape, MASKED, dtype=torch.float32)
-        for place, (task, log_p) in enumerate(answers.items()):
-            values = log_p - below * (surest != place)[:, None]
+        for position, (task, log_p) in enumerate(answers.items()):
+            values = log_p - below * (surest != position)[:, None]
             columns = self.classes[task]
             result[:, columns] = torch.maximum(result[:, columns], values)  # tasks may share classes
         return result

@@ -66,7 +66,7 @@ class LateralConnections(Operation):
         self._chain = chain_of(learner.model, learner.head)
         if not self._chain:
             raise ConfigError(
-                f"`{self.name}` runs the layers of a backbone one after another, and this one is no such chain. "
+                f"`{self.name}` runs the layers of a backbone one after another, and this backbone is not a chain. "
                 "Use a model such as `mlp` or `cnn`."
             )
         first, *others = layers
@@ -151,9 +151,9 @@ class LateralConnections(Operation):
         if isinstance(task, Tensor):  # replayed rows of several tasks, which entered behind the first layer
             return values
         connections = self.kept[task][key] if task in self.kept else self.connections[key][:count]
-        place = self._live(name, module)
+        position = self._live(name, module)
         return values + torch.einsum(
-            "koi,k...i->...o", connections, torch.stack([reads[place] for reads in self._reads])
+            "koi,k...i->...o", connections, torch.stack([reads[position] for reads in self._reads])
         )
 
     def _live(self, name: str, module: nn.Module) -> nn.Module:

@@ -43,7 +43,7 @@ class LogitReplay(Draws):
         outputs, stored = learner(rows["inputs"], rows.get("task")), rows["logits"]
         if not learner.grown and not getattr(learner.memory, "ragged", False):
             return F.mse_loss(outputs, stored), self.weight
-        known = ~torch.isnan(stored)
-        held = outputs[tuple(slice(0, length) for length in stored.shape)]
-        difference = torch.where(known, held - stored, 0.0)
-        return difference.square().sum() / known.sum(), self.weight
+        is_stored = ~torch.isnan(stored)
+        outputs_then = outputs[tuple(slice(0, length) for length in stored.shape)]
+        difference = torch.where(is_stored, outputs_then - stored, 0.0)
+        return difference.square().sum() / is_stored.sum(), self.weight

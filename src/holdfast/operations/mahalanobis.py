@@ -99,12 +99,12 @@ class Mahalanobis(ClosedFormClassifier):
             return None
         self._look()
         x, means = F.normalize(self._ladder(x), dim=1), F.normalize(self.means, dim=1)
-        known = self.counts > 0
+        seen = self.counts > 0
         distances = [x.new_zeros(len(x))] * len(means)
-        for label in known.nonzero().view(-1).tolist():
+        for label in seen.nonzero().view(-1).tolist():
             difference = x - means[label]
             distances[label] = ((difference @ self._inverse(label)) * difference).sum(1)
-        return -torch.stack(distances, 1), known
+        return -torch.stack(distances, 1), seen
 
     def _inverse(self, label: int) -> Tensor:
         """The inverse correlation matrix of a class, computed when its rows have changed."""

@@ -59,10 +59,10 @@ class NearestExemplarMean(Operation):
             return outputs
         if self._means is None:
             self._means = self._measure(outputs.shape[1], learner)
-        means, known = self._means
+        means, has_mean = self._means
         features = F.normalize(features_of(inputs, learner).float(), dim=1)
         distance = 2 - 2 * features @ means.T  # of vectors of norm 1
-        return torch.where(known, -distance, MASKED)
+        return torch.where(has_mean, -distance, MASKED)
 
     def _measure(self, width: int, learner: Services) -> tuple[Tensor, Tensor]:
         """Class means of norm 1, `[outputs, features]`, and which classes have one."""

@@ -156,15 +156,15 @@ class OutputRegularisation(Operation):
 
     def _places(self, learner: Services) -> list[int]:
         """Which of the finished tasks are regularised at this step, as places in `finished`; never the current one."""
-        earlier = [place for place, task in enumerate(self.finished) if task != learner.task]
+        earlier = [position for position, task in enumerate(self.finished) if task != learner.task]
         if self.tasks is None or self.tasks >= len(earlier):
             return earlier
         drawn = torch.randperm(len(earlier), generator=learner.rng(f"tasks/{self.name}"))[: self.tasks]
-        return [earlier[place] for place in sorted(drawn.tolist())]
+        return [earlier[position] for position in sorted(drawn.tolist())]
 
     def _term(self, step: Step, learner: Services, places: Sequence[int]) -> Term:
         generator = self._model.generator
-        chosen = [self.finished[place] for place in places]
+        chosen = [self.finished[position] for position in places]
         theta: dict[str, Tensor] = dict(generator.named_parameters())
         trained = {name: p for name, p in generator.named_parameters() if p.requires_grad}
         gradients: list[Tensor] = []
@@ -216,12 +216,12 @@ class OutputRegularisation(Operation):
             return difference_SN.square().sum()
         used_SO = torch.stack([mask for mask in masks if mask is not None]).to(difference_SN.dtype)
         total = difference_SN.new_zeros(())
-        place = 0
+        offset = 0
         for target in self._model.generator.targets.values():
             if target.output:
-                part = difference_SN[:, place : place + target.size].reshape(len(chosen), target.shape[0], -1)
+                part = difference_SN[:, offset : offset + target.size].reshape(len(chosen), target.shape[0], -1)
                 total = total + (part.square() * used_SO[:, :, None]).sum()
-            place += target.size
+            offset += target.size
         outside = sum(target.size for target in self._model.generator.targets.values() if not target.output)
         return total + difference_SN[:, :outside].square().sum()
 
@@ -230,7 +230,7 @@ def generated_model(model: nn.Module, operation: str) -> Hypernetwork:
     """The model as one whose weights are generated.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: if it is not one.
     """
     inner = next((module for module in model.modules() if isinstance(module, Hypernetwork)), None)
     require(

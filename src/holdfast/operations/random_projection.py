@@ -86,11 +86,13 @@ class RandomProjection(ClosedFormClassifier):
         self._held = self._held[0], F.pad(self._held[1], (0, self.cross.shape[1] - self._held[1].shape[1]))
         rows = F.one_hot(targets, self.cross.shape[1]).to(h.dtype)
         self.counts += rows.sum(0)
-        held = torch.rand(len(h), generator=self._generator).to(h.device) < (self.held_out if self.ridge is None else 0)
-        self.gram += h[~held].T @ h[~held]
-        self.cross += h[~held].T @ rows[~held]
-        self._held[0].add_(h[held].T @ h[held])
-        self._held[1].add_(h[held].T @ rows[held])
+        is_held_out = torch.rand(len(h), generator=self._generator).to(h.device) < (
+            self.held_out if self.ridge is None else 0
+        )
+        self.gram += h[~is_held_out].T @ h[~is_held_out]
+        self.cross += h[~is_held_out].T @ rows[~is_held_out]
+        self._held[0].add_(h[is_held_out].T @ h[is_held_out])
+        self._held[1].add_(h[is_held_out].T @ rows[is_held_out])
 
     def widened(self, x: Tensor) -> Tensor:
         """Random features `[rows, width]` of `x`."""
@@ -128,8 +130,8 @@ def best_ridge(gram: Tensor, cross: Tensor, held_gram: Tensor, held_cross: Tenso
         held_cross: the held-out rows' C.
     """
     values, vectors = torch.linalg.eigh(gram)
-    turned, held = vectors.T @ cross, vectors.T @ held_gram @ vectors
-    quadratic, linear = held * (turned @ turned.T), (turned * (vectors.T @ held_cross)).sum(1)
+    turned, projected_gram = vectors.T @ cross, vectors.T @ held_gram @ vectors
+    quadratic, linear = projected_gram * (turned @ turned.T), (turned * (vectors.T @ held_cross)).sum(1)
     errors = []
     for ridge in RIDGES:
         inverse = 1 / (values.clamp(min=0) + ridge)

@@ -190,9 +190,9 @@ class RememberDiverse(Operation):
     def _batch_scores(self, rows: Rows, learner: Services) -> tuple[float, Tensor]:
         """The score of the gradient of the batch's mean loss, and of each row's own, against the same samples."""
         assert self.retrieval is not None
-        held: Rows | None = self._memory.draw(self.compare, self.retrieval)
+        samples: Rows | None = self._memory.draw(self.compare, self.retrieval)
         count = rows["targets"].shape[0]
-        if held is None:
+        if samples is None:
             return 1.0, torch.ones(count)
         criterion, measured = learner.criterion, self._measured(learner)
 
@@ -200,7 +200,7 @@ class RememberDiverse(Operation):
             return sum_of_rows(criterion, outputs, targets)
 
         with eval_mode(learner.model):
-            old = F.normalize(measured.matrix(held["inputs"], held["targets"], held.get("task"), own), dim=1)
+            old = F.normalize(measured.matrix(samples["inputs"], samples["targets"], samples.get("task"), own), dim=1)
             with torch.enable_grad():
                 loss = learner.loss_on(rows["inputs"], rows["targets"], rows.get("task"))
                 whole = torch.cat([part.flatten() for part in learner.grad(loss)])
@@ -212,13 +212,13 @@ class RememberDiverse(Operation):
 
     def _scores(self, rows: Rows, learner: Services) -> Tensor:
         assert self.retrieval is not None
-        held: Rows | None = self._memory.draw(self.compare, self.retrieval)
+        samples: Rows | None = self._memory.draw(self.compare, self.retrieval)
         count = rows["targets"].shape[0]
-        if held is None:
+        if samples is None:
             return torch.ones(count)
         measured = self._measured(learner)
         with eval_mode(learner.model):
-            products = self._products(measured, rows, held, count)
+            products = self._products(measured, rows, samples, count)
             if products is None:
                 criterion = learner.criterion
                 new, old = (
@@ -228,7 +228,7 @@ class RememberDiverse(Operation):
                         r.get("task"),
                         lambda outputs, targets: sum_of_rows(criterion, outputs, targets),
                     )
-                    for r in (rows, held)
+                    for r in (rows, samples)
                 )
                 return 1 + (F.normalize(new, dim=1) @ F.normalize(old, dim=1).T).amax(1)
         cross, norms = products
@@ -236,16 +236,19 @@ class RememberDiverse(Operation):
         return 1 + (cross / sizes[:count].unsqueeze(1) / sizes[count:]).amax(1)
 
     def _products(
-        self, measured: PerSample, rows: dict[str, Any], held: dict[str, Any], count: int
+        self, measured: PerSample, rows: dict[str, Any], samples: dict[str, Any], count: int
     ) -> tuple[Tensor, Tensor] | None:
         """Inner products and squared norms by one forward and backward; None where the closed form does not hold."""
         learner, layers = measured.learner, measured.layers
         if layers is None or measured.closed_form is False:
             return None
         task = rows.get("task")
-        if task is not None and "task" in held:
-            task = torch.cat([task_column(task, count, learner.device), held["task"]])
-        inputs, targets = tree_cat([rows["inputs"], held["inputs"]]), torch.cat([rows["targets"], held["targets"]])
+        if task is not None and "task" in samples:
+            task = torch.cat([task_column(task, count, learner.device), samples["task"]])
+        inputs, targets = (
+            tree_cat([rows["inputs"], samples["inputs"]]),
+            torch.cat([rows["targets"], samples["targets"]]),
+        )
         if measured.choose(inputs, task) != "closed":
             return None
         with recorded(layers) as seen, torch.enable_grad():
@@ -261,8 +264,8 @@ class RememberDiverse(Operation):
         decided = self._per_sample
         parameters = learner.parameters()
         if decided is None or decided[0] is not parameters or decided[1] != learner.experience:
-            held = [p for module in (supported_layers(learner.model) or {}).values() for p in module.parameters()]
-            whole = all(p.requires_grad and not p.is_complex() for p in held)
+            supported = [p for module in (supported_layers(learner.model) or {}).values() for p in module.parameters()]
+            whole = all(p.requires_grad and not p.is_complex() for p in supported)
             decided = self._per_sample = (
                 parameters,
                 learner.experience,

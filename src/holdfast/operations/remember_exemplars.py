@@ -104,9 +104,9 @@ class RememberExemplars(Operation):
         self._memory = ExemplarMemory(
             self.capacity, each, self.selection, generator, learner.memory_device, by, learner.device
         )
-        held = learner.memory
-        if isinstance(held, ExemplarMemory | Joined):
-            learner.memory = Joined([*(held.members if isinstance(held, Joined) else [held]), self._memory])
+        memory = learner.memory
+        if isinstance(memory, ExemplarMemory | Joined):
+            learner.memory = Joined([*(memory.members if isinstance(memory, Joined) else [memory]), self._memory])
         else:
             keep_in(learner, self._memory, self.name)
 
@@ -118,7 +118,7 @@ class RememberExemplars(Operation):
         """Choose the exemplars of each class that arrived."""
         targets = experience.train.targets
         arrived = targets[: self.arrived or len(targets)]
-        labels, counts = (found.tolist() for found in torch.unique(arrived, return_counts=True))
+        labels, counts = (column.tolist() for column in torch.unique(arrived, return_counts=True))
         sizes: list[int | None] = [None] * len(labels)
         if self.per_experience is not None:
             sizes = [*quotas(self._budget(max(0, learner.experience)), counts)]
@@ -129,9 +129,9 @@ class RememberExemplars(Operation):
             rows, features = self._rows(experience.train, index, learner)
             old = self._memory.of(label)
             if old:
-                held = rows_of_batch(Batch(old["inputs"], old["targets"], old.get("task")), learner)  # type: ignore[arg-type]
-                features = torch.cat([self._features(held, learner), features])
-                rows = {field: tree_cat([held[field], rows[field]]) for field in rows}
+                old_rows = rows_of_batch(Batch(old["inputs"], old["targets"], old.get("task")), learner)  # type: ignore[arg-type]
+                features = torch.cat([self._features(old_rows, learner), features])
+                rows = {field: tree_cat([old_rows[field], rows[field]]) for field in rows}
             self._memory.choose(rows, features, label, size)
 
     def _budget(self, experience: int) -> int:

@@ -88,6 +88,6 @@ class SensitivityPenalty(Operation):
         )
         with torch.no_grad():
             for name, parameter in learner.named_parameters().items():
-                held = self.importance.get(name)
-                self.importance[name] = measured[name] if held is None else self.decay * held + measured[name]
+                before = self.importance.get(name)
+                self.importance[name] = measured[name] if before is None else self.decay * before + measured[name]
                 self.anchor[name] = parameter.detach().clone()

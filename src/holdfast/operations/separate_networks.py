@@ -54,7 +54,7 @@ class SeparateNetworks(Blocking):
     def setup(self, learner: Services) -> None:
         """Keep the initial values."""
         super().setup(learner)
-        self.initial = {name: getattr(module, key).detach().clone() for name, (module, key) in self._own.items()}
+        self.initial = {name: getattr(module, key).detach().clone() for name, (module, key) in self._uncovered.items()}
 
     def begin(self, experience: Experience, learner: Services) -> None:
         """Start a network."""
@@ -63,6 +63,6 @@ class SeparateNetworks(Blocking):
             return
         if self.start == "initial":
             with torch.no_grad():
-                for name, (module, key) in self._own.items():
+                for name, (module, key) in self._uncovered.items():
                     getattr(module, key).copy_(self.initial[name])
         learner.trainable.forget_moments(learner.parameters())

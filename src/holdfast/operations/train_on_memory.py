@@ -60,8 +60,8 @@ class GreedyBalance(Insertion):
 
     def state(self) -> dict[str, Any]:
         """Slots by class and the generator's state."""
-        held = {label: list(slots) for label, slots in self.held.items()}
-        return {"held": held, "generator": self.generator.get_state()}
+        slots_by_class = {label: list(slots) for label, slots in self.held.items()}
+        return {"held": slots_by_class, "generator": self.generator.get_state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
@@ -157,8 +157,8 @@ class TrainOnMemory(Operation):
 
     def _note(self, learner: Services) -> None:
         for name, value in learner.model.state_dict().items():
-            held = self.initial.get(name)
-            if held is None or held.shape != value.shape or not value.is_floating_point():
+            initial = self.initial.get(name)
+            if initial is None or initial.shape != value.shape or not value.is_floating_point():
                 self.initial[name] = value.detach().clone()
 
     def end(self, experience: Experience, learner: Services) -> None:
@@ -198,7 +198,7 @@ class TrainOnMemory(Operation):
         """The learning rate of an epoch: a warm-up, then the place within the restart it lies in."""
         if epoch == 0:
             return self.rate / 10
-        place, length = epoch - 1, 1
-        while place >= length:
-            place, length = place - length, 2 * length
-        return self.least_rate + (self.rate - self.least_rate) * (1 + math.cos(math.pi * place / length)) / 2
+        epochs_in, length = epoch - 1, 1
+        while epochs_in >= length:
+            epochs_in, length = epochs_in - length, 2 * length
+        return self.least_rate + (self.rate - self.least_rate) * (1 + math.cos(math.pi * epochs_in / length)) / 2

@@ -66,7 +66,7 @@ class UnitAttention(Blocking):
 
     Source: Serra et al. 2018, "Overcoming catastrophic forgetting with hard attention to the task", section 2;
     "adapt": Wang et al. 2025, "AdaHAT: adaptive hard attention to the task in task-incremental learning".
-    Differences: gates at test are 0 or 1 instead of steep; in a backbone that is no plain chain, gates act where a
+    Differences: gates at test are 0 or 1 instead of steep; in a backbone that is not a plain chain, gates act where a
     layer writes its units, and all weights into a used unit are kept. Normalisation is kept once per task. The paper's
     code also clips the gradient's norm at 10,000, which is left to the loop. Continual Learning Arena's code counts the
     current task too under "adapt_without_counts", so that its first task already moves at r / (1 + r).
@@ -146,10 +146,10 @@ class UnitAttention(Blocking):
             return None
         if isinstance(task, int):
             return masks[task] if task in masks else self._soft(name) if task == self.current else None
-        known = dict(masks)
-        if self.current is not None and self.current not in known:
-            known[self.current] = self._soft(name)
-        return rows_of(known, task) if known else None
+        masks_by_task = dict(masks)
+        if self.current is not None and self.current not in masks_by_task:
+            masks_by_task[self.current] = self._soft(name)
+        return rows_of(masks_by_task, task) if masks_by_task else None
 
     def _soft(self, name: str) -> Tensor:
         return torch.sigmoid(self.sharpness * self.embeddings[_key(name)])

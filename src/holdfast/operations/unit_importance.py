@@ -192,7 +192,7 @@ class UnitImportance(UnitAttention):
             if layer.reader is None:
                 raise ConfigError(
                     f"`{self.name}` with importance={self.importance!r} asks which layer reads {name!r}, and this "
-                    "backbone is no plain chain. Write importance='input_gradient', or use a model such as `cnn`."
+                    "backbone is not a plain chain. Write importance='input_gradient', or use a model such as `cnn`."
                 )
             layer.reader.register_forward_pre_hook(Watch(self, name))
 
@@ -228,25 +228,25 @@ class UnitImportance(UnitAttention):
         layer, kind = self.layers[name], self.importance
         if kind in ATTRIBUTIONS:
             return self._attributed[name]
-        own = layer.parameter
+        parameter = layer.parameter
         if kind.startswith("output") or kind in ("contribution", "adaptive_contribution"):
             ours = [weight.grad if kind in GRADIENTS else weight for weight in weights_of(layer.reader)]
             sums = [
                 GRADIENTS.get(kind, torch.abs)(one).transpose(0, 1).flatten(1).sum(1) for one in ours if one is not None
             ]
-            total = torch.stack(sums).sum(0) if sums else own.new_zeros(layer.units)
+            total = torch.stack(sums).sum(0) if sums else parameter.new_zeros(layer.units)
             by_unit = total.view(layer.units, -1).sum(1)
             if kind == "adaptive_contribution":
-                by_unit = by_unit / own.detach().abs().flatten(1).sum(1)
+                by_unit = by_unit / parameter.detach().abs().flatten(1).sum(1)
         elif kind in GRADIENTS:
-            gradient = torch.zeros_like(own) if own.grad is None else own.grad
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             by_unit = GRADIENTS[kind](gradient).flatten(1).sum(1)
         else:
-            by_unit = own.detach().abs().flatten(1).sum(1)
+            by_unit = parameter.detach().abs().flatten(1).sum(1)
             by_unit = by_unit.reciprocal() if kind == "adaptation" else by_unit
         if kind in ACTIVE:
             activity = self._activity.get(name)
-            mean = own.new_zeros(layer.units) if activity is None else activity.view(layer.units, -1).mean(1)
+            mean = parameter.new_zeros(layer.units) if activity is None else activity.view(layer.units, -1).mean(1)
             by_unit = mean if kind == "activation" else by_unit * mean
         return by_unit
 

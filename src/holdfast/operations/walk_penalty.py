@@ -141,8 +141,8 @@ class WalkPenalty(Operation):
         parameters = learner.named_parameters()
         self._walk(parameters)
         for name, path in self.path.items():
-            held = self.score.get(name)
-            self.score[name] = path.clone() if held is None else (held + path) / 2
+            before = self.score.get(name)
+            self.score[name] = path.clone() if before is None else (before + path) / 2
             path.zero_()
         fisher, score = _scaled(self.fisher), _scaled(self.score)
         self.importance = {name: fisher[name] + score[name] for name in fisher}

@@ -94,7 +94,7 @@ def class_rows(head: nn.Module | None, operation: str) -> list[tuple[int, Tensor
     """First class, weight `[classes, features]` and bias of each run of a linear head's outputs.
 
     Raises:
-        ConfigError: if it is no linear head.
+        ConfigError: if it is not a linear head.
     """
     if isinstance(head, Head):
         return [(part.start, part.weight, part.bias) for part in head.parts()]

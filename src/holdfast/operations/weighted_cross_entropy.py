@@ -60,10 +60,10 @@ class WeightedCrossEntropy(OwnCriterion):
             scaled = counts.sum() / (present.sum() * counts.clamp(min=1))
         else:
             scaled = 2 - counts / counts.max()
-        held = torch.ones(0) if self.weights is None else self.weights.cpu()
-        held = F.pad(held, (0, max(0, len(scaled) - len(held))), value=1.0)
-        held[: len(scaled)] = torch.where(present, scaled, held[: len(scaled)])
-        self.weights = held.to(learner.device)
+        weights = torch.ones(0) if self.weights is None else self.weights.cpu()
+        weights = F.pad(weights, (0, max(0, len(scaled) - len(weights))), value=1.0)
+        weights[: len(scaled)] = torch.where(present, scaled, weights[: len(scaled)])
+        self.weights = weights.to(learner.device)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Weighted mean cross-entropy of `outputs` `[rows, classes]` under class indices `[rows]`."""

@@ -68,7 +68,7 @@ class Restored:
         engine: model and method; `engine.predict` asks them.
         path: the checkpoint.
         job: of the run.
-        started_in: the folder that the run was started in, which its paths begin at; None where nobody says.
+        started_in: the folder that the run was started in, which its paths begin at; None if unknown.
     """
 
     config: dict[str, Any]
@@ -140,7 +140,7 @@ def restore(where: Path | str, changes: dict[str, Any] | None = None) -> Restore
         changes: top-level keys of the configuration to replace, for instance `device`.
 
     Raises:
-        DataError: where there is no checkpoint, or a file that is none.
+        DataError: if there is no checkpoint, or the file is not one.
     """
     path = fetched(str(where)) if is_address(str(where)) else Path(where)
     if path.is_dir():
@@ -190,7 +190,7 @@ def inside(folder: Path | None) -> Iterator[None]:
 
 
 def _restored_from_source(job: Job, loaded: Mapping[str, Any], checkpoint: Path, folder: Path) -> Restored:
-    """The same for a run that learned from a source, which need not be there any more."""
+    """The same for a run that learned from a source, which may be gone."""
     outline = restored_outline(job, folder, loaded.get("data") or {})
     model = make_model(job.block.model, outline, job.config["seed"])
     trainer, state = make_stream_trainer(job, model, prepare=outline.prepare), loaded["state"]
@@ -242,7 +242,7 @@ def fetched(address: str) -> Path:
     """The file at an address, in a new temporary folder.
 
     Raises:
-        DataError: where it is not to be had.
+        DataError: if it cannot be read.
     """
     name = Path(urllib.parse.urlparse(address).path).name or LAST
     target = Path(tempfile.mkdtemp(prefix="holdfast-")) / name
@@ -293,7 +293,7 @@ def with_others(job: Job, work: Callable[[], Path]) -> Path:
 
 
 def learn_too(job: Job, part: str, resume: dict[str, Any] | None) -> None:
-    """On rank 0, before it trains: let the others do the same. Nothing where there are none.
+    """On rank 0, before it trains: let the others do the same. Nothing without other ranks.
 
     Args:
         job: of the single run that is to be trained.
@@ -346,5 +346,5 @@ def _tell(message: dict[str, Any]) -> None:
 def _hear() -> dict[str, Any]:
     told: list[Any] = [None]
     dist.broadcast_object_list(told, src=0)
-    found: dict[str, Any] = told[0]
-    return found
+    record: dict[str, Any] = told[0]
+    return record

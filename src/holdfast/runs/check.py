@@ -69,7 +69,7 @@ def log_of(where: Path) -> Log:
     """The log of a run folder, or of a checkpoint file as far as it goes.
 
     Raises:
-        DataError: where there is none.
+        DataError: if there is none.
     """
     if (where / LOG_NAME).is_file():
         return Log.read(where)
@@ -240,9 +240,9 @@ def _last_counts(log: Log) -> tuple[tuple[int, int] | float | None, dict[int, tu
             right, asked = classes.get(int(label), (0, 0))
             classes[int(label)] = right + event["class_correct"][label], asked + samples
     rights = [event.get("correct_task" if aware else "correct") for event in events]
-    known = [int(right) for right in rights if right is not None]
-    if len(known) == len(events):
-        return (sum(known), rows), classes
+    counted = [int(right) for right in rights if right is not None]
+    if len(counted) == len(events):
+        return (sum(counted), rows), classes
     errors = [event.get("absolute_error") for event in events]
     if any(error is None for error in errors):
         return None, {}

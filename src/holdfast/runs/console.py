@@ -36,8 +36,8 @@ def console_log(folder: Path) -> Iterator[None]:
         return
     again = (folder / CONSOLE).exists()
     with (folder / CONSOLE).open("a", encoding="utf-8") as file:
-        said = "gone on with" if again else info.get("command") or ""
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {said}".rstrip() + "\n")
+        command = "gone on with" if again else info.get("command") or ""
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {command}".rstrip() + "\n")
         file.writelines(f"{note}\n" for note in ([] if again else info.get("translated", [])))
         file.flush()
         out, errors = _Both(sys.stdout, file), _Both(sys.stderr, file)

@@ -153,8 +153,10 @@ def _write_program(answers: Answers, example: Tensor, expected: Tensor, path: Pa
             raise HoldfastError(
                 f"this model cannot be written as a program: {reason}. Take --format safetensors, and the model's code."
             ) from error
-        given = program.module()(example)
-        if not torch.allclose(given, expected, atol=CLOSE * float(expected.abs().max().clamp(min=1.0)), rtol=CLOSE):
+        exported_outputs = program.module()(example)
+        if not torch.allclose(
+            exported_outputs, expected, atol=CLOSE * float(expected.abs().max().clamp(min=1.0)), rtol=CLOSE
+        ):
             raise HoldfastError(
                 "the program answers otherwise than the run, so it is not written. Take --format safetensors."
             )

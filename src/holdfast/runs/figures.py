@@ -149,21 +149,23 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
         figure = inside_lines(parts, steps, names)
         plots.append(Plot("inside", figure, "Inside the experiences", caption, WIDE + 1, len(names)))
     plots += _gate_plots(run, names, of)
-    held = {index: event["memory_classes"] for index, event in ended.items() if event.get("memory_classes")}
-    labels = sorted({int(label) for counts in held.values() for label in counts})
+    by_experience = {index: event["memory_classes"] for index, event in ended.items() if event.get("memory_classes")}
+    labels = sorted({int(label) for counts in by_experience.values() for label in counts})
     if labels:
-        table = np.array([[held.get(index, {}).get(str(label), 0) for label in labels] for index in range(len(names))])
+        table = np.array(
+            [[by_experience.get(index, {}).get(str(label), 0) for label in labels] for index in range(len(names))]
+        )
         caption = f"How many samples of each class the memory held after each experience{of}."
         figure = memory_map(table, [_class_name(run, label) for label in labels], names)
         plots.append(Plot("memory", figure, "Memory by class", caption, len(names)))
     moments = sorted({int(event["after"]) for event in run.log.of("evaluate") if int(event["after"]) >= 0})
     tables = [(index, *run.confusion(after=index)) for index in moments]
-    classes = sorted({label for _, known, _ in tables for label in known})
+    classes = sorted({label for _, labels_then, _ in tables for label in labels_then})
     if len(tables) > 1 and len(classes) > 1:
         caption = (
             f"What each class (rows) is answered with (columns), after each experience{of}; the lighter, the oftener."
         )
-        whole = [(names[index], _spread_out(known, counts, classes)) for index, known, counts in tables]
+        whole = [(names[index], _spread_out(labels_then, counts, classes)) for index, labels_then, counts in tables]
         plots.append(
             Plot("confusion_over_time", confusions_over_time(whole), "Confusions over time", caption, WIDE + 1)
         )
@@ -192,11 +194,11 @@ def _gate_plots(run: Result, names: list[str], of: str) -> list[Plot]:
     return plots
 
 
-def _spread_out(known: Sequence[int], counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+def _spread_out(labels: Sequence[int], counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """A confusion matrix with rows and columns for more classes."""
-    place = [classes.index(label) for label in known]
+    positions = [classes.index(label) for label in labels]
     whole = np.zeros((len(classes), len(classes)), dtype=counts.dtype)
-    whole[np.ix_(place, place)] = counts
+    whole[np.ix_(positions, positions)] = counts
     return whole
 
 
@@ -208,7 +210,7 @@ def class_recalls(runs: Sequence[Result]) -> list[tuple[str, Spread]]:
         for row in run.metrics.get("classes") or []:
             recalls.setdefault(row["class"], []).append(row["recall"])
             names.setdefault(row["class"], row["name"])
-    return [(names[index], found) for index in sorted(recalls) if (found := spread(recalls[index]))]
+    return [(names[index], recall) for index in sorted(recalls) if (recall := spread(recalls[index]))]
 
 
 def _class_plots(runs: Sequence[Result], names: list[str]) -> list[Plot]:

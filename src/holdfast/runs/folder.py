@@ -46,10 +46,10 @@ def new_folder(out: Path | None, name: str, experiment: str | None = None, patte
     if out is None:
         usual = "logs/{experiment}/runs/{date}-{clock}" if experiment else "runs/{date}-{clock}-{method}"
         stem = filled(pattern or usual, name, experiment)
-        for place in numbered(stem):
+        for folder in numbered(stem):
             with contextlib.suppress(FileExistsError):
-                place.mkdir(parents=True)
-                return place
+                folder.mkdir(parents=True)
+                return folder
         raise ConfigError(f"{stem} and all its numbers are taken. Give --out.")
     if out.is_dir() and all(is_leftover(path) for path in out.iterdir()):
         drop_leftovers(out)
@@ -288,8 +288,8 @@ def keep_experience(folder: Path, content: Mapping[str, Any]) -> None:
     """
     position = content["state"]["position"]
     index = int(position["experience"]) - 1
-    place = folder / f"experience{index}"
-    if position["phase"] != "before" or index < 0 or place.exists():
+    kept = folder / f"experience{index}"
+    if position["phase"] != "before" or index < 0 or kept.exists():
         return
     beside = folder / f".experience{index}.tmp"
     if beside.exists():
@@ -301,7 +301,7 @@ def keep_experience(folder: Path, content: Mapping[str, Any]) -> None:
     _write(beside / RESULTS, RESULT_COLUMNS, results(events, index))
     training = (event for event in events if event["event"] == "train" and event["experience"] == index)
     _write(beside / TRAIN, TRAIN_COLUMNS, ([event.get(key) for key in TRAIN_COLUMNS] for event in training))
-    beside.rename(place)
+    beside.rename(kept)
 
 
 def results(events: Iterable[Event], after: int) -> list[list[Any]]:

@@ -128,10 +128,10 @@ def read_inputs(
         if not files:
             raise DataError(f"{path} holds no images. Give a folder with some of {', '.join(IMAGES)}.")
         parents = [file.parent.name for file in files]
-        known = all(number_of(parent, restored.stream.class_names) >= 0 for parent in parents)
-        known = known or (new_classes and all(file.parent != path for file in files))
+        named_by_folder = all(number_of(parent, restored.stream.class_names) >= 0 for parent in parents)
+        named_by_folder = named_by_folder or (new_classes and all(file.parent != path for file in files))
         pixels = torch.stack([_image(file, restored) for file in files])
-        return [str(file) for file in files], pixels, parents if known else None
+        return [str(file) for file in files], pixels, parents if named_by_folder else None
     if not path.is_file():
         raise DataError(f"there are no inputs at {path}. Give {KINDS}.")
     if path.suffix.lower() in IMAGES:
@@ -201,7 +201,7 @@ def _image(path: Path, restored: Restored) -> Tensor:
     """One image file in the colours and the size that the model takes."""
     shape = tuple(restored.stream.input_shape)
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise DataError(f"the model takes inputs of shape {shape}, which are no images. Give .npy instead of {path}.")
+        raise DataError(f"the model takes inputs of shape {shape}, which are not images. Give .npy instead of {path}.")
     dataset = restored.config["stream"].get("dataset") or {}
     crop, size = dataset.get("shorter_side"), (shape[1], shape[2])
     how = size if crop is None else middle_of(dataset["size"], crop, dataset["filter"])

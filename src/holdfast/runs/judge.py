@@ -40,7 +40,7 @@ def judged(
     Args:
         old: the model before.
         engine: of the model after.
-        stream: of the update, its newest experience last, with test data where they are to be had; None of a source.
+        stream: of the update, its newest experience last, with test data where available; None for a source.
         about: `update.json` of the version.
         rows: the new ones: `train`, and `test`, which were held out.
         earlier: rows that earlier versions held out.
@@ -53,7 +53,7 @@ def judged(
         memory = _of_memory(old)
         parts = [*memory, *parts]
         told = "what the memory holds, which was trained on, is asked instead" if memory else "nothing is asked instead"
-        verdict.notes.append(f"no test data of what the run learned are to be had; {told}")
+        verdict.notes.append(f"no test data of what the run learned are available; {told}")
     by_class: dict[int, list[int]] = {}
     for name, data, task in parts:
         verdict.experiences.append(_compared(name, old.engine, engine, data, task, by_class))
@@ -70,13 +70,13 @@ def judged(
 
 def _some(parts: Sequence[Data]) -> Tensor | None:
     """Inputs of some rows of each part, evenly from its beginning to its end."""
-    found = []
+    pieces = []
     for data in parts:
         count = min(len(data), -(-COMPARED // len(parts)))
         inputs = data.gather(torch.linspace(0, len(data) - 1, count).long()).inputs if count else None
         if isinstance(inputs, Tensor):
-            found.append(inputs.cpu())
-    return torch.cat(found) if found and len({one.shape[1:] for one in found}) == 1 else None
+            pieces.append(inputs.cpu())
+    return torch.cat(pieces) if pieces and len({one.shape[1:] for one in pieces}) == 1 else None
 
 
 Part = tuple[str, Data, int | None]
@@ -84,7 +84,7 @@ Part = tuple[str, Data, int | None]
 
 
 def _of_stream(stream: Stream) -> list[Part]:
-    """Test data of every experience before the newest, as far as they are to be had."""
+    """Test data of every experience before the newest, as far as available."""
     parts = [(one.name, one.test or one.validation, one.task) for one in stream.experiences[:-1]]
     names = [name for name, _, _ in parts]
     labels = [f"{number}: {name}" if names.count(name) > 1 else name for number, name in enumerate(names)]
@@ -94,10 +94,10 @@ def _of_stream(stream: Stream) -> list[Part]:
 def _of_source(old: Restored, earlier: Mapping[int, Data]) -> list[Part]:
     """What was held out of a source by quarters, and of updates since."""
     observations = old.trainer.session.observations
-    found: list[Part] = []
+    parts: list[Part] = []
     for name, data in zip(QUARTERS, observations.parts() if isinstance(observations, Observations) else []):
-        found += [(name, data, None)] if len(data) else []
-    return [*found, *((f"update {number}", data, None) for number, data in earlier.items())]
+        parts += [(name, data, None)] if len(data) else []
+    return [*parts, *((f"update {number}", data, None) for number, data in earlier.items())]
 
 
 def _of_memory(old: Restored) -> list[Part]:
@@ -118,9 +118,9 @@ def _compared(name: str, old: Engine, new: Engine, data: Data, task: int | None,
     answers: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in data.batches(torch.arange(len(data)), ROWS):
         targets.append(batch.targets.cpu())
-        for engine, found in zip((old, new), answers):
+        for engine, model_answers in zip((old, new), answers):
             each: Any = task if batch.task is None else batch.task
-            found.append(outputs(engine, batch.inputs, each))
+            model_answers.append(outputs(engine, batch.inputs, each))
     wanted = torch.cat(targets)
     if wanted.is_floating_point():
         wide = wanted.flatten(1).double()
@@ -143,7 +143,7 @@ def answered(restored: Restored, inputs: Tensor, task: int | None) -> Tensor:
 
 
 def shift_of(restored: Restored, inputs: Tensor | None, old: Tensor | None = None) -> Shift | None:
-    """Whether new inputs come from the distribution of old ones; None where there are none to compare.
+    """Whether new inputs come from the distribution of old ones; None if there are none to compare.
 
     Args:
         restored: the model, whose preparation of the inputs is used, and whose memory holds old ones.

@@ -32,7 +32,7 @@ class Labelled:
 
     Attributes:
         inputs: raw as the training data, `[rows, ...]`.
-        labels: words for classes, a tensor `[rows, numbers]` for regression; None where there are none.
+        labels: words for classes, a tensor `[rows, numbers]` for regression; None if there are none.
         names: where they came from.
         notes: sentences about what stands out.
     """
@@ -98,17 +98,17 @@ def read_labelled(restored: Restored, data: Data) -> Labelled:
         DataError: for what cannot be read or does not fit the model, and where some data have labels and others none.
         ConfigError: for columns that are not there.
     """
-    found = [_read(restored, part) for part in parts_of(data)]
-    if len({one.labels is None for one in found}) > 1:
+    pieces = [_read(restored, part) for part in parts_of(data)]
+    if len({one.labels is None for one in pieces}) > 1:
         raise DataError("some of the data have labels, and others none. Give them one after the other.")
     labels: list[str] | Tensor | None = None
-    if found[0].labels is not None:
-        if isinstance(found[0].labels, Tensor):
-            labels = torch.cat([one.labels for one in found if isinstance(one.labels, Tensor)])
+    if pieces[0].labels is not None:
+        if isinstance(pieces[0].labels, Tensor):
+            labels = torch.cat([one.labels for one in pieces if isinstance(one.labels, Tensor)])
         else:
-            labels = [label for one in found for label in one.words]
-    names, notes = ([line for one in found for line in getattr(one, key)] for key in ("names", "notes"))
-    made = Labelled(torch.cat([one.inputs for one in found]), labels, names, notes)
+            labels = [label for one in pieces for label in one.words]
+    names, notes = ([line for one in pieces for line in getattr(one, key)] for key in ("names", "notes"))
+    made = Labelled(torch.cat([one.inputs for one in pieces]), labels, names, notes)
     return made if labels is None else _with_label(made)
 
 
@@ -143,9 +143,9 @@ def _read(restored: Restored, part: Any) -> Labelled:
                 f" {tuple(restored.stream.input_shape)}. Give those."
             )
         return Labelled(values, _as_labels(labels, restored.stream), ["the arrays"])
-    _, values, found = read_inputs(Path(part), restored, new_classes=True)
+    _, values, raw_labels = read_inputs(Path(part), restored, new_classes=True)
     name = Path(part).name.split(".")[0]
-    return Labelled(values, None if found is None else _as_labels(found, restored.stream), [name])
+    return Labelled(values, None if raw_labels is None else _as_labels(raw_labels, restored.stream), [name])
 
 
 def _as_labels(labels: Sequence[Any], stream: Stream) -> list[str] | Tensor:

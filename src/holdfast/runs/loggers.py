@@ -190,14 +190,14 @@ def flat(config: Mapping[str, Any], path: str = "") -> dict[str, str | int | flo
         >>> flat({"method": {"name": "er", "capacity": 200}, "scheduler": None, "seeds": [0, 1]})
         {'method.name': 'er', 'method.capacity': 200, 'seeds': '[0, 1]'}
     """
-    found: dict[str, str | int | float | bool] = {}
+    values: dict[str, str | int | float | bool] = {}
     for key, value in config.items():
         name = f"{path}.{key}" if path else str(key)
         if isinstance(value, Mapping):
-            found |= flat(value, name)
+            values |= flat(value, name)
         elif value is not None:
-            found[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value, default=str)
-    return found
+            values[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value, default=str)
+    return values
 
 
 SINKS: dict[str, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Sink]] = {

@@ -64,7 +64,7 @@ def make_stream_trainer(job: Job, model: nn.Module, source: Source | None = None
         job: a single run.
         model: untrained.
         source: whose raw inputs the model gets prepared.
-        services: `record`, `progress` and `checkpoints` of the trainer, and `prepare` where there is no source.
+        services: `record`, `progress` and `checkpoints` of the trainer, and `prepare` if there is no source.
     """
     services.setdefault("prepare", None if source is None else innermost(source).prepare)
     arguments = job.trainer_arguments()
@@ -73,7 +73,6 @@ def make_stream_trainer(job: Job, model: nn.Module, source: Source | None = None
     return StreamTrainer(
         model,
         scheduler=arguments["scheduler"],
-        compile=arguments.get("capture") == "compile",
         boundary=make_boundary(job),
         observe_every=arrival["observe_every"],
         observe_rows=arrival["observe_rows"],

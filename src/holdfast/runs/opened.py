@@ -175,11 +175,11 @@ def _side_by_side(rows: Sequence[Row]) -> Table:
 
 def _best(rows: Sequence[Row], name: str) -> Row | None:
     """The best of the finished rows, where they were measured on the same stream and there are two to compare."""
-    known = [(row, one.mean) for row in rows if row.state == "finished" and (one := row.value(name)) is not None]
-    same = {(row.runs[0].metrics.get("stream"), row.prefix) for row, _ in known}
-    if len(known) < 2 or len(same) > 1:
+    measured = [(row, one.mean) for row in rows if row.state == "finished" and (one := row.value(name)) is not None]
+    same = {(row.runs[0].metrics.get("stream"), row.prefix) for row, _ in measured}
+    if len(measured) < 2 or len(same) > 1:
         return None
-    return (max if METRICS[name].direction == "up" else min)(known, key=lambda one: one[1])[0]
+    return (max if METRICS[name].direction == "up" else min)(measured, key=lambda one: one[1])[0]
 
 
 def _shown(value: Any) -> str:
@@ -313,7 +313,7 @@ def open(
     path = Path(folder)
     if (path / LOG_NAME).is_file() or (path / METRICS_FILE).is_file():
         return Run(path)
-    return Runs(path, [run for place in found_runs([path]) for run in Runs.load(place)])
+    return Runs(path, [run for run_folder in found_runs([path]) for run in Runs.load(run_folder)])
 
 
 def closing(folder: Path) -> str:

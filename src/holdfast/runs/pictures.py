@@ -84,17 +84,17 @@ def sample_grid(samples: Samples, classes: Sequence[str]) -> Figure:
     line, step = height + text, width + gap
     canvas = np.full((rows * line, COLUMNS * step - gap, 4), 0, dtype=np.uint8)
     figure, axes = new_axes(9.4, max(1.6, 9.4 * rows * line / (COLUMNS * step)))
-    for place in range(count):
-        top, left = place // COLUMNS * line, place % COLUMNS * step
-        pixels = samples.images[place].transpose(1, 2, 0)
+    for index in range(count):
+        top, left = index // COLUMNS * line, index % COLUMNS * step
+        pixels = samples.images[index].transpose(1, 2, 0)
         colours = pixels if channels == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
         canvas[top : top + height, left : left + width, :3] = colours
         canvas[top : top + height, left : left + width, 3] = 255
-        answer, target = (_name(classes, int(values[place])) for values in (samples.answers, samples.targets))
-        wrong = samples.answers[place] != samples.targets[place]
-        said = f"✗ {fitted(answer, 10)}\nis {fitted(target, 10)}" if wrong else fitted(answer, 12)
+        answer, target = (_name(classes, int(values[index])) for values in (samples.answers, samples.targets))
+        wrong = samples.answers[index] != samples.targets[index]
+        caption = f"✗ {fitted(answer, 10)}\nis {fitted(target, 10)}" if wrong else fitted(answer, 12)
         axes.text(
-            left + width / 2 - 0.5, top + height + 0.06 * text, said, ha="center", va="top", fontsize=SMALL,
+            left + width / 2 - 0.5, top + height + 0.06 * text, caption, ha="center", va="top", fontsize=SMALL,
             color=INK, style="italic" if wrong else "normal", linespacing=1.0,
         )  # fmt: skip
     axes.imshow(canvas, interpolation="nearest", aspect="equal")
@@ -141,13 +141,13 @@ def confusions_over_time(tables: Sequence[tuple[str, np.ndarray]]) -> Figure:
     from matplotlib.figure import Figure
 
     if len(tables) > PANELS:
-        tables = [tables[round(place)] for place in np.linspace(0, len(tables) - 1, PANELS)]
+        tables = [tables[round(position)] for position in np.linspace(0, len(tables) - 1, PANELS)]
     columns = min(4, len(tables))
     lines = -(-len(tables) // columns)
     figure = Figure(figsize=(9.4, 2.5 * lines + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, (name, counts) in enumerate(tables):
-        axes = figure.add_subplot(lines, columns, place + 1)
+    for position, (name, counts) in enumerate(tables):
+        axes = figure.add_subplot(lines, columns, position + 1)
         totals = counts.sum(axis=1, keepdims=True)
         shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
         axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
@@ -201,12 +201,12 @@ def inside_lines(
     figure, axes = new_axes(9.4, 3.6)
     starts = np.concatenate([[0], np.cumsum(steps)])
     colours = series(len(names))
-    known: set[int] = set()
+    labelled: set[int] = set()
     for index, (moments, table) in parts.items():
         for old in range(table.shape[1]):
             style: dict[str, Any] = {"color": colours[old], "linewidth": 1.5, "linestyle": DASHES[old % len(DASHES)]}
-            label = None if old in known else legend_entry(names[old])
-            known.add(old)
+            label = None if old in labelled else legend_entry(names[old])
+            labelled.add(old)
             axes.plot(starts[index] + moments, table[:, old], marker="o", markersize=2.5, label=label, **style)
         axes.axvline(starts[index], color=GRID, linewidth=1.0, zorder=0)
     axes.set(ylim=(0, 1.02), xlim=(starts[min(parts)] - 1, starts[-1]))
@@ -217,7 +217,7 @@ def inside_lines(
     else:
         name_ticks(axes, [names[index] for index in parts], 80, middles)
         axes.set_xticks([])
-    if len(known) <= 8:
+    if len(labelled) <= 8:
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, frameon=False, fontsize=SMALL, labelcolor=INK,
             borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,

@@ -150,13 +150,15 @@ def cells(axes: Axes, values: np.ndarray, text: Callable[[int, int], str]) -> No
         axes.imshow(values, cmap=colours, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     else:
         for (row, column), value in np.ndenumerate(values):
-            known = bool(np.isfinite(value))
-            fill = to_hex(colours(float(np.clip(value, 0, 1)))) if known else GRID
+            is_number = bool(np.isfinite(value))
+            fill = to_hex(colours(float(np.clip(value, 0, 1)))) if is_number else GRID
             corner = (column - 0.5, row - 0.5)
             axes.add_patch(
-                Rectangle(corner, 1, 1, facecolor=fill, edgecolor=PAPER, linewidth=1.6, alpha=1.0 if known else 0.35)
+                Rectangle(
+                    corner, 1, 1, facecolor=fill, edgecolor=PAPER, linewidth=1.6, alpha=1.0 if is_number else 0.35
+                )
             )
-            if known:
+            if is_number:
                 ink, size = "#ffffff" if value < 0.55 else "#101418", number_size(max(rows, columns))
                 axes.text(column, row, text(row, column), color=ink, ha="center", va="center", fontsize=size)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
@@ -181,16 +183,22 @@ def over_time(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     colours, ends, short = series(count), [], all_fitted(names, 12)
     for index in range(count):
         values = np.where(np.arange(count) >= index, matrix[:, index], np.nan)
-        known = np.flatnonzero(np.isfinite(values))
-        if known.size:
+        measured = np.flatnonzero(np.isfinite(values))
+        if measured.size:
             axes.plot(
-                known, values[known], color=colours[index], linewidth=1.8, marker="o", markersize=3.6, clip_on=False
+                measured,
+                values[measured],
+                color=colours[index],
+                linewidth=1.8,
+                marker="o",
+                markersize=3.6,
+                clip_on=False,
             )
-            ends.append((float(values[known[-1]]), int(known[-1]), short[index], colours[index]))
+            ends.append((float(values[measured[-1]]), int(measured[-1]), short[index], colours[index]))
     so_far = accuracy_so_far(matrix)
-    known = np.flatnonzero(np.isfinite(so_far))
-    if known.size and count > 1:
-        axes.plot(known, so_far[known], color=INK, linewidth=1.4, linestyle=(0, (4, 2)), label="mean so far")
+    measured = np.flatnonzero(np.isfinite(so_far))
+    if measured.size and count > 1:
+        axes.plot(measured, so_far[measured], color=INK, linewidth=1.4, linestyle=(0, (4, 2)), label="mean so far")
         axes.legend(loc="lower left", frameon=False, fontsize=SMALL, labelcolor=INK)
     axes.set(xlim=(-0.15, max(count - 1, 1) * 1.0), ylim=(0, 1))
     if len(ends) > 12:
@@ -228,8 +236,8 @@ def loss_terms(curves: dict[str, Any]) -> Figure:
             linestyle=DASHES[(index // len(QUALITATIVE)) % len(DASHES)],
         )  # fmt: skip
     _part_experiences(axes, steps, curves["experience"])
-    known = [size for size in sizes if np.isfinite(size)]
-    if len(known) > 1 and max(known) > 50 * min(known):
+    finite = [size for size in sizes if np.isfinite(size)]
+    if len(finite) > 1 and max(finite) > 50 * min(finite):
         axes.set_yscale("log", nonpositive="mask")
     else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))

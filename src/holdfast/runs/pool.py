@@ -88,7 +88,7 @@ class Pool:
     def run(self) -> None:
         """Work until no job waits; on Ctrl-C the runs at work save their state first."""
         count = min(self.workers, len(self.waiting))
-        threads = [threading.Thread(target=self._serve, args=(place,), daemon=True) for place in range(count)]
+        threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in range(count)]
         for thread in threads:
             thread.start()
         try:
@@ -103,12 +103,12 @@ class Pool:
         finally:
             self._stop()
 
-    def _serve(self, place: int) -> None:
+    def _serve(self, worker: int) -> None:
         """Give one worker process its jobs, one after the other."""
-        while (job := self._next(place)) is not None:
-            answer = self._ask(place, job)
+        while (job := self._next(worker)) is not None:
+            answer = self._ask(worker, job)
             with self._change:
-                self._running.discard(place)
+                self._running.discard(worker)
                 job.state, job.error, job.seconds = answer["state"], answer["error"], answer["seconds"]
                 self._need = max(self._need if self._need != FIRST_GUESS else 0, answer["peak"]) or FIRST_GUESS
                 again = job.state == "failed" and job.tries < TRIES and not self._stopping
@@ -117,23 +117,23 @@ class Pool:
                 self._change.notify_all()
             if not again:
                 self.told(job)
-        self._end(place)
+        self._end(worker)
 
-    def _next(self, place: int) -> Job | None:
+    def _next(self, worker: int) -> Job | None:
         """The next job, once there is memory for one more."""
         with self._change:
             while True:
                 if self._stopping or (not self.waiting and not self._running):
                     return None
-                if self.waiting and self._room(place):
+                if self.waiting and self._room(worker):
                     job = self.waiting.pop(0)
                     job.state, job.tries = "running", job.tries + 1
-                    self._running.add(place)
+                    self._running.add(worker)
                     self.most_at_once = max(self.most_at_once, len(self._running))
                     return job
                 self._change.wait(1.0)
 
-    def _room(self, place: int) -> bool:
+    def _room(self, worker: int) -> bool:
         """Whether one more job fits beside those at work, which may still grow to what the largest needed."""
         if not self._running:
             return True
@@ -141,12 +141,12 @@ class Pool:
         if available is None:
             return True
         growing = sum(max(0, self._need - resident(self._processes.get(other))) for other in self._running)
-        return available - RESERVE - growing >= self._need - resident(self._processes.get(place))
+        return available - RESERVE - growing >= self._need - resident(self._processes.get(worker))
 
-    def _ask(self, place: int, job: Job) -> dict[str, Any]:
-        process = self._processes.get(place)
+    def _ask(self, worker: int, job: Job) -> dict[str, Any]:
+        process = self._processes.get(worker)
         if process is None or process.poll() is not None:
-            process = self._processes[place] = self._start()
+            process = self._processes[worker] = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         about = {"command": self.command, "plugins": plugins.described()}
@@ -185,8 +185,8 @@ class Pool:
                 start_new_session=True,  # Ctrl-C comes to us; the worker learns of it when its input ends
             )
 
-    def _end(self, place: int) -> None:
-        process = self._processes.get(place)
+    def _end(self, worker: int) -> None:
+        process = self._processes.get(worker)
         if process is not None and process.stdin is not None:
             process.stdin.close()
             process.wait()
@@ -244,11 +244,11 @@ class RayPool:
             while self.waiting or self._running:
                 while self.waiting and (self.most is None or len(self._running) < self.most):
                     self._submit(task, self.waiting.pop(0))
-                for place in self._ray.wait(list(self._running), num_returns=1, timeout=1.0)[0]:
-                    self._ended(place)
+                for ended in self._ray.wait(list(self._running), num_returns=1, timeout=1.0)[0]:
+                    self._ended(ended)
         except BaseException:
-            for place in self._running:
-                self._ray.cancel(place)
+            for ended in self._running:
+                self._ray.cancel(ended)
             if self._running:
                 self._ray.wait(list(self._running), num_returns=len(self._running), timeout=60.0)
             raise
@@ -262,11 +262,11 @@ class RayPool:
         content = {"config": job.config, "folder": str(job.folder.resolve()), "notes": job.notes, **about}
         self._running[task.remote(content)] = job
 
-    def _ended(self, place: Any) -> None:
+    def _ended(self, task: Any) -> None:
         """Take down what became of a task; its machine may be gone."""
-        job = self._running.pop(place)
+        job = self._running.pop(task)
         try:
-            answer = self._ray.get(place)
+            answer = self._ray.get(task)
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), "")
             answer = {"state": "failed", "error": f"{type(error).__name__}: {reason}", "seconds": 0.0}

@@ -231,7 +231,7 @@ def _name(table: str, several: bool) -> str:
 def _predict_lines(
     restored: Restored, inputs: Sequence[str], path: Path, made: Predictions, task: int | None
 ) -> list[tuple[Tensor, str, bool | None]]:
-    """Write a line for each input that is no row of a table; returns samples for the picture, wrong ones first."""
+    """Write a line for each input that is not a row of a table; returns samples for the picture, wrong ones first."""
     names = restored.stream.class_names
     rows: list[list[Any]] = []
     samples: list[tuple[Tensor, str, bool | None]] = []
@@ -252,15 +252,22 @@ def _predict_lines(
         for row, (name, label) in enumerate(zip(batch.names, best)):
             word = names[label] if label < len(names) else str(label)
             right = None if batch.targets is None else int(batch.targets[row]) == label
-            given = "" if batch.labels is None else batch.labels[row]
+            label_cell = "" if batch.labels is None else batch.labels[row]
             told = [round(value, 6) for value in shares[row].tolist()]
             rows.append(
-                [name, word, told[label] if label < len(told) else "", given, "" if right is None else right, *told]
+                [
+                    name,
+                    word,
+                    told[label] if label < len(told) else "",
+                    label_cell,
+                    "" if right is None else right,
+                    *told,
+                ]
             )
             if len(restored.stream.input_shape) == 3:
                 pixels = batch.inputs[row].reshape(restored.stream.input_shape)
                 words = f"{word} {100 * float(shares[row].max()):.0f}%"
-                samples.append((pixels, words if right is not False else f"{words}, is {given}", right))
+                samples.append((pixels, words if right is not False else f"{words}, is {label_cell}", right))
     made.rows += len(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -280,7 +287,7 @@ def _chosen(samples: list[tuple[Tensor, str, bool | None]]) -> list[tuple[Tensor
     wrong = [one for one in samples if one[2] is False][:SHOWN]
     rest = [one for one in samples if one[2] is not False]
     room = SHOWN - len(wrong)
-    return wrong + (rest if len(rest) <= room else [rest[place * len(rest) // room] for place in range(room)])
+    return wrong + (rest if len(rest) <= room else [rest[number * len(rest) // room] for number in range(room)])
 
 
 def picture(samples: Sequence[tuple[Tensor, str, bool | None]]) -> bytes:
@@ -291,8 +298,8 @@ def picture(samples: Sequence[tuple[Tensor, str, bool | None]]) -> bytes:
     columns = min(5, len(samples))
     lines = -(-len(samples) // columns)
     figure = Figure(figsize=(1.7 * columns, 1.95 * lines), layout="constrained")
-    for place, (pixels, words, right) in enumerate(samples):
-        axes = figure.add_subplot(lines, columns, place + 1)
+    for number, (pixels, words, right) in enumerate(samples):
+        axes = figure.add_subplot(lines, columns, number + 1)
         values = pixels.float()
         values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-9)
         if values.shape[0] == 3:

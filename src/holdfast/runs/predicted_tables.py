@@ -58,8 +58,8 @@ class Scores:
         """Count a batch of answers, those with a label."""
         if targets is None:
             return
-        for place, (answer, target) in enumerate(zip(answers, targets.tolist())):
-            label = labels[place] if labels is not None else names[target]
+        for position, (answer, target) in enumerate(zip(answers, targets.tolist())):
+            label = labels[position] if labels is not None else names[target]
             if label == "":
                 continue
             self.samples += 1
@@ -182,15 +182,15 @@ def predict_table(
     values = features_of(raw, encoding)
     names, size = restored.stream.class_names, restored.eval_batch_size
     answers = torch.cat([outputs(restored.engine, part, task) for part in values.split(size)]).flatten(1)
-    given = raw.values[raw.find(encoding.target)] if encoding.target in raw.names else None
+    target_column = raw.values[raw.find(encoding.target)] if encoding.target in raw.names else None
     columns: dict[str, Any] = {}
     if restored.stream.classes:
         shares, best = probabilities(answers, len(names)), answers.argmax(1).tolist()
         columns[f"predicted_{encoding.target}"] = [names[label] if label < len(names) else str(label) for label in best]
         columns["probability"] = shares.max(1).values.tolist()
-        columns |= {f"p({name})": shares[:, place].tolist() for place, name in enumerate(names)}
-        if given is not None:
-            labels = _labels(given, encoding)
+        columns |= {f"p({name})": shares[:, column].tolist() for column, name in enumerate(names)}
+        if target_column is not None:
+            labels = _labels(target_column, encoding)
             targets = torch.tensor([number_of(label, names) for label in labels])
             columns["right"] = [
                 "" if not label else int(answer) == int(target) for label, answer, target in zip(labels, best, targets)
@@ -198,8 +198,8 @@ def predict_table(
             scores.add_classes(best, targets, labels, names)
     else:
         columns[f"predicted_{encoding.target}"] = answers[:, 0].tolist()
-        if given is not None:
-            wanted, _ = numbers(given, encoding.decimal)
+        if target_column is not None:
+            wanted, _ = numbers(target_column, encoding.decimal)
             scores.add_numbers(answers[:, :1], torch.from_numpy(wanted)[:, None])
     _write(raw, columns, out)
     return notes_on(raw, encoding), len(raw)
@@ -209,15 +209,15 @@ def labels_of(raw: Raw, encoding: Encoding, stream: Stream) -> list[str] | Tenso
     """The labels of a table by name, "" where one is missing; numbers `[rows, 1]` for regression; None without any."""
     if encoding.target not in raw.names:
         return None
-    given = raw.values[raw.find(encoding.target)]
+    target_column = raw.values[raw.find(encoding.target)]
     if stream.classes:
-        return _labels(given, encoding)
-    return torch.from_numpy(numbers(given, encoding.decimal)[0].astype(np.float32))[:, None]
+        return _labels(target_column, encoding)
+    return torch.from_numpy(numbers(target_column, encoding.decimal)[0].astype(np.float32))[:, None]
 
 
-def _labels(given: np.ndarray, encoding: Encoding) -> list[str]:
-    gone = gaps(given)
-    return ["" if gone[row] else _label(value, encoding) for row, value in enumerate(given)]
+def _labels(column: np.ndarray, encoding: Encoding) -> list[str]:
+    gone = gaps(column)
+    return ["" if gone[row] else _label(value, encoding) for row, value in enumerate(column)]
 
 
 def _label(value: Any, encoding: Encoding) -> str:

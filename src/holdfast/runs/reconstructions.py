@@ -49,7 +49,7 @@ def reconstructions_by_task(
 
     Args:
         originals: one of each task, `[T, channels, height, width]` or `[T, height, width]`.
-        reconstructions: `[after][task]` an image, or None where there is none.
+        reconstructions: `[after][task]` an image, or None if there is none.
         names: of the tasks.
 
     Raises:
@@ -111,13 +111,13 @@ def volume_slices(
             f"a volume of shape {tuple(volume.shape)} cut along axis {axis}. Give [depth, height, width], of one shape."
         )
     length = volume.shape[axis]
-    places = sorted({round(float(place)) for place in np.linspace(0, length - 1, min(slices, length))})
+    places = sorted({round(float(position)) for position in np.linspace(0, length - 1, min(slices, length))})
     rows = [
-        [one.select(axis, place).detach().cpu().numpy() for place in places]
+        [one.select(axis, position).detach().cpu().numpy() for position in places]
         for one in (volume, other)
         if one is not None
     ]
-    return _grid(rows, [f"slice {place}" for place in places], ["truth", "predicted"][: len(rows)], True, colours)
+    return _grid(rows, [f"slice {position}" for position in places], ["truth", "predicted"][: len(rows)], True, colours)
 
 
 def _images(values: Tensor, shape: Sequence[int]) -> np.ndarray:
@@ -175,7 +175,7 @@ class LatentDrift:
 
     Args:
         model: with `encode`, such as every autoencoder here; or what `encode` says.
-        stream: whose test data (or training data, where there are none) are encoded.
+        stream: whose test data (or training data, if there are none) are encoded.
         encode: from prepared inputs `[rows, ...]` to codes `[rows, ...]`; None takes `model.encode`.
 
     Attributes:
@@ -194,10 +194,10 @@ class LatentDrift:
     """
 
     def __init__(self, model: nn.Module, stream: Stream, encode: Codes | None = None) -> None:
-        found = getattr(model, "encode", None) if encode is None else encode
-        if found is None:
+        encoder = getattr(model, "encode", None) if encode is None else encode
+        if encoder is None:
             raise ConfigError(f"{type(model).__name__} has no `encode`. Give encode=, from inputs to codes.")
-        self.model, self.stream, self.encode = model, stream, found
+        self.model, self.stream, self.encode = model, stream, encoder
         self.means: list[list[Tensor]] = []
 
     def __call__(self, event: Mapping[str, Any]) -> None:

@@ -245,7 +245,7 @@ class Recording:
             start: makes the `start` event.
 
         Returns:
-            The state of the newest checkpoint, None where there is none.
+            The state of the newest checkpoint, None if there is none.
         """
         config, settings, card = self._about
         self.checkpoints = CheckpointFolder(

@@ -24,7 +24,7 @@ DEPTH = 6
 """How deep below the folder of runs a finished reference is looked for."""
 
 MOST_FOLDERS = 20_000
-"""After so many folders the search is given up: the run lies among things that are no runs."""
+"""After so many folders the search is given up: the run lies among things that are not runs."""
 
 MakeTrainer = Callable[..., Trainer]
 MakeModel = Callable[[], nn.Module]
@@ -86,11 +86,11 @@ def named_methods(references: Sequence[str | Method]) -> dict[str, Method]:
     """The methods that a run in Python is compared with, by the name of their folder; `independent` fine-tunes.
 
     Raises:
-        ConfigError: for a name that is no method, or two of one name.
+        ConfigError: for a name that is not a method, or two of one name.
     """
     from holdfast import methods
 
-    found: dict[str, Method] = {}
+    by_name: dict[str, Method] = {}
     for one in [references] if isinstance(references, str | Method) else references:
         if isinstance(one, str):
             if one == APART:
@@ -99,12 +99,12 @@ def named_methods(references: Sequence[str | Method]) -> dict[str, Method]:
                 raise ConfigError(unknown("reference", one, [APART, *methods.__all__]))
             else:
                 one = getattr(methods, one)()
-        if not isinstance(one, Method) or one.name in found:
+        if not isinstance(one, Method) or one.name in by_name:
             raise ConfigError(
                 f"references: {one!r:.60} is no method, or there twice. Give names or methods, each once."
             )
-        found[one.name] = one
-    return found
+        by_name[one.name] = one
+    return by_name
 
 
 def _finished(journal: Journal) -> tuple[set[int], int]:
@@ -120,11 +120,11 @@ def _finished(journal: Journal) -> tuple[set[int], int]:
     return done, keep
 
 
-def reuse(place: Path, key: str, root: Path) -> bool:
-    """Copy a finished run of the same key and versions from somewhere under `root` to `place`, if there is one.
+def reuse(folder: Path, key: str, root: Path) -> bool:
+    """Copy a finished run of the same key and versions from somewhere under `root` to `folder`, if there is one.
 
     Args:
-        place: the folder to make; it does not exist.
+        folder: the folder to make; it does not exist.
         key: of the configuration (`job_key`).
         root: where runs lie.
     """
@@ -137,7 +137,7 @@ def reuse(place: Path, key: str, root: Path) -> bool:
             name for name in folders if name not in ("checkpoints", "plots") and not name.startswith(".")
         )
         source = Path(parent)
-        if INFO not in files or source == place:
+        if INFO not in files or source == folder:
             continue
         try:
             info = read_info(source)
@@ -146,12 +146,12 @@ def reuse(place: Path, key: str, root: Path) -> bool:
         if info.get("key") != key or info.get("state") != "finished" or not (source / "log.jsonl").is_file():
             continue
         if _same(info.get("versions")):
-            half = place.with_name(place.name + ".part")
+            half = folder.with_name(folder.name + ".part")
             shutil.rmtree(half, ignore_errors=True)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, half, ignore=shutil.ignore_patterns("references", "seed-*", ".lock"))
             write_info(half, reused=str(source))
-            os.replace(half, place)
+            os.replace(half, folder)
             return True
     return False
 

@@ -274,7 +274,7 @@ def _scale(runs: Sequence[Result], references: Mapping[str, list[Result]], prefi
 def _columns(sets: Mapping[str, Sequence[Result]], prefix: str, loss_only: bool) -> list[dict[str, Any]]:
     """For each method side by side: learned, kept and the difference on every experience."""
     key = "loss_matrix" if loss_only else prefix + "accuracy_matrix"
-    found = []
+    columns = []
     for name, runs in sets.items():
         rows = [_learned_and_kept(run.table(key)) for run in runs]
         size = max((len(row) for row in rows), default=0)
@@ -287,7 +287,7 @@ def _columns(sets: Mapping[str, Sequence[Result]], prefix: str, loss_only: bool)
         ]
         total = "average_loss" if loss_only else prefix + "average_accuracy"
         change = "loss_increase" if loss_only else prefix + "backward_transfer"
-        found.append(
+        columns.append(
             {
                 "name": name,
                 "cells": cells,
@@ -298,7 +298,7 @@ def _columns(sets: Mapping[str, Sequence[Result]], prefix: str, loss_only: bool)
                 "runs": len(runs),
             }
         )
-    return found
+    return columns
 
 
 def _learned_and_kept(matrix: np.ndarray) -> list[dict[str, float]]:
@@ -306,12 +306,12 @@ def _learned_and_kept(matrix: np.ndarray) -> list[dict[str, float]]:
     if not rows.size:
         return []
     last = int(rows[-1])
-    found = []
+    pairs = []
     for index in range(len(matrix)):
         learned = float(matrix[index, index]) if len(rows) > 1 or len(matrix) == 1 else float("nan")
         kept = float(matrix[last, index]) if index <= last else float("nan")
-        found.append({"learned": learned, "kept": kept, "change": kept - learned if index < last else float("nan")})
-    return found
+        pairs.append({"learned": learned, "kept": kept, "change": kept - learned if index < last else float("nan")})
+    return pairs
 
 
 def _origin(info: dict[str, Any]) -> dict[str, Any]:

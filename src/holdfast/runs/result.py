@@ -43,12 +43,12 @@ class Result:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """`config.json`, every default written out; empty where there is none."""
+        """`config.json`, every default written out; empty if there is none."""
         return read_json(self.path / CONFIG)
 
     @functools.cached_property
     def info(self) -> dict[str, Any]:
-        """`run.json`: state, versions, command, tags; empty where there is none."""
+        """`run.json`: state, versions, command, tags; empty if there is none."""
         return read_json(self.path / INFO)
 
     @functools.cached_property
@@ -287,8 +287,8 @@ def found_runs(folders: Iterable[Path], tags: Sequence[str] = ()) -> list[Path]:
         return runs
     kept = [run for run in runs if set(tags) <= set(_tags(run))]
     if not kept:
-        known = sorted({tag for run in runs for tag in _tags(run)})
-        raise ConfigError(f"no run has the tag {', '.join(tags)}. There are {', '.join(known) or 'none'}.")
+        every_tag = sorted({tag for run in runs for tag in _tags(run)})
+        raise ConfigError(f"no run has the tag {', '.join(tags)}. There are {', '.join(every_tag) or 'none'}.")
     return kept
 
 

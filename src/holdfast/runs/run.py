@@ -118,9 +118,9 @@ def resume(folder: Path | str, *, quiet: bool = False) -> Path:
     """
     folder = fetched(str(folder)) if is_address(str(folder)) else Path(folder)
     if folder.is_file():
-        place = folder.resolve().parent.parent
-        own = folder.name == LAST and folder.resolve().parent.name == "checkpoints" and (place / CONFIG).is_file()
-        folder = place if own else folder_of(folder)
+        run_folder = folder.resolve().parent.parent
+        in_checkpoints = folder.name == LAST and folder.resolve().parent.name == "checkpoints"
+        folder = run_folder if in_checkpoints and (run_folder / CONFIG).is_file() else folder_of(folder)
     config = read_config(folder)
     refuse_objects(config, folder)
     plugins.check_recorded(read_info(folder).get("plugins", []), folder)
@@ -149,24 +149,24 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
         reported = time.monotonic()
         _train_together(folder, parts := job.parts(), quiet)
         for where, part in parts.items():
-            place = _opened(folder, where, part)
-            if place is None:
+            part_folder = _opened(folder, where, part)
+            if part_folder is None:
                 continue
             try:
-                if not _ended(place):
-                    with suppress(Diverged), explained(place):  # the log says why, and so do report and state
-                        _train(place, where, part, quiet)
-                state = derive(place)
+                if not _ended(part_folder):
+                    with suppress(Diverged), explained(part_folder):  # the log says why, and so do report and state
+                        _train(part_folder, where, part, quiet)
+                state = derive(part_folder)
             except BaseException as error:
-                _broken_off(error, folder, place)
+                _broken_off(error, folder, part_folder)
                 raise
             if where:
                 if time.monotonic() - reported > LATEST:
                     with suppress(HoldfastError):  # so that what is there can be looked at
                         write_report(Results.load(folder))
                     reported = time.monotonic()
-                write_report(place)
-                write_info(place, state=state, finished=time.time())
+                write_report(part_folder)
+                write_info(part_folder, state=state, finished=time.time())
             elif state == "diverged":
                 break  # nothing is left to compare with references
         runs = Results.load(folder)
@@ -178,29 +178,29 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
 
 
 def _opened(folder: Path, where: str, part: Job) -> Path | None:
-    """The folder of a part of a run, made where there is none; None where the part has ended, or was done before."""
-    place = folder / where if where else folder
-    if where and read_info(place).get("state") in ENDED:
+    """The folder of a part of a run, made if there is none; None where the part has ended, or was done before."""
+    part_folder = folder / where if where else folder
+    if where and read_info(part_folder).get("state") in ENDED:
         return None
-    again = where.startswith("references/") and not place.exists()
-    if again and reuse(place, job_key(part.config), folder.resolve().parent):
+    again = where.startswith("references/") and not part_folder.exists()
+    if again and reuse(part_folder, job_key(part.config), folder.resolve().parent):
         return None
-    if where and not (place / CONFIG).is_file():
-        place.mkdir(parents=True, exist_ok=True)
-        write_json(place / CONFIG, part.config)
+    if where and not (part_folder / CONFIG).is_file():
+        part_folder.mkdir(parents=True, exist_ok=True)
+        write_json(part_folder / CONFIG, part.config)
         info = read_info(folder)
         kept = {key: info.get(key) for key in ("command", "versions", "started_in")}
-        about = {**kept, **keyed(part.config), **plugins.recorded(place)}
-        write_info(place, state="running", started=time.time(), tags=part.config["tags"], **about)
-    return place
+        about = {**kept, **keyed(part.config), **plugins.recorded(part_folder)}
+        write_info(part_folder, state="running", started=time.time(), tags=part.config["tags"], **about)
+    return part_folder
 
 
 def _broken_off(error: BaseException, folder: Path, *places: Path) -> None:
     """Write down that parts of a run were broken off by an error, and raise what says how to go on."""
     stopped = isinstance(error, Interrupted | KeyboardInterrupt)
     with suppress(OSError):  # the disk may be full, which is what `error` says then
-        for place in (*places, folder):
-            write_info(place, state="interrupted" if stopped else "failed")
+        for part_folder in (*places, folder):
+            write_info(part_folder, state="interrupted" if stopped else "failed")
     if isinstance(error, Interrupted):
         command = f"holdfast resume {folder}{plugins.flags()}"
         raise Interrupted(f"training was stopped, and its state saved. Go on with: {command}") from None
@@ -209,13 +209,13 @@ def _broken_off(error: BaseException, folder: Path, *places: Path) -> None:
 def _train_together(folder: Path, parts: dict[str, Job], quiet: bool) -> None:
     """Train the parts of a run that may be stacked, each in its folder; what is left of the run is done as ever."""
 
-    def train(where: str, place: Path, silent: bool) -> None:
-        with suppress(Diverged), explained(place):  # the log says why, and so do report and state
-            _train(place, where, parts[where], silent)
+    def train(where: str, part_folder: Path, silent: bool) -> None:
+        with suppress(Diverged), explained(part_folder):  # the log says why, and so do report and state
+            _train(part_folder, where, parts[where], silent)
 
     for group in groups_of(parts):
-        opened = {where: place for where in group if (place := _opened(folder, where, parts[where])) is not None}
-        places = {where: place for where, place in opened.items() if not _ended(place)}
+        opened = {where: made for where in group if (made := _opened(folder, where, parts[where])) is not None}
+        places = {where: made for where, made in opened.items() if not _ended(made)}
         broken = train_at_once(places, parts, train, quiet)
         if broken:
             _broken_off(next(iter(broken.values())), folder, *broken)
@@ -273,8 +273,8 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _ended(place: Path) -> bool:
-    return (place / LOG_NAME).is_file() and read_log(place).finished
+def _ended(folder: Path) -> bool:
+    return (folder / LOG_NAME).is_file() and read_log(folder).finished
 
 
 def _train(folder: Path, part: str, job: Job, quiet: bool) -> None:
@@ -302,10 +302,8 @@ def _learn(part: str, job: Job, stream: Stream, model: torch.nn.Module, recordin
     if protocol != "continual":
         if not recording.journal.lines:
             recording.journal.write(start())
-        learn = train_apart if protocol == APART else evaluate_untrained
-        learn(
-            functools.partial(job.make_model, stream), stream, recording.journal, functools.partial(make_trainer, job)
-        )
+        new, make = functools.partial(job.make_model, stream), functools.partial(make_trainer, job)
+        (train_apart if protocol == APART else evaluate_untrained)(new, stream, recording.journal, make)
         return time.perf_counter() - begun
     state = recording.open(start)
     trainer = make_trainer(job, record=recording.record, progress=not quiet, checkpoints=recording.checkpoints)

@@ -74,7 +74,7 @@ class Service:
         """Use an earlier version again: what the one in use was made of, or version `to`; returns its number.
 
         Raises:
-            ConfigError: where there is no such version.
+            ConfigError: if there is no such version.
         """
         from holdfast.runs.versions import rollback
 

@@ -57,8 +57,8 @@ def headline(runs: Sequence[Result]) -> list[dict[str, str]]:
         items.append(headline_item("Kept", number(loss), sentence))
     if right is None and loss is None:
         last = [run.log.values("train", "loss") for run in runs]
-        known = [float(values[-1]) for values in last if values.size and np.isfinite(values[-1])]
-        value = number(float(np.mean(known))) if known else "–"
+        finite = [float(values[-1]) for values in last if values.size and np.isfinite(values[-1])]
+        value = number(float(np.mean(finite))) if finite else "–"
         items.append(headline_item("Loss", value, "The mean training loss of the last records, before the steps."))
     return items
 
@@ -70,14 +70,14 @@ def sentence(runs: Sequence[Result]) -> str:
     train = run.log.of("train")
     rows = int(train[-1]["samples"]) if train else 0
     boundaries = len(run.log.of("boundary"))
-    found = (
+    result = (
         f" and came to {boundaries} boundar{'y' if boundaries == 1 else 'ies'}" if start["source"]["boundary"] else ""
     )
     gaps = run.log.of("gap")
     gap = "" if not gaps else f" It was resumed {len(gaps)} time{'s' * (len(gaps) > 1)} with a gap in the stream."
     right = measure(runs, "prequential_accuracy")
     came = "" if right is None else f"; it predicted {percent(right)} of them right before it was trained on them"
-    return f"{start.get('method')} learned {rows:,} rows of {start['source']['name']}{found}{came}.{gap}"
+    return f"{start.get('method')} learned {rows:,} rows of {start['source']['name']}{result}{came}.{gap}"
 
 
 def facts(run: Result) -> list[tuple[str, str]]:
@@ -108,23 +108,23 @@ def facts(run: Result) -> list[tuple[str, str]]:
 
 def figures(run: Result) -> list[tuple[str, Figure, str, str]]:
     """Name, figure, title and caption of each plot."""
-    found = []
+    plots = []
     accuracy = _accuracy(run)
     if accuracy is not None:
         caption = "Share of the rows that were predicted right before being trained on: in each record, and so far."
-        found.append(("stream_accuracy", accuracy, "Predicted before trained on", caption + _marks_in_words(run)))
+        plots.append(("stream_accuracy", accuracy, "Predicted before trained on", caption + _marks_in_words(run)))
     else:
         caption = "The mean loss of each record, before the steps."
-        found.append(("stream_loss", _loss(run), "Loss", caption + _marks_in_words(run)))
+        plots.append(("stream_loss", _loss(run), "Loss", caption + _marks_in_words(run)))
     if run.log.of("held_out"):
-        known = any(event.get("correct") is not None for event in run.log.of("held_out"))
-        what = "Accuracy" if known else "Loss"
+        classified = any(event.get("correct") is not None for event in run.log.of("held_out"))
+        what = "Accuracy" if classified else "Loss"
         caption = f"{what} on rows that were never trained on, by quarters of all that had arrived, the oldest first."
-        found.append(("held_out", _held_out(run, known), "Rows held out", caption))
+        plots.append(("held_out", _held_out(run, classified), "Rows held out", caption))
     if any("ages" in event for event in run.log.of("memory")):
         caption = "Rows in the memory by tenths of the stream so far; the darkest are the oldest."
-        found.append(("memory", _memory(run), "What the memory holds", caption))
-    return found
+        plots.append(("memory", _memory(run), "What the memory holds", caption))
+    return plots
 
 
 def _marks_in_words(run: Result) -> str:
@@ -176,7 +176,7 @@ def _loss(run: Result) -> Figure:
     return figure
 
 
-def _held_out(run: Result, known: bool) -> Figure:
+def _held_out(run: Result, classified: bool) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
     figure, axes = new_axes(4.7, 3.75)
@@ -185,17 +185,17 @@ def _held_out(run: Result, known: bool) -> Figure:
     names = ("oldest quarter", "second", "third", "newest")
     for age, colour in enumerate(series(len(names))):
         parts = [event["ages"][age] for event in looks]
-        if known:
+        if classified:
             heights = [part["correct"] / part["rows"] if part["rows"] else np.nan for part in parts]
         else:
             heights = [np.nan if part["loss"] is None else part["loss"] for part in parts]
         marker = "o" if len(rows) == 1 else None
         axes.plot(rows, heights, color=colour, linewidth=1.6, marker=marker, label=names[age])
-    if known:
+    if classified:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _marked(axes, run)
-    axes.set_ylabel("answered right" if known else "loss")
+    axes.set_ylabel("answered right" if classified else "loss")
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=SMALL, labelcolor=INK,
         borderaxespad=0.2, handlelength=1.2, columnspacing=1.0,

@@ -50,7 +50,7 @@ def alike(config: Mapping[str, Any]) -> str:
 def train_at_once(
     places: Mapping[str, Path], parts: Mapping[str, Job], train: Callable[[str, Path, bool], None], quiet: bool
 ) -> dict[Path, BaseException]:
-    """Train parts of a run at once; nothing where there is but one.
+    """Train parts of a run at once; a single one is left to the usual way.
 
     Args:
         places: their folders, by name.
@@ -64,11 +64,11 @@ def train_at_once(
     if len(places) < 2:
         return {}
     works = [
-        functools.partial(train, where, place, quiet or number > 0)
-        for number, (where, place) in enumerate(places.items())
+        functools.partial(train, where, folder, quiet or number > 0)
+        for number, (where, folder) in enumerate(places.items())
     ]
     members = together(works, parts[next(iter(places))].config)
-    return {place: one.error for place, one in zip(places.values(), members) if one.error is not None}
+    return {folder: one.error for folder, one in zip(places.values(), members) if one.error is not None}
 
 
 def together(works: Sequence[Callable[[], Any]], config: Mapping[str, Any]) -> list[Member]:

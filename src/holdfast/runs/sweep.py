@@ -88,7 +88,7 @@ def sweep(
     search = compose(path, expand(changes)[0], folders, dialects).search
     folder = out if out is not None else _folder(todo)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SWEEP).is_file()):
-        raise ConfigError(f"{folder} exists already and is no multirun. Choose another --out.")
+        raise ConfigError(f"{folder} exists already and is not a multirun. Choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         runs = _enlisted(folder, todo, command, search)
@@ -177,7 +177,7 @@ def planned(
         dialects: other projects' ways to write a job.
         notes: gets what a file of another project means differently here, by the key of each job.
     """
-    found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    jobs: dict[str, tuple[list[str], dict[str, Any]]] = {}
     tried: set[str] = set()  # which parts were put together, whatever their optimiser and seed
     keys = [text.split("=", 1)[0].lstrip("+~") for text in changes]
     for typed in expand(changes, folders):
@@ -186,18 +186,18 @@ def planned(
             texts = [*typed, *more]
             composition = compose(path, texts, folders, dialects)
             config = dict(composition.config)
-            said = [source for place, source in composition.origins.items() if place[0] == "references"]
-            if all(source == DEFAULT for source in said):
+            sources = [source for dotted, source in composition.origins.items() if dotted[0] == "references"]
+            if all(source == DEFAULT for source in sources):
                 config["references"] = []
             if search is not None:
                 config = _measured(config)
             parts = json.dumps([config.get(key) for key in ("method", "model", "stream", "criterion")], default=str)
             config = validated(config, " ".join(texts), together=parts not in tried).config
             tried.add(parts)
-            found.setdefault(job_key(config), (texts, config))
+            jobs.setdefault(job_key(config), (texts, config))
             if notes is not None and composition.notes:
                 notes.setdefault(job_key(config), composition.notes)
-    return list(found.values())
+    return list(jobs.values())
 
 
 def _measured(config: dict[str, Any]) -> dict[str, Any]:
@@ -207,8 +207,10 @@ def _measured(config: dict[str, Any]) -> dict[str, Any]:
         ConfigError: where the stream holds none out.
     """
     stream = config["stream"]
-    held = stream.get("validation") or (stream.get("of") or {}).get("validation") if isinstance(stream, dict) else None
-    if not held:
+    validation = (
+        stream.get("validation") or (stream.get("of") or {}).get("validation") if isinstance(stream, dict) else None
+    )
+    if not validation:
         raise ConfigError(
             "a sweep chooses its settings by validation data, and the stream holds none out. Write "
             "stream.validation=0.1."
@@ -223,13 +225,13 @@ def _folder(todo: Sequence[tuple[list[str], dict[str, Any]]]) -> Path:
     usual = "logs/{experiment}/multiruns/{date}-{clock}" if experiment else "multiruns/{date}-{clock}"
     stem = filled(first["folders"]["multirun"] or usual, method, experiment)
     wanted = sorted(job_key(config) for _, config in todo)
-    for known in sorted(stem.parent.glob(f"*/{SWEEP}"), reverse=True):
-        said = read_json(known)
-        if sorted(job["key"] for job in said["jobs"]) == wanted and not said.get("finished"):
-            return known.parent
-    for place in numbered(stem):
-        if not place.exists():
-            return place
+    for file in sorted(stem.parent.glob(f"*/{SWEEP}"), reverse=True):
+        listing = read_json(file)
+        if sorted(job["key"] for job in listing["jobs"]) == wanted and not listing.get("finished"):
+            return file.parent
+    for folder in numbered(stem):
+        if not folder.exists():
+            return folder
     raise ConfigError(f"{stem} and all its numbers are taken. Give --out.")
 
 
@@ -237,20 +239,20 @@ def _enlisted(
     folder: Path, todo: Sequence[tuple[list[str], dict[str, Any]]], command: str, search: Search | None
 ) -> list[Job]:
     """The jobs with their folders, new ones numbered after those known; written down before anything runs."""
-    said = read_json(folder / SWEEP)
-    known = {job["key"]: job["number"] for job in said.get("jobs", [])}
-    listing = {job["key"]: job for job in said.get("jobs", [])}
+    record = read_json(folder / SWEEP)
+    numbers = {job["key"]: job["number"] for job in record.get("jobs", [])}
+    listing = {job["key"]: job for job in record.get("jobs", [])}
     runs = []
     for texts, config in todo:
         key = job_key(config)
-        number = known.setdefault(key, max(known.values(), default=-1) + 1)
-        place = folder / str(number)
+        number = numbers.setdefault(key, max(numbers.values(), default=-1) + 1)
+        job_folder = folder / str(number)
         config = {**config, "tags": config["tags"] or [folder.name]}
-        state = str(read_info(place).get("state") or "waiting")
+        state = str(read_info(job_folder).get("state") or "waiting")
         told = listing.get(key, {}).get("error", "") if state == "diverged" else ""
-        runs.append(Job(number, key, texts, config, place, state if state in ENDED else "waiting", told))
+        runs.append(Job(number, key, texts, config, job_folder, state if state in ENDED else "waiting", told))
         listing[key] = {"number": number, "key": key, "changes": texts}
-    content = {"command": said.get("command") or command, "started": said.get("started", time.time())}
+    content = {"command": record.get("command") or command, "started": record.get("started", time.time())}
     if plugins.used():
         content["plugins"] = plugins.described()
     content["search"] = None if search is None else search.plain()
@@ -281,13 +283,13 @@ def _news(pool: Pool | RayPool, runs: Sequence[Job], quiet: bool) -> Iterator[No
 
 
 def _write_report(folder: Path, runs: Sequence[Job], quiet: bool) -> None:
-    said = read_json(folder / SWEEP)
+    record = read_json(folder / SWEEP)
     states = {job.key: (job.state, job.error) for job in runs}
-    for one in said["jobs"]:
+    for one in record["jobs"]:
         one["state"], one["error"] = states.get(one["key"], (one.get("state", "waiting"), ""))
     if all(job.state in ENDED for job in runs):
-        said["finished"] = time.time()
-    write_json(folder / SWEEP, said)
+        record["finished"] = time.time()
+    write_json(folder / SWEEP, record)
     if any(job.state in ENDED for job in runs):
         text = write_sweep_report(folder)
         if not quiet:

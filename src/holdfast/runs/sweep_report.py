@@ -59,8 +59,8 @@ class Setting:
 
     def by_seed(self, measure: str) -> dict[int, float]:
         """Seed -> value of one measure."""
-        found = {seed: run.value(measure) for seed, run in self.runs.items()}
-        return {seed: number for seed, number in found.items() if number is not None}
+        values = {seed: run.value(measure) for seed, run in self.runs.items()}
+        return {seed: number for seed, number in values.items() if number is not None}
 
 
 def settings(folder: str | os.PathLike[str]) -> list[Setting]:
@@ -69,10 +69,10 @@ def settings(folder: str | os.PathLike[str]) -> list[Setting]:
     changes = {str(job["number"]): job["changes"] for job in read_json(path / SWEEP).get("jobs", [])}
     always = set.intersection(*map(set, changes.values())) if len(changes) > 1 else set()
     grouped: dict[str, dict[int, Result]] = {}
-    for place in found_runs([path]):
-        texts = [text for text in changes.get(place.name, []) if text not in always]
+    for run_folder in found_runs([path]):
+        texts = [text for text in changes.get(run_folder.name, []) if text not in always]
         name = " ".join(text for text in texts if not text.lstrip("+").startswith("seed=")) or "this job"
-        for run in Results.load(place):
+        for run in Results.load(run_folder):
             if run.finished:
                 grouped.setdefault(name, {})[int(run.seed or 0)] = run
     return [
@@ -81,9 +81,9 @@ def settings(folder: str | os.PathLike[str]) -> list[Setting]:
     ]
 
 
-def measures_of(found: list[Setting]) -> dict[str, str]:
+def measures_of(all_settings: list[Setting]) -> dict[str, str]:
     """What is shown of these settings, the most important first."""
-    first = next((run for setting in found for run in setting.runs.values()), None)
+    first = next((run for setting in all_settings for run in setting.runs.values()), None)
     return OF_SOURCES if first is not None and first.log.start.get("source") else MEASURES
 
 
@@ -91,17 +91,17 @@ def _over(runs: Mapping[int, Result], measure: str) -> Spread | None:
     return over_runs(list(runs.values()), lambda run: run.value(measure))
 
 
-def pairs(found: list[Setting], measure: str = "") -> list[tuple[Setting, Setting, Paired]]:
+def pairs(all_settings: list[Setting], measure: str = "") -> list[tuple[Setting, Setting, Paired]]:
     """The better of two settings, the other, and how they compare over common seeds, corrected for all of them."""
-    measure = measure or next(iter(measures_of(found)))
-    ordered = sorted(found, key=lambda one: -(one.values[measure].mean if one.values[measure] else -1.0))  # type: ignore[union-attr]
+    measure = measure or next(iter(measures_of(all_settings)))
+    ordered = sorted(all_settings, key=lambda one: -(one.values[measure].mean if one.values[measure] else -1.0))  # type: ignore[union-attr]
     both = list(itertools.combinations(ordered, 2))
     if len(ordered) > MOST_PAIRED:
         both = [(ordered[0], other) for other in ordered[1:]]
     compared = [(one, other, paired(one.by_seed(measure), other.by_seed(measure))) for one, other in both]
-    known = [(one, other, result) for one, other, result in compared if result is not None]
-    corrected = side_by_side([result for *_, result in known])
-    return [(one, other, result) for (one, other, _), result in zip(known, corrected)]
+    comparable = [(one, other, result) for one, other, result in compared if result is not None]
+    corrected = side_by_side([result for *_, result in comparable])
+    return [(one, other, result) for (one, other, _), result in zip(comparable, corrected)]
 
 
 def write_sweep_report(folder: str | os.PathLike[str]) -> str:
@@ -111,21 +111,25 @@ def write_sweep_report(folder: str | os.PathLike[str]) -> str:
         folder: of the sweep.
     """
     path = Path(folder)
-    found = settings(path)
-    compared = pairs(found)
-    chosen = best(found, read_json(path / SWEEP).get("search"))
-    replace_file(path / "table.csv", _csv(found))
-    write_json(path / "comparison.json", _plain(found, compared))
+    all_settings = settings(path)
+    compared = pairs(all_settings)
+    chosen = best(all_settings, read_json(path / SWEEP).get("search"))
+    replace_file(path / "table.csv", _csv(all_settings))
+    write_json(path / "comparison.json", _plain(all_settings, compared))
     if chosen is not None:
         write_json(path / "best.json", chosen)
-    said = "" if chosen is None else _chosen(chosen)
-    replace_file(path / "report.html", _html(path, found, compared, said))
-    return (_text(found, compared) if found else "no run finished\n") + _left_out(read_json(path / SWEEP)) + said
+    sentence = "" if chosen is None else _chosen(chosen)
+    replace_file(path / "report.html", _html(path, all_settings, compared, sentence))
+    return (
+        (_text(all_settings, compared) if all_settings else "no run finished\n")
+        + _left_out(read_json(path / SWEEP))
+        + sentence
+    )
 
 
-def _left_out(said: Mapping[str, Any]) -> str:
+def _left_out(record: Mapping[str, Any]) -> str:
     """Which runs of a sweep are in no mean, since they diverged or failed; a line for each state."""
-    jobs = said.get("jobs", [])
+    jobs = record.get("jobs", [])
     always = set.intersection(*(set(job["changes"]) for job in jobs)) if len(jobs) > 1 else set()
     lines = []
     for state in ("diverged", "failed"):
@@ -137,13 +141,13 @@ def _left_out(said: Mapping[str, Any]) -> str:
     return "".join(lines)
 
 
-def best(found: list[Setting], search: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def best(all_settings: list[Setting], search: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The setting that a search chooses: the best mean on validation data, of those with the most seeds.
 
     Test data have no part in the choice; what they say of it is written beside it.
 
     Args:
-        found: the settings with finished runs.
+        all_settings: the settings with finished runs.
         search: what `sweep.json` says of it; None where the sweep is no search.
 
     Returns:
@@ -154,10 +158,10 @@ def best(found: list[Setting], search: Mapping[str, Any] | None) -> dict[str, An
     metric = str(search["metric"])
     more = 1 if METRICS[metric].direction == "up" else -1
     measured = {}
-    for setting in found:
+    for setting in all_settings:
         values = [compute(run.log, "validation") for run in setting.runs.values()]
-        known = [one.get(str(one.get("headline") or "") + metric, one.get(metric)) for one in values]
-        result = spread(known)
+        values_of_seeds = [one.get(str(one.get("headline") or "") + metric, one.get(metric)) for one in values]
+        result = spread(values_of_seeds)
         if result is not None:
             measured[setting.name] = (setting, result)
     if not measured:
@@ -186,19 +190,19 @@ def _chosen(chosen: Mapping[str, Any]) -> str:
     )
 
 
-def _csv(found: list[Setting]) -> str:
+def _csv(all_settings: list[Setting]) -> str:
     """One row per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    shown_of = measures_of(found)
+    shown_of = measures_of(all_settings)
     writer.writerow(["folder", "setting", "seed", *shown_of])
-    for setting in found:
+    for setting in all_settings:
         for seed, run in setting.runs.items():
             writer.writerow([run.path.name, setting.name, seed, *(run.value(key) for key in shown_of)])
     return text.getvalue()
 
 
-def _plain(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> dict[str, Any]:
+def _plain(all_settings: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> dict[str, Any]:
     return {
         "level": 0.95,
         "statistic": "half: half of the 95 % t interval, from three seeds on; p: paired t-test; corrected: by Holm",
@@ -208,7 +212,7 @@ def _plain(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]
                 "seeds": sorted(setting.runs),
                 **{key: None if one is None else one._asdict() for key, one in setting.values.items()},
             }
-            for setting in found
+            for setting in all_settings
         ],
         "paired": [{"better": one.name, "other": other.name, **result._asdict()} for one, other, result in compared],
     }
@@ -222,12 +226,12 @@ def shown(key: str, one: Spread | None) -> str:
     return f"{factor * one.mean:.1f}{spread_of(one, factor)}"
 
 
-def _rows(found: list[Setting]) -> list[list[str]]:
-    measures = measures_of(found)
+def _rows(all_settings: list[Setting]) -> list[list[str]]:
+    measures = measures_of(all_settings)
     head = ["setting", "seeds", *measures.values()]
     return [
         head,
-        *([one.name, str(len(one.runs)), *(shown(key, one.values[key]) for key in measures)] for one in found),
+        *([one.name, str(len(one.runs)), *(shown(key, one.values[key]) for key in measures)] for one in all_settings),
     ]
 
 
@@ -248,38 +252,40 @@ def _compared(compared: list[tuple[Setting, Setting, Paired]]) -> list[str]:
     return [_pair(*one, many) for one in compared]
 
 
-def _statistic(found: list[Setting]) -> str:
+def _statistic(all_settings: list[Setting]) -> str:
     """What the numbers of the table are."""
-    counts = {len(one.runs) for one in found}
+    counts = {len(one.runs) for one in all_settings}
     if len(counts) == 1:
         return named(counts.pop())
     return f"mean ± 95 % t interval over seeds, from {FEWEST} of them on; of two seeds both values"
 
 
-def _text(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> str:
-    rows = _rows(found)
-    rows[0][0] = f"setting ({_statistic(found)})"
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+def _text(all_settings: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> str:
+    rows = _rows(all_settings)
+    rows[0][0] = f"setting ({_statistic(all_settings)})"
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, *_compared(compared)]) + "\n"
 
 
-def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Setting, Paired]], chosen: str = "") -> str:
-    said = read_json(path / SWEEP)
-    failed = [job for job in said.get("jobs", []) if job.get("state") not in ("finished", None)]
-    runs = [(setting.name, seed, run) for setting in found for seed, run in setting.runs.items()]
-    head, *rows = _rows(found)
-    main = next(iter(measures_of(found)))
+def _html(
+    path: Path, all_settings: list[Setting], compared: list[tuple[Setting, Setting, Paired]], chosen: str = ""
+) -> str:
+    record = read_json(path / SWEEP)
+    failed = [job for job in record.get("jobs", []) if job.get("state") not in ("finished", None)]
+    runs = [(setting.name, seed, run) for setting in all_settings for seed, run in setting.runs.items()]
+    head, *rows = _rows(all_settings)
+    main = next(iter(measures_of(all_settings)))
     content = {
         "title": path.resolve().name,
-        "command": said.get("command") or "",
+        "command": record.get("command") or "",
         "series": [],
-        "statistic": _statistic(found),
-        "sentence": f"{chosen[0].upper()}{chosen[1:].strip()}." if chosen else _sentence(found, compared),
+        "statistic": _statistic(all_settings),
+        "sentence": f"{chosen[0].upper()}{chosen[1:].strip()}." if chosen else _sentence(all_settings, compared),
         "head": head,
         "rows": rows,
         "paired": _compared(compared),
-        "bars": _bars(found),
+        "bars": _bars(all_settings),
         "diverged": [job for job in failed if job["state"] == "diverged"],
         "failed": [job for job in failed if job["state"] != "diverged"],
         "runs": [
@@ -296,12 +302,12 @@ def _html(path: Path, found: list[Setting], compared: list[tuple[Setting, Settin
     return page("sweep.html.j2", content)
 
 
-def _sentence(found: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> str:
+def _sentence(all_settings: list[Setting], compared: list[tuple[Setting, Setting, Paired]]) -> str:
     """Which setting is best and whether that is sure, for somebody who reads one line."""
-    if not found:
+    if not all_settings:
         return "No run finished."
-    name, what = next(iter(measures_of(found).items()))
-    measured = [one for one in found if one.values[name] is not None]
+    name, what = next(iter(measures_of(all_settings).items()))
+    measured = [one for one in all_settings if one.values[name] is not None]
     if len(measured) < 2:
         return "" if not measured else f"{measured[0].name}: {what} {shown(name, measured[0].values[name])} %."
     best_one = max(measured, key=lambda one: one.values[name].mean)  # type: ignore[union-attr]
@@ -323,10 +329,10 @@ def _sentence(found: list[Setting], compared: list[tuple[Setting, Setting, Paire
     )
 
 
-def _bars(found: list[Setting]) -> list[dict[str, Any]]:
+def _bars(all_settings: list[Setting]) -> list[dict[str, Any]]:
     """Average accuracy of each setting as the geometry of a bar, in per cent of the width."""
-    bars, main = [], next(iter(measures_of(found)))
-    for setting in found:
+    bars, main = [], next(iter(measures_of(all_settings)))
+    for setting in all_settings:
         one = setting.values[main]
         if one is not None:
             half = 100 * (one.half or 0.0)

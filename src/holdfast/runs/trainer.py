@@ -52,7 +52,7 @@ SERVICES = ("record", "progress", "checkpoints", "loggers")
 """Arguments that say nothing about what is learned."""
 
 NOT_WRITTEN = ("method", "seed", "device", "optimizer", "scheduler", "criterion")
-"""Arguments that are no keys of `trainer` in a configuration."""
+"""Arguments that are not keys of `trainer` in a configuration."""
 
 
 class Evaluate(str):
@@ -305,7 +305,7 @@ def _make(folder: Path, method: str, config: dict[str, Any]) -> None:
 
 
 def _newest(folder: Path) -> Any:
-    """The state of the newest checkpoint, None where there is none."""
+    """The state of the newest checkpoint, None if there is none."""
     path = folder / "checkpoints" / LAST
     return load_tensors(path)["state"] if path.is_file() else None
 

@@ -113,15 +113,15 @@ def update(
         base, number = current(path)
         names = [os.path.abspath(one) if isinstance(one, str | os.PathLike) else "" for one in parts_of(data)]
         wanted = {"digest": digest_of(data), "test_fraction": test_fraction, "task": task}
-        found = made_before(path, number, wanted)
-        if found is not None and read_json(found / UPDATE).get("verdict"):
-            return again(path, found, number, max_drop, max_class_drop)
+        version_folder = made_before(path, number, wanted)
+        if version_folder is not None and read_json(version_folder / UPDATE).get("verdict"):
+            return again(path, version_folder, number, max_drop, max_class_drop)
         old = restore(base)
-        if found is None:
-            found = _begin(path, old, number, read_labelled(old, data), {**wanted, "data": names})
-        about = read_json(found / UPDATE)
+        if version_folder is None:
+            version_folder = _begin(path, old, number, read_labelled(old, data), {**wanted, "data": names})
+        about = read_json(version_folder / UPDATE)
         try:
-            update = _Update(found, old, about, quiet)
+            update = _Update(version_folder, old, about, quiet)
             engine = update.learn()
         except Interrupted as error:
             told = " ".join(name or "DATA" for name in about["data"])
@@ -130,9 +130,9 @@ def update(
                 f" {path} {told}{plugins.flags()}"
             ) from error
         verdict = judged(old, engine, update.stream, about, update.rows, update.earlier)
-        verdict.where, verdict.version = str(where), int(found.name)
+        verdict.where, verdict.version = str(where), int(version_folder.name)
         verdict.max_drop, verdict.max_class_drop = max_drop, max_class_drop
-        return decide(path, found, verdict)
+        return decide(path, version_folder, verdict)
 
 
 # A new version ---------------------------------------------------------------------------------------------
@@ -191,9 +191,11 @@ def _card_with(old: Restored, new: Labelled, task: int | None) -> tuple[dict[str
         new.notes.append(f"new classes: {', '.join(unknown)}")
         card["class_names"] = names = [*names, *unknown]
         card["classes"] = card["outputs"] = len(names)
-        place = {label: number for number, label in enumerate(names)}
-        own = targets.tolist()
-        targets = torch.tensor([place[label] if own[row] < 0 else own[row] for row, label in enumerate(new.words)])
+        number_of = {label: number for number, label in enumerate(names)}
+        class_numbers = targets.tolist()
+        targets = torch.tensor(
+            [number_of[label] if class_numbers[row] < 0 else class_numbers[row] for row, label in enumerate(new.words)]
+        )
     classes = sorted(set(targets.tolist())) if card["classes"] else []
     if card["paradigm"] == "task" and task is None:
         tasks = {one["task"] for one in card["experiences"] if set(classes) & set(one["classes"])}
@@ -257,19 +259,19 @@ class _Update:
     def rows(self) -> dict[str, TensorData]:
         """The new rows: `train` and `test`."""
         task = self.about["of"]["task"]
-        found = load_tensors(self.folder / HELD_OUT)
-        return {name: TensorData(part["inputs"], part["targets"], task=task) for name, part in found.items()}
+        parts = load_tensors(self.folder / HELD_OUT)
+        return {name: TensorData(part["inputs"], part["targets"], task=task) for name, part in parts.items()}
 
     @functools.cached_property
     def earlier(self) -> dict[int, Samples]:
         """Rows that earlier versions held out, by number."""
-        found, number = {}, int(self.about["base"])
+        rows, number = {}, int(self.about["base"])
         while number:
-            place = self.folder.parent / str(number)
-            about, kept = read_json(place / UPDATE), load_tensors(place / HELD_OUT)["test"]
-            found[number] = TensorData(kept["inputs"], kept["targets"], task=about["of"]["task"])
+            folder = self.folder.parent / str(number)
+            about, kept = read_json(folder / UPDATE), load_tensors(folder / HELD_OUT)["test"]
+            rows[number] = TensorData(kept["inputs"], kept["targets"], task=about["of"]["task"])
             number = int(about["base"])
-        return dict(sorted(found.items()))
+        return dict(sorted(rows.items()))
 
     def learn(self) -> Engine:
         """Train from the newest checkpoint, if that is not done; the trained model with its method."""
@@ -296,7 +298,7 @@ class _Update:
         return engine
 
     def _stream(self, job: Job, card: Mapping[str, Any]) -> Stream:
-        """The stream with the new data at its end, and with the run's own data where they are to be had."""
+        """The stream with the new data at its end, and with the run's own data where available."""
         stream = stream_of(card)
         newest = stream[-1]
         newest.train, newest.test = self.rows["train"], self.rows["test"]
@@ -307,12 +309,12 @@ class _Update:
         for index, data in zip(range(len(stream) - 1 - len(self.earlier), len(stream) - 1), self.earlier.values()):
             stream[index].test = data
         try:
-            own: list[Experience] = list(self.old.with_data())
+            experiences: list[Experience] = list(self.old.with_data())
         except HoldfastError as error:
             if {"stream", "replacement"} & set(self.old.engine.method.needs):
                 raise DataError(f"the method {job.method_name} learns from all data again. {error}") from error
             return stream
-        for mine, theirs in zip(stream, own):
+        for mine, theirs in zip(stream, experiences):
             mine.train, mine.test, mine.validation = theirs.train, theirs.test, theirs.validation
         return stream
 

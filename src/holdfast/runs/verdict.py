@@ -127,13 +127,13 @@ class Verdict:
     @property
     def failures(self) -> list[str]:
         """Why it does not pass, in sentences; empty where it does."""
-        found = [f"{where}: {line}" for where, one in self.seeds.items() for line in one.failures]
+        reasons = [f"{where}: {line}" for where, one in self.seeds.items() for line in one.failures]
         parts = [*self.experiences, *([self.new] if self.new is not None else [])]
-        found += [_too_much(one, self.max_drop) for one in parts if one.drop > self.max_drop]
+        reasons += [_too_much(one, self.max_drop) for one in parts if one.drop > self.max_drop]
         if self.max_class_drop is not None:
             classes = [*self.classes, *self.new_classes]
-            found += [_too_much(one, self.max_class_drop) for one in classes if one.drop > self.max_class_drop]
-        return found
+            reasons += [_too_much(one, self.max_class_drop) for one in classes if one.drop > self.max_class_drop]
+        return reasons
 
     @property
     def passed(self) -> bool:
@@ -158,20 +158,20 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        found = dataclasses.asdict(self)
-        found["seeds"] = {where: one.as_dict() for where, one in self.seeds.items()}
-        return {"passed": self.passed, "failures": self.failures, **found}
+        values = dataclasses.asdict(self)
+        values["seeds"] = {where: one.as_dict() for where, one in self.seeds.items()}
+        return {"passed": self.passed, "failures": self.failures, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
         """What `as_dict` gave."""
-        known = {one.name: values[one.name] for one in dataclasses.fields(cls) if one.name in values}
+        arguments = {one.name: values[one.name] for one in dataclasses.fields(cls) if one.name in values}
         for name in ("experiences", "classes", "new_classes"):
-            known[name] = [Kept(**one) for one in known.get(name) or []]
+            arguments[name] = [Kept(**one) for one in arguments.get(name) or []]
         for name, kind in (("whole", Kept), ("new", Kept), ("shift", Shift)):
-            known[name] = None if known.get(name) is None else kind(**known[name])  # type: ignore[operator]
-        known["seeds"] = {where: cls.from_dict(one) for where, one in (known.get("seeds") or {}).items()}
-        return cls(**known)
+            arguments[name] = None if arguments.get(name) is None else kind(**arguments[name])  # type: ignore[operator]
+        arguments["seeds"] = {where: cls.from_dict(one) for where, one in (arguments.get("seeds") or {}).items()}
+        return cls(**arguments)
 
 
 def _of_classes(classes: Sequence[Kept], since: str) -> list[str]:
@@ -208,8 +208,8 @@ def whole(parts: Sequence[Kept], name: str) -> Kept | None:
     before, now = (sum(getattr(one, key) * one.rows for one in parts) / rows for key in ("before", "now"))
     if parts[0].error:
         return Kept.of_errors(name, rows, before, now)
-    known = [(one.rows / rows, one.drop, one.low, one.high) for one in parts]
-    below = sum((share * (drop - low)) ** 2 for share, drop, low, _ in known if low is not None) ** 0.5
-    above = sum((share * (high - drop)) ** 2 for share, drop, _, high in known if high is not None) ** 0.5
+    shares = [(one.rows / rows, one.drop, one.low, one.high) for one in parts]
+    below = sum((share * (drop - low)) ** 2 for share, drop, low, _ in shares if low is not None) ** 0.5
+    above = sum((share * (high - drop)) ** 2 for share, drop, _, high in shares if high is not None) ** 0.5
     drop = before - now
     return Kept(name, rows, before, now, drop, drop - below, drop + above)

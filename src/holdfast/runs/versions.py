@@ -29,7 +29,7 @@ def rollback(where: Path | str, to: int | None = None) -> int:
         The version that is in use now.
 
     Raises:
-        ConfigError: where there is no such version.
+        ConfigError: if there is no such version.
     """
     path = run_folder(where)
     with locked(path):
@@ -49,11 +49,11 @@ def history(where: Path | str) -> list[dict[str, Any]]:
     """The versions of a run, each with its number, base, data, whether it passed, and whether it is in use."""
     path = Path(where)
     number = current(path)[1]
-    found: list[dict[str, Any]] = [{"version": 0, "base": None, "data": None, "passed": True, "in_use": number == 0}]
+    versions: list[dict[str, Any]] = [{"version": 0, "base": None, "data": None, "passed": True, "in_use": number == 0}]
     for one in numbers(path):
         about = read_json(path / VERSIONS / str(one) / UPDATE)
         verdict = about.get("verdict") or {}
-        found.append(
+        versions.append(
             {
                 "version": one,
                 "base": about.get("base"),
@@ -62,7 +62,7 @@ def history(where: Path | str) -> list[dict[str, Any]]:
                 "in_use": number == one,
             }
         )
-    return found
+    return versions
 
 
 def run_folder(where: Path | str) -> Path:
@@ -88,7 +88,7 @@ def numbers(path: Path) -> list[int]:
 
 
 def made_before(path: Path, number: int, wanted: Mapping[str, Any]) -> Path | None:
-    """The version of the same data, made of the version in use or part of what made that; None where there is none."""
+    """The version of the same data, made of the version in use or part of what made that; None if there is none."""
     line = [number]
     while line[-1]:
         line.append(int(read_json(path / VERSIONS / str(line[-1]) / UPDATE)["base"]))
@@ -100,24 +100,24 @@ def made_before(path: Path, number: int, wanted: Mapping[str, Any]) -> Path | No
     return None
 
 
-def again(path: Path, found: Path, number: int, max_drop: float, max_class_drop: float | None) -> Verdict:
+def again(path: Path, folder: Path, number: int, max_drop: float, max_class_drop: float | None) -> Verdict:
     """The verdict on a version that is there, by today's limits."""
-    verdict = Verdict.from_dict(read_json(found / UPDATE)["verdict"])
+    verdict = Verdict.from_dict(read_json(folder / UPDATE)["verdict"])
     verdict.max_drop, verdict.max_class_drop = max_drop, max_class_drop
-    if int(found.name) == number:
+    if int(folder.name) == number:
         verdict.notes.append(f"these data were learned before, by version {number}, which is in use")
         return verdict
-    if read_json(found / UPDATE).get("base") != number:
-        verdict.notes.append(f"these data were learned before, by version {found.name}, which later ones were made of")
+    if read_json(folder / UPDATE).get("base") != number:
+        verdict.notes.append(f"these data were learned before, by version {folder.name}, which later ones were made of")
         return verdict
-    return decide(path, found, verdict)
+    return decide(path, folder, verdict)
 
 
-def decide(path: Path, found: Path, verdict: Verdict) -> Verdict:
+def decide(path: Path, folder: Path, verdict: Verdict) -> Verdict:
     """Keep the verdict, and use the version if it passes."""
-    write_json(found / UPDATE, {**read_json(found / UPDATE), "verdict": verdict.as_dict()})
+    write_json(folder / UPDATE, {**read_json(folder / UPDATE), "verdict": verdict.as_dict()})
     if verdict.passed:
-        _use(path, int(found.name), "passed")
+        _use(path, int(folder.name), "passed")
     return verdict
 
 

@@ -61,7 +61,7 @@ class Messages(Source):
         self.on_silence = on_silence
         self.linger = linger
         self.batch_size = batch_size
-        self._given = 0
+        self._served = 0
         self._at: dict[str, Any] = {}
         self._halted = threading.Event()
 
@@ -77,7 +77,7 @@ class Messages(Source):
         """Rows in batches.
 
         Raises:
-            DataError: for a message that is none of ours, or nothing for `timeout` seconds.
+            DataError: for a message in another format, or nothing for `timeout` seconds.
         """
         rows: list[tuple[Any, Any]] = []
         at = dict(self._at)
@@ -98,7 +98,7 @@ class Messages(Source):
             now = time.monotonic()
             last = now if arrived else last
             if rows and (len(rows) >= self.batch_size or over or now - last > self.linger):
-                self._given, self._at = self._given + 1, dict(at)
+                self._served, self._at = self._served + 1, dict(at)
                 yield self._batch(rows)
                 rows, last = [], time.monotonic()
             if over:
@@ -143,11 +143,11 @@ class Messages(Source):
 
     def position(self) -> dict[str, Any]:
         """Batches given, and the place of the next message."""
-        return {"batches": self._given, "at": dict(self._at)}
+        return {"batches": self._served, "at": dict(self._at)}
 
     def seek(self, position: Mapping[str, Any]) -> None:
         """Go to a message; what the broker has deleted since then is missing."""
-        self._given, self._at = int(position["batches"]), dict(position["at"])
+        self._served, self._at = int(position["batches"]), dict(position["at"])
 
     def halt(self) -> None:
         """Stop waiting for messages."""
@@ -212,20 +212,20 @@ class Kafka(Messages):
         usual = {"group.id": "holdfast", "enable.auto.commit": False, "auto.offset.reset": self.start}
         consumer = kafka.Consumer({"bootstrap.servers": self.servers, **usual, **self.settings})
         try:
-            known = consumer.list_topics(self.topic, timeout=min(self.timeout, 10.0)).topics[self.topic]
+            topic = consumer.list_topics(self.topic, timeout=min(self.timeout, 10.0)).topics[self.topic]
         except kafka.KafkaException as error:
             consumer.close()
             raise DataError(
                 f"no broker of Kafka answers at {self.servers}: {error.args[0].str()}. Start one."
             ) from error
-        if known.error is not None or not known.partitions:
+        if topic.error is not None or not topic.partitions:
             consumer.close()
             raise DataError(f"Kafka at {self.servers} has no topic {self.topic!r}. Make it, or give another topic.")
         begin = kafka.OFFSET_BEGINNING if self.start == "earliest" else kafka.OFFSET_END
         consumer.assign(
             [
                 kafka.TopicPartition(self.topic, number, at.get(str(number), begin))
-                for number in sorted(known.partitions)
+                for number in sorted(topic.partitions)
             ]
         )
         return consumer
@@ -234,7 +234,7 @@ class Kafka(Messages):
         """See `Messages.messages`."""
         if self._consumer is None:
             self._consumer = self._open(at)
-        found = []
+        messages = []
         for message in self._consumer.consume(max(1, most), seconds):
             if message.error() is not None:
                 if message.error().retriable() or message.error().name() == "_PARTITION_EOF":
@@ -242,8 +242,8 @@ class Kafka(Messages):
                 raise DataError(f"Kafka reports of topic {self.topic!r}: {message.error().str()}.")
             number, offset = message.partition(), message.offset()
             name = f"message {offset} of partition {number} of topic {self.topic!r}"
-            found.append(({str(number): offset + 1}, name, message.value()))
-        return found
+            messages.append(({str(number): offset + 1}, name, message.value()))
+        return messages
 
     def close(self) -> None:
         """Leave the broker."""
@@ -314,16 +314,16 @@ class Redis(Messages):
             answer = self._client.xread({self.key: at.get("id", self.start)}, max(1, most), int(1000 * seconds))
         except redis.ConnectionError as error:
             raise DataError(f"no Redis answers at {self.url}: {error}. Start one, or give another url.") from error
-        found = []
+        messages = []
         for _, entries in answer or []:
             for identifier, fields in entries:
-                place = identifier.decode() if isinstance(identifier, bytes) else identifier
+                entry = identifier.decode() if isinstance(identifier, bytes) else identifier
                 plain = {key.decode() if isinstance(key, bytes) else key: value for key, value in fields.items()}
-                name = f"entry {place} of stream {self.key!r}"
+                name = f"entry {entry} of stream {self.key!r}"
                 if self.field not in plain and "end" not in plain:
                     raise DataError(f"{name} has no field {self.field!r} but {', '.join(plain)}. Name it with field=.")
-                found.append(({"id": place}, name, plain.get(self.field)))
-        return found
+                messages.append(({"id": entry}, name, plain.get(self.field)))
+        return messages
 
     def close(self) -> None:
         """Leave the server."""

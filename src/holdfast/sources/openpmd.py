@@ -41,7 +41,7 @@ class OpenPMD(Pieces):
 
     Raises:
         DataError: see `OpenPMDReader`; or a record that an iteration lacks, or that does not go with the others.
-        ConfigError: for a name that is no path of a record.
+        ConfigError: for a name that is not a path of a record.
         ImportError: where openPMD-api is not installed.
     """
 
@@ -116,8 +116,8 @@ class OpenPMD(Pieces):
                 yield {"iteration": index}, x, y
 
     def _rows(self, iteration: dict[str, Any], names: list[list[str]], part: str) -> torch.Tensor:
-        found = [_find(iteration, name) for name in names]
-        columns = list(itertools.chain.from_iterable(found))
+        components = [_find(iteration, name) for name in names]
+        columns = list(itertools.chain.from_iterable(components))
         shapes = {column.shape for column in columns}
         if len(shapes) > 1:
             raise DataError(
@@ -187,11 +187,11 @@ def _want(tree: dict[str, Any], name: str, components: list[str]) -> None:
 
 def _find(iteration: dict[str, Any], path: list[str]) -> list[np.ndarray]:
     """The components that a path names, in their order."""
-    found: Any = iteration
+    node: Any = iteration
     for part in path:
-        if not isinstance(found, Mapping) or part not in found:
+        if not isinstance(node, Mapping) or part not in node:
             raise DataError(
                 f"iteration {iteration['iteration_index']} has no {'/'.join(path)}, which is to be learned."
             )
-        found = found[part]
-    return [found.data] if isinstance(found, StreamData) else [one.data for one in found.values()]
+        node = node[part]
+    return [node.data] if isinstance(node, StreamData) else [one.data for one in node.values()]

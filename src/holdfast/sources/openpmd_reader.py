@@ -67,7 +67,7 @@ class OpenPMDReader:
         options: further settings of openPMD-api, as its JSON configuration.
 
     Raises:
-        ConfigError: for records that are none.
+        ConfigError: for names that are not records.
         ImportError: where openPMD-api is not installed.
     """
 
@@ -167,7 +167,7 @@ class OpenPMDReader:
         until = time.monotonic() + self.timeout
         while not self._halted.is_set():
             try:
-                found = arriving.get(timeout=SLICE)
+                item = arriving.get(timeout=SLICE)
             except queue.Empty:
                 if time.monotonic() > until:
                     raise DataError(
@@ -175,9 +175,9 @@ class OpenPMDReader:
                         " and writes there, or give a longer timeout."
                     ) from None
                 continue
-            if isinstance(found, BaseException):
-                raise found
-            return found
+            if isinstance(item, BaseException):
+                raise item
+            return item
         return None
 
     # In the thread of a series -----------------------------------------------------------------------------
@@ -240,12 +240,17 @@ class OpenPMDReader:
 
     def _read(self, iteration: Any, index: int) -> dict[str, Any]:
         """Ask for everything wanted, then let one flush read it."""
-        found: dict[str, Any] = {"iteration_index": index, "time": float(iteration.time), "meshes": {}, "particles": {}}
+        content: dict[str, Any] = {
+            "iteration_index": index,
+            "time": float(iteration.time),
+            "meshes": {},
+            "particles": {},
+        }
         missing: list[str] = []
         wanted = self.records.get("meshes", []) if self.records is not None else list(iteration.meshes)
         for name, components in _named(wanted):
             if name in iteration.meshes:
-                found["meshes"][name] = self._record(iteration.meshes[name], components, f"meshes/{name}", missing)
+                content["meshes"][name] = self._record(iteration.meshes[name], components, f"meshes/{name}", missing)
             else:
                 missing.append(f"meshes/{name}")
         species = self.records.get("particles", {}) if self.records is not None else list(iteration.particles)
@@ -253,17 +258,17 @@ class OpenPMDReader:
             if name not in iteration.particles:
                 missing.append(f"particles/{name}")
                 continue
-            container, held = iteration.particles[name], {}
+            container, by_record = iteration.particles[name], {}
             for record, components in _named(list(container) if records is None else records):
                 where = f"particles/{name}/{record}"
                 if record in container:
-                    held[record] = self._record(container[record], components, where, missing)
+                    by_record[record] = self._record(container[record], components, where, missing)
                 else:
                     missing.append(where)
-            found["particles"][name] = held
+            content["particles"][name] = by_record
         iteration.close()
-        found["missing"] = missing
-        return found
+        content["missing"] = missing
+        return content
 
     def _record(self, record: Any, components: list[str] | None, where: str, missing: list[str]) -> Any:
         if list(record) == [SCALAR]:

@@ -41,7 +41,7 @@ class Pieces(Source):
         if batch_size < 1:
             raise ConfigError(f"{type(self).__name__} got batch_size={batch_size}. Give at least 1.")
         self.batch_size = batch_size
-        self._given = self._row = 0
+        self._served = self._row = 0
         self._mark: Mark = None
         self._reading: Iterator[Batch] | None = None
 
@@ -62,7 +62,7 @@ class Pieces(Source):
             self._mark, self._row = mark, skip
             for start in range(skip, len(targets), self.batch_size):
                 stop = min(start + self.batch_size, len(targets))
-                self._given, self._row = self._given + 1, stop
+                self._served, self._row = self._served + 1, stop
                 yield Batch(tree_map(lambda leaf: leaf[start:stop], inputs), targets[start:stop])  # noqa: B023
             skip = 0
 
@@ -73,13 +73,13 @@ class Pieces(Source):
 
     def position(self) -> dict[str, Any]:
         """Batches given, the mark of the piece that is being read, and how many of its rows were given."""
-        return {"batches": self._given, "piece": self._mark, "row": self._row}
+        return {"batches": self._served, "piece": self._mark, "row": self._row}
 
     def seek(self, position: Mapping[str, Any]) -> None:
         """Go to a batch; see `Source.seek`."""
         if not self.seekable:
             super().seek(position)
-        self._given, self._mark, self._row = int(position["batches"]), position["piece"], int(position["row"])
+        self._served, self._mark, self._row = int(position["batches"]), position["piece"], int(position["row"])
         self._reading = None
 
 
@@ -131,7 +131,7 @@ def load_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     """Some arrays of a `.npz` file, floats as float32.
 
     Raises:
-        DataError: no such file, none of this format, or no such array.
+        DataError: no such file, one of another format, or no such array.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}. Give the path of a .npz file.")
@@ -140,10 +140,10 @@ def load_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
             for name in names:
                 if name not in file.files:
                     raise DataError(f"{path}: " + unknown("array", name, file.files))
-            found = {name: file[name] for name in names}
+            arrays = {name: file[name] for name in names}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} holds no arrays: {error}. Give a file that numpy.savez wrote.") from error
     return {
         name: array.astype(np.float32) if array.dtype.kind == "f" and array.dtype != np.float32 else array
-        for name, array in found.items()
+        for name, array in arrays.items()
     }

@@ -105,7 +105,7 @@ class Queued(Source):
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._over = self._halted = self._closed = False
-        self._given = 0
+        self._served = 0
         self._position = source.position()
 
     # The thread that reads ---------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Queued(Source):
             yield batch
 
     def poll(self) -> Batch | None:
-        """The next batch if there is one now; None where there is none yet, or no more (see `over`)."""
+        """The next batch if one is ready; None if there is none yet or none will come (see `over`)."""
         self._start()
         with self._changed:
             return self._next(wait=False)
@@ -203,9 +203,9 @@ class Queued(Source):
     def _next(self, wait: bool) -> Batch | None:
         if not (self._waited() if wait else self._ready()):
             return None
-        self._given += 1
+        self._served += 1
         if self._reservoir is not None:
-            batch = self._reservoir.draw(self._given, self._over)
+            batch = self._reservoir.draw(self._served, self._over)
             self._position = self._reservoir.position or self._position
         else:
             batch, self._position = self._waiting.popleft()
@@ -264,7 +264,7 @@ class Queued(Source):
     def position(self) -> dict[str, Any]:
         """Batches given, and where the source was when the last of them left it; rows that wait are read again."""
         with self._changed:
-            position: dict[str, Any] = {"batches": self._given, "source": dict(self._position)}
+            position: dict[str, Any] = {"batches": self._served, "source": dict(self._position)}
             if self._reservoir is not None:
                 position["unseen"] = self._reservoir.pending()
             position["dropped"] = self.dropped
@@ -281,7 +281,7 @@ class Queued(Source):
         if self._thread is not None:
             raise DataError("a queue that is being read cannot go to another position. Make a new one.")
         self.source.seek(position["source"])
-        self._given, self._position = int(position["batches"]), dict(position["source"])
+        self._served, self._position = int(position["batches"]), dict(position["source"])
         self.dropped = int(position.get("dropped", 0))
         if self._reservoir is not None:
             self._reservoir.expect(position["unseen"], self._position)

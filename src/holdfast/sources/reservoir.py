@@ -154,7 +154,7 @@ def _write(into: Tree, rows: Tree, slots: Tensor, chosen: Tensor) -> None:
 
 
 def joined(batches: list[Batch]) -> Batch | None:
-    """Batches as one; None of none."""
+    """Batches as one; None for no batches."""
     if len(batches) < 2:
         return batches[0] if batches else None
     inputs = tree_cat([batch.inputs for batch in batches])

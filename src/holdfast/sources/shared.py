@@ -49,7 +49,7 @@ class InStep(Source):
         self.split = split
         self.live = source.live
         self.input_shape, self.classes, self.prepare = source.input_shape, source.classes, source.prepare
-        self._given = 0
+        self._served = 0
         self._rows: list[tuple[Tree, torch.Tensor]] = []
         self._arriving: Iterator[Batch] | None = None
 
@@ -66,7 +66,7 @@ class InStep(Source):
                 inputs, targets = self._take(min(counts))
             else:
                 inputs, targets = self._dealt(self._take(min(self._waiting, self.batch_size)))
-            self._given += 1
+            self._served += 1
             yield Batch(inputs, targets)
 
     @property
@@ -105,7 +105,7 @@ class InStep(Source):
 
     def position(self) -> Plain:
         """Batches given; rows that wait are not in it, so that nobody can go back to it."""
-        return {"batches": self._given}
+        return {"batches": self._served}
 
     def counts(self) -> dict[str, int]:
         """What the source counts."""

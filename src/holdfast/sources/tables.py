@@ -66,7 +66,7 @@ class Table(Pieces):
             raise DataError(f"there is no file {path}. Give the path of a table.")
         head = self._head(first)
         number = head.find(target)
-        names = features or [name for place, name in enumerate(head.names) if place != number]
+        names = features or [name for column, name in enumerate(head.names) if column != number]
         chosen = [head.find(name) for name in names if name not in set(drop or ())]
         for name in drop or ():
             head.find(name)
@@ -94,16 +94,16 @@ class Table(Pieces):
 
     def _head(self, rows: int) -> Raw:
         """The first rows."""
-        blocks, found = [], 0
+        blocks, rows_read = [], 0
         for _, raw in self.tables(None):
             blocks.append(raw)
-            found += len(raw)
-            if found >= rows:
+            rows_read += len(raw)
+            if rows_read >= rows:
                 break
         if not blocks:
             raise DataError(f"{self.path} has no rows. Give a table with at least one.")
         columns = [
-            np.concatenate([raw.values[place] for raw in blocks])[:rows] for place in range(len(blocks[0].names))
+            np.concatenate([raw.values[column] for raw in blocks])[:rows] for column in range(len(blocks[0].names))
         ]
         lines = None if blocks[0].lines is None else [line for raw in blocks for line in raw.lines or ()][:rows]
         return Raw(blocks[0].names, columns, blocks[0].source, lines, blocks[0].decimal_commas)
@@ -112,8 +112,8 @@ class Table(Pieces):
         matrix = self.encoding.matrix(raw)
         gone = np.isnan(matrix)
         if gone.any():
-            row, place = np.argwhere(gone)[0]
-            name = self.encoding.outputs[place].split("=")[0]
+            row, column = np.argwhere(gone)[0]
+            name = self.encoding.outputs[column].split("=")[0]
             refuse_gap(raw, name if name in raw.names else self.encoding.features[0].name, int(row), int(gone.sum()))
         return matrix
 

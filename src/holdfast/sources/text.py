@@ -147,15 +147,15 @@ class Csv(Table):
             matrix = np.loadtxt(lines, delimiter=delimiter, usecols=columns, comments=None, ndmin=2, encoding="latin1")
         except ValueError:
             return None
-        found, last = encoding.features_from(matrix[:, :-1]), matrix[:, -1]
+        features, last = encoding.features_from(matrix[:, :-1]), matrix[:, -1]
         if len(matrix) != len(lines) or not np.isfinite(matrix).all():
             return None
         if self.labels is None:
-            return found, torch.from_numpy(last.astype(np.float32)).unsqueeze(1)
-        known = (last == np.round(last)) & (last >= 0) & (last < len(codes))
-        if not known.all() or (targets := codes[last.astype(np.int64)]).min() < 0:
+            return features, torch.from_numpy(last.astype(np.float32)).unsqueeze(1)
+        is_class = (last == np.round(last)) & (last >= 0) & (last < len(codes))
+        if not is_class.all() or (targets := codes[last.astype(np.int64)]).min() < 0:
             return None
-        return found, torch.from_numpy(targets)
+        return features, torch.from_numpy(targets)
 
     @functools.cached_property
     def _codes(self) -> np.ndarray | None:

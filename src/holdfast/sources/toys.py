@@ -50,7 +50,7 @@ def generate_toy8(
         X `[npoints, 2]` and one-hot Y `[npoints, 8]`, float32.
 
     Raises:
-        ConfigError: for another kind of labels, or a number that is no multiple of 8.
+        ConfigError: for another kind of labels, or a number that is not a multiple of 8.
 
     Example:
         >>> x, y = generate_toy8("some", npoints=16)
@@ -261,22 +261,22 @@ class Toy8(Source):
         self._each = -(-npoints // batch_size)
         self.length = None if steps is None else steps * passes * self._each
         self.drifts = [] if steps is None else [npoints * passes * number for number in range(1, steps)]
-        self._given = 0
+        self._served = 0
 
     def batches(self) -> Iterator[Batch]:
         """Rows in a new order each pass, from the current position on."""
-        while self.length is None or self._given < self.length:
-            number, first = divmod(self._given, self._each)
+        while self.length is None or self._served < self.length:
+            number, first = divmod(self._served, self._each)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
             order = torch.randperm(self.npoints, generator=generator)
             for rows in order.split(self.batch_size)[first:]:
-                self._given += 1
+                self._served += 1
                 yield Batch(shifted(self.x[rows], number // self.passes * self.dt), self.y[rows])
 
     def position(self) -> dict[str, Any]:
         """How many batches were given."""
-        return {"batches": self._given}
+        return {"batches": self._served}
 
     def seek(self, position: Mapping[str, Any]) -> None:
         """Go to a batch."""
-        self._given = int(position["batches"])
+        self._served = int(position["batches"])

@@ -73,7 +73,7 @@ class Window(Source):
         self.seekable = source.seekable and not (isinstance(source, Queued) and source.policy == "reservoir")
         self._held: deque[list[Any]] = deque()
         self._before = source.position()
-        self._given = self._unchanged = self._late = self._passed = self._arrived = 0
+        self._served = self._unchanged = self._late = self._passed = self._arrived = 0
         self._apart: list[Batch] = []
         self._incoming: Iterator[Batch] | None = None
         self._ended = self._halted = False
@@ -88,7 +88,7 @@ class Window(Source):
                 if self._late >= self.after_end:
                     return
                 self._late += 1
-            self._given += 1
+            self._served += 1
             self._unchanged += 1
             yield self._draw()
 
@@ -128,14 +128,14 @@ class Window(Source):
         self._arrived += rows
         if batch.held_out is not None:
             self._apart.append(batch.held_out)
-        held = sum(len(one.targets) for one, *_ in self._held)
-        while held - len(self._held[0][0].targets) >= self.rows:
+        rows_in = sum(len(one.targets) for one, *_ in self._held)
+        while rows_in - len(self._held[0][0].targets) >= self.rows:
             gone, unseen, *_ = self._held.popleft()
-            held -= len(gone.targets)
+            rows_in -= len(gone.targets)
             self._passed += int(unseen.sum())
 
     def _draw(self) -> Batch:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._given)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._served)
         count = sum(len(batch.targets) for batch, *_ in self._held)
         chosen = torch.randperm(count, generator=generator)[: self.batch_size]
         inputs = tree_cat([batch.inputs for batch, *_ in self._held])
@@ -143,8 +143,8 @@ class Window(Source):
         flags = torch.cat([fresh for _, fresh, *_ in self._held])
         drawn = flags[chosen]
         flags[chosen] = False
-        for held, part in zip(self._held, flags.split([len(batch.targets) for batch, *_ in self._held])):
-            held[1] = part.clone()
+        for entry, part in zip(self._held, flags.split([len(batch.targets) for batch, *_ in self._held])):
+            entry[1] = part.clone()
         apart, self._apart = joined(self._apart), []
         return Batch(tree_map(lambda leaf: leaf[chosen], inputs), targets[chosen], fresh=drawn, held_out=apart)
 
@@ -163,7 +163,7 @@ class Window(Source):
         first = self._held[0][2] if self._held else self._before
         unseen = [fresh.nonzero().flatten().tolist() for _, fresh, *_ in self._held]
         return {
-            "batches": self._given,
+            "batches": self._served,
             "source": dict(first),
             "unseen": unseen,
             "unchanged": self._unchanged,
@@ -194,7 +194,7 @@ class Window(Source):
             self._held.append([batch, fresh, self._before, self._arrived])
             self._before = self.source.position()
             self._arrived += len(batch.targets)
-        self._given, self._unchanged = int(position["batches"]), int(position["unchanged"])
+        self._served, self._unchanged = int(position["batches"]), int(position["unchanged"])
         self._late, self._ended = int(position["after_end"]), bool(position["ended"])
         self._passed = int(position["passed_over"])
 
@@ -236,7 +236,7 @@ class HoldOut(Source):
         self.seekable, self.live = source.seekable, source.live
         self.input_shape, self.classes, self.prepare = source.input_shape, source.classes, source.prepare
         self.drifts = [round(rows * (1 - share)) for rows in source.drifts]
-        self._given = self._rows = 0
+        self._served = self._rows = 0
 
     def batches(self) -> Iterator[Batch]:
         """Batches without the rows that are held out."""
@@ -252,17 +252,17 @@ class HoldOut(Source):
                 continue
             kept = _part(batch, ~chosen) if bool(chosen.any()) else batch
             kept.held_out, apart = joined(apart), []
-            self._given += 1
+            self._served += 1
             yield kept
 
     def position(self) -> dict[str, Any]:
         """Batches given, rows that arrived, and where the source is."""
-        return {"batches": self._given, "rows": self._rows, "source": self.source.position()}
+        return {"batches": self._served, "rows": self._rows, "source": self.source.position()}
 
     def seek(self, position: Mapping[str, Any]) -> None:
         """Go to a batch; see `Source.seek`."""
         self.source.seek(position["source"])
-        self._given, self._rows = int(position["batches"]), int(position["rows"])
+        self._served, self._rows = int(position["batches"]), int(position["rows"])
 
     def halt(self) -> None:
         """Let a wait for the source end at once."""

@@ -36,9 +36,9 @@ def split_batch(batch: Any) -> tuple[Tree, Tensor]:
         (['ids', 'mask'], torch.Size([2]))
     """
     if isinstance(batch, Mapping):
-        found = next((name for name in TARGETS if name in batch), None)
-        if found is not None:
-            return {name: value for name, value in batch.items() if name != found}, batch[found]
+        target_name = next((name for name in TARGETS if name in batch), None)
+        if target_name is not None:
+            return {name: value for name, value in batch.items() if name != target_name}, batch[target_name]
     elif isinstance(batch, list | tuple) and len(batch) >= 2:
         inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
         return (dict(inputs) if isinstance(inputs, Mapping) else inputs), batch[-1]

@@ -44,12 +44,12 @@ class Store:
     def on(self, device: torch.device | str) -> Store:
         """This store on `device`; one copy serves every view, and goes when the last of them does."""
         key = str(torch.empty(0, device=device).device)
-        found = self._copies.get(key)
-        if found is None:
-            found = Store(tree_map(lambda leaf: leaf.to(device), self.inputs))
-            found._copies = self._copies
-            self._copies[key] = found
-        return found
+        store = self._copies.get(key)
+        if store is None:
+            store = Store(tree_map(lambda leaf: leaf.to(device), self.inputs))
+            store._copies = self._copies
+            self._copies[key] = store
+        return store
 
     def take(self, rows: Tensor) -> Tree:
         """A copy of these rows."""
@@ -145,7 +145,7 @@ def as_data(data: Pairs, split: Split | None = None) -> Data:
             `targets`, `target`, `label` or `y`, and the rest as inputs.
 
     Raises:
-        DataError: for batches that are none, or whose inputs cannot be joined.
+        DataError: for anything but batches, or batches whose inputs cannot be joined.
 
     Example:
         >>> batches = [(torch.zeros(3, 2), torch.tensor([0, 1, 0])), (torch.ones(1, 2), torch.tensor([1]))]
@@ -182,7 +182,7 @@ def stream_of(experiences: Sequence[Pairs], tests: Sequence[Pairs] | None = None
         name: for reports.
 
     Raises:
-        DataError: for no experience, tests that are not one for each, or data that are none.
+        DataError: for no experience, not one test set for each, or anything but data.
 
     Example:
         >>> batch = (torch.zeros(3, 2), torch.tensor([0, 1, 0]))
@@ -220,9 +220,7 @@ def _parts(batch: Any) -> tuple[Tree, Tensor]:
 def _of_batches(batches: Iterable[Any], split: Split) -> TensorData:
     inputs, targets = [], []
     if not isinstance(batches, Iterable):
-        raise DataError(
-            f"data of type {type(batches).__name__} is none. Give a data set, a loader or a list of batches."
-        )
+        raise DataError(f"got {type(batches).__name__} as data. Give a data set, a loader or a list of batches.")
     for batch in batches:
         try:
             one, of = split(batch)
@@ -291,12 +289,12 @@ class UnionData(View):
         pieces = []
         places = []
         for number, part in enumerate(self._parts):
-            place = (owner == number).nonzero().flatten()
-            if len(place) == 0 and (number or len(rows)):
+            positions = (owner == number).nonzero().flatten()
+            if len(positions) == 0 and (number or len(rows)):
                 continue
             start = int(self._ends[number]) - len(part)
-            pieces.append(part.gather(rows[place] - start).inputs)
-            places.append(place)
+            pieces.append(part.gather(rows[positions] - start).inputs)
+            places.append(positions)
         if len(places) == 1:
             return pieces[0]
         back = torch.cat(places).argsort()

@@ -110,8 +110,8 @@ class Prepare:
             offset = decide(lambda: torch.randint(offsets, (2, count, 1), generator=generator, device=source), device)
             rows, columns = rows + offset[0], columns + offset[1]
             inputs = F.pad(inputs, (self.crop,) * 4)
-        place = (rows[:, :, None] * inputs.shape[3] + columns[:, None, :]).view(count, 1, -1)
-        taken = inputs.flatten(2).gather(2, place.expand(-1, channels, -1))
+        pixels = (rows[:, :, None] * inputs.shape[3] + columns[:, None, :]).view(count, 1, -1)
+        taken = inputs.flatten(2).gather(2, pixels.expand(-1, channels, -1))
         return taken.view(count, channels, height, width)
 
     def _statistics(self, values: Tensor) -> tuple[Tensor | None, Tensor | None]:

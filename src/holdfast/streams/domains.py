@@ -68,8 +68,8 @@ def grouped(
         by_group = [dataset.train.targets[dataset.groups == group] for group in range(len(dataset.group_names))]
         order = list(dict.fromkeys([*(label for part in by_group for label in part.unique().tolist()), *order]))
     labels = [0] * dataset.classes
-    for place, label in enumerate(order):
-        labels[label] = place
+    for position, label in enumerate(order):
+        labels[label] = position
     return make_stream(
         Scenario(
             name="grouped",
@@ -138,13 +138,13 @@ def domains(
     for number, (dataset, labels) in enumerate(zip(datasets, maps)):
         task = number if paradigm == "task" else None
         whole = viewed(dataset.train).derive(label_map=labels, task=task)
-        kept, held = hold_out(whole.targets, validation, rng(validation_seed, "validation", number))
+        kept, held_out = hold_out(whole.targets, validation, rng(validation_seed, "validation", number))
         experiences.append(
             Experience(
                 index=number,
                 train=whole.subset(kept) if validation else whole,
                 test=None if dataset.test is None else viewed(dataset.test).derive(label_map=labels, task=task),
-                validation=whole.subset(held) if validation and len(held) else None,
+                validation=whole.subset(held_out) if validation and len(held_out) else None,
                 classes=present_classes(whole) if dataset.classes else (),
                 task=task,
                 name=dataset.name,
@@ -237,11 +237,11 @@ def _prepare(datasets: Sequence[Dataset], standardise: Literal["first", "pooled"
     every = [dataset.prepare for dataset in datasets]
     if all(prepare == first for prepare in every) or first is None:
         return first
-    known = [prepare for prepare in every if prepare is not None]
-    if len({(prepare.crop, prepare.flip) for prepare in known}) > 1 or len(known) < len(every):
+    preparations = [prepare for prepare in every if prepare is not None]
+    if len({(prepare.crop, prepare.flip) for prepare in preparations}) > 1 or len(preparations) < len(every):
         raise ConfigError("the data sets are cropped and flipped in different ways. Give all the same crop and flip.")
     lacking = first.mean is None or standardise == "pooled"
-    if lacking and len({prepare.mean is None for prepare in known}) > 1:
+    if lacking and len({prepare.mean is None for prepare in preparations}) > 1:
         named = {dataset.name: dataset.prepare is not None and dataset.prepare.mean is not None for dataset in datasets}
         raise ConfigError(
             f"of the data sets some are normalised and some are not: {named}. Normalise all, or the first, which then"
@@ -250,9 +250,9 @@ def _prepare(datasets: Sequence[Dataset], standardise: Literal["first", "pooled"
     if standardise == "first" or first.mean is None:
         return first
     rows = torch.tensor([float(len(dataset.train)) for dataset in datasets], dtype=torch.float64)
-    width = max(len(_values(prepare.mean)) for prepare in known)
+    width = max(len(_values(prepare.mean)) for prepare in preparations)
     means, stds = (
-        torch.stack([torch.tensor(_values(getattr(p, part)), dtype=torch.float64).expand(width) for p in known])
+        torch.stack([torch.tensor(_values(getattr(p, part)), dtype=torch.float64).expand(width) for p in preparations])
         for part in ("mean", "std")
     )
     share = (rows / rows.sum()).unsqueeze(1)
@@ -269,8 +269,8 @@ def _values(value: float | Sequence[float] | None) -> list[float]:
 
 def _first_inputs(datasets: Sequence[Dataset]) -> list[torch.Tensor]:
     """The first training input of every data set that has a single input tensor."""
-    found = [dataset.train.gather(torch.tensor([0])).inputs for dataset in datasets]
-    return [inputs for inputs in found if isinstance(inputs, torch.Tensor)]
+    first_rows = [dataset.train.gather(torch.tensor([0])).inputs for dataset in datasets]
+    return [inputs for inputs in first_rows if isinstance(inputs, torch.Tensor)]
 
 
 def _resized(dataset: Dataset, size: int, every: Sequence[Dataset]) -> Dataset:

@@ -59,7 +59,7 @@ class Column:
 
     @property
     def notes(self) -> Path:
-        """The file that says what the values are, written last: a column without it is none."""
+        """The file that says what the values are, written last: a column without it does not count."""
         return self.folder / f"{self.key}.json"
 
     def load(self, width: int | None = None) -> Tensor | None:
@@ -87,17 +87,17 @@ class Column:
             DataError: for features that are not finite, or beyond the range of the precision.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _lock(self.folder / f"{self.key}.lock") as held:
-            found = self.load() if held else None
-            if found is None:
-                self._write(compute, "part" if held else f"{uuid.uuid4().hex}.part")
-                found = self.load()
-        if found is None:
+        with _lock(self.folder / f"{self.key}.lock") as locked:
+            column = self.load() if locked else None
+            if column is None:
+                self._write(compute, "part" if locked else f"{uuid.uuid4().hex}.part")
+                column = self.load()
+        if column is None:
             raise DataError(
                 f"{self.values} is not what was written to it a moment ago. Look after the disk, or choose another "
                 f"folder with the environment variable {VARIABLE}."
             )
-        return found
+        return column
 
     def forget(self) -> None:
         """Remove the column."""
@@ -132,7 +132,7 @@ class Column:
         notes |= {"digests": digests, "of": self.of, "made": time.time()}
         half = self.notes.with_suffix(f".{uuid.uuid4().hex}.half")
         half.write_text(json.dumps(notes), encoding="utf-8")
-        self.notes.unlink(missing_ok=True)  # of a damaged column: values without notes are none
+        self.notes.unlink(missing_ok=True)  # of a damaged column: values without notes do not count
         os.replace(part, self.values)
         os.replace(half, self.notes)
         log.unlink(missing_ok=True)
@@ -147,25 +147,25 @@ def mapped(path: Path, rows: int, width: int, dtype: torch.dtype) -> Tensor:
 
 def default_folder() -> Path:
     """Where features are kept: `$HOLDFAST_CACHE`, else `holdfast` in the user's folder of caches."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        return Path(given).expanduser()
+    configured = os.environ.get(VARIABLE)
+    if configured:
+        return Path(configured).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "holdfast"
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
     """What the cache in `folder` holds, newest first: key, bytes, rows, width, precision, time made and what of."""
-    found = []
+    kept = []
     for notes in folder.glob("*.json"):
         values = notes.with_suffix(".features")
         try:
             read = json.loads(notes.read_text(encoding="utf-8"))
             entry = {name: read[name] for name in ("rows", "width", "precision", "made", "of")}
-            found.append({"key": notes.stem, "bytes": values.stat().st_size, **entry})
+            kept.append({"key": notes.stem, "bytes": values.stat().st_size, **entry})
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return sorted(found, key=lambda entry: -entry["made"])
+    return sorted(kept, key=lambda entry: -entry["made"])
 
 
 def clear(folder: Path) -> int:
@@ -188,13 +188,13 @@ def _digests(path: Path, row_bytes: int) -> Iterator[str]:
 def _resumed(part: Path, log: Path, dtype: torch.dtype) -> tuple[int, list[str]]:
     """Width and digests of the whole blocks that a killed pass left; nothing where they are not as written."""
     try:
-        first, *known = log.read_text(encoding="utf-8").splitlines()
+        first, *digests = log.read_text(encoding="utf-8").splitlines()
         width = int(first)
         kept = []
-        for said, real in zip(known, _digests(part, width * dtype.itemsize)):
-            if said != real:
+        for digest, real in zip(digests, _digests(part, width * dtype.itemsize)):
+            if digest != real:
                 break
-            kept.append(said)
+            kept.append(digest)
     except (OSError, ValueError):
         width, kept = 0, []
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -208,11 +208,11 @@ def _resumed(part: Path, log: Path, dtype: torch.dtype) -> tuple[int, list[str]]
 def _lock(path: Path) -> Iterator[bool]:
     """Wait until no other process makes this column; whether that could be had on this system."""
     with path.open("a") as file:
-        held = fcntl is not None
-        if held:
+        locked = fcntl is not None
+        if locked:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:  # a file system without locks
-                held = False
-        yield held
+                locked = False
+        yield locked
         path.unlink(missing_ok=True)  # only after success; who waited for it looks for the finished column first

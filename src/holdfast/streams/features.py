@@ -70,12 +70,12 @@ def cache_features(
         (torch.Size([3, 6]), (4,))
     """
     prepare = _checked(stream.prepare)
-    place = default_folder() if folder is None else Path(folder).expanduser()
+    cache_folder = default_folder() if folder is None else Path(folder).expanduser()
     about = {"stream": stream.name, "backbone": name or type(backbone).__name__}
     digest = module_digest(backbone)
     made: dict[int, Data | None] = {}
     for source in _sources(stream):
-        column = _column(source, backbone, digest, prepare, place, precision, about)
+        column = _column(source, backbone, digest, prepare, cache_folder, precision, about)
         made |= {id(view): source.read_from(column, view) for view in source.views}
     experiences = []
     for experience in stream:
@@ -128,15 +128,15 @@ class Source:
     def digest(self) -> str:
         """Of the inputs: their content, or what identifies the files they are in."""
         view, transform = self.views[0], self.views[0].transform
-        known = transform is None or _described(transform)
-        digest = hashlib.sha256(repr(transform).encode() if known else b"content")
-        identity = getattr(view.store, "identity", None) if isinstance(view, LoaderData) and known else None
+        described = transform is None or _described(transform)
+        digest = hashlib.sha256(repr(transform).encode() if described else b"content")
+        identity = getattr(view.store, "identity", None) if isinstance(view, LoaderData) and described else None
         if identity is not None:
             for row in self.rows.tolist():
                 digest.update(f"{identity(row)}\n".encode())
             return digest.hexdigest()
         data = self.whole
-        if known:
+        if described:
             data.transform = None
         for start in range(0, len(data), BLOCK):
             positions = torch.arange(start, min(len(data), start + BLOCK))
@@ -153,7 +153,7 @@ class Source:
 
 
 def _sources(stream: Stream) -> list[Source]:
-    found: list[Source] = []
+    sources: list[Source] = []
     seen: set[int] = set()
     for experience in stream:
         for part in PARTS:
@@ -166,15 +166,15 @@ def _sources(stream: Stream) -> list[Source]:
                     "or LoaderData, or leave the cache out."
                 )
             seen.add(id(data))
-            for source in found:
+            for source in sources:
                 if source.views[0].store is data.store and source.views[0].transform == data.transform:
                     source.views.append(data)
                     break
             else:
-                found.append(Source([data], torch.empty(0, dtype=torch.int64)))
-    for source in found:
+                sources.append(Source([data], torch.empty(0, dtype=torch.int64)))
+    for source in sources:
         source.rows = torch.cat([view.stored() for view in source.views]).unique()
-    return found
+    return sources
 
 
 def _column(
@@ -187,39 +187,39 @@ def _column(
     about: dict[str, Any],
 ) -> TensorData:
     data = source.whole
-    place = next((value.device for value in (*backbone.parameters(), *backbone.buffers())), torch.device("cpu"))
+    device = next((value.device for value in (*backbone.parameters(), *backbone.buffers())), torch.device("cpu"))
 
     def compute(start: int, stop: int, step: int = 1) -> Tensor:
         parts = []
         with eval_mode(backbone), torch.no_grad():
             for batch in data.batches(torch.arange(start, stop, step), BATCH):
-                inputs = _one(batch.inputs).to(place)
+                inputs = _one(batch.inputs).to(device)
                 inputs = inputs.to(torch.float32) if prepare is None else prepare(inputs, False, None)
                 parts.append(_checked_features(backbone(inputs)))
         return torch.cat(parts)
 
-    said = None if prepare is None else prepare.describe()
-    key = [digest, place.type, source.digest(), said, precision]
+    preparation = None if prepare is None else prepare.describe()
+    key = [digest, device.type, source.digest(), preparation, precision]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     column = Column(folder, name, len(data), precision, about)
-    found = column.load()
-    if found is not None and not _agrees(found, compute, precision):
+    cached = column.load()
+    if cached is not None and not _agrees(cached, compute, precision):
         warnings.warn(
             f"features in {column.values} are not what the backbone gives now; they are made again.", stacklevel=2
         )
         column.forget()
-        found = None
-    values = column.make(compute) if found is None else found
+        cached = None
+    values = column.make(compute) if cached is None else cached
     return TensorData(values, torch.zeros(len(values), dtype=torch.int64))
 
 
-def _agrees(found: Tensor, compute: Callable[..., Tensor], precision: str) -> bool:
+def _agrees(cached: Tensor, compute: Callable[..., Tensor], precision: str) -> bool:
     """Whether a few rows, computed again, are as they were."""
-    step = max(1, len(found) // PROBES)
-    again = compute(0, len(found), step).cpu()
-    if again.shape[1] != found.shape[1]:
+    step = max(1, len(cached) // PROBES)
+    again = compute(0, len(cached), step).cpu()
+    if again.shape[1] != cached.shape[1]:
         return False
-    old = found[::step].to(torch.float32)
+    old = cached[::step].to(torch.float32)
     return bool((old - again).abs().max() <= TOLERANCE[precision] * again.abs().max().clamp(min=1e-6))
 
 

@@ -77,13 +77,13 @@ class LoaderData(View):
                 f"data of type {type(dataset).__name__} has no length or no items to be asked for, so it cannot be gone"
                 " over in another order. Read what is needed into a list of (input, target) first."
             )
-        found = find_targets(dataset) if targets is None else as_targets(targets)
-        if len(found) != len(dataset):
-            raise DataError(f"there are {len(dataset)} items and {len(found)} targets. Give one target per item.")
+        all_targets = find_targets(dataset) if targets is None else as_targets(targets)
+        if len(all_targets) != len(dataset):
+            raise DataError(f"there are {len(dataset)} items and {len(all_targets)} targets. Give one target per item.")
         index = None if index is None else index.to(torch.int64).cpu()
-        rows = range(len(found)) if index is None else compact(index)
-        found = found if index is None else found[index]
-        super().__init__(rows, relabel(found, label_map, 0), task, transform)
+        rows = range(len(all_targets)) if index is None else compact(index)
+        all_targets = all_targets if index is None else all_targets[index]
+        super().__init__(rows, relabel(all_targets, label_map, 0), task, transform)
         self._dataset = dataset
         self.workers = workers
         self._bytes: int | None = None
@@ -189,12 +189,12 @@ def find_targets(dataset: Any) -> Tensor:
     if isinstance(dataset, TensorDataset):
         return as_targets(_second(dataset))
     for name in ("targets", "labels", "_labels"):
-        found = getattr(dataset, name, None)
-        if found is not None and not callable(found) and len(found) == len(dataset):
+        values = getattr(dataset, name, None)
+        if values is not None and not callable(values) and len(values) == len(dataset):
             change = getattr(dataset, "target_transform", None)
-            said = as_targets(found if change is None else [change(target) for target in found])
-            if _agree(dataset, said):
-                return said
+            targets = as_targets(values if change is None else [change(target) for target in values])
+            if _agree(dataset, targets):
+                return targets
     with untouched():
         return as_targets([_target(dataset[row], row) for row in range(len(dataset))])
 
@@ -213,13 +213,13 @@ def _second(dataset: TensorDataset) -> Tensor:
     return second
 
 
-def _agree(dataset: Any, said: Tensor) -> bool:
+def _agree(dataset: Any, targets: Tensor) -> bool:
     """Whether the first and the last item have the targets that the data set says."""
     with untouched():
-        for row in {0, len(said) - 1} if len(said) else ():
+        for row in {0, len(targets) - 1} if len(targets) else ():
             try:
                 target = _target(dataset[row], row)
-                if not bool((torch.as_tensor(target).cpu() == said[row]).all()):
+                if not bool((torch.as_tensor(target).cpu() == targets[row]).all()):
                     return False
             except DataError:  # items are inputs alone
                 return True

@@ -111,13 +111,13 @@ def recurrence_distribution(described: str | dict[str, Any], classes: int, gener
     return chances[torch.randperm(classes, generator=generator)]
 
 
-def _call(what: str, described: str | dict[str, Any], known: dict[str, Callable[..., Tensor]]) -> Tensor:
+def _call(what: str, described: str | dict[str, Any], functions: dict[str, Callable[..., Tensor]]) -> Tensor:
     arguments = {"name": described} if isinstance(described, str) else dict(described)
     name = arguments.pop("name", None)
-    if name not in known:
-        raise ConfigError(unknown(what, name, known))
+    if name not in functions:
+        raise ConfigError(unknown(what, name, functions))
     try:
-        return known[name](**arguments)
+        return functions[name](**arguments)
     except TypeError as error:
         raise ConfigError(f"the {what} {name!r} cannot take {sorted(arguments)}. Its error says: {error}.") from error
 

@@ -115,7 +115,7 @@ def saved(dataset: Dataset, scenario: dict[str, Any] | None = None, path: str | 
         path: a JSON file with them, instead.
 
     Raises:
-        ConfigError: neither or both given, or values that are no scenario.
+        ConfigError: neither or both given, or values that make no scenario.
         DataError: the file is no JSON.
 
     Example:

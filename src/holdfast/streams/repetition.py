@@ -73,8 +73,8 @@ def repetition_slots(
     generator = rng(seed, "slots")
     order = torch.randperm(classes, generator=generator).tolist()
     parts = [0] * classes
-    for place, label in enumerate(order):
-        parts[label] = total // classes + (place < total % classes)
+    for position, label in enumerate(order):
+        parts[label] = total // classes + (position < total % classes)
     for label, count in enumerate(class_counts(dataset.targets(), classes)):
         if count < parts[label]:
             raise ConfigError(
@@ -114,7 +114,7 @@ def repetition_sampling(
     Args:
         dataset: what is shared out.
         experiences: how many.
-        samples: of each experience; fewer where its classes have not that many.
+        samples: of each experience; fewer where its classes have fewer.
         first: distribution of the first appearance over experiences: "uniform"; `{"name": "uniform_alpha", "alpha": a}`
             (over the first share a of them); "poisson" (`mu`); "zipf" or "zipf_reversed" (`exponent`); "geometric"
             (`p`). Parameters have defaults.
@@ -202,7 +202,7 @@ def _slot_classes(parts: list[int], experiences: int, slots: int, generator: tor
         due = [label for label, count in enumerate(left) if count == remaining]
         free = [label for label, count in enumerate(left) if 0 < count < remaining]
         drawn = torch.randperm(len(free), generator=generator)[: slots - len(due)].tolist()
-        now = due + [free[place] for place in drawn]
+        now = due + [free[position] for position in drawn]
         for label in now:
             left[label] -= 1
         chosen.append(now)
@@ -216,8 +216,8 @@ def _even_counts(present_CT: Tensor, samples: int, available: Sequence[int], gen
         present = present_CT[:, column].nonzero().flatten()
         labels = present[torch.randperm(len(present), generator=generator)].tolist()
         base, more = divmod(samples, len(labels))
-        for place, label in enumerate(labels):
-            counts[label][column] = min(base + (place < more), available[label])
+        for position, label in enumerate(labels):
+            counts[label][column] = min(base + (position < more), available[label])
     return counts
 
 

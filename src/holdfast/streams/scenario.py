@@ -123,10 +123,10 @@ class Scenario:
         Raises:
             ConfigError: an unknown or a missing key, or a wrong value.
         """
-        known = [entry.name for entry in fields(cls)]
+        keys = [entry.name for entry in fields(cls)]
         for key in values:
-            if key not in known:
-                raise ConfigError(unknown("scenario key", key, known))
+            if key not in keys:
+                raise ConfigError(unknown("scenario key", key, keys))
         missing = [key for key in ("name", "paradigm", "experiences", "classes") if key not in values]
         if missing:
             raise ConfigError(f"the scenario lacks {', '.join(missing)}. Give what `Scenario.to_json` wrote.")
@@ -166,13 +166,15 @@ def make_stream(scenario: Scenario, dataset: Dataset) -> Stream:
                 f"experience {number} of {scenario.name!r} gets none of the {len(dataset.train)} training samples. "
                 "Make fewer experiences, or give this one a larger share."
             )
-        held = None if dataset.test is None or test is None else _present(scenario, dataset.test, test[number], number)
+        test_view = (
+            None if dataset.test is None or test is None else _present(scenario, dataset.test, test[number], number)
+        )
         kept, validation = _validation(scenario, whole, number)
         experiences.append(
             Experience(
                 index=number,
                 train=kept,
-                test=held if held is not None and len(held) else None,
+                test=test_view if test_view is not None and len(test_view) else None,
                 validation=validation,
                 classes=present_classes(kept) if scenario.classes else (),
                 task=number if scenario.paradigm == "task" else None,
@@ -227,12 +229,12 @@ def first_labels(table: Sequence[Sequence[float]], dataset: Dataset, order: Sequ
     Experience by experience, the classes that have a training sample in it and had none before get the next numbers,
     in the order given.
     """
-    given = allocation([list(row) for row in table], class_counts(dataset.targets(), dataset.classes))
+    counts = allocation([list(row) for row in table], class_counts(dataset.targets(), dataset.classes))
     labels = [-1] * dataset.classes
     following = 0
     for column in range(len(table[0])):
         for label in order:
-            if labels[label] < 0 and given[label][column]:
+            if labels[label] < 0 and counts[label][column]:
                 labels[label] = following
                 following += 1
     for label in order:  # in the table, but without a training sample
@@ -305,8 +307,8 @@ def _validation(scenario: Scenario, whole: View, number: int) -> tuple[View, Vie
         return whole, None
     # Experiences that hold the same samples hold out the same ones.
     names = ("validation",) if scenario.draw == "all" else ("validation", number)
-    kept, held = hold_out(whole.targets, scenario.validation, rng(scenario.validation_seed, *names))
-    return whole.subset(kept), whole.subset(held) if len(held) else None
+    kept, held_out = hold_out(whole.targets, scenario.validation, rng(scenario.validation_seed, *names))
+    return whole.subset(kept), whole.subset(held_out) if len(held_out) else None
 
 
 def _names(scenario: Scenario, names: Sequence[str]) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def rotated(
         if angles == "random":
             drawn = torch.rand(experiences, generator=rng(seed, "angles"), dtype=torch.float64)
             places = drawn.tolist()
-        angles = [round(span * place, 6) for place in places]
+        angles = [round(span * position, 6) for position in places]
     elif not angles or (experiences is not None and experiences != len(angles)):
         raise ConfigError(f"experiences is {experiences} and there are {len(angles)} angles. Leave one of them out.")
     how = {} if interpolation == "bilinear" else {"interpolation": interpolation}

@@ -42,7 +42,7 @@ def split(
         seed: of a random class order.
 
     Raises:
-        ConfigError: more experiences than classes, sizes that do not sum, an order that is no permutation.
+        ConfigError: more experiences than classes, sizes that do not sum, an order that is not a permutation.
 
     Example:
         >>> from holdfast.streams.datasets import synthetic
@@ -233,9 +233,9 @@ def _checked(sizes: Sequence[int], experiences: int | None, dataset: Dataset) ->
 
 
 def _positions(order: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    labels, place = [0] * len(order), 0
+    labels, start = [0] * len(order), 0
     for size in sizes:
-        for position, label in enumerate(order[place : place + size]):
+        for position, label in enumerate(order[start : start + size]):
             labels[label] = position
-        place += size
+        start += size
     return labels

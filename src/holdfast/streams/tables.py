@@ -68,9 +68,9 @@ def allocate(count: int, proportions: Sequence[float], turn: int = 0) -> list[in
     counts = [math.floor(value + 1e-9) for value in exact]
     fraction = [round(value - whole, 9) for value, whole in zip(exact, counts)]
     width = len(counts)
-    ranked = sorted(range(width), key=lambda place: (-fraction[place], (place - turn) % width))
-    for place in ranked[: count - sum(counts)]:
-        counts[place] += 1
+    ranked = sorted(range(width), key=lambda column: (-fraction[column], (column - turn) % width))
+    for column in ranked[: count - sum(counts)]:
+        counts[column] += 1
     return counts
 
 
@@ -78,12 +78,12 @@ def check_counts(table: Sequence[Sequence[float]], classes: int) -> Table:
     """A table of whole numbers of samples rather than proportions, as floats.
 
     Raises:
-        ConfigError: not one row per class, rows of unequal length, a number that is no count, or an experience that
+        ConfigError: not one row per class, rows of unequal length, a number that is not a count, or an experience that
             gets nothing.
     """
     rows = [[float(value) for value in row] for row in table]
     if any(not math.isfinite(value) or value < 0 or value != int(value) for row in rows for value in row):
-        raise ConfigError("the table of samples holds a number that is no count. Give whole numbers from 0 up.")
+        raise ConfigError("the table of samples holds a number that is not a count. Give whole numbers from 0 up.")
     check_table([[value / (math.fsum(row) or 1) for value in row] for row in rows], classes)
     return rows
 
@@ -132,19 +132,19 @@ def allocation(table: Table, counts: Sequence[int]) -> list[list[int]]:
 
 def deal(targets: Tensor, table: Table, generator: torch.Generator) -> list[Tensor]:
     """Row indices of each experience, ascending: each class is shuffled, then cut as the table says."""
-    given = allocation(table, class_counts(targets, len(table)))
+    counts = allocation(table, class_counts(targets, len(table)))
     order = targets.argsort(stable=True)
     hands: list[list[Tensor]] = [[] for _ in table[0]]
     start = 0
-    for total, row in zip(class_counts(targets, len(table)), given):
+    for total, row in zip(class_counts(targets, len(table)), counts):
         members = order[start : start + total]
         start += total
         if sum(1 for count in row if count) > 1:
             members = members[torch.randperm(total, generator=generator)]
-        place = 0
+        start_row = 0
         for hand, count in zip(hands, row):
-            hand.append(members[place : place + count])
-            place += count
+            hand.append(members[start_row : start_row + count])
+            start_row += count
     return [torch.cat(hand).sort().values for hand in hands]
 
 
@@ -154,12 +154,12 @@ def hold_out(targets: Tensor, fraction: float, generator: torch.Generator) -> tu
     Targets that are not classes (floats) count as one class.
     """
     labels = torch.zeros(len(targets), dtype=torch.int64) if targets.is_floating_point() else targets
-    held = torch.zeros(len(labels), dtype=torch.bool)
+    is_held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
         count = min(len(members) - 1, math.floor(fraction * len(members) + 0.5))
-        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return (~held).nonzero().flatten(), held.nonzero().flatten()
+        is_held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~is_held_out).nonzero().flatten(), is_held_out.nonzero().flatten()
 
 
 def ordered_classes(class_order: str | Sequence[int], classes: int, seed: int) -> list[int]:
@@ -171,7 +171,7 @@ def ordered_classes(class_order: str | Sequence[int], classes: int, seed: int) -
         seed: of the random order.
 
     Raises:
-        ConfigError: another word, or a list that is no permutation of the classes.
+        ConfigError: another word, or a list that is not a permutation of the classes.
     """
     if isinstance(class_order, str):
         if class_order == "natural":
@@ -198,9 +198,9 @@ def ordered_classes(class_order: str | Sequence[int], classes: int, seed: int) -
 def whole_classes(order: Sequence[int], sizes: Sequence[int]) -> Table:
     """The table in which each class is wholly in one experience: `sizes[t]` classes of `order` after each other."""
     table = [[0.0] * len(sizes) for _ in order]
-    place = 0
+    start = 0
     for column, size in enumerate(sizes):
-        for label in order[place : place + size]:
+        for label in order[start : start + size]:
             table[label][column] = 1.0
-        place += size
+        start += size
     return table

@@ -52,7 +52,7 @@ class Blur:
     def __post_init__(self) -> None:
         if self.size < 1 or self.size % 2 == 0 or self.sigma <= 0:
             raise ConfigError(
-                f"a blur of {self.size} pixels and sigma {self.sigma} is none. Give an odd size, a positive sigma."
+                f"a blur has no size {self.size} and sigma {self.sigma}. Give an odd size and a positive sigma."
             )
 
     def __call__(self, inputs: Tensor) -> Tensor:

@@ -227,14 +227,14 @@ def as_targets(targets: Any) -> Tensor:
     """Targets as a tensor on the CPU: int64 for whole numbers and booleans, float32 for others.
 
     Raises:
-        DataError: they are no numbers.
+        DataError: they are not numbers.
     """
     if isinstance(targets, list) and targets and isinstance(targets[0], Tensor):
         targets = torch.stack(targets)
     try:
         tensor = torch.as_tensor(targets)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"targets of type {type(targets).__name__} are no numbers. Encode them first.") from error
+        raise DataError(f"targets of type {type(targets).__name__} are not numbers. Encode them first.") from error
     return tensor.cpu().to(torch.float32 if tensor.is_floating_point() else torch.int64)
 
 

@@ -105,7 +105,7 @@ def _gaps(one: nn.Module, other: nn.Module) -> dict[str, float]:
 
 
 def gap(one: Tensor, other: Tensor) -> float:
-    """The largest difference of two tensors; infinite where their shapes differ, or one is no number."""
+    """The largest difference of two tensors; infinite where their shapes differ, or one is not a number."""
     if one.shape != other.shape:
         return float("inf")
     if not one.numel():

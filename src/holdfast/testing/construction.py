@@ -305,7 +305,7 @@ def named_in_json(kind: str, name: str, value: Any) -> Callable[[Any], Method] |
     from holdfast.config.build import build_method
 
     try:
-        found = kinds.find(kind, name)
+        named = kinds.find(kind, name)
     except ConfigError:
         return None  # nobody offered it to JSON
-    return build_method if found is value else None
+    return build_method if named is value else None

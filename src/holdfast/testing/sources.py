@@ -93,8 +93,8 @@ def source_length(subject: SourceSubject) -> None:
     with subject.make() as source:
         if source.length is None:
             raise DoesNotApply("it does not say how many batches there are")
-        given = len(taken(source, source.length + 1))
-        expect(given == source.length, f"`{subject.name}` says that it has {source.length} batches, and gives {given}.")
+        count = len(taken(source, source.length + 1))
+        expect(count == source.length, f"`{subject.name}` says that it has {source.length} batches, and gives {count}.")
 
 
 def source_seeks(subject: SourceSubject) -> None:
@@ -246,9 +246,9 @@ def boundary_state(subject: BoundarySubject) -> None:
                 False, f"the state of `{subject.name}` cannot be saved and loaded ({error}). Keep plain values only."
             )
         other.load(state)
-        found = decisions(other, of[after:])
+        resumed = decisions(other, of[after:])
         expect(
-            found == whole[after:],
+            resumed == whole[after:],
             f"`{subject.name}` loaded after {after} steps decides otherwise than one that went on. Return all it counts"
             " from `state`, and put it back in `load`.",
         )
@@ -279,7 +279,7 @@ def boundary_trains(subject: BoundarySubject) -> None:
 
 
 def boundary_numbers(subject: BoundarySubject) -> None:
-    """Targets that are no classes are watched too, or refused in a sentence."""
+    """Targets that are not classes are watched too, or refused in a sentence."""
     of = [
         Step(step.inputs, torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), step.loss) for step in steps()
     ]

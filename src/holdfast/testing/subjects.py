@@ -157,10 +157,10 @@ def check_method(
         model = toys.model_for(method) if model is toys.model else model
         subject = MethodSubject(method.name, method.clone, None, stream, model)
     else:
-        given = arguments_of(method, arguments)
-        model = toys.model_for(method(**given)) if model is toys.model else model
+        keywords = arguments_of(method, arguments)
+        model = toys.model_for(method(**keywords)) if model is toys.model else model
         name = getattr(method, "__name__", "method")
-        subject = MethodSubject(name, lambda: method(**given), method, stream, model)
+        subject = MethodSubject(name, lambda: method(**keywords), method, stream, model)
     return run_checks(f"`{subject.name}`", subject, METHOD_CHECKS, only, skip)
 
 

@@ -118,7 +118,7 @@ def by_plain_loop(
 
 def with_boundary(train: Callable[..., Predict]) -> Loop:
     """The same with a boundary every four steps."""
-    return lambda *given: train(*given, Every(steps=4, window=16))
+    return lambda *arguments: train(*arguments, Every(steps=4, window=16))
 
 
 def arriving(stream: Stream) -> Iterator[Batch]:

@@ -31,7 +31,7 @@ class Calls:
         """The tensors with a row per sample, and all other arguments by name.
 
         A tensor has a row per sample if it has as many rows as the first one. A single one stands for itself, several
-        for a mapping; None where there is none.
+        for a mapping; None if there is none.
         """
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             return args[0], {}
@@ -48,7 +48,7 @@ class Calls:
         return (next(iter(tree.values())) if len(tree) == 1 else tree), others
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, int | str, Any]]:
-        """Name, position or keyword, and value of each argument; a number for a name where there is none."""
+        """Name, position or keyword, and value of each argument; a number for a name if there is none."""
         names = self.parameters() if args else []
         return [
             *((names[i] if i < len(names) else str(i), i, value) for i, value in enumerate(args)),
@@ -123,8 +123,8 @@ def first_leaf(tree: Tree | None) -> Tensor | None:
 
 def missing(passed: Tree, called: Tree) -> list[Tensor]:
     """The tensors of a call that are not among those passed, as the same objects."""
-    own = {id(leaf) for leaf in leaves(passed)}
-    return [leaf for leaf in leaves(called) if id(leaf) not in own]
+    passed_ids = {id(leaf) for leaf in leaves(passed)}
+    return [leaf for leaf in leaves(called) if id(leaf) not in passed_ids]
 
 
 def same_values(passed: Tree, called: Tree, look: bool) -> bool:
@@ -136,10 +136,10 @@ def same_values(passed: Tree, called: Tree, look: bool) -> bool:
         look: at the values too, which waits for the device; else at shapes and types only.
     """
     order = list(called) if isinstance(called, Mapping) else [""]
-    for place, name in enumerate(order):
-        saw = called[name] if isinstance(called, Mapping) else leaves(called)[place]
+    for position, name in enumerate(order):
+        saw = called[name] if isinstance(called, Mapping) else leaves(called)[position]
         try:
-            mine = _part(passed, name, place) if isinstance(called, Mapping) else first_leaf(passed)
+            mine = _part(passed, name, position) if isinstance(called, Mapping) else first_leaf(passed)
         except (KeyError, IndexError):
             return False
         if mine is saw:
@@ -157,7 +157,7 @@ class Capture(NamedTuple):
     Attributes:
         outputs: of the current rows, with their graph; None where it is not known which part of `returned` they are.
         extras: by operation.
-        called: the tensors with a row per sample that the model was called with; None where nobody knows.
+        called: the tensors with a row per sample that the model was called with; None if unknown.
         inputs: what operations made of them; None where they left them alone.
         task: what they made of the task label.
         returned: what the model returned, where its outputs are not known.
@@ -250,19 +250,19 @@ def described(returned: Any) -> str:
     return f"a {type(returned).__name__} ({', '.join(parts) or 'without a tensor'})"
 
 
-def cut(returned: Any, rows: int, own: int) -> Any:
-    """What a model returned, with only the first `own` of `rows` rows in each of its tensors.
+def cut(returned: Any, rows: int, keep: int) -> Any:
+    """What a model returned, with only the first `keep` of `rows` rows in each of its tensors.
 
     Rows are the first dimension; where that has another size, the second (states of a recurrent network).
     """
     if isinstance(returned, Tensor):
         if returned.dim() and returned.shape[0] == rows:
-            return returned[:own]
-        return returned[:, :own] if returned.dim() > 1 and returned.shape[1] == rows else returned
+            return returned[:keep]
+        return returned[:, :keep] if returned.dim() > 1 and returned.shape[1] == rows else returned
     if isinstance(returned, Mapping):
-        less = {key: cut(value, rows, own) for key, value in returned.items()}
+        less = {key: cut(value, rows, keep) for key, value in returned.items()}
         return less if type(returned) is dict else type(returned)(**less)
     if isinstance(returned, list | tuple):
-        parts = [cut(value, rows, own) for value in returned]
+        parts = [cut(value, rows, keep) for value in returned]
         return type(returned)(*parts) if hasattr(returned, "_fields") else type(returned)(parts)
     return returned

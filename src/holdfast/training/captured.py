@@ -54,11 +54,15 @@ class Tally:
         with _disable_current_modes():  # it is there before the step that is recorded
             return torch.zeros((), dtype=dtype, device=self.device)
 
+    @property
+    def right(self) -> int | None:
+        """Samples predicted right since the last reading; None without classes. Waits for the device."""
+        return int(self.hits) if self.hits is not None and self.steps else None
+
     def read(self) -> tuple[dict[str, float], int | None, int, int]:
         """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
         terms = {name: float(value) for name, value in self.sums.items()} if self.steps else {}
-        hits = int(self.hits) if self.hits is not None and self.steps else None
-        told = (terms, hits, self.rows, self.steps)
+        told = (terms, self.right, self.rows, self.steps)
         for value in (*self.sums.values(), *([] if self.hits is None else [self.hits])):
             value.zero_()
         self.rows = self.steps = 0
@@ -87,6 +91,9 @@ def reasons_against(session: Session) -> list[str]:
     reasons = [f"`{operation.name}`: {operation.captured}" for operation in engine.method if operation.captured]
     if engine.acts_at("take_step") and not reasons:
         reasons.append(f"`{engine.method.name}` makes the whole step itself")
+    if (phases := session.phases) is not None and (phases.boundary is not None or phases.watches_classes):
+        who = f"`{engine.method.name}`" if phases.boundary is None else f"the boundary {type(phases.boundary).__name__}"
+        reasons.append(f"{who} looks at every batch of a source before the weights move")
     if session.current.accumulate > 1:
         reasons.append("several batches add up to one step of the optimiser (accumulate)")
     if session.scaler is not None:
@@ -131,21 +138,28 @@ class Captured:
         self._compiled = self._judged = False
         self._before = dict(self.recordings.counts)
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int | None) -> None:
         """Before the steps of an experience, or what is left of it.
 
         Args:
-            steps: how many there will be, at most.
+            steps: how many there will be, at most; None where nobody knows, and nobody says whether compiling pays.
         """
         self.recordings.forget()
         self._static.clear()
         self.reasons = reasons_against(self.session)
-        self._left, self._judged = steps, False
+        self._left, self._judged = steps or 0, steps is None
         self._seconds = float("inf")
 
-    def end(self, experience: int) -> None:
-        """Record how the steps of an experience were made."""
+    def end(self, experience: int, steps: int | None = None) -> None:
+        """Record how the steps of an experience were made.
+
+        Args:
+            experience: its number.
+            steps: how many there were, where the loop made some by itself.
+        """
         counts, before = self.recordings.counts, self._before
+        if steps is not None:
+            counts["plain"] += steps - sum(counts.values()) + sum(before.values())
         self._before = dict(counts)
         self.session.records.write(
             event="capture",
@@ -180,6 +194,9 @@ class Captured:
         if self.reasons:
             self.recordings.counts["plain"] += 1
             return self._as_written(batch, now, weight, last)
+        if batch.fresh is not None:
+            self.reasons = ["the source gives rows again, and each batch says which of its rows are new"]
+            return self.step(batch, now, weight, last)
         if batch.task is None:
             batch.task = engine.services.forward.task
         tensors = leaves_of(batch)

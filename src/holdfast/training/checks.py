@@ -56,7 +56,7 @@ def check_compiled(model: nn.Module, method: Method, acts_inside: bool) -> None:
         acts_inside: whether the method has hooks on the model's layers.
     """
     plain = unwrapped(model)
-    if getattr(plain, "_compiled_call_impl", None) is not None:
+    if getattr(plain, "_compiled_call_impl", None) is not None:  # left by `Module.compile()`; nothing public says it
         raise ConfigError(
             "model.compile() compiles a model's call with the hooks it has by then, and ignores later ones. Write"
             " Continual(torch.compile(model), ...) instead."
@@ -223,12 +223,12 @@ class Parameters:
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
-        self._known = {id(p): p for p in learner.model.parameters()}
+        self._watched = {id(p): p for p in learner.model.parameters()}
         self._trained = self._flags()
 
     def add(self, new: list[nn.Parameter]) -> None:
         """Parameters that grew."""
-        self._known.update({id(p): p for p in new})
+        self._watched.update({id(p): p for p in new})
 
     def check(self) -> None:
         """Refuse layers that were replaced or compiled; take notice of parameters that were frozen or set free."""
@@ -237,7 +237,7 @@ class Parameters:
                 "model.compile() was called after the method was bound, and hides the model's layers from it. Write"
                 " compiled = torch.compile(model), and call that."
             )
-        new = [name for name, p in self._learner.named_parameters().items() if id(p) not in self._known]
+        new = [name for name, p in self._learner.named_parameters().items() if id(p) not in self._watched]
         if new:
             raise UsageError(
                 f"the model has parameters that it had not when the method was bound ({', '.join(new[:3])}). Make a new"

@@ -26,17 +26,14 @@ class Decision(NamedTuple):
         value: a tensor that every run reads, or the value of a branch.
         told: plain values that `make` has from the step it comes from.
         line: where it stands.
+        guard: what a step must have in common with this one to be run as this one was.
     """
 
     make: Callable[[], Any]
     value: Any
     told: tuple[object, ...]
     line: str
-
-    @property
-    def guard(self) -> Hashable:
-        """What a step must have in common with this one to be run as this one was."""
-        return guard_of(self.value)
+    guard: Hashable
 
 
 def guard_of(value: Any) -> Hashable:
@@ -123,7 +120,7 @@ class Decisions:
                 kept = value.to(value.device if device is None else device, copy=True)
             elif type(value) is float:
                 kept = torch.tensor(value, dtype=self.dtype, device=self.device if device is None else device)
-        self.noted.append(Decision(make, kept, _told(make), where))
+        self.noted.append(Decision(make, kept, _told(make), where, guard_of(kept)))
         return kept  # type: ignore[no-any-return]
 
     def _make(self, make: Callable[[], T]) -> T:
@@ -157,8 +154,8 @@ def _told(make: Callable[[], Any]) -> tuple[object, ...]:
 class Rates:
     """The learning rates of an optimiser in a recorded step, which the host gives it anew at each run.
 
-    The plain move of SGD (`p += -lr * g`) and the fused optimisers take it so; in those of others it stands as a
-    constant, and a step with another rate is recorded anew.
+    SGD, RMSprop and Adadelta, which move by `-lr` times something, and the fused optimisers take it so; in others it
+    stands in more than one number as a constant, and a step with another rate is recorded anew.
 
     Args:
         optimizer: returns the optimiser.
@@ -219,7 +216,7 @@ class Rates:
         group_of = {
             parameter.untyped_storage()._cdata: i for i, g in enumerate(self.groups) for parameter in g["params"]
         }
-        marked = set()
+        marked, simple = set(), type(self._optimizer()) in MOVING_BY_RATE
         start, end = self._moved if self._tape is tape else (0, 0)
         for position in range(start, end):
             node = tape.nodes[position]
@@ -228,8 +225,11 @@ class Rates:
             if group is None:
                 continue
             rate, kwargs = self.groups[group]["lr"], node.kwargs
-            if node.func in (aten.add_.Tensor, aten._foreach_add_.List) and kwargs.get("alpha") == -rate:
-                tape.nodes[position] = node._replace(kwargs={**kwargs, "alpha": Live(f"lr/{group}", -1.0)})
+            name, last = FACTORS.get(node.func, ("", -1))
+            factor = kwargs.get(name, node.args[last] if len(node.args) > last >= 0 else None)
+            if simple and name and type(factor) is float and factor == -rate:
+                args = node.args[:last] if last > 0 else node.args
+                tape.nodes[position] = node._replace(args=args, kwargs={**kwargs, name: Live(f"lr/{group}", -1.0)})
                 marked.add(group)
             elif node.func._schema.name.startswith("aten::_fused_") and kwargs.get("lr") == rate:
                 tape.nodes[position] = node._replace(kwargs={**kwargs, "lr": Live(f"lr/{group}", 1.0)})
@@ -239,10 +239,33 @@ class Rates:
     def baked(self) -> Hashable:
         """The numbers of the optimiser that stand in a step as they are."""
         return tuple(
-            tuple((key, _plain(value)) for key, value in group.items() if key not in ("params", "lr", "initial_lr"))
+            tuple(
+                [
+                    (key, value if type(value) in NUMBERS else _plain(value))
+                    for key, value in group.items()
+                    if key not in APART
+                ]
+            )
             + ((_plain(group["lr"]),) if i in self.constant else ())
             for i, group in enumerate(self.groups)
         )
+
+
+MOVING_BY_RATE = (torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adadelta)
+"""Optimisers in whose step the rate stands but once for each parameter."""
+
+FACTORS: dict[Any, tuple[str, int]] = {
+    aten.add_.Tensor: ("alpha", -1),
+    aten._foreach_add_.List: ("alpha", -1),
+    aten.addcdiv_.default: ("value", -1),
+    aten._foreach_addcdiv_.Scalar: ("value", 3),
+}
+"""Calls that move by a factor: its name, and its place among the arguments, if it may stand there."""
+
+NUMBERS = frozenset((bool, int, float, type(None)))
+
+APART = frozenset(("params", "lr", "initial_lr"))
+"""What of a group is no number, or is looked at by itself."""
 
 
 def _plain(value: Any) -> Hashable:

@@ -137,7 +137,7 @@ def finite(model: nn.Module) -> bool:
     weights = [torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in model.parameters()]
     if not weights:
         return True
-    # A sum over something that is not finite is none, and costs a tenth of a norm; finite numbers may overflow in it.
+    # A sum over NaN or infinity is not finite, at a tenth of the cost of a norm; but finite numbers may overflow.
     sums = torch.stack([weight.sum().to(weights[0].device, torch.float64) for weight in weights])
     return bool(sums.isfinite().all()) or all(bool(weight.isfinite().all()) for weight in weights)
 

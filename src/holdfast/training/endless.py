@@ -20,6 +20,7 @@ from holdfast.core.method import Method
 from holdfast.core.needs import ENDLESS, ENDLESS_WITH_BOUNDARY
 from holdfast.core.source import Iterated, Source, as_source
 from holdfast.core.step import Step
+from holdfast.training.captured import Captured
 from holdfast.training.checks import check_head, check_targets, check_values
 from holdfast.training.divergence import OnDivergence
 from holdfast.training.export import exported, hooks_of
@@ -27,7 +28,8 @@ from holdfast.training.loop import Loop, arriving
 from holdfast.training.observations import Observations, go_back, note_boundary
 from holdfast.training.optimization import OptimizerFactory, SchedulerFactory
 from holdfast.training.phases import Phases
-from holdfast.training.precision import Precision, recompilable
+from holdfast.training.precision import Precision
+from holdfast.training.programs import CaptureMode, chosen
 from holdfast.training.progress import NoProgress, make_bar
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import Settings
@@ -61,7 +63,8 @@ class StreamTrainer(Bound):
         max_seconds: training time after which no further step is made.
         deterministic: let torch refuse operations whose result is not reproducible.
         detect_anomaly: let torch say where a gradient became NaN; slow.
-        compile: compile the model's forward with `torch.compile`.
+        capture: record a step once and run the recording, as `Trainer` does; not with a boundary, nor by `step`.
+        compile: the old name of `capture="compile"`.
         log_every: batches between two records.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
@@ -111,6 +114,7 @@ class StreamTrainer(Bound):
         max_seconds: float | None = None,
         deterministic: bool = False,
         detect_anomaly: bool = False,
+        capture: CaptureMode = "auto",
         compile: bool = False,
         log_every: int = 50,
         on_divergence: OnDivergence = "stop",
@@ -135,6 +139,7 @@ class StreamTrainer(Bound):
             max_seconds=max_seconds,
             deterministic=deterministic,
             detect_anomaly=detect_anomaly,
+            capture=capture,
             compile=compile,
             log_every=log_every,
             on_divergence=on_divergence,
@@ -164,6 +169,9 @@ class StreamTrainer(Bound):
         self._loop = Loop(self.session, Saver(self.session))
         self._random: Mapping[str, Tensor] | None = None
         self._closely = CLOSELY
+        if (how := chosen(settings.capture, self.session.device)) != "none":
+            self.session.captured = Captured(self.session, how)
+            self._forget()
 
     # Training --------------------------------------------------------------------------------------------
 
@@ -186,7 +194,7 @@ class StreamTrainer(Bound):
             Interrupted: if `stop` was set, after saving a checkpoint.
         """
         session = self.session
-        source = session.source = self._source(batches)
+        source = session.source = as_source(batches, session.source)
         if resume is not None:
             self.load_state_dict(resume)
             self._loop = Loop(session, Saver(session))  # counts from here to the next checkpoint
@@ -198,6 +206,8 @@ class StreamTrainer(Bound):
             if session.observations is not None and position.step > begun:
                 session.write_window()
                 session.observations.look()
+        if session.captured is not None and position.step > begun:
+            session.captured.end(position.experience, position.step - begun)
         position.clock, session.bar = session.seconds, NoProgress()
         return position.step - begun
 
@@ -207,24 +217,15 @@ class StreamTrainer(Bound):
         Returns:
             The model's outputs on it, from before the step.
         """
+        self._forget()
         step = self._follow(Iterated([batch]), None, close=False)
         assert step is not None and step.outputs is not None
         return step.outputs.detach()
 
-    def _source(self, batches: Batches) -> Source:
-        """What to train on; an iterator that was given before goes on counting."""
-        last = self.session.source
-        if isinstance(last, Iterated) and last.items is batches and not last.seekable:
-            return last
-        return as_source(batches)
-
     def _follow(self, source: Source, goal: int | None, close: bool = True) -> Step | None:
-        """Train on what `source` gives until `goal` batches were trained on; closely looked at in the beginning.
+        """Train on what `source` gives until `goal` batches (None: all) were trained on, the first ones looked at.
 
-        Args:
-            source: of batches.
-            goal: batches of the whole training; None for all there are.
-            close: whether to move by a last group with fewer batches than `accumulate`.
+        Where it is to `close`, the weights move by a last group with fewer batches than `accumulate`.
         """
         (session := self.session).model.train()
         loop = self._loop
@@ -232,9 +233,10 @@ class StreamTrainer(Bound):
             batches = arriving(session, source, goal)
             step = loop.steps(itertools.islice(batches, self._closely), None, self._learn)
             if not session.late:
-                # A method that asks for nothing between loss and update costs nothing between them.
+                # Where nothing is asked for between loss and update, that costs nothing; one step gives its outputs.
                 plain = self.boundary is None and not self._phases.watches_classes
-                step = loop.steps(batches, None, session.update if plain else self._learn) or step
+                how = self._learn if not plain else None if close else session.update
+                step = loop.steps(batches, None, how) or step
             if close and session.update.parts:
                 session.update.finish()
             if session.stop:  # told so while it waited for a batch
@@ -261,8 +263,7 @@ class StreamTrainer(Bound):
     @contextlib.contextmanager
     def _around(self) -> Iterator[None]:
         """The session's own random numbers inside, from where they were left."""
-        session = self.session
-        with around(session), recompilable(session.settings.compile, 1):
+        with around(session := self.session):
             if self._random is not None:
                 set_random(self._random, session.device)
             try:
@@ -334,10 +335,8 @@ class StreamTrainer(Bound):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain values: what `checkpoints` are given."""
         if waiting := len(self.session.update.parts):
-            of = self.session.settings.accumulate
-            raise UsageError(
-                f"the state was asked for after {waiting} of {of} accumulated batches. Save between steps."
-            )
+            of = f"{waiting} of {self.session.settings.accumulate}"
+            raise UsageError(f"the state was asked for after {of} accumulated batches. Save between steps.")
         state = state_of(self.session)
         return state if self._random is None else {**state, "random": dict(self._random)}
 
@@ -347,3 +346,4 @@ class StreamTrainer(Bound):
             state = from_continual(state, self.learner)
         restore(self.session, state)
         self._random = state["random"]
+        self._forget()

@@ -107,9 +107,9 @@ def _confusion(targets: Tensor, guess: Tensor) -> dict[str, dict[str, int]]:
 def _joined(ranks: Ranks, total: Tensor, counted: int, *rows: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
     """What every rank found on its part, on every rank, in order of rank."""
     columns = [[tuple(column.cpu() for column in part) for part in parts] for parts in rows]
-    found = ranks.gather((float(total), counted, columns))
-    joined = [[part for *_, parts in found for part in parts[kind]] for kind in range(len(rows))]
-    return (torch.tensor(sum(one for one, *_ in found)), sum(count for _, count, _ in found), *joined)
+    gathered = ranks.gather((float(total), counted, columns))
+    joined = [[part for *_, parts in gathered for part in parts[kind]] for kind in range(len(rows))]
+    return (torch.tensor(sum(one for one, *_ in gathered)), sum(count for _, count, _ in gathered), *joined)
 
 
 def _of_numbers(outputs: Tensor, targets: Tensor, labels: bool) -> dict[str, float | None]:
@@ -125,7 +125,7 @@ def _of_numbers(outputs: Tensor, targets: Tensor, labels: bool) -> dict[str, flo
 
 
 def _guess(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The class of the largest of all outputs, and of the largest among `labels`; -1 where there are none."""
+    """The class of the largest of all outputs, and of the largest among `labels`; -1 without labels."""
     nothing = torch.full((outputs.shape[0],), -1, device=outputs.device)
     best = outputs.argmax(1) if outputs.shape[1] else nothing
     return best, labels[outputs[:, labels].argmax(1)] if len(labels) else nothing
@@ -177,7 +177,7 @@ def epoch_ends(session: Session, experience: Experience) -> bool:
         Whether no further epoch is to come.
 
     Raises:
-        ConfigError: where there is no data to measure on.
+        ConfigError: if there is no data to measure on.
     """
     settings, scheduler = session.current, session.optimization.scheduler
     moves = scheduler is not None and settings.scheduler_every == "epoch"

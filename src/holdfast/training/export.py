@@ -24,16 +24,16 @@ def hooks_of(model: nn.Module) -> Hooks:
 
 
 @contextmanager
-def without(model: nn.Module, own: Hooks) -> Iterator[None]:
-    """The model with only the hooks in `own` inside, with all of its hooks afterwards."""
-    held = [(module, table, dict(getattr(module, table))) for module in model.modules() for table in TABLES]
+def without(model: nn.Module, first_hooks: Hooks) -> Iterator[None]:
+    """The model with only the hooks in `first_hooks` inside, with all of its hooks afterwards."""
+    tables = [(module, table, dict(getattr(module, table))) for module in model.modules() for table in TABLES]
     try:
-        for module, table, entries in held:
-            for key in entries.keys() - own.get(id(module), set()):
+        for module, table, entries in tables:
+            for key in entries.keys() - first_hooks.get(id(module), set()):
                 del getattr(module, table)[key]
         yield
     finally:
-        for module, table, entries in held:
+        for module, table, entries in tables:
             getattr(module, table).clear()
             getattr(module, table).update(entries)
 
@@ -57,12 +57,12 @@ class Exported(nn.Module):
         return self._engine.predict(inputs, task)
 
 
-def exported(engine: Engine, own: Hooks) -> nn.Module:
+def exported(engine: Engine, first_hooks: Hooks) -> nn.Module:
     """A copy of the engine's model that shares nothing with the training.
 
     Args:
         engine: of the method.
-        own: the hooks that the model had before the method was bound to it.
+        first_hooks: the hooks that the model had before the method was bound to it.
 
     Returns:
         A module of the model's own class in eval mode, or an `Exported` where predictions are not the model's alone:
@@ -70,7 +70,7 @@ def exported(engine: Engine, own: Hooks) -> nn.Module:
     """
     learner, method = engine.learner, engine.method
     grads = {p: p.grad for p in learner.model.parameters()}
-    with without(learner.model, own):
+    with without(learner.model, first_hooks):
         for parameter in grads:
             parameter.grad = None
         try:
@@ -80,7 +80,9 @@ def exported(engine: Engine, own: Hooks) -> nn.Module:
                 parameter.grad = grad
     acts = engine.acts_at("predict")
     hooked = any(
-        hooks_of(layer)[id(layer)] - own.get(id(layer), set()) for name, layer in learner.model.named_modules() if name
+        hooks_of(layer)[id(layer)] - first_hooks.get(id(layer), set())
+        for name, layer in learner.model.named_modules()
+        if name
     )
     if not (acts or hooked or learner.prepare is not None or learner.output is not None or learner.forward.others):
         return model.eval()

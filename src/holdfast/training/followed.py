@@ -190,6 +190,7 @@ class Followed:
         mark = None if self._mark is None else self._mark[0]  # the same one as before, if it may be
         if mark is None or mark.grad is None or not mark.requires_grad:
             mark = next((p for p in self.engine.services.parameters() if p.grad is not None), None)
+        # Torch counts in-place writes to a tensor: another count says that somebody moved the weights, and reads none.
         self._mark = None if mark is None else (mark, mark._version)
 
     def go_on(self) -> None:

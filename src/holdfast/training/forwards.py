@@ -68,6 +68,7 @@ class Forwards:
         self._called: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._read: tuple[Tree | None, dict[str, Any]] | None = None
         self._entered: Token[Task] | None = None
+        # Torch has no public way to ask for hooks; those of others may change what a pre-hook added last would see.
         self._before = self.always or self._acts or bool(model._forward_pre_hooks)
         self._hooks = [model.register_forward_hook(self.after, with_kwargs=True, always_call=True)]
         if self._before:  # before hooks of others, which may change the arguments, and act on appended rows too
@@ -110,7 +111,7 @@ class Forwards:
         return outputs
 
     def _made_of(self, inputs: Tree, task: int | Tensor | None) -> Batch:
-        """What operations make of a batch whose targets nobody knows yet."""
+        """What operations make of a batch whose targets are not known yet."""
         batch = Batch(inputs, None, task)  # type: ignore[arg-type]
         if not self.joins:
             return batch
@@ -318,8 +319,8 @@ class Forwards:
 
     def resolve(self, capture: Capture, outputs: Tensor) -> None:
         """Note which tensor of what a model returned its outputs are."""
-        place = next(number for number, one in enumerate(self._captures) if one is capture)
-        self._captures[place] = capture._replace(outputs=outputs, returned=None)
+        position = next(number for number, one in enumerate(self._captures) if one is capture)
+        self._captures[position] = capture._replace(outputs=outputs, returned=None)
 
     def answered(self, capture: Capture) -> Capture:
         """`capture` with what the rows that operations append give, in a forward of their own."""

@@ -43,21 +43,21 @@ class Intake:
         keeps_targets: whether targets that the model was called with are remembered among its inputs too.
     """
 
-    def __init__(self, engine: Engine, forwards: Forwards, update: Update, given: bool) -> None:
+    def __init__(self, engine: Engine, forwards: Forwards, update: Update, targets_given: bool) -> None:
         self.engine = engine
         self.services = engine.services
         self.forwards = forwards
         self.update = update
         asked = {operation.asks for operation in engine.method}
         self._reruns = bool(asked - {"nothing"})
-        self._given = given
+        self._targets_given = targets_given
         self._compared = "loss" not in asked or engine.acts_at("criterion")
         self.keeps_targets = True
         self._takes_called = False
         modules = self.services.forward.model.modules()
         self._suspects = self._reruns and any(getattr(one, "batch_first", True) is False for one in modules)
         self._alike = 0
-        self.watch = Watch(engine, forwards, given, self._reruns)
+        self.watch = Watch(engine, forwards, targets_given, self._reruns)
 
     def step(
         self,
@@ -252,7 +252,7 @@ class Intake:
         wanted = float(loss.detach())
         if not math.isfinite(wanted):
             return None
-        several = not self._given and not targets.is_floating_point() and outputs.dim() > 2
+        several = not self._targets_given and not targets.is_floating_point() and outputs.dim() > 2
         for criterion in (self.services.criterion, *(POSITIONS if several else ())):
             if self._near(self._value(criterion, outputs, targets), wanted):
                 return criterion
@@ -299,7 +299,7 @@ class Intake:
                 f" {tuple(targets.shape)}, and replayed samples get it. Pass the loss of your loop:"
                 " Continual(..., criterion=lambda outputs, targets: ...)."
             )
-        if self._given or value is None:
+        if self._targets_given or value is None:
             return
         first = outputs.detach()[:8].float()
         unit = bool(((first >= 0) & (first <= 1)).all()) if first.dim() == 2 else False

@@ -70,23 +70,23 @@ def train_together(here: Work, there: Work, kind: str, devices: int, num_nodes: 
     if _joined:
         return here(ranks=_joined[-1])
     if launched():
-        with join(kind, devices, num_nodes, own=False) as ranks:
+        with join(kind, devices, num_nodes, started_here=False) as ranks:
             return here(ranks=ranks)
     if num_nodes > 1:
         raise ConfigError(
             f"num_nodes={num_nodes} machines cannot be reached from here. Start a script that calls Trainer on"
             " each by torchrun or SLURM, which tell every process its rank."
         )
-    with Others(there, kind, devices, strategy), join(kind, devices, 1, own=True) as ranks:
+    with Others(there, kind, devices, strategy), join(kind, devices, 1, started_here=True) as ranks:
         return here(ranks=ranks)
 
 
 @contextlib.contextmanager
-def join(kind: str, devices: int, num_nodes: int, own: bool) -> Iterator[Ranks]:
+def join(kind: str, devices: int, num_nodes: int, started_here: bool) -> Iterator[Ranks]:
     """Inside, this process is connected with the others; afterwards it is on its own again."""
     threads = torch.get_num_threads()
     with _environment(OMP_NUM_THREADS=str(threads)):  # Fabric sets the threads where this is not said
-        ranks = connect(kind, devices, num_nodes, own)
+        ranks = connect(kind, devices, num_nodes, started_here)
     torch.set_num_threads(threads)
     try:
         yield ranks
@@ -101,7 +101,7 @@ def join(kind: str, devices: int, num_nodes: int, own: bool) -> Iterator[Ranks]:
 @contextlib.contextmanager
 def together(kind: str, devices: int, num_nodes: int) -> Iterator[Ranks]:
     """Inside, processes that somebody else started stay connected over all calls of `fit`."""
-    with join(kind, devices, num_nodes, own=False) as ranks:
+    with join(kind, devices, num_nodes, started_here=False) as ranks:
         _joined.append(ranks)
         try:
             yield ranks
@@ -190,11 +190,11 @@ class Others:
         code = process.exitcode
         how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
         pipe = self._pipes[rank - 1]
-        said = ""
+        reason = ""
         with contextlib.suppress(EOFError, OSError):
             if pipe.poll():
-                said = f": {pipe.recv()}"
-        return f"process {rank} of {self.count} {how}{said}. Correct that; a run goes on with `holdfast resume`."
+                reason = f": {pipe.recv()}"
+        return f"process {rank} of {self.count} {how}{reason}. Correct that; a run goes on with `holdfast resume`."
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -243,7 +243,7 @@ def _work(rank: int, threads: int, pipe: Connection, job: Any) -> None:
     pipe.send("ready")
     try:
         work, kind, count = pickle.loads(job) if isinstance(job, bytes) else job
-        with join(kind, count, 1, own=True) as ranks:
+        with join(kind, count, 1, started_here=True) as ranks:
             work(ranks=ranks)
     except Interrupted:
         pass

@@ -238,20 +238,20 @@ class CallbackLogic:
         if self.model is not None:
             return module.get_submodule(self.model)
         children = [child for child in module.children() if any(True for _ in child.parameters())]
-        own = any(True for _ in module.parameters(recurse=False))
-        return children[0] if len(children) == 1 and not own else module
+        has_parameters = any(True for _ in module.parameters(recurse=False))
+        return children[0] if len(children) == 1 and not has_parameters else module
 
     def _optimizer(self, trainer: Any, network: nn.Module) -> torch.optim.Optimizer:
         within = {id(p) for p in network.parameters()}
-        found = [
+        moving = [
             o for o in trainer.optimizers if any(id(p) in within for group in o.param_groups for p in group["params"])
         ]
-        if len(found) != 1:
+        if len(moving) != 1:
             raise ConfigError(
-                f"{len(found)} of the module's {len(trainer.optimizers)} optimizers move the network. "
+                f"{len(moving)} of the module's {len(trainer.optimizers)} optimizers move the network. "
                 "Name the network that the method is for: ContinualCallback(method, model='path')."
             )
-        return found[0]  # type: ignore[no-any-return]
+        return moving[0]  # type: ignore[no-any-return]
 
 
 def data_of(trainer: Any, split: Split) -> Data | None:

@@ -152,7 +152,7 @@ class Loader:
         self.trainer = trainer
         self.generator = generator
         self._drawn: tuple[int, Tensor] | None = None
-        self._given = 0
+        self._served = 0
 
     def __len__(self) -> int:
         ranks = 1 if self.trainer is None else self.trainer.world_size
@@ -168,12 +168,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tree, Tensor]]:
         order = self._order()
-        join, start = self._joins(len(order)), self._given * self.batch_size
+        join, start = self._joins(len(order)), self._served * self.batch_size
         last = len(order) - self.batch_size - 1 if join else len(order)
         rest = order[last:] if start <= last else order[:0]
         for rows, size in ((order[start:last], self.batch_size), (rest, self.batch_size + 1)):
             for batch in self.dataset.batches(rows, size) if len(rows) else ():
-                self._given += 1
+                self._served += 1
                 yield batch.inputs, batch.targets
 
     @property
@@ -184,11 +184,11 @@ class Loader:
     def _order(self) -> Tensor:
         count = len(self.dataset)
         if self.generator is None or self.trainer is None:
-            self._given = 0
+            self._served = 0
             return torch.arange(count)
         epoch = self.trainer.current_epoch
         if self._drawn is None or self._drawn[0] != epoch:  # Lightning starts an epoch's loader twice
-            self._drawn, self._given = (epoch, torch.randperm(count, generator=self.generator)), 0
+            self._drawn, self._served = (epoch, torch.randperm(count, generator=self.generator)), 0
         order, ranks = self._drawn[1], self.trainer.world_size
         if ranks == 1:
             return order
@@ -198,8 +198,8 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """The epoch's order, and how many of its batches were given: Lightning resumes within an epoch by these."""
         epoch, order = self._drawn or (-1, torch.empty(0, dtype=torch.int64))
-        return {"epoch": epoch, "order": order, "given": self._given}
+        return {"epoch": epoch, "order": order, "given": self._served}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on within the epoch of `state_dict`, if that is the one that is trained next."""
-        self._drawn, self._given = (state_dict["epoch"], state_dict["order"]), state_dict["given"]
+        self._drawn, self._served = (state_dict["epoch"], state_dict["order"]), state_dict["given"]

@@ -164,19 +164,19 @@ class Tasked(nn.Module):
         kinds = task.unique().tolist()
         if len(kinds) == 1:
             return forward(self.module, inputs, kinds[0])
-        found: Tensor | None = None
+        joined: Tensor | None = None
         for kind in kinds:
             rows = (task == kind).nonzero().squeeze(1)
             outputs = forward(self.module, tree_map(lambda x, rows=rows: x[rows], inputs), kind)  # type: ignore[misc]
-            if not isinstance(outputs, Tensor) or (found is not None and outputs.shape[1:] != found.shape[1:]):
+            if not isinstance(outputs, Tensor) or (joined is not None and outputs.shape[1:] != joined.shape[1:]):
                 raise UsageError(
                     f"rows of tasks {kinds} are forwarded together, and `{type(self.module).__name__}.forward(x, task)`"
                     " does not return a tensor of the same width for each. Give every task as many outputs."
                 )
-            if found is None:
-                found = outputs.new_zeros(len(task), *outputs.shape[1:])
-            found = found.index_copy(0, rows, outputs)
-        return found
+            if joined is None:
+                joined = outputs.new_zeros(len(task), *outputs.shape[1:])
+            joined = joined.index_copy(0, rows, outputs)
+        return joined
 
     def watch(self, current: Callable[[], int | None]) -> None:
         """Let the module's own calls, `self(x, task_id)` and `self.forward(x, task_id)`, go through this one.
@@ -194,9 +194,9 @@ class Tasked(nn.Module):
                     return self(x)
             learned = current()
             if not isinstance(task, Tensor) and task != learned:
-                said = "callback.task has none" if learned is None else f"the experience's task is {learned}"
+                told = "callback.task has none" if learned is None else f"the experience's task is {learned}"
                 raise UsageError(
-                    f"`{type(module).__name__}.forward` was called with task {task}, and {said}. Write callback.task ="
+                    f"`{type(module).__name__}.forward` was called with task {task}, and {told}. Write callback.task ="
                     f" {task} before this fit, or keep it in the module's `task_id`."
                 )
             self.default = task
@@ -209,11 +209,11 @@ class Tasked(nn.Module):
         self.module.__dict__.pop("forward", None)
 
 
-def made_from(loss: Tensor, own: Tensor) -> bool:
-    """Whether `loss` is `own` up to a factor: Lightning divides and scales it."""
+def made_from(loss: Tensor, method_loss: Tensor) -> bool:
+    """Whether `loss` is `method_loss` up to a factor: Lightning divides and scales it."""
     node = loss.grad_fn
     for _ in range(6):
-        if node is None or node is own.grad_fn:
+        if node is None or node is method_loss.grad_fn:
             break
         node = node.next_functions[0][0] if node.next_functions else None
-    return own.grad_fn is not None and node is own.grad_fn
+    return method_loss.grad_fn is not None and node is method_loss.grad_fn

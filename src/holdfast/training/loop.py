@@ -21,7 +21,7 @@ from holdfast.training.session import Session
 from holdfast.training.state import Saver
 
 STOP, SAVE, LATE = 1, 2, 3
-"""What the process that keeps the checkpoints can wish for after a step."""
+"""What a process can wish for after a step: to stop with a checkpoint, to save one, or to end since time is up."""
 
 
 class Loop:
@@ -37,7 +37,7 @@ class Loop:
         self.saver = saver
         self._since = time.perf_counter()
         self._shown = 0.0
-        self._last_of_epoch = 1
+        self._last_of_epoch = 1  # number of an epoch's last step, counted from 0; at least 1, since it is divided by
         self._during: During | None = None
 
     @property
@@ -73,7 +73,7 @@ class Loop:
                 order_rng.set_state(position.order)
             resumed, position.order = False, order_rng.get_state()
             order = torch.randperm(count, generator=order_rng)
-            skip = position.epoch_step
+            skip = position.epoch_step  # of a resumed epoch: its order is drawn again, what was trained on is left out
             left = min(per_epoch - skip, total - position.step)
             self._last_of_epoch = max(1, skip + left - 1)
             join = rest if skip + left == per_epoch else 0
@@ -126,7 +126,7 @@ class Loop:
 
         Args:
             batches: with their weights in the mean over processes.
-            total: batches of the whole experience; None where nobody knows.
+            total: batches of the whole experience; None if unknown.
             update: instead of the session's, for loops that do something between loss and update.
 
         Returns:

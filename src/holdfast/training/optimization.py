@@ -63,13 +63,13 @@ def _like(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
     taken = inspect.signature(kind).parameters
     values = {key: value for key, value in optimizer.defaults.items() if key in taken}
     for group in optimizer.param_groups:
-        own = {key: group[key] for key in values if key in group and group[key] != values[key]}
-        if own and len(optimizer.param_groups) > 1:
+        differing = {key: group[key] for key in values if key in group and group[key] != values[key]}
+        if differing and len(optimizer.param_groups) > 1:
             raise ConfigError(
-                f"the optimizer {kind.__name__} has groups of parameters with values of their own ({own}). Give a"
+                f"the optimizer {kind.__name__} has groups of parameters with values of their own ({differing}). Give a"
                 " function of the parameters that makes it."
             )
-        values |= own
+        values |= differing
     return functools.partial(kind, **values)
 
 
@@ -96,7 +96,7 @@ def step_function(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
             if any(grad is None for grad in grads):
                 values = [value for value, grad in zip(values, grads) if grad is not None]
                 grads = [grad for grad in grads if grad is not None]
-            if grads:
+            if grads:  # what torch.optim.SGD calls for this, without its checks and hooks; same rounding
                 torch._foreach_add_(values, grads, alpha=-group["lr"])
 
     return move

@@ -162,7 +162,7 @@ class Phases:
         crossed = between and self.boundary.crossed(step)
         if not crossed and self.current is not None:
             return False
-        versions = [p._version for p in self.learner.model.parameters()]
+        versions = [p._version for p in self.learner.model.parameters()]  # torch's count of writes: no copy, no compare
         if self.current is not None:
             if self._recent is not None and len(self._recent):
                 rows = self._recent.all()
@@ -291,7 +291,7 @@ def checked_data(data: Any) -> Data:
     """What `begin` and `end` take, as our data.
 
     Raises:
-        UsageError: with what to give, if it is none.
+        UsageError: with what to give instead, for anything else.
     """
     try:
         return as_data(data)

@@ -28,7 +28,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse what there is not.
+    """Refuse an unknown precision, and one that makes no sense on this device.
 
     Raises:
         ConfigError: an unknown name, or `16-mixed` on a CPU, which computes no faster in it and overflows sooner.
@@ -77,45 +77,7 @@ def _double(leaf: Tensor) -> Tensor:
     return leaf.double() if leaf.is_floating_point() else leaf
 
 
-# Compilation and checks ------------------------------------------------------------------------------------
-
-PER_EXPERIENCE = 8
-"""Graphs that an experience may need: training, evaluation, a smaller last batch, replay, and as many to spare."""
-
-
-def compiled_forward(model: nn.Module) -> None:
-    """Compile the forward of `model` in place; hooks that are attached by now are compiled with it."""
-    model.compile()
-
-
-@contextlib.contextmanager
-def recompilable(wanted: bool, experiences: int) -> Iterator[None]:
-    """Inside, torch's limit on recompilations leaves room for a head that grows at every experience.
-
-    Past its limit (8) torch runs a function as it is from then on, after one warning among others.
-
-    Args:
-        wanted: whether anything is compiled; else this costs nothing, not even the compiler's import.
-        experiences: of the stream.
-    """
-    if not wanted:
-        yield
-        return
-    import torch._dynamo
-
-    config = torch._dynamo.config
-    limits = {
-        name: max(getattr(config, name), PER_EXPERIENCE * (experiences + 1))
-        for name in (
-            "recompile_limit",
-            "cache_size_limit",
-            "accumulated_recompile_limit",
-            "accumulated_cache_size_limit",
-        )
-        if hasattr(config, name)
-    }
-    with config.patch(limits):  # type: ignore[attr-defined]
-        yield
+# Checks ---------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -164,17 +126,17 @@ def first() -> bool:
     return int(os.environ.get("NODE_RANK", 0)) == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def connect(kind: str, devices: int, num_nodes: int, own: bool) -> Ranks:
+def connect(kind: str, devices: int, num_nodes: int, started_here: bool) -> Ranks:
     """Join the other processes; all of them must call this.
 
     Args:
         kind: of device: `cpu`, `cuda` ...
         devices: processes on this machine, one device each.
         num_nodes: machines.
-        own: whether this library started the processes.
+        started_here: whether this library started the processes.
 
     Raises:
-        ConfigError: for devices that this machine has not, or other numbers of processes than were started.
+        ConfigError: for devices that this machine does not have, or another number of processes than was started.
     """
     _check_started(devices, num_nodes)
     fabric_type, strategy, environment = fabric_types()
@@ -190,7 +152,7 @@ def connect(kind: str, devices: int, num_nodes: int, own: bool) -> Ranks:
             devices=devices,
             num_nodes=num_nodes,
             strategy=strategy(),
-            plugins=[environment()] if own else None,
+            plugins=[environment()] if started_here else None,
         )
         fabric.launch()
     except (ValueError, RuntimeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import shutil
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.tape import Live, Node, Ref, Tape, leaves, refs
+from holdfast.training.inductor import compiled_once
 
 aten = torch.ops.aten
 
@@ -165,6 +166,15 @@ def _taking_tensors(node: Node, live: Live, program: Program, tensor_of: Callabl
     if node.func is aten.add_.Tensor:
         rate = tensor_of(live, like(node.args[0]))
         return [node._replace(func=aten.addcmul_.default, args=(node.args[0], node.args[1], rate), kwargs={})]
+    if node.func is aten.addcdiv_.default:
+        target, numerator, denominator = node.args
+        return _added_quotient(node, target, numerator, denominator, tensor_of(live, like(target)), program)
+    if node.func is aten._foreach_addcdiv_.Scalar:
+        quotients = [
+            _added_quotient(node, target, above, below, tensor_of(live, like(target)), program)
+            for target, above, below in zip(*node.args[:3])
+        ]
+        return [part for parts in quotients for part in parts]
     if node.func is aten._foreach_add_.List:
         parts = []
         for target, gradient in zip(*node.args[:2]):
@@ -176,6 +186,16 @@ def _taking_tensors(node: Node, live: Live, program: Program, tensor_of: Callabl
     kind = torch.float64 if device.type == "cpu" else torch.float32  # of what the kernels read there
     rate = tensor_of(live, torch.zeros((), dtype=kind, device=device))
     return [node._replace(func=getattr(aten, overload).tensor_lr, kwargs={**node.kwargs, "lr": rate})]
+
+
+def _added_quotient(node: Node, target: Ref, above: Ref, below: Ref, rate: Ref, program: Program) -> list[Node]:
+    """`p += a / b * rate`, in two calls."""
+    quotient = len(program.groups)
+    program.groups.append(-1 - quotient)
+    return [
+        Node(aten.div.Tensor, (above, below), {}, (quotient,), (), node.where),
+        Node(aten.addcmul_.default, (target, Ref(quotient), rate), {}, (target.number,), (target.number,), node.where),
+    ]
 
 
 # CUDA graphs and Inductor ---------------------------------------------------------------------------------
@@ -208,38 +228,6 @@ def compiled(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
             call(*inputs)
 
     return run
-
-
-_compiled: dict[Hashable, Callable[..., Any]] = {}
-MOST = 64
-"""Compiled programs that are kept to be run on other tensors."""
-
-
-def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-    """A graph compiled by Inductor; one of the same calls on tensors of the same shapes is compiled once in a process.
-
-    Args:
-        module: a graph without constants of its own.
-        inputs: what it is called with, in order.
-    """
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx
-
-    alone = not any(node.op == "get_attr" for node in module.graph.nodes)
-    aliased = [
-        next(i for i, other in enumerate(inputs) if other.untyped_storage()._cdata == t.untyped_storage()._cdata)
-        for t in inputs
-    ]
-    forms = tuple((t.shape, t.stride(), t.dtype, t.device, t.storage_offset(), t.requires_grad) for t in inputs)
-    key = (module.code, forms, tuple(aliased))
-    if alone and key in _compiled:
-        return _compiled[key]
-    with torch.no_grad(), config.patch(fallback_random=True):
-        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
-    if len(_compiled) >= MOST:
-        _compiled.pop(next(iter(_compiled)))
-    _compiled[key] = call
-    return call  # type: ignore[no-any-return]
 
 
 def as_graph(program: Program) -> tuple[torch.fx.GraphModule, list[Tensor]]:

@@ -13,8 +13,8 @@ class State(NamedTuple):
 
     Attributes:
         done: batches of the experience, or of the source.
-        total: of them; None where nobody knows.
-        share: of the whole training, from 0 to 1; None where nobody knows.
+        total: of them; None if unknown.
+        share: of the whole training, from 0 to 1; None if unknown.
         experience: that is learned, counted from 1.
         experiences: of the stream; None for a source.
         loss: mean over the last steps that were recorded; None before.
@@ -124,13 +124,13 @@ class Lines(NoProgress):
 
     def __init__(self, title: str = "training", out: TextIO | None = None) -> None:
         self._title, self._out = title, out
-        self._begun = self._said = time.perf_counter()
+        self._begun = self._reported = time.perf_counter()
         self._first: float | None = None
 
     def show(self, state: State) -> None:
         """Write where the training stands."""
         self._first = state.share if self._first is None else self._first
-        if time.perf_counter() - self._said >= self.interval:
+        if time.perf_counter() - self._reported >= self.interval:
             self._say(f"{state.words}{self._left(state.share)}")
 
     def learned(self, state: State, accuracy: float | None, seconds: float) -> None:
@@ -152,7 +152,7 @@ class Lines(NoProgress):
         out = sys.stderr if self._out is None else self._out
         out.write(f"{self._title}: {text}\n")
         out.flush()
-        self._said = time.perf_counter()
+        self._reported = time.perf_counter()
 
 
 def told(seconds: float) -> str:

@@ -69,8 +69,8 @@ class Ranks:
             )
         if self.count == 1:
             return ((batch, 1.0) for batch in data.batches(order, batch_size))
-        own, parts, rest = self._parts(order, batch_size)
-        sliced = zip(data.batches(torch.cat(own), len(own[0])) if own else (), parts)
+        mine, parts, rest = self._parts(order, batch_size)
+        sliced = zip(data.batches(torch.cat(mine), len(mine[0])) if mine else (), parts)
         return chain(sliced, ((batch, 1.0) for batch in data.batches(rest, len(rest))) if len(rest) else ())
 
     def _parts(self, order: Tensor, batch_size: int) -> tuple[list[Tensor], list[float], Tensor]:
@@ -178,13 +178,13 @@ def union_over_ranks(classes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({label for part in gathered for label in part}))
 
 
-def average_unknown(known: Iterable[nn.Parameter]) -> Callable[[Sequence[nn.Parameter]], None]:
+def average_unknown(ddp_parameters: Iterable[nn.Parameter]) -> Callable[[Sequence[nn.Parameter]], None]:
     """What averages over ranks the gradients that DDP does not know of; a rank without one counts as zero.
 
     Args:
-        known: the parameters whose gradients DDP averages.
+        ddp_parameters: the parameters whose gradients DDP averages.
     """
-    averaged = {id(p) for p in known if p.requires_grad}
+    averaged = {id(p) for p in ddp_parameters if p.requires_grad}
 
     def average(parameters: Sequence[nn.Parameter]) -> None:
         rest = [p for p in parameters if p.requires_grad and id(p) not in averaged]

@@ -149,10 +149,10 @@ class Recordings:
             whole = next((one for one in left if len(one.decisions) == len(made)), None)
             if whole is not None:
                 return whole, made
-            place = len(made)
-            value = ahead[place] if place < len(ahead) else left[0].decisions[place].make()
+            position = len(made)
+            value = ahead[position] if position < len(ahead) else left[0].decisions[position].make()
             made.append(value)
-            left = [one for one in left if one.decisions[place].guard == guard_of(value)]
+            left = [one for one in left if one.decisions[position].guard == guard_of(value)]
         made += ahead[len(made) :]
         if kept:
             self._prefix = (baked, tuple(guard_of(value) for value in made))
@@ -231,8 +231,8 @@ class Recordings:
         return out
 
     def _disagreements(self, one: Recording, other: Recording, fed: list[Tensor]) -> list[str]:
-        given = [*fed, *(decision.value for decision in other.decisions if isinstance(decision.value, Tensor))]
-        numbers = [number for tensor in given if (number := other.tape.number_of(tensor)) is not None]
+        tensors = [*fed, *(decision.value for decision in other.decisions if isinstance(decision.value, Tensor))]
+        numbers = [number for tensor in tensors if (number := other.tape.number_of(tensor)) is not None]
         for before, after in zip(one.decisions, other.decisions):
             if before.told != after.told:
                 return [f"a decision works with what was so in the step it was first made in ({after.line})"]
@@ -283,8 +283,8 @@ class Recordings:
         for one in every:
             for path, _, kept in one.after:
                 places.setdefault(path, set()).add(alias_of(kept)[0])
-        for path, found in places.items():
-            if len(found) > 1 and any(found & one.read for one in every):
+        for path, written_to in places.items():
+            if len(written_to) > 1 and any(written_to & one.read for one in every):
                 return [f"{path} is a tensor of another size from step to step, and read before it is replaced"]
         return []
 

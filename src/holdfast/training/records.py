@@ -19,6 +19,10 @@ from holdfast.training.progress import State
 class Tally(Protocol):
     """Sums over steps that leave neither outputs nor losses behind."""
 
+    @property
+    def right(self) -> int | None:
+        """Samples predicted right since the last reading; None without classes."""
+
     def read(self) -> tuple[dict[str, float], int | None, int, int]:
         """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
 
@@ -67,9 +71,9 @@ class Window:
             accuracy = hits.float().mean().item() if len(hits) else None
             self.right = (self.right or 0) + int(hits.sum())
         elif right is not None:
-            found = right + (0 if hits is None else int(hits.sum()))
-            accuracy = float(torch.tensor(found).float() / (rows + (0 if hits is None else len(hits))))
-            self.right = (self.right or 0) + found
+            right_rows = right + (0 if hits is None else int(hits.sum()))
+            accuracy = float(torch.tensor(right_rows).float() / (rows + (0 if hits is None else len(hits))))
+            self.right = (self.right or 0) + right_rows
         self._learner.logged.clear()
         self._outputs.clear()
         self._targets.clear()
@@ -85,8 +89,10 @@ class Window:
 
     def right_so_far(self) -> int | None:
         """`right`, with the steps that were not read yet."""
-        hits = self._hits()
-        return self.right if hits is None else (self.right or 0) + int(hits.sum())
+        hits, more = self._hits(), None if self.tally is None else self.tally.right
+        if hits is None and more is None:
+            return self.right
+        return (self.right or 0) + (more or 0) + (0 if hits is None else int(hits.sum()))
 
     def _hits(self) -> Tensor | None:
         """`[samples]` bool: whether the class of the largest output is the target."""
@@ -149,7 +155,7 @@ class Records:
         Args:
             position: where the training stands.
             stream: of experiences; None for a source.
-            total: batches of the experience, or of the source; None where nobody knows.
+            total: batches of the experience, or of the source; None if unknown.
             share: of the current experience that is done, or of the source.
         """
         whole = share if total else None
@@ -204,7 +210,7 @@ def classes_in(memory: Memory) -> dict[str, int]:
 
 
 def remembered(parts: list[dict[str, int]]) -> dict[str, dict[str, int]]:
-    """The counts of all processes as an entry of an event; nothing where there are none."""
+    """The counts of all processes as an entry of an event; nothing if there are none."""
     total: dict[str, int] = {}
     for part in parts:
         for label, count in part.items():

@@ -22,7 +22,7 @@ from holdfast.core.source import Source
 from holdfast.core.tree import bytes_in
 from holdfast.training.optimization import Optimization
 from holdfast.training.phases import Phases
-from holdfast.training.precision import PRECISIONS, as_precise, compiled_forward, make_scaler
+from holdfast.training.precision import PRECISIONS, as_precise, make_scaler
 from holdfast.training.progress import NoProgress
 from holdfast.training.ranks import ALONE, Ranks
 from holdfast.training.records import Records, classes_in, mean_window, remembered
@@ -236,8 +236,6 @@ class Session:
         model = learner.model  # a method may have put another in its place
         if engine.acts_at("take_step"):
             _check_own_step(method, [settings, *several])
-        if settings.compile:
-            compiled_forward(model)
         first = several[0] if several else settings
         optimization = Optimization(first.make_optimizer, first.scheduler, first.scheduler_every)
         learner.on_growth.append(optimization.follow)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 
-from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.errors import ConfigError, renamed, unknown
 from holdfast.core.learner import Criterion
 from holdfast.core.ranges import BelowOne, Count, NonNegative, Positive, Range, check_fields
 from holdfast.training.divergence import OnDivergence
@@ -95,7 +95,7 @@ class ExperienceSettings:
         """These settings with some others; `epochs` puts `iterations` out of force.
 
         Raises:
-            ConfigError: for a name that is no setting of an experience.
+            ConfigError: for a name that is not a setting of an experience.
         """
         names = [field.name for field in dataclasses.fields(ExperienceSettings)]
         for name in changes:
@@ -143,7 +143,7 @@ class Settings(ExperienceSettings):
         stack: of runs that differ in seeds and numbers (`seeds=8`, or several values with `-m`), how many are trained
             at once, by one program on stacked tensors: a number, `auto` for as many as memory holds, or `none`; one run
             alone is not changed by it.
-        compile: the old name of `capture="compile"`; a `StreamTrainer` compiles the model's forward.
+        compile: the old name of `capture="compile"`.
         log_every: steps between two records of loss and accuracy.
         on_divergence: `stop` where a loss or a weight is not finite, or a loss a thousand times that at the start, or
             `go_on`; looked at with each record.
@@ -193,6 +193,9 @@ class Settings(ExperienceSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.device = torch.device(self.device)
+        if self.compile:
+            renamed("compile=True", 'capture="compile"')
+            self.capture, self.compile = "compile", False
         check_precision(self.precision, self.device)
         chosen(self.capture, self.device)
         for name in ("limit_val_batches", "limit_test_batches"):
@@ -220,34 +223,34 @@ def check_limit(name: str, limit: int | float | None) -> None:
         raise ConfigError(f"the trainer got {name}={limit}. Give a number of batches, or a fraction up to 1.0.")
 
 
-def by_experience(given: PerExperience | None, experiences: int) -> dict[int, dict[str, Any]]:
+def by_experience(stated: PerExperience | None, experiences: int) -> dict[int, dict[str, Any]]:
     """The changes of each experience that has some.
 
     Args:
-        given: as the user wrote it; where two keys name the same experience, the later one wins for what both say.
+        stated: as the user wrote it; where two keys name the same experience, the later one wins for what both say.
         experiences: of the stream.
 
     Raises:
-        ConfigError: for an experience that the stream has not, or a list of another length.
+        ConfigError: for an experience that is not in the stream, or a list of another length.
 
     Example:
         >>> by_experience({"0": {"epochs": 9}, "1-": {"epochs": 2}, 2: {"batch_size": 8}}, experiences=3)
         {0: {'epochs': 9}, 1: {'epochs': 2}, 2: {'epochs': 2, 'batch_size': 8}}
     """
-    if given is None:
+    if stated is None:
         return {}
-    if not isinstance(given, Mapping):
-        if len(given) != experiences:
+    if not isinstance(stated, Mapping):
+        if len(stated) != experiences:
             raise ConfigError(
-                f"per_experience lists {len(given)} experiences, and the stream has {experiences}. "
+                f"per_experience lists {len(stated)} experiences, and the stream has {experiences}. "
                 'Give one entry for each (null where nothing changes), or name them: {"0": ..., "3-": ...}.'
             )
-        return {index: dict(changes) for index, changes in enumerate(given) if changes}
-    found: dict[int, dict[str, Any]] = {}
-    for key, changes in given.items():
+        return {index: dict(changes) for index, changes in enumerate(stated) if changes}
+    by_index: dict[int, dict[str, Any]] = {}
+    for key, changes in stated.items():
         for index in indices(key, experiences):
-            found.setdefault(index, {}).update(changes)
-    return dict(sorted(found.items()))
+            by_index.setdefault(index, {}).update(changes)
+    return dict(sorted(by_index.items()))
 
 
 def indices(key: str | int, experiences: int | None = None) -> range:
@@ -258,7 +261,7 @@ def indices(key: str | int, experiences: int | None = None) -> range:
         experiences: of the stream; None where that is not known yet.
 
     Raises:
-        ConfigError: for something else, or an experience that the stream has not.
+        ConfigError: for something else, or an experience that is not in the stream.
     """
     parts = re.fullmatch(r"(\d+)(-(\d*))?", str(key))
     if parts is None or (parts[3] and int(parts[3]) < int(parts[1])):

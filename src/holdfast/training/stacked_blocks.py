@@ -87,14 +87,14 @@ class Blocks:
             block.passed()
         while len(decided) < count:
             step = len(decided)
-            found = [one.decide(step) for one in members]
-            alike = all(recording is before for (recording, _), before in zip(found, chosen))
+            decisions = [one.decide(step) for one in members]
+            alike = all(recording is before for (recording, _), before in zip(decisions, chosen))
             if not alike:
-                for one, block, (_, made) in zip(members, blocks, found):
+                for one, block, (_, made) in zip(members, blocks, decisions):
                     one.recordings.ahead = made
-                    block.by_itself = any(other is None for other, _ in found)
+                    block.by_itself = any(other is None for other, _ in decisions)
                 break
-            decided.append([made for _, made in found])
+            decided.append([made for _, made in decisions])
             rates.append([_rates(one, recording) for one, recording in zip(members, chosen)])
             for block in blocks:
                 block.passed()
@@ -109,7 +109,7 @@ class Blocks:
             one.refused = 0
 
     def _stacked(self, members: list[StackedSteps], chosen: list[Recording]) -> tuple[Stacked, list[int]]:
-        """The stack of recordings, made where there is none yet, and which of its rows these members are."""
+        """The stack of recordings, made if there is none yet, and which of its rows these members are."""
         for stacked, rows in self._stacks:
             if all(rows.get(one) is recording for one, recording in zip(members, chosen)):
                 order = list(rows)
@@ -143,13 +143,13 @@ class Blocks:
     ) -> None:
         """Bring the batches and decisions of a block to the device, all steps of all runs at once."""
         count, leaves = len(decided), len(chosen[0].fed)
-        for place, buffer in enumerate(stacked.buffers[:leaves]):
+        for number, buffer in enumerate(stacked.buffers[:leaves]):
             if buffer is not None:
                 for row, one in zip(rows, members):
-                    buffer[:count, row].copy_(_block_of(one).leaves[place][:count], non_blocking=True)
-        tensors = [place for place, one in enumerate(chosen[0].decisions) if isinstance(one.value, Tensor)]
-        values = [[[run[place] for run in step] for step in decided] for place in tensors]
-        values += [[[run[place] for run in step] for step in rates] for place in range(len(rates[0][0]))]
+                    buffer[:count, row].copy_(_block_of(one).leaves[number][:count], non_blocking=True)
+        tensors = [number for number, one in enumerate(chosen[0].decisions) if isinstance(one.value, Tensor)]
+        values = [[[run[number] for run in step] for step in decided] for number in tensors]
+        values += [[[run[number] for run in step] for step in rates] for number in range(len(rates[0][0]))]
         for buffer, steps in zip(stacked.buffers[leaves:], values):
             if buffer is None:
                 continue

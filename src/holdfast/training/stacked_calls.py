@@ -107,11 +107,11 @@ class Calls:
             rows = iter(stacked)
             args, kwargs = tree_unflatten([next(rows) if h else value for value, h in zip(cold, hot)], spec)
             out = _flat(function(*args, **kwargs))
-            missing[:] = [value is None for value in out]
+            missing[:] = [value is None for value in out]  # vmap returns tensors only; a None is put back below
             return tuple(value for value in out if value is not None)
 
-        given = [self.values[one.number] for one, h in zip(flat, hot) if h]
-        out = iter(torch.func.vmap(one_run, randomness="error")(*given))
+        stacked_values = [self.values[one.number] for one, h in zip(flat, hot) if h]
+        out = iter(torch.func.vmap(one_run, randomness="error")(*stacked_values))
         return [None if gone else next(out) for gone in missing]
 
     def _directly(self, name: str, node: Node) -> list[Any] | None:
@@ -141,8 +141,8 @@ class Calls:
         if whole and base != "norm" and not any(isinstance(one, Ref) for one in node.args):
             return _flat(node.func(*self._filled(node.args), **self._filled(node.kwargs)))
         outs: list[Any] = []
-        for place in range(length):
-            args = tuple(one[place] if _is_list(one) else one for one in node.args)
+        for position in range(length):
+            args = tuple(one[position] if _is_list(one) else one for one in node.args)
             function = with_numbers(base, node) if unlike else getattr(aten, base)
             mine = [one for one in args if isinstance(one, Ref)]
             if any(one.number in self.hot for one in mine):

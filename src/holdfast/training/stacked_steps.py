@@ -132,7 +132,7 @@ class StackedSteps(Captured):
         self._kept: list[Recording] = []
         self._seen = False
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int | None) -> None:
         """Wait until every other training is at an experience as late as this one."""
         super().begin(steps)
         self.stacked = self.beside = self.refused = 0
@@ -298,7 +298,7 @@ class StackedLoop(Loop):
         """How many steps may be made before somebody looks."""
         session, moment = self.session, time.perf_counter()
         most = min(BLOCK, session.settings.log_every - session.records.window.steps)
-        alike = next((place for place, size in enumerate(sizes) if size != sizes[0]), len(sizes))
+        alike = next((position for position, size in enumerate(sizes) if size != sizes[0]), len(sizes))
         most = min(most, alike, total - session.position.step)
         following = None if self._during is None else self._during.following
         if following is not None and following > session.position.step:

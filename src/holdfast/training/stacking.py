@@ -11,13 +11,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.tape import Node, Ref, alias_of, refs
-from holdfast.training.programs import Program, compiled_once, is_value
+from holdfast.training.inductor import compiled_once
+from holdfast.training.programs import Program, is_value
 from holdfast.training.stacked_calls import Calls, CannotStack
 
 
 def signature(program: Program) -> int:
     """What programs that can be stacked have in common: the calls, what they read and write, shapes, and no numbers."""
-    known: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     parts: list[object] = []
     written = {program.groups[number] for node in program.nodes for number in node.writes}
 
@@ -25,15 +26,15 @@ def signature(program: Program) -> int:
         tensor = program.external.get(number)
         if tensor is not None and not tensor.dim() and program.groups[number] not in written:
             return str(tensor.dtype)  # constants that are equal in some runs are one tensor there
-        if number not in known:
-            known[number] = len(known)
-        return (known[number], None if tensor is None else (tuple(tensor.shape), str(tensor.dtype)))
+        if number not in numbers:
+            numbers[number] = len(numbers)
+        return (numbers[number], None if tensor is None else (tuple(tensor.shape), str(tensor.dtype)))
 
     for node in program.nodes:
         flat, spec = tree_flatten((node.args, node.kwargs), is_leaf=is_value)
-        said = [name(v.number) if isinstance(v, Ref) else "float" if type(v) is float else str(v) for v in flat]
+        arguments = [name(v.number) if isinstance(v, Ref) else "float" if type(v) is float else str(v) for v in flat]
         outs = [name(number) if number >= 0 else None for number in node.outs]
-        parts.append((str(node.func), str(spec), said, outs))
+        parts.append((str(node.func), str(spec), arguments, outs))
     return hash(str(parts))
 
 
@@ -107,27 +108,27 @@ class Stacked:
                 leaves.append(Ref(self._new(tensors, -1 - len(self._group))))
         args, kwargs = tree_unflatten(leaves, flats[0][1])
         outs = tuple(
-            -1 if number < 0 else self._id(tuple(one.outs[place] for one in nodes), node, made=True)
-            for place, number in enumerate(node.outs)
+            -1 if number < 0 else self._id(tuple(one.outs[column] for one in nodes), node, made=True)
+            for column, number in enumerate(node.outs)
         )
         writes = tuple(self._id(tuple(numbers), node) for numbers in zip(*(one.writes for one in nodes)))
         return Node(node.func, args, kwargs, outs, writes, node.where)
 
     def _id(self, numbers: tuple[int, ...], node: Node, made: bool = False) -> int:
         """The number here of a value that has these in the programs."""
-        known = self._ids.get(numbers)
-        if known is not None:
-            return known
+        group_id = self._ids.get(numbers)
+        if group_id is not None:
+            return group_id
         external = [program.external.get(number) for program, number in zip(self._programs, numbers)]
         if not made and any(tensor is None for tensor in external):
             raise CannotStack(f"the runs work on different values ({node.where})")
         storages = tuple(program.groups[number] for program, number in zip(self._programs, numbers))
         group = self._storages.setdefault(storages, len(self._storages))
-        known = self._ids[numbers] = len(self._group)
+        group_id = self._ids[numbers] = len(self._group)
         self._group.append(group)
         if not made:
-            self._external[known] = [tensor for tensor in external if tensor is not None]
-        return known
+            self._external[group_id] = [tensor for tensor in external if tensor is not None]
+        return group_id
 
     def _new(self, tensors: list[Tensor], key: int) -> int:
         """A value that no program has."""
@@ -140,12 +141,12 @@ class Stacked:
         """Refuse runs one of which works on one tensor where another works on two."""
         written = {self._group[number] for node in self.nodes for number in node.writes}
         seen: dict[tuple[int, int], int] = {}
-        for numbers, known in self._ids.items():
-            scalar = known in self._external and not self._external[known][0].dim()
-            if scalar and self._group[known] not in written:
+        for numbers, group_id in self._ids.items():
+            scalar = group_id in self._external and not self._external[group_id][0].dim()
+            if scalar and self._group[group_id] not in written:
                 continue
             for run, number in enumerate(numbers):
-                if seen.setdefault((run, number), known) != known:
+                if seen.setdefault((run, number), group_id) != group_id:
                     raise CannotStack("one of the runs works on one tensor where another works on two")
         self._written = written
 
@@ -155,8 +156,8 @@ class Stacked:
 
     def _stacked_groups(self) -> set[int]:
         """The storages that have a row for each run."""
-        given = {number for number in self._fed if number is not None}
-        hot = {self._group[number] for number in given}
+        fed_numbers = {number for number in self._fed if number is not None}
+        hot = {self._group[number] for number in fed_numbers}
         for number, tensors in self._external.items():
             group = self._group[number]
             if len({alias_of(tensor) for tensor in tensors}) == 1:
@@ -227,7 +228,7 @@ class Stacked:
     def load(self) -> None:
         """Take the values of the runs' own tensors."""
         for stack, tensors, _ in self._copied:
-            torch._foreach_copy_(list(stack.unbind()), tensors)
+            torch._foreach_copy_(list(stack.unbind()), tensors)  # one launch for all runs, instead of one each
 
     @torch.no_grad()
     def store(self, runs: Sequence[int]) -> None:

@@ -76,17 +76,17 @@ def state_of(session: Session) -> dict[str, Any]:
     if session.observations is not None:
         state["observations"] = session.observations.state()
     if session.ranks.count > 1:
-        own = {} if session.ranks.rank == 0 else _own(state, names.values())
-        state["ranks"] = session.ranks.collect(on_cpu(own))[1:]
+        rank_state = {} if session.ranks.rank == 0 else _own(state, names.values())
+        state["ranks"] = session.ranks.collect(on_cpu(rank_state))[1:]
     return state
 
 
 def _own(state: dict[str, Any], parameters: Any) -> dict[str, Any]:
-    """What this rank's state has that rank 0's has not."""
-    own = {"engine": _lighter(state["engine"], set(parameters)), "random": state["random"]}
+    """The part of this rank's state that rank 0 does not have."""
+    rank_state = {"engine": _lighter(state["engine"], set(parameters)), "random": state["random"]}
     if "begin" in state["position"]:
-        own["begin"] = _lighter(state["position"]["begin"], set(parameters))
-    return own
+        rank_state["begin"] = _lighter(state["position"]["begin"], set(parameters))
+    return rank_state
 
 
 def _lighter(engine: dict[str, Any], parameters: set[str]) -> dict[str, Any]:
@@ -109,16 +109,16 @@ def of_rank(state: Mapping[str, Any], ranks: Ranks) -> Mapping[str, Any]:
         )
     if ranks.rank == 0:
         return state
-    own = state["ranks"][ranks.rank - 1]
+    rank_state = state["ranks"][ranks.rank - 1]
     position = dict(state["position"])
-    if "begin" in own:
-        position["begin"] = _heavier(own["begin"], position["begin"])
-    return {**state, **own, "engine": _heavier(own["engine"], state["engine"]), "position": position}
+    if "begin" in rank_state:
+        position["begin"] = _heavier(rank_state["begin"], position["begin"])
+    return {**state, **rank_state, "engine": _heavier(rank_state["engine"], state["engine"]), "position": position}
 
 
-def _heavier(own: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
-    model = {**first["learner"]["model"], **own["learner"]["model"]}
-    return {**own, "learner": {**own["learner"], "model": model}}
+def _heavier(rank_state: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    model = {**first["learner"]["model"], **rank_state["learner"]["model"]}
+    return {**rank_state, "learner": {**rank_state["learner"], "model": model}}
 
 
 def restore(session: Session, state: Mapping[str, Any]) -> None:

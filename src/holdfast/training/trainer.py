@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast.core.criteria import mismatch
 from holdfast.core.engine import Engine
-from holdfast.core.errors import ConfigError, UsageError, renamed
+from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience, Stream
 from holdfast.core.learner import Learner
 from holdfast.core.method import Method
@@ -71,6 +71,11 @@ class Bound:
         """Seconds since the training began, those before an interruption included."""
         return self.session.seconds
 
+    def _forget(self) -> None:
+        """No step that was recorded is valid any more."""
+        if self.session.captured is not None:
+            self.session.captured.begin(None)
+
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class Trainer(Settings, Bound):
@@ -109,9 +114,6 @@ class Trainer(Settings, Bound):
             told = f"methods.{self.method}()" if isinstance(self.method, str) else "methods.er(capacity=200)"
             raise ConfigError(f"the trainer got {self.method!r:.60} as its method. Give one: Trainer({told}, ...).")
         super().__post_init__()
-        if self.compile:
-            renamed("compile=True", 'capture="compile"')
-            self.capture, self.compile = "compile", False
         self._stop = False
         self._session: Session | None = None
 

@@ -88,7 +88,7 @@ def loss_shifts(trainer: Any) -> bool:
 
 
 def criterion_of(trainer: Any, targets: Tensor) -> Criterion | None:
-    """The model's loss, where it is none that can be recognised from the first steps."""
+    """The model's loss, where the first steps do not show which one it is."""
     config = getattr(trainer.model, "config", None)
     smoothing = trainer.args.label_smoothing_factor
     if targets.is_floating_point():

@@ -26,11 +26,11 @@ class Mover(Protocol):
 class Steps(Protocol):
     """What makes the steps of a training in another way than as they are written; see `training.captured`."""
 
-    def begin(self, steps: int) -> None:
-        """Before the steps of an experience, or what is left of it: so many, at most."""
+    def begin(self, steps: int | None) -> None:
+        """Before the steps of an experience, or what is left of it: so many, at most; None where nobody knows."""
 
-    def end(self, experience: int) -> None:
-        """After the steps of an experience."""
+    def end(self, experience: int, steps: int | None = None) -> None:
+        """After the steps of an experience: so many, of which the loop may have made some by itself."""
 
     def step(self, batch: Batch, now: Now, weight: float, last: bool) -> Step | None:
         """Train on one batch. Returns what was seen and computed, if that is known."""
@@ -115,7 +115,7 @@ class Update:
                 self.clip()
             self.mover.move()
         if self.scaler is not None:
-            self.scaler.update()
+            self.scaler.update()  # after a skipped move too: that is how the scale comes down
         if step is not None:
             self.engine.update(step)
         return step is not None
@@ -125,7 +125,7 @@ class Update:
     def clear(self) -> None:
         """Let the gradients start anew."""
         for parameter in self.optimized():
-            parameter.grad = None
+            parameter.grad = None  # not zero: an optimiser leaves out what has no gradient, also its decay and momentum
 
     def add(self, step: Step, weight: float = 1.0) -> None:
         """Backward of one batch: its gradient is added to that of the batches before it."""
@@ -149,6 +149,7 @@ class Update:
         Returns:
             The step as if all batches had been one; None where the gradient overflowed, and nothing was done with it.
         """
+        # Averaged first, so that all processes see the same overflow; edited last, in the true size of the gradient.
         step = self.parts.pop() if len(self.parts) == 1 else self._whole()
         if self.average is not None:
             self.average(self.optimized())

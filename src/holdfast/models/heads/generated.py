@@ -98,7 +98,7 @@ class GeneratedOutputs(Head):
     def forward(self, outputs: Tensor, task: int) -> Tensor:  # type: ignore[override]
         """Outputs `[rows, width]` of what the network of `task` put out, `[rows, outputs]`.
 
-        Targets that are no classes are assigned to no task; their outputs are returned as they are.
+        Targets that are not classes are assigned to no task; their outputs are returned as they are.
         """
         if not self.members.shape[0]:
             return outputs
@@ -111,8 +111,8 @@ class GeneratedOutputs(Head):
         if task >= len(self.members):
             return spread
         # The k-th class of the task is output k: known on the host once the task began, so no index is read here.
-        place = self.members[task].cumsum(0) - 1
-        chosen = outputs[:, place.clamp(0, self.outputs - 1)]
+        positions = self.members[task].cumsum(0) - 1
+        chosen = outputs[:, positions.clamp(0, self.outputs - 1)]
         return torch.where(self.members[task], chosen, spread)
 
     def used(self, task: int) -> Tensor | None:

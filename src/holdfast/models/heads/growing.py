@@ -262,7 +262,7 @@ class TaskHead(ChunkedHead):
         if isinstance(task, int) and not 0 <= task < len(members):
             if self.training or task < 0:
                 raise UsageError(
-                    f"a task head knows {len(members)} tasks, and task {task} is none of them. "
+                    f"a task head knows {len(members)} tasks, and task {task} is not one of them. "
                     f"Call `head.assign({max(task, 0)}, classes)` with the classes of that task first."
                 )
             return torch.full_like(outputs, MASKED)

@@ -78,28 +78,29 @@ class Blocking(Operation, ABC):
         head = frozen_parts(learner.model) | (set() if learner.head is None else set(learner.head.modules()))
         if hasattr(learner.head, "apart"):
             learner.head.apart = True  # type: ignore[union-attr, assignment]
-        self._own: dict[str, tuple[nn.Module, str]] = {}
+        self._uncovered: dict[str, tuple[nn.Module, str]] = {}
         for path, module in learner.model.named_modules():
             if module in head:
                 continue
             layer = self.layers.get(path)
             covered = () if layer is None else self.covered(layer)
+            # Buffers that a state leaves out (caches) are no part of what a task has learned; only this set names them.
             kept = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
             places = (*module._parameters, *kept)
-            own = [key for key in places if key not in covered and getattr(module, key) is not None]
-            self._own.update({f"{path}.{key}".lstrip("."): (module, key) for key in own})
-            if own or (layer is not None and type(self).weights is not Blocking.weights):
-                ExchangeHook(module, lambda _module, path=path, own=own: self._exchange(_module, path, own))  # type: ignore[misc]
+            uncovered = [key for key in places if key not in covered and getattr(module, key) is not None]
+            self._uncovered.update({f"{path}.{key}".lstrip("."): (module, key) for key in uncovered})
+            if uncovered or (layer is not None and type(self).weights is not Blocking.weights):
+                ExchangeHook(module, lambda _module, path=path, keys=uncovered: self._exchange(_module, path, keys))  # type: ignore[misc]
 
-    def _exchange(self, module: nn.Module, path: str, own: list[str]) -> dict[str, Tensor]:
+    def _exchange(self, module: nn.Module, path: str, keys: list[str]) -> dict[str, Tensor]:
         learner = self._learner
         task = one_task(learner, self.name)
         instead: dict[str, Tensor] = {}
         if task != learner.task and task in self.copies:
             copies = self.copies[task]
-            instead = {key: copies[f"{path}.{key}".lstrip(".")] for key in own}
+            instead = {key: copies[f"{path}.{key}".lstrip(".")] for key in keys}
             if module.training:  # a replay forward must not move the statistics that are kept
-                instead = {key: instead[key].clone() if key in module._buffers else instead[key] for key in own}
+                instead = {key: instead[key].clone() if key in module._buffers else instead[key] for key in keys}
         if path in self.layers:
             instead.update(self.weights(self.layers[path], learner, task))
         return instead
@@ -142,7 +143,7 @@ class Blocking(Operation, ABC):
         """Keep what the task has to itself."""
         assert experience.task is not None
         self.copies[experience.task] = {
-            name: getattr(module, key).detach().clone() for name, (module, key) in self._own.items()
+            name: getattr(module, key).detach().clone() for name, (module, key) in self._uncovered.items()
         }
         self.finished.append(experience.task)
 

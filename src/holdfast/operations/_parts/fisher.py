@@ -66,7 +66,7 @@ def fisher_diagonal(
         One real tensor per trainable parameter, shaped like it.
 
     Raises:
-        ConfigError: `exact` or `true` with targets that are no class indices, under a criterion whose distribution is
+        ConfigError: `exact` or `true` with targets that are not class indices, under a criterion whose distribution is
             not known; `exact` with a class at each position; an unknown kind.
         UsageError: the outputs are not finite, or have no value per class for each target.
 

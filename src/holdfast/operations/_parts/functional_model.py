@@ -97,7 +97,7 @@ class FunctionalModel:
         args: tuple[Tensor, ...] = (one,) if isinstance(one, Tensor) else one if isinstance(one, tuple) else ()
         named = dict(one) if isinstance(one, Mapping) else {}
         # Weights of two modules are tied by hand: torch's way exchanges a module that has two names twice.
-        every = {**weights, **{name: weights[own] for name, own in self.aliases.items()}}
+        every = {**weights, **{name: weights[original] for name, original in self.aliases.items()}}
         with forward_task(task.unsqueeze(0) if isinstance(task, Tensor) else task):
             outputs = functional_call(self.model, (every, self.rest), args, named, tie_weights=False)
         return outputs if self.output is None else self.output(outputs)

@@ -151,14 +151,14 @@ def summed(layers: dict[str, nn.Module], seen: Calls, deltas: tuple[Tensor, ...]
     """
     result: Diagonal = {}
     for (name, module), calls, delta in zip(layers.items(), seen.values(), deltas):
-        for own, value in _layer(module, calls[0][0], delta, magnitude).items():
-            result[f"{name}.{own}" if name else own] = value
+        for key, value in _layer(module, calls[0][0], delta, magnitude).items():
+            result[f"{name}.{key}" if name else key] = value
     return result
 
 
 def _layer(module: nn.Module, a: Tensor, delta: Tensor, magnitude: Magnitude) -> Diagonal:
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return {own: magnitude(value).sum(0) for own, value in _norm(module, a, delta).items()}
+        return {key: magnitude(value).sum(0) for key, value in _norm(module, a, delta).items()}
     if isinstance(module, nn.Conv2d):
         parts = [magnitude(_convolution(module, x, d)).sum(0) for x, d in zip(a.split(CHUNK), delta.split(CHUNK))]
         totals = {"weight": torch.stack(parts).sum(0), "bias": magnitude(delta.flatten(2).sum(2)).sum(0)}
@@ -178,7 +178,7 @@ def _layer(module: nn.Module, a: Tensor, delta: Tensor, magnitude: Magnitude) ->
             if part.bias is not None and part.bias.requires_grad:
                 chunks[f"biases.{index}"] = totals["bias"][part.start : part.stop]
         return chunks
-    return {own: totals[own] for own, p in module.named_parameters(recurse=False) if p.requires_grad}
+    return {key: totals[key] for key, p in module.named_parameters(recurse=False) if p.requires_grad}
 
 
 def _convolution(module: nn.Conv2d, a: Tensor, delta: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def _norm(module: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor, delta: Tensor) -> 
     mean, var = module.running_mean, module.running_var
     scaled = (a - mean.view(shape)) / (var.view(shape) + module.eps).sqrt()  # type: ignore[union-attr]
     parts = {"weight": delta * scaled, "bias": delta}
-    return {own: value.flatten(2).sum(2) if a.dim() > 2 else value for own, value in parts.items()}
+    return {key: value.flatten(2).sum(2) if a.dim() > 2 else value for key, value in parts.items()}
 
 
 # Inner products ------------------------------------------------------------------------------------------

@@ -153,9 +153,9 @@ def chain_of(model: nn.Module, head: nn.Module | None) -> list[nn.Module]:
 
 
 def _neighbours(
-    module: nn.Module, pairs: list[tuple[nn.Module, nn.Module]], found: Sequence[tuple[str, nn.Module]]
+    module: nn.Module, pairs: list[tuple[nn.Module, nn.Module]], named_modules: Sequence[tuple[str, nn.Module]]
 ) -> tuple[str | None, nn.Module | None]:
-    names = {m: name for name, m in found}
+    names = {m: name for name, m in named_modules}
     source = next((names.get(a) for a, b in pairs if b is module), None)
     return source, next((b for a, b in pairs if a is module), None)
 
@@ -236,11 +236,12 @@ class ExchangeHook:
 
     def before(self, module: nn.Module, _: tuple[Any, ...]) -> None:
         """Exchange."""
-        held: list[tuple[dict[str, Any], str, Any]] = []
-        self.held.append(held)  # first: `after` is called even where `find` raises
+        replaced: list[tuple[dict[str, Any], str, Any]] = []
+        self.held.append(replaced)  # first: `after` is called even where `find` raises
         for name, tensor in self.find(module).items():
+            # Through the table: `setattr` takes no plain tensor in the place of a parameter, and this one has a graph.
             table: dict[str, Any] = module._parameters if name in module._parameters else module._buffers  # type: ignore[assignment]
-            held.append((table, name, table[name]))
+            replaced.append((table, name, table[name]))
             table[name] = tensor
 
     def after(self, *_: Any) -> None:

@@ -56,7 +56,7 @@ class PerSample:
 
     Which one is decided at the first batch, and again where a batch does not fit it: the gradients of a few samples
     are made one backward a sample, and the fastest way that gives the same is taken. Weights that are used twice, rows
-    that are no samples, hooks that change a layer's output, and layers that compute otherwise thus cost time, and give
+    that are not samples, hooks that change a layer's output, and layers that compute otherwise thus cost time, and give
     no wrong number. The check leaves the global random numbers as they were.
 
     Args:
@@ -156,7 +156,7 @@ class PerSample:
         Args:
             inputs: raw inputs, `[rows, ...]`, on the learner's device.
             task: as for `summed`.
-            without: ways that are no choice.
+            without: ways that may not be chosen.
         """
         if self.way is None or self.way in without:
             device = self.learner.device
@@ -188,9 +188,9 @@ class PerSample:
                 self._refuse_without_closed_form("it gives other numbers than one backward a sample")
         return self._slow_way
 
-    def _same(self, found: Diagonal, truth: Diagonal) -> bool:
+    def _same(self, diagonal: Diagonal, truth: Diagonal) -> bool:
         """Whether two ways agree, but for rounding."""
-        if found.keys() != truth.keys():
+        if diagonal.keys() != truth.keys():
             return False
         kinds = {value.dtype for value in truth.values()}
         close, noise = (1e-6, 1e-10) if kinds == {torch.float64} else (1e-3, 1e-5)
@@ -199,7 +199,9 @@ class PerSample:
         if self.learner.autocast is not None or kinds & {torch.float16, torch.bfloat16}:
             close, noise = 0.2, 1e-2
         largest = torch.stack([value.abs().amax().double() for value in truth.values() if value.numel()])
-        apart = torch.stack([(found[n] - value).abs().amax().double() for n, value in truth.items() if value.numel()])
+        apart = torch.stack(
+            [(diagonal[n] - value).abs().amax().double() for n, value in truth.items() if value.numel()]
+        )
         floor = largest.amax() * float(self.magnitude(torch.tensor(noise, dtype=torch.float64)))
         return bool((apart <= close * largest + floor).all())
 

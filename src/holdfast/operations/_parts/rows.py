@@ -81,9 +81,10 @@ def loss_of(learner: Services, outputs: Tensor, targets: Tensor) -> Tensor:
 
 def with_classes(rows: dict[str, Any], learner: Services) -> dict[str, Any]:
     """The rows without those whose label counts for nothing, for memories that go by classes."""
-    targets = rows["targets"]
-    keep = targets != ignored_label(learner.criterion)
-    return rows if targets.dim() != 1 or bool(keep.all()) else _fresh(rows, keep)
+    targets, ignored = rows["targets"], ignored_label(learner.criterion)
+    if targets.dim() != 1 or learner.decide(lambda: bool((targets != ignored).all())):
+        return rows
+    return _fresh(rows, targets != ignored)
 
 
 def rows_of_batch(batch: Batch, learner: Services) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def by_position(criterion: Callable[..., Tensor], outputs: Tensor, targets: Tens
 def sum_of_rows(criterion: Callable[..., Tensor], outputs: Tensor, labels: Tensor) -> Tensor:
     """The sum over rows of `criterion` on each row alone, a scalar.
 
-    A mean over rows is called once; one that is none (a sum, class weights, ignored labels) once for each row.
+    A mean over rows is called once; anything else (a sum, class weights, ignored labels) once for each row.
 
     Example:
         >>> sum_of_rows(torch.nn.MSELoss(reduction="sum"), torch.ones(3, 2), torch.zeros(3, 2))

@@ -43,12 +43,12 @@ def vectors(learner: Services, inputs: Tree, space: Space) -> Tensor:
         return learner.features(inputs).detach().flatten(1).float()
 
 
-def as_outputs(scores: Tensor, known: Tensor, outputs: Tensor) -> Tensor:
-    """Scores as outputs of the model: classes nobody knows yet, and those masked for a row's task, rank last.
+def as_outputs(scores: Tensor, learned: Tensor, outputs: Tensor) -> Tensor:
+    """Scores as outputs of the model: classes not learned yet, and those masked for a row's task, rank last.
 
     Args:
         scores: `[rows, classes]`, the higher the likelier.
-        known: `[classes]` bool, which of them were seen.
+        learned: `[classes]` bool, which of them were seen.
         outputs: `[rows, width]` the model's own, kept where no class is known.
 
     Returns:
@@ -57,9 +57,9 @@ def as_outputs(scores: Tensor, known: Tensor, outputs: Tensor) -> Tensor:
     width = outputs.shape[1]
     missing = max(0, width - scores.shape[1])
     scores = torch.nn.functional.pad(scores, (0, missing))[:, :width].to(outputs.dtype)
-    known = torch.nn.functional.pad(known, (0, missing))[:width] & (outputs != MASKED)
-    lowest = scores.masked_fill(~known, torch.inf).amin(1, keepdim=True)
-    return torch.where(known.any(1, keepdim=True), torch.where(known, scores, lowest - 1), outputs)
+    learned = torch.nn.functional.pad(learned, (0, missing))[:width] & (outputs != MASKED)
+    lowest = scores.masked_fill(~learned, torch.inf).amin(1, keepdim=True)
+    return torch.where(learned.any(1, keepdim=True), torch.where(learned, scores, lowest - 1), outputs)
 
 
 class ClosedFormClassifier(Operation):

@@ -49,7 +49,7 @@ def arrays(
         test_targets: their targets.
         name: for reports.
         class_names: one per class, in sorted order of the labels.
-        test_fraction: of each class, held out where there are no test inputs.
+        test_fraction: of each class, held out if there are no test inputs.
         split_seed: of that choice.
         kind: "classification" or "regression".
         layout: of one image; "auto" guesses. "tokens" keeps whole numbers as they are, for a model with an embedding.
@@ -98,7 +98,7 @@ def torch_dataset(
         test: the same; None holds out a part of the training data.
         name: for reports.
         class_names: one per class, in sorted order of the labels.
-        test_fraction: of each class, held out where there is no test data set.
+        test_fraction: of each class, held out if there is no test data set.
         split_seed: of that choice.
         kind: "classification" or "regression".
         workers: processes that read.
@@ -116,14 +116,14 @@ def torch_dataset(
     other = None if test is None else LoaderData(test, workers=workers)
     names: Sequence[str] = ()
     if kind == "classification":
-        said, other_said = (_said(data) for data in (train, test))
+        train_names, other_said = (_said(data) for data in (train, test))
         named, other_named = whole.targets, None if other is None else other.targets
-        if said and other_said and said != other_said and other_named is not None:
-            _check_names(said, other_said)
-            other_named = torch.tensor([said.index(name) for name in other_said])[other_named]
+        if train_names and other_said and train_names != other_said and other_named is not None:
+            _check_names(train_names, other_said)
+            other_named = torch.tensor([train_names.index(name) for name in other_said])[other_named]
         targets, test_targets, numbers = encode(named, other_named)
-        fitting = said and all(number.isdigit() and int(number) < len(said) for number in numbers)
-        names = [said[int(number)] for number in numbers] if fitting else numbers
+        fitting = train_names and all(number.isdigit() and int(number) < len(train_names) for number in numbers)
+        names = [train_names[int(number)] for number in numbers] if fitting else numbers
         names = names if class_names is None else class_names
         whole = LoaderData(train, targets, workers=workers)
         other = None if test is None else LoaderData(test, test_targets, workers=workers)
@@ -135,8 +135,8 @@ def torch_dataset(
 
 def _said(dataset: Any) -> list[str]:
     """The class names that a torch data set says, by the number of the class."""
-    found = getattr(dataset, "classes", None)
-    return [str(name) for name in found] if isinstance(found, list | tuple) else []
+    names = getattr(dataset, "classes", None)
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
 def _check_names(train: Sequence[str], test: Sequence[str]) -> None:
@@ -180,8 +180,8 @@ def _digits_table() -> np.ndarray:
     except (OSError, ValueError):  # another version of it keeps them elsewhere
         from sklearn.datasets import load_digits
 
-        found = load_digits()
-        return np.column_stack([found.data, found.target])
+        digits = load_digits()
+        return np.column_stack([digits.data, digits.target])
 
 
 @declares(inputs="vectors", made=True)

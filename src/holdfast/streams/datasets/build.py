@@ -38,8 +38,8 @@ def encode(labels: Any, others: Any = None) -> tuple[Tensor, Tensor | None, tupl
         DataError: a test label that no training sample has, labels that are missing (None, NaN, an empty word), or
             labels of more than one dimension.
     """
-    known = _plain(labels)
-    values, indices = np.unique(known, return_inverse=True)
+    plain_labels = _plain(labels)
+    values, indices = np.unique(plain_labels, return_inverse=True)
     if others is None:
         return torch.from_numpy(indices.astype(np.int64)), None, tuple(str(value) for value in values)
     other = _plain(others)
@@ -149,13 +149,13 @@ def images(array: Any, layout: Layout = "auto", scale: float | None = None) -> T
         scale: what 16-bit images are divided by; None for 65535.
 
     Raises:
-        ConfigError: for a layout with another number of dimensions, or tokens that are no whole numbers.
-        DataError: for values that are no numbers.
+        ConfigError: for a layout with another number of dimensions, or tokens that are not whole numbers.
+        DataError: for values that are not numbers.
     """
     try:
         tensor = torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"the inputs are no numbers: {error}. Encode them first, or use csv or frame.") from error
+        raise DataError(f"the inputs are not numbers: {error}. Encode them first, or use csv or frame.") from error
     if layout == "tokens":
         if tensor.is_floating_point() or tensor.is_complex():
             raise ConfigError(f"layout 'tokens' with inputs of {tensor.dtype}. Give whole numbers, or another layout.")
@@ -273,19 +273,19 @@ def _whole(codes: Any) -> Tensor:
 def _numbers(values: Any) -> Tensor:
     """Targets of regression, `[rows, numbers]` float32; one number a row is a column, as a model's outputs are."""
     try:
-        found = torch.as_tensor(values).to(torch.float32)
+        targets = torch.as_tensor(values).to(torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"the targets are no numbers: {error}. For words give kind='classification'.") from error
-    return found.unsqueeze(1) if found.dim() == 1 else found
+        raise DataError(f"the targets are not numbers: {error}. For words give kind='classification'.") from error
+    return targets.unsqueeze(1) if targets.dim() == 1 else targets
 
 
-def _renamed(found: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+def _renamed(present: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     """The names given, one per class, or picked by number where some numbers never appear."""
-    if len(given) == len(found):
-        return tuple(str(name) for name in given)
-    if all(name.isdigit() and int(name) < len(given) for name in found):
-        return tuple(str(given[int(name)]) for name in found)
-    raise ConfigError(f"{len(given)} class names for {len(found)} classes. Give one name per class.")
+    if len(names) == len(present):
+        return tuple(str(name) for name in names)
+    if all(name.isdigit() and int(name) < len(names) for name in present):
+        return tuple(str(names[int(name)]) for name in present)
+    raise ConfigError(f"{len(names)} class names for {len(present)} classes. Give one name per class.")
 
 
 def _single(inputs: Tensor) -> Tensor:

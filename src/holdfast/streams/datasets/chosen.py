@@ -149,7 +149,9 @@ def cifar100_coarse(path: str, normalise: bool = True, crop: Size = 0, flip: boo
     classes = {name: [*names, *(one.removesuffix("_tree") for one in names)] for name, names in CIFAR100_COARSE.items()}
     strange = set(fine.names) - {name for names in classes.values() for name in names}
     if strange:
-        raise ConfigError(f"{path} has the class {min(strange)!r}, which CIFAR-100 has not. Give its own class names.")
+        raise ConfigError(
+            f"{path} has the class {min(strange)!r}, which is not one of CIFAR-100. Give its own class names."
+        )
     return replace(coarse(fine, classes), name="cifar100_coarse")
 
 
@@ -207,12 +209,15 @@ def fields(
             values = (array[where] - scaling[0]) / scaling[1]
             blocks.append(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)))
         order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed + number)).tolist()
-        held = set(order[: max(1, round(test_fraction * len(blocks)))])
+        test_blocks = set(order[: max(1, round(test_fraction * len(blocks)))])
         parts.append(
-            ([one for i, one in enumerate(blocks) if i not in held], [one for i, one in enumerate(blocks) if i in held])
+            (
+                [one for i, one in enumerate(blocks) if i not in test_blocks],
+                [one for i, one in enumerate(blocks) if i in test_blocks],
+            )
         )
     if not all(train for train, _ in parts):
-        raise ConfigError(f"block is {list(block)}, and a grid has but one such block. Give smaller blocks.")
+        raise ConfigError(f"block is {list(block)}, and a grid has only one such block. Give smaller blocks.")
     train, test = (torch.stack([one for part in parts for one in part[which]]) for which in (0, 1))
     groups = [torch.repeat_interleave(torch.tensor([len(part[which]) for part in parts])) for which in (0, 1)]
     return Dataset(

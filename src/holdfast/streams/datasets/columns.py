@@ -40,7 +40,7 @@ class Raw:
         names: of the columns.
         values: of each column `[rows]`: words (objects, None where missing), floats (NaN) or dates (NaT).
         source: the file, or what else it came from, for messages.
-        lines: the line of each row in a text file; None where there are none.
+        lines: the line of each row in a text file; None if there are none.
         decimal_commas: whether numbers may have decimal commas.
     """
 
@@ -123,7 +123,7 @@ def numbers(column: np.ndarray, decimal: str = ".") -> tuple[np.ndarray, np.ndar
 
 
 def decimal_of(raw: Raw, decimal: Decimal, columns: Sequence[int]) -> str:
-    """The decimal mark of a table: a comma where some column has numbers with one, and is none otherwise.
+    """The decimal mark of a table: a comma where some column only makes numbers with one.
 
     Raises:
         DataError: where dots in numbers may be decimal ones or stand between groups of digits.
@@ -131,18 +131,18 @@ def decimal_of(raw: Raw, decimal: Decimal, columns: Sequence[int]) -> str:
     if decimal != "auto":
         return decimal
     words = {number: [str(word).strip() for word in raw.values[number]] for number in columns if raw.decimal_commas}
-    words = {number: found for number, found in words.items() if raw.values[number].dtype.kind == "O"}
-    for number, found in words.items():
-        with_commas = any("," in word for word in found) and numbers(raw.values[number], ".")[1].any()
+    words = {number: texts for number, texts in words.items() if raw.values[number].dtype.kind == "O"}
+    for number, texts in words.items():
+        with_commas = any("," in word for word in texts) and numbers(raw.values[number], ".")[1].any()
         if with_commas and not numbers(raw.values[number], ",")[1].any():
             break
     else:
         return "."
-    for number, found in words.items():
-        row = next((row for row, word in enumerate(found) if DOTTED.fullmatch(word)), None)
-        if row is not None and not any("," in word for word in found):
+    for number, texts in words.items():
+        row = next((row for row, word in enumerate(texts) if DOTTED.fullmatch(word)), None)
+        if row is not None and not any("," in word for word in texts):
             raise DataError(
-                f"{raw.at(row)}: other columns have decimal commas, and column {raw.names[number]!r} is {found[row]!r}."
+                f"{raw.at(row)}: other columns have decimal commas, and column {raw.names[number]!r} is {texts[row]!r}."
                 " Write decimal=',' if its dots stand between groups of digits, else mend the column."
             )
     return ","
@@ -161,13 +161,13 @@ def dates(column: np.ndarray) -> np.ndarray | None:
         return column.astype("datetime64[s]")
     if column.dtype.kind != "O":
         return None
-    given = ~gaps(column)
-    words = [str(value).strip() for value in column[given]]
+    present = ~gaps(column)
+    words = [str(value).strip() for value in column[present]]
     for form, pattern in DATES.items():
-        found = [pattern.fullmatch(word) for word in words]
-        if not words or not all(found):
+        matches = [pattern.fullmatch(word) for word in words]
+        if not words or not all(matches):
             continue
-        parts = [[int(part) if part else 0 for part in match.groups()] for match in found if match]
+        parts = [[int(part) if part else 0 for part in match.groups()] for match in matches if match]
         if form == "dmy":
             parts = _day_first(parts, words)
         try:
@@ -175,7 +175,7 @@ def dates(column: np.ndarray) -> np.ndarray | None:
         except ValueError:
             return None
         result = np.full(len(column), np.datetime64("NaT"), dtype="datetime64[s]")
-        result[given] = np.array([value.isoformat() for value in made], dtype="datetime64[s]")
+        result[present] = np.array([value.isoformat() for value in made], dtype="datetime64[s]")
         return result
     return None
 
@@ -193,7 +193,7 @@ def refuse_word(raw: Raw, name: str, row: int) -> None:
     """Raise the error for a word in a column of numbers, or for a value that is missing."""
     value = raw.values[raw.find(name)][row]
     raise DataError(
-        f"{raw.at(row)}: column {name!r} is {value!r}, which is no finite number. Mend it, leave the column out with"
+        f"{raw.at(row)}: column {name!r} is {value!r}, which is not a finite number. Mend it, leave the column out with"
         f" drop=[{name!r}], or write categories=[{name!r}] if its values are words."
     )
 
@@ -202,7 +202,7 @@ def refuse_gap(raw: Raw, name: str, row: int, count: int) -> None:
     """Raise the error for missing values of a column."""
     value = raw.values[raw.find(name)][row]
     raise DataError(
-        f"{raw.at(row)}: column {name!r} is {value!r}, which is no finite number ({count} of its values are missing)."
+        f"{raw.at(row)}: column {name!r} is {value!r}, which is not a finite number ({count} of them are missing)."
         f" {ADVICE}"
     )
 
@@ -232,10 +232,10 @@ def groups_of(raw: Raw, number: int, period: Period | None, decimal: str) -> tup
         names, codes = np.unique(labels, return_inverse=True)
         return codes, tuple(str(entry) for entry in names)
     if not wrong.any():
-        found, codes = np.unique(values, return_inverse=True)
-        return codes, tuple(f"{value:.0f}" if value.is_integer() else f"{value:g}" for value in found.tolist())
+        distinct, codes = np.unique(values, return_inverse=True)
+        return codes, tuple(f"{value:.0f}" if value.is_integer() else f"{value:g}" for value in distinct.tolist())
     words = [str(value).strip() for value in column]
-    order = {word: place for place, word in enumerate(dict.fromkeys(words))}
+    order = {word: position for position, word in enumerate(dict.fromkeys(words))}
     return np.array([order[word] for word in words]), tuple(order)
 
 
@@ -273,15 +273,15 @@ def grouped_by(name: str, by: Any, test_by: Any = None) -> tuple[Tensor | None, 
         raise DataError(
             f"{name}: the groups have values that are missing, or are no list. Give one value for each row."
         )
-    known = [_group_name(value) for value in columns[0].tolist()]
+    group_names = [_group_name(value) for value in columns[0].tolist()]
     order = (
-        list(dict.fromkeys(known))
+        list(dict.fromkeys(group_names))
         if columns[0].dtype.kind in "OUS"
         else [_group_name(one) for one in np.unique(columns[0]).tolist()]
     )
-    place = {word: number for number, word in enumerate(order)}
+    number_of = {word: number for number, word in enumerate(order)}
     codes = [
-        torch.tensor([place.get(_group_name(value), -1) for value in column.tolist()], dtype=torch.int64)
+        torch.tensor([number_of.get(_group_name(value), -1) for value in column.tolist()], dtype=torch.int64)
         for column in columns
     ]
     if len(codes) > 1 and bool((codes[1] < 0).any()):

@@ -102,23 +102,23 @@ class Encoding:
         column = raw.values[raw.find(feature.name)]
         if feature.kind == "category":
             gone = gaps(column)
-            place = {word: number for number, word in enumerate(feature.words)}
+            number_of = {word: number for number, word in enumerate(feature.words)}
             result = np.zeros((len(column), len(feature.words)))
             for row, value in enumerate(column):
-                number = place.get(str(value).strip())
+                number = number_of.get(str(value).strip())
                 if not gone[row] and number is not None:
                     result[row, number] = 1.0
             result[gone] = np.nan
             return result
         if feature.kind == "date":
-            found = dates(column)
-            if found is None:
+            times = dates(column)
+            if times is None:
                 row = next(row for row in range(len(column)) if dates(column[row : row + 1]) is None)
                 raise DataError(
-                    f"{raw.at(row)}: column {feature.name!r} is {column[row]!r}, which is no date. Mend it."
+                    f"{raw.at(row)}: column {feature.name!r} is {column[row]!r}, which is not a date. Mend it."
                 )
-            days = found.astype("datetime64[s]").astype(np.float64) / 86400
-            return np.where(np.isnat(found), np.nan, days)[:, None]
+            days = times.astype("datetime64[s]").astype(np.float64) / 86400
+            return np.where(np.isnat(times), np.nan, days)[:, None]
         values, wrong = numbers(column, self.decimal)
         if wrong.any():
             refuse_word(raw, feature.name, int(wrong.argmax()))
@@ -138,8 +138,8 @@ class Encoding:
     def describe(self) -> dict[str, Any]:
         """The encoding as JSON values; `from_description` gives it back."""
         features = [{"name": one.name, "kind": one.kind, "words": list(one.words)} for one in self.features]
-        found = {"features": features, "target": self.target, "decimal": self.decimal, "means": list(self.means)}
-        return {**found, "shift": list(self.shift), "scale": list(self.scale)} if self.shift else found
+        description = {"features": features, "target": self.target, "decimal": self.decimal, "means": list(self.means)}
+        return {**description, "shift": list(self.shift), "scale": list(self.scale)} if self.shift else description
 
     @classmethod
     def from_description(cls, values: Mapping[str, Any]) -> Encoding:
@@ -163,14 +163,14 @@ def feature_of(raw: Raw, number: int, decimal: str, category: bool, rows: np.nda
         DataError: for numbers and words in one column, or too many different words.
     """
     name, column = raw.names[number], raw.values[number]
-    given = ~gaps(column)
+    present = ~gaps(column)
     if not category:
         values, wrong = numbers(column, decimal)
         if column.dtype.kind != "M" and not wrong.any():
             return Feature(name, "number")
         if dates(column) is not None:
             return Feature(name, "date")
-        if not np.isnan(values[given]).all() or np.isinf(values).any():
+        if not np.isnan(values[present]).all() or np.isinf(values).any():
             refuse_word(raw, name, int(wrong.argmax()))
     here = column[rows]
     words = sorted({str(value).strip() for value in here[~gaps(here)]})
@@ -255,16 +255,16 @@ def dataset_of(
     encoding = Encoding(features, raw.names[target], decimal)
     matrix = torch.from_numpy(encoding.matrix(raw).astype(np.float32))
     if not bool(torch.isfinite(matrix).all()):
-        void = [encoding.outputs[place] for place in torch.isnan(matrix[kept]).all(0).nonzero().flatten().tolist()]
+        void = [encoding.outputs[index] for index in torch.isnan(matrix[kept]).all(0).nonzero().flatten().tolist()]
         if void:
             raise DataError(f"{name}: {', '.join(void[:5])} have no value in any training row. Write drop={void[:5]}.")
         means = filled(name, matrix[kept])[1]
         matrix = filled(name, matrix, means)[0]
         encoding = replace(encoding, means=tuple(means.tolist()))
     unseen = encoding.unseen(raw)
-    for column, found in unseen.items():
+    for column, unseen_words in unseen.items():
         warnings.warn(
-            f"{name}: the words {', '.join(map(repr, found[:5]))} of column {column!r} are not in the"
+            f"{name}: the words {', '.join(map(repr, unseen_words[:5]))} of column {column!r} are not in the"
             f" {'training lines' if group is None else 'first group'}, and are zeros in all of its features.",
             stacklevel=3,
         )
@@ -279,8 +279,8 @@ def dataset_of(
             )
     whole = TensorData(matrix, labels)
     train, test = whole.subset(kept), whole.subset(tested) if len(tested) else None
-    known = whole.subset(first) if standardise == "first" else None
-    made = finish(name, train, test, class_names, kind, normalise=bool(standardise), known=known)
+    first_rows = whole.subset(first) if standardise == "first" else None
+    made = finish(name, train, test, class_names, kind, normalise=bool(standardise), known=first_rows)
     parted = {} if group is None else {"groups": group[kept], "test_groups": group[tested], "group_names": group_names}
     return replace(made, table=encoding, **parted)  # type: ignore[arg-type]
 

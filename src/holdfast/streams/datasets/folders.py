@@ -20,7 +20,7 @@ PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test
 """Folders that say what their images are for."""
 
 VALIDATION = ("val", "valid", "validation")
-"""Folders of images for tests where there are none called `test`."""
+"""Folders of images for tests if there are none called `test`."""
 
 SPLITS = ("train", "test", *VALIDATION)
 
@@ -147,20 +147,20 @@ def _files(folder: Path) -> tuple[Files, Files | None]:
             f"{folder}: the class {parted[0].name!r} has a folder of training images, and {whole!r} has none. Sort all"
             " classes in one way."
         )
-    found: tuple[Files, Files] = ([], [])
+    by_part: tuple[Files, Files] = ([], [])
     for sub in parted:
         train, test = inside[sub]
         assert train is not None
         trained = _images(train)
         tested = _images(test) if test is not None else sorted(set(_images(sub)) - set(trained))
-        found[0].extend((file, sub.name) for file in trained)
-        found[1].extend((file, sub.name) for file in tested)
+        by_part[0].extend((file, sub.name) for file in trained)
+        by_part[1].extend((file, sub.name) for file in tested)
         left = len(_images(sub)) - len(trained) - len(tested)
         if left:
             warnings.warn(
                 f"{sub}: {left} images beside {train.name} and {test and test.name} are left out.", stacklevel=4
             )
-    return found[0], found[1] or None
+    return by_part[0], by_part[1] or None
 
 
 def _parts(folders: Sequence[Path]) -> tuple[Path | None, Path | None]:
@@ -196,12 +196,12 @@ def _folders(folder: Path) -> list[Path]:
 def _walk(folder: Path) -> Files:
     """The images of all classes of a folder."""
     by_class = {sub: _images(sub) for sub in _folders(folder)}
-    files = [(file, sub.name) for sub, found in by_class.items() for file in found]
+    files = [(file, sub.name) for sub, images in by_class.items() for file in images]
     if not files:
         raise DataError(
             f"{folder} has no sub-folders with images. Put the images of each class in a folder of its own."
         )
-    empty = [sub.name for sub, found in by_class.items() if not found]
+    empty = [sub.name for sub, images in by_class.items() if not images]
     if empty:
         warnings.warn(f"{folder}: {', '.join(empty[:5])} without images are no classes.", stacklevel=5)
     loose = sum(_is_image(file) for file in folder.iterdir())
@@ -212,7 +212,7 @@ def _walk(folder: Path) -> Files:
 
 def _images(folder: Path) -> list[Path]:
     """All images below a folder, sorted by their paths; a folder that is linked twice is read once."""
-    found, seen = [], set()
+    images, seen = [], set()
     for path, inner, names in os.walk(folder, followlinks=True):
         here = Path(path)
         if here.resolve() in seen:
@@ -220,8 +220,8 @@ def _images(folder: Path) -> list[Path]:
             continue
         seen.add(here.resolve())
         inner[:] = [name for name in inner if not name.startswith((".", "__MACOSX"))]
-        found += [here / name for name in names if _is_image(here / name)]
-    return sorted(found)
+        images += [here / name for name in names if _is_image(here / name)]
+    return sorted(images)
 
 
 def _is_image(file: Path) -> bool:

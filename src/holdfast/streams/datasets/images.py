@@ -74,7 +74,7 @@ def read_image(path: Path, size: Size2 | None = None, grayscale: bool = False) -
         grayscale: one channel instead of three.
 
     Raises:
-        DataError: for a file that is no image, or one of 32-bit numbers, whose black and white nobody knows.
+        DataError: for a file that is not an image, or one of 32-bit numbers, whose range is unknown.
     """
     image = pillow()
     try:

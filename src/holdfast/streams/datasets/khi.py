@@ -76,9 +76,9 @@ def khi(
             y = x if task == "reconstruction" else light[number].expand(len(x), -1)
         for part, values in zip(parts, (x, y, torch.full((len(x),), number))):
             part.append(values)
-    held = [torch.arange(len(x)) < max(1, round(test_fraction * len(x))) for x in parts[0]]
+    is_test = [torch.arange(len(x)) < max(1, round(test_fraction * len(x))) for x in parts[0]]
     inputs, targets, groups = (torch.cat(part) for part in parts)
-    test = torch.cat(held)
+    test = torch.cat(is_test)
     same = task == "reconstruction"
     train_inputs, test_inputs = inputs[~test], inputs[test]
     return Dataset(
@@ -114,7 +114,7 @@ def read_khi(path: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
         (name.removesuffix("_particles") for name in arrays if name.endswith("_particles")),
         key=lambda name: [int(number) for number in re.findall(r"\d+", name)],
     )
-    found = {}
+    regions = {}
     for name in names:
         rows, spectrum = arrays[f"{name}_particles"], arrays.get(f"{name}_radiation")
         if spectrum is None or rows.dim() != 2 or rows.shape[1] != len(COMPONENTS) or spectrum.dim() != 1:
@@ -122,7 +122,7 @@ def read_khi(path: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
                 f"{path}: region {name!r} needs {name}_particles of shape [particles, 6] and {name}_radiation of shape"
                 " [frequencies]."
             )
-        found[f"region {re.sub('^gpu', '', name)}"] = (rows, spectrum)
-    if not found:
+        regions[f"region {re.sub('^gpu', '', name)}"] = (rows, spectrum)
+    if not regions:
         raise DataError(f"{path} has no array NAME_particles. It holds {', '.join(arrays) or 'none'}.")
-    return found
+    return regions

@@ -59,7 +59,7 @@ def npz(
         targets: array of training targets.
         test_inputs: array of test inputs.
         test_targets: array of test targets.
-        split: array with 0 for training rows, where there are no test inputs; "" ignores the one that is guessed.
+        split: array with 0 for training rows, if there are no test inputs; "" ignores the one that is guessed.
         class_names: array with the names, or a list of them.
         where: keeps only the rows where these arrays have one of these values (`{"group": [41, 12000]}`); classes
             are numbered over the whole file, so that groups agree on them.
@@ -79,7 +79,7 @@ def npz(
         test_by: the same for the test rows, where test inputs are there.
 
     Raises:
-        DataError: no such file or array, a file that is no archive or needs unpickling, rows that differ in number, or
+        DataError: no such file or array, one that is not an archive or needs unpickling, rows that differ in number, or
             missing values that are refused.
     """
     file = _Archive(Path(path))
@@ -145,11 +145,11 @@ def npz(
 
 def _codes(labels: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
     """Class numbers as floats, NaN where the label is missing, and the name of each class."""
-    whole, given = np.full(len(labels), np.nan), ~absent(labels)
+    whole, labelled = np.full(len(labels), np.nan), ~absent(labels)
     rest = None if others is None else np.full(len(others), np.nan)
     there = None if others is None else ~absent(others)
-    codes, other_codes, names = encode(labels[given], None if others is None else others[there])
-    whole[given] = codes.numpy()
+    codes, other_codes, names = encode(labels[labelled], None if others is None else others[there])
+    whole[labelled] = codes.numpy()
     if rest is not None and other_codes is not None:
         rest[there] = other_codes.numpy()
     return whole, rest, names
@@ -193,9 +193,9 @@ def _opened(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"there is no file {path}. Give the path of a .npz file.")
     try:
-        found = np.load(path, allow_pickle=False)
+        archive = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no .npz archive: {error}. Save one with numpy.savez.") from error
-    if not isinstance(found, np.lib.npyio.NpzFile):
+    if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataError(f"{path} holds a single array. Save inputs and targets together with numpy.savez.")
-    return found
+    return archive

@@ -141,7 +141,7 @@ def read_parquet(path: str) -> Raw:
         path: of the file.
 
     Raises:
-        DataError: no such file, or one that is no Parquet file.
+        DataError: no such file, or one that is not a Parquet file.
         ImportError: pyarrow is not installed.
     """
     try:

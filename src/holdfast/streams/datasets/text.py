@@ -30,7 +30,7 @@ def read_table(path: Path, delimiter: str = "auto", header: bool = True) -> Raw:
         header: whether the first line has the column names; else they are "0", "1", ...
 
     Raises:
-        DataError: no such file, one that is no text, has no samples, lines of other lengths, or two columns of a name.
+        DataError: no such file, one that is not text, has no samples, lines of other lengths, or two columns of a name.
     """
     text = _text(path)
     if delimiter == "auto":
@@ -80,7 +80,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError:
         text = content.decode("cp1252", errors="replace")  # what Windows programs write
     if "\0" in text:
-        raise DataError(f"{path} cannot be read as a table: it is no text. Give a text file, plain or gzipped.")
+        raise DataError(f"{path} cannot be read as a table: it is not text. Give a text file, plain or gzipped.")
     return text
 
 

@@ -75,7 +75,7 @@ def read_idx(path: str | Path) -> Tensor:
         raise DataError(f"{path} is truncated or no gzip file: {error}. Get it again.") from error
     kind, dims = (data[2], data[3]) if len(data) >= 4 else (0, 0)
     if len(data) < 4 or data[:2] != b"\0\0" or kind not in TYPES or dims < 1:
-        raise DataError(f"{path} starts with {data[:4].hex()}, which is no IDX magic number. Give an IDX file.")
+        raise DataError(f"{path} starts with {data[:4].hex()}, which is not an IDX magic number. Give an IDX file.")
     header = 4 + 4 * dims
     if len(data) < header:
         raise DataError(f"{path} is truncated within its header. Get it again.")
@@ -260,20 +260,20 @@ def torchvision(
         from torchvision import datasets
     except ImportError as error:
         raise needs_extra("torchvision", "torchvision", "vision") from error
-    known = known_datasets()
-    exact = {entry.lower(): entry for entry in known}.get(which.lower())
+    names = known_datasets()
+    exact = {entry.lower(): entry for entry in names}.get(which.lower())
     if exact is None:
-        raise ConfigError(unknown("torchvision data set", which, known))
+        raise ConfigError(unknown("torchvision data set", which, names))
     kind = getattr(datasets, exact)
-    given = dict(options or {})
+    keywords = dict(options or {})
     if size is not None:
-        given["transform"] = _Sized(size)
-    train, test = (_made(kind, exact, part, root, download, given) for part in (True, False))
+        keywords["transform"] = _Sized(size)
+    train, test = (_made(kind, exact, part, root, download, keywords) for part in (True, False))
     title = exact.lower()
     look: dict[str, Any] = {"normalise": normalise, "crop": crop, "flip": flip}
     class_names = getattr(train, "classes", None)
     named = list(class_names) if isinstance(class_names, (list, tuple)) else None
-    held: dict[str, Any] = {"test_fraction": test_fraction, "split_seed": split_seed}
+    split: dict[str, Any] = {"test_fraction": test_fraction, "split_seed": split_seed}
     if _held(train) and (test is None or _held(test)):
         if size is not None:
             raise ConfigError(f"size is {size}, and {exact} is held in memory as it is. Leave size out.")
@@ -281,8 +281,8 @@ def torchvision(
         labels, other_labels = _labels(train), None if test is None else _labels(test)
         if named is not None and len(named) != len(np.unique(labels)):
             named = None
-        return of_tensors(title, pixels, labels, others, other_labels, named, **held, **look)
-    return torch_dataset(train, test, title, named, workers=workers, **held, **look)
+        return of_tensors(title, pixels, labels, others, other_labels, named, **split, **look)
+    return torch_dataset(train, test, title, named, workers=workers, **split, **look)
 
 
 PARTS = {"OxfordIIITPet": ("trainval", "test"), "Places365": ("train-standard", "val")}

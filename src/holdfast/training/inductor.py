@@ -1,0 +1,149 @@
+"""Graphs compiled by Inductor, each once, with the gradients of large weights added as they are computed."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+_compiled: dict[Hashable, Callable[..., Any]] = {}
+MOST = 64
+"""Compiled programs that are kept to be run on other tensors."""
+
+
+def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """A graph compiled by Inductor; one of the same calls on tensors of the same shapes is compiled once in a process.
+
+    Args:
+        module: a graph without constants of its own.
+        inputs: what it is called with, in order.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx
+
+    in_place(module, inputs)
+    # The storage's address says which inputs share memory: a program of others that share in another way is not theirs.
+    alone = not any(node.op == "get_attr" for node in module.graph.nodes)
+    aliased = [
+        next(i for i, other in enumerate(inputs) if other.untyped_storage()._cdata == t.untyped_storage()._cdata)
+        for t in inputs
+    ]
+    forms = tuple((t.shape, t.stride(), t.dtype, t.device, t.storage_offset(), t.requires_grad) for t in inputs)
+    key = (module.code, forms, tuple(aliased))
+    if alone and key in _compiled:
+        return _compiled[key]
+    # Inductor's own random numbers are others than eager ones: with the fallback, masks of dropout stay those of torch.
+    with torch.no_grad(), config.patch(fallback_random=True):
+        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    if len(_compiled) >= MOST:
+        _compiled.pop(next(iter(_compiled)))
+    _compiled[key] = call
+    return call  # type: ignore[no-any-return]
+
+
+LARGE = 2**15
+"""Numbers of a weight from which on its gradient is added to it as it is computed."""
+
+
+def in_place(module: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
+    """Let `w.addcmul_(a @ b, rate)` be `w += (a * rate) @ b`, one pass over the weight where Inductor makes three.
+
+    Only where the product is nothing but that update, and neither factor changes in between.
+    """
+    graph = module.graph
+    graph.eliminate_dead_code()
+    sizes = dict(zip((node for node in graph.nodes if node.op == "placeholder"), inputs))
+
+    def memory(value: Any) -> Any:
+        root = _root(value)
+        return sizes[root].untyped_storage()._cdata if root in sizes else root
+
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    written = [(place, memory(one)) for node, place in places.items() for one in _written(node)]
+    for node in list(graph.nodes):
+        if node.target is not aten.addcmul_.default or node.kwargs or len(node.args) != 3:
+            continue
+        weight, product, rate = node.args
+        while _name(product) in VIEWS and len(product.users) == 1:
+            product = product.args[0]
+        size = sizes.get(weight)
+        if product.target not in PRODUCTS or len(product.users) > 1 or size is None or size.numel() < LARGE:
+            continue
+        if size.dim() != PRODUCTS[product.target] or not _is_rate(rate, sizes, size.shape[:-2]):
+            continue
+        factors = {memory(factor) for factor in product.args}
+        if any(places[product] < place < places[node] and one in factors for place, one in written):
+            continue
+        with graph.inserting_before(node):
+            scaled = graph.call_function(aten.mul.Tensor, (product.args[0], rate))
+            graph.call_function(add_product(), (weight, scaled, product.args[1]))
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _is_rate(node: Any, sizes: dict[torch.fx.Node, Tensor], runs: torch.Size) -> bool:
+    """Whether a value is one number for each matrix."""
+    if node in sizes:
+        shape = tuple(sizes[node].shape)
+    else:
+        shape = tuple(node.args[1]) if getattr(node, "target", None) is aten.view.default else (0,)
+    return shape in ((), (*runs, 1, 1))
+
+
+PRODUCTS = {aten.mm.default: 2, aten.bmm.default: 3}
+"""Products of matrices, and the dimensions of their results."""
+
+
+VIEWS = ("aten::view", "aten::_unsafe_view")
+"""Calls that give a value another shape; the schema of the second does not say that it is the same memory."""
+
+
+def _name(node: Any) -> str:
+    return str(getattr(getattr(node.target, "_schema", None), "name", ""))
+
+
+def _root(node: Any) -> Any:
+    """The node that made the memory in which a value lies."""
+    while isinstance(node, torch.fx.Node) and node.op == "call_function":
+        returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+        alias = any(one.alias_info is not None for one in returns)
+        if not (alias or _name(node) in VIEWS or node.target is operator.getitem):
+            break
+        node = node.args[0]
+    return node
+
+
+def _written(node: torch.fx.Node) -> list[Any]:
+    """What a call writes in place."""
+    arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    named = [one for one in arguments if one.alias_info is not None and one.alias_info.is_write]
+    values: list[Any] = []
+    for one in named:
+        place = arguments.index(one)
+        value = node.args[place] if place < len(node.args) else node.kwargs.get(one.name)
+        values += value if isinstance(value, list | tuple) else [value]
+    return values
+
+
+@functools.cache
+def add_product() -> Any:
+    """The operator `holdfast::add_product_(x, a, b)`: `x += a @ b` in place, of matrices or of stacks of them."""
+    library = torch.library.Library("holdfast", "FRAGMENT")
+    library.define("add_product_(Tensor(a!) x, Tensor a, Tensor b) -> ()")
+
+    def add(x: Tensor, a: Tensor, b: Tensor) -> None:
+        (x.baddbmm_ if x.dim() == 3 else x.addmm_)(a, b)
+
+    library.impl("add_product_", add, "CompositeExplicitAutograd")
+    _libraries.append(library)  # what a library defines goes with it
+    return torch.ops.holdfast.add_product_.default
+
+
+_libraries: list[torch.library.Library] = []
