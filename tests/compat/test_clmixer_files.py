@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from holdfast.cli import app
 from holdfast.compat.clmixer import translated
 from holdfast.compat.clmixer_operations import KNOWN, OLD_NAMES, WITHOUT_EFFECT
 from holdfast.compat.clmixer_values import Translation
@@ -303,6 +305,27 @@ def test_changes_of_plugins_that_are_not_there_are_refused_in_the_files_words(tm
             compose(file, [change], dialects=DIALECTS)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "advice"),
+    [
+        ("data", "batch_size", "it belongs in optimisation."),
+        ("model", "weight_decay", "it belongs in optimisation.optimizer."),
+        ("optimisation", "seed", "it belongs in the outermost object."),
+        ("model", "model", "did you mean 'model_type'?"),
+        ("", "data.scenario", "write 'scenario' inside an object 'data'."),
+        ("", "trainer", "it is a key of Holdfast's own files: write trainer=... or trainer.KEY=..."),
+        ("plugins", "cls_budget", 'write it inside "hyperparameters": {"cls_budget": ...}.'),
+    ],
+)
+def test_a_key_in_another_place_is_refused_with_where_it_belongs(section: str, key: str, advice: str) -> None:
+    content = copy.deepcopy(BASES[0])
+    here = content[section] if section else content
+    (here[0] if isinstance(here, list) else here)[key] = 3
+    with pytest.raises(ConfigError) as caught:
+        translated(content, "file.json")
+    assert advice in str(caught.value)
+
+
 # What single keys mean -------------------------------------------------------------------------------------
 
 
@@ -313,6 +336,23 @@ def test_notes_are_sorted_by_how_much_they_matter_and_equal_ones_stand_once() ->
     assert len(second) == 1
     assert second[0].startswith("plugins.0 (CrossEntropyOperation), plugins.1 (CrossEntropyOperation): ")
     assert notes.index(second[0]) < next(i for i, note in enumerate(notes) if note.startswith("human_knowledge"))
+
+
+@pytest.mark.parametrize(("size", "units"), [("50", 50), (16.7, 16), (" 8 ", 8), (20, 20), (20.0, 20)])
+def test_the_hidden_size_is_made_a_whole_number_as_in_clmixer(size: Any, units: int) -> None:
+    content = whole("CrossEntropyOperation")
+    content["model"]["hidden_size"] = size
+    made = translated(content)
+    assert made.job["model"]["hidden"] == [units]
+    noted = [note for note in made.notes if note.startswith("model.hidden_size: ")]
+    assert noted == (
+        [] if size == units else [f"model.hidden_size: {json.dumps(size)} is taken as {units}, as CLMixer does."]
+    )
+
+
+def test_a_path_that_no_file_system_takes_is_refused_by_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"^file\.json: data\.data_path: got .*, which is no path here: "):
+        translated(whole("CrossEntropyOperation", data_path="x" * 5000), "file.json")
 
 
 def test_the_seed_draws_the_scenario_too(tmp_path: Path) -> None:
@@ -365,3 +405,15 @@ def test_the_two_memories_of_a_file_keep_their_budgets_and_selections() -> None:
     operations = resolve(translated(content).job)["method"]["operations"]
     kept = [(one["per_class"], one["selection"], one["by"]) for one in operations if "selection" in one]
     assert kept == [(10, "random", "class"), (3, "herding", "class")]
+
+
+def test_the_command_data_tells_the_classes_of_experiences_and_clmixers_meta_features(tmp_path: Path) -> None:
+    file = tmp_path / "dummy.json"
+    content = whole("CrossEntropyOperation", dataset_name="dummy", backbone="None", scenario="indus", data_path=None)
+    file.write_text(json.dumps(content))
+    said = CliRunner().invoke(app, ["data", str(file)]).stdout
+    assert re.search(r"measured on the inputs of .*\nsamples +400 .*\nfeatures +2 .*\nch +\d", said)
+    told = json.loads(CliRunner().invoke(app, ["data", str(file), "--json"]).stdout)
+    assert set(told["measures"]) >= {"ch", "c2", "linear_discr", "naive_bayes"}
+    counts = [one["train"] for one in told["experiences"]]
+    assert [sum(one.get(str(label), 0) for one in counts) for label in range(5)] == [80] * 5

@@ -83,7 +83,7 @@ def squared(at: Any, outputs: np.ndarray) -> float:
 
 
 def weighted(at: Any, outputs: np.ndarray) -> float:
-    weights = np.where(at.counts > 0, 2 - at.counts / at.counts.max(), 1.0)[at.targets]
+    weights = (2 - at.new / at.new.max())[at.targets]
     losses = -np.log(softmax(outputs)[np.arange(len(at.targets)), at.targets])
     return float((weights * losses).sum() / weights.sum())
 
@@ -165,7 +165,8 @@ class At:
         self._step(engine, opened, 0)
         engine.end(opened)
         before = copy.deepcopy(model).eval()
-        opened, _ = engine.begin(experience(1, second))
+        new = experience(1, second)
+        opened, _ = engine.begin(new)
         for _ in range(epoch):
             self._step(engine, opened, 0, move=False)
         captured: list[torch.Tensor] = []
@@ -180,6 +181,7 @@ class At:
         self.old = [0, 1, 2]
         self.present = len(torch.unique(data.targets))
         self.counts = np.bincount(data.targets.numpy(), minlength=CLASSES)
+        self.new = np.bincount(new.train.targets.numpy(), minlength=CLASSES)
         with torch.no_grad():
             self.old_features = before.backbone(step.inputs).double().numpy()
             self.old_outputs = before(step.inputs).double().numpy()
@@ -272,10 +274,12 @@ def test_operations_without_a_loss_of_their_own_leave_the_steps_loss_alone(name:
     assert at.loss == pytest.approx(cross_entropy(at, at.outputs), rel=2e-5)
 
 
-def test_weights_of_joined_classes_count_what_is_replayed() -> None:
+@pytest.mark.parametrize("first", ["WeightedCrossEntropyOperation", "RandomMemoryUpdaterOperation"])
+def test_weights_of_classes_count_the_new_data_and_not_what_is_replayed(first: str) -> None:
     plugins = [plugin("WeightedCrossEntropyOperation"), plugin("RandomMemoryUpdaterOperation", cls_budget=3)]
-    at = At(plugins)
+    at = At(plugins if plugins[0]["name"] == first else plugins[::-1])
     assert at.counts[:3].tolist() == [3, 3, 3]
+    assert at.new[:3].tolist() == [0, 0, 0]
     assert at.loss == pytest.approx(weighted(at, at.outputs), rel=2e-5)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from holdfast.streams import split
 from holdfast.streams.datasets import digits, synthetic
 
 EVERY = {"config.json", "run.json", "log.jsonl", "accuracy_matrix.csv", "metrics.json", "report.html", "model.txt"}
+EVERY |= {"console.log"}
 
 
 def parts(seed: int = 0, hidden: int = 8) -> tuple[torch.nn.Module, Any]:
@@ -53,6 +56,19 @@ def test_the_folder_is_that_of_the_command_line(folder: Path) -> None:
     assert run.title == "er on split_digits"
     assert "Kept" in (folder / "report.html").read_text()
     assert "er on split_digits" in CliRunner().invoke(cli.app, ["show", str(folder)]).stdout
+
+
+def test_what_is_printed_in_training_stands_in_console_log(tmp_path: Path) -> None:
+    class Chatty(torch.nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            sys.stdout.write("a line of the user's own\n")
+            return super().forward(inputs.flatten(1))
+
+    _, stream = parts()
+    Trainer(finetune(), batch_size=1000).fit(Chatty(64, 10), stream, out=tmp_path / "x")
+    first, *said = (tmp_path / "x" / "console.log").read_text().splitlines()
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d python", first)
+    assert "a line of the user's own" in said
 
 
 def test_the_training_is_the_one_without_a_folder(folder: Path) -> None:

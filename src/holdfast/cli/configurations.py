@@ -1,4 +1,4 @@
-"""The commands about configurations and names: `config`, `convert`, `list`, `cache`, `validate`, `schema`."""
+"""The commands about jobs, names and data: `config`, `convert`, `list`, `cache`, `data`, `validate`, `schema`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def convert(
         from holdfast.config.read import read
 
         if not clmixer.recognised(read(file)):
-            raise ConfigError(f"{file} is no CLMixer file: it has none of {', '.join(clmixer.OURS)}. Run it as it is.")
+            raise ConfigError(f"{file} is no CLMixer file: it has none of {', '.join(clmixer.OWN)}. Run it as it is.")
         composition = compose(file, changes or [], dialects=DIALECTS)
         typer.echo(json.dumps(resolve(composition.config, file), indent=2))
         for note in composition.notes:
@@ -144,6 +144,39 @@ def cache(
             typer.echo(f"{len(cached)} in {where}, {sum(entry['bytes'] for entry in cached) / 1e6:.1f} MB")
         else:
             typer.echo(f"{clear(where) / 1e6:.1f} MB freed in {where}")
+
+
+def data(
+    job: Job = None,
+    config_dir: Folders = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, counts of each class too.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Say what the data of a job are like: the classes of each experience, and how hard they are to tell apart.
+
+    Of a frozen backbone with a cache, its features are measured.
+    """
+    with reported():
+        plugged(plugin)
+        todo = validated_job(job, config_dir)
+        from holdfast.discovery.protocols import MEASURES, described
+
+        todo.check_weights()
+        about = described(todo)
+        if as_json:
+            typer.echo(json.dumps(about, indent=2))
+            return
+        table = empty_table()
+        table.add_row("experience", "train", "test", "classes: training samples")
+        for one in about["experiences"]:
+            train, test = one["train"], one["test"]
+            told = ", ".join(f"{about['classes'][int(label)]}: {count}" for label, count in train.items())
+            table.add_row(one["name"], str(sum(train.values())), str(sum(test.values())), told)
+        console().print(table)
+        typer.echo(f"measured on the {about['measured_on']} of at most 1,000 training samples:")
+        for name, text in MEASURES.items():
+            if name in about["measures"]:
+                typer.echo(f"{name:<14}{about['measures'][name]:<12.5g}{text}")
 
 
 def validate(job: Job = None, config_dir: Folders = None, plugin: Plugins = None) -> None:

@@ -9,22 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.compat.clmixer_plugins import read_plugins
-from holdfast.compat.clmixer_values import DATA, METHOD, Translation
+from holdfast.compat.clmixer_values import DATA, METHOD, SECTIONS, Translation
 from holdfast.config.check import validated
 from holdfast.config.read import check_plain
+from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError
 
-SECTIONS = {
-    "optimisation": ("lr", "epochs", "optimizer", "batch_size", "device"),
-    "model": ("model_type", "hidden_size", "lora"),
-    "data": ("dataset_name", "data_path", "n_experiments", "backbone", "scenario"),
-    "plugins": (),
-    "human_knowledge": ("nbrs_known_classes", "classes_simmilary"),
-    "seed": (),
-}
-"""Every key of CLMixer's files; `human_knowledge` is in all of them and read by none of its code."""
+OWN = ("optimisation", "data", "plugins", "human_knowledge")
+"""Sections that only CLMixer's files have."""
 
-OURS = {"optimisation": "optimizer", "data": "stream", "plugins": "method"}
 DINO = {
     "dinov2_vits14": "vit_small_patch14_dinov2",
     "dinov2_vitb14": "vit_base_patch14_dinov2",
@@ -62,15 +55,13 @@ def owns(path: Sequence[str]) -> bool:
         return len(path) == 2 and path[1] in SECTIONS["model"]
     if tuple(path) in ARENAS:
         return False
-    return path[0] in ("optimisation", "data", "plugins", "human_knowledge")
+    return path[0] in OWN
 
 
 def recognised(content: Mapping[str, Any]) -> bool:
     """Whether a file is one of CLMixer's: it has a key that only CLMixer has."""
     model = content.get("model")
-    return any(key in content for key in ("optimisation", "data", "plugins", "human_knowledge")) or (
-        isinstance(model, Mapping) and "model_type" in model
-    )
+    return any(key in content for key in OWN) or (isinstance(model, Mapping) and "model_type" in model)
 
 
 def convert(content: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -233,8 +224,12 @@ def _folder(section: Mapping[str, Any], seed: int, made: Translation) -> dict[st
             "data.data_path", 'is missing; it is the folder of the images. Write "data_path": "path/to/images".'
         )
     root = Path(made.word("data.data_path", section["data_path"]))
-    listed = (root / "train.txt").is_file() and (root / "test.txt").is_file()
-    inside = root / "data" if (root / "data").is_dir() and not listed else root
+    try:
+        listed = (root / "train.txt").is_file() and (root / "test.txt").is_file()
+        inside = root / "data" if (root / "data").is_dir() and not listed else root
+    except (OSError, ValueError) as error:  # a name that no file system takes
+        reason = getattr(error, "strerror", None) or error
+        raise made.error("data.data_path", f"got {shown(str(root))}, which is no path here: {reason}.") from None
     folder: dict[str, Any] = {"name": "image_folder", "path": str(inside), "size": IMAGE, "shorter_side": SHORTER}
     folder |= {"filter": "bicubic", "normalise": "imagenet", "split_seed": seed}
     return folder
@@ -270,7 +265,8 @@ def _model(section: Mapping[str, Any] | None, data: Mapping[str, Any], made: Tra
         model = {"name": "frozen", **_network(frozen, "data.backbone", made), **middle}
         if kind in REDUCED:
             model["layer"] = LAYERS[kind]
-        made.tell("data.backbone", f"{frozen} is in eval mode; CLMixer leaves its batch norm in training mode.", DATA)
+        if frozen == "resnet18":
+            made.tell("data.backbone", "is in eval mode; CLMixer leaves its batch norm in training mode.", DATA)
     elif narrow:
         model = {**REDUCED.get(kind, {"name": "mlp"}), **middle}
     elif kind == "identity":
@@ -293,8 +289,9 @@ def _width(section: Mapping[str, Any], kind: str, made: Translation) -> int:
         if narrow:
             made.tell(path, "is missing; 20.", METHOD)
         return 20
-    none = section["hidden_size"] in (None, "None") and not narrow
-    size = -1 if none else made.whole(path, section["hidden_size"], -1)
+    value = section["hidden_size"]
+    none = value in (None, "None") and not narrow
+    size = -1 if none else made.rounded(path, value, -1)
     if narrow and size < 1:
         raise made.error(path, f"got {size}, expected a number of 1 or more for {kind}.")
     if not narrow:

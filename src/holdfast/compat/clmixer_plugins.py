@@ -59,9 +59,8 @@ def _plugin(plugin: Any, index: int, made: Translation) -> Plugin | None:
     for key in plugin:
         if key not in ("name", "hyperparameters", "function"):
             near = nearest(key, ("name", "hyperparameters", "function"))
-            raise made.error(
-                f"{path}.{key}", f"unknown key {key!r} of a plugin; did you mean {near or 'hyperparameters'!r}?"
-            )
+            advice = f"did you mean {near!r}?" if near else f'write it inside "hyperparameters": {{"{key}": ...}}.'
+            raise made.error(f"{path}.{key}", f"unknown key {key!r} of a plugin; {advice}")
     name = plugin["name"]
     if name in OLD_NAMES:
         made.tell(f"{path}.name", f"{name} is what CLMixer calls {OLD_NAMES[name]} today.")
@@ -183,12 +182,12 @@ def _with_memory(made: Composed, plugins: Sequence[Plugin], into: Translation) -
 
 
 def _memory_first(made: Composed) -> Composed:
-    """What is remembered, then what joins the data, then the rest in the file's order.
+    """What is remembered, what counts the new data, what joins both, then the rest in the file's order.
 
-    So class counts and ratios are those of the joined data, as in CLMixer.
+    So the weights of classes are those of the new data, and ratios of classes those of the joined data, as in CLMixer.
     """
-    order = {"remember_exemplars": 0, "merged_replay": 1}
-    return sorted(made, key=lambda one: order.get(one[1]["name"], 2))
+    order = {"remember_exemplars": 0, "weighted_cross_entropy": 1, "merged_replay": 2}
+    return sorted(made, key=lambda one: order.get(one[1]["name"], 3))
 
 
 def _check_conflicts(made: Composed, into: Translation) -> None:

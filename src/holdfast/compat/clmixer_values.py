@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from holdfast.config import schema
 from holdfast.config.words import dotted, nearest, shown
 from holdfast.core.errors import ConfigError
 
@@ -97,6 +98,16 @@ class Translation:
             raise self.error(path, f"got {shown(value)}, expected a number of {low} or more, without a fraction.")
         return int(number)
 
+    def rounded(self, path: str, value: Any, low: int = 1) -> int:
+        """A whole number where CLMixer calls `int`: it may be written as text, and loses its fraction, as is noted."""
+        written = isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d{1,15}\s*", value)
+        size = self.whole(
+            path, int(value) if written or (isinstance(value, float) and abs(value) < 1e15) else value, low
+        )
+        if isinstance(value, str) or value != size:
+            self.tell(path, f"{shown(value)} is taken as {size}, as CLMixer does.")
+        return size
+
     def number(self, path: str, value: Any, low: float = 0.0, above: bool = False) -> float:
         """A number from `low` up, or above it."""
         wanted = f"a number above {low:g}" if above else f"a number of {low:g} or more"
@@ -133,11 +144,9 @@ class Translation:
             raise self.error(path, f"got {shown(value)}, expected an object with {', '.join(allowed)}.")
         for key in value:
             if key not in allowed:
-                near = nearest(key, allowed)
-                advice = f"did you mean {near!r}?" if near else f"its keys are {', '.join(allowed)}."
                 where = f"{path}.{key}" if path else str(key)
                 what = f"CLMixer's {path}" if path else "a CLMixer file"
-                raise self.error(where, f"unknown key {key!r} of {what}; {advice}")
+                raise self.error(where, f"unknown key {key!r} of {what}; {_advice(path, key, allowed)}")
         return value
 
     def _number(self, path: str, value: Any, wanted: str) -> float:
@@ -149,6 +158,33 @@ class Translation:
         if abs(value) > 1e15:
             raise self.error(path, f"got {shown(value)}, expected {wanted}, and not so large.")
         return value
+
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "optimisation": ("lr", "epochs", "optimizer", "batch_size", "device"),
+    "model": ("model_type", "hidden_size", "lora"),
+    "data": ("dataset_name", "data_path", "n_experiments", "backbone", "scenario"),
+    "plugins": (),
+    "human_knowledge": ("nbrs_known_classes", "classes_simmilary"),
+    "seed": (),
+}
+"""Every key of CLMixer's files; `human_knowledge` is in all of them and read by none of its code."""
+
+
+def _advice(path: str, key: str, known: Sequence[str]) -> str:
+    """What to write instead of a key that is not known at a path of a file."""
+    homes = {one: section for section, keys in SECTIONS.items() for one in keys}
+    homes |= dict.fromkeys(("type", "weight_decay"), "optimisation.optimizer")
+    homes |= dict.fromkeys(("hyperparameters", "function"), "plugins") | dict.fromkeys(SECTIONS, "the outermost object")
+    if key.split(".")[0] in SECTIONS and "." in key:
+        return f"write {key.split('.')[-1]!r} inside an object {key.rsplit('.', 1)[0]!r}."
+    near = nearest(key, known)
+    if key in homes and homes[key] != path and not near:
+        return f"it belongs in {homes[key]}."
+    if not path and key in schema.job_model().model_fields:
+        said = f"write {key}=... or {key}.KEY=... behind the file on the command line"
+        return f"it is a key of Holdfast's own files: {said}, or change what `holdfast convert` prints."
+    return f"did you mean {near!r}?" if near else f"its keys are {', '.join(known)}."
 
 
 def changed(content: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.config.check import validated
-from holdfast.config.job import Job
+from holdfast.config.job import Job, with_features
 from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Stream
 
@@ -178,6 +178,49 @@ def meta_features(stream: Stream) -> dict[str, float]:
     judges = {"linear_discr": LinearDiscriminantAnalysis(), "naive_bayes": GaussianNB()}
     features |= {"ch": float(calinski_harabasz_score(x, y)), "c2": 1 - 1 / ratio}
     return features | {name: float(cross_val_score(one, x, y, cv=3).mean()) for name, one in judges.items()}
+
+
+MEASURES = {
+    "samples": "training samples",
+    "features": "numbers that a sample has",
+    "ch": "Calinski-Harabasz index: how far the classes are apart; more is easier",
+    "c2": "imbalance of the classes, 0 where all have as many samples",
+    "linear_discr": "accuracy of a linear discriminant, three folds",
+    "naive_bayes": "accuracy of Gaussian naive Bayes, three folds",
+}
+"""What each of the meta-features is."""
+
+
+def described(job: Job) -> dict[str, Any]:
+    """What the data of a job are like: classes and counts of each experience, and `meta_features` of what is learned.
+
+    Of a model with a cache of a frozen backbone's features these are measured, and not the raw inputs.
+
+    Args:
+        job: whose data are loaded.
+
+    Raises:
+        ConfigError: for a job that learns from a source.
+    """
+    if job.learns_from_source:
+        raise ConfigError("source is given, whose data are not known before they arrive. Give a stream instead.")
+    stream = job.make_stream()
+    of = job.config["model"].get("architecture") or job.config["model"]["name"]
+    learned = with_features(stream, job.make_model(stream), job.config["device"])
+
+    def counts(view: Any) -> dict[str, int]:
+        if view is None or view.targets.is_floating_point() or view.targets.dim() > 1:
+            return {}
+        found = np.unique(np.asarray(view.targets), return_counts=True)
+        return {str(label): int(number) for label, number in zip(*found, strict=True)}
+
+    return {
+        "stream": stream.name,
+        "classes": [str(name) for name in stream.class_names or range(stream.classes)],
+        "experiences": [{"name": one.name, "train": counts(one.train), "test": counts(one.test)} for one in stream],
+        "measured_on": "inputs" if learned is stream else f"features of {of}",
+        "measures": meta_features(learned),
+    }
 
 
 def _tensor(rows: np.ndarray) -> Any:

@@ -23,9 +23,9 @@ class WeightedCrossEntropy(OwnCriterion):
        w_k = \frac{N}{K n_k} \;\text{(inverse)} \quad\text{or}\quad w_k = 2 - \frac{n_k}{\max_j n_j}
        \;\text{(complement)} $$
 
-    The weights of a class are taken when an experience that holds it begins, with N samples of K classes, n_k of them
-    of
-    class k; replayed samples of older classes keep theirs. Classes that were never counted weigh 1.
+    They are taken when an experience begins, with N samples of K classes, n_k of them of class k. A class that the
+    experience has no sample of, as replayed ones may be, keeps the weight of the last one that had (inverse; 1 where
+    none had), or weighs 2, as the formula says for $n_k = 0$ (complement).
 
     Args:
         scheme: `inverse` frequency, or the `complement` of the relative one.
@@ -34,7 +34,7 @@ class WeightedCrossEntropy(OwnCriterion):
 
     Source: `inverse`: King and Zeng 2001, "Logistic regression in rare events data", section 4 (weighting);
     `complement`: CLMixer's weighted cross-entropy. Differences: CLMixer applies it to a softmax; here outputs are
-        logits.
+        logits (`double_softmax` does as it does).
 
     Example:
         >>> WeightedCrossEntropy()
@@ -56,10 +56,10 @@ class WeightedCrossEntropy(OwnCriterion):
             return
         counts = torch.bincount(experience.train.targets).to(torch.get_default_dtype())
         present = counts > 0
-        if self.scheme == "inverse":
-            scaled = counts.sum() / (present.sum() * counts.clamp(min=1))
-        else:
-            scaled = 2 - counts / counts.max()
+        if self.scheme == "complement":
+            self.weights = (2 - counts / counts.max()).to(learner.device)
+            return
+        scaled = counts.sum() / (present.sum() * counts.clamp(min=1))
         weights = torch.ones(0) if self.weights is None else self.weights.cpu()
         weights = F.pad(weights, (0, max(0, len(scaled) - len(weights))), value=1.0)
         weights[: len(scaled)] = torch.where(present, scaled, weights[: len(scaled)])
@@ -79,5 +79,6 @@ class WeightedCrossEntropy(OwnCriterion):
         if self.weights is None:
             return None
         width = outputs.shape[1]
-        weights = F.pad(self.weights, (0, max(0, width - self.weights.shape[0])), value=1.0)[:width]
+        uncounted = 1.0 if self.scheme == "inverse" else 2.0
+        weights = F.pad(self.weights, (0, max(0, width - self.weights.shape[0])), value=uncounted)[:width]
         return weights.to(outputs.dtype)

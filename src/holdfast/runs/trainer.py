@@ -23,6 +23,7 @@ from holdfast.core.experience import Stream, Tree
 from holdfast.core.method import Method
 from holdfast.metrics.log import Log, write_json
 from holdfast.runs.card import card_of, digest_of_model, digest_of_stream, is_plain, told_of
+from holdfast.runs.console import console_log
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
@@ -114,9 +115,9 @@ class Trainer(training.Trainer):
     ) -> list[dict[str, Any]]:
         """Train `model` over `stream`, and leave a run folder where `out` names one.
 
-        The folder is that of `holdfast run`: configuration as far as it can be written, log, accuracy matrix, metrics,
-        plots, report and checkpoints; `holdfast show` and `holdfast.open` read it like any other. It is never written
-        over.
+        The folder is that of `holdfast run`: configuration as far as it can be written, log, what was printed, accuracy
+        matrix, metrics, plots, report and checkpoints; `holdfast show` and `holdfast.open` read it like any other. It
+        is never written over.
 
         Args:
             model: moved to the device and trained in place.
@@ -175,7 +176,7 @@ class Trainer(training.Trainer):
             _check_same(read_config(folder), config, folder)
         else:
             _make(folder, self.method.name, config)
-        with locked(folder):
+        with locked(folder), console_log(folder):
             drop_leftovers(folder)
             if read_info(folder).get("state") in ENDED:
                 self._ended(model, stream, folder)

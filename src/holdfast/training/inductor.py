@@ -12,6 +12,11 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
+
+class CannotRun(Exception):  # noqa: N818
+    """A recorded step that cannot be compiled; the text says why."""
+
+
 _compiled: dict[Hashable, Callable[..., Any]] = {}
 MOST = 64
 """Compiled programs that are kept to be run on other tensors."""
@@ -39,8 +44,12 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     if alone and key in _compiled:
         return _compiled[key]
     # Inductor's own random numbers are others than eager ones: with the fallback, masks of dropout stay those of torch.
-    with torch.no_grad(), config.patch(fallback_random=True):
-        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    try:
+        with torch.no_grad(), config.patch(fallback_random=True):
+            call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    except Exception as error:  # of Inductor, of what it calls, and of the C++ compiler: nothing that they share
+        told = next(iter(str(error).splitlines()), "").partition(": attempted")[0]
+        raise CannotRun(f"torch cannot compile the step: {told[:200] or type(error).__name__}") from error
     if len(_compiled) >= MOST:
         _compiled.pop(next(iter(_compiled)))
     _compiled[key] = call
