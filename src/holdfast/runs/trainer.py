@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class Trainer(training.Trainer):
     """What the documentation of `holdfast.training.Trainer` says, and a run folder."""
 
     loggers: Sequence[Any] = ()
-    _apart: ClassVar[bool] = False
+    _apart: bool = dataclasses.field(default=False, init=False)
     """Whether it trains a copy of the model on each experience alone: the reference `independent`."""
 
     def __post_init__(self) -> None:
