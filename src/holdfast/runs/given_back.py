@@ -81,7 +81,7 @@ class Keeper:
 
     def _look(self, experience: int) -> None:
         kept = read_given_back(self.folder)
-        position = self._chosen.index(experience) if experience in self._chosen else None
+        place = self._chosen.index(experience) if experience in self._chosen else None
         if kept is None:
             shown = [self._samples(one)[1].numpy() for one in self._chosen]
             count = min(len(one) for one in shown)
@@ -91,10 +91,10 @@ class Keeper:
                 np.empty(0, np.float32),
             )  # fmt: skip
         after, codes = kept.after, kept.codes
-        for column, one in enumerate(self._chosen[: position + 1] if position is not None else ()):
+        for column, one in enumerate(self._chosen[: place + 1] if place is not None else ()):
             inputs = self._samples(one)[0][: after.shape[2]]
             answer: Any = self.model(inputs.to(next(self.model.parameters()).device))
-            after[position, column] = answer.float().cpu().numpy()
+            after[place, column] = answer.float().cpu().numpy()
         if self._codes is not None:
             self._codes.look()
             row = torch.stack(self._codes.means.pop()).numpy()
@@ -185,9 +185,9 @@ def _given_back(
     volume = len(shape) == 4 and shape[0] == 1
     if len(shape) == 3 and shape[0] in (1, 3):
         each = max(1, 8 // len(tasks))
-        before, now = (values[tasks, :each].flatten(0, 1) for values in (originals, after[last]))
+        above, below = (values[tasks, :each].flatten(0, 1) for values in (originals, after[last]))
         caption = f"Test samples of the experiences, {each} of each, and what the model gives back of them {moment}."
-        figure = reconstruction_pairs(before, now, names=[names[one] for one in tasks for _ in range(each)])
+        figure = reconstruction_pairs(above, below, names=[names[one] for one in tasks for _ in range(each)])
         yield "reconstructions", figure, "Reconstructions", caption
         if len(names) > 1:
             rows = [[after[row, one, 0] if learned[row, one] else None for one in tasks] for row in range(last + 1)]
