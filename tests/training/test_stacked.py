@@ -197,6 +197,7 @@ def close(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a compiler on a busy machine
 @pytest.mark.parametrize(("name", "optimizer"), [("er", {"name": "SGD"}), ("ewc", {"name": "SGD", "momentum": 0.9})])
 def test_a_compiled_stack_gives_the_weights_of_compiled_runs_alone(
     name: str, optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch

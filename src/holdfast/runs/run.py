@@ -52,7 +52,7 @@ from holdfast.runs.loggers import specified
 from holdfast.runs.on_source import train_on_source
 from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, naming, profiled, start_event, stop_on_signals, write_summary
-from holdfast.runs.references import evaluate_untrained, reuse, train_apart
+from holdfast.runs.references import APART, evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
 from holdfast.runs.stacks import groups_of, train_at_once
@@ -299,8 +299,8 @@ def _learn(part: str, job: Job, stream: Stream, model: torch.nn.Module, recordin
     if protocol != "continual":
         if not recording.journal.lines:
             recording.journal.write(start())
-        learn = train_apart if protocol == "independent" else evaluate_untrained
-        learn(job, stream, recording.journal, functools.partial(make_trainer, job))
+        new, make = functools.partial(job.make_model, stream), functools.partial(make_trainer, job)
+        (train_apart if protocol == APART else evaluate_untrained)(new, stream, recording.journal, make)
         return time.perf_counter() - begun
     state = recording.open(start)
     record = keeping(recording.record, recording.folder, model, stream)

@@ -165,10 +165,10 @@ class Table(Pieces):
             targets = codes[last.astype(np.int64)]
             if targets.min() < 0:
                 return None
-        found = np.empty((len(last), len(features)), dtype=np.float32)
-        for place, column in enumerate(features):  # a column at a time stays in the processor's cache
-            found[:, place] = (column - moved[place][0]) / moved[place][1] if moved else column
-        return torch.from_numpy(found), torch.from_numpy(targets)
+        inputs = np.empty((len(last), len(features)), dtype=np.float32)
+        for index, column in enumerate(features):  # a column at a time stays in the processor's cache
+            inputs[:, index] = (column - moved[index][0]) / moved[index][1] if moved else column
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     @functools.cached_property
     def columns_of_numbers(self) -> list[str] | None:

@@ -141,7 +141,7 @@ class Csv(Table):
             matrix = np.loadtxt(lines, delimiter=delimiter, usecols=columns, comments=None, ndmin=2, encoding="latin1")
         except ValueError:
             return None
-        return self.of_numbers(matrix.T) if len(matrix) == len(lines) else None
+        return self.of_numbers(list(matrix.T)) if len(matrix) == len(lines) else None
 
     def _raw(self, lines: list[bytes], names: list[str], delimiter: str, line: int) -> Raw:
         text = [one.decode("utf-8", "replace") for one in lines]
