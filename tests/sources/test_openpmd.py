@@ -232,6 +232,14 @@ def test_a_reader_waits_for_a_file_that_is_still_to_come(writer: Path, tmp_path:
     reader.close()
 
 
+# What is chosen --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(writer, tmp_path_factory.mktemp("recorded") / "x_%T.h5", steps=4)
+
+
 def test_everything_is_read_where_nothing_is_named(recorded: str) -> None:
     first = next(iter(OpenPMDReader(recorded, timeout=30)))
     assert set(first["meshes"]) == {"E", "rho"}
@@ -303,6 +311,8 @@ def test_fields_are_a_row_for_each_iteration(recorded: str) -> None:
 def test_clouds_are_as_many_particles_of_each_iteration(recorded: str) -> None:
     source = OpenPMD(recorded, ["particles/e/position"], rows="iterations", points=5)
     assert [tuple(batch.inputs.shape) for batch in taken(source)] == [(1, 5, 3)] * 4
+    several = OpenPMD(recorded, ["particles/e/position"], rows="iterations", points=4, clouds=2, batch_size=2)
+    assert [tuple(batch.inputs.shape) for batch in taken(several)] == [(2, 4, 3)] * 4
     with pytest.raises(DataError, match="8 particles for 9 points"):
         list(taken(OpenPMD(recorded, ["particles/e/position"], rows="iterations", points=9)))
 
