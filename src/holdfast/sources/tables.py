@@ -305,7 +305,7 @@ class Parquet(Table):
             raise needs_extra("a Parquet file", "pyarrow", "parquet") from error
         if mark is not None and "rows" not in mark:
             raise DataError(
-                f"{self.path}: the position in the checkpoint counts blocks, as an earlier version wrote it, and not rows."
+                f"{self.path}: the position in the checkpoint counts blocks, as an earlier version did, and not rows."
                 " Go on with that version, or start again."
             )
         first = 0 if mark is None else int(mark["rows"])
