@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast import Continual, methods
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Experience
@@ -189,3 +194,44 @@ def test_a_snapshot_moves_with_the_operation_that_holds_it() -> None:
     holder.to(torch.float64)
     assert holder.teacher["weight"].dtype == torch.float64
     assert holder.teacher(X.double()).dtype == torch.float64
+
+
+def adapted(how: str) -> nn.Module:
+    """A frozen layer and two trainable factors beside it, put there in the ways in which people do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8).requires_grad_(False), nn.Tanh(), nn.Linear(8, 4))
+    layer, down, up = model[0], nn.Linear(5, 2, bias=False), nn.Linear(2, 8, bias=False)
+    layer.factors = nn.ModuleList([down, up])  # type: ignore[assignment]
+    before, factors = layer.forward, [down, up]
+    if how == "forward":
+        layer.forward = lambda x: before(x) + up(down(x))  # type: ignore[method-assign]
+    elif how == "default":
+        layer.forward = lambda x, first=before, parts=factors: first(x) + parts[1](parts[0](x))  # type: ignore[misc]
+    elif how == "partial":
+        layer.forward = partial(lambda old, parts, x: old(x) + parts[1](parts[0](x)), before, factors)  # type: ignore[method-assign]
+    elif how == "method":
+        layer.forward = MethodType(lambda self, x: before(x) + up(down(x)), layer)  # type: ignore[method-assign]
+    else:
+        layer.register_forward_hook(lambda module, args, out: out + factors[1](factors[0](args[0])))
+    return model
+
+
+@pytest.mark.parametrize("how", ["forward", "default", "partial", "method", "hook"])
+def test_a_teacher_and_an_export_stay_as_they_were_where_functions_hold_the_adapters(how: str) -> None:
+    model = adapted(how)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    cl = Continual(model, methods.lwf(), optimizer=optimizer)
+    for classes in ((0, 1), (2, 3)):
+        cl.begin(classes=classes)
+        for _ in range(3):
+            optimizer.zero_grad()
+            cl.backward(F.cross_entropy(model(X), labels := torch.tensor(classes * 3)), labels, inputs=X)
+            optimizer.step()
+        cl.end()
+        if classes == (0, 1):
+            expected, exported, teacher = cl.predict(X), cl.export(), cl.learner.snapshot()
+    assert not torch.allclose(model(X), expected, atol=1e-2)
+    factors = [p.grad for p in model[0].factors.parameters()]  # type: ignore[union-attr, operator]
+    assert all(grad is not None and bool(grad.any()) for grad in factors)
+    for answers in (teacher(X), exported(X), deepcopy(teacher)(X)):
+        torch.testing.assert_close(answers, expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import DataError, UsageError, renamed
 from holdfast.core.forward import Forward, Task
 from holdfast.core.tree import Saved, Tree
+from holdfast.core.walk import deep_copy
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -22,7 +22,7 @@ def copy_of(model: nn.Module) -> nn.Module:
         for name, value in hooks.items():
             model.__dict__[name] = type(value)()
         with torch.inference_mode(False):  # it may first be wanted in an evaluation, and written to in training
-            made = copy.deepcopy(model)
+            made = deep_copy(model)
     finally:
         model.__dict__.update(hooks)
     return made.requires_grad_(False).eval()
@@ -88,7 +88,7 @@ class Snapshot(MutableMapping[str, Tensor]):
         self._values = tensors_of(self.module)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Snapshot:
-        return Snapshot(copy.deepcopy(self.module, memo), self._forward)
+        return Snapshot(deep_copy(self.module, memo), self._forward)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Saved by itself it is an ordered dictionary of tensors, which torch reads with `weights_only=True`."""

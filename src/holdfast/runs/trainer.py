@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import inspect
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader
 from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
 from holdfast.core.method import Method
+from holdfast.core.walk import deep_copy
 from holdfast.metrics.log import Log, write_json
 from holdfast.runs.card import card_of, digest_of_model, digest_of_stream, is_plain, told_of
 from holdfast.runs.console import console_log
@@ -170,7 +170,7 @@ class Trainer(training.Trainer):
         folder, again = Path(out), bool(resume) and (Path(out) / CONFIG).is_file()
         if not first():  # of several processes that somebody else started the first one has the folder
             return super().fit(model, stream, _newest(folder) if again else None)
-        start = copy.deepcopy(model) if beside else model
+        start = deep_copy(model) if beside else model
         config = self._config(model, stream)
         if again:
             _check_same(read_config(folder), config, folder)
@@ -186,7 +186,7 @@ class Trainer(training.Trainer):
             other = type(self)(**{**self._written, "method": method}, progress=self.progress)
             other._apart = name == APART
             with contextlib.suppress(Diverged):  # which its folder and the report say
-                other.fit(copy.deepcopy(start), stream, out=folder / "references" / name, resume=True)
+                other.fit(deep_copy(start), stream, out=folder / "references" / name, resume=True)
         if beside:
             write_against(Results(folder, [Result(folder)]))
             write_report(folder)
@@ -257,7 +257,7 @@ class Trainer(training.Trainer):
         def trainer(**services: Any) -> training.Trainer:
             return training.Trainer(**{**self._written, "method": self.method.clone()}, **services)
 
-        train_apart(lambda: copy.deepcopy(model), stream, recording.journal, trainer)
+        train_apart(lambda: deep_copy(model), stream, recording.journal, trainer)
         recording.end(time.perf_counter() - begun)
 
     def _ended(self, model: nn.Module, stream: Stream, folder: Path) -> None:

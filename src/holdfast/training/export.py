@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from holdfast.core.engine import Engine
 from holdfast.core.experience import Tree
 from holdfast.core.learner import Learner
 from holdfast.core.needs import NEEDS
+from holdfast.core.walk import deep_copy
 
 TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 Hooks = dict[int, set[int]]
@@ -74,7 +74,7 @@ def exported(engine: Engine, first_hooks: Hooks) -> nn.Module:
         for parameter in grads:
             parameter.grad = None
         try:
-            model = copy.deepcopy(learner.model)
+            model = deep_copy(learner.model)
         finally:
             for parameter, grad in grads.items():
                 parameter.grad = grad
