@@ -73,7 +73,6 @@ def test_patience_of_a_callback_is_the_trainers() -> None:
         ("cl_algorithm=er", "method=NAME"),
         ("pipeline=CUL_MAIN_EXPR", "unlearning is not built"),
         ("pipeline=CL_MAIN_EXP", "did you mean 'CL_MAIN_EXPR'?"),
-        ("unlearning_requests={'2':[1]}", "unlearning is not built"),
         ("unlearning_requests={2:[1]}", "unlearning is not built"),
         ("trainer.tpu_cores=8", "TPUs are not supported"),
         ("data.num_workers=4", "stream.dataset.workers=4"),
