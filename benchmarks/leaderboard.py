@@ -96,7 +96,9 @@ def write(page: Path, line: str) -> None:
     text = page.read_text(encoding="utf-8")
     if BEGIN not in text:
         head = "| machine | what | seconds | CPU seconds | version |\n| --- | --- | --- | --- | --- |"
-        text = f"{text.rstrip()}\n\n## From nothing to table A\n\n{BEGIN}\n{head}\n{END}\n"
+        section = f"## From nothing to table A\n\n{BEGIN}\n{head}\n{END}\n"
+        before, licence, after = text.partition("## Licence")
+        text = f"{before.rstrip()}\n\n{section}" + (f"\n{licence}{after}" if licence else "")
     before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
     kept = [one for one in table.strip().splitlines() if one.split("|")[1:3] != line.split("|")[1:3]]
@@ -133,7 +135,8 @@ def main() -> int:
             flush=True,
         )
     seconds = time.perf_counter() - begun
-    what = f"{len(chosen)} of {len(rows())} rows x {seeds} seeds"
+    names = "" if len(chosen) == len(rows()) else f" ({', '.join(row.removeprefix(TABLE + '/') for row in chosen)})"
+    what = f"{len(chosen)} of {len(rows())} rows{names} x {seeds} seeds"
     took = f"{seconds:.0f} s{' (busy)' if arguments.busy else ''} | {cpu_seconds():.0f} s"
     line = f"| {machine()} | {what} | {took} | torch {_torch()} |"
     print(line)

@@ -14,6 +14,7 @@ says nothing.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -187,20 +188,33 @@ def reached(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def measured(words: list[str], out: Path, trials: int, seeds: int, jobs: int, random: int) -> Iterator[dict[str, Any]]:
-    """Every contender on one data set, by name; what there is so far, after each of them."""
-    common: dict[str, Any] = {"trials": trials, "jobs": jobs, "final_seeds": seeds, "finals": 1, "warm_start": False}
-    common["quiet"] = False
-    found = {"search": reached(search(None, *words, out=out / "search", **common))}
+def measured(
+    words: list[str], out: Path, arguments: argparse.Namespace, before: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Every contender on one data set, by name; what there is so far, after each of them.
+
+    Args:
+        words: changes of the job, settings of the search.
+        out: folder.
+        arguments: of the command line.
+        before: what was measured earlier, of which `--only` leaves the others as they are.
+    """
+    common: dict[str, Any] = {"trials": arguments.trials, "jobs": arguments.jobs, "final_seeds": arguments.seeds}
+    common |= {"finals": 1, "warm_start": False, "quiet": False}
+    drawn = {"sampler": "random", "methods": ""}
+    contenders = {"search": lambda: search(None, *words, out=out / "search", **common)}
     for name, job in TUNED.items():
         place = out / name.replace(" + ", "_")
-        yield found
-        found[name] = reached(sweep(job, *words, out=place, **common))
-    for number in range(1, random + 1):
-        yield found
-        drawn = search(None, *words, out=out / f"random-{number}", sampler="random", methods="", seed=number, **common)
-        found[f"random search {number}"] = reached(drawn)
-    yield found
+        contenders[name] = functools.partial(sweep, job, *words, out=place, **common)
+    for number in range(1, arguments.random + 1):
+        place = out / f"random-{number}"
+        contenders[f"random search {number}"] = functools.partial(
+            search, None, *words, out=place, seed=number, **drawn, **common
+        )
+    found = {name: before[name] for name in contenders if name in before and name not in arguments.only}
+    for name in arguments.only or contenders:
+        found[name] = reached(contenders[name]())
+        yield {one: found[one] for one in contenders if one in found}
 
 
 def compared(found: dict[str, Any]) -> list[str]:
@@ -286,9 +300,12 @@ def page(kept: dict[str, Any]) -> str:
         its five final runs on test data (and came to 45.7 % in the other three); the
         search then went on with the trials it had, and so did the others."""
     short = """
-        Where it falls short: half of the trials go to published methods with their default numbers, and what is good
-        only when tuned is left behind. On Tennessee Eastman DER++ at its defaults diverges with one of three seeds,
-        and tuned it is the best here."""
+        What changed since the contenders were measured: with half of the trials for published methods at their default
+        numbers, what is good only when tuned was left behind; those searches came to 44.9 % (Tennessee Eastman), 21.3 %
+        (CIFAR-100) and 81.8 % (DeepPCB). Now a quarter goes to published methods, most later proposals change the
+        numbers of what leads, and what diverges is tried once more with a smaller learning rate ([search](search.md)).
+        That rule was chosen on the validation data of other data sets. The rows `search` are those of the new rule,
+        measured once; the other rows are as they were, since methods that are tuned and random draws do not use it."""
     lines = [
         "# What a search finds beside tuned methods",
         "",
@@ -322,6 +339,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--random", type=int, default=3, help="random searches")
+    names = ["search", *TUNED, *(f"random search {number}" for number in (1, 2, 3))]
+    parser.add_argument("--only", action="append", default=[], choices=names, help="this contender; others stay")
     parser.add_argument("--words", default="", help="changes of the job, settings of the search")
     parser.add_argument("--page", type=Path, help="write the page of the committed results, and measure nothing")
     parser.add_argument("--json", type=Path, help="file of results that this one joins")
@@ -340,8 +359,10 @@ def main() -> None:
     file = arguments.json or arguments.out / "gain.json"
     row: dict[str, Any] = {"about": about, "words": words, "trials": arguments.trials, "seeds": arguments.seeds}
     every = [*(block if arguments.data else []), *words]
-    for found in measured(every, arguments.out, arguments.trials, arguments.seeds, arguments.jobs, arguments.random):
-        write_json(file, {**read_json(file), arguments.data or "own": {**row, "found": found}})
+    key = arguments.data or "own"
+    before = read_json(file).get(key, {}).get("found", {}) if arguments.only else {}
+    for found in measured(every, arguments.out, arguments, before):
+        write_json(file, {**read_json(file), key: {**row, "found": found}})
     print("\n".join(compared(found)))
 
 

@@ -7,22 +7,26 @@ candidate once, in turn; the figure is the median over rounds of the ratio withi
 speed drifts does not matter. The hand-written loop counts right predictions at every step, as `StreamTrainer.accuracy`
 does; ours records loss and accuracy every 50 steps as well.
 
-Also, against a hand-written counterpart: `ContinualClassifier` one sample at a time; the CSV source beside a bare
-read of the same file (above 1 it is slower); how busy a reservoir keeps the trainer with a producer half as fast, on
-the wall's clock; and with `--items N` the memory of the process over so many rows.
+Also, against a hand-written counterpart: `ContinualClassifier` one sample at a time; the sources of files (CSV,
+Parquet, openPMD over HDF5 and BP) beside a bare read of the same file (above 1 it is slower); how busy a reservoir
+keeps the trainer with a producer half as fast; and with `--items N` the memory of the process over so many rows of a
+file.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import itertools
 import json
 import random
 import resource
 import statistics
 import tempfile
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,10 +35,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast import ContinualClassifier, StreamTrainer
-from holdfast.core.source import Arrays, Iterated
+from holdfast.core.source import Arrays, Iterated, Source
 from holdfast.methods import er, finetune
 from holdfast.models import mlp
-from holdfast.sources import Csv, Queued
+from holdfast.sources import Csv, OpenPMD, Parquet, Queued
 
 LR, CAPACITY = 0.01, 500
 
@@ -170,58 +174,178 @@ def write_table(path: Path, rows: int) -> None:
         file.writelines(",".join(f"{value:.6f}" for value in row) + f",{int(row[0] > 0)}\n" for row in values)
 
 
-def bare_read(path: Path, batch: int) -> int:
+def bare_csv(path: Path, batch: int) -> int:
     """Python's csv reader and NumPy, a block at a time, as tensors in batches."""
     import numpy as np
 
-    found = 0
+    count = 0
     with path.open(newline="") as file:
         lines = csv.reader(file)
         next(lines)
         while block := list(itertools.islice(lines, 1024)):
             values = np.array(block, dtype=np.float64)
             x, y = torch.from_numpy(values[:, :-1].astype("f4")), torch.from_numpy(values[:, -1].astype("i8"))
-            for start in range(0, len(y), batch):
-                found += len(x[start : start + batch]) + 0 * len(y[start : start + batch])
+            count += sum(len(b) for _, b in zip(x.split(batch), y.split(batch)))
+    return count
+
+
+def bare_parquet(path: Path, batch: int) -> int:
+    """Pyarrow's batches of rows, of the size that it chooses, and NumPy, as tensors in batches."""
+    import numpy as np
+    import pyarrow.parquet as reader
+
+    count = 0
+    with reader.ParquetFile(path) as file:
+        for block in file.iter_batches():
+            *columns, last = (column.to_numpy() for column in block.columns)
+            x, y = torch.from_numpy(np.stack(columns, axis=1).astype("f4")), torch.from_numpy(last.astype("i8"))
+            count += sum(len(b) for _, b in zip(x.split(batch), y.split(batch)))
+    return count
+
+
+def write_particles(path: Path, rows: int) -> None:
+    """Ten iterations of electrons, each with three coordinates and three momenta."""
+    import numpy as np
+    import openpmd_api as io
+
+    told = {} if path.suffix == ".h5" else {"iteration_encoding": "variable_based"}
+    series = io.Series(str(path), io.Access.create_linear, json.dumps(told))
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        iteration = series.snapshots()[number]
+        for record, axis in itertools.product(("position", "momentum"), "xyz"):
+            values = generator.normal(size=rows // 10).astype(np.float32)
+            component = iteration.particles["e"][record][axis]
+            component.reset_dataset(io.Dataset(values.dtype, values.shape))
+            component.store_chunk(values)
+            series.flush()
+        iteration.close()
+    series.close()
+
+
+def bare_openpmd(path: Path, batch: int) -> int:
+    """openPMD-api in a loop: ask for six components of an iteration, one flush, tensors in batches."""
+    import numpy as np
+    import openpmd_api as io
+
+    count = 0
+    series = io.Series(str(path), io.Access.read_linear, json.dumps({"defer_iteration_parsing": True}))
+    for iteration in series.read_iterations():
+        electrons = iteration.particles["e"]
+        chunks = [[electrons[record][axis].load_chunk() for axis in "xyz"] for record in ("position", "momentum")]
+        iteration.close()
+        x, y = (torch.from_numpy(np.stack(components, axis=1)) for components in chunks)
+        count += sum(len(b) for _, b in zip(x.split(batch), y.split(batch)))
+    series.close()
+    return count
+
+
+def our_read(source: Source) -> int:
+    """What a source gives."""
+    with source:
+        return sum(len(one.targets) for one in source.batches())
+
+
+def readers(rows: int, batch: int, rounds: int) -> list[dict[str, object]]:
+    """Each source of files beside the bare read of the same file, as it is and standardised, which that is not.
+
+    Binary files get ten times the rows of the text, which takes more than ten times as long to read.
+    """
+    found = []
+    records = (["particles/e/position"], ["particles/e/momentum"])
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "table.csv"
+        write_table(table, rows)
+        pairs: dict[str, tuple[Path, Callable[[Path, int], int], Callable[[str, bool], Source]]] = {
+            "CSV": (table, bare_csv, lambda path, scaled: Csv(path, classes=2, standardise=scaled, batch_size=batch))
+        }
+        if importlib.util.find_spec("pyarrow"):
+            import pyarrow
+            import pyarrow.csv
+            import pyarrow.parquet
+
+            columns = table.with_suffix(".parquet")
+            pyarrow.parquet.write_table(pyarrow.concat_tables([pyarrow.csv.read_csv(table)] * 10), columns)
+            parquet = lambda path, scaled: Parquet(path, classes=2, standardise=scaled, batch_size=batch)  # noqa: E731
+            pairs["Parquet"] = (columns, bare_parquet, parquet)
+        for name, ending in (("HDF5", ".h5"), ("BP", ".bp")) if importlib.util.find_spec("openpmd_api") else ():
+            series = Path(folder) / f"electrons{ending}"
+            write_particles(series, 10 * rows)
+            openpmd = lambda path, scaled: OpenPMD(path, *records, standardise=scaled, batch_size=batch)  # noqa: E731
+            pairs[f"openPMD {name}"] = (series, bare_openpmd, openpmd)
+        for name, (path, bare, source) in pairs.items():
+            assert bare(path, batch) == our_read(source(str(path), False))
+            pair: dict[str, Callable[[], object]] = {
+                "bare": lambda p=path, b=bare: b(p, batch),  # type: ignore[misc]
+                "source": lambda p=path, s=source: our_read(s(str(p), False)),  # type: ignore[misc]
+                "standardised": lambda p=path, s=source: our_read(s(str(p), True)),  # type: ignore[misc]
+            }
+            count = (1 if name == "CSV" else 10) * rows // batch
+            row = report(f"reading {name}, batch {batch}", interleave(pair, rounds), count)
+            row["speed"] = round(1 / row["source"]["ratio"], 4)  # type: ignore[index]
+            print(f"{'':34s} {row['speed']:.2f} of the bare read's speed", flush=True)
+            found.append(row)
     return found
-
-
-def our_read(path: Path, batch: int) -> int:
-    """The CSV source, standardised."""
-    return sum(len(one.targets) for one in Csv(str(path), classes=2, batch_size=batch).batches())
 
 
 # Waiting, and memory -------------------------------------------------------------------------------------
 
 
 def busy(steps: int, batch: int = 32) -> tuple[float, float]:
-    """Share of the wall's time not spent on waiting, with a producer half as fast as training; share of rows seen."""
+    """Share of its time that the trainer does not wait, with a producer half as fast; share of the rows trained on.
+
+    The trainer's time is what its thread used of the processor, and what it waited for a batch: on a machine that does
+    other things besides, that is the clock that its work and the producer's pace are measured by.
+    """
     x, y = images(steps * batch)
     trainer = StreamTrainer(net(100), er(capacity=CAPACITY, size=batch), optimizer={"name": "SGD", "lr": LR})
-    begun = time.perf_counter()
+    thread = time.pthread_getcpuclockid(threading.get_ident())
+    begun = time.clock_gettime(thread)
     trainer.train(Arrays(x[: 20 * batch], y[: 20 * batch], batch_size=batch))
-    pace = 2 * (time.perf_counter() - begun) / 20
+    pace = 2 * (time.clock_gettime(thread) - begun) / 20
+    waited: list[Callable[[], float]] = []
 
     def slowly() -> Iterator[tuple[Tensor, Tensor]]:
-        for pair in arriving(x, y, batch):
-            time.sleep(pace)
+        begun = time.clock_gettime(thread)
+        for number, pair in enumerate(arriving(x, y, batch)):
+            while waited and time.clock_gettime(thread) - begun + waited[0]() < number * pace:
+                time.sleep(pace / 10)
             yield pair
 
     with Queued(Iterated(slowly()), "reservoir", capacity=64 * batch, batch_size=batch, timeout=60) as source:
         source.peek()
-        idle, begun, before = source.waited, time.perf_counter(), trainer.samples
+        waited.append(lambda: source.waited)
+        idle, begun, before = source.waited, time.clock_gettime(thread), trainer.samples
         trainer.train(source)
-        return 1 - (source.waited - idle) / (time.perf_counter() - begun), (trainer.samples - before) / len(y)
+        worked, idle = time.clock_gettime(thread) - begun, source.waited - idle
+        return worked / (worked + idle), (trainer.samples - before) / len(y)
 
 
-def memory_over(items: int) -> dict[str, float]:
-    """Largest resident memory of the process in MB, after a tenth of so many rows and after all of them."""
-    chunk = Arrays(*images(3200), batch_size=32, passes=None)
-    trainer = StreamTrainer(net(100), er(capacity=CAPACITY, size=32), optimizer={"name": "SGD", "lr": LR})
+def memory_over(items: int, batch: int = 100) -> dict[str, float]:
+    """MB after a tenth of so many rows of a text file, and after all of them: resident, and allocated by Python.
+
+    What Python allocates is traced in a second pass, since tracing takes memory too.
+    """
     found = {}
-    for share in (0.1, 1.0):
-        trainer.train(chunk, steps=max(0, int(share * items) // 32 - trainer.steps))
-        found[f"{int(share * items)} rows"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with tempfile.TemporaryDirectory() as folder:
+        table, path = Path(folder) / "part.csv", Path(folder) / "table.csv"
+        write_table(table, 10_000)
+        head, _, lines = table.read_text().partition("\n")
+        with path.open("w") as file:
+            file.write(head + "\n")
+            file.writelines(lines for _ in range(items // 10_000))
+        for traced in (False, True):
+            model = mlp(input_shape=(8,), classes=2, hidden=[100], seed=0)
+            trainer = StreamTrainer(model, er(capacity=CAPACITY, size=batch), optimizer={"name": "SGD", "lr": LR})
+            with Queued(Csv(str(path), classes=2, batch_size=batch), capacity=64) as source:
+                if traced:
+                    tracemalloc.start()
+                for share in (0.1, 1.0):
+                    trainer.train(source, steps=int(share * items) // batch - trainer.steps)
+                    peak = tracemalloc.get_traced_memory()[1] / 2**20
+                    peak = peak if traced else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                    found[f"{'traced' if traced else 'resident'} after {trainer.samples}"] = round(peak, 2)
+        tracemalloc.stop()
     return found
 
 
@@ -261,7 +385,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="per run")
     parser.add_argument("--wall", action="store_true", help="measure wall time instead of CPU time")
     parser.add_argument("--items", type=int, default=0, help="also measure memory over so many rows: 1000000")
-    parser.add_argument("--only", choices=["loop", "samples", "reader", "waiting"], nargs="+", help="default: all")
+    parts = ["loop", "samples", "reader", "waiting", "memory"]
+    parser.add_argument("--only", choices=parts, nargs="+", help="default: all; memory needs --items")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -279,18 +404,14 @@ def main() -> None:
             title = f"{name}, one sample at a time"
             rows.append(report(title, interleave(pair, arguments.rounds), arguments.steps))
     if "reader" in chosen:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "table.csv"
-            write_table(path, 32 * arguments.steps)
-            pair = {"bare": lambda: bare_read(path, 32), "csv source": lambda: our_read(path, 32)}
-            rows.append(report("reading, batch 32", interleave(pair, arguments.rounds), arguments.steps))
+        rows += readers(32 * arguments.steps, 32, arguments.rounds)
     if "waiting" in chosen:
         share, seen = busy(min(arguments.steps, 600))
         print(f"reservoir, producer half as fast: {100 * share:.1f} % busy, {100 * seen:.1f} % of the rows trained on")
         rows.append({"case": "reservoir, producer half as fast", "busy": round(share, 4), "seen": round(seen, 4)})
     if arguments.items:
         found = memory_over(arguments.items)
-        print("memory: " + ", ".join(f"{value:.0f} MB after {where}" for where, value in found.items()))
+        print("memory, MB at most: " + ", ".join(f"{value:.1f} {where}" for where, value in found.items()))
         rows.append({"case": "memory", **found})
     for replay, name, hand in ((False, "fine-tuning", by_hand), (True, "ER", by_hand_with_replay)):
         for hidden in (100,) if "loop" in chosen else ():

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,6 +211,20 @@ class Unsaid(Source):
         return {"batches": 0}
 
 
-def test_a_source_that_does_not_say_its_classes_is_told_where_to_write_them() -> None:
-    with pytest.raises(ConfigError, match=r"does not say how many there are\. Write `classes = 10` in Unsaid"):
-        outline_of(Unsaid(), "unsaid", "cross_entropy")
+class Seekable(Unsaid):
+    seekable = True
+
+    def seek(self, position: Any) -> None:
+        """It begins anew whenever it is asked."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (Seekable, r"does not say how many there are\. Write `classes = 10` in Seekable"),
+        (Unsaid, r"Unsaid cannot go back.*Write `input_shape` and `classes` in it"),
+    ],
+)
+def test_a_source_that_does_not_say_its_classes_is_told_where_to_write_them(kind: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        outline_of(kind(), "unsaid", "cross_entropy")

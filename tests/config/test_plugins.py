@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from holdfast import cli
 from holdfast.config import kinds, plugins
-from holdfast.config.build import build_criterion, build_method, resolve
+from holdfast.config.build import build_criterion, build_method, build_model, build_stream, resolve
 from holdfast.config.show import describe, json_schema
 from holdfast.core.errors import ConfigError
 from holdfast.runs.run import evaluate, resume, run
@@ -135,6 +135,28 @@ def test_everything_that_a_file_defines_is_found_by_its_kind(file):
             assert describe(kind, name).summary
     assert build_method(resolve({"method": "shrinking"})["method"]).operations[0].strength == 0.5
     assert build_criterion("tripled").__name__ == "tripled"
+
+
+def test_a_chain_of_ones_own_can_be_the_network_whose_weights_are_generated(tmp_path):
+    own = tmp_path / "chains.py"
+    own.write_text(
+        '"""A chain."""\nfrom torch import nn\n\n\n'
+        "def my_chain(*, input_shape, classes, width: int = 4) -> nn.Module:\n"
+        '    """Two layers."""\n'
+        "    return nn.Sequential(nn.Linear(input_shape[0], width), nn.ReLU(), nn.Linear(width, classes))\n"
+    )
+    plugins.use(own)
+    try:
+        stream = build_stream({"name": "split", "dataset": "synthetic", "paradigm": "task"})
+        model = build_model({"name": "hypernetwork", "backbone": {"name": "my_chain", "width": 6}, "cut": 1}, stream)
+        assert [target.shape for target in model.generator.targets.values()] == [(10, 6), (10,)]
+        assert [tuple(p.shape) for p in model.below.parameters()] == [(6, stream.input_shape[0]), (6,)]
+        with pytest.raises(ConfigError, match=r"model: unknown backbone 'my_chan'.*--plugin FILE"):
+            build_model({"name": "hypernetwork", "backbone": "my_chan"}, stream)
+        with pytest.raises(ConfigError, match=r"model.backbone.*width"):
+            build_model({"name": "hypernetwork", "backbone": {"name": "my_chain", "wide": 6}}, stream)
+    finally:
+        plugins.drop("chains")
 
 
 def test_a_job_of_a_plug_in_alone_is_run_resumed_and_evaluated(file, tmp_path):

@@ -324,6 +324,7 @@ def test_a_stream_without_task_labels_or_classes_is_refused_where_they_are_neede
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a compiler on a busy machine
 @pytest.mark.parametrize("name", holdfast.methods.__all__)
 def test_compiled_steps_give_weights_within_rounding_of_steps_as_written(name: str) -> None:
     """Over three experiences with a head that grows and a smaller last batch; compiling takes most of a minute."""

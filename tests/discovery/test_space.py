@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +16,13 @@ from holdfast.config.job import make_method
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import conflicts
 from holdfast.core.operation import ROLES
-from holdfast.discovery.axes import Axis, Neighbour, written
+from holdfast.discovery.axes import Axis, written
 from holdfast.discovery.plan import Plan
+from holdfast.discovery.proposals import FEW, Neighbour, Proposals
 from holdfast.discovery.settings import made, parsed
 from holdfast.discovery.space import SHORT, composed, only_fills, size_of
+from holdfast.discovery.study import Book
+from holdfast.discovery.trial import Entry
 
 SMALL = ["trainer.epochs=1", "stream.experiences=3", "model.hidden=[8]", "warm_start=false"]
 
@@ -100,7 +106,7 @@ def test_a_published_method_is_a_point_that_stands_for_its_own_operations(plan: 
 
 def test_the_first_trials_are_the_literature_the_best_known_first(plan: Plan) -> None:
     names = [name for name, _ in plan.literature]
-    assert names[:3] == ["finetune", "er", "der_plus_plus"]
+    assert names[:4] == ["er", "der_plus_plus", "gdumb", "slda"]
     assert "joint" not in names
 
 
@@ -109,19 +115,99 @@ def test_a_neighbour_is_one_step_away_and_can_be_made(plan: Plan) -> None:
 
     params = plan.space.point(kinds.find("methods", "er_ace")())
     changed = set()
-    for seed in range(30):
+    slots = list(plan.space.slots)
+    for seed in range(40):
+        draw = random.Random(seed)
+        slot = draw.choice(slots) if seed % 2 else ""
         try:
-            near = plan.space.suggest(
-                Neighbour(params, list(plan.space.slots), plan.space.defaults(), random.Random(seed))
-            )
+            near = plan.space.suggest(Neighbour(params, slots, plan.space.defaults(), draw, slot))
         except ConfigError:  # the operation that it takes instead excludes another one
             continue
         axes = plan.space.axes()
         assert all(axes[name].holds(axes[name].value(value)) for name, value in near.items())
-        filled = [slot for slot in plan.space.slots if near.get(slot) != params.get(slot)]
-        assert len(filled) <= 1
+        filled = [name for name in slots if near.get(name) != params.get(name)]
+        assert not filled or filled == [slot]
         changed |= {"slot"} if filled else {name for name, value in near.items() if value != params.get(name)}
     assert {"slot", "optimizer.lr", "replay.size"} <= changed
+
+
+# What is proposed -----------------------------------------------------------------------------------------
+
+
+def proposals(plan: Plan, tmp_path: Path) -> Proposals:
+    return Proposals(Book(f"sqlite:///{tmp_path / 'study.db'}", plan.settings, plan.space))
+
+
+def measured(number: int, params: dict[str, Any], value: float | None) -> Entry:
+    """A composition that was tried, with its accuracy; None where it diverged."""
+    state = "diverged" if value is None else "done"
+    values = {} if value is None else {"average_accuracy": value}
+    return Entry(number, state, f"key{number}", 2, params, "er", values)
+
+
+def test_proposals_go_from_other_operations_to_better_numbers_of_the_leaders(plan: Plan, tmp_path: Path) -> None:
+    asked = proposals(plan, tmp_path)
+    points = dict(plan.literature)
+    entries = [measured(0, points["er"], 0.5), measured(1, points["der_plus_plus"], 0.6)]
+    leading = {asked.alike(points[name]) for name in ("er", "der_plus_plus", "finetune")}
+
+    def share(progress: float) -> float:
+        same = 0
+        for _ in range(12):
+            rate = {"optimizer.lr": 0.1 / (1 + len(entries))}
+            entries.append(measured(len(entries), {**points["finetune"], **rate}, 0.1 + len(entries) / 1000))
+            params, _, _ = asked.next(str, entries, progress) or ({}, "", {})
+            same += asked.alike(params) in leading
+        return same / 12
+
+    assert share(0.0) < 0.5
+    assert share(1.0) > 0.75
+
+
+def test_the_numbers_of_a_composition_come_to_where_they_are_good(plan: Plan, tmp_path: Path) -> None:
+    asked = proposals(plan, tmp_path)
+    er = dict(plan.literature)["er"]
+
+    def score(params: Mapping[str, Any]) -> float:  # best with a rate of 0.02; the default is 0.1
+        return -abs(math.log10(params["optimizer.lr"] / 0.02)) if asked.alike(params) == asked.alike(er) else -9
+
+    entries = [measured(0, er, score(er))]
+    for number in range(1, 25):
+        params, _, _ = asked.next(str, entries, 1.0) or ({}, "", {})
+        entries.append(measured(number, params, score(params)))
+    tried = [one for one in entries if asked.alike(one.params) == asked.alike(er)]
+    assert len(tried) >= 2 * FEW
+    assert max(score(one.params) for one in tried) > -0.1 > score(er)
+    late = [score(one.params) for one in tried[-6:]]
+    assert sorted(late)[3] > score(er)  # most of the last ones, which a model proposed
+
+
+def test_numbers_that_change_nothing_are_left_alone(plan: Plan, tmp_path: Path) -> None:
+    asked = proposals(plan, tmp_path)
+    slda = dict(plan.literature)["slda"]
+    entries = [measured(number, {**slda, "optimizer.lr": 0.1 / (1 + number)}, 0.9) for number in range(2)]
+    for number in range(4):
+        params, _, _ = asked.next(str, entries, 1.0) or ({}, "", {})
+        assert asked.alike(params) != asked.alike(slda)
+        entries.append(dataclasses.replace(entries[0], number=2 + number))
+
+
+def test_what_diverged_is_tried_once_more_with_a_smaller_learning_rate(plan: Plan, tmp_path: Path) -> None:
+    asked = proposals(plan, tmp_path)
+    points = dict(plan.literature)
+    entries = [measured(0, points["er"], 0.5), measured(1, points["der_plus_plus"], None)]
+    params, key, _ = asked.next(str, entries, 0.9) or ({}, "", {})
+    assert params == {**points["der_plus_plus"], "optimizer.lr": pytest.approx(0.02)}
+    entries.append(dataclasses.replace(measured(2, params, None), key=key))
+    assert all((asked.next(str, entries, 1.0) or ({}, "", {}))[0] != params for _ in range(3))
+
+
+def test_published_methods_like_the_leader_come_first_when_their_turn_comes(plan: Plan, tmp_path: Path) -> None:
+    asked = proposals(plan, tmp_path)
+    points = dict(plan.literature)
+    left = [points["lwf"], points["mas"], points["er_ace"]]
+    assert asked.nearest(left, [measured(0, points["er"], 0.5), measured(1, points["finetune"], 0.2)]) == 2
+    assert asked.nearest(left, []) == 0
 
 
 def test_a_composition_is_swept_over_what_its_operations_declare() -> None:
@@ -161,14 +247,15 @@ def test_a_search_that_is_free_to_take_the_largest_memory_is_refused() -> None:
     ("said", "told"),
     [
         ({"objectives": "acuracy"}, "did you mean 'accuracy'"),
-        ({"protocol": "first"}, "did you mean 'first-k'"),
+        ({"protocol": "first"}, "protocol: unknown protocol 'first'; did you mean 'first-k'"),
+        ({"at_most": {"memory": -3}}, "at_most.memory: got -3"),
         ({"protocol": "transfer"}, "Name it: transfer="),
         ({"protocol": "validation", "k": 3}, "k: is for protocol=first-k"),
         ({"trials": 0}, "trials: got 0"),
         ({"budget": "soon"}, 'budget: got "soon"'),
         ({"slots": {"memory": 1}}, "unknown role 'memory'"),
         ({"operations": {"bias": ["replay"]}}, "'replay' is for retention"),
-        ({"operations": {"bias": ["weight_aling"]}}, "did you mean 'weight_align'"),
+        ({"operations": {"bias": ["weight_aling"]}}, "operations.bias: unknown operation 'weight_aling'; did you mean"),
         ({"parameters": {"replay.size": {"low": 4, "high": 1}}}, "Give the smaller number as low"),
         ({"trails": 3}, "did you mean 'trials'"),
         ({"seed": 1000}, "for final runs"),

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.memory import BalancedUniform, Memory, Recent, Reservoir, Ring, Uniform
+from holdfast.memory import BalancedUniform, Memory, Recent, Reservoir, Ring, Uniform, retrieval
 from holdfast.memory.retrieval import distinct
 
 
@@ -233,3 +233,16 @@ def test_drawing_most_of_the_rows_takes_one_permutation():
         assert sorted(Uniform(seeded()).indices(500, 500).tolist()) == list(range(500))
     assert watch.elements == 500
     assert watch.operations < 10
+
+
+@pytest.mark.parametrize(("size", "n"), [(1, 4), (8, 32), (32, 128), (32, 500), (64, 1000)])
+def test_a_single_row_is_drawn_alike_with_and_without_tensors(
+    size: int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(20):
+        one, other = seeded(seed), seeded(seed)
+        quick = distinct(1, size, n, one)
+        monkeypatch.setattr(retrieval, "FEW", 0)
+        assert torch.equal(quick, distinct(1, size, n, other))
+        assert torch.equal(one.get_state(), other.get_state())
+        monkeypatch.undo()

@@ -11,6 +11,7 @@ import torch
 from holdfast.core.forward import forward_task
 from holdfast.core.method import Method
 from holdfast.methods import hat, packnet, separate_networks, xdg
+from holdfast.metrics.summary import compute
 from holdfast.models import mlp
 from holdfast.models.hypernetwork import hypernetwork
 from holdfast.operations.infer_task import InferTask, entropies
@@ -107,6 +108,11 @@ def test_every_method_with_a_part_per_task_can_be_asked_without_the_task(method)
     assert sum(right for right, _ in results[1]) < sum(right for right, _ in results[0]), (
         "without the task it is harder"
     )
+    told = {"event": "start", "stream": {"paradigm": "task"}}
+    assert all(event["inferred"] for event in last)
+    assert compute([told, *last])["headline"] == "", "what counts is accuracy among all classes"
+    known = [{key: value for key, value in event.items() if key != "inferred"} for event in last]
+    assert compute([told, *known])["headline"] == "task_aware_"
     chance = 90 / 6
     assert sum(right for right, _ in results[1]) > 1.5 * chance
 

@@ -18,11 +18,13 @@ from holdfast import Trainer, cli
 from holdfast.core.errors import ConfigError, DataError, Interrupted, UsageError
 from holdfast.methods import er, finetune
 from holdfast.metrics import accuracy_matrix, per_class
+from holdfast.metrics.log import read_json, write_json
 from holdfast.models import mlp
 from holdfast.runs.folder import CheckpointFolder
 from holdfast.runs.opened import Run, Runs
+from holdfast.runs.run import run as run_job
 from holdfast.streams import split
-from holdfast.streams.datasets import digits
+from holdfast.streams.datasets import digits, synthetic
 
 EVERY = {"config.json", "run.json", "log.jsonl", "accuracy_matrix.csv", "metrics.json", "report.html", "model.txt"}
 EVERY |= {"console.log"}
@@ -289,3 +291,35 @@ def test_a_run_of_the_command_line_gives_its_model_and_predictions(tmp_path: Pat
     (tmp_path / "x" / "report.html").unlink()
     assert run.report() == tmp_path / "x" / "report.html"
     assert (tmp_path / "x" / "report.html").is_file()
+
+
+def test_references_in_python_are_those_of_the_command_line(tmp_path: Path) -> None:
+    names = ["finetune", "joint", "independent"]
+    job: dict[str, Any] = {
+        "stream": {"name": "split", "dataset": {"name": "synthetic", "classes": 4, "samples": 20}, "experiences": 2},
+        "model": {"name": "mlp", "hidden": [8]},
+        "optimizer": {"name": "SGD", "lr": 0.1},
+        "references": names,
+        "trainer": {"epochs": 2},
+        "method": "er",
+    }
+    told = run_job(job, tmp_path / "told", quiet=True)
+    stream = split(synthetic(classes=4, samples=20), experiences=2)
+    model = mlp(input_shape=stream.input_shape, classes=4, hidden=[8], seed=0)
+    trainer = Trainer(er(), optimizer={"name": "SGD", "lr": 0.1}, epochs=2)
+    trainer.fit(model, stream, out=tmp_path / "made", references=names)
+    for name in names:
+        files = [folder / "references" / name / "accuracy_matrix.csv" for folder in (told, tmp_path / "made")]
+        assert files[0].read_text() == files[1].read_text()
+    told_against = read_json(told / "metrics.json")["references"]
+    assert set(told_against) == {"forward_transfer_independent"}
+    assert read_json(tmp_path / "made/metrics.json")["references"] == told_against
+    alone = tmp_path / "made" / "references" / "independent"
+    assert read_json(alone / "run.json")["state"] == "finished"
+    log = (alone / "log.jsonl").read_bytes()
+    (alone / "log.jsonl").write_bytes(b"\n".join(log.split(b"\n")[:-6]))  # as if it had been broken off
+    write_json(alone / "run.json", {**read_json(alone / "run.json"), "state": "interrupted"})
+    again = mlp(input_shape=stream.input_shape, classes=4, hidden=[8], seed=0)
+    trainer = Trainer(er(), optimizer={"name": "SGD", "lr": 0.1}, epochs=2)
+    trainer.fit(again, stream, out=tmp_path / "made", references=["independent"], resume=True)
+    assert read_json(tmp_path / "made/metrics.json")["references"] == told_against

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import holdfast
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.sources import OpenPMD, OpenPMDReader
 
@@ -104,6 +107,7 @@ def plain(value: Any) -> Any:
     return value
 
 
+PATHS = {"PYTHONPATH": os.pathsep.join([str(Path(holdfast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
 RECORDS = {"meshes": ["E", "rho"], "particles": {"e": ["position", "momentum", "weighting"]}}
 
 
@@ -158,27 +162,74 @@ def test_two_streams_that_are_opened_one_after_the_other_go_in_lock_step(writer:
 
 
 @pytest.mark.slow
-def test_a_writer_that_dies_is_an_error_after_what_it_had_written(writer: Path, tmp_path: Path) -> None:
-    process = start(writer, path=str(tmp_path / "x.sst"), steps=5, die_after=2)
-    reader = OpenPMDReader(str(tmp_path / "x.sst"), {"meshes": ["E"]}, timeout=40)
-    got = []
-    try:
-        with pytest.raises(DataError, match=r"x\.sst broke off after iteration \d+"):
-            got.extend(one["iteration_index"] for one in reader)
-    finally:
-        reader.close()
-        process.kill()
-        process.wait()
+@pytest.mark.parametrize("name", ["x.sst", "x.bp", "x.bp4"])
+def test_a_writer_that_is_killed_is_an_error_after_what_it_had_written(writer: Path, tmp_path: Path, name: str) -> None:
+    process = start(writer, path=str(tmp_path / name), steps=5, die_after=2)
+    with OpenPMD(str(tmp_path / name), ["meshes/E"], follow=True, timeout=20.0) as source:
+        got: list[Any] = []
+        begun = time.monotonic()
+        with pytest.raises(
+            DataError, match=rf"{name} broke off after iteration|no iteration of .*{name} came for 20 sec"
+        ):
+            got.extend(source.position()["piece"]["iteration"] for _ in source.batches())
+    assert time.monotonic() - begun < 60
+    assert process.wait(30) == -9
     assert got in ([], [0], [0, 10])
 
 
-def test_a_writer_that_never_comes_is_an_error_after_the_timeout(tmp_path: Path) -> None:
-    reader = OpenPMDReader(str(tmp_path / "x.sst"), timeout=1.0)
+READER = textwrap.dedent(
+    """
+    import sys, time
+    from holdfast.sources import OpenPMD
+    for number, batch in enumerate(OpenPMD(sys.argv[1], ["meshes/E"], follow=True, timeout=40.0).batches()):
+        print(number, flush=True)
+        time.sleep(60 * number)
+    """
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x.sst", "x.bp"])
+def test_a_writer_goes_on_to_its_end_where_its_reader_is_killed(writer: Path, tmp_path: Path, name: str) -> None:
+    process = start(writer, path=str(tmp_path / name), steps=6)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(tmp_path / name)], stdout=subprocess.PIPE, env={**os.environ, **PATHS}
+    )
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline()
+        reader.kill()
+        reader.wait()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    if name == "x.bp":  # a file has everything for the next reader; a stream had it for the one that was killed
+        with OpenPMD(str(tmp_path / name), ["meshes/E"]) as source:
+            assert len(list(source.batches())) == 6
+
+
+@pytest.mark.parametrize("name", ["x.sst", "x.bp"])
+def test_a_writer_that_never_comes_is_an_error_after_the_timeout(tmp_path: Path, name: str) -> None:
+    reader = OpenPMDReader(str(tmp_path / name), timeout=0.5)
     begun = time.monotonic()
-    with pytest.raises(DataError, match=r"x\.sst (came|cannot be read)|no iteration of .*x\.sst came for 1 seconds"):
+    told = rf"{name} (came|cannot be read)|no iteration of .*{name} came for 0.5 seconds"
+    with pytest.raises(DataError, match=told):
         next(iter(reader))
     reader.close()
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.slow
+def test_a_reader_waits_for_a_file_that_is_still_to_come(writer: Path, tmp_path: Path, expected: list[Any]) -> None:
+    reader = OpenPMDReader(str(tmp_path / "x.bp"), RECORDS, timeout=60)
+    begun = iter(reader)
+    process: list[Any] = []
+    later = threading.Timer(1.0, lambda: process.append(start(writer, path=str(tmp_path / "x.bp"), steps=3)))
+    later.start()
+    assert [plain(one) for one in begun] == expected
+    assert process[0].wait(30) == 0
+    reader.close()
 
 
 # What is chosen --------------------------------------------------------------------------------------------
@@ -260,6 +311,8 @@ def test_fields_are_a_row_for_each_iteration(recorded: str) -> None:
 def test_clouds_are_as_many_particles_of_each_iteration(recorded: str) -> None:
     source = OpenPMD(recorded, ["particles/e/position"], rows="iterations", points=5)
     assert [tuple(batch.inputs.shape) for batch in taken(source)] == [(1, 5, 3)] * 4
+    several = OpenPMD(recorded, ["particles/e/position"], rows="iterations", points=4, clouds=2, batch_size=2)
+    assert [tuple(batch.inputs.shape) for batch in taken(several)] == [(2, 4, 3)] * 4
     with pytest.raises(DataError, match="8 particles for 9 points"):
         list(taken(OpenPMD(recorded, ["particles/e/position"], rows="iterations", points=9)))
 

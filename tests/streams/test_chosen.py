@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast import datasets, models, streams
+from holdfast import Trainer, datasets, methods, models, streams
+from holdfast.config.build import build_model, build_stream
 from holdfast.core.errors import ConfigError, DataError
-from holdfast.runs import reconstructions
+from holdfast.runs import given_back, reconstructions
 from holdfast.streams.datasets.chosen import CIFAR100_COARSE
 
 DATA = Path(os.environ.get("HOLDFAST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -164,3 +165,43 @@ def test_the_drift_of_codes_is_the_squared_way_of_their_mean_since_an_experience
     assert matrix[1, 0] == pytest.approx(float((drift.means[1][0] - before).square().mean()))
     with pytest.raises(ConfigError, match="no `encode`"):
         reconstructions.LatentDrift(torch.nn.Linear(2, 2), stream)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "pictures"),
+    [
+        ({"name": "synthetic", "features": 6}, {"name": "autoencoder", "hidden": [8]}, {"errors_by_number"}),
+        (
+            {"name": "digits"},
+            {"name": "conv_autoencoder", "channels": [4], "latent": 4},
+            {"reconstructions", "reconstructions_over_time"},
+        ),
+    ],
+)
+def test_a_run_keeps_what_its_model_gives_back_and_trains_as_without(
+    data: dict[str, Any], model: dict[str, Any], pictures: set[str], tmp_path: Path
+) -> None:
+    stream = build_stream({"name": "reconstruction", "dataset": data, "of": {"name": "split", "experiences": 3}}, 0)
+    weights, names = [], [one.name for one in stream]
+    for kept in (False, True):
+        events: list[dict[str, Any]] = []
+        net = build_model(model, stream, 0)
+        record = given_back.keeping(events.append, tmp_path, net, stream) if kept else events.append
+        trainer = Trainer(
+            methods.er(capacity=20), criterion=torch.nn.functional.mse_loss, batch_size=256, record=record
+        )
+        trainer.fit(net, stream)
+        weights.append(torch.cat([value.flatten() for value in net.state_dict().values()]))
+        assert sum(event["event"] == "experience" for event in events) == 3
+    assert torch.equal(*weights)
+    found = given_back.read_given_back(tmp_path)
+    assert found is not None
+    learned = np.isfinite(found.after).reshape(3, 3, -1).all(-1)
+    assert np.array_equal(learned, np.tril(np.ones((3, 3), dtype=bool)))
+    net.eval()
+    with torch.no_grad():
+        again = net(torch.from_numpy(found.originals[0])).numpy()
+    assert np.allclose(found.after[2, 0], again, atol=1e-5)
+    assert {name for name, *_ in given_back.pictures_of(found, names)} == pictures | {"latent_drift"}
+    other = streams.split(datasets.synthetic(classes=4, features=6, samples=8, seed=0), experiences=2)
+    assert given_back.keeping(print, tmp_path, net, other) is print  # its targets are classes

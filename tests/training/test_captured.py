@@ -182,6 +182,19 @@ def test_a_step_that_cannot_be_captured_runs_as_written_and_says_why(settings: d
     assert sum(event["as_written"] for event in events) > 0
 
 
+def test_a_step_that_torch_cannot_compile_runs_as_written_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of fused optimisers, whose calls with a rate that is a tensor Inductor does not know."""
+
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("aten::some_call: attempted to run this operator with Meta tensors")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", refuse)
+    (_, plain), (trainer, net) = trained("none"), trained("compile")
+    assert toys.differing(plain, net) == []
+    assert captured_steps(told(trainer)) == 0
+    assert told(trainer)[0]["reasons"] == ["torch cannot compile the step: aten::some_call"]
+
+
 def cyclic(optimizer: torch.optim.Optimizer) -> Any:
     return torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.05, step_size_up=1000)
 

@@ -197,14 +197,13 @@ def close(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "optimizer"), [("er", {"name": "SGD"}), ("ewc", {"name": "SGD", "momentum": 0.9}), ("finetune", {})]
-)
+@pytest.mark.timeout(1200)  # a compiler on a busy machine
+@pytest.mark.parametrize(("name", "optimizer"), [("er", {"name": "SGD"}), ("ewc", {"name": "SGD", "momentum": 0.9})])
 def test_a_compiled_stack_gives_the_weights_of_compiled_runs_alone(
     name: str, optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inductor, "LARGE", 64)  # plain SGD adds gradients where they are computed
-    settings: dict[str, Any] = {"optimizer": optimizer or {"name": "AdamW", "fused": True}, "epochs": 4}
+    settings: dict[str, Any] = {"optimizer": optimizer, "epochs": 4}
     alone, together = (runs(METHODS[name], capture="compile", **settings) for _ in range(2))
     for trainer, net, stream in alone:
         trainer.fit(net, stream)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -337,3 +339,51 @@ def test_what_cannot_work_is_refused_with_what_to_write(tmp_path: Path) -> None:
         ContinualTrainer(model=classifier(), method=methods.er(), **once).train()
     with pytest.raises(UsageError, match=r"trainer\.train\(\)"):
         ContinualTrainer(model=classifier(), method=methods.er(), **parts).continual.predict(torch.zeros(1))
+
+
+RANKS = """
+import sys, tempfile
+from pathlib import Path
+import torch, torch.distributed as dist
+sys.path.insert(0, {folder!r})
+import test_transformers as here
+trainer = here.trained(here.METHODS[sys.argv[1]](), Path(tempfile.mkdtemp()), num_train_epochs=2, ddp_backend="gloo")
+found = [torch.empty_like(here.weights(trainer.model)) for _ in range(2)]
+dist.all_gather(found, here.weights(trainer.model).detach())
+assert trainer.args.world_size == 2 and torch.equal(*found)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["er", "ewc"])
+def test_two_processes_end_with_equal_weights(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(RANKS.format(folder=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run([*command, str(script), name], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_half_precision_and_adapters_keep_old_knowledge_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert old_loss(trained(METHODS["er"](), tmp_path, fp16=True, num_train_epochs=4)) < 0.8 * old_loss(
+        trained(None, tmp_path, fp16=True, num_train_epochs=4)
+    )
+    peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+    full, settings = classifier, {"task_type": "SEQ_CLS", "r": 4, "target_modules": ["query", "value"]}
+    monkeypatch.setitem(
+        globals(), "classifier", lambda **config: peft.get_peft_model(full(**config), peft.LoraConfig(**settings))
+    )
+    forgets, kept = (trained(method, tmp_path, num_train_epochs=20) for method in (None, METHODS["er"]()))
+    assert old_loss(kept) < 0.95 * old_loss(forgets)
+    start = dict(full().named_parameters())
+    moved = {name for name, value in kept.model.get_base_model().named_parameters() if name in start}
+    base = dict(kept.model.get_base_model().named_parameters())
+    assert all(torch.equal(base[name], start[name]) for name in moved if not base[name].requires_grad)
+
+
+@pytest.mark.parametrize(("name", "said"), [("slda", 'space="features"'), ("packnet", r"trainer\.continual\.task")])
+def test_a_method_that_lacks_something_here_says_what_to_write(name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, UsageError), match=said):
+        trained(getattr(methods, name)(), tmp_path, num_train_epochs=1)

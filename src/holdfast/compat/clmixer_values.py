@@ -182,8 +182,8 @@ def _advice(path: str, key: str, known: Sequence[str]) -> str:
     if key in homes and homes[key] != path and not near:
         return f"it belongs in {homes[key]}."
     if not path and key in schema.job_model().model_fields:
-        said = f"write {key}=... or {key}.KEY=... behind the file on the command line"
-        return f"it is a key of Holdfast's own files: {said}, or change what `holdfast convert` prints."
+        advice = f"write {key}=... or {key}.KEY=... behind the file on the command line"
+        return f"it is a key of Holdfast's own files: {advice}, or change what `holdfast convert` prints."
     return f"did you mean {near!r}?" if near else f"its keys are {', '.join(known)}."
 
 

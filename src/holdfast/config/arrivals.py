@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,8 @@ def outline_of(source: Source, name: str, criterion: str) -> Outline:
         criterion: of the job.
 
     Raises:
-        ConfigError: for class labels of a source that does not say how many there are.
+        ConfigError: for class labels of a source that does not say how many there are, or a source that says neither
+            shape nor classes and cannot go back.
         DataError: for a source without a batch.
     """
     inner = innermost(source)
@@ -166,6 +168,12 @@ def _peeked(source: Source) -> Batch:
     inner = source.source if isinstance(source, Window) else source
     if isinstance(inner, Queued):
         return inner.peek()
+    if not source.seekable:
+        name = type(innermost(source)).__name__
+        raise ConfigError(
+            f"source: {name} cannot go back, and its first batch would be lost to a look. Write `input_shape` and"
+            " `classes` in it, or a `seek`."
+        )
     begin = source.position()
     batch = next(source.batches(), None)
     if batch is None:
@@ -184,6 +192,9 @@ def make_boundary(job: Job) -> Boundary | None:
 
 
 # What cannot be right ----------------------------------------------------------------------------------------
+
+
+SHARED = "write the loop of several processes (sources.InStep, docs/streams_from_outside.md) and start it by torchrun"
 
 
 def problems_of(job: Job) -> list[str]:
@@ -208,7 +219,10 @@ def problems_of(job: Job) -> list[str]:
     for key, value in config["trainer"].items():
         if key not in TRAINER and value != usual.get(key) and not (key == "epochs" and value == 1):
             advice = "write trainer.iterations for a number of batches" if key == "epochs" else "leave it out"
+            advice = f"leave it out, or {SHARED}" if key in ("devices", "num_nodes") else advice
             problems.append(f"trainer.{key}: got {shown(value)}, which means nothing for a source; {advice}.")
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        problems.append(f"source: one process learns from it, and several were started here. Start one, or {SHARED}.")
     return [*problems, *_problems_of_arrival(job.block.arrival), *_problems_of_method(job)]
 
 

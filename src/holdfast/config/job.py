@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.config import kinds, schema
-from holdfast.config.messages import called, needs_argument
+from holdfast.config.messages import called, check_block, needs_argument
 from holdfast.config.signatures import parameters
 from holdfast.config.words import renamed_compile
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
+from holdfast.models.hypernetwork import BACKBONES
 from holdfast.models.weights import start_from
 from holdfast.streams.dataset import Dataset
 
@@ -193,9 +194,7 @@ def _stream(name: str, arguments: dict[str, Any], seed: int, path: str, fixed: b
 
 def make_dataset(block: Any, seed: int, path: str) -> Dataset:
     """The data set of a validated block. Loads data."""
-    return _made(  # type: ignore[no-any-return]
-        "datasets", block.name, schema.arguments(block), seed, path
-    )
+    return _made("datasets", block.name, schema.arguments(block), seed, path)  # type: ignore[no-any-return]
 
 
 def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
@@ -210,6 +209,9 @@ def make_model(block: Any, stream: Stream, seed: int = 0) -> nn.Module:
     arguments = schema.arguments(block)
     supplied = {"input_shape": stream.input_shape, "classes": stream.outputs}
     arguments |= {key: value for key, value in supplied.items() if needs_argument(function, key)}
+    name = backbone.get("name") if isinstance(backbone := arguments.get("backbone"), dict) else backbone
+    if isinstance(name, str) and name not in BACKBONES and name in kinds.names("models"):  # a chain of the user's own
+        arguments["backbone"] = make_model(check_block("models", backbone, ("model", "backbone")), stream, seed)
     if needs_argument(function, "seed"):
         return _made("models", block.name, arguments, seed, "model")  # type: ignore[no-any-return]
     with torch.random.fork_rng(devices=[]):

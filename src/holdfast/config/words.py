@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import logging
 import re
@@ -92,6 +93,7 @@ def pattern_problem(pattern: str) -> str:
     return "" if pattern.strip() else f"got {pattern!r}. Write a path with {listed}, or null."
 
 
+@functools.cache  # said once, however often a job's trainer is made
 def renamed_compile() -> dict[str, str]:
     """What the key `compile` stands for, said once where it is read."""
     logging.getLogger("holdfast").warning(

@@ -49,6 +49,7 @@ class Chain(NamedTuple):
             >>> chain.cuts, chain.position(1), chain.position("2"), chain.position("SH")
             ((0, 2, 4), 2, 3, 0)
         """
+        asked = cut
         if isinstance(cut, str) and cut not in self.stages:
             paper = PAPER.fullmatch(cut)
             if paper is None:
@@ -60,8 +61,8 @@ class Chain(NamedTuple):
             return list(self.stages).index(cut) + 1
         if not 0 <= cut < len(self.cuts):
             raise ConfigError(
-                f"cut is {cut}, and this model has the cuts 0 (before everything) to {len(self.cuts) - 1} (before the "
-                f"output layer). Write one of these, or the name of a stage: {', '.join(self.stages)}."
+                f"cut is {asked}, and this model has the cuts 0 (before everything) to {len(self.cuts) - 1} (before "
+                f"the output layer). Write one of these, or the name of a stage: {', '.join(self.stages)}."
             )
         return self.cuts[cut]
 

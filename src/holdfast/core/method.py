@@ -79,6 +79,11 @@ class Method:
         return next((one.name for one in self.operations if one.remembers or one.draws), "")
 
     @property
+    def infers_task(self) -> bool:
+        """Whether evaluation finds each sample's task by itself, so that accuracy over all classes counts."""
+        return any(operation.once == "infer the task" for operation in self.operations)
+
+    @property
     def remembers(self) -> tuple[str, ...]:
         """The extra fields that the memory must keep for these operations, each once."""
         return tuple(dict.fromkeys(field for operation in self.operations for field in operation.remembers))

@@ -13,7 +13,7 @@ from torch import Tensor
 from holdfast.core.errors import ConfigError, DataError, UsageError
 from holdfast.core.experience import Batch, Stream
 from holdfast.core.learner import derive_seed
-from holdfast.core.tree import Plain, Saved, Tree, tree_map, tree_rows
+from holdfast.core.tree import Plain, Saved, Tree, tree_map, tree_rows, tree_split
 
 __all__ = ["Arrays", "Experiences", "Iterated", "Source", "as_source"]
 
@@ -214,7 +214,7 @@ class Arrays(Source):
             if order is not None:
                 rows = order[rows]
             inputs = tree_map(lambda leaf: leaf[rows], self.inputs)  # noqa: B023
-            yield from zip(_split(inputs, size), self.targets[rows].split(size))
+            yield from zip(tree_split(inputs, size), self.targets[rows].split(size))
 
     def position(self) -> Plain:
         """How many batches were given."""
@@ -231,14 +231,6 @@ def _tensors(inputs: Any) -> Tree:
     if isinstance(inputs, tuple):
         return tuple(torch.as_tensor(value) for value in inputs)
     return torch.as_tensor(inputs)
-
-
-def _split(inputs: Tree, size: int) -> Iterable[Tree]:
-    if isinstance(inputs, Tensor):
-        return inputs.split(size)
-    if isinstance(inputs, Mapping):
-        return (dict(zip(inputs, part)) for part in zip(*(leaf.split(size) for leaf in inputs.values())))
-    return zip(*(leaf.split(size) for leaf in inputs))
 
 
 class Experiences(Source):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Union
 
 import torch
@@ -30,6 +30,15 @@ def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     if isinstance(tree, Mapping):
         return {key: function(value) for key, value in tree.items()}
     return tuple(function(value) for value in tree)
+
+
+def tree_split(tree: Tree, size: int) -> Iterable[Tree]:
+    """The samples of `tree` in parts of `size`, the last of which may be smaller; a slice of each would cost more."""
+    if isinstance(tree, Tensor):
+        return tree.split(size)
+    if isinstance(tree, Mapping):
+        return (dict(zip(tree, part)) for part in zip(*(leaf.split(size) for leaf in tree.values())))
+    return zip(*(leaf.split(size) for leaf in tree))
 
 
 def tree_rows(tree: Tree) -> int:

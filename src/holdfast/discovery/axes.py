@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,60 +37,6 @@ class Trial(Protocol):
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """A number."""
-
-
-STEP = 0.15
-"""How far a neighbour's number lies from its own, as a standard deviation in parts of the range."""
-
-
-class Neighbour:
-    """A trial near a composition that was measured: one part of it is another, or some of its numbers are.
-
-    Mutation as in regularised evolution (Real et al. 2019, "Regularized evolution for image classifier architecture
-    search"): with even chances one slot is filled, emptied or filled by another operation, or numbers move by a
-    normal step; numbers of an operation that is new start at their defaults.
-
-    Args:
-        params: of the composition, as they are stored.
-        slots: names of the slots.
-        defaults: of numbers, by axis.
-        draw: where chance comes from.
-    """
-
-    def __init__(
-        self, params: Mapping[str, Any], slots: Sequence[str], defaults: Mapping[str, Any], draw: random.Random
-    ) -> None:
-        self.params, self.slots, self.defaults, self.draw = params, slots, defaults, draw
-        self.slot = draw.choice(list(slots)) if slots and draw.random() < 0.5 else ""
-        self.other = draw.random() < 0.5
-        self.rate = 0.2 if self.slot else 0.6
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """The composition's own choice, or another one where this is what changes."""
-        mine = self.params.get(name, self.defaults.get(name))
-        if name == f"{self.slot}.used":
-            return mine if mine and self.other else not mine
-        if name.endswith(".used"):
-            return mine
-        rest = [one for one in choices if not same(one, mine)]
-        if name == self.slot or len(rest) == len(choices):
-            return self.draw.choice(rest or list(choices))
-        moves = name not in self.slots and rest and self.draw.random() < self.rate / 2
-        return self.draw.choice(rest) if moves else mine
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        """A whole number near the composition's own."""
-        return min(high, max(low, round(self.suggest_float(name, low, high, log=log))))
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number near the composition's own."""
-        mine = min(high, max(low, self.params.get(name, self.defaults.get(name, low))))
-        if self.draw.random() >= self.rate:
-            return mine
-        ends = (math.log(low), math.log(high)) if log else (low, high)
-        step = self.draw.gauss(0, STEP) * (ends[1] - ends[0])
-        moved = mine * math.exp(step) if log else mine + step
-        return min(high, max(low, moved))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from holdfast.discovery import knowledge
 from holdfast.discovery.finals import LAST, PAGE, SEEDS, Clock, final_jobs, finalists, run_finals, state_of
 from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
+from holdfast.discovery.proposals import Proposals, alone, literature_is_next
 from holdfast.discovery.rungs import highest, promotions
 from holdfast.discovery.study import Book
 from holdfast.discovery.trial import Entry
@@ -77,7 +78,7 @@ class Driver:
                     " with it."
                 ) from None
             finally:
-                self._workers.stop()
+                self._workers.close()
                 self._note(state="interrupted")
                 self._report()
             if self.plan.settings.warm_start and not self.plan.sweep:
@@ -99,6 +100,7 @@ class Driver:
             about = {"command": self.command, "plan": self.plan.plain(), "started": time.time(), "seconds": 0.0}
             write_json(self.folder / SEARCH, {**about, "storage": self.url if self.shared else DATABASE})
         self.book = Book(self.url, self.plan.settings, self.plan.space, {ABOUT: self.plan.plain(), UNTIL: None})
+        self._proposals = Proposals(self.book)
         self.clock = Clock(self.plan, self.book, self.jobs, lambda: self.spent)
         again = self.book.begin_again(lambda one: not self.shared)
         entries = self.book.entries()
@@ -201,23 +203,25 @@ class Driver:
 
     def _new(self, keys: set[str], entries: Sequence[Entry]) -> bool:
         """Enqueue a composition that was not tried yet; returns whether there was one."""
-        most = None if self.plan.settings.trials is None else max(1, self.plan.settings.trials // 2)
-        tried = sum(one.origin != "sampler" and one.length == self.plan.prefixes[0] for one in entries)
-        accepted_before = dict.fromkeys(keys)
-        if most is None or tried < most or self.plan.settings.methods is not None:
+        trials, accepted_before = self.plan.settings.trials, dict.fromkeys(keys)
+        published = len({one.key for one in entries if one.origin != "sampler"})
+        if self.plan.settings.methods is not None or literature_is_next(len(keys), published, trials):
             while self._points:
-                origin, params = self._points.pop(0)
+                points = [params for _, params in self._points]
+                first = published < alone(trials) or self.plan.settings.methods is not None
+                origin, params = self._points.pop(0 if first else self._proposals.nearest(points, entries))
                 try:
                     key = self.plan.accepted(params, accepted_before)
                 except ConfigError:
                     continue
                 self.book.enqueue(params, key, self.plan.prefixes[0], origin)
                 return True
-        proposed = (
-            None
-            if self._exhausted
-            else self.book.propose(lambda params: self.plan.accepted(params, accepted_before), entries)
-        )
+        proposed = None
+        if not self._exhausted:
+            progress = self.clock.progress(len(keys))
+            proposed = self._proposals.next(
+                lambda params: self.plan.accepted(params, accepted_before), entries, progress
+            )
         if proposed is None:
             if not self._exhausted:
                 self.say("nothing new is left to try")

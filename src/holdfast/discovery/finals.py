@@ -69,6 +69,13 @@ class Clock:
         """Seconds for everything."""
         return self.plan.settings.budget
 
+    def progress(self, tried: int) -> float:
+        """How much of what a search may try is used up, from 0 to 1, by trials or by time."""
+        trials, used = self.plan.settings.trials, [0.0]
+        used += [tried / trials] if trials is not None else []
+        used += [self.spent() / ((1 - SHARE_OF_FINALS) * self.budget)] if self.budget is not None else []
+        return min(1.0, max(used))
+
     def each(self, entries: Sequence[Entry]) -> float | None:
         """Seconds that an experience takes the dearest of the best compositions; None where nothing was measured."""
         total: dict[str, float] = {}

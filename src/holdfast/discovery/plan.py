@@ -23,8 +23,9 @@ from holdfast.discovery.space import Space, composed, kinds_default, own_numbers
 from holdfast.discovery.trial import impossible, reach
 from holdfast.runs.assemble import job_key
 
-FIRST = ("finetune", "er", "der_plus_plus", "ewc_online", "er_ace", "lwf", "icarl", "mas", "si", "agem")
-"""The methods that a search begins with, in this order; then all others."""
+FIRST = ("er", "der_plus_plus", "gdumb", "slda", "er_ace", "icarl", "finetune", "ewc_online", "ranpac", "ncm", "lwf",
+         "mas", "si")  # fmt: skip
+"""The methods that a search begins with, in this order: the best known of each kind before others of its kind."""
 
 
 @dataclass

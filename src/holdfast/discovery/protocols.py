@@ -211,8 +211,8 @@ def described(job: Job) -> dict[str, Any]:
     def counts(view: Any) -> dict[str, int]:
         if view is None or view.targets.is_floating_point() or view.targets.dim() > 1:
             return {}
-        found = np.unique(np.asarray(view.targets), return_counts=True)
-        return {str(label): int(number) for label, number in zip(*found, strict=True)}
+        unique = np.unique(np.asarray(view.targets), return_counts=True)
+        return {str(label): int(number) for label, number in zip(*unique, strict=True)}
 
     return {
         "stream": stream.name,

@@ -116,14 +116,13 @@ def verdict(
 
 def _compared(first: Setting, other: Setting, result: Paired, ahead: bool, measure: str, down: bool) -> str:
     difference = result.difference if ahead else -result.difference
-    good = difference < 0 if down else difference > 0
     share = METRICS[measure].direction == "up"
     size = points(abs(difference)).lstrip("+") + " points" if share else number(abs(difference))
-    half = ""
     if result.half is not None:
         half = f" ± {100 * result.half:.1f}" if share else f" ± {number(result.half)}"
         size = size.replace(" points", f"{half} points") if share else size + half
-    told = f"That is {size} {'better' if good else 'worse'} than {other.name} over the same {result.seeds} seeds"
+    than = f"{size} {'better' if (difference < 0) == down else 'worse'} than" if difference else "the same as"
+    told = f"That is {than} {other.name} over the same {result.seeds} seeds"
     if result.corrected is None:
         return f"{told}, too few for an interval."
     sure = "" if result.corrected < 0.05 else ", which may be chance"
@@ -249,7 +248,7 @@ def _content(
         "plots": _plots(plan, book, entries, finals, roles),
         "seconds": duration(float(about.get("seconds", 0.0))),
         "budget": "" if plan.settings.budget is None else f" of a budget of {duration(plan.settings.budget)}",
-        "sampler": plan.settings.chosen_sampler + (" and neighbours of the best" if plan.settings.mixed else ""),
+        "sampler": plan.settings.chosen_sampler + (" and neighbours of the leaders" if plan.settings.mixed else ""),
         "plan": json.dumps(plan.settings.plain(), indent=2, ensure_ascii=False),
     }
 
@@ -317,6 +316,7 @@ def dependence(plan: Plan, roles: Sequence[findings.Finding], most: int = 14) ->
     axes.scatter([value for *_, value in rows], range(len(rows)), s=26, color=ACCENT, zorder=2)
     axes.set_yticks(range(len(rows)), [fitted(f"{name} ({role})", 34) for role, name, _ in rows])
     axes.set_xlabel(fitted(plan.settings.objectives[0], 30))
+    axes.locator_params(axis="x", nbins=4)
     return figure
 
 

@@ -16,7 +16,7 @@ from holdfast.config.messages import check_block
 from holdfast.config.read import read
 from holdfast.config.words import nearest, shown
 from holdfast.core.errors import ConfigError, unknown
-from holdfast.discovery.axes import Axis, written
+from holdfast.discovery.axes import SIZES, Axis, written
 from holdfast.discovery.protocols import FRESH, PROTOCOLS, Protocol
 from holdfast.discovery.space import SHORT
 from holdfast.metrics.table import METRICS
@@ -38,7 +38,6 @@ ADDING = ("train_seconds", "evaluation_seconds", "total_seconds", "steps")
 """Measures that grow with every experience."""
 
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-MEMORY_KEYS = ("capacity", "bytes", "per_class", "per_experience")
 
 
 @dataclass(frozen=True)
@@ -164,10 +163,8 @@ def parsed(path: str | None, words: Sequence[str]) -> tuple[dict[str, Any], list
         for key in content:
             if key not in FIELDS:
                 near = nearest(key, [*FIELDS, "job"])
-                raise ConfigError(
-                    f"{path}: unknown key {key!r}; " + (f"did you mean {near!r}? " if near else "")
-                    + "Keys of the job go under `job`."
-                )  # fmt: skip
+                advice = f"did you mean {near!r}? " if near else ""
+                raise ConfigError(f"{path}: unknown key {key!r}; {advice}Keys of the job go under `job`.")
         settings = content
     rest = []
     for word in words:
@@ -218,7 +215,7 @@ def made(changes: Mapping[str, Any]) -> Settings:
     for key in ("at_most", "at_least"):
         limits = _mapping(values.get(key) or {}, key)
         values[key] = {measure(name, key): quantity(one, f"{key}.{name}") for name, one in limits.items()}
-        for name, limit in values[key].items():
+        for name, limit in zip(limits, values[key].values()):
             if limit <= 0 and key == "at_most":
                 raise ConfigError(f"at_most.{name}: got {limit:g}, which leaves nothing. Give a number above 0.")
     if values.get("budget") is not None:
@@ -233,7 +230,7 @@ def made(changes: Mapping[str, Any]) -> Settings:
         )
     for key, choices in (("protocol", PROTOCOLS), ("sampler", SAMPLERS)):
         if values.get(key, choices[0]) not in choices:
-            raise ConfigError(unknown(key, values[key], choices))
+            raise ConfigError(f"{key}: {unknown(key, values[key], choices)}")
     _check_protocol(values)
     keep = values.get("keep", 1 / 3)
     if not isinstance(keep, (int, float)) or not 0 < keep < 1:
@@ -300,7 +297,7 @@ def _check_space(values: dict[str, Any]) -> None:
         if not isinstance(listed, (list, tuple)):
             raise ConfigError(f"operations.{role}: got {shown(names)}. Write a list of names.")
         for name in listed:
-            kind = kinds.find("operations", name)
+            kind = _named("operations", name, f"operations.{role}")
             if SHORT[kind.role] != role:
                 raise ConfigError(f"operations.{role}: {name!r} is for {SHORT[kind.role]}. List it there.")
         values["operations"][role] = tuple(listed)
@@ -310,13 +307,20 @@ def _check_space(values: dict[str, Any]) -> None:
         listed = values["methods"]
         listed = [one.strip() for one in listed.split(",") if one.strip()] if isinstance(listed, str) else listed
         for name in listed:
-            kinds.find("methods", name)
+            _named("methods", name, "methods")
         values["methods"] = tuple(listed)
+
+
+def _named(kind: str, name: object, key: str) -> Any:
+    try:
+        return kinds.find(kind, name)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def _check_memory(settings: Settings) -> None:
     """Refuse a search that may take the largest memory without paying for it."""
-    free = [name for name in settings.parameters if name.split(".")[-1] in MEMORY_KEYS]
+    free = [name for name in settings.parameters if name.split(".")[-1] in SIZES]
     free = [name for name in free if len(written(name, settings.parameters[name]).choices) != 1]
     if settings.memory is not None:
         axis = written("memory", settings.memory, "search")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError, needs_extra
-from holdfast.discovery.axes import Neighbour
+from holdfast.discovery.axes import Axis
 from holdfast.discovery.rungs import Level, Values, ordered
 from holdfast.discovery.settings import Settings
 from holdfast.discovery.space import Space
@@ -28,12 +27,6 @@ AGAIN = 6
 
 TRIES = 3
 """How often a composition is begun whose worker was lost."""
-
-ENOUGH = 10
-"""Compositions on a prefix from which on it is what proposals follow."""
-
-PARENTS, MOST_ASKED = 4, 100
-"""How many of the best have neighbours that are tried; proposals refused in a row before the search is at its end."""
 
 
 def library() -> Any:
@@ -139,110 +132,10 @@ class Book:
         with quiet():
             self.study.enqueue_trial(dict(params), user_attrs=attributes)
 
-    def propose(
-        self, accept: Callable[[dict[str, Any]], str], entries: Sequence[Entry]
-    ) -> tuple[dict[str, Any], str, dict[str, Any]] | None:
-        """A new composition, with its key and what the sampler wrote down; None where nothing new comes.
-
-        Every other proposal of the sampler `auto` is a neighbour of one of the best, unless there are several
-        objectives: among so many compositions a model of all of them learns slowly. The model sees the trials of one
-        prefix alone, whose numbers can be compared: the longest on which there are enough (as in BOHB, Falkner et al.
-        2018), those that diverged as the worst of them.
-
-        Args:
-            accept: gives the key of a composition, or raises `ConfigError` where it cannot be trained or is there.
-            entries: every trial.
-        """
-        optuna = library()
-        drawn = len({one.key for one in entries if one.origin == "sampler"})
-        if self.settings.mixed and drawn % 2 == 0 and (near := self._neighbour(accept, entries)) is not None:
-            return near
-        with quiet():
-            view = optuna.create_study(directions=self.study.directions, sampler=self._sampler(len(entries)))
-            for one in self._seen(entries):
-                view.add_trial(one)
-            for _ in range(MOST_ASKED):
-                trial = view.ask()
-                try:
-                    self.space.suggest(trial)
-                    key = accept(dict(trial.params))
-                except ConfigError:
-                    view.tell(trial, state=optuna.trial.TrialState.FAIL)
-                    continue
-                return dict(trial.params), key, dict(view.trials[trial.number].system_attrs)
-        return None
-
-    def _neighbour(
-        self, accept: Callable[[dict[str, Any]], str], entries: Sequence[Entry]
-    ) -> tuple[dict[str, Any], str, dict[str, Any]] | None:
-        """A new composition near the best one, or near one of the `PARENTS` best; None where none can be trained."""
-        params_of = {one.key: one.params for one in entries}
-        parents, defaults = self.best(entries, PARENTS), self.space.defaults()
-        draw = random.Random(f"{self.settings.seed}/{len(entries)}")
-        for _ in range(MOST_ASKED if parents else 0):
-            parent = params_of[parents[0] if draw.random() < 0.5 else draw.choice(parents)]
-            try:
-                params = self.space.suggest(Neighbour(parent, list(self.space.slots), defaults, draw))
-                return params, accept(params), {}
-            except ConfigError:
-                continue
-        return None
-
     def best(self, entries: Sequence[Entry], count: int) -> list[str]:
         """The keys of the best compositions: those of the longest prefix first, then those of shorter ones."""
         levels = self.levels(entries)
         return list(dict.fromkeys(key for length in reversed(levels) for key in ordered(levels[length])))[:count]
-
-    def _sampler(self, seen: int) -> Any:
-        samplers, seed = library().samplers, 1000 * self.settings.seed + seen
-        if self.settings.chosen_sampler == "nsga2":
-            return samplers.NSGAIISampler(population_size=self.population, seed=seed)
-        if self.settings.chosen_sampler == "random":
-            return samplers.RandomSampler(seed)
-        return samplers.TPESampler(n_startup_trials=ENOUGH, seed=seed)
-
-    @property
-    def population(self) -> int:
-        """How many compositions make a generation."""
-        return max(8, min(50, (self.settings.trials or 80) // 4))
-
-    def _seen(self, entries: Sequence[Entry]) -> Iterator[Any]:
-        """The trials as the sampler sees them."""
-        optuna = library()
-        measured = [one for one in entries if one.state in ("done", "diverged") and one.seed == 0]
-        lengths = sorted({one.length for one in measured})
-        enough = [n for n in lengths if len({one.key for one in measured if one.length == n}) >= ENOUGH]
-        shortest = min(lengths, default=0)
-        length = enough[-1] if enough and self.settings.chosen_sampler == "tpe" else shortest
-        axes = self.space.axes()
-        objectives = [
-            values for one in measured if one.length == length and (values := self.objectives(one)) is not None
-        ]
-        worst = [max(column) for column in zip(*map(self.settings.turned, objectives))] if objectives else []
-        at_work = {one.key for one in entries if one.state in ("waiting", "running")}
-        shown: set[str] = set()
-        for one in entries:
-            pending = one.key in at_work and one.state in ("waiting", "running") and one.length == shortest
-            if one.key in shown or not (pending or (one in measured and one.length == length)):
-                continue
-            ranges = {name: distribution(axes[name]) for name in one.params if name in axes}
-            params = {name: value for name, value in one.params.items() if name in ranges}
-            about: dict[str, Any] = {"params": params, "distributions": ranges, "system_attrs": dict(one.extra)}
-            values = self.objectives(one) if one.state == "done" else None
-            if pending:
-                about["state"] = optuna.trial.TrialState.RUNNING
-            elif values is not None or worst:
-                about["values"] = list(values if values is not None else self.settings.turned(worst))
-                limits = self.over(one) if one.values else {}
-                about |= {"constraints": limits} if limits else {}
-            else:
-                continue
-            try:
-                frozen = optuna.trial.create_trial(**about)
-            except ValueError:  # outside of the space as it is now: an earlier search's
-                continue
-            shown.add(one.key)
-            yield frozen
 
     # What was lost -------------------------------------------------------------------------------------
 
@@ -302,7 +195,7 @@ def storage(url: str) -> Any:
     raise AssertionError("the last try returns or raises")
 
 
-def distribution(axis: Any) -> Any:
+def distribution(axis: Axis) -> Any:
     """An axis as Optuna writes it down."""
     kinds = library().distributions
     if axis.choices:

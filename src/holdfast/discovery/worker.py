@@ -193,6 +193,10 @@ class Workers:
             process.wait()
         self._processes = []
 
+    def close(self) -> None:
+        """End them all, for good."""
+        self.stop()
+
 
 class RayWorkers:
     """Tasks of Ray: on the cluster that `RAY_ADDRESS` names, or that this process is in, else on this machine.
@@ -243,6 +247,10 @@ class RayWorkers:
         if self._tasks:
             self._ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=60.0)
         self._tasks = {}
+
+    def close(self) -> None:
+        """End them all, and the Ray of this machine where it was started here, which takes long to start again."""
+        self.stop()
         if self._started:
             self._ray.shutdown()
             self._started = False

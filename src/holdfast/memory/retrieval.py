@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -87,6 +88,9 @@ def needs_held(policy: Retrieval, held: Held | None) -> Held:
 BLOCK = 64
 """Calls drawn for at once, at most."""
 
+FEW = 64
+"""Numbers of a row that are quicker compared in Python than by tensors, at most."""
+
 
 def distinct(rows: int, size: int, n: int, generator: torch.Generator) -> Tensor:
     """Draw `rows` times `size` distinct numbers below `n`, each ordered tuple with equal probability.
@@ -105,12 +109,24 @@ def distinct(rows: int, size: int, n: int, generator: torch.Generator) -> Tensor
         `[rows, size]` int64.
     """
     drawn = torch.randint(n, (rows, size), generator=generator)
+    if rows == 1 and size <= FEW:
+        return _apart(drawn[0].tolist(), n, generator)
     while True:
         ordered, origin = drawn.sort(dim=1, stable=True)
         row, column = (ordered[:, 1:] == ordered[:, :-1]).nonzero(as_tuple=True)
         if not len(row):
             return drawn
         drawn[row, origin[row, column + 1]] = torch.randint(n, (len(row),), generator=generator)
+
+
+def _apart(drawn: list[int], n: int, generator: torch.Generator) -> Tensor:
+    """The rounds of `distinct` for a single row: the same numbers, without tensors, which cost more than these."""
+    while len(set(drawn)) < len(drawn):
+        order = sorted(range(len(drawn)), key=drawn.__getitem__)
+        again = [later for one, later in pairwise(order) if drawn[one] == drawn[later]]
+        for slot, number in zip(again, torch.randint(n, (len(again),), generator=generator).tolist()):
+            drawn[slot] = number
+    return torch.tensor([drawn])
 
 
 class Uniform(Retrieval):

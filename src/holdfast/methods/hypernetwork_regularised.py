@@ -17,6 +17,7 @@ def hypernetwork_regularised(
     likelihood: Literal["mean", "sum"] = "mean",
     targets: Literal["recomputed", "cached"] = "recomputed",
     infer_task: bool = False,
+    freeze_embeddings: bool = False,
 ) -> Method:
     r"""The weights that a hypernetwork generates for earlier tasks are kept, so that their networks stay.
 
@@ -31,6 +32,8 @@ def hypernetwork_regularised(
         likelihood: "sum" counts the task's loss as a sum over its training samples.
         targets: "cached" keeps the weights of earlier tasks instead of generating them again at each step.
         infer_task: whether evaluation finds each sample's task by itself (`operations.InferTask`).
+        freeze_embeddings: whether the embeddings of earlier tasks stay as they were learned, as in the published code
+            of von Oswald et al.; without, they are held by the term alone.
 
     The model is a `hypernetwork`. Differences: see `operations.OutputRegularisation`.
     """
@@ -41,5 +44,6 @@ def hypernetwork_regularised(
         used_outputs=used_outputs,
         likelihood=likelihood,
         targets=targets,
+        freeze_embeddings=freeze_embeddings,
     )
     return Method(term, *inference(infer_task))

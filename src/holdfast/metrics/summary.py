@@ -50,6 +50,7 @@ def compute(events: Iterable[Event], split: str | None = None) -> dict[str, Any]
     """
     data = record(events, split)
     log = data.log
+    inferred = any(event.get("inferred") for event in log.of("evaluate"))
     values: dict[str, Any] = {name: metric.function(data) for name, metric in METRICS.items()}
     values |= {
         "split": data.split,
@@ -61,7 +62,7 @@ def compute(events: Iterable[Event], split: str | None = None) -> dict[str, Any]
         "method": log.start.get("method"),
         "stream": log.stream.get("name"),
         "paradigm": log.stream.get("paradigm"),
-        "headline": TASK_AWARE if log.stream.get("paradigm") == "task" else "",
+        "headline": TASK_AWARE if log.stream.get("paradigm") == "task" and not inferred else "",
         "accuracy_matrix": data.accuracy,
         "task_aware_accuracy_matrix": data.aware,
         "loss_matrix": data.loss,

@@ -209,7 +209,8 @@ def hypernetwork(
         input_shape: shape of one sample.
         classes: number of classes of the whole stream.
         backbone: the network: "mlp", "cnn", "resnet18", "vit" or "linear", alone or with arguments
-            (`{"name": "mlp", "hidden": [100, 100]}`); in Python any module that runs stages in order (`chain_of`).
+            (`{"name": "mlp", "hidden": [100, 100]}`); in a job also any other model by name, yours from a plug-in among
+            them; in Python any module. All have to run stages in order (`chain_of`).
         cut: how many of its stages are ordinary ones; or the name of the last of them, or "SH", "SPv1" to "SPv4".
         tasks: number of tasks to start with; more are added as they come.
         task_classes: outputs of each generated network, one for each class of its task; None generates an output for
@@ -284,7 +285,8 @@ def _backbone(backbone: nn.Module | Mapping[str, Any] | str, input_shape: Sequen
     arguments = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
     name = arguments.pop("name", None)
     if name not in BACKBONES:
-        raise ConfigError(unknown("backbone", name, BACKBONES))
+        told = unknown("backbone", name, BACKBONES)
+        raise ConfigError(f"{told} A model of yours in a file: `--plugin FILE`; in Python give the module itself.")
     try:
         return BACKBONES[name](input_shape=input_shape, classes=max(1, classes), **arguments)
     except TypeError as error:

@@ -1,19 +1,25 @@
-"""What a trained model must know of its data to be asked without them: kept with each checkpoint as plain values."""
+"""What a file says of objects: of a stream all that its model must know to be asked without data, of others a name."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Batch, Data, Experience, Stream
+from holdfast.core.randomness import add_tensor
 from holdfast.streams.dataset import Prepare
 
 LOOKED_AT = 64
 """Samples that the range of values is read from."""
+
+LONGEST = 1000
+"""Letters of a `repr` that are kept of an object that no file can hold."""
 
 
 def card_of(stream: Stream) -> dict[str, Any]:
@@ -150,3 +156,32 @@ def number_of(label: object, class_names: Sequence[str]) -> int:
         return within[0]
     whole = word.removesuffix(".0")
     return list(class_names).index(whole) if whole != word and whole in class_names else -1
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON can hold it as it is."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def told_of(value: Any) -> dict[str, str]:
+    """What can be said of an object in a file: its name and its `repr`."""
+    kind = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
+    return {"name": f"{kind.__module__}.{kind.__qualname__}", "repr": repr(value)[:LONGEST]}
+
+
+def digest_of_model(model: nn.Module) -> str:
+    """Of the names, shapes and types of its tensors: another seed gives the same."""
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+
+def digest_of_stream(stream: Stream) -> str:
+    """Of its classes, sizes and targets, in order: data that take long to read are not read for it."""
+    digest = hashlib.sha256(repr((stream.name, stream.classes, stream.paradigm, tuple(stream.input_shape))).encode())
+    for experience in stream:
+        digest.update(repr((experience.classes, experience.task, len(experience.train))).encode())
+        add_tensor(digest, torch.as_tensor(experience.train.targets))
+    return digest.hexdigest()[:16]

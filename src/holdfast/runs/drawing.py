@@ -106,7 +106,7 @@ def _quietly(settings: Any = None) -> Iterator[None]:
 
 def name_ticks(axes: Axes, names: Sequence[str], letters: float, at: Sequence[float] | None = None) -> None:
     """Names along the x axis, as many as fit into so many letters; at 0, 1, 2, ... or where `at` says."""
-    short = all_fitted(names, 10)
+    short = all_fitted(names, min(24, max(10, int(letters / max(1, len(names))) - 2)))
     step = max(1, math.ceil(len(names) * (max(map(len, short), default=0) + 1) / letters))
     axes.set_xticks((range(len(names)) if at is None else at)[::step], short[::step])
 

@@ -12,6 +12,7 @@ from holdfast.metrics.cost import curves
 from holdfast.metrics.during import inside
 from holdfast.metrics.statistics import Spread, spread
 from holdfast.runs.drawing import to_svg
+from holdfast.runs.given_back import pictures_of, read_given_back
 from holdfast.runs.pictures import (
     capacity_line,
     confusions_over_time,
@@ -149,6 +150,9 @@ def _more_plots(run: Result, names: list[str], of: str) -> list[Plot]:
         figure = inside_lines(parts, steps, names)
         plots.append(Plot("inside", figure, "Inside the experiences", caption, WIDE + 1, len(names)))
     plots += _gate_plots(run, names, of)
+    given_back = read_given_back(run.path)
+    if given_back is not None:
+        plots += [Plot(*one, WIDE + 1) for one in pictures_of(given_back, names)]
     by_experience = {index: event["memory_classes"] for index, event in ended.items() if event.get("memory_classes")}
     labels = sorted({int(label) for counts in by_experience.values() for label in counts})
     if labels:

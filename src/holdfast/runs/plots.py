@@ -171,7 +171,7 @@ def name_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str], letters:
         spine.set_visible(False)
     name_ticks(axes, columns, letters)
     step = max(1, -(-len(rows) // 25))
-    axes.set_yticks(range(0, len(rows), step), all_fitted(rows[::step], 10))
+    axes.set_yticks(range(0, len(rows), step), all_fitted(rows[::step], 16 if len(rows) <= 3 else 10))
 
 
 def over_time(matrix: np.ndarray, names: Sequence[str]) -> Figure:
@@ -246,6 +246,7 @@ def loss_terms(curves: dict[str, Any]) -> Figure:
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=SMALL, labelcolor=INK,
         borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
     )  # fmt: skip
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("optimisation step")
     axes.set_ylabel("loss")
     return figure
@@ -273,6 +274,7 @@ def learning_rate(curves: dict[str, Any]) -> Figure:
     else:
         axes.set_ylim(bottom=0.0)
     axes.grid(visible=False, axis="x")
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("optimisation step")
     axes.set_ylabel("learning rate")
     return figure

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 Codes = Callable[[Tensor], Tensor]
 
 
-def reconstruction_pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Figure:
+def reconstruction_pairs(
+    originals: Tensor, reconstructions: Tensor, columns: int = 8, names: Sequence[str] = ()
+) -> Figure:
     """Images above what a model gives back of them, side by side, in one scale.
 
     Args:
         originals: `[rows, channels, height, width]` or `[rows, height, width]`.
         reconstructions: of the same shape.
         columns: pairs at most; the first ones are drawn.
+        names: of the pairs; their numbers without them.
 
     Raises:
         ConfigError: for tensors of different shapes, or of no images.
@@ -37,7 +40,7 @@ def reconstruction_pairs(originals: Tensor, reconstructions: Tensor, columns: in
     count = min(columns, len(pairs[0]))
     return _grid(
         [[values[column] for column in range(count)] for values in pairs],
-        [str(column) for column in range(count)],
+        list(names[:count]) or [str(column) for column in range(count)],
         ["original", "given back"],
     )
 
@@ -78,6 +81,14 @@ def frame_map(frame: pandas.DataFrame, normalise: bool = True, xlabel: str = "",
         ylabel: beside the rows.
     """
     values = frame.to_numpy(dtype=float)
+    rows, columns = ([str(name) for name in axis] for axis in (frame.index, frame.columns))
+    return value_map(values, rows, columns, normalise, xlabel, ylabel)
+
+
+def value_map(
+    values: np.ndarray, rows: list[str], columns: list[str], normalise: bool = True, xlabel: str = "", ylabel: str = ""
+) -> Figure:
+    """`frame_map` of an array `[rows, columns]` with the names of both."""
     shades = values
     if normalise and np.isfinite(values).any():
         low, high = np.nanmin(values), np.nanmax(values)
@@ -85,7 +96,7 @@ def frame_map(frame: pandas.DataFrame, normalise: bool = True, xlabel: str = "",
     width = min(max(4.4, 0.5 * values.shape[1] + 1.8), 10.0)
     figure, axes = new_axes(width, min(max(2.2, 0.4 * values.shape[0] + 1.0), 12.0))
     cells(axes, shades, lambda row, column: f"{values[row, column]:.3g}")
-    name_cells(axes, [str(name) for name in frame.index], [str(name) for name in frame.columns], 12 * width)
+    name_cells(axes, rows, columns, 12 * width)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     return figure
@@ -217,7 +228,8 @@ class LatentDrift:
                     inputs: Any = batch.inputs
                     if self.stream.prepare is not None:
                         inputs = self.stream.prepare(inputs, False, None)
-                    codes = self.encode(inputs.to(first.device)).flatten(1).float().cpu()
+                    codes = self.encode(inputs.to(first.device))
+                    codes = (codes[0] if isinstance(codes, tuple) else codes).flatten(1).float().cpu()  # a mean first
                     total, count = total + codes.sum(0), count + len(codes)
                 row.append(total / max(1, count))
         self.means.append(row)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.job import Job
+from torch import nn
+
 from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Stream
 from holdfast.core.method import Method
@@ -26,13 +27,17 @@ MOST_FOLDERS = 20_000
 """After so many folders the search is given up: the run lies among things that are not runs."""
 
 MakeTrainer = Callable[..., Trainer]
+MakeModel = Callable[[], nn.Module]
+
+APART = "independent"
+"""The reference that is no method: a new model for each experience."""
 
 
-def train_apart(job: Job, stream: Stream, journal: Journal, trainer: MakeTrainer) -> Trainer | None:
+def train_apart(new: MakeModel, stream: Stream, journal: Journal, trainer: MakeTrainer) -> Trainer | None:
     """Train a new model on each experience alone; an experience that was finished before is not trained again.
 
     Args:
-        job: of the run, `protocol="independent"`.
+        new: makes the model of each experience.
         stream: of the run.
         journal: of the run; its events are as if one model had learned everything.
         trainer: makes one with these services.
@@ -55,19 +60,17 @@ def train_apart(job: Job, stream: Stream, journal: Journal, trainer: MakeTrainer
             journal.write({**event, **moved})
 
         alone = dataclasses.replace(stream, experiences=[dataclasses.replace(experience, index=0)])
-        model = job.make_model(stream)
         last = trainer(record=record)
-        last.fit(model, alone)
+        last.fit(new(), alone)
     return last
 
 
-def evaluate_untrained(job: Job, stream: Stream, journal: Journal, trainer: MakeTrainer) -> None:
+def evaluate_untrained(new: MakeModel, stream: Stream, journal: Journal, trainer: MakeTrainer) -> None:
     """Evaluate a model that went through the stream and was never trained."""
     from holdfast.training.evaluation import evaluate
 
-    model = job.make_model(stream)
     made = trainer()
-    engine = made.bind(model, stream)
+    engine = made.bind(new(), stream)
     for experience in stream:
         entered, _ = engine.begin(experience)
         engine.end(entered)
@@ -80,7 +83,7 @@ def evaluate_untrained(job: Job, stream: Stream, journal: Journal, trainer: Make
 
 
 def named_methods(references: Sequence[str | Method]) -> dict[str, Method]:
-    """The methods that a run in Python is compared with, by the name of their folder.
+    """The methods that a run in Python is compared with, by the name of their folder; `independent` fine-tunes.
 
     Raises:
         ConfigError: for a name that is not a method, or two of one name.
@@ -90,14 +93,12 @@ def named_methods(references: Sequence[str | Method]) -> dict[str, Method]:
     by_name: dict[str, Method] = {}
     for one in [references] if isinstance(references, str | Method) else references:
         if isinstance(one, str):
-            if one == "independent":
-                raise ConfigError(
-                    "references: independent trains a new model on each experience, which `holdfast run` does. Here"
-                    " give finetune, joint, cumulative or random, or a method of your own."
-                )
-            if one not in methods.__all__:
-                raise ConfigError(unknown("reference", one, methods.__all__))
-            one = getattr(methods, one)()
+            if one == APART:
+                one = Method(name=APART)
+            elif one not in methods.__all__:
+                raise ConfigError(unknown("reference", one, [APART, *methods.__all__]))
+            else:
+                one = getattr(methods, one)()
         if not isinstance(one, Method) or one.name in by_name:
             raise ConfigError(
                 f"references: {one!r:.60} is no method, or there twice. Give names or methods, each once."

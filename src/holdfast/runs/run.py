@@ -47,11 +47,12 @@ from holdfast.runs.folder import (
     versions,
     write_info,
 )
+from holdfast.runs.given_back import keeping
 from holdfast.runs.loggers import specified
 from holdfast.runs.on_source import train_on_source
 from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, naming, profiled, start_event, stop_on_signals, write_summary
-from holdfast.runs.references import evaluate_untrained, reuse, train_apart
+from holdfast.runs.references import APART, evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Results
 from holdfast.runs.stacks import groups_of, train_at_once
@@ -85,12 +86,8 @@ def run(job: Job | dict[str, Any], out: Path | None = None, *, quiet: bool = Fal
     def work() -> Path:
         folder = new_folder(out, job.method_name, config["experiment_name"], config["folders"]["run"])
         write_json(folder / CONFIG, config)
-        about: dict[str, Any] = {
-            "command": command,
-            "versions": versions(),
-            "started": time.time(),
-            "started_in": str(Path.cwd()),
-        }
+        about: dict[str, Any] = {"command": command, "versions": versions(), "started": time.time()}
+        about["started_in"] = str(Path.cwd())
         about |= {"translated": job.notes} if job.notes else {}
         write_info(folder, state="running", **about, tags=config["tags"], **keyed(config), **plugins.recorded(folder))
         try:
@@ -302,11 +299,12 @@ def _learn(part: str, job: Job, stream: Stream, model: torch.nn.Module, recordin
     if protocol != "continual":
         if not recording.journal.lines:
             recording.journal.write(start())
-        learn = train_apart if protocol == "independent" else evaluate_untrained
-        learn(job, stream, recording.journal, functools.partial(make_trainer, job))
+        new, make = functools.partial(job.make_model, stream), functools.partial(make_trainer, job)
+        (train_apart if protocol == APART else evaluate_untrained)(new, stream, recording.journal, make)
         return time.perf_counter() - begun
     state = recording.open(start)
-    trainer = make_trainer(job, record=recording.record, progress=not quiet, checkpoints=recording.checkpoints)
+    record = keeping(recording.record, recording.folder, model, stream)
+    trainer = make_trainer(job, record=record, progress=not quiet, checkpoints=recording.checkpoints)
     learn_too(job, part, state)
     with stop_on_signals(trainer):
         trainer.fit(model, stream, resume=state)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import hashlib
+import functools
 import inspect
-import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from torch.utils.data import DataLoader
 from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
 from holdfast.core.method import Method
-from holdfast.core.randomness import add_tensor
 from holdfast.metrics.log import Log, write_json
-from holdfast.runs.card import card_of
+from holdfast.runs.card import card_of, digest_of_model, digest_of_stream, is_plain, told_of
 from holdfast.runs.console import console_log
 from holdfast.runs.folder import (
     CONFIG,
@@ -43,16 +41,13 @@ from holdfast.runs.inputs import outputs
 from holdfast.runs.loggers import specified
 from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals, write_summary
-from holdfast.runs.references import named_methods
+from holdfast.runs.references import APART, named_methods, train_apart
 from holdfast.runs.report import write_report
 from holdfast.runs.result import ENDED, Result, Results
 from holdfast.runs.words import write_against
 from holdfast.streams.data import Pairs, stream_of
 from holdfast.training import trainer as training
 from holdfast.training.precision import first
-
-LONGEST = 1000
-"""Letters of a `repr` that are kept of an object that no file can hold."""
 
 SERVICES = ("record", "progress", "checkpoints", "loggers")
 """Arguments that say nothing about what is learned."""
@@ -97,6 +92,8 @@ class Trainer(training.Trainer):
     """What the documentation of `holdfast.training.Trainer` says, and a run folder."""
 
     loggers: Sequence[Any] = ()
+    _apart: bool = dataclasses.field(default=False, init=False)
+    """Whether it trains a copy of the model on each experience alone: the reference `independent`."""
 
     def __post_init__(self) -> None:
         names = [field.name for field in dataclasses.fields(self) if field.init and field.name not in SERVICES]
@@ -131,7 +128,8 @@ class Trainer(training.Trainer):
             out: the run folder to make.
             tests: the test data of each experience, where the stream is a list.
             references: what the run is compared with, by the name of a method (`finetune`, `joint`) or as a method:
-                each trains a copy of the model as it was given, into `out/references`, and stands in the report.
+                each trains a copy of the model as it was given, into `out/references`, and stands in the report;
+                `independent` trains one for each experience, from which forward transfer is told.
 
         Returns:
             The events that were recorded, the raw log from which every metric is computed; with `out` those of the
@@ -186,6 +184,7 @@ class Trainer(training.Trainer):
                 self._whole(model, stream, folder, config)
         for name, method in beside.items():
             other = type(self)(**{**self._written, "method": method}, progress=self.progress)
+            other._apart = name == APART
             with contextlib.suppress(Diverged):  # which its folder and the report say
                 other.fit(copy.deepcopy(start), stream, out=folder / "references" / name, resume=True)
         if beside:
@@ -232,7 +231,11 @@ class Trainer(training.Trainer):
     def _train(self, model: nn.Module, stream: Stream, folder: Path, config: dict[str, Any]) -> None:
         with Recording(folder, config, self.loggers, None, card_of(stream), write_report) as recording:
             write_summary(folder, model, stream, quiet=not self.progress)
-            state = recording.open(lambda: start_event(self.seed, self.method.name, stream, model))
+            start = functools.partial(start_event, self.seed, self.method.name, stream, model)
+            if self._apart:
+                self._each_alone(model, stream, recording, start)
+                return
+            state = recording.open(start)
             self.record, self.checkpoints = recording.record, recording.checkpoints
             try:
                 with stop_on_signals(self):
@@ -242,6 +245,20 @@ class Trainer(training.Trainer):
             recording.keep(model)
             write_samples(folder, self.engine, stream)
             recording.end(self.seconds)
+
+    def _each_alone(
+        self, model: nn.Module, stream: Stream, recording: Recording, start: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Train a copy of the model on each experience, and write one log of all."""
+        if not recording.journal.lines:
+            recording.journal.write(start())
+        begun = time.perf_counter()
+
+        def trainer(**services: Any) -> training.Trainer:
+            return training.Trainer(**{**self._written, "method": self.method.clone()}, **services)
+
+        train_apart(lambda: copy.deepcopy(model), stream, recording.journal, trainer)
+        recording.end(time.perf_counter() - begun)
 
     def _ended(self, model: nn.Module, stream: Stream, folder: Path) -> None:
         """Give `model` the weights of a run that has ended."""
@@ -253,19 +270,19 @@ class Trainer(training.Trainer):
     def _config(self, model: nn.Module, stream: Stream) -> dict[str, Any]:
         """The configuration as far as JSON can say it; what was an object is told under `python`."""
         objects = {
-            "model": {**_told(model), "digest": _digest_of_model(model)},
-            "stream": {**_told(stream), "digest": _digest_of_stream(stream), "description": stream.description},
+            "model": {**told_of(model), "digest": digest_of_model(model)},
+            "stream": {**told_of(stream), "digest": digest_of_stream(stream), "description": stream.description},
         }
         config: dict[str, Any] = {"seed": self.seed, "device": str(self.device)}
         parts = {name: self._written[name] for name in ("optimizer", "scheduler", "criterion")}
         parts["method"] = self.method.config()
         for name, value in parts.items():
-            config[name] = value if _is_plain(value) else None
-            if not _is_plain(value):
-                objects[name] = _told(self.method if name == "method" else value)
+            config[name] = value if is_plain(value) else None
+            if not is_plain(value):
+                objects[name] = told_of(self.method if name == "method" else value)
         written = {name: value for name, value in self._written.items() if name not in NOT_WRITTEN}
-        config["trainer"] = {name: value if _is_plain(value) else _told(value) for name, value in written.items()}
-        config["loggers"] = [one if _is_plain(one) else _told(one) for one in self.loggers]
+        config["trainer"] = {name: value if is_plain(value) else told_of(value) for name, value in written.items()}
+        config["loggers"] = [one if is_plain(one) else told_of(one) for one in self.loggers]
         return {**config, "tags": [], OBJECTS: objects}
 
 
@@ -319,32 +336,3 @@ def _check_same(kept: Mapping[str, Any], config: Mapping[str, Any], folder: Path
     for name in ("method", "seed"):
         if kept[name] != config[name]:
             raise ConfigError(f"{folder} was trained with {name} {kept[name]}, not {config[name]}. Give the same one.")
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold it as it is."""
-    try:
-        return bool(json.loads(json.dumps(value)) == value)
-    except (TypeError, ValueError):
-        return False
-
-
-def _told(value: Any) -> dict[str, str]:
-    """What can be said of an object in a file: its name and its `repr`."""
-    kind = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
-    return {"name": f"{kind.__module__}.{kind.__qualname__}", "repr": repr(value)[:LONGEST]}
-
-
-def _digest_of_model(model: nn.Module) -> str:
-    """Of the names, shapes and types of its tensors: another seed gives the same."""
-    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()]
-    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
-
-
-def _digest_of_stream(stream: Stream) -> str:
-    """Of its classes, sizes and targets, in order: data that take long to read are not read for it."""
-    digest = hashlib.sha256(repr((stream.name, stream.classes, stream.paradigm, tuple(stream.input_shape))).encode())
-    for experience in stream:
-        digest.update(repr((experience.classes, experience.task, len(experience.train))).encode())
-        add_tensor(digest, torch.as_tensor(experience.train.targets))
-    return digest.hexdigest()[:16]

@@ -27,9 +27,9 @@ def distinct(runs: Iterable[Result]) -> list[Result]:
 
 
 def _started(run: Result) -> float:
-    """When it was started; 0 where its folder says no time, or something that is none."""
-    said = run.info.get("started")
-    return float(said) if isinstance(said, int | float) and abs(said) < 1e18 else 0.0
+    """When it was started; 0 where its folder says no time, or something that is not a time."""
+    started = run.info.get("started")
+    return float(started) if isinstance(started, int | float) and abs(started) < 1e18 else 0.0
 
 
 def measure(runs: Sequence[Result], name: str) -> Spread | None:

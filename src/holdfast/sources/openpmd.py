@@ -27,6 +27,7 @@ class OpenPMD(Pieces):
         rows: `particles`: each particle is a row `[features]`; `iterations`: each iteration is one, `[features, ...]`
             of a field, `[points, features]` of a particle cloud; `auto` for particles where the first input is one.
         points: of a cloud, drawn at random from all particles, the same for every record; null takes all of them.
+        clouds: of an iteration, each of `points` particles that no other has; null takes one.
         standardise: whether each feature is standardised by the first iteration's mean and deviation.
         follow: whether a file is still being written; a stream (`.sst`) always is.
         timeout: seconds to wait for an iteration, or for the writer to come.
@@ -52,6 +53,7 @@ class OpenPMD(Pieces):
         targets: list[str] | None = None,
         rows: Literal["auto", "particles", "iterations"] = "auto",
         points: Count | None = None,
+        clouds: Count | None = None,
         standardise: bool = True,
         follow: bool = False,
         timeout: Positive = 60.0,
@@ -78,7 +80,10 @@ class OpenPMD(Pieces):
             if not self.live and "%" not in one and not Path(one).exists():
                 raise DataError(f"there is no file {one}. Give the path of an openPMD series, or follow=true.")
         self.by_particle = rows == "particles" or (rows == "auto" and self.inputs[0][0] == "particles")
+        if clouds is not None and (points is None or self.by_particle):
+            raise ConfigError("clouds are of `points` particles each. Write points=256 and rows=iterations.")
         self.points = points
+        self.clouds = clouds
         self.standardise = standardise
         self.seed = seed or 0
         self._scaling: dict[str, list[float]] = {}
@@ -125,25 +130,29 @@ class OpenPMD(Pieces):
                 f" {', '.join(map(str, sorted(shapes)))}. Name records of one shape."
             )
         cloud = names[0][0] == "particles"
-        values = np.stack(columns, axis=-1 if cloud else 0).astype(np.float32)
+        values = np.stack(columns, axis=-1 if cloud else 0).astype(np.float32, copy=False)
         if cloud and not self.by_particle and self.points is not None:
-            index = iteration["iteration_index"]
-            if len(values) < self.points:
-                raise DataError(f"iteration {index} has {len(values)} particles for {self.points} points.")
-            generator = np.random.default_rng([self.seed, index])
-            values = values[generator.permutation(len(values))[: self.points]]
+            index, wanted = iteration["iteration_index"], self.points * (self.clouds or 1)
+            if len(values) < wanted:
+                clouds = f" in each of {self.clouds} clouds" if self.clouds else ""
+                raise DataError(f"iteration {index} has {len(values)} particles for {self.points} points{clouds}.")
+            chosen = np.random.default_rng([self.seed, index]).permutation(len(values))[:wanted]
+            values = values[chosen.reshape(-1, self.points) if self.clouds else chosen]
         if self.standardise:
-            axis = -1 if cloud else 0
+            values = values if values.base is None else values.copy()
+            self._standardised(values, part, -1 if cloud else 0)
+        return torch.from_numpy(values if cloud and (self.by_particle or self.clouds) else values[None])
+
+    def _standardised(self, values: np.ndarray, part: str, axis: int) -> None:
+        """Bring each feature to mean 0 and deviation 1 of the first iteration, in place."""
+        if part not in self._scaling:
             other = tuple(one for one in range(values.ndim) if one != axis % values.ndim)
-            if part not in self._scaling:
-                deviation = values.std(other, dtype=np.float64)
-                deviation[deviation < 1e-300] = 1.0
-                self._scaling[part] = [*values.mean(other, dtype=np.float64).tolist(), *deviation.tolist()]
-            mean, deviation = np.split(np.array(self._scaling[part]), 2)
-            shape = [1] * values.ndim
-            shape[axis] = -1
-            values = ((values - mean.reshape(shape)) / deviation.reshape(shape)).astype(np.float32)
-        return torch.from_numpy(values if cloud and self.by_particle else values[None])
+            deviation = values.std(other, dtype=np.float64)
+            deviation[deviation < 1e-300] = 1.0
+            self._scaling[part] = [*values.mean(other, dtype=np.float64).tolist(), *deviation.tolist()]
+        mean, deviation = np.split(np.array(self._scaling[part]), 2)
+        for number, feature in enumerate(np.moveaxis(values, axis, 0)):  # one at a time stays in the processor's cache
+            feature[...] = (feature - mean[number]) / deviation[number]
 
     def position(self) -> dict[str, Any]:
         """Batches given, the iteration that is being read, and by what features are standardised."""

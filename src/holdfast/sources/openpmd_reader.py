@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import re
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from holdfast.core.errors import ConfigError, DataError, needs_extra
 
 Records = Mapping[str, Any] | None
 
-STREAMING = (".sst", ".ssc")
+STREAMING, BP = (".sst", ".ssc"), (".bp", ".bp4", ".bp5")
 SCALAR = "\x0bScalar"
 """Under which the library lists the only component of a scalar record."""
 
@@ -50,9 +52,9 @@ class OpenPMDReader:
     {"position": {"x": ..}}}}`; a scalar record is a `StreamData` itself. What `records` names and an iteration lacks is
     in its `missing`, and warned of once. All components of an iteration are asked for first, and read by one flush.
 
-    **Several series** (`["particles.sst", "radiation.sst"]`) are opened and read by a thread each, so that it does not
-    matter in which order a simulation opens them; they go in lock step, and an iteration that one of them lacks is an
-    error. **Waiting** for the next iteration, or for a writer to come, ends after `timeout` seconds with an error.
+    **Several series** (`["particles.sst", "radiation.sst"]`) are opened and read by a thread each, in whatever order a
+    simulation opens them; they go in lock step, and an iteration that one of them lacks is an error. **Waiting** for
+    the next iteration, or for a writer to come, ends after `timeout` seconds with an error.
 
     Args:
         path: of a series, or several: `run.h5`, `run_%T.h5`, `run.bp`, `run.sst`.
@@ -116,12 +118,15 @@ class OpenPMDReader:
         ]
         for thread in threads:
             thread.start()
+        ended = False
         try:
             yield from self._together(arriving)
+            ended = not self._halted.is_set()
         finally:
             left.set()
-            for thread in threads:  # one that waits inside the library for a writer is left behind
-                thread.join(1.0)
+            # One that waits in ADIOS2 for a writer is left behind; HDF5 does not bear another thread beside one.
+            for path, thread in zip(self.paths, threads):
+                thread.join(self.timeout if ended or path.endswith(".h5") else 1.0)
 
     def _together(self, arriving: list[queue.Queue[Any]]) -> Iterator[dict[str, Any]]:
         while not self._halted.is_set():
@@ -186,6 +191,10 @@ class OpenPMDReader:
         last = series = steps = iteration = None
         alone = _HDF5 if path.endswith(".h5") else contextlib.nullcontext()
         try:
+            while path.endswith(BP) and not Path(path).exists() and not (self._closed.is_set() or left.is_set()):
+                left.wait(
+                    SLICE
+                )  # its writer is still to come; who waits for an iteration tells when that takes too long
             with alone:
                 series = self._library.Series(path, self._library.Access.read_linear, json.dumps(self._configuration()))
                 steps = iter(series.read_iterations())
@@ -209,7 +218,8 @@ class OpenPMDReader:
         except DataError as error:
             self._put(into, error, left)
         except Exception as error:  # the library raises RuntimeError and others of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # ADIOS2 colours what it says
+            reason = (plain or type(error).__name__).splitlines()[0].rstrip(".")
             if last is None:
                 text = f"{path} cannot be read: {reason}. Look whether the simulation runs and writes there."
             else:
@@ -233,19 +243,13 @@ class OpenPMDReader:
     def _configuration(self) -> dict[str, Any]:
         seconds = str(max(1, int(self.timeout)))
         engine = {"parameters": {"OpenTimeoutSecs": seconds}}
-        usual: dict[str, Any] = {"defer_iteration_parsing": True}
-        if any(path.endswith((*STREAMING, ".bp", ".bp4", ".bp5")) for path in self.paths):
-            usual["adios2"] = {"engine": engine}
-        return {**usual, **self.options}
+        live = any(path.endswith((*STREAMING, *BP)) for path in self.paths)
+        return {"defer_iteration_parsing": True, **({"adios2": {"engine": engine}} if live else {}), **self.options}
 
     def _read(self, iteration: Any, index: int) -> dict[str, Any]:
         """Ask for everything wanted, then let one flush read it."""
-        content: dict[str, Any] = {
-            "iteration_index": index,
-            "time": float(iteration.time),
-            "meshes": {},
-            "particles": {},
-        }
+        content: dict[str, Any] = {"iteration_index": index, "time": float(iteration.time)}
+        content |= {"meshes": {}, "particles": {}}
         missing: list[str] = []
         wanted = self.records.get("meshes", []) if self.records is not None else list(iteration.meshes)
         for name, components in _named(wanted):
@@ -280,7 +284,7 @@ class OpenPMDReader:
     def _component(self, component: Any) -> StreamData:
         """One component, or this process's part of it; its values are there after the flush."""
         shape = tuple(int(length) for length in component.shape)
-        told = component.get_attribute("shape") if "shape" in component.attributes else None
+        told = component.get_attribute("shape") if component.constant and "shape" in component.attributes else None
         chunks = []
         if self.ranks > 1 and self.distribution == "chunks":
             chunks = sorted(component.available_chunks(), key=lambda chunk: tuple(chunk.offset))

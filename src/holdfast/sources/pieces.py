@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from holdfast.core.errors import ConfigError, DataError, unknown
 from holdfast.core.experience import Batch
 from holdfast.core.ranges import Count
 from holdfast.core.source import Arrays, Source
-from holdfast.core.tree import Tree, tree_map
+from holdfast.core.tree import Tree, tree_map, tree_split
 
 Mark = dict[str, Any] | None
 """Plain values that name a piece; None before the first."""
@@ -41,7 +43,8 @@ class Pieces(Source):
         if batch_size < 1:
             raise ConfigError(f"{type(self).__name__} got batch_size={batch_size}. Give at least 1.")
         self.batch_size = batch_size
-        self._served = self._row = 0
+        self._served = self._row = self._size_of_piece = self._count = 0
+        self._left: Iterator[Tensor] = iter(())
         self._mark: Mark = None
         self._reading: Iterator[Batch] | None = None
 
@@ -53,18 +56,25 @@ class Pieces(Source):
         """Rows in batches, from the current position on."""
         if self._reading is None:
             self._reading = self._cut()
-        while (batch := next(self._reading, None)) is not None:  # whoever stops asking must not end the reading
-            yield batch
+        yield from itertools.chain(self._reading)  # the chain has no `close`: who stops asking does not end the reading
 
     def _cut(self) -> Iterator[Batch]:
-        skip = self._row
+        skip, size = self._row, self.batch_size
         for mark, inputs, targets in self.pieces(self._mark):
-            self._mark, self._row = mark, skip
-            for start in range(skip, len(targets), self.batch_size):
-                stop = min(start + self.batch_size, len(targets))
-                self._served, self._row = self._served + 1, stop
-                yield Batch(tree_map(lambda leaf: leaf[start:stop], inputs), targets[start:stop])  # noqa: B023
-            skip = 0
+            rows, start, skip = len(targets), skip, 0
+            self._mark, self._row = mark, start
+            if start >= rows:
+                continue
+            same = targets is inputs
+            if start:
+                inputs, targets = tree_map(lambda leaf, start=start: leaf[start:], inputs), targets[start:]  # type: ignore[misc]
+            parts = tree_split(inputs, size)
+            answers = parts if same and isinstance(parts, tuple) else targets.split(size)
+            # To read a batch of a small table takes as long as a few lines of Python: what is left of them, and no line
+            # here, tells the position.
+            self._size_of_piece, self._count, self._left = rows, len(answers), iter(answers)
+            yield from map(Batch, parts, self._left)
+            self._served, self._row, self._count = self._served + self._count, rows, 0
 
     def close(self) -> None:
         """Leave the piece that is being read."""
@@ -73,14 +83,16 @@ class Pieces(Source):
 
     def position(self) -> dict[str, Any]:
         """Batches given, the mark of the piece that is being read, and how many of its rows were given."""
-        return {"batches": self._served, "piece": self._mark, "row": self._row}
+        count = 0 if not self._count else self._count - length_hint(self._left)
+        row = min(self._row + count * self.batch_size, self._size_of_piece) if count else self._row
+        return {"batches": self._served + count, "piece": self._mark, "row": row}
 
     def seek(self, position: Mapping[str, Any]) -> None:
         """Go to a batch; see `Source.seek`."""
         if not self.seekable:
             super().seek(position)
         self._served, self._mark, self._row = int(position["batches"]), position["piece"], int(position["row"])
-        self._reading = None
+        self._reading, self._count = None, 0
 
 
 class Replay(Arrays):

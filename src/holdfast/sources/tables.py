@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +26,12 @@ Kind = Literal["classification", "regression"]
 
 BLOCK = 1024
 """Rows of a table that are read at once."""
+
+MOST, VALUES = 65536, 2**19
+"""Rows, and values, of a Parquet file that are read at once, at most; to read small blocks takes twice as long."""
+
+NUMBERS = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) | {"float", "double"}
+"""Types of Arrow's columns that are numbers to NumPy as they are."""
 
 
 class Table(Pieces):
@@ -124,8 +132,8 @@ class Table(Pieces):
         if classes is not None:
             return {str(label): number for number, label in enumerate(classes)}
         words: set[str] = set()
-        for _, raw in self.tables(None):
-            words |= set(_words(raw.values[raw.find(self.encoding.target)]))
+        for column in self.target_column():
+            words |= set(_words(column))
         if len(words) > 1000:
             raise DataError(
                 f"{self.path}: column {self.encoding.target!r} has {len(words)} different labels. For numbers write"
@@ -133,6 +141,54 @@ class Table(Pieces):
             )
         order = sorted(words, key=lambda word: (0, float(word), word) if _is_number(word) else (1, 0.0, word))
         return {word: number for number, word in enumerate(order)}
+
+    def target_column(self) -> Iterator[np.ndarray]:
+        """The column to predict, a block at a time."""
+        for _, raw in self.tables(None):
+            yield raw.values[raw.find(self.encoding.target)]
+
+    def of_numbers(self, columns: Sequence[np.ndarray]) -> tuple[Tensor, Tensor] | None:
+        """Features and targets of columns of numbers, those that `columns_of_numbers` names.
+
+        None where a value is not finite or a label is not among the classes, which `read` then tells.
+        """
+        *features, last = [column.astype(np.float64, copy=False) for column in columns]
+        if not all(math.isfinite(column.sum()) for column in (*features, last)):
+            return None
+        codes, moved = self._codes, list(zip(self.encoding.shift, self.encoding.scale))
+        if self.labels is None:
+            targets = last.astype(np.float32)[:, None]
+        else:
+            assert codes is not None
+            if not ((last == np.round(last)) & (last >= 0) & (last < len(codes))).all():
+                return None
+            targets = codes[last.astype(np.int64)]
+            if targets.min() < 0:
+                return None
+        inputs = np.empty((len(last), len(features)), dtype=np.float32)
+        for index, column in enumerate(features):  # a column at a time stays in the processor's cache
+            inputs[:, index] = (column - moved[index][0]) / moved[index][1] if moved else column
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    @functools.cached_property
+    def columns_of_numbers(self) -> list[str] | None:
+        """Names of the features' columns and of the target's, if all of them can be read as numbers."""
+        encoding = self.encoding
+        plain = encoding.decimal == "." and all(one.kind == "number" for one in encoding.features)
+        if not plain or encoding.means or self._codes is None:
+            return None
+        return [*(one.name for one in encoding.features), encoding.target]
+
+    @functools.cached_property
+    def _codes(self) -> np.ndarray | None:
+        """The class of each label that is a small whole number, -1 for others; None where labels are anything else."""
+        labels = self.labels or {}
+        if not all(word.isascii() and word.isdigit() and str(int(word)) == word and len(word) < 6 for word in labels):
+            return None
+        codes = np.full(1 + max(map(int, labels), default=0), -1)
+        for word, number in labels.items():
+            codes[int(word)] = number
+        return codes
 
     def _targets(self, raw: Raw) -> Tensor:
         column = raw.values[raw.find(self.encoding.target)]
@@ -211,18 +267,65 @@ class Parquet(Table):
 
     def tables(self, mark: Mark) -> Iterator[tuple[Mark, Raw]]:
         """Blocks of rows, none longer than a row group."""
+        for at, block in self._blocks(mark, None, BLOCK):
+            yield at, self._raw(block)
+
+    def pieces(self, mark: Mark) -> Iterator[tuple[Mark, Tree, Tensor]]:
+        """Blocks of rows as features and targets; columns of numbers alone are not gone through value by value."""
+        names = self.columns_of_numbers
+        for at, block in self._blocks(mark, names, MOST):
+            made = None if names is None else self._quickly(block, names)
+            if made is None and len(block):
+                made = self.read(self._raw(block))
+            if made is not None:
+                yield at, *made
+
+    def target_column(self) -> Iterator[np.ndarray]:
+        """The column to predict, a block at a time, and no other."""
+        for _, block in self._blocks(None, [self.encoding.target], MOST):
+            yield _column(block.columns[0])
+
+    def _quickly(self, block: Any, names: list[str]) -> tuple[Tensor, Tensor] | None:
+        """Features and targets of a block of numbers; None where some of it is anything else."""
+        if not len(block) or block.num_columns != len(names):  # two columns of one name
+            return None
+        columns = [block.column(name) for name in names]
+        if not all(_plain(one) for one in columns):
+            return None
+        return self.of_numbers([one.to_numpy() for one in columns])
+
+    def _raw(self, block: Any) -> Raw:
+        return Raw(block.schema.names, [_column(one) for one in block.columns], str(self.path))
+
+    def _blocks(self, mark: Mark, names: list[str] | None, most: int) -> Iterator[tuple[Mark, Any]]:
+        """Record batches of pyarrow with `most` rows, or fewer where they are long; of some of the columns."""
         try:
             import pyarrow.parquet as reader  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
             raise needs_extra("a Parquet file", "pyarrow", "parquet") from error
-        size = max(BLOCK // self.batch_size, 1) * self.batch_size
+        if mark is not None and "rows" not in mark:
+            raise DataError(
+                f"{self.path}: the position in the checkpoint counts blocks, as an earlier version did, and not rows."
+                " Go on with that version, or start again."
+            )
+        first = 0 if mark is None else int(mark["rows"])
         try:
             with reader.ParquetFile(self.path) as file:
-                first = 0 if mark is None else int(mark["block"])
-                for number, block in enumerate(file.iter_batches(size)):
-                    if number < first:
-                        continue
-                    columns = [as_column(column.to_pylist()) for column in block.columns]
-                    yield {"block": number}, Raw(block.schema.names, columns, str(self.path))
+                most = max(BLOCK, min(most, VALUES // max(1, file.metadata.num_columns)))
+                before, size = 0, max(most // self.batch_size, 1) * self.batch_size
+                for block in file.iter_batches(size, columns=names):
+                    if before >= first:
+                        yield {"rows": before}, block
+                    before += len(block)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path} is no Parquet file: {error}. Get it again.") from error
+
+
+def _plain(column: Any) -> bool:
+    """Whether a column of pyarrow is numbers, all of them there."""
+    return not column.null_count and str(column.type) in NUMBERS
+
+
+def _column(column: Any) -> np.ndarray:
+    """A column of pyarrow as `Raw` has it."""
+    return column.to_numpy().astype(np.float64) if _plain(column) else as_column(column.to_pylist())

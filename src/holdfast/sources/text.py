@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv as reader_of_csv
-import functools
 import gzip
 import io
 import threading
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from holdfast.core.errors import DataError
@@ -135,38 +133,15 @@ class Csv(Table):
 
     def _quickly(self, lines: list[bytes], names: list[str], delimiter: str) -> tuple[Tensor, Tensor] | None:
         """Features and targets of a block of finite numbers; None where some of it is anything else."""
-        encoding, codes = self.encoding, self._codes
-        plain = (
-            encoding.decimal == "." and not encoding.means and all(one.kind == "number" for one in encoding.features)
-        )
-        between = delimiter.encode()
-        if not plain or codes is None or any(line.count(between) != len(names) - 1 for line in lines):
+        wanted, between = self.columns_of_numbers, delimiter.encode()
+        if wanted is None or any(line.count(between) != len(names) - 1 for line in lines):
             return None
-        columns = [names.index(name) for name in (*(one.name for one in encoding.features), encoding.target)]
+        columns = [names.index(name) for name in wanted]
         try:
             matrix = np.loadtxt(lines, delimiter=delimiter, usecols=columns, comments=None, ndmin=2, encoding="latin1")
         except ValueError:
             return None
-        features, last = encoding.features_from(matrix[:, :-1]), matrix[:, -1]
-        if len(matrix) != len(lines) or not np.isfinite(matrix).all():
-            return None
-        if self.labels is None:
-            return features, torch.from_numpy(last.astype(np.float32)).unsqueeze(1)
-        is_class = (last == np.round(last)) & (last >= 0) & (last < len(codes))
-        if not is_class.all() or (targets := codes[last.astype(np.int64)]).min() < 0:
-            return None
-        return features, torch.from_numpy(targets)
-
-    @functools.cached_property
-    def _codes(self) -> np.ndarray | None:
-        """The class of each label that is a small whole number, -1 for others; None where labels are anything else."""
-        labels = self.labels or {}
-        if not all(word.isascii() and word.isdigit() and str(int(word)) == word and len(word) < 6 for word in labels):
-            return None
-        codes = np.full(1 + max(map(int, labels), default=0), -1)
-        for word, number in labels.items():
-            codes[int(word)] = number
-        return codes
+        return self.of_numbers(list(matrix.T)) if len(matrix) == len(lines) else None
 
     def _raw(self, lines: list[bytes], names: list[str], delimiter: str, line: int) -> Raw:
         text = [one.decode("utf-8", "replace") for one in lines]

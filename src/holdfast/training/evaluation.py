@@ -155,6 +155,7 @@ def evaluate_all(session: Session, after: int) -> None:
             if data is None or len(data) == 0:
                 continue
             counts = _evaluated(session, experience, data, split)
+            counts |= {"inferred": True} if session.method.infers_task else {}
             session.records.write(event="evaluate", after=after, experience=experience.index, split=split, **counts)
 
 

@@ -12,6 +12,11 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
+
+class CannotRun(Exception):  # noqa: N818
+    """A recorded step that cannot be compiled; the text says why."""
+
+
 _compiled: dict[Hashable, Callable[..., Any]] = {}
 MOST = 64
 """Compiled programs that are kept to be run on other tensors."""
@@ -39,8 +44,12 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     if alone and key in _compiled:
         return _compiled[key]
     # Inductor's own random numbers are others than eager ones: with the fallback, masks of dropout stay those of torch.
-    with torch.no_grad(), config.patch(fallback_random=True):
-        call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    try:
+        with torch.no_grad(), config.patch(fallback_random=True):
+            call: Any = compile_fx(module, inputs)  # type: ignore[arg-type]
+    except Exception as error:  # of Inductor, of what it calls, and of the C++ compiler: nothing that they share
+        told = next(iter(str(error).splitlines()), "").partition(": attempted")[0]
+        raise CannotRun(f"torch cannot compile the step: {told[:200] or type(error).__name__}") from error
     if len(_compiled) >= MOST:
         _compiled.pop(next(iter(_compiled)))
     _compiled[key] = call
@@ -64,8 +73,8 @@ def in_place(module: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
         root = _root(value)
         return sizes[root].untyped_storage()._cdata if root in sizes else root
 
-    places = {node: place for place, node in enumerate(graph.nodes)}
-    written = [(place, memory(one)) for node, place in places.items() for one in _written(node)]
+    places = {node: position for position, node in enumerate(graph.nodes)}
+    written = [(position, memory(one)) for node, position in places.items() for one in _written(node)]
     for node in list(graph.nodes):
         if node.target is not aten.addcmul_.default or node.kwargs or len(node.args) != 3:
             continue
@@ -78,7 +87,7 @@ def in_place(module: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
         if size.dim() != PRODUCTS[product.target] or not _is_rate(rate, sizes, size.shape[:-2]):
             continue
         factors = {memory(factor) for factor in product.args}
-        if any(places[product] < place < places[node] and one in factors for place, one in written):
+        if any(places[product] < position < places[node] and one in factors for position, one in written):
             continue
         with graph.inserting_before(node):
             scaled = graph.call_function(aten.mul.Tensor, (product.args[0], rate))
@@ -126,8 +135,8 @@ def _written(node: torch.fx.Node) -> list[Any]:
     named = [one for one in arguments if one.alias_info is not None and one.alias_info.is_write]
     values: list[Any] = []
     for one in named:
-        place = arguments.index(one)
-        value = node.args[place] if place < len(node.args) else node.kwargs.get(one.name)
+        position = arguments.index(one)
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(one.name)
         values += value if isinstance(value, list | tuple) else [value]
     return values
 

@@ -13,6 +13,7 @@ from holdfast.core.decide import recorded_by
 from holdfast.core.tape import Tape, Watch, alias_of, differences
 from holdfast.core.walk import Held, changed, held_by, how_changed
 from holdfast.training.decisions import Decisions, Recording, guard_of
+from holdfast.training.inductor import CannotRun
 
 T = TypeVar("T")
 
@@ -223,7 +224,11 @@ class Recordings:
             kept_nodes = tape.nodes
             tape.prune()
             made.wrote = frozenset(tape.groups[number] for node in tape.nodes for number in node.writes)
-            made.run = self.ready(tape)
+            try:
+                made.run = self.ready(tape)
+            except CannotRun as error:
+                self._refuse((key, self._prefix), [str(error)], None, rest=True)
+                return out
             tape.nodes = kept_nodes  # to compare with later
             tape.release()
             self.kept.setdefault(key, []).append(made)

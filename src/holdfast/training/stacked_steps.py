@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from holdfast.core.tape import Tape
 from holdfast.core.tree import Tree, tree_map
 from holdfast.training.captured import Captured, leaves_of
 from holdfast.training.decisions import Recording
+from holdfast.training.inductor import CannotRun
 from holdfast.training.loop import LATE, STOP, Loop
 from holdfast.training.programs import Program, chosen, compiled, graphed, runner, with_tensors
 from holdfast.training.recordings import AUDIT
@@ -186,7 +188,8 @@ class StackedSteps(Captured):
         make = {"graph": graphed, "compile": compiled}.get(how)
         for recording in (one for kept in self.recordings.kept.values() for one in kept):
             if make is not None and isinstance(recording.run, Alone):
-                recording.run = make(recording.run.program, recording.run.feed)
+                with suppress(CannotRun):  # it goes on call by call
+                    recording.run = make(recording.run.program, recording.run.feed)
 
     @property
     def alone(self) -> str:

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.tape import Node, Ref, alias_of, refs
-from holdfast.training.inductor import compiled_once
+from holdfast.training.inductor import CannotRun, compiled_once
 from holdfast.training.programs import Program, is_value
 from holdfast.training.stacked_calls import Calls, CannotStack
 
@@ -332,7 +332,10 @@ def _compiled(stacked: Stacked) -> Callable[[], None]:
     """Compiled by Inductor; the same calls on tensors of the same shapes are compiled once in a process."""
     inputs = stacked.inputs
     module = make_fx(stacked.interpret)(*_twins(stacked))
-    call = compiled_once(module, inputs)
+    try:
+        call = compiled_once(module, inputs)
+    except CannotRun as error:
+        raise CannotStack(str(error)) from error
 
     @torch.no_grad()
     def run() -> None:

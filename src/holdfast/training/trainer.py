@@ -275,7 +275,8 @@ def over_stream(session: Session, loop: Loop, saver: Saver, fresh: bool) -> None
 def tell_experience(session: Session, seconds: float) -> None:
     """Tell that the current experience was learned, and how right the model is on all learned so far."""
     if session.bar.interval < float("inf"):
-        task_aware = session.opened is not None and session.opened.task is not None
+        labelled = session.opened is not None and session.opened.task is not None
+        task_aware = labelled and not session.method.infers_task
         accuracy = session.records.accuracy(session.position.experience, task_aware)
         state = session.records.state(session.position, session.stream, session.position.step, 1.0)
         session.bar.learned(state, accuracy, seconds)

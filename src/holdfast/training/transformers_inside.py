@@ -131,6 +131,8 @@ class Attached:
             model: as its loop calls it.
             inputs: its first batch.
         """
+        if "task" in self.method.needs and self.task is None and self.boundary is None:
+            raise UsageError(f"`{self.method.name}` uses task labels. {TRANSFORMERS.advice['task']}")
         self._open = True
         if self._cl is None:
             self._cl = self._bind(trainer, model, inputs)

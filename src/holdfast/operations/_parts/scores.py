@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from holdfast.core.errors import ConfigError
 from holdfast.core.experience import Data, Experience, Tree, tree_map
 from holdfast.core.inspect import eval_mode
 from holdfast.core.operation import Operation
@@ -26,10 +27,17 @@ def vectors(learner: Services, inputs: Tree, space: Space) -> Tensor:
         learner: the model, left in the mode it was in.
         inputs: raw inputs.
         space: `features` are what enters the head; `inputs` the prepared inputs, flattened.
+
+    Raises:
+        ConfigError: inputs of several tensors have no such vectors.
     """
     if space == "inputs":
         prepared = inputs if learner.prepare is None else learner.prepare(inputs, False, None)
-        assert isinstance(prepared, Tensor)
+        if not isinstance(prepared, Tensor):
+            raise ConfigError(
+                f'space="inputs" classifies vectors, and these inputs are a {type(prepared).__name__} of several'
+                ' tensors. Write space="features".'
+            )
         return prepared.flatten(1).float()
     with eval_mode(learner.model), torch.no_grad():
         return learner.features(inputs).detach().flatten(1).float()
