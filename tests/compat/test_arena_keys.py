@@ -40,6 +40,7 @@ def job(*changes: str, path: Path | None = None) -> dict[str, Any]:
         ("cl_paradigm=TIL", "stream.paradigm", "task"),
         ("cl_algorithm=DERpp", "method.name", "der_plus_plus"),
         ("pipeline=CL_MAIN_EXPR", "seed", 0),
+        ("extras.enforce_tags=true", "tags", []),
     ],
 )
 def test_a_key_of_arenas_means_something_here(change: str, path: str, value: Any) -> None:
@@ -69,7 +70,11 @@ def test_patience_of_a_callback_is_the_trainers() -> None:
         ("cl_paradigm=XIL", "expected TIL, CIL or DIL"),
         ("cl_algorithm=DERppp", "did you mean 'DERpp'?"),
         ("pipeline=CL_FULL_EXPR", "--references joint,independent,random"),
-        ("pipeline=CUL_MAIN_EXPR", "did you mean"),
+        ("cl_algorithm=er", "method=NAME"),
+        ("pipeline=CUL_MAIN_EXPR", "unlearning is not built"),
+        ("pipeline=CL_MAIN_EXP", "did you mean 'CL_MAIN_EXPR'?"),
+        ("unlearning_requests={2:[1]}", "unlearning is not built"),
+        ("trainer.tpu_cores=8", "TPUs are not supported"),
         ("data.num_workers=4", "stream.dataset.workers=4"),
         ("cl_dataset=permuted_mnist", "stream=permuted_mnist"),
         ("trainer.val_check_interval=0.5", "once an epoch"),
@@ -100,5 +105,7 @@ def test_a_file_with_arenas_keys_is_a_job(tmp_path: Path) -> None:
 def test_a_multirun_that_must_have_tags_is_refused_without() -> None:
     assert enforced(["seed=0,1"]) == ["seed=0,1"]
     assert enforced(["seed=0,1", "extras.enforce_tags=true", "tags=[a]"]) == ["seed=0,1", "tags=[a]"]
-    with pytest.raises(ConfigError, match="needs tags"):
-        enforced(["seed=0,1", "extras.enforce_tags=true"])
+    assert enforced(["tags=[]", "extras.enforce_tags=false"]) == ["tags=[]"]
+    for changes in (["extras.enforce_tags=true"], ["extras.enforce_tags=true", "tags=[]"], ["tags=[]"], ["+tags=null"]):
+        with pytest.raises(ConfigError, match="needs tags"):
+            enforced(["seed=0,1", *changes])

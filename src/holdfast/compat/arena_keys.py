@@ -42,6 +42,9 @@ SENTENCES = {
     "metrics": "every measure is in metrics.json. `holdfast list metrics` shows them.",
     "lightning_loggers": "the run folder has CSV files. Write loggers=[tensorboard] for another one.",
     "output_dir": "a run goes where --out says, or folders.run. Write --out DIR.",
+    **dict.fromkeys(
+        ("cul_algorithm", "unlearning_requests", "unlearnable_age"), "unlearning is not built. Leave it out."
+    ),
     "misc": "the composed configuration is in config.json. `holdfast config` shows it as a tree.",
 }
 """Arena's key -> what does the same here."""
@@ -64,6 +67,8 @@ def change(path: Sequence[str], value: Any) -> Changes | None:
     key, where = ".".join(path), tuple(path)
     if where in RENAMED:
         return {RENAMED[where]: value}
+    if key == "extras.enforce_tags":
+        return {}  # of a single run: only a multirun is asked, see `enforced`
     if path[0] == "callbacks":
         return callbacks(path[1:], value)
     if path[0] in ("data", *SENTENCES) and (key in SENTENCES or path[0] in SENTENCES):
@@ -199,7 +204,8 @@ def cl_algorithm(value: Any) -> Changes:
     if name not in folded:
         near = nearest(value, ALGORITHMS)
         advice = f"did you mean {near!r}?" if near else f"choose one of {', '.join(ALGORITHMS)}."
-        raise ConfigError(f"cl_algorithm: unknown algorithm {shown(value)}; {advice}")
+        ours = "A method that Arena does not have is method=NAME; `holdfast list methods` shows all."
+        raise ConfigError(f"cl_algorithm: unknown algorithm {shown(value)}; {advice} {ours}")
     return {("method",): folded[name]}
 
 
@@ -218,7 +224,8 @@ def pipeline(value: Any) -> Changes:
     }
     if value not in ours:
         near = nearest(value, ours)
-        advice = f"did you mean {near!r}?" if near else "unlearning is not built."
+        advice = f"did you mean {near!r}?" if near else f"choose one of {', '.join(ours)}."
+        advice = "unlearning is not built." if str(value).upper().startswith("CUL") else advice
         raise ConfigError(f"pipeline: got {shown(value)}; {advice}")
     if ours[value]:
         raise ConfigError(f"pipeline: {value} is another command here. {ours[value]}")
@@ -226,13 +233,18 @@ def pipeline(value: Any) -> Changes:
 
 
 def enforced(changes: Sequence[str]) -> list[str]:
-    """The changes of a multirun without `extras.enforce_tags=true`, which asks for tags.
+    """The changes of a multirun without `extras.enforce_tags`: of true, it asks for tags; of false, none are needed.
+
+    As in Arena, `tags=[]` is refused unless it is false.
 
     Raises:
-        ConfigError: if it is there, and no tags are.
+        ConfigError: if tags are asked for, and there are none.
     """
     key = "extras.enforce_tags="
-    wanted = any(one.startswith(key) and one.removeprefix(key).lower() == "true" for one in changes)
-    if wanted and not any(one.lstrip("+").startswith("tags=") for one in changes):
-        raise ConfigError("extras.enforce_tags: a multirun needs tags to be found by. Write tags=[first_try].")
-    return [one for one in changes if not one.startswith(key)]
+    asked = [one.lstrip("+").removeprefix(key).lower() for one in changes if one.lstrip("+").startswith(key)]
+    tags = [one.lstrip("+").removeprefix("tags=").strip() for one in changes if one.lstrip("+").startswith("tags=")]
+    empty = not tags or tags[-1].replace(" ", "") in ("", "[]", "null")
+    if empty and (tags or "true" in asked) and "false" not in asked:
+        where = f"tags: got {tags[-1] or 'nothing'}, and" if tags else "extras.enforce_tags:"
+        raise ConfigError(f"{where} a multirun needs tags to be found by. Write tags=[first_try].")
+    return [one for one in changes if not one.lstrip("+").startswith(key)]

@@ -153,7 +153,8 @@ def _tell(plugin: Plugin, about: Known, into: Translation) -> None:
     if about.note:
         into.tell(plugin.where, about.note, about.weight)
     if plugin.values.get("cls_budget") == 0:
-        into.tell(f"{plugin.path}.hyperparameters.cls_budget", "got 0, so that nothing is kept or drawn.", METHOD)
+        idle = f"got 0, so that nothing is kept or drawn: {plugin.name} does nothing."
+        into.tell(f"{plugin.path}.hyperparameters.cls_budget", idle, METHOD)
     if plugin.values.get("n") == 0 and "n" in about.defaults:
         into.tell(f"{plugin.path}.hyperparameters.n", "got 0, which is the operation's own number here.")
 

@@ -79,6 +79,10 @@ def flag(key: str, value: Any) -> Changes | None:
             f"trainer.{key}: got {shown(value)}, and validation comes once an epoch where it decides something. "
             "Leave it out; trainer.patience and trainer.restore_best look at it."
         )
+    if key == "tpu_cores":
+        raise ConfigError(
+            f"trainer.tpu_cores: got {shown(value)}, and TPUs are not supported. Write device=cuda or leave it out."
+        )
     if key in ("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "logger", "callbacks"):
         raise ConfigError(
             f"trainer.{key}: a run folder always has its log, checkpoints and model summary. "
