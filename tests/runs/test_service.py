@@ -233,7 +233,6 @@ def test_rows_that_several_experiences_are_asked_on_count_once(tmp_path: Path) -
     assert verdict.whole.now == verdict.experiences[0].now
     assert any("asked on the same rows count once" in note for note in verdict.notes)
     draw = np.random.default_rng(0)
-    width = holdfast.open(folder).config["stream"]["dataset"].get("features", 20)
     np.savez(tmp_path / "new.npz", x_train=draw.random((20, 20), np.float32), y_train=np.arange(20) % 2)
     updated = update(folder, tmp_path / "new.npz", max_drop=1)
     assert len(updated.experiences) == 4
