@@ -300,11 +300,12 @@ def page(kept: dict[str, Any]) -> str:
         its five final runs on test data (and came to 45.7 % in the other three); the
         search then went on with the trials it had, and so did the others."""
     short = """
-        Where it fell short: for these tables half of the trials went to published methods with their default numbers,
-        and what is good only when tuned was left behind. On Tennessee Eastman DER++ at its defaults diverges with one
-        of three seeds, and tuned it is the best here. Since then a quarter goes to published methods, most later
-        proposals change the numbers of what leads, and what diverges is tried once more with a smaller learning rate
-        ([search](search.md)); that rule was chosen on other data, and the tables were not measured again with it."""
+        What changed since the contenders were measured: with half of the trials for published methods at their default
+        numbers, what is good only when tuned was left behind; those searches came to 44.9 % (Tennessee Eastman), 21.3 %
+        (CIFAR-100) and 81.8 % (DeepPCB). Now a quarter goes to published methods, most later proposals change the
+        numbers of what leads, and what diverges is tried once more with a smaller learning rate ([search](search.md)).
+        That rule was chosen on the validation data of other data sets. The rows `search` are those of the new rule,
+        measured once; the other rows are as they were, since methods that are tuned and random draws do not use it."""
     lines = [
         "# What a search finds beside tuned methods",
         "",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from holdfast.core.errors import ConfigError
-from holdfast.operations import Remember, RememberDiverse
+from holdfast.operations import FeatureDistillation, PooledDistillation, Remember, RememberDiverse
 from holdfast.operations._parts.per_sample import PerSample
 from holdfast.operations.remember_diverse import DiverseInsertion
 
@@ -127,3 +127,20 @@ def test_scores_that_are_all_tiny_are_still_drawn_by_their_proportions() -> None
     for slot, count in enumerate(counts):
         expected = held[slot] / sum(held) * held[slot] / (held[slot] + 1e-8)
         assert count / trials == pytest.approx(expected, abs=4 * (expected / trials) ** 0.5)
+
+
+@pytest.mark.parametrize("over", ["sample", "batch"])
+@pytest.mark.parametrize("distillation", [PooledDistillation, FeatureDistillation])
+def test_losses_on_features_look_past_the_forwards_of_gradients_per_sample(
+    few: Any, distillation: Any, over: Any
+) -> None:
+    """Under vmap the model's hooks see tensors that have no storage, which are not those of a step."""
+    engine = few.bind(distillation(), RememberDiverse(capacity=9, compare=3, over=over))
+    for number in range(2):
+        inputs, targets = few.points(6, seed=number)
+        experience = few.experience(inputs, targets, index=number)
+        engine.begin(experience)
+        few.step(engine, inputs, targets)
+        few.step(engine, inputs, targets)
+        engine.end(experience)
+    assert len(engine.learner.memory) == 9

@@ -23,7 +23,7 @@ from holdfast.runs.predict import measured, predict
 from holdfast.runs.recording import Recording
 from holdfast.runs.run import run
 from holdfast.runs.update import update
-from holdfast.runs.verdict import Kept
+from holdfast.runs.verdict import Kept, whole
 from holdfast.runs.versions import history, rollback
 
 GASES = ("ethanol", "acetone")
@@ -217,6 +217,37 @@ def test_a_check_says_what_was_kept_of_each_experience_and_class_with_intervals(
     assert check(tmp_path / "run", max_drop=0.2).passed
     assert not check(tmp_path / "run", max_drop=0.2, max_class_drop=0.3).passed
     assert Kept.of_errors("e", 5, 2.0, 3.0).drop == 0.5
+
+
+def test_rows_that_several_experiences_are_asked_on_count_once(tmp_path: Path) -> None:
+    stream = {"name": "data_incremental", "dataset": {"name": "synthetic", "classes": 2, "samples": 20}}
+    method = {"name": "er", "capacity": 10}
+    changes = {"stream": {**stream, "experiences": 4}, "method": method, "model": {"name": "mlp", "hidden": [8]}}
+    folder = run({**changes, "trainer": {"epochs": 1}, "references": []}, tmp_path / "run", quiet=True)
+    verdict, tested = check(folder), Log.read(folder).of("evaluate", "test")[-1]
+    assert len(verdict.experiences) == 3
+    assert verdict.whole is not None
+    assert [one.rows for one in verdict.experiences] == [tested["samples"]] * 3
+    assert verdict.whole.rows == tested["samples"]
+    assert sum(one.rows for one in verdict.classes) == tested["samples"]
+    assert verdict.whole.now == verdict.experiences[0].now
+    assert any("asked on the same rows count once" in note for note in verdict.notes)
+    draw = np.random.default_rng(0)
+    width = holdfast.open(folder).config["stream"]["dataset"].get("features", 20)
+    np.savez(tmp_path / "new.npz", x_train=draw.random((20, 20), np.float32), y_train=np.arange(20) % 2)
+    updated = update(folder, tmp_path / "new.npz", max_drop=1)
+    assert len(updated.experiences) == 4
+    assert updated.whole is not None
+    assert updated.whole.rows == tested["samples"] == sum(one.rows for one in updated.classes)
+    alone, twice = Kept.counted("a", (90, 100), (80, 100)), Kept.counted("b", (90, 100), (80, 100))
+    together, apart = whole([alone, twice], "both", ["one", "one"]), whole([alone, twice], "both")
+    assert together is not None
+    assert apart is not None
+    assert (together.rows, together.low, together.high) == (100, pytest.approx(alone.low), pytest.approx(alone.high))
+    assert apart.rows == 200
+    assert apart.low is not None
+    assert alone.low is not None
+    assert apart.low > alone.low
 
 
 def test_the_command_exits_with_3_where_too_much_was_lost_and_json_says_the_same(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from holdfast.runs.folder import current, load_tensors
 from holdfast.runs.judge import answered, shift_of
 from holdfast.runs.labelled import Data, has, read_labelled
 from holdfast.runs.result import is_run, seed_folders
-from holdfast.runs.verdict import MAX_DROP, Kept, Verdict, check_limits, whole
+from holdfast.runs.verdict import MAX_DROP, SAME_ROWS, Kept, Verdict, check_limits, whole
 
 
 def check(
@@ -106,7 +106,8 @@ def of_stream(log: Log, verdict: Verdict) -> None:
     newest: dict[int, Event] = {e["experience"]: e for e in events if e["after"] >= e["experience"]}
     late = [name for name, event in learned.items() if event["after"] > name]
     names = log.experience_names
-    classes: dict[str, list[tuple[int, int]]] = {}
+    classes: dict[str, dict[str, list[Kept]]] = {}
+    rows_of: list[str] = []
     for index in sorted(learned):
         first, end = learned[index], newest[index]
         if end["after"] < last:
@@ -116,16 +117,22 @@ def of_stream(log: Log, verdict: Verdict) -> None:
             verdict.notes.append(f"{names[index]} was learned last: {_told(end, aware)}")
             continue
         verdict.experiences.append(_kept(names[index], first, end, aware))
-        _count_classes(classes, first, end)
+        rows_of.append(_rows_of(end))
+        _count_classes(classes.setdefault(rows_of[-1], {}), first, end)
     if late:
         verdict.notes.append(
             f"{', '.join(names[index] for index in sorted(late))}: first asked some experiences after it was learned"
         )
     named = log.class_names
-    for label in sorted(classes, key=int):
+    labels = {label for by_label in classes.values() for label in by_label}
+    for label in sorted(labels, key=int):
         word = named[int(label)] if int(label) < len(named) else label
-        verdict.classes.append(Kept.counted(word, classes[label][0], classes[label][1]))
-    verdict.whole = whole(verdict.experiences, "all of them")
+        parts = [(key, one) for key, by_label in classes.items() for one in by_label.get(label, [])]
+        of_class = whole([one for _, one in parts], word, [key for key, _ in parts])
+        verdict.classes += [of_class] if of_class is not None else []
+    if len(set(rows_of)) < len(rows_of):
+        verdict.notes.append(SAME_ROWS)
+    verdict.whole = whole(verdict.experiences, "all of them", rows_of)
 
 
 def _kept(name: str, first: Event, end: Event, aware: bool) -> Kept:
@@ -138,15 +145,21 @@ def _kept(name: str, first: Event, end: Event, aware: bool) -> Kept:
     raise DataError(f"the evaluations of {name} hold no accuracy, no error and no loss, so nothing can be compared.")
 
 
-def _count_classes(classes: dict[str, list[tuple[int, int]]], first: Event, end: Event) -> None:
-    """Add the counts of each class, when it was learned and now."""
+def _rows_of(end: Event) -> str:
+    """What tells the rows of an evaluation from others': one model that answers all alike was asked the same ones.
+
+    As the experiences of `data_incremental` are, which are all tested on all test data. Equal counts alone may be
+    chance; equal to the last digit of the loss they are not.
+    """
+    return json.dumps([end.get(key) for key in ("samples", "class_samples", "class_correct", "correct", "loss")])
+
+
+def _count_classes(classes: dict[str, list[Kept]], first: Event, end: Event) -> None:
+    """Add what was kept of each class of an experience."""
     for label, rows in (end.get("class_samples") or {}).items():
         was, asked = (first.get("class_correct") or {}).get(label), (first.get("class_samples") or {}).get(label)
-        if was is None or not asked:
-            continue
-        before, now = classes.setdefault(label, [(0, 0), (0, 0)])
-        right = end["class_correct"][label]
-        classes[label] = [(before[0] + was, before[1] + asked), (now[0] + right, now[1] + rows)]
+        if was is not None and asked:
+            classes.setdefault(label, []).append(Kept.counted(label, (was, asked), (end["class_correct"][label], rows)))
 
 
 def _told(event: Event, aware: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from holdfast.core.experience import Data, Stream
 from holdfast.core.mmd import MMD
 from holdfast.runs.assemble import Restored
 from holdfast.runs.inputs import outputs
-from holdfast.runs.verdict import Kept, Shift, Verdict, whole
+from holdfast.runs.verdict import SAME_ROWS, Kept, Shift, Verdict, whole
 from holdfast.streams.data import TensorData
 from holdfast.training.observations import Observations
 
@@ -55,15 +56,18 @@ def judged(
         told = "what the memory holds, which was trained on, is asked instead" if memory else "nothing is asked instead"
         verdict.notes.append(f"no test data of what the run learned are available; {told}")
     by_class: dict[int, list[int]] = {}
+    rows_of: list[bytes] = []
     for name, data, task in parts:
-        verdict.experiences.append(_compared(name, old.engine, engine, data, task, by_class))
+        verdict.experiences.append(_compared(name, old.engine, engine, data, task, by_class, rows_of))
+    if len(set(rows_of)) < len(rows_of):
+        verdict.notes.append(SAME_ROWS)
     for label in sorted(by_class):
         asked, before, now, both = by_class[label]
         name = names[label] if label < len(names) else str(label)
         verdict.classes.append(Kept.counted(name, (before, asked), (now, asked), both))
-    verdict.whole = whole(verdict.experiences, "all of them")
+    verdict.whole = whole(verdict.experiences, "all of them", rows_of)
     task = about["of"]["task"]
-    verdict.new = _compared(f"{about['name']} (new)", old.engine, engine, rows["test"], task, {})
+    verdict.new = _compared(f"{about['name']} (new)", old.engine, engine, rows["test"], task, {}, [])
     verdict.shift = shift_of(old, _some(list(rows.values())), _some([data for _, data, _ in parts]))
     return verdict
 
@@ -112,8 +116,20 @@ def _of_memory(old: Restored) -> list[Part]:
     ]
 
 
-def _compared(name: str, old: Engine, new: Engine, data: Data, task: int | None, classes: dict[int, list[int]]) -> Kept:
-    """Two models on the same rows; adds rows, right before, right now and right twice of each class to `classes`."""
+def _compared(
+    name: str,
+    old: Engine,
+    new: Engine,
+    data: Data,
+    task: int | None,
+    classes: dict[int, list[int]],
+    rows_of: list[bytes],
+) -> Kept:
+    """Two models on the same rows.
+
+    Adds what tells these rows from others' to `rows_of`, and, unless the same rows were there before, rows, right
+    before, right now and right twice of each class to `classes`.
+    """
     targets: list[Tensor] = []
     answers: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in data.batches(torch.arange(len(data)), ROWS):
@@ -122,18 +138,26 @@ def _compared(name: str, old: Engine, new: Engine, data: Data, task: int | None,
             each: Any = task if batch.task is None else batch.task
             model_answers.append(outputs(engine, batch.inputs, each))
     wanted = torch.cat(targets)
+    asked_before = (rows := _answers_digest(wanted, torch.cat(answers[0]))) in rows_of
+    rows_of.append(rows)
     if wanted.is_floating_point():
         wide = wanted.flatten(1).double()
         errors = [float((torch.cat(one).flatten(1).double() - wide).abs().mean()) for one in answers]
         return Kept.of_errors(name, len(wanted), *errors)
     before, now = (torch.cat([part.argmax(1) for part in one]) == wanted for one in answers)
-    for label in wanted.unique().tolist():
+    for label in [] if asked_before else wanted.unique().tolist():
         here = wanted == label
         counts = (here, before & here, now & here, before & now & here)
         kept = classes.setdefault(label, [0, 0, 0, 0])
         classes[label] = [count + int(one.sum()) for count, one in zip(kept, counts)]
-    rows, both = len(wanted), int((before & now).sum())
-    return Kept.counted(name, (int(before.sum()), rows), (int(now.sum()), rows), both)
+    count, both = len(wanted), int((before & now).sum())
+    return Kept.counted(name, (int(before.sum()), count), (int(now.sum()), count), both)
+
+
+def _answers_digest(targets: Tensor, model_answers: Tensor) -> bytes:
+    """The same for the same rows: one model answers them alike, to the last bit."""
+    parts = (targets.contiguous(), model_answers.float().contiguous())
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).digest()
 
 
 def answered(restored: Restored, inputs: Tensor, task: int | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from holdfast.metrics.statistics import difference_interval
 
 MAX_DROP = 0.03
 """Accuracy that an experience may lose, by default."""
+
+SAME_ROWS = "experiences that were asked on the same rows count once in the whole and in its classes"
 
 MOST = 12
 """Classes that are told, those that lost most first."""
@@ -200,16 +202,34 @@ def check_limits(max_drop: float, max_class_drop: float | None) -> None:
             raise ConfigError(f"{name} is {value}. Give a share of 0 to 1, for instance 0.03 for three points.")
 
 
-def whole(parts: Sequence[Kept], name: str) -> Kept | None:
-    """Several as one; None without any. The interval takes them as rows of their own."""
+def whole(parts: Sequence[Kept], name: str, rows_of: Sequence[Hashable] = ()) -> Kept | None:
+    """Several as one; None without any. The interval takes them as rows of their own.
+
+    Args:
+        parts: of the past.
+        name: of the whole.
+        rows_of: for each part what tells its rows from others'. Parts that were asked on the same rows are averaged,
+            so that these rows count once; empty where all have rows of their own.
+    """
     if not parts:
         return None
-    rows = sum(one.rows for one in parts)
-    before, now = (sum(getattr(one, key) * one.rows for one in parts) / rows for key in ("before", "now"))
+    asked: dict[Hashable, list[Kept]] = {}
+    for number, one in enumerate(parts):
+        asked.setdefault(rows_of[number] if rows_of else number, []).append(one)
+    rows = sum(same[0].rows for same in asked.values())
+    shares = [(same[0].rows / rows / len(same), one) for same in asked.values() for one in same]
+    before, now = (sum(share * getattr(one, key) for share, one in shares) for key in ("before", "now"))
     if parts[0].error:
         return Kept.of_errors(name, rows, before, now)
-    shares = [(one.rows / rows, one.drop, one.low, one.high) for one in parts]
-    below = sum((share * (drop - low)) ** 2 for share, drop, low, _ in shares if low is not None) ** 0.5
-    above = sum((share * (high - drop)) ** 2 for share, drop, _, high in shares if high is not None) ** 0.5
+    # Drops on rows of their own vary each by itself; on the same rows they vary together, so that half widths add.
+    below, above = (
+        sum(
+            sum(abs(edge - one.drop) for one in same if (edge := getattr(one, side)) is not None) ** 2
+            * (same[0].rows / rows / len(same)) ** 2
+            for same in asked.values()
+        )
+        ** 0.5
+        for side in ("low", "high")
+    )
     drop = before - now
     return Kept(name, rows, before, now, drop, drop - below, drop + above)

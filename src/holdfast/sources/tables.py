@@ -303,6 +303,11 @@ class Parquet(Table):
             import pyarrow.parquet as reader  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
             raise needs_extra("a Parquet file", "pyarrow", "parquet") from error
+        if mark is not None and "rows" not in mark:
+            raise DataError(
+                f"{self.path}: the position in the checkpoint counts blocks, as an earlier version did, and not rows."
+                " Go on with that version, or start again."
+            )
         first = 0 if mark is None else int(mark["rows"])
         try:
             with reader.ParquetFile(self.path) as file:

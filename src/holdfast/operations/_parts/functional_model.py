@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -132,7 +133,9 @@ class Taps:
         if any(layer is learner.model for layer in layers.values()):
             raise UsageError("the model is one layer, and has no features before it. Use a model with a hidden layer.")
         self._running: Values = {}
-        self._forwards: list[tuple[Tensor, Values]] = []
+        self._forwards: list[
+            tuple[int, Tensor, Values]
+        ] = []  # the outputs are held so that no other gets their address
         self._teaching = False
         for name, layer in layers.items():
             if inputs:
@@ -146,11 +149,11 @@ class Taps:
         values = None
         if step.outputs is not None:
             address = step.outputs.data_ptr()
-            values = next((taps for outputs, taps in self._forwards if outputs.data_ptr() == address), None)
+            values = next((taps for made_at, _, taps in self._forwards if made_at == address), None)
         if values is None:
             self._forwards.clear()
             learner(step.inputs, step.task)
-            values = self._forwards[-1][1]
+            values = self._forwards[-1][-1]
         rows = tree_rows(step.inputs)
         return {name: value[:rows] for name, value in values.items()}
 
@@ -186,7 +189,9 @@ class Taps:
     def _end(self) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if torch.is_grad_enabled() and isinstance(output, Tensor):
-                self._forwards.append((output, self._running))
-                self._running = {}
+                values, self._running = self._running, {}
+                # Another operation's gradients per sample run the model under vmap, whose tensors have no storage.
+                with contextlib.suppress(RuntimeError):
+                    self._forwards.append((output.data_ptr(), output, values))
 
         return hook
