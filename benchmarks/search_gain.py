@@ -303,12 +303,13 @@ def page(kept: dict[str, Any]) -> str:
     short = """
         What changed on the way: with half of the trials for published methods at their default numbers, what is good
         only when tuned was left behind; those searches came to 44.9 % (Tennessee Eastman), 21.3 % (CIFAR-100) and
-        81.8 % (DeepPCB), and the sweeps of then tuned DER++ to 47.9, 15.4 and 82.3 %. Now a quarter goes to published methods,
-        most later proposals change the numbers of what leads, and what diverges is tried once more with a smaller
-        learning rate ([search](search.md)). That rule was chosen on the validation data of other data sets. Searches
-        and sweeps were measured anew with it, once; on CIFAR-100 the sweeps, and on DeepPCB that of fine-tuning, are those of before; the random draws,
-        which do not use it, are as they were. On Tennessee Eastman one of DER++'s five final runs now diverges, which
-        counts as 0 %: what was tuned to the edge on validation data is over it with another order of classes."""
+        81.8 % (DeepPCB), and the sweeps of then tuned DER++ to 47.9, 15.4 and 82.3 %. Now a quarter goes to published
+        methods, most later proposals change the numbers of what leads, and what diverges is tried once more with a
+        smaller learning rate ([search](search.md)). That rule was chosen on the validation data of other data sets.
+        Searches and sweeps were measured anew with it, once; on CIFAR-100 the sweeps, and on DeepPCB that of fine-
+        tuning, are those of before; the random draws, which do not use it, are as they were. On Tennessee Eastman one
+        of DER++'s five final runs now diverges, which counts as 0 %: what was tuned to the edge on validation data is
+        over it with another order of classes."""
     lines = [
         "# What a search finds beside tuned methods",
         "",
