@@ -366,10 +366,14 @@ def test_two_processes_end_with_equal_weights(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_half_precision_and_adapters_keep_old_knowledge_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_keeps_old_knowledge_too(tmp_path: Path) -> None:
     assert old_loss(trained(METHODS["er"](), tmp_path, fp16=True, num_train_epochs=4)) < 0.8 * old_loss(
         trained(None, tmp_path, fp16=True, num_train_epochs=4)
     )
+
+
+@pytest.mark.slow
+def test_adapters_keep_old_knowledge_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
     full, settings = classifier, {"task_type": "SEQ_CLS", "r": 4, "target_modules": ["query", "value"]}
     monkeypatch.setitem(
