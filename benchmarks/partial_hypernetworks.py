@@ -223,8 +223,8 @@ def verdict(more: dict[str, list[float]]) -> str:
         error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
         if len(differences) < 2:
             said.append(
-                f"at cut {cut} noise added {mean:+.1f} points more forgetting to latent replay than to the hypernetwork,"
-                " with one seed, which has no error: not shown"
+                f"at cut {cut} noise added {mean:+.1f} points more forgetting to latent replay than to the hypernetwork"
+                ", with one seed, which has no error: not shown"
             )
             continue
         seen = "seen" if mean > 2 * error else "not seen"
