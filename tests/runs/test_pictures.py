@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from holdfast.core.errors import DataError
+from holdfast.runs.folder import load_arrays
 from holdfast.runs.pictures import (
     SAMPLES,
     confusions_over_time,
@@ -128,3 +130,19 @@ def test_the_entry_of_an_experience_is_plain_json(digits: Path) -> None:
     lines = (digits / "log.jsonl").read_text().splitlines()
     during = [json.loads(line) for line in lines if '"during"' in line]
     assert {event["experience"] for event in during} == {1, 2}
+
+
+@pytest.mark.parametrize("keep", [4, 0.5, 0.9, "bytes"])
+def test_a_damaged_file_of_arrays_is_told_in_a_sentence(keep: Any, tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    np.savez_compressed(path, images=np.random.default_rng(0).random((50, 8)))
+    content = path.read_bytes()
+    if keep == "bytes":
+        middle = len(content) // 2
+        wrong = bytes(255 - one for one in content[middle : middle + 40])
+        path.write_bytes(content[:middle] + wrong + content[middle + 40 :])
+    else:
+        path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_arrays(path, ["images"])
+    assert load_arrays(tmp_path / "none.npz", ["images"]) is None

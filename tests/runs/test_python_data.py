@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import holdfast
-from holdfast import Trainer, methods, models, streams
+from holdfast import Method, Trainer, methods, models, streams
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.streams.datasets import synthetic
 
@@ -98,7 +98,7 @@ def test_a_run_is_compared_with_references_as_on_the_command_line(tmp_path: Path
     Trainer(methods.finetune(), optimizer={"name": "SGD", "lr": 0.1}).fit(alone, train, tests=test)
     kept = torch.load(tmp_path / "run" / "references" / "finetune" / "checkpoints" / "model.pt", weights_only=True)
     assert all(torch.equal(value, kept[key]) for key, value in alone.state_dict().items())
-    for wrong, says in ((["nothing"], "nothing"), ([3], "no method")):
+    for wrong, says in ((["nothing"], "nothing"), ([3], "no method"), ([Method(name="independent")], "Rename it")):
         with pytest.raises(ConfigError, match=says):
             fit(wrong, out=tmp_path / "other")
     with pytest.raises(ConfigError, match="references need a run folder"):

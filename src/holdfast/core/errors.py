@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import difflib
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterable
+
+DAMAGED_ARRAYS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises for a file of arrays that is cut off, damaged, of another kind, or without an array."""
 
 
 class HoldfastError(Exception):

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.copying import deep_copy
 from holdfast.core.errors import DataError, UsageError, renamed
 from holdfast.core.forward import Forward, Task
 from holdfast.core.tree import Saved, Tree
-from holdfast.core.walk import deep_copy
 
 
 def copy_of(model: nn.Module) -> nn.Module:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from holdfast.config.words import filled
-from holdfast.core.errors import ConfigError, DataError, HoldfastError
+from holdfast.core.errors import DAMAGED_ARRAYS, ConfigError, DataError, HoldfastError
 from holdfast.metrics.log import LOG_NAME, Event, read_json, read_log, write_json
 from holdfast.runs.result import CONFIG as CONFIG
 from holdfast.runs.result import INFO as INFO
@@ -275,6 +276,21 @@ def load_tensors(path: Path) -> Any:
             f"{path} has format {content['format']}, this version reads {FORMAT}. Use the version that wrote it."
         )
     return content
+
+
+def load_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray] | None:
+    """Arrays of a file in a run folder, by name; None where there is no file.
+
+    Raises:
+        DataError: a damaged file.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except DAMAGED_ARRAYS as error:
+        raise DataError(f"{path} cannot be read: {error}. Remove it, and make the report again.") from error
 
 
 def keep_experience(folder: Path, content: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.errors import DataError
 from holdfast.core.experience import Stream
 from holdfast.core.inspect import eval_mode
 from holdfast.metrics.log import replace_file
+from holdfast.runs.folder import load_arrays
 from holdfast.runs.pictures import loss_map
 from holdfast.runs.reconstructions import (
     LatentDrift,
@@ -140,14 +139,8 @@ def read_given_back(folder: Path) -> GivenBack | None:
     Raises:
         DataError: a damaged file.
     """
-    path = folder / RECONSTRUCTIONS
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return GivenBack(*(file[name] for name in GivenBack._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: {error}. Remove it, and make the report again.") from error
+    arrays = load_arrays(folder / RECONSTRUCTIONS, GivenBack._fields)
+    return None if arrays is None else GivenBack(*arrays)
 
 
 def pictures_of(kept: GivenBack, names: Sequence[str]) -> Iterator[tuple[str, Figure, str, str]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.engine import Engine
-from holdfast.core.errors import DataError
+from holdfast.core.errors import DAMAGED_ARRAYS, DataError
 from holdfast.core.experience import Stream, tree_map
 from holdfast.runs.assemble import Restored
 from holdfast.runs.card import number_of
@@ -145,7 +145,7 @@ def read_inputs(
             labelled = next((name for name in GUESSES["targets"] if name in content.files), None)
             labels = None if labelled is None else content[labelled].tolist()
             content = content[_key(content.files, path)]
-    except (ValueError, OSError, EOFError) as error:
+    except DAMAGED_ARRAYS as error:
         raise DataError(f"{path} cannot be read: {error}. Save it with numpy.save or numpy.savez.") from error
     values = _fitting(content, path, restored)
     if labels is not None and len(labels) != len(values):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from holdfast.core.errors import DataError
 from holdfast.runs.drawing import (
     DASHES,
     GRID,
@@ -22,7 +21,7 @@ from holdfast.runs.drawing import (
     new_axes,
     series,
 )
-from holdfast.runs.folder import LAST, load_tensors
+from holdfast.runs.folder import LAST, load_arrays, load_tensors
 from holdfast.runs.plots import cells, name_cells
 from holdfast.runs.words import number
 
@@ -58,14 +57,8 @@ def read_samples(folder: Path) -> Samples | None:
     Raises:
         DataError: a damaged file.
     """
-    path = folder / SAMPLES
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Samples(*(file[name] for name in ("images", "targets", "answers", "probabilities")))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Remove it, and make the report again.") from error
+    arrays = load_arrays(folder / SAMPLES, Samples._fields)
+    return None if arrays is None else Samples(*arrays)
 
 
 def sample_grid(samples: Samples, classes: Sequence[str]) -> Figure:

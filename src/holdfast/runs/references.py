@@ -99,6 +99,8 @@ def named_methods(references: Sequence[str | Method]) -> dict[str, Method]:
                 raise ConfigError(unknown("reference", one, [APART, *methods.__all__]))
             else:
                 one = getattr(methods, one)()
+        elif isinstance(one, Method) and one.name == APART:
+            raise ConfigError(f"references: a method is named {APART!r}, which is a reference of its own. Rename it.")
         if not isinstance(one, Method) or one.name in by_name:
             raise ConfigError(
                 f"references: {one!r:.60} is no method, or there twice. Give names or methods, each once."

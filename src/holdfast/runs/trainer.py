@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from holdfast.core.copying import deep_copy
 from holdfast.core.errors import ConfigError, Diverged, Interrupted
 from holdfast.core.experience import Stream, Tree
 from holdfast.core.method import Method
-from holdfast.core.walk import deep_copy
 from holdfast.metrics.log import Log, write_json
 from holdfast.runs.card import card_of, digest_of_model, digest_of_stream, is_plain, told_of
 from holdfast.runs.console import console_log

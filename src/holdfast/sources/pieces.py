@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from operator import length_hint
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.core.errors import DAMAGED_ARRAYS, ConfigError, DataError, unknown
 from holdfast.core.experience import Batch
 from holdfast.core.ranges import Count
 from holdfast.core.source import Arrays, Source
@@ -153,7 +152,7 @@ def load_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
                 if name not in file.files:
                     raise DataError(f"{path}: " + unknown("array", name, file.files))
             arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGED_ARRAYS as error:
         raise DataError(f"{path} holds no arrays: {error}. Give a file that numpy.savez wrote.") from error
     return {
         name: array.astype(np.float32) if array.dtype.kind == "f" and array.dtype != np.float32 else array

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from holdfast.core.copying import deep_copy
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Tree
 from holdfast.core.learner import Learner
 from holdfast.core.needs import NEEDS
-from holdfast.core.walk import deep_copy
 
 TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 Hooks = dict[int, set[int]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.errors import DAMAGED_ARRAYS, ConfigError, DataError
 from holdfast.core.ranges import Count, Inside, ranged
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset
@@ -108,7 +107,7 @@ def read_khi(path: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(np.asarray(file[name], dtype=np.float32)) for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGED_ARRAYS as error:
         raise DataError(f"{path} holds no arrays: {error}. Give a file that numpy.savez wrote.") from error
     names = sorted(
         (name.removesuffix("_particles") for name in arrays if name.endswith("_particles")),

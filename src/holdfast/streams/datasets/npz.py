@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from holdfast.core.errors import ConfigError, DataError, unknown
+from holdfast.core.errors import DAMAGED_ARRAYS, ConfigError, DataError, unknown
 from holdfast.core.ranges import BelowOne, Positive, Size, ranged
 from holdfast.streams.dataset import Dataset
 from holdfast.streams.datasets.build import Kind, Layout, encode, images, of_tensors
@@ -171,7 +170,7 @@ class _Archive:
             raise DataError(f"{self.path}: {unknown('array', name, self.names)}")
         try:
             return self._file[name]
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
+        except DAMAGED_ARRAYS as error:
             raise DataError(f"{self.path}: the array {name!r} cannot be read: {error}. Save plain arrays.") from error
 
     def find(self, role: str, given: str | None) -> np.ndarray | None:
@@ -194,7 +193,7 @@ def _opened(path: Path) -> Any:
         raise DataError(f"there is no file {path}. Give the path of a .npz file.")
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         raise DataError(f"{path} is no .npz archive: {error}. Save one with numpy.savez.") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataError(f"{path} holds a single array. Save inputs and targets together with numpy.savez.")
