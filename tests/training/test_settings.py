@@ -195,6 +195,7 @@ def test_groups_of_an_optimisers_own_keep_their_rates_and_what_grows_makes_one_m
         nets.append(toy.model(of, "growing"))
         given = {key: value() if key == "resume" else value for key, value in other.items()}
         toy.train(er(20, 4), nets[-1], of, optimizer=make, scheduler=schedule, epochs=2, **given)
-    assert len(toy.stream("class")) > 2 and len(made[0].param_groups) == len(made[-1].param_groups) == 3
+    assert len(toy.stream("class")) > 2
+    assert len(made[0].param_groups) == len(made[-1].param_groups) == 3
     assert {tuple(now[:2]) for now in rates} == ({(0.02, 0.3)} if schedule is None else {(0.02, 0.3), (0.005, 0.075)})
     assert toy.equal(*nets)

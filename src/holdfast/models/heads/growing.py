@@ -130,7 +130,7 @@ def joined(chunks: nn.ParameterList) -> Tensor:
 
     Read as one list: to go over a `ParameterList` costs ten calls a chunk, in every forward.
     """
-    tensors = [value for value in chunks._parameters.values() if value is not None]
+    tensors: list[Tensor] = [value for value in chunks._parameters.values() if value is not None]
     if len(tensors) != len(chunks):  # a replica of `nn.DataParallel`, whose tensors are attributes
         tensors = list(chunks)
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
