@@ -50,7 +50,7 @@ class Alone:
 
     def __call__(self) -> None:
         """Make the step."""
-        self.feed()
+        self.feed(True)
         self.program()
 
 
