@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdfast.discovery import findings
-from holdfast.discovery.finals import BESIDE, FINAL, Final, final_runs, kept, lost, titled
+from holdfast.discovery.finals import BESIDE, FINAL, Final, final_runs, kept, lost, pages, titled
 from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
@@ -224,10 +223,7 @@ def _content(
         + [f"{name} at least {said(name, least).removeprefix(name)}" for name, least in plan.settings.at_least.items()],
         "head": ["composition", "seeds", *names],
         "rows": [[one.name, str(len(one.runs)), *(shown(name, one.values[name]) for name in names)] for one in finals],
-        "links": [
-            (one.name, [(seed, os.path.relpath(run.path / "report.html", folder)) for seed, run in one.runs.items()])
-            for one in finals
-        ],
+        "links": [(one.name, pages(one, folder)) for one in finals],
         "kept": [(one.name, kept(one)) for one in finals],
         "statistic": named(max((len(one.runs) for one in finals), default=1)),
         "board": _board(plan, book, entries),

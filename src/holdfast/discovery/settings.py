@@ -16,7 +16,7 @@ from holdfast.config.messages import check_block
 from holdfast.config.read import read
 from holdfast.config.words import nearest, shown
 from holdfast.core.errors import ConfigError, unknown
-from holdfast.discovery.axes import SIZES, Axis, written
+from holdfast.discovery.axes import Axis, is_size, written
 from holdfast.discovery.protocols import FRESH, PROTOCOLS, Protocol
 from holdfast.discovery.space import SHORT
 from holdfast.metrics.table import METRICS
@@ -320,8 +320,7 @@ def _named(kind: str, name: object, key: str) -> Any:
 
 def _check_memory(settings: Settings) -> None:
     """Refuse a search that may take the largest memory without paying for it."""
-    free = [name for name in settings.parameters if name.split(".")[-1] in SIZES]
-    free = [name for name in free if len(written(name, settings.parameters[name]).choices) != 1]
+    free = [key for key, what in settings.parameters.items() if is_size(key) and len(written(key, what).choices) != 1]
     if settings.memory is not None:
         axis = written("memory", settings.memory, "search")
         sizes = axis.choices or (axis.low, axis.high)
@@ -331,7 +330,8 @@ def _check_memory(settings: Settings) -> None:
     if free and not set(PRICES) & {*settings.objectives, *settings.at_most}:
         raise ConfigError(
             f"{free[0]}: this search is free to take the largest memory, which nearly always wins. Fix it "
-            "(memory=200), limit it (at_most.memory=200kB), or make it an objective (objectives=accuracy,memory)."
+            f"({'' if free[0] == 'memory' else 'parameters.'}{free[0]}=200), limit it (at_most.memory=200kB), or make "
+            "it an objective (objectives=accuracy,memory)."
         )
 
 
