@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import abstractmethod
@@ -279,6 +280,13 @@ class Parquet(Table):
                 made = self.read(self._raw(block))
             if made is not None:
                 yield at, *made
+
+    def others(self, path: Path) -> Iterator[Raw]:
+        """The rows of another file with the same columns, in blocks, as `read` takes them."""
+        other = copy.copy(self)
+        other.path = path
+        for _, raw in other.tables(None):
+            yield raw
 
     def target_column(self) -> Iterator[np.ndarray]:
         """The column to predict, a block at a time, and no other."""
