@@ -171,6 +171,32 @@ def test_final_runs_that_are_trained_at_once_have_the_matrices_of_those_one_by_o
     assert found["none"] == found["auto"]
 
 
+@pytest.mark.slow
+def test_trials_that_are_trained_at_once_measure_what_they_would_one_by_one(tmp_path: Path) -> None:
+    """Three settings at once, then the two best again with two more seeds each; numbers are drawn without a model."""
+    words = ["trainer.epochs=1", "stream.experiences=3", "model.hidden=[8]", "method=er", "sampler=random", "k=2"]
+    words += ["optimizer.lr=interval(0.05,0.2)", "trainer.precision=64-true", "trainer.capture=tape", "finals=2"]
+    found = {}
+    for stack in ("none", "auto"):
+        plan = planned(None, [*words, f"trainer.stack={stack}", "final_seeds=1"], sweep=True, trials=3)
+        driver = Driver(plan, tmp_path / stack)
+        driver.run()
+        entries = driver.book.entries()
+        logs = [Log.read(folder) for folder in sorted((tmp_path / stack / "trials").iterdir())]
+        stacked = [any(event.get("stacked") for event in log.of("capture")) for log in logs]
+        assert all(stacked) if stack == "auto" else not any(stacked)
+        found[stack] = {(one.key, one.length, one.seed): one for one in entries}
+    alone, at_once = found["none"], found["auto"]
+    assert len({key for key, _, _ in alone}) == 3
+    assert len(alone) == 7
+    told = {(str(one.params), one.length, one.seed): one.values for one in at_once.values()}
+    assert len(told) == len(at_once)
+    for one in alone.values():  # their keys differ, since `trainer.stack` is in the job
+        other = told[str(one.params), one.length, one.seed]
+        for name, value in one.values.items():
+            assert "second" in name or other[name] == pytest.approx(value, abs=1e-8), name
+
+
 @pytest.mark.parametrize("method", ["finetune", "er", "ewc_online", "lwf"])
 def test_memory_is_all_that_a_method_keeps_beside_the_model(tmp_path: Path, method: str) -> None:
     plan = Plan.of(None, [*SMALL, f"method={method}", "protocol=validation", "trials=1"], sweep=True)
