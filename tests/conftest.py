@@ -57,6 +57,7 @@ UNDRAWN: list[tuple[ModuleType, str, Any]] = [
     (report, "draw", lambda *_, **__: []),
     (report, "training_plots", lambda *_: []),
     (source_report, "figures", lambda *_: []),
+    (source_report, "pictures", lambda *_: []),
 ]
 DRAWN = [(module, name, getattr(module, name)) for module, name, _ in UNDRAWN]
 

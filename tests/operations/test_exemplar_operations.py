@@ -14,6 +14,7 @@ from holdfast import Continual, methods
 from holdfast.core.errors import ConfigError
 from holdfast.memory import Uniform
 from holdfast.methods import agem_exemplars, er_exemplars, exemplar_replay, icarl
+from holdfast.models import mlp
 from holdfast.operations import (
     BinaryDistillation,
     LogitReplay,
@@ -241,11 +242,14 @@ def test_methods_take_a_capacity_or_a_number_per_class() -> None:
         BinaryDistillation(temperature=0)
 
 
+@pytest.mark.parametrize("head", ["one", "task"])
 @pytest.mark.parametrize("name", ["er_exemplars", "agem_exemplars"])
-def test_a_step_calls_no_more_functions_after_more_experiences(name: str) -> None:
+def test_a_step_calls_no_more_functions_after_more_experiences(name: str, head: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    if head == "task":
+        model = mlp(input_shape=(4,), classes=0, hidden=[6], head="task")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, foreach=True)
     cl = Continual(model, getattr(methods, name)(per_class=2, size=4), optimizer)
     calls: dict[int, int] = {}
     counted: list[str] = []
@@ -257,8 +261,10 @@ def test_a_step_calls_no_more_functions_after_more_experiences(name: str) -> Non
 
     for experience in range(121):
         inputs, targets = torch.randn(8, 4), torch.arange(8) % 2
+        if head == "task":
+            targets = targets + 2 * experience
         data = TensorData(inputs, targets)
-        cl.begin(data)
+        cl.begin(data, task=experience if head == "task" else None)
         step(inputs, targets)
         if experience in (10, 120):
             counted.clear()
@@ -267,4 +273,6 @@ def test_a_step_calls_no_more_functions_after_more_experiences(name: str) -> Non
             sys.setprofile(None)
             calls[experience] = sum(event in ("call", "c_call") for event in counted)
         cl.end(data)
-    assert calls[120] <= calls[10] + 5
+    torchs = 4 * 110 if head == "task" else 0  # SGD lists each weight and bias of a head, and their gradients
+    assert calls[120] <= calls[10] + torchs + 5
+    assert len(optimizer.param_groups) <= 2

@@ -271,5 +271,5 @@ def takes_dataset(name: object) -> bool:
 def settle_length(trainer: dict[str, Any], changed: set[str]) -> None:
     """Of `epochs` and `iterations`, the one that was given wins over the one that was not."""
     for one, other in (("iterations", "epochs"), ("epochs", "iterations")):
-        if one in changed and other not in changed and trainer[one] is not None and trainer.get(other) is not None:
+        if one in changed and other not in changed and trainer.get(one) is not None and trainer.get(other) is not None:
             trainer[other] = None

@@ -20,7 +20,7 @@ from holdfast.metrics.statistics import named, spread
 from holdfast.metrics.table import METRICS
 from holdfast.runs import source_report
 from holdfast.runs.drawing import series, to_png
-from holdfast.runs.figures import MOST_BARS, Plot, class_recalls, draw, training_plots
+from holdfast.runs.figures import MOST_BARS, WIDE, Plot, class_recalls, draw, training_plots
 from holdfast.runs.result import Result, Results
 from holdfast.runs.words import (
     distinct,
@@ -134,6 +134,7 @@ def _gather_of_a_source(everything: Results, runs: Sequence[Result]) -> dict[str
     """The same for runs that learned from a source."""
     first = runs[0]
     drawn = [Plot(*one) for one in source_report.figures(first)] + training_plots(runs)
+    drawn += [Plot(*one, WIDE + 1) for one in source_report.pictures(first)]
     references = {name: _compared(others) for name, others in everything.references.items()}
     measured = measures(runs)
     shown = [name for name in source_report.MEASURES if measured.get(name) is not None]

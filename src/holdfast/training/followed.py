@@ -14,6 +14,7 @@ from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.step import Step
 from holdfast.training.checks import check_optimizer
+from holdfast.training.optimization import join_groups
 
 
 class Several(torch.optim.Optimizer):
@@ -96,6 +97,7 @@ class Followed:
         self._optimizer: torch.optim.Optimizer | None = None
         self._moved: list[torch.optim.Optimizer] = []
         self._all: list[torch.optim.Optimizer] = []
+        self._joined: set[int] = set()
         self._mark: tuple[nn.Parameter, int] | None = None
         self._draws: Any = None
         self._drawn: Any = None
@@ -127,6 +129,7 @@ class Followed:
         moved = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
         trainable = self.engine.learner.trainable
         missing = [p for p in (*trainable.added.values(), *trainable.brought) if id(p) not in moved]
+        self._joined = {id(p) for p in missing}
         if missing:
             self._optimizer.add_param_group({"params": missing})
         self._check_whole(moved | {id(p) for p in missing})
@@ -175,6 +178,8 @@ class Followed:
                 "the model got new parameters, and no optimizer follows them. Pass optimizer=... to Continual."
             )
         self._optimizer.add_param_group({"params": new})
+        self._joined |= {id(p) for p in new}
+        join_groups(self._all[-1], self._joined)
 
     def close(self) -> None:
         """Take the hooks off the optimiser."""
