@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -137,11 +138,9 @@ def planned(
     notes: list[str] = []
     if path is not None and not sweep:
         path, words, notes = understood(path, words, dialects)
-    if not any(more.get(key) for key in ("trials", "budget")):
-        keys = [word.partition("=")[0] for word in words]
-        if not {"trials", "budget"} & {*keys, *Plan.keys_of(path, sweep)}:
-            more["trials"] = USUAL_TRIALS
     plan = Plan.of(path, words, folders, dialects, sweep=sweep, **more)
+    if plan.settings.trials is None and plan.settings.budget is None:
+        plan.settings = dataclasses.replace(plan.settings, trials=USUAL_TRIALS)
     plan.started = begun  # a budget counts from here
     plan.notes[:0] = notes
     return plan

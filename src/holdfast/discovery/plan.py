@@ -98,16 +98,6 @@ class Plan:
             settings["parameters"] = {**varying, **dict(settings.get("parameters") or {})}
         return cls.made(made(settings), {**config, "references": [], "seeds": None}, sweep)
 
-    @staticmethod
-    def keys_of(path: str | None, sweep: bool) -> set[str]:
-        """The settings that a file says something of."""
-        if path is None:
-            return set()
-        if not sweep:
-            return set(parsed(path, [])[0])
-        search = compose(path, []).search
-        return {"trials"} if search is not None and search.method == "random" else set()
-
     @classmethod
     def made(cls, settings: Settings, config: Mapping[str, Any], sweep: bool = False) -> Plan:
         """The plan of settings and a job.

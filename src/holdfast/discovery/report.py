@@ -241,7 +241,7 @@ def _content(
         "diverged": wrong["diverged"],
         "left_out": sorted(plan.space.left_out.items()),
         "notes": plan.notes,
-        "plots": _plots(plan, book, entries, finals, roles),
+        "plots": pictures(plan, book, entries, finals, roles),
         "seconds": duration(float(about.get("seconds", 0.0))),
         "budget": "" if plan.settings.budget is None else f" of a budget of {duration(plan.settings.budget)}",
         "sampler": plan.settings.chosen_sampler + (" and neighbours of the leaders" if plan.settings.mixed else ""),
@@ -277,9 +277,10 @@ def _board(plan: Plan, book: Book, entries: Sequence[Entry]) -> list[dict[str, A
     ]
 
 
-def _plots(
+def pictures(
     plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Final], roles: Sequence[findings.Finding]
 ) -> list[Plot]:
+    """Learning curves of the final runs, how the search went, the front, and partial dependence: what there is."""
     plots = []
     tables = {one.name: mean_matrix(list(one.runs.values()), next(iter(one.runs.values())).prefix + "accuracy_matrix")
               for one in finals}  # fmt: skip

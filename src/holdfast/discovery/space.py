@@ -259,6 +259,8 @@ def composed(
     places: dict[str, tuple[str, ...]] = {}
     for word, names in by_role.items():
         count = slots.get(word, SLOTS.get(word, 1))
+        if names and word in slots and count > len(names):
+            raise ConfigError(f"slots.{word}: got {count}, and there are {len(names)} operations for it. Write fewer.")
         for number in range(count if names else 0):
             places[word if count == 1 else f"{word}.{number + 1}"] = tuple(names)
     common = [written(key, values) for key, values in parameters.items() if key.split(".")[0] not in known]
