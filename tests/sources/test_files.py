@@ -83,6 +83,39 @@ def test_a_row_that_does_not_fit_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "nan,1.0,2.0,up",
+            r"line 2: column 'a' is 'nan'.*Fill them in before, or leave the column out with drop=\['a'\]",
+        ),
+        ("a,day,b,label", r"line 2: column 'a' is 'a'.*names of columns: a file with another header is another source"),
+        ("word,1.0,2.0,up", r"line 2: column 'a' is 'word'.*first="),
+        ("1.0,2.0,up", "line 2: 3 values for 4 columns"),
+        ("1.0,2.0\r3.0,up,down", "line 2: this is no line of a table"),
+        (f"1.0,2.0,{'3' * 140000},up", "line 2: this is no line of a table"),
+    ],
+)
+def test_a_wrong_row_in_the_middle_is_told_with_advice_that_a_source_can_follow(
+    tmp_path: Path, line: str, words: str
+) -> None:
+    path = table(tmp_path / "t.csv", rows=40, words=False)
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([head, *lines, line, *lines]) + "\n", newline="")
+    with pytest.raises(DataError, match=words.replace("line 2", "line 42")):
+        rows_of(Csv(str(path), classes=["up", "down", "same"], first=30, batch_size=8))
+
+
+def test_fractions_are_no_labels_unless_somebody_names_them(tmp_path: Path) -> None:
+    path = str(table(tmp_path / "t.csv", rows=40))
+    with pytest.raises(DataError, match=r"labels in column 'b' are fractions.*kind=regression"):
+        Csv(path, target="b")
+    path = tmp_path / "grades.csv"  # type: ignore[assignment]
+    Path(path).write_text("a,grade\n" + "\n".join(f"{row},{1 + row % 3 / 2}" for row in range(30)))
+    assert Csv(str(path), classes=["1.0", "1.5", "2.0"]).classes == 3
+
+
+@pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
         ({"path": "none.csv"}, DataError, "there is no file none.csv"),

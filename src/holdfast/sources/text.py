@@ -190,7 +190,7 @@ class Csv(Table):
     def _raw(self, lines: list[bytes], names: list[str], delimiter: str, line: int) -> Raw:
         text = [one.decode("utf-8", "replace") for one in lines]
         rows, where = [], []
-        for number, row in enumerate(reader_of_csv.reader(text, delimiter=delimiter), start=line + 1):
+        for number, row in enumerate(self._split(text, delimiter, line), start=line + 1):
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
             if len(row) != len(names):
@@ -201,7 +201,17 @@ class Csv(Table):
             where.append(number)
         columns = zip(*rows) if rows else [[] for _ in names]
         values = [np.array(column, dtype=object) for column in columns]
-        return Raw(names, values, str(self.path), where, decimal_commas=delimiter != ",")
+        return Raw(names, values, str(self.path), where, decimal_commas=delimiter != ",", part=True)
+
+    def _split(self, lines: list[str], delimiter: str, line: int) -> Iterator[list[str]]:
+        """The values of each line."""
+        rows = reader_of_csv.reader(lines, delimiter=delimiter)
+        try:
+            yield from rows
+        except reader_of_csv.Error as error:
+            raise DataError(
+                f"{self.path}, line {line + rows.line_num}: this is no line of a table ({error}). Give a text file."
+            ) from error
 
     def halt(self) -> None:
         """Stop waiting for further lines."""
