@@ -41,7 +41,7 @@ SHARE_OF_FINALS, MOST_SHARE = 0.25, 0.5
 MARGIN = 1.25
 """By how much more than its trials a composition's final runs are taken to cost: test data are more."""
 
-PAGE = 1.0  # alone on a processor
+PAGE = 1.5  # alone on a processor
 """Seconds that the page of a final run is taken to cost."""
 
 

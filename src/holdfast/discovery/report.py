@@ -209,7 +209,7 @@ def _content(
     wrong = findings.failures(entries, plan.space)
     rounds: dict[int, int] = {}
     for one in entries:
-        if one.state == "done":
+        if one.state == "done" and one.seed == 0:
             rounds[one.length] = rounds.get(one.length, 0) + 1
     return {
         "title": "Sweep" if plan.sweep else "Search",
@@ -236,6 +236,7 @@ def _content(
         "measured": (length, len(ranked)),
         "trust": findings.trust(book, folder, plan.prefixes),
         "rounds": sorted(rounds.items()),
+        "again": len({(one.key, one.seed) for one in entries if one.state == "done" and one.seed}),
         "tried": findings.tried(entries, plan.space) if not plan.sweep else [],
         "failed": wrong["failed"],
         "diverged": wrong["diverged"],
