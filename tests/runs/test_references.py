@@ -70,7 +70,9 @@ def test_the_measures_are_those_of_the_formulas(folder):
     assert found["forward_transfer_independent"] == pytest.approx(transfer)
     ratio = sum((own[-1, j] - untrained[-1, j]) / (joint[-1, j] - untrained[-1, j]) for j in range(2)) / 2 - 1
     assert found["forgetting_ratio"] == pytest.approx(ratio)
-    assert "forgetting ratio" in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert "forgetting ratio" in report
+    assert f"{100 * transfer:+.1f} points".replace("-", "−") in report
     lines = dict(line.split(",") for line in (folder / "references.csv").read_text().split()[1:])
     assert {name: float(value) for name, value in lines.items()} == pytest.approx(found)
 
@@ -79,6 +81,8 @@ def test_show_says_what_references_make_measurable(folder, capsys):
     show([folder])
     said = capsys.readouterr().out
     assert all(name in said for name in ("forward transfer independent", "forgetting ratio"))
+    found = json.loads((folder / "metrics.json").read_text())["references"]["forward_transfer_independent"]
+    assert f"forward transfer independent {100 * found:.1f}" in " ".join(said.split())
 
 
 def test_what_the_console_said_stands_in_the_run_folder_without_redrawn_lines(folder, tmp_path, capsys):

@@ -14,7 +14,7 @@ from holdfast.config.messages import refuse, sentences
 from holdfast.config.read import as_plain, check_plain, completed
 from holdfast.config.trial import check_device_name, disagreements
 from holdfast.config.updates import check_changes, check_held_out, check_optimizer, check_scheduler
-from holdfast.config.words import pattern_problem, shown
+from holdfast.config.words import pattern_problem, renamed_compile, shown
 from holdfast.core.criteria import without_classes
 from holdfast.core.errors import ConfigError, HoldfastError, NeedError, unknown
 from holdfast.core.method import Method
@@ -49,6 +49,7 @@ def validated(config: Any, source: str = "", together: bool = False) -> Job:
         refuse(sentences(error.errors(include_url=False), values), source)
         raise
     job = Job(schema.dump(block), block)
+    renamed_compile(job.config)
     refuse(cross_checks(job) or (disagreements(job) if together else []), source)
     return job
 

@@ -118,7 +118,7 @@ class Job:
             "seed": self.config["seed"],
             "device": self.make_device() if device is None else device,
             **trainer_arguments(self.block.trainer),
-            **(renamed_compile() if self.config["compile"] else {}),
+            **renamed_compile(self.config),
         }
 
     def changed(self, **values: Any) -> Job:

@@ -9,7 +9,7 @@ import logging
 import re
 import string
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,19 @@ def pattern_problem(pattern: str) -> str:
     return "" if pattern.strip() else f"got {pattern!r}. Write a path with {listed}, or null."
 
 
-@functools.cache  # said once, however often a job's trainer is made
-def renamed_compile() -> dict[str, str]:
-    """What the key `compile` stands for, said once where it is read."""
+def renamed_compile(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's arguments that the old key `compile` of a job stands for; it is said once what to write."""
+    if not (config["compile"] or config["trainer"].get("compile")):
+        return {}
+    _say_renamed("compile=true" if config["compile"] else "trainer.compile=true")
+    return {"capture": "compile", "compile": False}
+
+
+@functools.cache  # said once, however often a job is read and its trainer made
+def _say_renamed(key: str) -> None:
     logging.getLogger("holdfast").warning(
-        "`compile=true` is written `trainer.capture=compile` now; the old key works until the next release"
+        f"`{key}` is written `trainer.capture=compile` now; the old key works until the next release"
     )
-    return {"capture": "compile"}
 
 
 def without_json(text: str) -> str:

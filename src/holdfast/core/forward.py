@@ -93,7 +93,6 @@ class Forward:
         self.output: Callable[[Any], Tensor] | None = None
         self.others: Mapping[str, Any] = {}
         self.names: Sequence[str] = ()
-        self._looks = 3
 
     def __call__(self, inputs: Tree, task: Task = None, through: Callable[..., Any] | None = None) -> Tensor:
         """Outputs on raw `inputs`, in the mode the module is in.
@@ -135,14 +134,7 @@ class Forward:
         module = self.model if through is None else through
         token = enter_task(self.task if task is None else task)
         try:
-            taken = self.prepared(inputs, getattr(module, "training", False))
-            if self._looks and torch.is_grad_enabled():
-                self._looks -= 1
-                before = versions(taken)
-                outputs = self._called(module, taken)
-                check_unchanged(before)
-            else:
-                outputs = self._called(module, taken)
+            outputs = self._called(module, self.prepared(inputs, getattr(module, "training", False)))
         finally:
             leave_task(token)
         if self.output is not None:
@@ -211,7 +203,7 @@ def versions(inputs: object) -> list[tuple[Tensor, int]]:
     return [(value, value._version) for value in tensors(inputs) if not value.is_inference()]
 
 
-def check_unchanged(before: list[tuple[Tensor, int]]) -> None:
+def check_unchanged(before: Sequence[tuple[Tensor, int]]) -> None:
     """Refuse a model that wrote into its inputs: what is remembered of them, or run again, would not be what came in.
 
     Args:

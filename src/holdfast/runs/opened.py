@@ -102,7 +102,8 @@ def _headline(row: Row) -> Table:
     ):
         table.add_row(label, _percent(row.values.get(name)), _percent(row.values.get("task_aware_" + name)))
     for name, value in kept_against(row.runs).items():
-        table.add_row(name.replace("_", " "), *(("", number(value)) if row.prefix else (number(value), "")))
+        told = number(value) if name == "forgetting_ratio" else _percent(value)  # the ratio is no share
+        table.add_row(name.replace("_", " "), *(("", told) if row.prefix else (told, "")))
     table.add_row("worst class", _percent(row.values.get("worst_class")), "")
     if row.values.get("prequential_accuracy") is not None:
         table.add_row("before training on it", _percent(row.values.get("prequential_accuracy")), "")

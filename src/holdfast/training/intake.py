@@ -68,7 +68,7 @@ class Intake:
 
     def _enter(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the loop's first forward; later ones are not looked at."""
-        if torch.is_grad_enabled() and not self.forwards.ignoring:
+        if torch.is_grad_enabled():
             self._before = versions((args, kwargs))
 
     def _leave(self, *_: object) -> None:

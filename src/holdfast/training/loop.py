@@ -12,6 +12,7 @@ from torch import Tensor
 
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Data, Experience, tree_map, tree_rows
+from holdfast.core.forward import check_unchanged, versions
 from holdfast.core.inspect import has_batch_norm
 from holdfast.core.source import Source
 from holdfast.core.step import Now, Step
@@ -149,12 +150,14 @@ class Loop:
                 now = Now(engine.index, done / total, position.epoch_step / self._last_of_epoch)
             if not alone:
                 ranks.wish = self._wish(clock(), coming=1)
-            before = engine.index
+            before, entered = engine.index, versions(batch.inputs) if done < 3 else ()
             if captured is not None:
                 step = captured.step(batch, now, weight, done + 1 == total)
             else:
                 step = engine.step(batch, now, update, weight, done + 1 == total)
                 window.add(step.outputs, step.targets, batch.fresh)
+            if entered:
+                check_unchanged(entered)  # of the first few
             position.step = done + 1
             position.epoch_step += 1
             if scheduler is not None and engine.index > before:
