@@ -44,6 +44,12 @@ WINDOW = 50
 NETWORKS = {"mlp": (10, (1, 28, 28)), "mlp400": (32, (1, 28, 28)), "resnet18": (32, (3, 32, 32))}
 """Network -> batch size, and shape of an image: perceptrons of two layers of 100 or 400, and a ResNet."""
 
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "SGD": {"name": "SGD", "lr": 0.01},
+    "Adam": {"name": "Adam", "lr": 0.001},
+    "AdamW": {"name": "AdamW", "lr": 0.001},
+}
+
 
 def stream_of(network: str, steps: int, tasks: bool) -> Stream:
     """Two experiences of images of noise, long enough for so many steps."""
@@ -74,9 +80,12 @@ class Timed:
         device: where.
         warm: steps of the first experience, and of the second before any is timed.
         timed: steps that will be.
+        optimizer: of `OPTIMIZERS`.
     """
 
-    def __init__(self, name: str, network: str, capture: str, device: str, warm: int, timed: int) -> None:
+    def __init__(
+        self, name: str, network: str, capture: str, device: str, warm: int, timed: int, optimizer: str
+    ) -> None:
         factory = getattr(methods, name)
         batch, _ = NETWORKS[network]
         known = inspect.signature(factory).parameters
@@ -85,10 +94,8 @@ class Timed:
         tasks = "task" in method.needs
         of = stream_of(network, warm + timed + 8, tasks)
         self.model = net(network, of, "task" if tasks else "growing")
-        optimizer = {"name": "SGD", "lr": 0.01}
-        self.trainer = Trainer(
-            method, optimizer=optimizer, batch_size=batch, evaluate="none", device=device, capture=capture, log_every=50
-        )
+        settings: dict[str, Any] = {"optimizer": OPTIMIZERS[optimizer], "batch_size": batch, "log_every": 50}
+        self.trainer = Trainer(method, evaluate="none", device=device, capture=capture, **settings)
         self.trainer.bind(self.model, of)
         self.session = session = self.trainer.session
         self.loop = Loop(session, Saver(session))
@@ -124,11 +131,12 @@ class Timed:
 class ByHand:
     """Experience replay written by hand, on the same data."""
 
-    def __init__(self, network: str, device: str, steps: int) -> None:
+    def __init__(self, network: str, device: str, steps: int, optimizer: str) -> None:
         self.batch, shape = NETWORKS[network]
         of = stream_of(network, 2, False)
         self.model = net(network, of, "fixed").to(device).train()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        settings = dict(OPTIMIZERS[optimizer])
+        self.optimizer = getattr(torch.optim, settings.pop("name"))(self.model.parameters(), **settings)
         rows = self.batch * (steps + 1)
         self.inputs = torch.rand(rows, *shape).to(device)
         self.targets = torch.randint(0, 4, (rows,)).to(device)
@@ -184,7 +192,9 @@ def waits_in(timed: Timed, device: str) -> bool | None:
     return False
 
 
-def many(name: str, network: str, how: str, device: str, runs: int, steps: int) -> tuple[float, float]:
+def many(
+    name: str, network: str, how: str, device: str, runs: int, steps: int, optimizer: str = "SGD"
+) -> tuple[float, float]:
     """Microseconds of one step of so many runs at once, their feed and log included: medians over log windows.
 
     Returns:
@@ -205,7 +215,7 @@ def many(name: str, network: str, how: str, device: str, runs: int, steps: int) 
         of = stream_of(network, steps, "task" in factory(**chosen).needs).first(1)
         settings: dict[str, Any] = {"batch_size": batch, "evaluate": "none", "device": device, "log_every": WINDOW}
         settings |= {"capture": how, "seed": number, "record": record if number == runs - 1 else None}
-        trainer = Trainer(factory(**chosen), optimizer={"name": "SGD", "lr": 0.01}, **settings)
+        trainer = Trainer(factory(**chosen), optimizer=OPTIMIZERS[optimizer], **settings)
         made.append((trainer, net(network, of, "fixed"), of))
     if runs == 1:
         trainer, model, of = made[0]
@@ -220,14 +230,16 @@ def many(name: str, network: str, how: str, device: str, runs: int, steps: int) 
     return wall, process
 
 
-def measure_many(name: str, network: str, how: str, device: str, counts: list[int], steps: int) -> list[dict[str, Any]]:
+def measure_many(
+    name: str, network: str, how: str, device: str, counts: list[int], steps: int, optimizer: str = "SGD"
+) -> list[dict[str, Any]]:
     """Runs at once beside a single captured one, in turn; on a GPU by the clock on the wall, else of the process."""
     first = 0 if device.startswith("cuda") else 1
-    single = many(name, network, how, device, 1, steps)
+    single = many(name, network, how, device, 1, steps, optimizer)
     rows: list[dict[str, Any]] = []
     for count in counts:
-        at_once = many(name, network, how, device, count, steps)
-        again = many(name, network, how, device, 1, steps)
+        at_once = many(name, network, how, device, count, steps, optimizer)
+        again = many(name, network, how, device, 1, steps, optimizer)
         one = [(before + after) / 2 for before, after in zip(single, again)]
         row = {"method": name, "network": network, "runs": count, "threads": torch.get_num_threads()}
         row |= {"at_once": at_once[first], "single": one[first], "wall_at_once": at_once[0], "wall_single": one[0]}
@@ -236,12 +248,14 @@ def measure_many(name: str, network: str, how: str, device: str, counts: list[in
     return rows
 
 
-def measure(name: str, network: str, how: str, device: str, rounds: int, steps: int) -> dict[str, Any]:
+def measure(
+    name: str, network: str, how: str, device: str, rounds: int, steps: int, optimizer: str = "SGD"
+) -> dict[str, Any]:
     """One method on one network."""
     timed = rounds * steps + 4
-    hand = ByHand(network, device, timed)
-    plain = Timed(name, network, "none", device, 40, timed)
-    fast = Timed(name, network, how, device, 40, timed)
+    hand = ByHand(network, device, timed, optimizer)
+    plain = Timed(name, network, "none", device, 40, timed, optimizer)
+    fast = Timed(name, network, how, device, 40, timed, optimizer)
     hand.run(20)
     found: dict[str, list[float]] = {"hand": [], "written": [], "captured": []}
     for _ in range(rounds):
@@ -281,6 +295,7 @@ def main() -> int:
     parser.add_argument("--how", choices=["graph", "compile", "tape"], help="default: graph on a GPU, else tape")
     parser.add_argument("--method", nargs="*", default=None, help="default: all")
     parser.add_argument("--network", nargs="*", choices=list(NETWORKS), help="default: mlp, on a GPU resnet18 too")
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="SGD")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--runs", type=int, nargs="*", default=[], help="measure so many runs at once instead")
@@ -296,11 +311,13 @@ def main() -> int:
     if arguments.runs:
         for network in networks:
             for name in arguments.method or ["er"]:
-                results += tell_many(measure_many(name, network, how, device, arguments.runs, arguments.steps * 12))
+                results += tell_many(
+                    measure_many(name, network, how, device, arguments.runs, arguments.steps * 12, arguments.optimizer)
+                )
     for network in [] if arguments.runs else networks:
         for name in arguments.method or methods.__all__:
             try:
-                one = measure(name, network, how, device, arguments.rounds, arguments.steps)
+                one = measure(name, network, how, device, arguments.rounds, arguments.steps, arguments.optimizer)
             except Exception as error:  # one method must not cost the figures of the others
                 print(f"{network:9s} {name:26s} failed: {type(error).__name__}: {error}", flush=True)
                 continue

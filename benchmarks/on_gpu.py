@@ -62,15 +62,17 @@ class Lines:
         print(f"NONE   {what:46s} {why}", flush=True)
 
 
-def steps(lines: Lines, network: str, names: list[str], how: str, device: str, rounds: int, count: int) -> None:
+def steps(
+    lines: Lines, network: str, names: list[str], how: str, device: str, rounds: int, count: int, optimizer: str = "SGD"
+) -> None:
     """Captured steps of each method."""
     for name in names:
-        what = f"{network}: {name}, of the hand-written step"
+        what = f"{network}: {name}, {optimizer}, of the hand-written step"
         if lines.late:
             lines.none(what, "not measured: the time is over")
             continue
         try:
-            row = captured.measure(name, network, how, device, rounds, count)
+            row = captured.measure(name, network, how, device, rounds, count, optimizer)
         except Exception as error:  # one method must not cost the lines of the others
             lines.none(what, f"failed: {type(error).__name__}: {error}")
             continue
@@ -139,6 +141,7 @@ def main() -> int:
     whole_run(lines, device, changes)
     at_once(lines, how, device, [2] if quick else [8, 32, 128], 200 if quick else 1500)
     steps(lines, "mlp", ["er"] if quick else list(methods.__all__), how, device, 2 if quick else 3, 10 if quick else 40)
+    steps(lines, "mlp", ["er"], how, device, 2 if quick else 3, 10 if quick else 40, "Adam")
     table(lines, leaderboard.rows()[:1] if quick else leaderboard.rows(), 2 if quick else 10, changes)
     if not quick:
         steps(lines, "resnet18", ["er", "der_plus_plus", "ewc", "si", "lwf", "agem"], how, device, 3, 15)

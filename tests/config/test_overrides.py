@@ -168,6 +168,7 @@ def test_a_scheduler_can_be_made_from_nothing():
 def test_the_length_of_training_is_given_in_one_unit(job):
     assert job({"trainer": {"epochs": 4}}, "trainer.iterations=9")["trainer"]["epochs"] is None
     assert job({"trainer": {"iterations": 9}}, "trainer.epochs=4")["trainer"]["iterations"] is None
+    assert job({}, "trainer.epochs=1", "~trainer.epochs")["trainer"]["epochs"] == job({})["trainer"]["epochs"]
     with pytest.raises(ConfigError, match="both epochs"):
         job({}, "trainer.iterations=9", "trainer.epochs=4")
 

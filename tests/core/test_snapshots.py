@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from functools import partial
 from types import MethodType
@@ -23,6 +24,9 @@ from holdfast.core.operation import Operation
 from holdfast.core.services import Services
 from holdfast.core.snapshot import Snapshot, Twin
 from holdfast.core.step import Step
+from holdfast.models import hypernetwork
+from holdfast.models.expanding import ExpandingBackbone
+from holdfast.training.lightning_inside import Tasked
 
 X = torch.linspace(-1, 1, 30).view(6, 5)
 
@@ -196,6 +200,9 @@ def test_a_snapshot_moves_with_the_operation_that_holds_it() -> None:
     assert holder.teacher(X.double()).dtype == torch.float64
 
 
+WAYS = ["forward", "default", "partial", "method", "weight norm", "hook"]
+
+
 def adapted(how: str) -> nn.Module:
     """A frozen layer and two trainable factors beside it, put there in the ways in which people do."""
     torch.manual_seed(0)
@@ -211,12 +218,22 @@ def adapted(how: str) -> nn.Module:
         layer.forward = partial(lambda old, parts, x: old(x) + parts[1](parts[0](x)), before, factors)  # type: ignore[method-assign]
     elif how == "method":
         layer.forward = MethodType(lambda self, x: before(x) + up(down(x)), layer)  # type: ignore[method-assign]
+    elif how == "weight norm":  # its weight is a tensor within the graph of the last forward
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            nn.utils.weight_norm(up)
+        layer.register_forward_hook(lambda module, args, out: out + up(down(args[0])))
     else:
-        layer.register_forward_hook(lambda module, args, out: out + factors[1](factors[0](args[0])))
+
+        def kept(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            module.seen = {"last": [out + factors[1](factors[0](args[0]))]}  # type: ignore[assignment]
+            return module.seen["last"][0]  # type: ignore[index, return-value]
+
+        layer.register_forward_hook(kept)
     return model
 
 
-@pytest.mark.parametrize("how", ["forward", "default", "partial", "method", "hook"])
+@pytest.mark.parametrize("how", WAYS)
 def test_a_teacher_and_an_export_stay_as_they_were_where_functions_hold_the_adapters(how: str) -> None:
     model = adapted(how)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
@@ -235,3 +252,27 @@ def test_a_teacher_and_an_export_stay_as_they_were_where_functions_hold_the_adap
     assert all(grad is not None and bool(grad.any()) for grad in factors)
     for answers in (teacher(X), exported(X), deepcopy(teacher)(X)):
         torch.testing.assert_close(answers, expected)
+
+
+@pytest.mark.parametrize("made", ["teacher", "frozen copy", "wrapped", "cut backbone"])
+@pytest.mark.parametrize("how", WAYS)
+def test_every_copy_of_a_users_module_is_apart_from_it(how: str, made: str) -> None:
+    model = adapted(how)
+    model(X).sum().backward()  # so that what it keeps of a forward is in a graph
+    copied: Any
+    if made == "teacher":
+        copied = Learner(model).services.snapshot()
+    elif made == "wrapped":
+        copied = deepcopy(Tasked(model)).module
+    elif made == "cut backbone":
+        copied = hypernetwork(input_shape=(5,), classes=4, backbone=model, cut=1).below
+    else:
+        body = ExpandingBackbone(model, nn.Parameter(torch.zeros(1, 4, 4)))
+        body.duplicate()
+        copied = body.frozen[0]
+    expected = copied(X).detach().clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(copied(X), expected)
+    assert made == "cut backbone" or not torch.allclose(model(X), expected)

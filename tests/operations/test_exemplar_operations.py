@@ -14,6 +14,7 @@ from holdfast import Continual, methods
 from holdfast.core.errors import ConfigError
 from holdfast.memory import Uniform
 from holdfast.methods import agem_exemplars, er_exemplars, exemplar_replay, icarl
+from holdfast.models import mlp
 from holdfast.operations import (
     BinaryDistillation,
     LogitReplay,
@@ -241,30 +242,39 @@ def test_methods_take_a_capacity_or_a_number_per_class() -> None:
         BinaryDistillation(temperature=0)
 
 
-@pytest.mark.parametrize("name", ["er_exemplars", "agem_exemplars"])
-def test_a_step_calls_no_more_functions_after_more_experiences(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "head"), [("er_exemplars", "one"), ("agem_exemplars", "one"), ("er_exemplars", "task")]
+)
+def test_a_step_calls_no_more_functions_after_more_experiences(name: str, head: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    if head == "task":
+        model = mlp(input_shape=(4,), classes=0, hidden=[6], head="task")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, foreach=True)
     cl = Continual(model, getattr(methods, name)(per_class=2, size=4), optimizer)
     calls: dict[int, int] = {}
     counted: list[str] = []
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(cl(inputs), targets).backward()
+        cl.backward(nn.functional.cross_entropy(cl(inputs), targets), targets, inputs=inputs)
         optimizer.step()
 
-    for experience in range(121):
+    for experience in range(71):
         inputs, targets = torch.randn(8, 4), torch.arange(8) % 2
+        if head == "task":
+            targets = targets + 2 * experience
         data = TensorData(inputs, targets)
-        cl.begin(data)
-        step(inputs, targets)
-        if experience in (10, 120):
+        cl.begin(data, task=experience if head == "task" else None)
+        for _ in range(5 if experience in (10, 70) else 1):  # the first few look at what they are given
+            step(inputs, targets)
+        if experience in (10, 70):
             counted.clear()
             sys.setprofile(lambda frame, event, argument: counted.append(event))
             step(inputs, targets)
             sys.setprofile(None)
             calls[experience] = sum(event in ("call", "c_call") for event in counted)
         cl.end(data)
-    assert calls[120] <= calls[10] + 5
+    torchs = 4 * 60 if head == "task" else 0  # SGD lists each weight and bias of a head, and their gradients
+    assert calls[70] <= calls[10] + torchs + 8
+    assert len(optimizer.param_groups) <= 2

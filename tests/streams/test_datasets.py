@@ -454,6 +454,10 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     with pytest.raises(DataError, match="size"):
         list(image_folder(str(tmp_path / "set"), in_memory=False).train)
     assert image_folder(str(tmp_path / "set"), size=5).input_shape == (3, 5, 5)
+    for part, side in (("train", 8), ("test", 6)):
+        write_images(tmp_path / "parts" / part, names=("a",), side=side)
+    with pytest.raises(DataError, match=r"test/a/0.png has \(6, 6\) pixels.*size="):
+        image_folder(str(tmp_path / "parts"))
 
 
 def test_wrong_image_folders_are_errors(tmp_path):

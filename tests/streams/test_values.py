@@ -276,3 +276,26 @@ def test_random_arrays_are_taken_or_refused_with_a_sentence():
             assert bool(seen.isfinite().all())
     assert all(said.endswith(".") for said in refused)
     assert 20 < len(refused) < 130
+
+
+def test_images_stand_upright_and_what_is_not_read_is_named(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.arange(4 * 6 * 3, dtype="u1").reshape(4, 6, 3)
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    image.fromarray(pixels).save(tmp_path / "set" / "a" / "0.png")
+    tags = image.Exif()
+    tags[0x0112] = 6  # a camera that was turned by a quarter
+    turned = image.fromarray(np.ascontiguousarray(np.rot90(pixels)))
+    turned.save(tmp_path / "set" / "a" / "1.png", exif=tags)
+    data = image_folder(str(tmp_path / "set"), test_fraction=0.0)
+    first, second = data.train.gather(torch.arange(2)).inputs
+    assert torch.equal(first, second)
+    (tmp_path / "set" / "a" / "2.heic").write_bytes(b"?")
+    image.fromarray(pixels).save(
+        tmp_path / "set" / "a" / "3.tif", save_all=True, append_images=[image.fromarray(255 - pixels)]
+    )
+    with pytest.warns(UserWarning, match="are not read") as told:
+        image_folder(str(tmp_path / "set"), test_fraction=0.0)
+    messages = " ".join(str(one.message) for one in told)
+    assert "pages or frames are read by their first one" in messages
+    assert "images that end in .heic are not read" in messages

@@ -65,6 +65,14 @@ def exponential(optimizer: torch.optim.Optimizer) -> Any:
         {"optimizer": MOMENTUM, "scheduler": exponential, "scheduler_every": "step"},
         {"optimizer": {"name": "Adam", "lr": 0.01, "fused": True}, "scheduler": exponential, "scheduler_every": "step"},
         {"optimizer": {"name": "AdamW", "fused": True}, "scheduler": exponential, "scheduler_every": "step"},
+        {
+            "optimizer": {"name": "Adam", "lr": 0.01, "amsgrad": True},
+            "scheduler": exponential,
+            "scheduler_every": "step",
+        },
+        {"optimizer": {"name": "Adam", "weight_decay": 0.1, "foreach": True, "maximize": True}, "epochs": 3},
+        {"optimizer": {"name": "AdamW", "lr": 0.01}, "scheduler": exponential, "scheduler_every": "step"},
+        {"optimizer": {"name": "AdamW", "foreach": True}, "scheduler": exponential, "scheduler_every": "step"},
         {"optimizer": {"name": "RMSprop", "lr": 0.01}, "scheduler": exponential, "scheduler_every": "step"},
         {"optimizer": {"name": "Adadelta", "foreach": False}, "scheduler": exponential, "scheduler_every": "step"},
         {"optimizer": {"name": "Rprop", "lr": 0.01}, "scheduler": exponential, "scheduler_every": "epoch"},
@@ -81,6 +89,22 @@ def test_captured_steps_give_equal_weights(settings: dict[str, Any]) -> None:
     assert captured_steps(both(**settings)) > 10
 
 
+class Still(Operation):
+    """Leaves one weight where it is at some steps, drawn anew at each."""
+
+    role = "representation learning"
+
+    def gradient(self, step: Step, learner: Services) -> None:
+        if learner.decide(lambda: bool(torch.rand((), generator=learner.rng("still")) < 0.5)):
+            learner.trainable.parameters()[0].grad = None
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_weights_that_move_at_some_steps_only_have_counts_of_their_own(foreach: bool) -> None:
+    adam = {"name": "Adam", "lr": 0.01, "foreach": foreach}
+    assert captured_steps(both(lambda: Method(Still()), optimizer=adam, epochs=4)) > 4
+
+
 def test_the_log_has_the_same_losses_and_accuracies() -> None:
     logs = [[e for e in trained(how, log_every=3)[0].events if e["event"] == "train"] for how in ("none", "tape")]
     assert len(logs[0]) == len(logs[1]) > 9
@@ -90,12 +114,15 @@ def test_the_log_has_the_same_losses_and_accuracies() -> None:
         assert (captured["step"], captured["lr"], captured["epoch"]) == (plain["step"], plain["lr"], plain["epoch"])
 
 
+@pytest.mark.parametrize("spec", [MOMENTUM, {"name": "AdamW", "lr": 0.01}], ids=lambda spec: spec["name"])
 @pytest.mark.parametrize(("step", "again"), [(1, "tape"), (6, "none"), (9, "tape"), (20, "none")])
-def test_a_run_goes_on_from_any_step_with_captured_steps_or_without(step: int, again: str) -> None:
-    _, plain = trained("none", optimizer=MOMENTUM)
+def test_a_run_goes_on_from_any_step_with_captured_steps_or_without(
+    step: int, again: str, spec: dict[str, Any]
+) -> None:
+    _, plain = trained("none", optimizer=spec)
     keep = toys.KeepAt(step)
-    trained("tape", optimizer=MOMENTUM, checkpoints=keep)
-    _, net = trained(again, optimizer=MOMENTUM, resume=keep.states[step])
+    trained("tape", optimizer=spec, checkpoints=keep)
+    _, net = trained(again, optimizer=spec, resume=keep.states[step])
     assert toys.equal(plain, net)
 
 
@@ -141,13 +168,23 @@ def test_the_old_name_of_compiled_steps_says_the_new_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [SGD, MOMENTUM, {"name": "Adam", "lr": 0.01, "fused": True}, {"name": "RMSprop", "lr": 0.01}], ids=str
+    "spec",
+    [
+        SGD,
+        MOMENTUM,
+        {"name": "Adam", "lr": 0.01, "fused": True},
+        {"name": "Adam", "lr": 0.01},
+        {"name": "AdamW", "lr": 0.01, "foreach": True},
+        {"name": "RMSprop", "lr": 0.01},
+    ],
+    ids=str,
 )
 def test_a_graph_gets_the_rate_as_a_tensor(spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With graphs replaced by the tape."""
 
-    def graphed(program: programs.Program, feed: Callable[[], None]) -> Callable[[], None]:
-        return lambda: (feed(), program())[1]
+    def graphed(program: programs.Program, feed: Callable[[bool], None]) -> Callable[[], None]:
+        feed(False)
+        return lambda: (feed(True), program())[1]
 
     settings: dict[str, Any] = {"optimizer": spec, "scheduler": exponential, "scheduler_every": "step"}
     _, plain = trained("none", **settings)
@@ -158,7 +195,7 @@ def test_a_graph_gets_the_rate_as_a_tensor(spec: dict[str, Any], monkeypatch: py
     assert captured_steps(told(trainer)) > 10
     if spec["name"] == "SGD":
         assert toys.differing(plain, net) == []
-    else:  # the fused optimiser takes a tensor of 32 bits for a rate, and RMSprop divides before it multiplies
+    else:  # the fused optimiser takes a tensor of 32 bits for a rate, and others divide before they multiply
         for one, other in zip(plain.state_dict().values(), net.state_dict().values()):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
@@ -168,7 +205,8 @@ def test_a_graph_gets_the_rate_as_a_tensor(spec: dict[str, Any], monkeypatch: py
     [
         ({"accumulate": 2}, "several batches add up to one step"),
         ({"detect_anomaly": True}, "detect_anomaly"),
-        ({"optimizer": {"name": "Adam", "lr": 0.01}}, "with optimizer.fused=true it does so on the device"),
+        ({"optimizer": {"name": "Adagrad", "lr": 0.01}}, "with optimizer.fused=true it does so on the device"),
+        ({"optimizer": {"name": "NAdam", "lr": 0.01}}, "NAdam reads its own values on the host"),
         (
             {"optimizer": {"name": "Rprop"}, "scheduler": exponential, "scheduler_every": "step"},
             "the step of Rprop has it as a constant",
@@ -551,11 +589,20 @@ def test_an_operation_that_says_why_not_is_not_tried() -> None:
 # A loop of one's own --------------------------------------------------------------------------------------
 
 
-def looped(capture: Any, method: Callable[[], Method], step_of: Callable[..., Any] | None = None) -> tuple[Any, ...]:
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def looped(
+    capture: Any,
+    method: Callable[[], Method],
+    step_of: Callable[..., Any] | None = None,
+    moving: Callable[[Any], torch.optim.Optimizer] = momentum,
+) -> tuple[Any, ...]:
     stream = toys.stream(samples=13)
     net = toys.model(stream, "growing")
     net.train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    optimizer = moving(net.parameters())
     cl = Continual(net, method(), optimizer, seed=3, capture=capture, prepare=stream.prepare)
     scheduler = exponential(optimizer)
 
@@ -579,10 +626,17 @@ def looped(capture: Any, method: Callable[[], Method], step_of: Callable[..., An
     return net, torch.stack(losses), train, cl.losses()
 
 
-@pytest.mark.parametrize("make", [lambda: er(capacity=20, size=4), lambda: agem(capacity=20, size=4), lambda: si()])
-def test_the_step_of_a_loop_of_ones_own_is_captured(make: Callable[[], Method]) -> None:
-    plain, losses, _, logged = looped(False, make)
-    net, again, train, sums = looped(True, make)
+@pytest.mark.parametrize(
+    ("make", "moving"),
+    [
+        (lambda: er(capacity=20, size=4), momentum),
+        (lambda: agem(capacity=20, size=4), torch.optim.AdamW),
+        (lambda: si(), momentum),
+    ],
+)
+def test_the_step_of_a_loop_of_ones_own_is_captured(make: Callable[[], Method], moving: Any) -> None:
+    plain, losses, _, logged = looped(False, make, moving=moving)
+    net, again, train, sums = looped(True, make, moving=moving)
     assert toys.differing(plain, net) == []
     assert torch.equal(losses, again)
     assert train.counts["run"] > 4

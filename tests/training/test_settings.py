@@ -174,3 +174,28 @@ def test_changes_that_cannot_be_are_refused_before_training(changes: Any, says: 
 def test_the_later_of_two_keys_wins_for_what_both_say() -> None:
     given = {"0-": {"epochs": 2, "batch_size": 8}, "1": {"epochs": 5}}
     assert by_experience(given, 2) == {0: {"epochs": 2, "batch_size": 8}, 1: {"epochs": 5, "batch_size": 8}}
+
+
+@pytest.mark.parametrize("schedule", [None, halving])
+def test_groups_of_an_optimisers_own_keep_their_rates_and_what_grows_makes_one_more(toy: Any, schedule: Any) -> None:
+    rates: list[list[float]] = []
+    made: list[torch.optim.Optimizer] = []
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        biases = {"params": [p for p in parameters if p.ndim == 1], "lr": 0.3, "momentum": 0.0}
+        made.append(torch.optim.SGD([{"params": [p for p in parameters if p.ndim > 1]}, biases], lr=0.02, momentum=0.9))
+        return made[-1]
+
+    def note(event: Any) -> None:
+        rates.append([group["lr"] for group in made[-1].param_groups])
+
+    keep, nets = toy.KeepAt(23), []
+    for other in ({"checkpoints": keep, "record": note}, {"resume": lambda: keep.kept}):
+        of = toy.stream("class")
+        nets.append(toy.model(of, "growing"))
+        given = {key: value() if key == "resume" else value for key, value in other.items()}
+        toy.train(er(20, 4), nets[-1], of, optimizer=make, scheduler=schedule, epochs=2, **given)
+    assert len(toy.stream("class")) > 2
+    assert len(made[0].param_groups) == len(made[-1].param_groups) == 3
+    assert {tuple(now[:2]) for now in rates} == ({(0.02, 0.3)} if schedule is None else {(0.02, 0.3), (0.005, 0.075)})
+    assert toy.equal(*nets)

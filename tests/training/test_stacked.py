@@ -106,13 +106,15 @@ def step_wise(optimizer: torch.optim.Optimizer) -> Any:
     [
         {"scheduler": step_wise, "scheduler_every": "step", "clip_norm": 0.5},
         {"optimizer": {"name": "AdamW", "fused": True, "weight_decay": 0.1}},
+        {"optimizer": {"name": "Adam", "lr": 0.01}, "scheduler": step_wise, "scheduler_every": "step"},
+        {"optimizer": {"name": "AdamW", "lr": 0.01, "foreach": True}},
         pytest.param(
             {"optimizer": {"name": "SGD", "momentum": 0.9, "weight_decay": 0.01, "nesterov": True, "fused": True}},
             marks=pytest.mark.slow,
         ),
         {"samples": (13, 9, 13), "count": 3, "evaluate": "test"},
     ],
-    ids=["scheduler", "adam", "fused", "lengths"],
+    ids=["scheduler", "fused adam", "adam", "foreach", "fused", "lengths"],
 )
 def test_what_is_around_a_step_is_that_of_each_run(more: dict[str, Any]) -> None:
     assert stacked(both(METHODS["er"], **more)) > 5
@@ -136,6 +138,27 @@ class Odd(Operation):
         if learner.decide(lambda: bool(torch.rand((), generator=learner.rng("odd")) < 0.5)):
             for gradient in learner.gradients():
                 gradient.mul_(0.5)
+
+
+class Still(Operation):
+    """Leaves one weight where it is in the first steps; in how many is another number in every run."""
+
+    role = "representation learning"
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def gradient(self, step: Step, learner: Services) -> None:
+        if learner.decide(lambda: learner.now.index < self.first):
+            learner.trainable.parameters()[0].grad = None
+
+
+def test_runs_whose_weights_moved_unlike_often_each_count_their_own_steps() -> None:
+    adam: dict[str, Any] = {"name": "Adam", "lr": 0.01}
+    assert stacked(both(lambda number: Method(Still(2 + 3 * number)), optimizer=adam, epochs=4)) > 5
+    alone = both(lambda number: Method(Still(2 * number)), optimizer=adam, epochs=4)
+    assert stacked(alone) == 0  # one run takes one step size, the other two
 
 
 def test_runs_that_decide_otherwise_at_a_step_make_it_by_themselves() -> None:
@@ -198,7 +221,7 @@ def close(one: Path, other: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # a compiler on a busy machine
-@pytest.mark.parametrize(("name", "optimizer"), [("er", {"name": "SGD"}), ("ewc", {"name": "SGD", "momentum": 0.9})])
+@pytest.mark.parametrize(("name", "optimizer"), [("er", {"name": "SGD"}), ("ewc", {"name": "AdamW"})])
 def test_a_compiled_stack_gives_the_weights_of_compiled_runs_alone(
     name: str, optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

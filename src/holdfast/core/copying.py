@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -20,6 +22,9 @@ def deep_copy(module: M, memo: Memo | None = None) -> M:
     `copy.deepcopy` copies no function. A forward that was put in place of a layer's (`layer.forward = lambda x:
     old(x) + adapter(x)`) or a hook (`lambda layer, args, out: out + adapter(args[0])`) would therefore go on with the
     original's `adapter` in the copy, and a teacher would silently learn with its student.
+
+    A tensor within a graph, which modules keep of their last forward (`self.last = hidden`, the weight of
+    `torch.nn.utils.weight_norm`) and which torch refuses to copy, is copied as a value.
 
     Args:
         module: any module.
@@ -38,7 +43,8 @@ def deep_copy(module: M, memo: Memo | None = None) -> M:
         True
     """
     memo = {} if memo is None else memo
-    made = copy.deepcopy(module, memo)
+    with _Values():
+        made = copy.deepcopy(module, memo)
     done: Memo = {}
     for part in made.modules():
         for name, value in vars(part).items():
@@ -47,6 +53,23 @@ def deep_copy(module: M, memo: Memo | None = None) -> M:
                 if held is not value:
                     part.__dict__[name] = held
     return made
+
+
+class _Values(TorchFunctionMode):
+    """Within it, a deep copy of a tensor that has a graph is one of its values."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Torch calls this for every function of a tensor."""
+        value = args[0] if args else None
+        if func is Tensor.__deepcopy__ and isinstance(value, Tensor) and not value.is_leaf:
+            return value.detach().clone()  # `copy.deepcopy` notes it in its memo
+        return func(*args, **(kwargs or {}))
 
 
 def _rebound(value: T, memo: Memo, done: Memo) -> T:

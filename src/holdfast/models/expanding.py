@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from holdfast.core.copying import deep_copy
 
 
 class ExpandingBackbone(nn.Module):
@@ -49,7 +50,7 @@ class ExpandingBackbone(nn.Module):
 
     def duplicate(self) -> None:
         """Freeze a copy of the live backbone; what this module gives stays the same until a map has learned."""
-        twin = copy.deepcopy(self.live)
+        twin = deep_copy(self.live)
         for module in twin.modules():  # a deep copy has the hooks too, which would act, and count, once per copy
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()

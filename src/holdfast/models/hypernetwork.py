@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from holdfast.core.body import chain_of
+from holdfast.core.copying import deep_copy
 from holdfast.core.errors import ConfigError, UsageError, unknown
 from holdfast.core.forward import forward_task, running_task
 from holdfast.core.inspect import eval_mode
@@ -281,7 +281,7 @@ def hypernetwork(
 def _backbone(backbone: nn.Module | Mapping[str, Any] | str, input_shape: Sequence[int], classes: int) -> nn.Module:
     """The network to cut: a copy of the module, or what the named factory makes."""
     if isinstance(backbone, nn.Module):
-        return copy.deepcopy(backbone)
+        return deep_copy(backbone)
     arguments = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
     name = arguments.pop("name", None)
     if name not in BACKBONES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -67,6 +68,11 @@ def page(template: str, content: Mapping[str, Any]) -> str:
         template: its file.
         content: what it shows.
     """
+    return str(_environment().get_template(template).render(content)) + "\n"
+
+
+@functools.cache  # compiling a template takes longer than a small run
+def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = FileSystemLoader(Path(__file__).parent / "templates")
@@ -74,7 +80,7 @@ def page(template: str, content: Mapping[str, Any]) -> str:
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=percent, points=points, number=number)
-    return environment.get_template(template).render(content) + "\n"
+    return environment
 
 
 def gather(everything: Results) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdfast.metrics.stream import accuracy_so_far, passed
-from holdfast.runs.drawing import ACCENT, INK, MUTED, QUALITATIVE, SMALL, new_axes, series
+from holdfast.runs.drawing import ACCENT, INK, MUTED, QUALITATIVE, legend_above, new_axes, series
 from holdfast.runs.given_back import pictures_of, read_given_back
 from holdfast.runs.pictures import loss_map
 from holdfast.runs.plots import heat_map
@@ -223,10 +223,7 @@ def _accuracy(run: Result) -> Figure | None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _marked(axes, run)
     axes.set_ylabel("predicted right")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=SMALL, labelcolor=INK,
-        borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
-    )  # fmt: skip
+    legend_above(axes, 2)
     return figure
 
 
@@ -258,10 +255,7 @@ def _held_out(run: Result, classified: bool) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _marked(axes, run)
     axes.set_ylabel("answered right" if classified else "loss")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=SMALL, labelcolor=INK,
-        borderaxespad=0.2, handlelength=1.2, columnspacing=1.0,
-    )  # fmt: skip
+    legend_above(axes, 4)
     return figure
 
 

@@ -16,8 +16,9 @@ from holdfast.core.experience import Batch
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Tape
 from holdfast.core.tree import Tree, tree_map
-from holdfast.training.decisions import Decisions, Rates
+from holdfast.training.decisions import Decisions
 from holdfast.training.programs import runner
+from holdfast.training.rates import Rates
 from holdfast.training.recordings import Recordings
 from holdfast.training.session import Session
 
@@ -145,6 +146,7 @@ class Captured:
             steps: how many there will be, at most; None where nobody knows, and nobody says whether compiling pays.
         """
         self.recordings.forget()
+        self.rates.moved_otherwise()
         self._static.clear()
         self.reasons = reasons_against(self.session)
         self._left, self._judged = steps or 0, steps is None
@@ -225,6 +227,7 @@ class Captured:
 
     def _as_written(self, batch: Batch, now: Now, weight: float, last: bool) -> Step:
         step = self.session.engine.step(batch, now, self.session.update, weight, last)
+        self.rates.moved_otherwise()
         self.session.records.window.add(step.outputs, step.targets, batch.fresh)
         return step
 

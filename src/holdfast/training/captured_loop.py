@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.tape import Tape
 from holdfast.training.captured import Tally, roots_of
-from holdfast.training.decisions import Decisions, Rates
+from holdfast.training.decisions import Decisions
 from holdfast.training.dropin import DropIn
 from holdfast.training.programs import CaptureMode, chosen, runner
+from holdfast.training.rates import Rates
 from holdfast.training.recordings import Recordings, tensors_of
 
 Step = Callable[..., Any]
@@ -97,7 +98,7 @@ class CapturedLoop:
         for kept, new in zip(fed, tensors_of(batch)):
             kept.copy_(new, non_blocking=True)
         runs, index = self.counts["run"], self._loop.engine.index
-        out = self.recordings.step(key, lambda: self._body(static), lambda: self._step(*batch), fed)
+        out = self.recordings.step(key, lambda: self._body(static), lambda: self._as_written(batch), fed)
         if self.counts["run"] > runs:
             self._loop.passed()
             self.tally.steps += 1
@@ -108,12 +109,17 @@ class CapturedLoop:
             )
         return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), out)
 
+    def _as_written(self, batch: tuple[Any, ...]) -> Any:
+        self.rates.moved_otherwise()
+        return self._step(*batch)
+
     def _renew(self) -> None:
         """What was recorded is of one experience, with one optimiser."""
         now = (self._loop.learner.experience, id(self._loop.optimizer), self._loop.model.training)
         if now != self._of:
             self._of = now
             self.recordings.forget()
+            self.rates.moved_otherwise()
             self._static.clear()
 
     def _body(self, static: tuple[Any, ...]) -> Any:

@@ -182,8 +182,7 @@ class CallbackLogic:
         state["engine"]["learner"]["model"] = None
         names = {id(p): name for name, p in self.cl.learner.every_parameter().items()}
         assert self.cl.optimizer is not None
-        groups = [[names.get(id(p)) for p in group["params"]] for group in self.cl.optimizer.param_groups]
-        return {"continual": state, "groups": groups}
+        return {"continual": state, "groups": _groups(self.cl.optimizer, names)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Keep the state until the next fit has made what it belongs to."""
@@ -197,7 +196,8 @@ class CallbackLogic:
         engine["learner"] = {**engine["learner"], "model": dict(cl.learner.model.state_dict())}
         cl.load_state_dict({**state, "engine": engine})
         named, groups = cl.learner.every_parameter(), loaded["groups"]
-        if len(groups) != len(optimizer.param_groups) and all(name in named for names in groups for name in names):
+        now = _groups(optimizer, {id(p): name for name, p in named.items()})
+        if groups != now and all(name in named for names in groups for name in names):
             options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
             optimizer.param_groups[:] = [{**options, "params": [named[name] for name in names]} for names in groups]
         self._loaded, self.resumed = None, True
@@ -270,3 +270,8 @@ def data_of(trainer: Any, split: Split) -> Data | None:
     pairs = split is split_batch and len(dataset) and isinstance(dataset[0], list | tuple) and len(dataset[0]) == 2
     collate = getattr(loader, "collate_fn", default_collate)
     return LoaderData(dataset) if pairs and collate is default_collate else CollatedData(dataset, collate, split)
+
+
+def _groups(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[list[str | None]]:
+    """What each group of an optimiser holds, by name."""
+    return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.copying import deep_copy
 from holdfast.core.errors import UsageError
 from holdfast.core.forward import Task, forward_task, running_task
 from holdfast.core.tree import Tree, tree_map
@@ -138,7 +138,7 @@ class Tasked(nn.Module):
         inside = vars(self.module)
         put: dict[str, Any] = {name: inside.pop(name) for name in ("forward", "backward") if name in inside}
         try:
-            copied = Tasked(copy.deepcopy(self.module, memo))
+            copied = Tasked(deep_copy(self.module, memo))
         finally:
             inside.update(put)
         copied.default = self.default

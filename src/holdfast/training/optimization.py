@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,31 @@ def step_function(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     return move
 
 
+def join_groups(optimizer: torch.optim.Optimizer, joined: Collection[int]) -> None:
+    """Make one group of neighbouring ones that are of the same values and hold parameters that joined later only.
+
+    Each experience may bring parameters, and an optimiser's step costs some forty calls a group.
+
+    Args:
+        optimizer: left as it is where its class has its own way to take parameters, or moves one group only.
+        joined: the parameters that were added one experience after the other, by `id`; others stay in their groups.
+    """
+    kind, groups = type(optimizer), optimizer.param_groups
+    if kind.add_param_group is not torch.optim.Optimizer.add_param_group or isinstance(optimizer, torch.optim.LBFGS):
+        return
+    for index in range(len(groups) - 1, 0, -1):
+        first, second = groups[index - 1 : index + 1]
+        later = all(id(p) in joined for p in (*first["params"], *second["params"]))
+        if later and first.keys() == second.keys() and all(_same(first[k], second[k]) for k in first if k != "params"):
+            first["params"].extend(second["params"])
+            del groups[index]  # the list itself stays: schedulers and hooks hold it
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether two values of groups are equal; rates that are tensors (of a captured step) only if they are one."""
+    return one is two if isinstance(one, torch.Tensor) or isinstance(two, torch.Tensor) else bool(one == two)
+
+
 def _nothing_to_move() -> None:
     raise UsageError("the model has no trainable parameter yet. Begin an experience whose classes its head grows to.")
 
@@ -126,6 +151,7 @@ class Optimization:
         self.scheduler: Any = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.move: Callable[[], Any] = _nothing_to_move
+        self._joined: set[int] = set()
 
     def start(self, parameters: Sequence[nn.Parameter]) -> None:
         """A new optimiser over `parameters`; without any (a head that has yet to grow) it waits for the first."""
@@ -134,14 +160,17 @@ class Optimization:
             return
         self.optimizer = self.make(list(parameters))
         self._initial = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._joined = set()
         self._refresh()
 
     def follow(self, new: list[nn.Parameter]) -> None:
-        """Add parameters that grew, as a group of their own."""
+        """Add parameters that grew, as a group of their own until the next experience opens."""
         if self.optimizer is None:
             self.start(new)
         else:
             self.optimizer.add_param_group({**self._initial, "params": new})
+            self._joined |= {id(p) for p in new}
             self._refresh()
 
     def choose(self, make: OptimizerFactory, make_scheduler: SchedulerFactory | None, scheduler_every: str) -> bool:
@@ -151,14 +180,23 @@ class Optimization:
         return other
 
     def open_experience(self) -> None:
-        """A new scheduler from the initial learning rate, for a new experience."""
+        """A new scheduler from the initial learning rate, for a new experience; what grew joins what grew before."""
+        assert self.optimizer is not None
+        self._reset()
+        join_groups(self.optimizer, self._joined)
+        self._schedule()
+
+    def _reset(self) -> None:
         assert self.optimizer is not None
         if self.make_scheduler is not None or self.scheduler is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._initial["lr"]
+            for index, group in enumerate(self.optimizer.param_groups):
+                group["lr"] = self._rates[index] if index < len(self._rates) else self._initial["lr"]
                 group.pop("initial_lr", None)
-            self.scheduler = None if self.make_scheduler is None else self.make_scheduler(self.optimizer)
-            self._refresh()
+
+    def _schedule(self) -> None:
+        assert self.optimizer is not None
+        self.scheduler = None if self.make_scheduler is None else self.make_scheduler(self.optimizer)
+        self._refresh()
 
     def _refresh(self) -> None:
         assert self.optimizer is not None
@@ -185,13 +223,15 @@ class Optimization:
 
     def load(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state` returned, over the model's `parameters` by name."""
-        first, *rest = [[parameters[name] for name in names] for names in state["groups"]]
-        self.start(first)
-        for group in rest:
-            self.follow(group)
+        groups = [[parameters[name] for name in names] for names in state["groups"]]
+        self.start([p for group in groups for p in group])
         assert self.optimizer is not None
+        made = len(self.optimizer.param_groups)  # by whoever made the optimiser; the others grew
+        self.optimizer.param_groups[:] = [{**self._initial, "params": group} for group in groups]
+        self._joined = {id(p) for group in groups[made:] for p in group}
         if state["scheduler"] is not None:
-            self.open_experience()
+            self._reset()
+            self._schedule()
         self.optimizer.load_state_dict(copied(state["optimizer"]))  # torch keeps the tensors it is given
         if state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,13 +14,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 from holdfast.core.errors import ConfigError
 from holdfast.core.tape import Live, Node, Ref, Tape, leaves, refs
 from holdfast.training.inductor import compiled_once
+from holdfast.training.rates import Numbers
 
 aten = torch.ops.aten
 
 CaptureMode = Literal["auto", "graph", "compile", "tape", "none"]
 """How steps are run that were recorded: `auto` is a CUDA graph on a GPU and `none` elsewhere."""
-
-Numbers = Mapping[str, Callable[[], float]]
 
 
 def chosen(capture: str, device: torch.device) -> str:
@@ -62,19 +61,25 @@ class Program:
     """A tape as a function of its external tensors, run call by call.
 
     Args:
-        tape: recorded and finished.
-        numbers: of each `Live` number, how it is asked for.
+        tape: recorded, finished and not yet released.
+        numbers: those of the host, how each is asked for.
 
     Attributes:
         rates: the tensors that `with_tensors` gave it for `Live` numbers: by number, their name and factor.
+        kinds: dtype and device of each value.
+        fed: whether `with_tensors` was there.
     """
 
     def __init__(self, tape: Tape, numbers: Numbers) -> None:
         self.nodes = tape.nodes
-        self.external = {number: tensor.detach() for number, tensor in tape.external.items()}
+        used = {number for node in tape.nodes for number in (*refs(node), *node.writes)}
+        self.external = {number: tensor.detach() for number, tensor in tape.external.items() if number in used}
         self.groups = list(tape.groups)
-        self.numbers = numbers
+        self.kinds = [(value.dtype, value.device) for value in tape.values]
+        asked = {one.name for node in tape.nodes for one in leaves((node.args, node.kwargs)) if isinstance(one, Live)}
+        self._numbers = Numbers({name: numbers.ask[name] for name in asked}, numbers.made)
         self.rates: dict[int, tuple[str, float]] = {}
+        self.fed = False
         last: dict[int, int] = {}
         for position, node in enumerate(self.nodes):
             last.update(dict.fromkeys((*refs(node), *node.outs), position))
@@ -83,11 +88,22 @@ class Program:
             if number >= 0 and number not in self.external:
                 self.dropped[position].append(number)
 
+    def ask(self, count: bool = True) -> dict[str, float]:
+        """The numbers of the host for the coming step, by name.
+
+        Args:
+            count: whether that step will be made.
+        """
+        numbers = {name: ask() for name, ask in self._numbers.ask.items()}
+        if count:
+            self._numbers.made()
+        return numbers
+
     @torch.no_grad()
     def __call__(self) -> None:
-        """Run it once."""
+        """Run it once; what `with_tensors` made of it is given its numbers before."""
         values: dict[int, Any] = dict(self.external)
-        numbers = {name: ask() for name, ask in self.numbers.items()}
+        numbers = {} if self.fed else self.ask()
 
         def filled(one: Any) -> Any:
             if isinstance(one, Ref):
@@ -126,30 +142,37 @@ def runner(how: str, tape: Tape, numbers: Numbers) -> Callable[[], None]:
 # Numbers of the host as tensors ---------------------------------------------------------------------------
 
 
-def with_tensors(program: Program) -> Callable[[], None]:
-    """Let calls take tensors where they took numbers of the host; returns what brings these up to date."""
+def with_tensors(program: Program) -> Callable[[bool], None]:
+    """Let calls take tensors where they took numbers of the host.
+
+    Returns:
+        What brings these up to date; it takes whether a step with them will be made.
+    """
     kept: dict[tuple[str, float, torch.dtype], int] = {}
 
-    def tensor_of(live: Live, like: Tensor) -> Ref:
-        key = (live.name, live.factor, like.dtype)
+    def tensor_of(live: Any, like: tuple[torch.dtype, torch.device]) -> Any:
+        if not isinstance(live, Live):
+            return live
+        key = (live.name, live.factor, like[0])
         if key not in kept:
             kept[key] = len(program.groups)
-            program.external[kept[key]] = torch.zeros((), dtype=like.dtype, device=like.device)
+            program.external[kept[key]] = torch.zeros((), dtype=like[0], device=like[1])
             program.groups.append(-1 - kept[key])
         return Ref(kept[key])
 
     nodes: list[Node] = []
     for node in program.nodes:
-        live = [one for one in leaves((node.args, node.kwargs)) if isinstance(one, Live)]
-        nodes += [node] if not live else _taking_tensors(node, live[0], program, tensor_of)
-    program.nodes = nodes
+        live = any(isinstance(one, Live) for one in leaves((node.args, node.kwargs)))
+        nodes += _taking_tensors(node, program, tensor_of) if live else [node]
+    program.nodes, program.fed = nodes, True
     program.dropped = [[] for _ in nodes]
     program.rates = {number: (name, factor) for (name, factor, _), number in kept.items()}
     values: dict[int, float] = {}
 
-    def feed() -> None:
+    def feed(count: bool = True) -> None:
+        numbers = program.ask(count)
         for (name, factor, _), number in kept.items():
-            value = program.numbers[name]() * factor
+            value = numbers[name] * factor
             if values.get(number) != value:
                 values[number] = value
                 program.external[number].fill_(value)
@@ -157,73 +180,72 @@ def with_tensors(program: Program) -> Callable[[], None]:
     return feed
 
 
-def _taking_tensors(node: Node, live: Live, program: Program, tensor_of: Callable[[Live, Tensor], Ref]) -> list[Node]:
-    """`p += alpha * g` as `p += g * tensor`, which rounds as often; a fused optimiser with a rate that is a tensor."""
-
-    def like(ref: Ref) -> Tensor:
-        return program.external[ref.number]
-
-    if node.func is aten.add_.Tensor:
-        rate = tensor_of(live, like(node.args[0]))
-        return [node._replace(func=aten.addcmul_.default, args=(node.args[0], node.args[1], rate), kwargs={})]
-    if node.func is aten.addcdiv_.default:
-        target, numerator, denominator = node.args
-        return _added_quotient(node, target, numerator, denominator, tensor_of(live, like(target)), program)
-    if node.func is aten._foreach_addcdiv_.Scalar:
-        quotients = [
-            _added_quotient(node, target, above, below, tensor_of(live, like(target)), program)
-            for target, above, below in zip(*node.args[:3])
-        ]
-        return [part for parts in quotients for part in parts]
-    if node.func is aten._foreach_add_.List:
-        parts = []
-        for target, gradient in zip(*node.args[:2]):
-            args = (target, gradient, tensor_of(live, like(target)))
-            parts.append(Node(aten.addcmul_.default, args, {}, (target.number,), (target.number,), node.where))
-        return parts
-    overload = node.func._schema.name.split("::")[1]
-    device = like(node.args[0][0]).device
-    kind = torch.float64 if device.type == "cpu" else torch.float32  # of what the kernels read there
-    rate = tensor_of(live, torch.zeros((), dtype=kind, device=device))
-    return [node._replace(func=getattr(aten, overload).tensor_lr, kwargs={**node.kwargs, "lr": rate})]
+def _taking_tensors(node: Node, program: Program, tensor_of: Callable[[Any, Any], Any]) -> list[Node]:
+    """The calls that do the same with numbers that are tensors; each rounds as often as before."""
+    args, kinds = node.args, program.kinds
+    name, _, kind = str(node.func).removeprefix("aten.").partition(".")
+    if name.startswith("_fused_"):
+        device = kinds[args[0][0].number][1]
+        read = torch.float64 if device.type == "cpu" else torch.float32  # what the kernels read there
+        rate = tensor_of(node.kwargs["lr"], (read, device))
+        return [node._replace(func=getattr(aten, name).tensor_lr, kwargs={**node.kwargs, "lr": rate})]
+    if not name.startswith("_foreach_"):
+        number = node.kwargs.get("value", node.kwargs.get("alpha", args[-1]))
+        given = args[:-1] if number is args[-1] else args
+        return _one_taking(node, name, given, tensor_of(number, kinds[args[0].number]), program)
+    lists = [one for one in args if isinstance(one, list) and isinstance(one[0], Ref)]
+    numbers = args[-1] if kind == "ScalarList" else [node.kwargs.get("alpha", args[-1])] * len(lists[0])
+    calls = []
+    for given, number in zip(zip(*lists), numbers):
+        rate = tensor_of(number, kinds[given[0].number])
+        calls += _one_taking(node, name.removeprefix("_foreach_"), given, rate, program)
+    return calls
 
 
-def _added_quotient(node: Node, target: Ref, above: Ref, below: Ref, rate: Ref, program: Program) -> list[Node]:
-    """`p += a / b * rate`, in two calls."""
-    quotient = len(program.groups)
+def _one_taking(node: Node, name: str, given: tuple[Any, ...], rate: Any, program: Program) -> list[Node]:
+    """One call, or one of those that a call on lists makes, with `rate` as its number."""
+    target = given[0]
+    if name == "div":  # its result is a new tensor, which keeps its number
+        return [node._replace(args=(target, rate))]
+    place = (target.number,)
+    if name in ("mul_", "div_"):
+        return [Node(getattr(aten, name).Tensor, (target, rate), {}, place, place, node.where)]
+    if name == "add_":
+        return [Node(aten.addcmul_.default, (target, given[1], rate), {}, place, place, node.where)]
+    quotient = len(program.groups)  # p += a / b * rate, in two calls
     program.groups.append(-1 - quotient)
     return [
-        Node(aten.div.Tensor, (above, below), {}, (quotient,), (), node.where),
-        Node(aten.addcmul_.default, (target, Ref(quotient), rate), {}, (target.number,), (target.number,), node.where),
+        Node(aten.div.Tensor, given[1:3], {}, (quotient,), (), node.where),
+        Node(aten.addcmul_.default, (target, Ref(quotient), rate), {}, place, place, node.where),
     ]
 
 
 # CUDA graphs and Inductor ---------------------------------------------------------------------------------
 
 
-def graphed(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
+def graphed(program: Program, feed: Callable[[bool], None]) -> Callable[[], None]:
     """A program as one CUDA graph; what it records is not run while it is recorded."""
-    feed()
+    feed(False)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         program()
 
     def run() -> None:
-        feed()
+        feed(True)
         graph.replay()
 
     return run
 
 
-def compiled(program: Program, feed: Callable[[], None]) -> Callable[[], None]:
+def compiled(program: Program, feed: Callable[[bool], None]) -> Callable[[], None]:
     """A program compiled by Inductor, which takes seconds."""
-    feed()
+    feed(False)
     module, inputs = as_graph(program)
     call = compiled_once(module, inputs)
 
     def run() -> None:
-        feed()
+        feed(True)
         with torch.no_grad():
             call(*inputs)
 

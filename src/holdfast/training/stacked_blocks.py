@@ -235,4 +235,5 @@ def _given(recording: Recording) -> list[Tensor]:
 
 def _rates(one: StackedSteps, recording: Recording) -> list[float]:
     program = _program(recording)
-    return [program.numbers[name]() * factor for name, factor in program.rates.values()]
+    numbers = program.ask()
+    return [numbers[name] * factor for name, factor in program.rates.values()]

@@ -16,6 +16,7 @@ from holdfast.core.experience import Data
 from holdfast.streams.data import TensorData
 from holdfast.streams.dataset import Dataset, Prepare
 from holdfast.streams.datasets.columns import check_groups, grouped_by
+from holdfast.streams.datasets.doubts import warn_of_case
 from holdfast.streams.datasets.missing import Completed, Missing, absent
 from holdfast.streams.tables import rng
 
@@ -40,6 +41,7 @@ def encode(labels: Any, others: Any = None) -> tuple[Tensor, Tensor | None, tupl
     """
     plain_labels = _plain(labels)
     values, indices = np.unique(plain_labels, return_inverse=True)
+    warn_of_case([str(value) for value in values], "the classes")
     if others is None:
         return torch.from_numpy(indices.astype(np.int64)), None, tuple(str(value) for value in values)
     other = _plain(others)

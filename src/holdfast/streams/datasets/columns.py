@@ -23,6 +23,10 @@ GAPS = frozenset(["", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a",
 
 DOT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 COMMA = re.compile(r"[+-]?(\d+|[1-9]\d{0,2}(\.\d{3})+)(,\d*)?([eE][+-]?\d+)?|[+-]?,\d+([eE][+-]?\d+)?")
+GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(['\u2019 \u00a0\u2009\u202f]\d{3})+([.,]\d+)?")
+"""Groups of three digits that nothing else can be; those by commas need a column that proves them (`GROUPS`)."""
+GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+\.\d+|[+-]?[1-9]\d{0,2}(,\d{3}){2,}")
+WITH_GROUPS = re.compile(r"[+-]?(\d+|[1-9]\d{0,2}(,\d{3})+)(\.\d*)?([eE][+-]?\d+)?|[+-]?\.\d+([eE][+-]?\d+)?")
 DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
 TIME = r"(?:[T ](\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?(?:Z|[+-]\d{2}:?\d{2})?)?"
 DATES = {
@@ -99,7 +103,9 @@ def numbers(column: np.ndarray, decimal: str = ".") -> tuple[np.ndarray, np.ndar
 
     Args:
         column: words, or numbers already.
-        decimal: "." or ","; with the latter, dots between groups of three digits are left out.
+        decimal: "." or ","; with the latter, dots between groups of three digits are left out. With the former,
+            commas are where the column proves that they stand between groups (1,234.5 or 1,234,567). Spaces and
+            apostrophes between groups always are.
 
     Example:
         >>> numbers(np.array(["1.234,5", "", "x"], dtype=object), ",")
@@ -115,12 +121,16 @@ def numbers(column: np.ndarray, decimal: str = ".") -> tuple[np.ndarray, np.ndar
                 return quick, np.zeros(len(quick), dtype=bool)
         except (TypeError, ValueError):
             pass
-    pattern, result, wrong = COMMA if decimal == "," else DOT, np.full(len(column), np.nan), gaps(column)
-    wrong = ~wrong
-    for row in wrong.nonzero()[0].tolist():
-        word = str(column[row]).strip()
+    result, wrong = np.full(len(column), np.nan), ~gaps(column)
+    rows = wrong.nonzero()[0].tolist()
+    words = [str(column[row]).strip().replace("\u2212", "-") for row in rows]
+    groups = decimal == "." and any(GROUPS.fullmatch(word) for word in words)
+    pattern, between = (COMMA, ".") if decimal == "," else (WITH_GROUPS if groups else DOT, ",")
+    for row, word in zip(rows, words):
+        if GROUPED.fullmatch(word):
+            word = re.sub(r"[^\d.,+-]", "", word)
         if pattern.fullmatch(word):
-            result[row] = float(word.replace(".", "").replace(",", ".") if decimal == "," else word)
+            result[row] = float(word.replace(between, "").replace(decimal, "."))
             wrong[row] = not np.isfinite(result[row])
     return result, wrong
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from holdfast.streams.datasets.columns import (
     refuse_gap,
     refuse_word,
 )
+from holdfast.streams.datasets.doubts import check_labels, check_numbers, check_words, offsets
 from holdfast.streams.datasets.missing import Missing, filled
 
 Standardise = bool | Literal["first"]
@@ -167,11 +169,13 @@ def feature_of(raw: Raw, number: int, decimal: str, category: bool, rows: np.nda
     if not category:
         values, wrong = numbers(column, decimal)
         if column.dtype.kind != "M" and not wrong.any():
+            check_numbers(raw, name, values)
             return Feature(name, "number")
         if dates(column) is not None:
             return Feature(name, "date")
         if not np.isnan(values[present]).all() or np.isinf(values).any():
             refuse_word(raw, name, int(wrong.argmax()))
+        check_words(raw, name, column, int(present.sum()))
     here = column[rows]
     words = sorted({str(value).strip() for value in here[~gaps(here)]})
     if len(words) > MOST_WORDS:
@@ -245,22 +249,26 @@ def dataset_of(
     target, by, chosen = columns.chosen(raw)
     decimal = decimal_of(raw, columns.decimal, [target, *chosen])
     raw = _without_gaps(raw, name, missing, target, by, chosen)
-    labels, class_names = _targets(raw, target, kind, decimal)
+    as_words = {raw.find(column) for column in columns.categories or ()}
+    labels, class_names = _targets(raw, target, kind, decimal, target in as_words)
     groups, group_names = (None, ()) if by is None else groups_of(raw, by, columns.period, decimal)
     group = None if groups is None else torch.from_numpy(groups.astype(np.int64))
     kept, tested = sharing(labels, group)
     first = kept if group is None else kept[group[kept] == 0]
-    words = {raw.find(column) for column in columns.categories or ()}
-    features = tuple(feature_of(raw, number, decimal, number in words, first.numpy()) for number in chosen)
+    features = tuple(feature_of(raw, number, decimal, number in as_words, first.numpy()) for number in chosen)
     encoding = Encoding(features, raw.names[target], decimal)
-    matrix = torch.from_numpy(encoding.matrix(raw).astype(np.float32))
+    values = encoding.matrix(raw)
+    far = offsets(values[kept.numpy()])
+    if far.any():
+        encoding = replace(encoding, shift=tuple(far.tolist()), scale=(1.0,) * len(far))
+    matrix = encoding.features_from(values)
     if not bool(torch.isfinite(matrix).all()):
         void = [encoding.outputs[index] for index in torch.isnan(matrix[kept]).all(0).nonzero().flatten().tolist()]
         if void:
             raise DataError(f"{name}: {', '.join(void[:5])} have no value in any training row. Write drop={void[:5]}.")
         means = filled(name, matrix[kept])[1]
         matrix = filled(name, matrix, means)[0]
-        encoding = replace(encoding, means=tuple(means.tolist()))
+        encoding = replace(encoding, means=tuple((means.numpy() + far).tolist()))
     unseen = encoding.unseen(raw)
     for column, unseen_words in unseen.items():
         warnings.warn(
@@ -313,7 +321,7 @@ def _without_gaps(raw: Raw, name: str, missing: Missing, target: int, by: int | 
     return raw.take((~gone).nonzero()[0]) if gone.any() else raw
 
 
-def _targets(raw: Raw, number: int, kind: Kind, decimal: str) -> tuple[Tensor, tuple[str, ...]]:
+def _targets(raw: Raw, number: int, kind: Kind, decimal: str, as_words: bool) -> tuple[Tensor, tuple[str, ...]]:
     """Class indices and names, or numbers `[rows, 1]`; whole numbers stay such, so that 10 comes after 9."""
     column = raw.values[number]
     values, wrong = numbers(column, decimal)
@@ -323,11 +331,18 @@ def _targets(raw: Raw, number: int, kind: Kind, decimal: str) -> tuple[Tensor, t
         return torch.from_numpy(values.astype(np.float32)).unsqueeze(1), ()
     if kind != "classification":
         raise ConfigError(f"kind is {kind!r}. Give 'classification' or 'regression'.")
-    if column.dtype.kind != "M" and not wrong.any():
-        if column.dtype.kind == "f" and not (values == values.round()).all():
-            raise DataError(f"{raw.source}: the labels are fractions. For regression give kind='regression'.")
-        if (values == values.round()).all():
+    words = [str(value).strip() for value in column]
+    numeric = column.dtype.kind != "M" and not wrong.any()
+    if not as_words:
+        check_labels(raw, raw.names[number], words, numeric)
+    if numeric and not as_words:
+        if not (values == values.round()).all():
+            raise DataError(
+                f"{raw.source}: the labels are fractions. For regression give kind='regression', for classes that look"
+                f" like numbers categories=[{raw.names[number]!r}]."
+            )
+        if not (len({len(word) for word in words}) == 1 and any(re.fullmatch("0\\d+", word) for word in words)):
             codes, _, names = encode(values.astype(np.int64))
             return codes, names
-    codes, _, names = encode([str(value).strip() for value in column])
+    codes, _, names = encode(words)
     return codes, names

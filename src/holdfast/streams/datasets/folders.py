@@ -24,7 +24,10 @@ VALIDATION = ("val", "valid", "validation")
 
 SPLITS = ("train", "test", *VALIDATION)
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+UNREAD = (".heic", ".heif", ".avif", ".jp2", ".svg", ".dcm", ".dng", ".cr2", ".nef", ".arw", ".psd", ".exr")
+"""Images to people, and none that is read here."""
 
 
 @ranged
@@ -104,8 +107,15 @@ def image_folder(
         raise DataError(f"{folder} has no training images. Put some of each class where the others' are.")
     train = ImageFiles([file for file, _ in files], targets, shape, grayscale)
     test = ImageFiles([file for file, _ in tests], test_targets, shape, grayscale)
-    if len(test) and test.read(0).dtype != train.read(0).dtype:
-        raise DataError(f"{folder}: training and test images have pixels of 8 and of 16 bits. Give all of one kind.")
+    if len(test):
+        one, other = train.read(0), test.read(0)
+        if one.dtype != other.dtype:
+            raise DataError(f"{folder}: training and test images have pixels of 8 and 16 bits. Give all of one kind.")
+        if one.shape != other.shape:
+            raise DataError(
+                f"{test.paths[0]} has {tuple(other.shape[1:])} pixels, and {train.paths[0]} {tuple(one.shape[1:])}. "
+                "Give size=, the height and width to resize to."
+            )
     if in_memory == "auto":
         in_memory = (len(train) + len(test)) * train.read(0).nbytes <= memory_limit_mb * 2**20
 
@@ -204,6 +214,9 @@ def _walk(folder: Path) -> Files:
     empty = [sub.name for sub, images in by_class.items() if not images]
     if empty:
         warnings.warn(f"{folder}: {', '.join(empty[:5])} without images are no classes.", stacklevel=5)
+    unread = sorted({file.suffix for file in folder.rglob("*") if file.suffix.lower() in UNREAD})
+    if unread:
+        warnings.warn(f"{folder}: images that end in {', '.join(unread)} are not read. Convert them.", stacklevel=5)
     loose = sum(_is_image(file) for file in folder.iterdir())
     if loose:
         warnings.warn(f"{folder}: {loose} images lie in no folder of a class, and are left out.", stacklevel=5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,12 @@ class Middle:
     square: int
     filter: str = "bilinear"
 
+
+ORIENTATION = 0x0112
+"""The tag of a picture that says which way is up."""
+
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error)
+"""What Pillow raises for a broken file."""
 
 Size2 = tuple[int, int] | Middle
 
@@ -78,9 +86,12 @@ def read_image(path: Path, size: Size2 | None = None, grayscale: bool = False) -
     """
     image = pillow()
     try:
-        with image.open(path) as opened:
+        with image.open(path) as stored:
+            if getattr(stored, "n_frames", 1) > 1:
+                warnings.warn("images of several pages or frames are read by their first one.", stacklevel=2)
+            opened = _upright(stored)
             deep = opened.mode.startswith("I")
-            if opened.mode == "F" or (opened.mode == "I" and opened.format != "PNG"):
+            if opened.mode == "F" or (opened.mode == "I" and stored.format != "PNG"):
                 raise DataError(
                     f"{path} has pixels of 32 bits, and does not say which value is white. Save it with 8 or 16 bits,"
                     " or as an array (npz)."
@@ -89,7 +100,7 @@ def read_image(path: Path, size: Size2 | None = None, grayscale: bool = False) -
                 picture = image.fromarray(np.asarray(opened).astype(np.float32))
             else:
                 picture = opened.convert("L" if grayscale else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} is no image that Pillow can read: {error}. Remove or replace it.") from error
     if isinstance(size, Middle):
         picture = _middle(picture, size, image.Resampling)
@@ -99,6 +110,19 @@ def read_image(path: Path, size: Size2 | None = None, grayscale: bool = False) -
     if deep:
         return (pixels / 65535).expand(1 if grayscale else 3, -1, -1).contiguous()
     return pixels[None] if grayscale else pixels.permute(2, 0, 1).contiguous()
+
+
+def _upright(picture: Any) -> Any:
+    """The picture as every viewer shows it: cameras note in its tags how they were held."""
+    try:
+        turned = picture.getexif().get(ORIENTATION, 1)
+    except UNREADABLE:  # the tags alone are broken
+        return picture
+    if turned not in range(2, 9):
+        return picture
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
 
 
 def _middle(picture: Any, size: Middle, filters: Any) -> Any:
