@@ -741,3 +741,91 @@ def test_a_batch_of_one_without_running_statistics_names_what_to_write() -> None
     cl = Continual(model, methods.finetune(), sgd(model))
     with pytest.raises(UsageError, match="drop_last=True"):
         cl(torch.randn(1, 6))
+
+
+# Loops that would be wrong without a word --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["er", "ewc", "lwf", "si", "agem"])
+@pytest.mark.parametrize("forward", ["model", "cl"])
+def test_a_loop_that_keeps_its_own_backward_is_refused(name: str, forward: str) -> None:
+    model, (x, y) = net(), blobs(0)
+    cl = Continual(model, getattr(methods, name)(), optimizer := sgd(model))
+    cl.begin(TensorData(x, y))
+
+    def loop() -> None:
+        for rows in torch.arange(32).split(8):
+            optimizer.zero_grad()
+            F.cross_entropy((model if forward == "model" else cl)(x[rows]), y[rows]).backward()
+            optimizer.step()
+
+    with pytest.raises(UsageError, match=rf"`{name}` was never asked for a gradient.*cl\.backward\(loss, targets"):
+        loop()
+
+
+class Centred(nn.Module):
+    """Takes the mean off its inputs where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.sub_(0.5))
+
+
+@pytest.mark.parametrize("name", ["er", "lwf", "ewc"])
+@pytest.mark.parametrize("way", ["model", "cl", "trainer"])
+def test_a_model_that_writes_into_its_inputs_is_refused(name: str, way: str) -> None:
+    model, (x, y) = Centred(), blobs(0)
+
+    def loop() -> None:
+        if way == "trainer":
+            data = datasets.arrays(x.numpy(), y.numpy())
+            Trainer(getattr(methods, name)(), optimizer={"name": "SGD", "lr": 0.1}).fit(model, streams.split(data, 1))
+        else:
+            cl = Continual(model, getattr(methods, name)(), sgd(model))
+            (model if way == "model" else cl)(x[:8])
+
+    with pytest.raises(UsageError, match="changes its inputs in place"):
+        loop()
+
+
+@pytest.mark.parametrize("name", ["er", "ewc", "si", "agem"])
+def test_an_optimiser_for_sparse_gradients_alone_works_or_says_whose_are_dense(name: str) -> None:
+    torch.manual_seed(0)
+    table, head = nn.EmbeddingBag(20, 8, sparse=True), nn.Linear(8, 4)
+    model = nn.Sequential(table, head)
+    both = [torch.optim.SparseAdam(list(table.parameters())), torch.optim.Adam(head.parameters())]
+    cl = Continual(model, getattr(methods, name)(), both)
+
+    def two_experiences() -> None:
+        for low in (0, 2):
+            x, y = torch.randint(0, 20, (16, 5)), torch.randint(low, low + 2, (16,))
+            cl.begin(TensorData(x, y))
+            for rows in torch.arange(16).split(8):
+                for one in both:
+                    one.zero_grad()
+                cl.backward(F.cross_entropy(model(x[rows]), y[rows]), y[rows], inputs=x[rows])
+                for one in both:
+                    one.step()
+            cl.end()
+
+    if name == "er":
+        two_experiences()
+    else:
+        with pytest.raises(UsageError, match=f"SparseAdam .*`{name}` adds to the gradient"):
+            two_experiences()
+
+
+def test_data_of_another_type_than_the_models_weights_and_complex_targets_say_what_to_write() -> None:
+    model, (x, y) = net(), blobs(0)
+    cl = Continual(model, methods.ewc(), optimizer := sgd(model))
+    cl.begin(TensorData(x.double(), y))
+    cl.backward(F.cross_entropy(cl(x), y), y, inputs=x)
+    optimizer.step()
+    with pytest.raises(UsageError, match=r"weights are torch\.float32, and it got inputs of torch\.float64"):
+        cl.end()
+    cl = Continual(model := net(), methods.er(), sgd(model))
+    with pytest.raises(UsageError, match=r"targets are torch\.complex64.*criterion="):
+        cl.backward(cl(x).square().mean(), torch.complex(x, x), inputs=x)

@@ -93,6 +93,7 @@ class Forward:
         self.output: Callable[[Any], Tensor] | None = None
         self.others: Mapping[str, Any] = {}
         self.names: Sequence[str] = ()
+        self._looks = 3
 
     def __call__(self, inputs: Tree, task: Task = None, through: Callable[..., Any] | None = None) -> Tensor:
         """Outputs on raw `inputs`, in the mode the module is in.
@@ -134,15 +135,23 @@ class Forward:
         module = self.model if through is None else through
         token = enter_task(self.task if task is None else task)
         try:
-            outputs = self._called(module, self.prepared(inputs, getattr(module, "training", False)))
+            taken = self.prepared(inputs, getattr(module, "training", False))
+            if self._looks and torch.is_grad_enabled():
+                self._looks -= 1
+                before = versions(taken)
+                outputs = self._called(module, taken)
+                check_unchanged(before)
+            else:
+                outputs = self._called(module, taken)
         finally:
             leave_task(token)
         if self.output is not None:
             outputs = self.output(outputs)
         if not isinstance(outputs, Tensor):
+            key = repr(next(iter(outputs))) if isinstance(outputs, Mapping) and outputs else "0"
             raise UsageError(
                 f"the model returned a {type(outputs).__name__}, and it is not known which part of it are its outputs."
-                " Pass output=lambda returned: returned[0], or whichever it is."
+                f" Pass output=lambda returned: returned[{key}], or whichever it is."
             )
         return outputs
 
@@ -151,6 +160,15 @@ class Forward:
         """What `module` returns; a batch of one value a channel is normalised by the statistics of those before it."""
         try:
             return call(module, inputs)
+        except RuntimeError as error:
+            kinds = {value.dtype for value in tensors(inputs)}
+            weights = {p.dtype for p in module.parameters()} if isinstance(module, nn.Module) else kinds
+            if "dtype" not in str(error) or kinds <= weights:
+                raise
+            raise UsageError(
+                f"the model's weights are {next(iter(weights))}, and it got inputs of {next(iter(kinds - weights))}."
+                " Give data of the type that the model is called with, or Continual(..., prepare=...) that converts it."
+            ) from error
         except ValueError as error:
             parts = module.modules() if isinstance(module, nn.Module) else ()
             norms = [part for part in parts if isinstance(part, _BatchNorm) and part.training]
@@ -186,6 +204,36 @@ class Forward:
         """The task of the forward that is running; the current one outside of it, and where all tasks are asked for."""
         task = running_task()
         return self.task if task is None or isinstance(task, str) else task
+
+
+def versions(inputs: object) -> list[tuple[Tensor, int]]:
+    """The tensors of a model's inputs, in tuples, lists and mappings, with the number of writes to each so far."""
+    return [(value, value._version) for value in tensors(inputs) if not value.is_inference()]
+
+
+def check_unchanged(before: list[tuple[Tensor, int]]) -> None:
+    """Refuse a model that wrote into its inputs: what is remembered of them, or run again, would not be what came in.
+
+    Args:
+        before: what `versions` gave before the forward.
+
+    Raises:
+        UsageError: if one was written to.
+    """
+    if any(value._version != version for value, version in before):
+        raise UsageError(
+            "the model changes its inputs in place, so that what is remembered of them, or run again, is not what came"
+            " in. Write x = x - mean where it says x.sub_(mean) or x -= mean, and inplace=False in its first layer."
+        )
+
+
+def tensors(tree: object) -> Iterator[Tensor]:
+    """All tensors in tuples, lists and mappings."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping | tuple | list):
+        for part in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from tensors(part)
 
 
 def call(module: Callable[..., Any], inputs: Tree) -> Any:

@@ -16,10 +16,10 @@ from holdfast.config.messages import check_block
 from holdfast.config.read import read
 from holdfast.config.words import nearest, shown
 from holdfast.core.errors import ConfigError, unknown
+from holdfast.core.operation import SHORT
 from holdfast.discovery.axes import Axis, is_size, written
 from holdfast.discovery.checks import flag, mapping, measure, quantity, whole
 from holdfast.discovery.protocols import FRESH, PROTOCOLS, Protocol
-from holdfast.discovery.space import SHORT
 from holdfast.metrics.table import METRICS
 from holdfast.runs.stacks import wanted
 

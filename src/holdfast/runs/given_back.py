@@ -197,12 +197,13 @@ class StretchKeeper:
             inputs: Any = data.gather(torch.arange(shown) % len(data)).inputs
             originals[row] = (inputs if self.prepare is None else self.prepare(inputs, False, None)).numpy()
         device, codes = next(self.model.parameters()).device, []
+        encode: Callable[[Tensor], Any] | None = getattr(self.model, "encode", None)
         for column in range(row + 1):
             asked = torch.from_numpy(originals[column]).to(device)
             answer: Any = self.model(asked)
             after[row, column] = answer.float().cpu().numpy()
-            if hasattr(self.model, "encode"):
-                code = self.model.encode(asked)
+            if encode is not None:
+                code = encode(asked)
                 codes.append((code[0] if isinstance(code, tuple) else code).flatten(1).float().mean(0).cpu().numpy())
         means = kept.codes
         if codes:

@@ -266,13 +266,13 @@ class Trainer(training.Trainer):
         with Recording(folder, config, self.loggers, None, card_of(stream), write_report) as recording:
             write_summary(folder, model, stream, quiet=not self.progress)
             about = (self.seed, self.method.name)
-            source = isinstance(stream, Arriving)
-            start = lambda: stream.start(*about, model) if source else start_event(*about, stream, model)  # noqa: E731
+            source = stream if isinstance(stream, Arriving) else None
+            start = lambda: start_event(*about, stream, model) if source is None else source.start(*about, model)  # noqa: E731
             if self._apart:
                 self._each_alone(model, stream, recording, start)
                 return
             state = recording.open(start)
-            keep = stream.keeper(folder, model, recording.record) if source else recording.record
+            keep = recording.record if source is None else source.keeper(folder, model, recording.record)
             self.record, self.checkpoints = keep, recording.checkpoints
             try:
                 with stop_on_signals(self):
@@ -280,7 +280,7 @@ class Trainer(training.Trainer):
             finally:
                 self.record = self.checkpoints = None
             recording.keep(model)
-            if not source:
+            if source is None:
                 write_samples(folder, self.engine, stream)
             recording.end(self.seconds)
 

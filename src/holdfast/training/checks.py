@@ -144,8 +144,8 @@ def check_values(loss: Tensor, targets: Tensor, inputs: Tree, given_criterion: b
         )
     if given_criterion or targets.dtype == torch.int64:
         return
-    if targets.is_floating_point():
-        if remembers:
+    if targets.is_floating_point() or targets.is_complex():
+        if remembers or targets.is_complex():
             raise UsageError(
                 f"targets are {targets.dtype}, and replayed samples would get cross-entropy. "
                 "Pass the criterion of your loop: Continual(..., criterion=torch.nn.functional.mse_loss)."

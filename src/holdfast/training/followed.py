@@ -71,6 +71,10 @@ class _States(ChainMap[Any, Any]):
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
+ALONE, SEVERAL = 2, 20
+"""Moves of one optimiser, and of several, before a loop has to ask the method for a gradient."""
+
+
 class Followed:
     """An optimiser that somebody else moves: what the method does after the move, and parameters that join.
 
@@ -102,6 +106,7 @@ class Followed:
         self._draws: Any = None
         self._drawn: Any = None
         self._observed = True
+        self._unheard: int | None = 0  # moves before the first gradient of ours
         self._updates = engine.acts_at("update")
         self._hooks: list[Any] = []
         engine.learner.optimizer = lambda: self._optimizer
@@ -139,6 +144,8 @@ class Followed:
                 self._hooks.append(one.register_step_pre_hook(self._before))
             if isinstance(one, torch.optim.LBFGS):
                 self._check_closure(one)
+            if isinstance(one, torch.optim.SparseAdam):
+                self._hooks.append(one.register_step_pre_hook(self._check_sparse))
             if isinstance(one, torch.optim.LBFGS) or not type(one).__module__.startswith("torch.optim"):
                 self._hooks.append(one.register_step_pre_hook(self._begin))
 
@@ -151,6 +158,15 @@ class Followed:
                 f"`{engine.method.name}` acts after the weights moved, and the optimizer lacks some that train"
                 f" ({', '.join(outside[:3])}). Give every optimizer of the model, Continual(model, method, [one, two]),"
                 " and freeze what no optimizer moves: parameter.requires_grad_(False)."
+            )
+
+    def _check_sparse(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Refuse gradients that the method made dense, before torch does without saying whose they are."""
+        grads = (p.grad for group in optimizer.param_groups for p in group["params"])
+        if any(grad is not None and not grad.is_sparse for grad in grads):
+            raise UsageError(
+                f"SparseAdam moves by sparse gradients only, and `{self.engine.method.name}` adds to the gradient of"
+                " every row. Take SGD or Adam (with Embedding(sparse=False)), or a method such as er or lwf."
             )
 
     def _check_closure(self, optimizer: torch.optim.Optimizer) -> None:
@@ -191,6 +207,7 @@ class Followed:
 
     def expect(self, step: Step) -> None:
         """The gradient of `step` is complete: the optimiser moves next, if the loop does not leave that out."""
+        self._unheard = None
         self.pending = step
         mark = None if self._mark is None else self._mark[0]  # the same one as before, if it may be
         if mark is None or mark.grad is None or not mark.requires_grad:
@@ -241,6 +258,8 @@ class Followed:
             self.engine.services.generators.load(self._drawn)
             self._drawn = None
         if self.pending is None:
+            if self._unheard is not None:
+                self._count_unheard()
             return
         if len(self._all) > 1:
             if not any(optimizer is one for one in self._moved):
@@ -248,6 +267,18 @@ class Followed:
             if len(self._moved) < len(self._all):
                 return
         self._finish()
+
+    def _count_unheard(self) -> None:
+        """Refuse a loop whose optimiser moves and never asks the method for a gradient: nothing would be retained."""
+        assert self._unheard is not None
+        self._unheard += 1
+        operations = self.engine.method.operations
+        if operations and self._unheard > (SEVERAL if len(self._all) > 1 else ALONE):
+            raise UsageError(
+                f"the optimizer moved the weights {self._unheard} times, and `{self.engine.method.name}` was never"
+                " asked for a gradient, so it did nothing. Write cl.backward(loss, targets, inputs=x) in the place of"
+                " loss.backward(). Train what comes before continual learning before you make a Continual."
+            )
 
     def _finish(self) -> None:
         step, self.pending, self._moved = self.pending, None, []
@@ -276,6 +307,7 @@ class Followed:
             Whether it is the first.
         """
         generators, first = self.engine.services.generators, self.pending is None
+        self._unheard = None
         if first:
             self.pending, self._observed = step, False
         self.engine.finish(step, observers=False)

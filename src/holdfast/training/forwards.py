@@ -61,7 +61,7 @@ class Forwards:
         self._acts = self.joins or engine.services.multi_head
         self._asked = output is not None
         self._direct = direct or engine.services.forward.prepare is None
-        self.ignoring = False
+        self.ignoring, self.looks = False, 0  # hooks before the forward that only look
         self._captures: deque[Capture] = deque(maxlen=4)
         self._batch: Batch | None = None
         self._joined = False
@@ -209,7 +209,7 @@ class Forwards:
         batch, self._batch, joined = self._batch, None, self._joined
         read, self._read = self._read, None
         tree, others = self.calls.read(*(called or (args, kwargs))) if read is None else read
-        sure = self._before or not self.model._forward_pre_hooks  # else others may have changed what is seen here
+        sure = self._before or len(self.model._forward_pre_hooks) <= self.looks  # else others may change it
         if isinstance(returned, Tensor) and self.services.forward.output is None:
             outputs: Tensor | None = returned
         else:

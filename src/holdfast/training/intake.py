@@ -14,6 +14,7 @@ from holdfast.core.criteria import next_position_cross_entropy, position_cross_e
 from holdfast.core.engine import Engine
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Tree, tree_map, tree_rows
+from holdfast.core.forward import check_unchanged, versions
 from holdfast.core.inspect import eval_mode
 from holdfast.core.services import Criterion
 from holdfast.core.step import Step
@@ -58,6 +59,29 @@ class Intake:
         self._suspects = self._reruns and any(getattr(one, "batch_first", True) is False for one in modules)
         self._alike = 0
         self.watch = Watch(engine, forwards, targets_given, self._reruns)
+        self._looks: list[Any] = []
+        self._before: list[tuple[Tensor, int]] = []
+        if self._reruns or engine.method.remembers:
+            model, forwards.looks = forwards.model, 1
+            self._looks.append(model.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
+            self._looks.append(model.register_forward_hook(self._leave, with_kwargs=True))
+
+    def _enter(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the loop's first forward; later ones are not looked at."""
+        if torch.is_grad_enabled() and not self.forwards.ignoring:
+            self._before = versions((args, kwargs))
+
+    def _leave(self, *_: object) -> None:
+        if self._before:
+            self.close()
+            before, self._before = self._before, []
+            check_unchanged(before)
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.forwards.looks = 0
+        while self._looks:
+            self._looks.pop().remove()
 
     def step(
         self,
