@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import importlib.util
 import itertools
 import json
@@ -353,10 +354,15 @@ clock = time.process_time
 
 
 def interleave(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after a round that is not counted."""
+    """Seconds of each candidate in each round, after a round that is not counted.
+
+    What a candidate leaves for Python's collector is collected before the next one, since a pass over all that this
+    process imported takes as long as some candidates, and would be the next one's.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name, run in candidates.items():
+            gc.collect()
             start = clock()
             run()
             if number:

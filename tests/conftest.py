@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.discovery import report as search_report
 from holdfast.runs import drawing, report, source_report
 from holdfast.testing.toys import (
     KeepAt,
@@ -56,7 +57,9 @@ UNDRAWN: list[tuple[ModuleType, str, Any]] = [
     (drawing, "BOUNDS", None),
     (report, "draw", lambda *_, **__: []),
     (report, "training_plots", lambda *_: []),
+    (search_report, "pictures", lambda *_: []),
     (source_report, "figures", lambda *_: []),
+    (source_report, "pictures", lambda *_: []),
 ]
 DRAWN = [(module, name, getattr(module, name)) for module, name, _ in UNDRAWN]
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from holdfast.core.engine import Engine
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Experience, tree_cat, tree_map, tree_rows
 from holdfast.core.forward import backward, constant
 from holdfast.core.learner import Learner
@@ -320,3 +321,22 @@ def test_a_snapshot_is_one_copy_of_the_model_and_answers_without_another() -> No
         assert torch.equal(learner.forward_as(snapshot, x), expected)
         assert snapshot.module is answering
         assert snapshot["weight"].data_ptr() == answering.weight.data_ptr()
+
+
+def test_a_criterion_is_a_function_a_module_or_a_name() -> None:
+    assert Learner(nn.Linear(2, 2), criterion="mse").criterion is F.mse_loss  # type: ignore[arg-type]
+    assert Learner(nn.Linear(2, 2)).criterion is F.cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("mse_los", "did you mean 'mse_loss'"),
+        ("chamfer", "unknown criterion 'chamfer'"),
+        (nn.MSELoss, r"Write criterion=MSELoss\(\)"),
+        (0.5, "cannot be called"),
+    ],
+)
+def test_what_is_no_criterion_is_refused_before_the_first_step(given: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Learner(nn.Linear(2, 2), criterion=given)

@@ -53,7 +53,16 @@ def own_knowledge(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     out = tmp_path_factory.mktemp("search") / "one"
-    return search(NARROW, *SMALL, out=out, trials=5, finals=2, final_seeds=2, warm_start=False)
+    return search(NARROW, *SMALL, out=out, trials=4, finals=1, final_seeds=2, warm_start=False)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """A sweep that is over."""
+    words = [*SMALL, "method=er", "budget=10m", "trials=3", "finals=1", "final_seeds=2", "protocol=validation"]
+    driver = Driver(planned(None, words, sweep=True), tmp_path_factory.mktemp("sweep") / "s")
+    driver.run()
+    return driver
 
 
 def matrix(folder: Path, length: int | None = None) -> Any:
@@ -87,7 +96,7 @@ def test_a_prefix_of_the_log_measures_what_was_measured_when_it_ended(tmp_path: 
 
 
 def test_a_search_that_was_left_goes_on_to_the_same_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = planned(None, [*SMALL, "trials=4", "finals=1", "final_seeds=1", "warm_start=false"], sweep=True)
+    plan = planned(None, [*SMALL, "k=2", "trials=4", "finals=0", "warm_start=false"], sweep=True)
     calls = []
     work = Worker.work
 
@@ -140,12 +149,9 @@ def test_without_time_only_the_first_final_run_is_done_and_has_its_page(tmp_path
     assert (tmp_path / "final" / "abc-1000" / "report.html").is_file()
 
 
-def test_a_budget_keeps_time_for_the_end_and_says_when_a_trial_has_to_stop(tmp_path: Path) -> None:
-    plan = planned(None, [*SMALL, "method=er", "budget=10m", "trials=2", "finals=1", "final_seeds=2"], sweep=True)
-    driver = Driver(plan, tmp_path / "s")
-    driver.run()
-    entries, spent = driver.book.entries(), 0.0
-    clock = Clock(plan, driver.book, 1, lambda: spent)
+def test_a_budget_keeps_time_for_the_end_and_says_when_a_trial_has_to_stop(tuned: Driver) -> None:
+    plan, entries, spent = tuned.plan, tuned.book.entries(), 0.0
+    clock = Clock(plan, tuned.book, 1, lambda: spent)
     each = clock.each(entries)
     assert each is not None
     assert clock.finals(entries) > 1.25 * each * 2 * plan.experiences
@@ -154,7 +160,7 @@ def test_a_budget_keeps_time_for_the_end_and_says_when_a_trial_has_to_stop(tmp_p
     assert clock.until([]) is None  # the first one is always tried to its end
     spent = 600.0
     assert not clock.room(entries)
-    assert json.loads((tmp_path / "s" / "search.json").read_text())["final_runs"] == {"wanted": 2, "done": 2}
+    assert json.loads((tuned.folder / "search.json").read_text())["final_runs"] == {"wanted": 2, "done": 2}
 
 
 @pytest.mark.slow
@@ -171,6 +177,32 @@ def test_final_runs_that_are_trained_at_once_have_the_matrices_of_those_one_by_o
     assert found["none"] == found["auto"]
 
 
+@pytest.mark.slow
+def test_trials_that_are_trained_at_once_measure_what_they_would_one_by_one(tmp_path: Path) -> None:
+    """Three settings at once, then the two best again with two more seeds each; numbers are drawn without a model."""
+    words = ["trainer.epochs=1", "stream.experiences=3", "model.hidden=[8]", "method=er", "sampler=random", "k=2"]
+    words += ["optimizer.lr=interval(0.05,0.2)", "trainer.precision=64-true", "trainer.capture=tape", "finals=2"]
+    found = {}
+    for stack in ("none", "auto"):
+        plan = planned(None, [*words, f"trainer.stack={stack}", "final_seeds=1"], sweep=True, trials=3)
+        driver = Driver(plan, tmp_path / stack)
+        driver.run()
+        entries = driver.book.entries()
+        logs = [Log.read(folder) for folder in sorted((tmp_path / stack / "trials").iterdir())]
+        stacked = [any(event.get("stacked") for event in log.of("capture")) for log in logs]
+        assert all(stacked) if stack == "auto" else not any(stacked)
+        found[stack] = {(one.key, one.length, one.seed): one for one in entries}
+    alone, at_once = found["none"], found["auto"]
+    assert len({key for key, _, _ in alone}) == 3
+    assert len(alone) == 7
+    told = {(str(one.params), one.length, one.seed): one.values for one in at_once.values()}
+    assert len(told) == len(at_once)
+    for one in alone.values():  # their keys differ, since `trainer.stack` is in the job
+        other = told[str(one.params), one.length, one.seed]
+        for name, value in one.values.items():
+            assert "second" in name or other[name] == pytest.approx(value, abs=1e-8), name
+
+
 @pytest.mark.parametrize("method", ["finetune", "er", "ewc_online", "lwf"])
 def test_memory_is_all_that_a_method_keeps_beside_the_model(tmp_path: Path, method: str) -> None:
     plan = Plan.of(None, [*SMALL, f"method={method}", "protocol=validation", "trials=1"], sweep=True)
@@ -181,21 +213,16 @@ def test_memory_is_all_that_a_method_keeps_beside_the_model(tmp_path: Path, meth
     assert (values["memory_bytes_peak"] > 0) == (method == "er")
 
 
-def test_the_leader_is_the_one_that_holds_with_several_seeds(tmp_path: Path) -> None:
-    plan = planned(
-        None, [*SMALL, "method=er", "trials=3", "finals=1", "final_seeds=1", "protocol=validation"], sweep=True
-    )
-    driver = Driver(plan, tmp_path / "s")
-    driver.run()
-    entries = driver.book.entries()
-    [leader] = driver.book.best(entries, 1)
+def test_the_leader_is_the_one_that_holds_with_several_seeds(tuned: Driver) -> None:
+    entries = tuned.book.entries()
+    [leader] = tuned.book.best(entries, 1)
     own = [one for one in entries if one.key == leader and one.length == 4]
     assert sorted(one.seed for one in own) == [0, 1, 2]
-    level = driver.book.levels(entries)[4]
+    level = tuned.book.levels(entries)[4]
     assert level[leader] == pytest.approx((-np.mean([one.values["average_accuracy"] for one in own]),))
     gone = [dataclasses.replace(one, state="diverged") if one.seed == 2 else one for one in entries]
-    assert leader not in driver.book.levels(gone)[4]
-    assert (tmp_path / "s" / "trials" / f"{leader}-2").is_dir()
+    assert leader not in tuned.book.levels(gone)[4]
+    assert (tuned.folder / "trials" / f"{leader}-2").is_dir()
 
 
 # What it leaves ------------------------------------------------------------------------------------------
@@ -237,7 +264,7 @@ def test_final_runs_have_fresh_seeds_and_fresh_orders_of_classes(finished: Outco
 
 
 @pytest.mark.slow
-def test_several_objectives_leave_a_front(tmp_path: Path) -> None:
+def test_several_objectives_leave_a_front(tmp_path: Path, figures: None) -> None:
     found = search(
         NARROW, *SMALL, "objectives=accuracy,memory", "memory=[20,60]", out=tmp_path / "s", trials=4, finals=1,
         final_seeds=1, warm_start=False,
@@ -265,10 +292,9 @@ def test_a_diverged_composition_stands_apart_and_does_not_end_the_search(tmp_pat
     assert found.best["optimizer"]["lr"] == 0.1
 
 
-def test_a_sweep_varies_the_numbers_of_one_method_alone(tmp_path: Path) -> None:
-    found = sweep(None, *SMALL, "method=er", out=tmp_path / "s", trials=3, finals=1, final_seeds=1)
-    assert found.best["method"]["name"] == "er"
-    told = json.loads((found.folder / "optimization_results.json").read_text())
+def test_a_sweep_varies_the_numbers_of_one_method_alone(tuned: Driver) -> None:
+    assert json.loads((tuned.folder / "best.json").read_text())["method"]["name"] == "er"
+    told = json.loads((tuned.folder / "optimization_results.json").read_text())
     declared = {f"method.{parameter.name}" for parameter in kinds.configurable("methods", kinds.find("methods", "er"))}
     assert set(told["best_params"]) == {*declared - {"method.capacity"}, "optimizer.lr"}
 
@@ -294,41 +320,47 @@ def data(folder: Path, test_seed: int | None = None, later_seed: int | None = No
     return folder / "data.npz"
 
 
-def trials_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, **shuffled: int) -> list[Any]:
-    """Everything that a search measured in its trials, on data in the same folder."""
+def trials_of(tmp_path: Path, protocol: str, **shuffled: int) -> tuple[Any, Any]:
+    """Everything that a search measured in its trials, and in its final run, on data in the same folder."""
     place = data(tmp_path, **shuffled)
     tuning_stream.__globals__["_stream"].cache_clear()
-    name = f"{protocol}-{shuffled}"  # braces in the name of a folder mean nothing
     words = ["trainer.epochs=1", "stream.experiences=5", "model.hidden=[8]", f"stream.dataset.path={place}"]
-    plan = planned(
-        None,
-        ["stream.dataset=npz", *words, f"protocol={protocol}", "trials=3", "finals=0", "warm_start=false"],
-        sweep=True,
-    )
-    driver = Driver(plan, tmp_path / name)
+    if protocol == "transfer":  # the other data set has test data as well: the same
+        words.append(f"transfer={{name: npz, path: '{place}'}}")
+    settings = [f"protocol={protocol.split('-from')[0]}", "trials=3", "finals=1", "final_seeds=1", "warm_start=false"]
+    settings += ["transfer=digits"] if protocol == "transfer-from" else []
+    name = f"{protocol}-{shuffled}"  # braces in the name of a folder mean nothing
+    driver = Driver(planned(None, ["stream.dataset=npz", *words, *settings], sweep=True), tmp_path / name)
     driver.run()
     entries = driver.book.entries()
     matrices = [matrix(tmp_path / name / "trials" / one.key, one.length) for one in entries]
-    return [[(one.key, one.length, one.params) for one in entries], matrices]
+    [final] = (tmp_path / name / "final").iterdir()
+    return [[(one.key, one.length, one.params) for one in entries], matrices], compute(Log.read(final))[
+        "accuracy_matrix"
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protocol", ["first-k", "validation"])
-def test_shuffled_test_labels_change_nothing_in_a_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
-) -> None:
-    first = trials_of(tmp_path, monkeypatch, protocol)
-    assert first == trials_of(tmp_path, monkeypatch, protocol, test_seed=1)
+@pytest.mark.parametrize("protocol", ["first-k", "validation", "transfer"])
+def test_shuffled_test_labels_change_nothing_in_a_search_and_its_final_runs(tmp_path: Path, protocol: str) -> None:
+    trials, final = trials_of(tmp_path, protocol)
+    shuffled, other = trials_of(tmp_path, protocol, test_seed=1)
+    assert trials == shuffled
+    assert final != other
 
 
 @pytest.mark.slow
-def test_shuffled_labels_beyond_k_change_nothing_under_first_k_and_something_under_validation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = trials_of(tmp_path, monkeypatch, "first-k")
-    assert first == trials_of(tmp_path, monkeypatch, "first-k", later_seed=1)
-    all_of_it = trials_of(tmp_path, monkeypatch, "validation")
-    assert all_of_it != trials_of(tmp_path, monkeypatch, "validation", later_seed=1)
+def test_under_transfer_no_label_of_the_stream_itself_changes_a_search(tmp_path: Path) -> None:
+    trials, final = trials_of(tmp_path, "transfer-from")
+    shuffled, other = trials_of(tmp_path, "transfer-from", later_seed=1)
+    assert trials == shuffled
+    assert final != other
+
+
+@pytest.mark.slow
+def test_shuffled_labels_beyond_k_change_nothing_under_first_k_and_something_under_validation(tmp_path: Path) -> None:
+    assert trials_of(tmp_path, "first-k")[0] == trials_of(tmp_path, "first-k", later_seed=1)[0]
+    assert trials_of(tmp_path, "validation")[0] != trials_of(tmp_path, "validation", later_seed=1)[0]
 
 
 def test_the_stream_of_a_trial_has_no_test_data_and_no_experience_beyond_k() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.compat.dialects import DIALECTS
 from holdfast.config import kinds
 from holdfast.config.check import validated
 from holdfast.config.job import make_method
@@ -17,6 +19,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.core.method import conflicts
 from holdfast.core.operation import ROLES
 from holdfast.discovery.axes import Axis, written
+from holdfast.discovery.command import planned
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.proposals import FEW, Neighbour, Proposals
 from holdfast.discovery.settings import made, parsed
@@ -291,6 +294,96 @@ def test_a_space_file_narrows_the_space_and_says_what_else_varies(tmp_path: Any)
     assert plan.space.axes()["replay.size"].choices == (8, 16)
     assert [axis.name for axis in plan.space.common] == ["trainer.batch_size", "optimizer.lr"]
     assert (plan.base["model"]["hidden"], plan.base["trainer"]["epochs"]) == ([8], 1)
+
+
+CLMIXER: dict[str, Any] = {
+    "optimisation": {
+        "lr": [0.001, 0.01],
+        "epochs": [1, 600],
+        "optimizer": {"type": ["adam", "sgd"], "weight_decay": 0.0005},
+        "batch_size": 32,
+    },
+    "model": {"model_type": ["mlp", "identity"], "hidden_size": [20, 40]},
+    "data": {"dataset_name": "dummy", "n_experiments": 4, "backbone": "None", "scenario": "cil"},
+    "plugins": [
+        [{"name": "CrossEntropyOperation"}, {"name": "MSEOperation"}],
+        [{"name": "RandomMemoryUpdaterOperation", "hyperparameters": {"cls_budget": [0, 10, 20]}}, None],
+        [{"name": "KnowledgeDistillationOperation", "hyperparameters": {"temperature": [2.0, 4.0]}}, None],
+        [None, {"name": "WeightAlignOperation"}],
+    ],
+    "seed": 0,
+}
+"""A file of CLMixer's whose lists are what its grid would run through."""
+
+
+def of_clmixer(tmp_path: Path, *words: str, **changes: Any) -> Plan:
+    file = tmp_path / "clmixer.json"
+    file.write_text(json.dumps({**CLMIXER, **changes}))
+    return planned(str(file), [*words, "warm_start=false"], (), DIALECTS, trials=4)
+
+
+def test_the_lists_of_a_clmixer_file_are_the_space_and_its_plain_values_stay(tmp_path: Path) -> None:
+    plan = of_clmixer(tmp_path, "at_most.memory=20kB", "optimisation.batch_size=16,32")
+    axes = {name: axis for name, axis in plan.space.axes().items() if not name.endswith(".used")}
+    kinds_of_model = [(one["name"], one.get("hidden")) for one in axes.pop("model").choices]
+    assert kinds_of_model == [("mlp", [20]), ("mlp", [40]), ("linear", None)]
+    assert [one["name"] for one in axes.pop("optimizer").choices] == ["Adam", "SGD"]
+    assert {name: axis.choices for name, axis in axes.items()} == {
+        "optimizer.lr": (0.001, 0.01),
+        "trainer.epochs": (1, 600),
+        "trainer.batch_size": (16, 32),
+        "incorporation": ("cross_entropy", "one_hot_error"),
+        "retention.1": ("distillation", "merged_replay"),
+        "retention.2": ("distillation", "merged_replay"),
+        "memory": ("remember_exemplars",),
+        "remember_exemplars.per_class": (10, 20),
+        "distillation.temperature": (2.0, 4.0),
+    }
+    said = " ".join(plan.notes)
+    assert "cls_budget of 0 is a composition without it" in said
+    assert "WeightAlignOperation scales a linear head" in said
+    assert "test data may end nothing in a search" in said  # CLMixer stops early by them
+    assert (plan.base["trainer"]["monitor_on"], plan.base["stream"]["validation"]) == ("validation", 0.2)
+    draws = [plan.space.suggest(Draw(seed)) for seed in range(30)]
+    jobs = [plan.trial_job(params) for params in draws]
+    assert {job["optimizer"]["name"] for job in jobs} == {"Adam", "SGD"}
+    for job, params in zip(jobs, draws, strict=True):  # none has what another one put into a choice that they share
+        assert job["optimizer"]["lr"] == params["optimizer.lr"]
+        for block in job["method"]["operations"]:
+            assert block["name"] != "distillation" or (block["adaptive"], block["form"]) == (True, "divergence")
+            assert block["name"] != "remember_exemplars" or block["capacity"] is None
+
+
+def test_a_clmixer_file_without_lists_is_the_first_point_among_clmixers_operations(tmp_path: Path) -> None:
+    plain = [{"name": "MSEOperation"}, {"name": "NCMMemoryUpdaterOperation", "hyperparameters": {"cls_budget": 7}}]
+    one = {"optimisation": {"lr": 0.01}, "model": {"model_type": "mlp", "hidden_size": 8}}
+    plan = of_clmixer(tmp_path, **one, plugins=plain)
+    [(origin, params)] = plan.literature
+    method = plan.trial_job(params)["method"]["operations"]
+    assert origin == "as configured"
+    assert [block["name"] for block in method] == ["one_hot_error", "merged_replay", "remember_exemplars"]
+    assert (method[2]["per_class"], method[2]["selection"]) == (7, "herding")
+    assert {"distillation", "pooled_distillation", "freeze_backbone"} < set(plan.space.slots["retention.1"])
+    assert "loss_surrogate" not in plan.space.operations
+    assert "LossApproxOperation" in " ".join(plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data": {**CLMIXER["data"], "scenario": ["cil", "indus"]}}, "data.scenario: got a list of 2.*one stream"),
+        ({"seed": [1, 2]}, "seed: got a list.*final_seeds"),
+        ({"optimisation": {"lr": []}}, "optimisation.lr: got an empty list"),
+        ({"optimisation": {"lr": [0.1, "fast"]}}, 'optimisation.lr: got "fast"'),
+        ({"plugins": [[{"name": "MSEOperatoin"}]]}, "plugins.0.*did you mean 'MSEOperation'"),
+        ({}, "remember_exemplars.per_class: this search is free to take the largest memory"),
+    ],
+)
+def test_a_clmixer_file_that_a_search_cannot_take_is_refused_by_its_own_keys(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        of_clmixer(tmp_path, **changes)
 
 
 def test_what_a_user_writes_for_an_axis_can_be_a_choice_a_range_or_hydras_grammar() -> None:

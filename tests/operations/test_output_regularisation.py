@@ -11,13 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from holdfast.config.build import build_stream
+from holdfast.core.engine import Engine
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Batch
 from holdfast.core.forward import forward_task
+from holdfast.methods import hypernetwork_regularised
 from holdfast.models import mlp
 from holdfast.models.hypernetwork import hypernetwork
 from holdfast.operations.lookahead import planned_moves
 from holdfast.operations.output_regularisation import OutputRegularisation
+from holdfast.training import Trainer
 
 CHUNK, HIDDEN = 11, 6
 
@@ -364,3 +368,81 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_a_model_with_weights_of_its_own_is_refused(few):
     with pytest.raises(ConfigError, match="weights are generated, and Classifier has its own"):
         few.bind(OutputRegularisation(), model=mlp(input_shape=(4,), classes=3))
+
+
+def by_hand(batches: list[tuple[int, Tensor, Tensor]], start: dict[str, Tensor], sizes: list[tuple[int, ...]]) -> Any:
+    """Embeddings and weights of a generator of heads after von Oswald et al.'s toy training (beta 0.005)."""
+    theta = [value.clone().requires_grad_() for name, value in start.items() if not name.startswith("embeddings")]
+    embeddings = [value.clone().requires_grad_() for name, value in start.items() if name.startswith("embeddings")]
+
+    def generated(task: int, w: list[Tensor]) -> list[Tensor]:
+        h = torch.sigmoid(F.linear(torch.sigmoid(F.linear(embeddings[task], w[0], w[1])), w[2], w[3]))
+        return [F.linear(h, w[4 + 2 * i], w[5 + 2 * i]).view(size) for i, size in enumerate(sizes)]
+
+    task, finished, theta_moves, embedding_moves = -1, list[Tensor](), None, None
+    for of, x, y in batches:
+        if of != task:
+            task = of
+            with torch.no_grad():
+                finished = [torch.cat([v.flatten() for v in generated(old, theta)]) for old in range(task)]
+            theta_moves = torch.optim.Adam(theta, lr=0.01)
+            embedding_moves = torch.optim.Adam([embeddings[task]], lr=0.01)
+        assert theta_moves is not None
+        assert embedding_moves is not None
+        w = generated(task, theta)
+        hidden = torch.sigmoid(F.linear(torch.sigmoid(F.linear(x, w[0], w[1])), w[2], w[3]))
+        theta_moves.zero_grad()
+        embedding_moves.zero_grad()
+        F.mse_loss(F.linear(hidden, w[4], w[5]), y).backward()
+        embedding_moves.step()
+        if task:
+            moves = planned_moves(theta_moves, theta, [p.grad for p in theta])  # type: ignore[misc]
+            ahead = [p + move for p, move in zip(theta, moves)]
+            gaps = [torch.cat([v.flatten() for v in generated(old, ahead)]) - finished[old] for old in range(task)]
+            grads = torch.autograd.grad(0.005 / task * torch.stack([gap.square().sum() for gap in gaps]).sum(), theta)
+            for p, grad in zip(theta, grads):
+                p.grad = p.grad + grad  # type: ignore[operator]
+        theta_moves.step()
+    return [*embeddings, *theta]
+
+
+def test_three_polynomials_are_learned_as_the_published_loop_learns_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = build_stream(
+        {
+            "name": "domains",
+            "datasets": [{"name": "polynomial", "degree": degree} for degree in (1, 2, 3)],
+            "paradigm": "task",
+        }
+    )
+    net = hypernetwork(
+        input_shape=(1,),
+        classes=1,
+        backbone={"name": "mlp", "hidden": [10, 10], "activation": "sigmoid"},
+        generator="heads",
+        head_embedding=0,
+        vectors="generated",
+        hidden=(10, 10),
+        activation="sigmoid",
+        init="xavier",
+        embedding=2,
+        norm="none",
+        tasks=3,
+        seed=0,
+    ).double()
+    start = {name: value.detach().clone() for name, value in net.generator.named_parameters()}
+    batches: list[tuple[int, Tensor, Tensor]] = []
+    step = Engine.step
+
+    def noted(self: Engine, batch: Batch, *args: Any, **kwargs: Any) -> Any:
+        batches.append((self.services.task, batch.inputs.double(), batch.targets.double()))  # type: ignore[arg-type, union-attr]
+        return step(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "step", noted)
+    method = hypernetwork_regularised(strength=0.005, freeze_embeddings=True)
+    settings: dict[str, Any] = {"criterion": "mse", "iterations": 12, "batch_size": 32, "precision": "64-true"}
+    Trainer(method, optimizer={"name": "Adam", "lr": 0.01}, reset_optimizer=True, **settings).fit(net, stream)
+    assert [task for task, _, _ in batches] == [0] * 12 + [1] * 12 + [2] * 12
+    wanted = by_hand(batches, start, [(10, 1), (10,), (10, 10), (10,), (1, 10), (1,)])
+    for (name, value), other in zip(net.generator.named_parameters(), wanted):
+        assert not torch.equal(value, start[name])
+        torch.testing.assert_close(value, other, rtol=0, atol=1e-12)

@@ -42,6 +42,7 @@ def commands():
 def here(tmp_path, monkeypatch):
     """An empty folder to work in, with a CLMixer file, images and a finished run called RUN; sweeps run in-process."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOLDFAST_KNOWLEDGE", str(tmp_path / "searches.jsonl"))
     memory = {"name": "RandomMemoryUpdaterOperation", "hyperparameters": {"cls_budget": 3}}
     teacher = {"name": "KnowledgeDistillationOperation", "hyperparameters": {"temperature": 2.0}}
     content = {"plugins": [memory, teacher], "model": {"model_type": "mlp", "hidden_size": 20}}

@@ -17,8 +17,8 @@ from holdfast.metrics.classes import confusion
 from holdfast.metrics.cost import curves
 from holdfast.metrics.log import Log
 from holdfast.metrics.statistics import spread
-from holdfast.runs.drawing import series, to_svg
-from holdfast.runs.plots import confusion_map, heat_map, learning_rate, loss_terms, over_time
+from holdfast.runs.drawing import series, to_png, to_svg
+from holdfast.runs.plots import confusion_map, heat_map, learning_rate, loss_terms, over_time, so_far
 from holdfast.runs.report import number, percent, points, write_report
 from holdfast.runs.result import Results
 
@@ -356,3 +356,15 @@ def test_experiences_of_the_same_name_are_numbered(tmp_path):
 def test_the_stream_is_shown_with_its_sizes_and_classes(tmp_path):
     text = page(write_run(tmp_path)).text
     assert "The stream experience to train on to test on classes 0-1 100 10 class 0, class 1" in text
+
+
+@pytest.mark.parametrize(
+    "names", [("er", "joint"), ("slda (one_more)", "gdumb (train_on_memory) (1393)", "er"), "WWWW"]
+)
+def test_a_legend_of_long_names_leaves_room_for_the_lines(figures, names):
+    table = np.where(np.tri(5, dtype=bool), 0.9, np.nan)
+    figure = so_far(
+        {f"{number} {name * (40 if name == 'W' else 1)}": table for number, name in enumerate(names)}, "01234"
+    )
+    to_png(figure)
+    assert figure.axes[0].get_position().width > 0.6

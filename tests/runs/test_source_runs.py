@@ -19,15 +19,15 @@ import holdfast
 from holdfast.cli import app
 from holdfast.config.build import resolve
 from holdfast.config.check import validated
-from holdfast.core.errors import ConfigError, DataError
+from holdfast.core.errors import ConfigError, DataError, Interrupted
 from holdfast.metrics.log import Log
 from holdfast.runs import source_report
 from holdfast.runs.on_source import train_on_source
 from holdfast.runs.predict import predict
 from holdfast.runs.run import evaluate, resume, run
 
-DRAWN_BY = source_report.figures
-"""Before reports are made without figures; it is called by hand below."""
+DRAWN_BY, PICTURES_OF = source_report.figures, source_report.pictures
+"""Before reports are made without figures; they are called by hand below."""
 
 JOB: dict[str, Any] = {
     "source": {"name": "toy8", "npoints": 64, "steps": 6},
@@ -80,9 +80,16 @@ def test_a_run_on_a_source_leaves_the_folder_of_any_run(tmp_path: Path) -> None:
     assert [title for _, _, title, _ in drawn] == [
         "Predicted before trained on",
         "Rows held out",
+        "Accuracy by stretch",
         "What the memory holds",
     ]
     assert "known changes" in drawn[0][3]
+    shares, names = source_report.stretch_matrix(opened, "correct")
+    assert names[-1] == f"to {log.of('train')[-1]['samples']:,}"
+    assert np.isfinite(shares[np.tril_indices(len(names))]).all()
+    last = log.of("stretches")[-1]["stretches"]
+    assert sum(part["rows"] for part in last) == held["rows"]
+    assert sum(part["correct"] for part in last) == held["correct"]
 
 
 def test_command_line_json_and_python_give_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +157,133 @@ def test_killed_anywhere_a_resumed_run_ends_with_equal_weights(
     monkeypatch.setattr(Recording, "record", record)
     killed = trained(tmp_path / "killed")
     assert equal(whole, killed)
-    kept = ("train", "boundary", "held_out", "memory")
+    kept = ("train", "boundary", "held_out", "stretches", "memory")
     one, other = ([e for e in Log.read(folder) if e["event"] in kept] for folder in (whole, killed))
     assert one == other
+
+
+def test_fit_on_a_source_leaves_the_run_folder_of_the_command_line_and_goes_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from holdfast import methods, models, sources
+    from holdfast.boundaries import Every
+    from holdfast.runs.recording import Recording
+
+    record = Recording.record
+
+    def trained(out: Path | None, stop: int = 0, resume: bool | None = None) -> Any:
+        source = sources.HoldOut(sources.Toy8(npoints=64, steps=6, batch_size=16, seed=0), 0.1)
+        trainer = holdfast.Trainer(
+            methods.er(capacity=50), optimizer={"name": "SGD", "lr": 0.1}, log_every=2, progress=False
+        )
+        if stop:
+
+            def counted(self: Recording, event: dict[str, Any]) -> None:
+                record(self, event)
+                trainer.stop = trainer.stop or (event["event"] == "train" and event["step"] >= stop)
+
+            monkeypatch.setattr(Recording, "record", counted)
+        net = models.mlp(input_shape=(2,), classes=8, hidden=[12], seed=0)
+        trainer.fit(net, source, out=out, resume=resume, boundary=Every(steps=5), observe_every=4)
+        return net.state_dict()
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(Interrupted, match=r"resume=True"):
+        trained(tmp_path / "cut", stop=8)
+    monkeypatch.setattr(Recording, "record", record)
+    for other in (trained(tmp_path / "cut", resume=True), trained(tmp_path / "cut", resume=True), trained(None)):
+        assert all(torch.equal(value, other[name]) for name, value in whole.items())
+    kept = ("train", "boundary", "held_out", "stretches", "memory")
+    one, two = ([e for e in Log.read(tmp_path / name) if e["event"] in kept] for name in ("whole", "cut"))
+    assert one == two
+    opened = holdfast.open(tmp_path / "whole")
+    assert opened.title == "er on toy8"
+    assert opened.metrics["share_seen"] == 1
+    by_command = run(job(), tmp_path / "command", quiet=True)
+    assert {path.name for path in opened.path.iterdir()} == {path.name for path in by_command.iterdir()} | {
+        "console.log"
+    }
+    assert "experience 3 begins" in (tmp_path / "whole" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "words"),
+    [
+        ({"epochs": 3}, {}, "epochs is 3.*write iterations for a number of batches"),
+        ({"patience": 2}, {}, "patience is 2 and means nothing for a source"),
+        ({"batch_size": 8}, {}, "a source cuts its own"),
+        ({"devices": 2}, {}, "InStep"),
+        ({}, {"references": ["finetune"]}, "references are for a stream of experiences"),
+    ],
+)
+def test_what_fit_cannot_do_with_a_source_is_refused_before_a_folder_is_made(
+    settings: dict[str, Any], given: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    from holdfast import methods, models, sources
+
+    trainer = holdfast.Trainer(methods.finetune(), **settings)
+    with pytest.raises(ConfigError, match=words):
+        trainer.fit(models.mlp(input_shape=(2,), classes=8), sources.Toy8(steps=1), out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_given_back_of_each_stretch_is_kept_and_drawn_also_of_a_run_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 4 rows and a look at each second: some 60 stretches have become 8 or fewer by the end."""
+    from holdfast import models
+    from holdfast.runs.given_back import read_given_back
+    from holdfast.runs.recording import Recording
+
+    data = {"name": "synthetic", "classes": 5, "features": 6, "samples": 100}
+    config = job(
+        source={"name": "experiences", "stream": {"name": "reconstruction", "dataset": data}},
+        model={"name": "autoencoder", "hidden": [8], "latent": 2},
+        criterion="mse",
+        boundary=None,
+        arrival={"hold_out": 0.2, "observe_every": 2},
+        trainer={"batch_size": 4},
+    )
+
+    def trained(folder: Path) -> tuple[Any, Any]:
+        folder.mkdir(exist_ok=True)
+        train_on_source(folder, validated(config), quiet=True)
+        return read_given_back(folder), Log.read(folder).of("stretches")
+
+    whole, looks = trained(tmp_path / "whole")
+    record, written = Recording.record, []
+
+    def dying(self: Recording, event: dict[str, Any]) -> None:
+        written.append(event)
+        if len([one for one in written if one["event"] == "stretches"]) == 9:  # two have just become one
+            raise Stop
+        record(self, event)
+
+    monkeypatch.setattr(Recording, "record", dying)
+    with pytest.raises(Stop):
+        trained(tmp_path / "killed")
+    monkeypatch.setattr(Recording, "record", record)
+    killed, again = trained(tmp_path / "killed")
+    assert looks == again
+    for one, other in zip(whole, killed):
+        np.testing.assert_array_equal(one, other)
+    count = len(whole.chosen)
+    assert 4 < count <= 9
+    assert looks[-1]["looks"] >= 4
+    net = models.autoencoder(input_shape=(6,), classes=6, hidden=[8], latent=2)
+    net.load_state_dict(weights(tmp_path / "whole"))
+    with torch.no_grad():
+        answers = net.eval()(torch.from_numpy(whole.originals))
+    np.testing.assert_allclose(whole.after[-1], answers.numpy(), atol=1e-6)
+    learned = np.isfinite(whole.after).all((-2, -1))
+    np.testing.assert_array_equal(learned, np.tri(count, dtype=bool))
+    opened = holdfast.open(tmp_path / "whole")
+    drawn = [name for name, *_ in [*DRAWN_BY(opened), *PICTURES_OF(opened)]]
+    assert drawn == ["stream_loss", "held_out", "stretches", "memory", "errors_by_number", "latent_drift"]
+    losses, _ = source_report.stretch_matrix(opened, "loss")
+    last = [part["loss"] for part in looks[-1]["stretches"]]
+    np.testing.assert_allclose(losses[-1], last)
+    np.testing.assert_array_equal(np.isfinite(losses), learned)
 
 
 @pytest.mark.slow

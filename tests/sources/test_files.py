@@ -5,7 +5,11 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import subprocess
+import sys
 import threading
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +83,39 @@ def test_a_row_that_does_not_fit_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "nan,1.0,2.0,up",
+            r"line 2: column 'a' is 'nan'.*Fill them in before, or leave the column out with drop=\['a'\]",
+        ),
+        ("a,day,b,label", r"line 2: column 'a' is 'a'.*names of columns: a file with another header is another source"),
+        ("word,1.0,2.0,up", r"line 2: column 'a' is 'word'.*first="),
+        ("1.0,2.0,up", "line 2: 3 values for 4 columns"),
+        ("1.0,2.0\r3.0,up,down", "line 2: this is no line of a table"),
+        (f"1.0,2.0,{'3' * 140000},up", "line 2: this is no line of a table"),
+    ],
+)
+def test_a_wrong_row_in_the_middle_is_told_with_advice_that_a_source_can_follow(
+    tmp_path: Path, line: str, words: str
+) -> None:
+    path = table(tmp_path / "t.csv", rows=40, words=False)
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([head, *lines, line, *lines]) + "\n", newline="")
+    with pytest.raises(DataError, match=words.replace("line 2", "line 42")):
+        rows_of(Csv(str(path), classes=["up", "down", "same"], first=30, batch_size=8))
+
+
+def test_fractions_are_no_labels_unless_somebody_names_them(tmp_path: Path) -> None:
+    path = str(table(tmp_path / "t.csv", rows=40))
+    with pytest.raises(DataError, match=r"labels in column 'b' are fractions.*kind=regression"):
+        Csv(path, target="b")
+    path = tmp_path / "grades.csv"  # type: ignore[assignment]
+    Path(path).write_text("a,grade\n" + "\n".join(f"{row},{1 + row % 3 / 2}" for row in range(30)))
+    assert Csv(str(path), classes=["1.0", "1.5", "2.0"]).classes == 3
+
+
+@pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
         ({"path": "none.csv"}, DataError, "there is no file none.csv"),
@@ -112,6 +149,66 @@ def test_a_followed_file_gives_lines_that_come_later_and_never_half_a_line(tmp_p
     assert next(batches).targets.tolist() == [1]
     source.halt()
     assert list(batches) == []
+
+
+WRITER = """
+import sys, time
+with open(sys.argv[1], "a") as file:
+    file.write("".join(f"{number}.0,mon,{number}.5,up\\n" for number in range(20)) + sys.argv[2])
+    file.flush()
+    print("there", flush=True)
+    time.sleep(600)
+"""
+
+
+def killed(program: str, *arguments: str) -> None:
+    """Start a writer, and kill it once it says that it wrote what it is to leave behind."""
+    with subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.kill()
+    assert process.returncode == -9
+
+
+@pytest.mark.parametrize("half", ["", "7.0,mon,8."])
+@pytest.mark.parametrize("silence", ["end", "raise"])
+def test_a_killed_writer_of_a_followed_file_is_an_end_or_an_error_after_every_whole_line(
+    tmp_path: Path, half: str, silence: Any
+) -> None:
+    path = table(tmp_path / "t.csv", rows=20)
+    source = Csv(str(path), classes=["up", "down", "same"], follow=True, timeout=0.3, on_silence=silence, batch_size=10)
+    batches = source.batches()
+    got = [next(batches)]
+    killed(WRITER, str(path), half)
+    left = "line 42 is only half there (10 bytes)"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if silence == "raise":
+            with pytest.raises(DataError, match="no further line came into") as error:
+                got.extend(batches)
+            assert (left in str(error.value)) == bool(half)
+        else:
+            got.extend(batches)
+            assert [left in str(one.message) for one in said] == [True] * bool(half)
+    assert sum(len(batch.targets) for batch in got) == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: path.write_text("a,day,b,label\n"), "has become shorter, 14 bytes"),
+        (lambda path: (path.rename(path.with_suffix(".old")), table(path, rows=30)), "was replaced by another file"),
+        (lambda path: path.unlink(), "was removed while it was followed"),
+    ],
+)
+def test_a_followed_file_that_is_cut_replaced_or_removed_is_an_error(tmp_path: Path, change: Any, words: str) -> None:
+    path = table(tmp_path / "t.csv", rows=20)
+    source = Csv(str(path), classes=["up", "down", "same"], follow=True, timeout=30.0, batch_size=20)
+    batches = source.batches()
+    assert len(next(batches).targets) == 20
+    change(path)
+    with pytest.raises(DataError, match=words):
+        next(batches)
 
 
 def test_a_parquet_file_is_read_as_a_text_file_is(tmp_path: Path) -> None:
@@ -192,11 +289,57 @@ def test_a_file_that_stays_half_written_is_named(tmp_path: Path) -> None:
         rows_of(Folder(str(tmp_path), classes=4, timeout=0.1, on_silence="end"))
 
 
-def test_tables_in_a_folder_have_the_columns_of_the_first(tmp_path: Path) -> None:
-    table(tmp_path / "1.csv", rows=30)
-    table(tmp_path / "2.csv", rows=20)
+@pytest.mark.parametrize("ending", ["npz", "csv", "parquet"])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_killed_writer_of_a_folder_is_an_error_or_an_end_after_every_whole_file(
+    tmp_path: Path, ending: str, half: bool
+) -> None:
+    """The second file is left half written under its own name, or under the one from which it would be renamed."""
+    folder, whole = tmp_path / "folder", tmp_path / f"whole.{ending}"
+    folder.mkdir()
+    if ending == "npz":
+        np.savez(whole, x=np.zeros((30, 4), np.float32), y=np.arange(30) % 3)
+    else:
+        written(table(tmp_path / "whole.csv", rows=30), ending)
+    program = f"""
+import os, sys, time
+content = open({str(whole)!r}, "rb").read()
+for name, bytes_ in (("1.{ending}", content), ("2.{ending}" if {half} else "2.half", content[:-40])):
+    with open({str(folder)!r} + "/now.half", "wb") as file:
+        file.write(bytes_)
+    os.rename({str(folder)!r} + "/now.half", {str(folder)!r} + "/" + name)
+print("there", flush=True)
+time.sleep(600)
+"""
+    killed(program)
+    settings: Any = {"pattern": f"*.{ending}", "classes": ["up", "down", "same"], "target": "label", "timeout": 0.3}
+    for silence in ("raise", "end"):
+        source, got = Folder(str(folder), on_silence=silence, batch_size=10, **settings), []
+        # A table that breaks off is one with fewer lines, unless the last one has too few values.
+        ends = silence == "end" and not half
+        with nullcontext() if ends else pytest.raises(DataError, match=rf"2\.{ending}" if half else "no new file came"):
+            got.extend(source.batches())
+        assert sum(len(batch.targets) for batch in got) == 30
+
+
+def written(text: Path, ending: str) -> Path:
+    """A text file itself, or the same as a Parquet file."""
+    if ending == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.csv
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pa.csv.read_csv(text), text.with_suffix(".parquet"), row_group_size=8)
+        text.unlink()
+    return text.with_suffix(f".{ending}")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_tables_in_a_folder_have_the_columns_of_the_first(tmp_path: Path, ending: str) -> None:
+    written(table(tmp_path / "1.csv", rows=30), ending)
+    written(table(tmp_path / "2.csv", rows=20), ending)
     (tmp_path / "END").touch()
-    source = Folder(str(tmp_path), "*.csv", target="label", classes=["up", "down", "same"], batch_size=10)
+    source = Folder(str(tmp_path), f"*.{ending}", target="label", classes=["up", "down", "same"], batch_size=10)
     x, y = rows_of(source)
     assert x.shape == (50, 4)
     assert y[:3].tolist() == [0, 1, 2]

@@ -140,6 +140,27 @@ class Odd(Operation):
                 gradient.mul_(0.5)
 
 
+class Still(Operation):
+    """Leaves one weight where it is in the first steps; in how many is another number in every run."""
+
+    role = "representation learning"
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def gradient(self, step: Step, learner: Services) -> None:
+        if learner.decide(lambda: learner.now.index < self.first):
+            learner.trainable.parameters()[0].grad = None
+
+
+def test_runs_whose_weights_moved_unlike_often_each_count_their_own_steps() -> None:
+    adam: dict[str, Any] = {"name": "Adam", "lr": 0.01}
+    assert stacked(both(lambda number: Method(Still(2 + 3 * number)), optimizer=adam, epochs=4)) > 5
+    alone = both(lambda number: Method(Still(2 * number)), optimizer=adam, epochs=4)
+    assert stacked(alone) == 0  # one run takes one step size, the other two
+
+
 def test_runs_that_decide_otherwise_at_a_step_make_it_by_themselves() -> None:
     told = both(lambda number: Method(Odd()))
     assert 0 < stacked(told) < sum(event["captured"] for event in told)

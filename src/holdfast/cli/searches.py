@@ -107,8 +107,9 @@ def _work_for(storage: str | None, out: Path | None) -> Path:
     from holdfast.discovery.worker import joined
 
     folder = out or Path(SEARCHES) / "worker"
+    worker = joined(storage, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    joined(storage, folder).until_closed()
+    worker.until_closed()
     return folder
 
 

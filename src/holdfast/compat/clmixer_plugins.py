@@ -47,13 +47,21 @@ def read_plugins(plugin_specs: Any, made: Translation) -> None:
         raise made.error(
             "plugins", f'got {shown(plugin_specs)}, expected a list of {{"name": ..., "hyperparameters": ...}}.'
         )
-    plugins = [_plugin(one, index, made) for index, one in enumerate(plugin_specs)]
+    plugins = [read_plugin(one, f"plugins.{index}", made) for index, one in enumerate(plugin_specs)]
     translate([plugin for plugin in plugins if plugin is not None], made)
 
 
-def _plugin(plugin: Any, index: int, made: Translation) -> Plugin | None:
-    """One plugin with its values checked; None for one that needs nothing here."""
-    path = f"plugins.{index}"
+def read_plugin(plugin: Any, path: str, made: Translation) -> Plugin | None:
+    """One plugin with its values checked; None for one that needs nothing here.
+
+    Args:
+        plugin: as the file has it.
+        path: where it stands there.
+        made: gets notes, and a tag.
+
+    Raises:
+        ConfigError: for a name, a hyperparameter or a value that CLMixer does not have.
+    """
     if not isinstance(plugin, Mapping) or not isinstance(plugin.get("name"), str):
         raise made.error(path, f'got {shown(plugin)}, expected {{"name": ..., "hyperparameters": ...}}.')
     for key in plugin:

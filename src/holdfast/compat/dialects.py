@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from holdfast.compat import arena_keys, clmixer, flags
+from holdfast.compat import arena_keys, clmixer, clmixer_space, flags
 from holdfast.compat.clmixer_values import changed
 from holdfast.config.read import Dialect
 
@@ -28,6 +28,12 @@ class CLMixer(Dialect):
     ) -> tuple[dict[str, Any], list[str]]:
         """The job that a file with changes of its own keys means, and what is done differently."""
         return clmixer.convert(changed(content, changes), source)
+
+    def space(
+        self, content: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any], source: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The space that the file's lists of values and plugins span."""
+        return clmixer_space.space(changed(content, changes), source)
 
 
 class Lightning(Dialect):

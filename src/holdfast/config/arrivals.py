@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,12 @@ TRAINER = (
     *("detect_anomaly", "log_every", "on_divergence", "capture"),
 )
 """Keys of `trainer` that mean something for a source."""
+
+NAMED = (
+    *("optimizer", "scheduler", "scheduler_every", "criterion", "seed", "device", "record", "progress", "checkpoints"),
+    "compile",
+)
+"""Attributes of a trainer in Python that mean something for a source too."""
 
 PASSED_ON = TRAINER[2:]
 """Those of them that `StreamTrainer` takes."""
@@ -215,15 +222,29 @@ def problems_of(job: Job) -> list[str]:
         problems.append("folders.experiences: a source has no experiences beforehand. Leave it out.")
     fields = type(job.block.trainer).model_fields
     usual = {field.alias or name: field.default for name, field in fields.items()}
-    usual["epochs"] = None
-    for key, value in config["trainer"].items():
-        if key not in TRAINER and value != usual.get(key) and not (key == "epochs" and value == 1):
-            advice = "write trainer.iterations for a number of batches" if key == "epochs" else "leave it out"
-            advice = f"leave it out, or {SHARED}" if key in ("devices", "num_nodes") else advice
-            problems.append(f"trainer.{key}: got {shown(value)}, which means nothing for a source; {advice}.")
+    problems += without_meaning(config["trainer"], {**usual, "epochs": None})
     if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         problems.append(f"source: one process learns from it, and several were started here. Start one, or {SHARED}.")
     return [*problems, *_problems_of_arrival(job.block.arrival), *_problems_of_method(job)]
+
+
+def without_meaning(values: Mapping[str, Any], usual: Mapping[str, Any], where: str = "trainer") -> list[str]:
+    """A sentence for each setting of a trainer that means nothing for a source and was given nevertheless.
+
+    Args:
+        values: of the settings, by name.
+        usual: those that nobody gave.
+        where: the settings are, for the sentences; `fit` for a trainer in Python.
+    """
+    problems = []
+    for key, value in values.items():
+        if key not in (*TRAINER, *NAMED) and value != usual.get(key) and not (key == "epochs" and value == 1):
+            path = "trainer.iterations" if where == "trainer" else "iterations"
+            advice = f"write {path} for a number of batches" if key == "epochs" else "leave it out"
+            advice = f"leave it out, or {SHARED}" if key in ("devices", "num_nodes") else advice
+            name = f"trainer.{key}: got {shown(value)}, which" if where == "trainer" else f"{key} is {value!r:.60} and"
+            problems.append(f"{name} means nothing for a source; {advice}.")
+    return problems
 
 
 def _problems_of_arrival(arrival: Any) -> list[str]:

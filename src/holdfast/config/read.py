@@ -180,6 +180,13 @@ class Dialect:
         """The job that a recognised file with `changes` of its keys means, and what is done differently."""
         return dict(content), []
 
+    def space(
+        self, content: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any], source: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The space file that a recognised file with `changes` of its keys means, and what is done differently."""
+        job, notes = self.convert(content, changes, source)
+        return {"job": job}, notes
+
     def translated(self, content: Mapping[str, Any], package: tuple[str, ...]) -> dict[str, Any]:
         """A part of a job of ours, which goes under the keys of `package`, with this project's keys under our names."""
         return dict(content)

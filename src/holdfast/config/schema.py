@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from typing import Annotated, Any, Literal, Union
 
@@ -43,6 +44,7 @@ def trainer_parameters() -> list[Parameter]:
     return [p for p in parameters(trainer) if p.configurable and p.name not in TRAINER_SUPPLIED]
 
 
+@kinds.cached
 def model_of(kind: str, name: str, inside: bool = False) -> type[BaseModel]:
     """The pydantic model of one block: `name` and the parameters of the callable of that name.
 
@@ -54,12 +56,11 @@ def model_of(kind: str, name: str, inside: bool = False) -> type[BaseModel]:
     Raises:
         ConfigError: where there is nothing of that name.
     """
-    return _model_of(kind, name, inside)  # type: ignore[no-any-return]
-
-
-@kinds.cached
-def _model_of(kind: str, name: str, inside: bool) -> type[BaseModel]:
     function = kinds.find(kind, name)
+    return (_built if kind in ("streams", "sources") else _kept)(kind, name, function, inside)
+
+
+def _built(kind: str, name: str, function: Any, inside: bool) -> type[BaseModel]:
     summary, _ = docs(function.__doc__)
     fields: Fields = {"name": (Literal[name], Field(description=summary))}
     if kind == "streams" and not inside:
@@ -75,6 +76,9 @@ def _model_of(kind: str, name: str, inside: bool) -> type[BaseModel]:
         every = "move the learning rate after every epoch or after every step"
         fields["every"] = (Literal["epoch", "step"], Field("epoch", description=every))
     return create_model(f"{kinds.KINDS[kind].word}_{name}", __config__=STRICT, __doc__=summary, **fields)
+
+
+_kept = functools.lru_cache(maxsize=1024)(_built)  # has no block of another kind inside, which a plug-in may change
 
 
 def _field(parameter: Parameter) -> Fields:
@@ -136,7 +140,7 @@ def block(kind: str) -> Any:
 
 @kinds.cached
 def _block(kind: str) -> Any:
-    choices = [Annotated[_model_of(kind, name, False), Tag(TAG + name)] for name in kinds.names(kind)]
+    choices = [Annotated[model_of(kind, name, False), Tag(TAG + name)] for name in kinds.names(kind)]
     if kind == "methods":
         choices.append(Annotated[_composition(), Tag(TAG + "operations")])
     return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
@@ -156,7 +160,7 @@ def _inner_streams() -> tuple[str, ...]:
 @kinds.cached
 def _inner_stream() -> Any:
     """The type of a stream inside another one."""
-    choices = [Annotated[_model_of("streams", name, True), Tag(TAG + name)] for name in inner_streams()]
+    choices = [Annotated[model_of("streams", name, True), Tag(TAG + name)] for name in inner_streams()]
     return Annotated[Union[tuple(choices)], Discriminator(_tag), BeforeValidator(expand)]  # noqa: UP007
 
 

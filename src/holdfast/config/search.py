@@ -112,6 +112,24 @@ def swept(texts: Sequence[str]) -> list[str]:
     return [override.key_or_group for override in parsed if override.is_sweep_override()]
 
 
+def fixed_and_varying(texts: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The changes that say one value, and the keys that shall vary with their values in Hydra's grammar.
+
+    Example:
+        >>> fixed_and_varying(["seed=1", "optimizer.lr=0.1,0.2"])
+        (['seed=1'], {'optimizer.lr': 'choice(0.1,0.2)'})
+    """
+    keys = set(swept(texts))
+    fixed, varying = [], {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if key.lstrip("+") in keys:
+            varying[key.lstrip("+")] = value if "(" in value else f"choice({value})"
+        else:
+            fixed.append(text)
+    return fixed, varying
+
+
 SWEEP, HYDRA, METRIC = "sweep", "hydra", "optimized_metric"
 """Keys of a file that are about the sweep and not about the job; the last two are Hydra's and Arena's."""
 

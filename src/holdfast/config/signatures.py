@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 import inspect
 import os
 import re
@@ -177,6 +178,11 @@ def docs(text: str | None) -> tuple[str, dict[str, str]]:
 
 def parameters(function: Callable[..., Any]) -> list[Parameter]:
     """The parameters of a function or of a class's constructor, in order, without `*args` and `**kwargs`."""
+    return list(_parameters(function))
+
+
+@functools.lru_cache(maxsize=2048)  # types and docstrings are read slowly, and every check of a job asks for many
+def _parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     target = inspect.unwrap(function)
     owner = getattr(target, "__init__", target) if isinstance(target, type) else target
     namespace = getattr(inspect.unwrap(owner), "__globals__", {})
@@ -194,7 +200,7 @@ def parameters(function: Callable[..., Any]) -> list[Parameter]:
         if default is None and kind is not PYTHON_ONLY:
             kind = Union[kind, None]  # noqa: UP007
         read.append(Parameter(parameter.name, kind, default, described.get(parameter.name, "")))
-    return read
+    return tuple(read)
 
 
 def _resolve(annotation: Any, namespace: dict[str, Any], default: Any) -> Any:

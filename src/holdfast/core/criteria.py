@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.core.errors import ConfigError, unknown
+
 Measure = Callable[[Tensor, Tensor], Tensor]
 Likelihood = Literal["softmax", "normal", "bernoulli"]
 """The distribution of the targets whose negative log-likelihood a criterion is, up to a factor and a constant."""
@@ -85,6 +87,36 @@ CRITERIA = {
     **{name: name for name in ("chamfer", "sinkhorn", "flow")},
 }
 """Name in a configuration -> function of `torch.nn.functional`, or a loss of ours (`models.losses`)."""
+
+
+def criterion_of(given: Any) -> Measure:
+    """The criterion that is meant: a function or module of outputs and targets, or the name of one.
+
+    Args:
+        given: what a user gave; None for cross-entropy.
+
+    Raises:
+        ConfigError: for an unknown name, a class instead of one of its modules, and what cannot be called.
+
+    Example:
+        >>> criterion_of("mse") is F.mse_loss
+        True
+    """
+    if given is None:
+        return F.cross_entropy
+    if isinstance(given, str):
+        function = getattr(F, CRITERIA.get(given, ""), None)
+        if function is None:
+            raise ConfigError(unknown("criterion", given, [name for name in CRITERIA if hasattr(F, CRITERIA[name])]))
+        return function  # type: ignore[no-any-return]
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        raise ConfigError(f"criterion is the class {given.__name__}. Write criterion={given.__name__}().")
+    if not callable(given):
+        raise ConfigError(
+            f"criterion is {given!r}, which cannot be called. Give a function of outputs and targets that returns their"
+            " mean loss, such as torch.nn.functional.mse_loss."
+        )
+    return given  # type: ignore[no-any-return]
 
 
 class Sum:

@@ -33,6 +33,9 @@ ROLES = (
 )
 """What an operation is for: the CLMixer taxonomy."""
 
+SHORT = dict(zip(ROLES, ("incorporation", "retention", "bias", "representation", "uncertainty")))
+"""Role -> its word in names of a search's parameters."""
+
 ENTRY_POINTS = (
     "setup",
     "begin",

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.core.attributes import Of
 from holdfast.core.body import Body, Cut
-from holdfast.core.criteria import or_zero, padding_of
+from holdfast.core.criteria import criterion_of, or_zero, padding_of
 from holdfast.core.decide import decide
 from holdfast.core.errors import renamed
 from holdfast.core.experience import Extras
@@ -136,7 +135,7 @@ class Services:
         share: Share | None = None,
     ) -> None:
         self.model = model
-        self.criterion: Criterion = criterion if criterion is not None else F.cross_entropy
+        self.criterion: Criterion = criterion_of(criterion)
         self.device = torch.device(device) if device is not None else place_of(model)
         self.share = Share() if share is None else share
         self.generators = Generators(seed, self.share.rank)

@@ -18,7 +18,8 @@ from holdfast.core.tree import Plain, Saved, Tree, tree_map, tree_rows, tree_spl
 __all__ = ["Arrays", "Experiences", "Iterated", "Source", "as_source"]
 
 BLOCK = 256
-"""Batches that `Arrays` cuts at once: slicing each by itself costs as much as a small layer."""
+"""Batches that are cut at once: to slice each by itself costs as much as a small layer, and thousands of them at once
+outlive the young generations of Python's collector, which then goes over everything."""
 
 
 class Source(ABC):
@@ -214,7 +215,7 @@ class Arrays(Source):
             if order is not None:
                 rows = order[rows]
             inputs = tree_map(lambda leaf: leaf[rows], self.inputs)  # noqa: B023
-            yield from zip(tree_split(inputs, size), self.targets[rows].split(size))
+            yield from zip(tree_split(inputs, size), tree_split(self.targets[rows], size))
 
     def position(self) -> Plain:
         """How many batches were given."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from holdfast.config import kinds
 from holdfast.config.search import check_count
 from holdfast.config.signatures import Parameter
-from holdfast.config.words import shown
+from holdfast.config.words import nearest, shown
 from holdfast.core.errors import ConfigError
 from holdfast.core.operation import Operation
 from holdfast.core.ranges import Range, rule
@@ -251,14 +252,21 @@ def get(config: Mapping[str, Any], path: str) -> Any:
 
 
 def put(config: dict[str, Any], path: str, value: Any) -> None:
-    """Set what stands at a dotted path; a name alone stands for a block of that name."""
+    """Set what stands at a dotted path, as a copy; a name alone stands for a block of that name."""
     *parents, last = path.split(".")
     node: Any = config
     for key in parents:
         node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
     if not parents and last in kinds.BLOCKS and isinstance(value, str):
         value = {"name": value}
-    node[int(last) if isinstance(node, list) else last] = value
+    node[int(last) if isinstance(node, list) else last] = copy.deepcopy(value)  # a choice is put into many jobs
+
+
+def is_size(name: str) -> bool:
+    """Whether a parameter, or a key of a job, says how much a memory holds: `remember.capacity`, `method.capacity`."""
+    owner, _, key = name.rpartition(".")
+    operation = kinds.names("operations").get(owner)
+    return key in SIZES and (operation is None or operation.fills)
 
 
 def size_of(kind: type[Operation], items: int, experiences: int) -> dict[str, Any]:
@@ -269,3 +277,51 @@ def size_of(kind: type[Operation], items: int, experiences: int) -> dict[str, An
     if "per_experience" in names:
         return {"per_experience": max(1, items // max(1, experiences))}
     raise ConfigError(f"`{kind.__name__}` fills a memory, and has none of {', '.join(SIZES)} to say how large it is")
+
+
+def of_operation(name: str, kind: type[Operation], parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
+    """What a search may vary of an operation: what its signature declares, or what was written of it.
+
+    Args:
+        name: of the operation.
+        kind: its class.
+        parameters: name of a parameter -> what it may be, of this operation and others.
+
+    Raises:
+        ConfigError: where something written is no argument of it, or a value that it cannot have.
+    """
+    kept: list[Axis] = []
+    listed = {f"{name}.{parameter.name}": parameter for parameter in kinds.configurable("operations", kind)}
+    for key in (key for key in parameters if key.split(".")[0] == name and key not in listed):
+        near = nearest(key, listed)
+        raise ConfigError(
+            f"parameters.{key}: " + (f"did you mean {near!r}?" if near else f"choose of {', '.join(listed)}.")
+        )
+    for key, parameter in listed.items():
+        if key in parameters:
+            axis = written(key, parameters[key])
+            for value in axis.choices or (axis.low, axis.high):
+                problem = refused(kind, parameter.name, int(value) if axis.whole else value)
+                if problem:
+                    raise ConfigError(f"parameters.{key}: {problem}")
+            kept.append(axis)
+        elif not (kind.fills and parameter.name in SIZES):
+            declared_axis = declared(key, parameter)
+            if (
+                declared_axis is not None and declared_axis.choices
+            ):  # some are for a base class, and refused by this one
+                choices = tuple(one for one in declared_axis.choices if not refused(kind, parameter.name, one))
+                declared_axis = replace(declared_axis, choices=choices) if len(choices) > 1 else None
+            kept += [declared_axis] if declared_axis is not None else []
+    return tuple(kept)
+
+
+def refused(kind: type[Operation], name: str, value: Any) -> str:
+    """Why an operation cannot be made with this value, everything else as it is by default; empty where it can."""
+    required = {p.name: 10 for p in kinds.configurable("operations", kind) if p.required}
+    sizes = size_of(kind, 10, 1) if kind.fills and name not in SIZES else {}
+    try:
+        kind(**{**required, **sizes, name: value})
+    except ConfigError as error:
+        return str(error)
+    return ""

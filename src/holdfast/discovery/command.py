@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -112,8 +113,10 @@ def _done(
     from holdfast.discovery.plan import written
 
     path = None if file is None else written(file) if isinstance(file, Mapping) else str(file)
+    from holdfast.compat.dialects import DIALECTS
+
     say: Callable[[str], None] = (lambda text: None) if quiet else tell
-    plan = planned(path, words, sweep=tune, **settings)
+    plan = planned(path, words, (), DIALECTS, sweep=tune, **settings)
     return started(plan, None if out is None else Path(out), jobs, storage, say, launcher=launcher)
 
 
@@ -132,13 +135,47 @@ def planned(
     from holdfast.discovery.study import library
 
     library()
-    if not any(more.get(key) for key in ("trials", "budget")):
-        keys = [word.partition("=")[0] for word in words]
-        if not {"trials", "budget"} & {*keys, *Plan.keys_of(path, sweep)}:
-            more["trials"] = USUAL_TRIALS
+    notes: list[str] = []
+    if path is not None and not sweep:
+        path, words, notes = understood(path, words, dialects)
     plan = Plan.of(path, words, folders, dialects, sweep=sweep, **more)
+    if plan.settings.trials is None and plan.settings.budget is None:
+        plan.settings = dataclasses.replace(plan.settings, trials=USUAL_TRIALS)
     plan.started = begun  # a budget counts from here
+    plan.notes[:0] = notes
     return plan
+
+
+def understood(path: str, words: Sequence[str], dialects: Sequence[Dialect]) -> tuple[str, list[str], list[str]]:
+    """A file of another project as a space file, with the other words, and what is done differently, in sentences.
+
+    Args:
+        path: of a file, ours or another project's.
+        words: as typed; those that are keys of that project's files are changes of the file.
+        dialects: other projects' ways to write a job.
+    """
+    from holdfast.config.overrides import parse
+    from holdfast.config.read import read
+    from holdfast.config.search import fixed_and_varying
+    from holdfast.discovery.axes import written as axis
+    from holdfast.discovery.plan import written
+
+    content = read(path)
+    dialect = next((one for one in dialects if one.recognised(content)), None)
+    if dialect is None:
+        return path, list(words), []
+    changes: dict[tuple[str, ...], Any] = {}
+    rest = []
+    for word in words:
+        key = word.partition("=")[0]
+        if not dialect.owns(tuple(key.split("."))):
+            rest.append(word)
+        elif varying := fixed_and_varying([word])[1]:
+            changes[tuple(key.split("."))] = list(axis(key, varying[key], "words").choices)
+        else:
+            changes |= {one.path: one.value for one in parse([word])}
+    space, notes = dialect.space(content, changes, path)
+    return written(space), rest, notes
 
 
 def started(

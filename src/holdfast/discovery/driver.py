@@ -14,7 +14,7 @@ from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.proposals import Proposals, alone, literature_is_next
 from holdfast.discovery.rungs import highest, promotions
-from holdfast.discovery.study import Book
+from holdfast.discovery.study import Book, storage
 from holdfast.discovery.trial import Entry
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, RayWorkers, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
@@ -55,6 +55,7 @@ class Driver:
         self._told: set[int] = set()
         self._workers: Workers | RayWorkers = Workers(folder / LOG) if launcher == "processes" else RayWorkers()
         self._inside = jobs == 1 and launcher == "processes"
+        self._at_once = plan.settings.at_once(plan.base) if self._inside and not self.shared else 1
         self._exhausted = False
         self._leading = ""
 
@@ -64,8 +65,10 @@ class Driver:
         """Search, run the best on test data, and report; returns the folder.
 
         Raises:
-            ConfigError: where the folder holds something else, or another search.
+            ConfigError: where the folder holds something else or another search, or the storage cannot be used.
         """
+        if self.shared:
+            storage(self.url)  # refused before there is a folder
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder):
             self._begin()
@@ -135,7 +138,9 @@ class Driver:
             more = self._plan_next(entries)
             if not more and not any(one.state in ("waiting", "running") for one in entries):
                 break  # by what was seen before planning: what has ended since may be promoted
-            if inside:
+            if inside and self._at_once > 1:
+                worker.work_together()
+            elif inside:
                 worker.work()
             else:
                 self._tend()
@@ -147,7 +152,7 @@ class Driver:
         """Let as much wait as there are workers for: promotions first, then new compositions; returns whether any."""
         busy = [one for one in entries if one.state in ("waiting", "running")]
         running = sum(one.state == "running" for one in busy)
-        room = (max(self.jobs, running) + 1 if self.shared else self.jobs) - len(busy)
+        room = (max(self.jobs, running) + 1 if self.shared else self.jobs * self._at_once) - len(busy)
         enqueued = 0
         while enqueued < room and self._enqueue_one(self.book.entries()):
             enqueued += 1
@@ -169,8 +174,11 @@ class Driver:
                 self._promote(by_key[key], length)
                 return True
         keys = {one.key for one in entries}
-        if going and (settings.trials is None or len(keys) < settings.trials) and self._new(keys, entries):
-            return True
+        if going and (settings.trials is None or len(keys) < settings.trials):
+            if at_work and self._at_once > 1 and not self.plan.sweep:
+                return False  # other operations make other steps, so that nothing is won by a second one at once
+            if self._new(keys, entries):
+                return True
         whole = prefixes[-1]
         if any(length != whole for _, length in busy):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ SHARE_OF_FINALS, MOST_SHARE = 0.25, 0.5
 MARGIN = 1.25
 """By how much more than its trials a composition's final runs are taken to cost: test data are more."""
 
-PAGE = 1.0  # alone on a processor
+PAGE = 1.5  # alone on a processor
 """Seconds that the page of a final run is taken to cost."""
 
 
@@ -92,7 +93,7 @@ class Clock:
         each = self.each(entries)
         if each is None:
             return SHARE_OF_FINALS * (self.budget or 0.0)
-        pages = PAGE * self.slow * self.plan.settings.finals * self.plan.settings.final_seeds
+        pages = PAGE * self.slow * (1 + self.plan.settings.finals * self.plan.settings.final_seeds)
         wanted = (MARGIN * self.plan.seconds_of_finals(each) + pages) / self.jobs
         return wanted if self.budget is None else min(wanted, MOST_SHARE * self.budget)
 
@@ -193,7 +194,7 @@ def run_finals(
     page: float = PAGE,
     tell: Callable[[Mapping[str, Any]], None] = lambda job: None,
 ) -> None:
-    """Do final runs one after the other, while there is time for another; the first is always done. Then their pages.
+    """Do final runs one after the other, and then their pages, while there is time; the first is always done.
 
     Without a limit on time, those that `trainer.stack` allows are trained at once.
 
@@ -220,10 +221,15 @@ def run_finals(
         finish(Path(job["folder"]), job["config"], job["command"])
         took.append(time.perf_counter() - started)
         tell(job)
+    made = 0
     for job in jobs:
         run_folder = Path(job["folder"])
         if state_of(job) in ENDED and not (run_folder / "report.html").is_file():
+            if until is not None and made and time.time() + page > until:
+                break
+            started = time.time()
             write_report(run_folder)
+            made, page = made + 1, time.time() - started
 
 
 def _stacks(jobs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -288,6 +294,12 @@ def titled(plan: Plan, one: Entry) -> str:
     name = plan.space.named(one.params)
     unnamed = one.origin in ("sampler", "earlier search", "as configured", name)
     return name if unnamed else f"{one.origin} ({name})"
+
+
+def pages(final: Final, folder: Path) -> list[tuple[int, str]]:
+    """The seeds of the final runs that have a page, with where it is from `folder`."""
+    paths = {seed: run.path / "report.html" for seed, run in final.runs.items()}
+    return [(seed, os.path.relpath(path, folder)) for seed, path in paths.items() if path.is_file()]
 
 
 def kept(final: Final) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from holdfast.config import kinds
+from holdfast.core.operation import SHORT
 from holdfast.discovery.rungs import correlation
-from holdfast.discovery.space import SHORT, Space
+from holdfast.discovery.space import Space
 from holdfast.discovery.study import Book, distribution, library, quiet
 from holdfast.discovery.trial import TRIALS, Entry, measures
 from holdfast.metrics.log import LOG_NAME, Log

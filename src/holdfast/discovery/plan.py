@@ -14,9 +14,11 @@ from typing import Any
 from holdfast.config import kinds
 from holdfast.config.check import validated
 from holdfast.config.compose import compose
+from holdfast.config.job import make_method
 from holdfast.config.read import Dialect
+from holdfast.config.search import fixed_and_varying
 from holdfast.core.errors import ConfigError, HoldfastError
-from holdfast.discovery.protocols import Protocol, count, tuning_stream
+from holdfast.discovery.protocols import Protocol, count, ended_by_validation, tuning_stream
 from holdfast.discovery.rungs import Values, lengths
 from holdfast.discovery.settings import Settings, made, parsed
 from holdfast.discovery.space import Space, composed, kinds_default, own_numbers, without
@@ -26,6 +28,9 @@ from holdfast.runs.assemble import job_key
 FIRST = ("er", "der_plus_plus", "gdumb", "slda", "er_ace", "icarl", "finetune", "ewc_online", "ranpac", "ncm", "lwf",
          "mas", "si")  # fmt: skip
 """The methods that a search begins with, in this order: the best known of each kind before others of its kind."""
+
+CONFIGURED = "as configured"
+"""Where a point comes from that is the job's own method."""
 
 
 @dataclass
@@ -78,7 +83,7 @@ class Plan:
         settings |= {key: value for key, value in more.items() if value is not None}
         varying: dict[str, Any] = {}
         if sweep:
-            changes, varying = _split(changes)
+            changes, varying = fixed_and_varying(changes)
         composition = compose(path if sweep else None, changes, folders, dialects)
         config: dict[str, Any] = dict(composition.config)
         if inside:
@@ -93,16 +98,6 @@ class Plan:
             settings["parameters"] = {**varying, **dict(settings.get("parameters") or {})}
         return cls.made(made(settings), {**config, "references": [], "seeds": None}, sweep)
 
-    @staticmethod
-    def keys_of(path: str | None, sweep: bool) -> set[str]:
-        """The settings that a file says something of."""
-        if path is None:
-            return set()
-        if not sweep:
-            return set(parsed(path, [])[0])
-        search = compose(path, []).search
-        return {"trials"} if search is not None and search.method == "random" else set()
-
     @classmethod
     def made(cls, settings: Settings, config: Mapping[str, Any], sweep: bool = False) -> Plan:
         """The plan of settings and a job.
@@ -116,6 +111,7 @@ class Plan:
         base = {**validated(dict(config)).config, "seed": settings.seed}
         if base["protocol"] != "continual":
             raise ConfigError(f"protocol: a search looks among methods, and this job is {base['protocol']}.")
+        notes = ended_by_validation(base)
         experiences = count(base)
         settings.made_protocol().first(experiences)
         if sweep:
@@ -125,7 +121,8 @@ class Plan:
                     f"method: `{base['method'].get('name')}` declares no ranges. Say what shall vary: "
                     "optimizer.lr=interval(0.01,1)."
                 )
-            return cls(settings, base, space, experiences, True, started=started)
+            space.check()
+            return cls(settings, base, space, experiences, True, notes, started)
         parameters = dict(settings.parameters)
         rate = (base.get("optimizer") or {}).get("lr")
         if "optimizer.lr" not in parameters and isinstance(rate, (int, float)) and rate > 0:
@@ -138,7 +135,8 @@ class Plan:
             parameters=parameters,
             experiences=experiences,
         )
-        plan = cls(settings, base, space, experiences, started=started)
+        space.check()
+        plan = cls(settings, base, space, experiences, False, notes, started)
         plan.space = without(space, plan._problems())
         if not plan.space.slots:
             raise ConfigError("no operation fits this job. `holdfast list operations` shows what each needs.")
@@ -246,11 +244,18 @@ class Plan:
     def literature(self) -> list[tuple[str, dict[str, Any]]]:
         """The published methods that are points of the space, the best known first; what is not one goes to `notes`."""
         if self.sweep:
-            return [("as configured", self.space.usual())]
+            return [(CONFIGURED, self.space.usual())]
         names = kinds.names("methods")
         wanted = self.settings.methods
         listed = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
         points = []
+        if isinstance(self.base["method"].get("operations"), list):  # a composition that the job itself has
+            try:
+                points.append((CONFIGURED, self.space.point(make_method(validated(self.base).block.method))))
+                self.accepted(points[0][1], {})
+            except HoldfastError as error:
+                points.clear()
+                self.notes.append(f"the job's own composition is no point of this search: {error}")
         for name in listed if wanted is None else wanted:
             try:
                 params = self.space.point(names[name]())
@@ -314,21 +319,6 @@ class Plan:
     def seconds_of_finals(self, experience: float) -> float:
         """What the final runs cost."""
         return self.settings.finals * self.settings.final_seeds * self.experiences * experience
-
-
-def _split(changes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Changes of the job, and keys that shall vary."""
-    from holdfast.config.search import swept
-
-    varying = set(swept(changes))
-    fixed, axes = [], {}
-    for text in changes:
-        key, _, value = text.partition("=")
-        if key.lstrip("+") in varying:
-            axes[key.lstrip("+")] = value if "(" in value else f"choice({value})"
-        else:
-            fixed.append(text)
-    return fixed, axes
 
 
 def written(job: Mapping[str, Any]) -> str:

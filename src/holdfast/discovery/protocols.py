@@ -108,6 +108,28 @@ class Protocol:
         return WORDS[self.name].format(k=k, experiences=experiences, other=other)
 
 
+def ended_by_validation(config: dict[str, Any]) -> list[str]:
+    """Let a job that ends experiences by its test data look at validation data instead, and say so.
+
+    Args:
+        config: resolved; changed where it stands.
+
+    Returns:
+        A sentence, where something was changed.
+    """
+    trainer = config["trainer"]
+    plateau = (config.get("scheduler") or {}).get("name") == "ReduceLROnPlateau"
+    if trainer["monitor_on"] != "test" or not (trainer["patience"] or trainer["restore_best"] or plateau):
+        return []
+    trainer["monitor_on"] = "validation"
+    stream = config["stream"]["of"] if isinstance(config["stream"].get("of"), dict) else config["stream"]
+    stream["validation"] = stream.get("validation") or HELD_OUT
+    return [
+        "trainer.monitor_on: test data may end nothing in a search, nor in its final runs. It is validation here,"
+        f" {stream['validation']:.0%} of each experience."
+    ]
+
+
 def tuning_stream(job: Job) -> Stream:
     """The stream of a trial: as its job says, with the test data taken away, so that nothing can look at them."""
     return _stream(json.dumps([job.config["stream"], job.config["seed"], job.config["trainer"]["limit_experiences"]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdfast.discovery import findings
-from holdfast.discovery.finals import BESIDE, FINAL, Final, final_runs, kept, lost, titled
+from holdfast.discovery.finals import BESIDE, FINAL, Final, final_runs, kept, lost, pages, titled
 from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
@@ -210,7 +209,7 @@ def _content(
     wrong = findings.failures(entries, plan.space)
     rounds: dict[int, int] = {}
     for one in entries:
-        if one.state == "done":
+        if one.state == "done" and one.seed == 0:
             rounds[one.length] = rounds.get(one.length, 0) + 1
     return {
         "title": "Sweep" if plan.sweep else "Search",
@@ -224,10 +223,7 @@ def _content(
         + [f"{name} at least {said(name, least).removeprefix(name)}" for name, least in plan.settings.at_least.items()],
         "head": ["composition", "seeds", *names],
         "rows": [[one.name, str(len(one.runs)), *(shown(name, one.values[name]) for name in names)] for one in finals],
-        "links": [
-            (one.name, [(seed, os.path.relpath(run.path / "report.html", folder)) for seed, run in one.runs.items()])
-            for one in finals
-        ],
+        "links": [(one.name, pages(one, folder)) for one in finals],
         "kept": [(one.name, kept(one)) for one in finals],
         "statistic": named(max((len(one.runs) for one in finals), default=1)),
         "board": _board(plan, book, entries),
@@ -240,12 +236,13 @@ def _content(
         "measured": (length, len(ranked)),
         "trust": findings.trust(book, folder, plan.prefixes),
         "rounds": sorted(rounds.items()),
+        "again": len({(one.key, one.seed) for one in entries if one.state == "done" and one.seed}),
         "tried": findings.tried(entries, plan.space) if not plan.sweep else [],
         "failed": wrong["failed"],
         "diverged": wrong["diverged"],
         "left_out": sorted(plan.space.left_out.items()),
         "notes": plan.notes,
-        "plots": _plots(plan, book, entries, finals, roles),
+        "plots": pictures(plan, book, entries, finals, roles),
         "seconds": duration(float(about.get("seconds", 0.0))),
         "budget": "" if plan.settings.budget is None else f" of a budget of {duration(plan.settings.budget)}",
         "sampler": plan.settings.chosen_sampler + (" and neighbours of the leaders" if plan.settings.mixed else ""),
@@ -281,9 +278,10 @@ def _board(plan: Plan, book: Book, entries: Sequence[Entry]) -> list[dict[str, A
     ]
 
 
-def _plots(
+def pictures(
     plan: Plan, book: Book, entries: Sequence[Entry], finals: Sequence[Final], roles: Sequence[findings.Finding]
 ) -> list[Plot]:
+    """Learning curves of the final runs, how the search went, the front, and partial dependence: what there is."""
     plots = []
     tables = {one.name: mean_matrix(list(one.runs.values()), next(iter(one.runs.values())).prefix + "accuracy_matrix")
               for one in finals}  # fmt: skip

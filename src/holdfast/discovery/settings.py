@@ -16,19 +16,12 @@ from holdfast.config.messages import check_block
 from holdfast.config.read import read
 from holdfast.config.words import nearest, shown
 from holdfast.core.errors import ConfigError, unknown
-from holdfast.discovery.axes import SIZES, Axis, written
+from holdfast.core.operation import SHORT
+from holdfast.discovery.axes import Axis, is_size, written
+from holdfast.discovery.checks import flag, mapping, measure, quantity, whole
 from holdfast.discovery.protocols import FRESH, PROTOCOLS, Protocol
-from holdfast.discovery.space import SHORT
 from holdfast.metrics.table import METRICS
-
-ALIASES = {
-    "accuracy": "average_accuracy",
-    "forgetting": "forgetting_first",
-    "memory": "method_bytes_peak",
-    "memory_bytes": "memory_bytes_peak",
-    "time": "train_seconds",
-}
-"""Short words for measures."""
+from holdfast.runs.stacks import wanted
 
 SAMPLERS = ("auto", "tpe", "nsga2", "random")
 PRICES = ("method_bytes", "method_bytes_peak", "memory_bytes", "memory_bytes_peak", "memory_items")
@@ -37,7 +30,8 @@ PRICES = ("method_bytes", "method_bytes_peak", "memory_bytes", "memory_bytes_pea
 ADDING = ("train_seconds", "evaluation_seconds", "total_seconds", "steps")
 """Measures that grow with every experience."""
 
-UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+STACK = 8
+"""How many trials wait for each other with `trainer.stack=auto`: more are proposed from what fewer have measured."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +120,18 @@ class Settings:
         """Whether every other proposal is a neighbour of one of the best."""
         return self.sampler == "auto" and len(self.objectives) == 1
 
+    def at_once(self, config: Mapping[str, Any]) -> int:
+        """How many trials one program trains: as `trainer.stack` says, where nothing is decided by their time.
+
+        Args:
+            config: of the job.
+        """
+        timed = any("second" in name for name in (*self.objectives, *self.at_most, *self.at_least))
+        if timed or self.budget is not None or not wanted(config):
+            return 1
+        stack = config["trainer"]["stack"]
+        return stack if isinstance(stack, int) else STACK
+
     def made_protocol(self) -> Protocol:
         """The protocol, with its data set as a block."""
         other = None
@@ -204,7 +210,7 @@ def made(changes: Mapping[str, Any]) -> Settings:
     for key in changes:
         if key not in FIELDS:
             raise ConfigError(unknown("setting of a search", key, FIELDS))
-    values = dict(changes)
+    values = {key: value for key, value in changes.items() if value is not None or FIELDS[key].default is None}
     names = values.get("objectives", ("average_accuracy",))
     names = [one.strip() for one in names.split(",")] if isinstance(names, str) else names
     if not isinstance(names, list | tuple):
@@ -213,7 +219,7 @@ def made(changes: Mapping[str, Any]) -> Settings:
     if not values["objectives"] or len(set(values["objectives"])) < len(values["objectives"]):
         raise ConfigError(f"objectives: got {shown(names)}. Name one measure or several different ones.")
     for key in ("at_most", "at_least"):
-        limits = _mapping(values.get(key) or {}, key)
+        limits = mapping(values.get(key) or {}, key)
         values[key] = {measure(name, key): quantity(one, f"{key}.{name}") for name, one in limits.items()}
         for name, limit in zip(limits, values[key].values()):
             if limit <= 0 and key == "at_most":
@@ -223,7 +229,9 @@ def made(changes: Mapping[str, Any]) -> Settings:
         if values["budget"] <= 0:
             raise ConfigError(f"budget: got {values['budget']:g}. Give a time above 0, for instance 30m.")
     for key, least in (("trials", 1), ("k", 2), ("shortest", 1), ("finals", 0), ("final_seeds", 1), ("seed", 0)):
-        _whole(values.get(key), key, least, FIELDS[key].default is None)
+        whole(values.get(key, least), key, least, FIELDS[key].default is None)
+    for key in ("whole", "fresh_orders", "warm_start"):
+        flag(values.get(key, False), key)
     if isinstance(values.get("seed"), int) and values["seed"] >= FRESH:
         raise ConfigError(
             f"seed: got {values['seed']}, and those from {FRESH} on are for final runs. Give a smaller one."
@@ -233,44 +241,12 @@ def made(changes: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"{key}: {unknown(key, values[key], choices)}")
     _check_protocol(values)
     keep = values.get("keep", 1 / 3)
-    if not isinstance(keep, (int, float)) or not 0 < keep < 1:
+    if not isinstance(keep, float) or not 0 < keep < 1:
         raise ConfigError(f"keep: got {shown(keep)}. Give the part that goes on, between 0 and 1.")
     _check_space(values)
     settings = Settings(**values)
     _check_memory(settings)
     return settings
-
-
-def measure(name: object, key: str) -> str:
-    """The measure that a word stands for.
-
-    Raises:
-        ConfigError: for one that there is not.
-    """
-    measure_name = ALIASES.get(str(name), str(name))
-    if measure_name not in METRICS:
-        near = nearest(measure_name, [*METRICS, *ALIASES])
-        advice = f"did you mean {near!r}?" if near else "`holdfast list metrics` shows them all."
-        raise ConfigError(f"{key}: unknown measure {shown(name)}; {advice}")
-    return measure_name
-
-
-def quantity(value: Any, key: str) -> float:
-    """A number with its unit as bytes or seconds.
-
-    Raises:
-        ConfigError: for something else.
-
-    Example:
-        >>> quantity("200 kB", "at_most"), quantity("1.5h", "budget"), quantity(3, "budget")
-        (200000.0, 5400.0, 3.0)
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    parts = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
-    if parts is None or parts[1].count(".") > 1 or (parts[2] and parts[2].lower() not in UNITS):
-        raise ConfigError(f"{key}: got {shown(value)}. Write a number, or one with a unit: 30m, 2h, 200kB, 5MB.")
-    return float(parts[1]) * UNITS.get(parts[2].lower(), 1)
 
 
 def _check_protocol(values: Mapping[str, Any]) -> None:
@@ -279,19 +255,23 @@ def _check_protocol(values: Mapping[str, Any]) -> None:
         raise ConfigError("protocol: transfer tunes on another data set. Name it: transfer=digits.")
     if protocol != "transfer" and values.get("transfer") is not None:
         raise ConfigError(f"transfer: names a data set, and the protocol is {protocol}. Write protocol=transfer.")
+    if protocol == "transfer":
+        other = values["transfer"]
+        _named("datasets", other.get("name") if isinstance(other, Mapping) else other, "transfer")
     if protocol != "first-k" and values.get("k") is not None:
         raise ConfigError(f"k: is for protocol=first-k, and the protocol is {protocol}. Leave it out.")
 
 
 def _check_space(values: dict[str, Any]) -> None:
     for key in ("slots", "operations", "parameters"):
-        values[key] = _mapping(values.get(key) or {}, key)
+        values[key] = mapping(values.get(key) or {}, key)
     for key in ("slots", "operations"):
         for role in values[key]:
             if role not in SHORT.values():
                 raise ConfigError(f"{key}: {unknown('role', role, SHORT.values())}")
     for role, count in values["slots"].items():
-        _whole(count, f"slots.{role}", 0, False)
+        whole(count, f"slots.{role}", 0)
+    values["operations"] = {role: names for role, names in values["operations"].items() if names is not None}
     for role, names in values["operations"].items():
         listed = [names] if isinstance(names, str) else names
         if not isinstance(listed, (list, tuple)):
@@ -306,6 +286,8 @@ def _check_space(values: dict[str, Any]) -> None:
     if values.get("methods") is not None:
         listed = values["methods"]
         listed = [one.strip() for one in listed.split(",") if one.strip()] if isinstance(listed, str) else listed
+        if not isinstance(listed, (list, tuple)):
+            raise ConfigError(f"methods: got {shown(listed)}. Write a list of names.")
         for name in listed:
             _named("methods", name, "methods")
         values["methods"] = tuple(listed)
@@ -320,8 +302,7 @@ def _named(kind: str, name: object, key: str) -> Any:
 
 def _check_memory(settings: Settings) -> None:
     """Refuse a search that may take the largest memory without paying for it."""
-    free = [name for name in settings.parameters if name.split(".")[-1] in SIZES]
-    free = [name for name in free if len(written(name, settings.parameters[name]).choices) != 1]
+    free = [key for key, what in settings.parameters.items() if is_size(key) and len(written(key, what).choices) != 1]
     if settings.memory is not None:
         axis = written("memory", settings.memory, "search")
         sizes = axis.choices or (axis.low, axis.high)
@@ -331,20 +312,6 @@ def _check_memory(settings: Settings) -> None:
     if free and not set(PRICES) & {*settings.objectives, *settings.at_most}:
         raise ConfigError(
             f"{free[0]}: this search is free to take the largest memory, which nearly always wins. Fix it "
-            "(memory=200), limit it (at_most.memory=200kB), or make it an objective (objectives=accuracy,memory)."
+            f"({'' if free[0] == 'memory' else 'parameters.'}{free[0]}=200), limit it (at_most.memory=200kB), or make "
+            "it an objective (objectives=accuracy,memory)."
         )
-
-
-def _mapping(value: Any, key: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}: got {shown(value)}. Write a mapping, or {key}.NAME=VALUE.")
-    return dict(value)
-
-
-def _whole(value: Any, key: str, least: int, optional: bool) -> None:
-    if value is None:
-        if optional or key not in FIELDS or FIELDS[key].default is not None:
-            return
-    elif isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return
-    raise ConfigError(f"{key}: got {shown(value)}, expected a whole number from {least} up.")

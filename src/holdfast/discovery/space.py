@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.config import kinds
+from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import Method, conflicts
-from holdfast.core.operation import ROLES, Operation
-from holdfast.discovery.axes import SIZES, Axis, Trial, declared, get, put, size_of, written
-
-SHORT = dict(zip(ROLES, ("incorporation", "retention", "bias", "representation", "uncertainty")))
-"""Role -> its word in names of parameters."""
+from holdfast.core.operation import SHORT, Operation
+from holdfast.discovery.axes import SIZES, Axis, Trial, declared, get, of_operation, put, size_of, written
 
 SLOTS = {"retention": 2}
 """How many operations of a role a composition may have; one of the others."""
@@ -42,6 +40,7 @@ class Space:
         experiences: of the stream, by which a memory per experience is shared out.
         left_out: operation -> why it cannot be in any composition here.
         fixed: whether the method stays that of `base` and only `common` varies.
+        constants: operation -> arguments that it always has, where they are not those of its signature.
     """
 
     base: dict[str, Any]
@@ -53,6 +52,7 @@ class Space:
     experiences: int = 1
     left_out: Mapping[str, str] = field(default_factory=dict)
     fixed: bool = False
+    constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     # From a trial to a job -----------------------------------------------------------------------------
 
@@ -102,6 +102,26 @@ class Space:
                 put(config, axis.name, axis.value(params[axis.name]))
         return config
 
+    def check(self) -> None:
+        """Refuse a value of the job's own keys that no job of this space can have.
+
+        Raises:
+            ConfigError: the job's own for that value.
+        """
+        blocks = [(axis.name, one) for axis in self.common if "." not in axis.name for one in axis.labels]
+        usual = self.usual()
+        for axis in self.common:
+            for value in axis.labels or ((int if axis.whole else float)(end) for end in (axis.low, axis.high)):
+                problems = []
+                for others in ({}, *({name: one} for name, one in blocks if name != axis.name)):
+                    try:
+                        validated(self.job({**usual, **others, axis.name: value}))
+                        break
+                    except ConfigError as error:
+                        problems.append(error)
+                else:
+                    raise problems[0]
+
     def named(self, params: Params) -> str:
         """A composition in a few words."""
         if self.fixed:
@@ -143,11 +163,11 @@ class Space:
 
     def _block(self, name: str, params: Params) -> dict[str, Any]:
         """One operation with its arguments."""
-        kind, block = kinds.find("operations", name), {"name": name}
+        kind, block = kinds.find("operations", name), {"name": name, **self.constants.get(name, {})}
         for axis in self.operations.get(name, ()):
             if axis.name in params:
                 block[axis.name.split(".", 1)[1]] = axis.value(params[axis.name])
-        if kind.fills:
+        if kind.fills and not any(block.get(key) is not None for key in SIZES):
             items = params.get(self.sizes.name, self.sizes.choices[0] if self.sizes.choices else int(self.sizes.low))
             block |= size_of(kind, items, self.experiences)
         return block
@@ -191,6 +211,8 @@ class Space:
         for key, value in block.items():
             if key in axes:
                 values[axes[key].name] = axes[key].nearest(value)
+            elif key in self.constants.get(name, {}):
+                continue  # a point of this space has what the space says, as it has the nearest number
             elif value != defaults.get(key) and not (operation.fills and key in SIZES):
                 raise ConfigError(f"`{method}` has {name}.{key}={value!r}, and the search does not vary that")
         return values
@@ -209,36 +231,41 @@ def composed(
 
     Args:
         base: the job, every default written out.
-        roles: word of a role -> the operations to choose from; None for all; a role left out stands for all.
+        roles: word of a role -> the operations to choose from; None for all; a role left out stands for all. Those
+            that only fill a memory are all there, unless some are named.
         slots: word of a role -> how many of its operations a composition may have; 0 leaves the role out.
         sizes: of the memory.
         parameters: name of a parameter -> what it may be instead of what its signature says.
         experiences: of the stream.
     """
     left_out: dict[str, str] = {}
+    constants: dict[str, dict[str, Any]] = {}
     by_role: dict[str, list[str]] = {word: [] for word in SHORT.values()}
     axes: dict[str, tuple[Axis, ...]] = {}
     fillers: list[str] = []
-    for name, kind in kinds.names("operations").items():
+    known = kinds.names("operations")
+    for name, kind in known.items():
         word = SHORT[kind.role]
-        listed = roles.get(word)
-        if listed is not None and name not in set(listed) and not only_fills(kind):
+        listed, filler = roles.get(word), only_fills(kind)
+        if listed is not None and name not in listed and (not filler or any(_fills(one) for one in listed)):
             continue
         if isinstance(kind.needs, frozenset) and "stream" in kind.needs:
             left_out[name] = EVERYTHING
             continue
-        axes[name] = _axes(name, kind, parameters)
-        if only_fills(kind):
-            fillers.append(name)
-        else:
-            by_role[word].append(name)
+        ranges = of_operation(name, kind, parameters)
+        axes[name] = tuple(axis for axis in ranges if len(axis.choices) != 1)
+        constants[name] = {axis.name.split(".", 1)[1]: axis.choices[0] for axis in ranges if len(axis.choices) == 1}
+        (fillers if filler else by_role[word]).append(name)
     places: dict[str, tuple[str, ...]] = {}
     for word, names in by_role.items():
         count = slots.get(word, SLOTS.get(word, 1))
+        if names and word in slots and count > len(names):
+            raise ConfigError(f"slots.{word}: got {count}, and there are {len(names)} operations for it. Write fewer.")
         for number in range(count if names else 0):
             places[word if count == 1 else f"{word}.{number + 1}"] = tuple(names)
-    common = [written(key, values) for key, values in parameters.items() if key.split(".", 1)[0] not in axes]
-    return Space(base, places, axes, tuple(fillers), sizes, tuple(common), experiences, left_out)
+    common = [written(key, values) for key, values in parameters.items() if key.split(".")[0] not in known]
+    fixed = {name: arguments for name, arguments in constants.items() if arguments}
+    return Space(base, places, axes, tuple(fillers), sizes, tuple(common), experiences, left_out, constants=fixed)
 
 
 def only_fills(kind: type[Operation]) -> bool:
@@ -247,30 +274,9 @@ def only_fills(kind: type[Operation]) -> bool:
     return kind.fills and kind.role == "knowledge retention" and not acts
 
 
-def _axes(name: str, kind: type[Operation], parameters: Mapping[str, Any]) -> tuple[Axis, ...]:
-    kept = []
-    for parameter in kinds.configurable("operations", kind):
-        key = f"{name}.{parameter.name}"
-        if key in parameters:
-            kept.append(written(key, parameters[key]))
-        elif not (kind.fills and parameter.name in SIZES):
-            axis = declared(key, parameter)
-            if axis is not None and axis.choices:  # some are for a base class, and refused by this one
-                choices = tuple(one for one in axis.choices if _takes(kind, parameter.name, one))
-                axis = dataclasses.replace(axis, choices=choices) if len(choices) > 1 else None
-            kept += [axis] if axis is not None else []
-    return tuple(kept)
-
-
-def _takes(kind: type[Operation], name: str, value: Any) -> bool:
-    """Whether an operation can be made with this value, everything else as it is by default."""
-    required = {p.name: 10 for p in kinds.configurable("operations", kind) if p.required}
-    sizes = size_of(kind, 10, 1) if kind.fills else {}
-    try:
-        kind(**{**required, **sizes, name: value})
-    except ConfigError:
-        return False
-    return True
+def _fills(name: str) -> bool:
+    """Whether an operation of this name does nothing but to fill a memory."""
+    return only_fills(kinds.find("operations", name))
 
 
 def own_numbers(base: dict[str, Any], parameters: Mapping[str, Any], experiences: int = 1) -> Space:

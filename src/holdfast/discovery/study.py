@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.errors import ConfigError, needs_extra
@@ -193,6 +195,20 @@ def storage(url: str) -> Any:
             reason = [*str(error).strip().splitlines(), type(error).__name__][0]
             raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
     raise AssertionError("the last try returns or raises")
+
+
+def taken(path: Path) -> int | None:
+    """A lock that one process of this machine has at a time, as an open file; None if there are no such locks.
+
+    SQLite locks no rows, so that two workers that ask for what waits at the same moment would both get the same trial.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 def distribution(axis: Axis) -> Any:

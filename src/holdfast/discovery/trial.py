@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -25,6 +26,7 @@ from holdfast.runs.assemble import job_key, make_trainer
 from holdfast.runs.folder import CONFIG, drop_leftovers, locked, read_config, read_info, versions, write_info
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals
 from holdfast.runs.result import ENDED
+from holdfast.runs.stacks import together
 
 TRIALS = "trials"
 """Folder of the trials of a search."""
@@ -152,6 +154,47 @@ def reach(
         log = _log(folder)
         state = "diverged" if log.diverged else "done"
         return Measured(state, measures(log, length), log.diverged, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be trained and measured; its fields are the arguments of `reach`."""
+
+    folder: Path
+    config: dict[str, Any]
+    length: int
+    most_seconds: float | None = None
+    until: float | None = None
+
+    def reach(self) -> Measured:
+        """Train it alone."""
+        return reach(self.folder, self.config, self.length, self.most_seconds, self.until)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial of a study, the part of the stream that it sees, and what is to be trained for it."""
+
+    trial: Any
+    part: float
+    asked: Asked
+
+
+def reach_together(asked: Sequence[Asked]) -> list[Measured | BaseException]:
+    """Train several trials at once, by one program where their steps are of equal shape; one is trained alone.
+
+    Returns:
+        For each what was measured, or what broke it off.
+    """
+    if len(asked) > 1:
+        members = together([one.reach for one in asked], asked[0].config)
+        return [
+            one.error or dataclasses.replace(one.result, seconds=one.result.seconds / len(asked)) for one in members
+        ]
+    try:
+        return [one.reach() for one in asked]
+    except BaseException as error:  # told to whoever asked
+        return [error]
 
 
 def finish(folder: Path, config: Mapping[str, Any], command: str = "") -> tuple[str, str]:

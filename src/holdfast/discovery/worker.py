@@ -20,8 +20,9 @@ from holdfast.config import plugins
 from holdfast.core.errors import ConfigError, HoldfastError, Interrupted, needs_extra
 from holdfast.discovery.finals import run_finals
 from holdfast.discovery.plan import Plan
-from holdfast.discovery.study import Book, library, quiet
-from holdfast.discovery.trial import TRIALS, reach
+from holdfast.discovery.study import Book, library, quiet, taken
+from holdfast.discovery.trial import TRIALS, Asked, Measured, Task, reach_together
+from holdfast.runs.stacks import alike
 
 POLL = 0.3
 ABOUT = "search"
@@ -69,9 +70,36 @@ class Worker:
             os.close(self._turn)
         self._turn = None
 
+    def work_together(self) -> None:
+        """Train all that waits, those at once whose steps may be of equal shape."""
+        study, groups = self.book.study, dict[str, list[Task]]()
+        with quiet():
+            for _ in [one for one in self.book.entries() if one.state == "waiting"]:
+                trial = study.ask()
+                try:
+                    task = self._task(trial)
+                    groups.setdefault(alike(task.asked.config), []).append(task)
+                except Ended:
+                    study.tell(trial, state=library().trial.TrialState.FAIL)
+            for group in groups.values():
+                for task, measured in zip(group, reach_together([task.asked for task in group])):
+                    try:
+                        study.tell(task.trial, self._record(task, measured))
+                    except Ended:
+                        study.tell(task.trial, state=library().trial.TrialState.FAIL)
+
     def objective(self, trial: Any) -> tuple[float, ...]:
         """One trial, with its objectives; everything else that is known of it is written into its attributes."""
         self._end_turn()  # it is this worker's now
+        task = self._task(trial)
+        return self._record(task, reach_together([task.asked])[0])
+
+    def _task(self, trial: Any) -> Task:
+        """What a trial is to train.
+
+        Raises:
+            Ended: where that cannot be.
+        """
         told = trial.user_attrs
         params = self.plan.space.suggest(trial)
         if "key" not in told:  # two workers saw the last that waited, and this one came late: it draws its own
@@ -79,22 +107,28 @@ class Worker:
             trial.set_user_attr("length", self.plan.prefixes[0])
             told = trial.user_attrs
         trial.set_user_attr("worker", self.name)
-        settings = self.plan.settings
+        seed, part = told.get("seed", 0), min(1.0, told["length"] / self.plan.experiences)
+        most = self.plan.settings.at_most.get("train_seconds")
+        folder = self.folder / TRIALS / (f"{told['key']}-{seed}" if seed else told["key"])
         try:
-            seed = told.get("seed", 0)
             config = self.plan.trial_job(params, seed)
-            part = min(1.0, told["length"] / self.plan.experiences)
-            most = settings.at_most.get("train_seconds")
-            folder = self.folder / TRIALS / (f"{told['key']}-{seed}" if seed else told["key"])
-            until = self.book.study.user_attrs.get(UNTIL)
-            measured = reach(folder, config, told["length"], None if most is None else most * part, until)
-        except (Interrupted, KeyboardInterrupt):
+        except HoldfastError as error:
+            raise self._failed(trial, error) from error
+        until = self.book.study.user_attrs.get(UNTIL)
+        return Task(trial, part, Asked(folder, config, told["length"], None if most is None else most * part, until))
+
+    def _record(self, task: Task, measured: Measured | BaseException) -> tuple[float, ...]:
+        """Write down what became of a trial; returns its objectives.
+
+        Raises:
+            Ended: where it has none.
+            KeyboardInterrupt: where it was interrupted.
+        """
+        trial, settings = task.trial, self.plan.settings
+        if isinstance(measured, (Interrupted, KeyboardInterrupt)):
             raise KeyboardInterrupt from None
-        except Exception as error:
-            if not isinstance(error, HoldfastError):
-                traceback.print_exc()
-            self._end(trial, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
-            raise Ended from error
+        if isinstance(measured, BaseException):
+            raise self._failed(trial, measured) from measured
         trial.set_user_attr("values", measured.values)
         trial.set_user_attr("seconds", measured.seconds)
         missing = [name for name in settings.objectives if name not in measured.values]
@@ -104,10 +138,16 @@ class Worker:
         if missing:
             self._end(trial, "failed", f"nothing measures {', '.join(missing)} here")
             raise Ended
-        for name, over in settings.over(measured.values, part).items():
+        for name, over in settings.over(measured.values, task.part).items():
             trial.set_constraint(name, over)
         trial.set_user_attr("state", "done")
         return tuple(measured.values[name] for name in settings.objectives)
+
+    def _failed(self, trial: Any, error: BaseException) -> Ended:
+        if not isinstance(error, HoldfastError):
+            traceback.print_exception(error)
+        self._end(trial, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Ended()
 
     def _end(self, trial: Any, state: str, reason: str) -> None:
         trial.set_user_attr("state", state)
@@ -122,20 +162,6 @@ class Worker:
                 return
             else:
                 time.sleep(POLL)
-
-
-def taken(path: Path) -> int | None:
-    """A lock that one process of this machine has at a time, as an open file; None if there are no such locks.
-
-    SQLite locks no rows, so that two workers that ask for what waits at the same moment would both get the same trial.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
 
 
 class Workers:
@@ -270,6 +296,8 @@ def joined(url: str, folder: Path, name: str = "") -> Worker:
     optuna = library()
     from holdfast.discovery.study import NAME, storage
 
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"--worker: there is no file {url.removeprefix('sqlite:///')!r}. Check --storage.")
     try:
         with quiet():
             about = optuna.load_study(study_name=NAME, storage=storage(url)).user_attrs.get(ABOUT)

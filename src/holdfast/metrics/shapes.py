@@ -60,6 +60,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "old": [INDEX],
     },
     "held_out": {**HELD_OUT, "old": HELD_OUT, "samples": COUNT},
+    "stretches": {"looks": COUNT, "ended": COUNT, "samples": COUNT, "stretches": [HELD_OUT]},
     "boundary": {"experience": INDEX, "step": COUNT, "samples": COUNT},
     "memory": {"classes": COUNTS, "ages": LISTS, **dict.fromkeys(("items", "bytes", "samples", "offered"), COUNT)},
     "source": {
@@ -73,6 +74,7 @@ REQUIRED = {
     "during": ("experience", "step", "old", "samples", "correct"),
     "experience": ("experience",),
     "boundary": ("samples",),
+    "stretches": ("looks", "ended", "samples", "stretches"),
 }
 """What a measure cannot do without."""
 

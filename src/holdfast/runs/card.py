@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.errors import DataError
+from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Batch, Data, Experience, Stream
+from holdfast.core.method import Method
 from holdfast.core.randomness import add_tensor
+from holdfast.runs.folder import OBJECTS
 from holdfast.streams.dataset import Prepare
 
 LOOKED_AT = 64
@@ -185,3 +188,57 @@ def digest_of_stream(stream: Stream) -> str:
         digest.update(repr((experience.classes, experience.task, len(experience.train))).encode())
         add_tensor(digest, torch.as_tensor(experience.train.targets))
     return digest.hexdigest()[:16]
+
+
+def config_of(
+    written: Mapping[str, Any],
+    apart: Sequence[str],
+    method: Method,
+    loggers: Sequence[Any],
+    model: nn.Module,
+    stream: Stream,
+) -> dict[str, Any]:
+    """The configuration of a training in Python as far as JSON can say it; what was an object is told under `python`.
+
+    Args:
+        written: arguments of the trainer.
+        apart: those that are not keys of `trainer`.
+        method: what is done around each step.
+        loggers: of the trainer.
+        model: that is trained.
+        stream: that is learned, maybe one that stands for a source.
+    """
+    objects = {
+        "model": {**told_of(model), "digest": digest_of_model(model)},
+        "stream": {
+            **told_of(getattr(stream, "source", stream)),
+            "digest": digest_of_stream(stream),
+            "description": stream.description,
+        },
+    }
+    config: dict[str, Any] = {"seed": written["seed"], "device": str(written["device"])}
+    parts = {name: written[name] for name in ("optimizer", "scheduler", "criterion")}
+    parts["method"] = method.config()
+    for name, value in parts.items():
+        config[name] = value if is_plain(value) else None
+        if not is_plain(value):
+            objects[name] = told_of(method if name == "method" else value)
+    settings = {name: value for name, value in written.items() if name not in apart}
+    config["trainer"] = {name: value if is_plain(value) else told_of(value) for name, value in settings.items()}
+    config["loggers"] = [one if is_plain(one) else told_of(one) for one in loggers]
+    return {**config, "tags": [], OBJECTS: objects}
+
+
+def check_same(kept: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with a run of another method, model or stream."""
+    if OBJECTS not in kept:
+        raise ConfigError(f"{folder} was made by `holdfast run`. Go on with: holdfast resume {folder}")
+    for name in ("model", "stream"):
+        if kept[OBJECTS][name]["digest"] != config[OBJECTS][name]["digest"]:
+            raise ConfigError(
+                f"{folder} was trained with another {name} ({kept[OBJECTS][name]['name']}: "
+                f"{kept[OBJECTS][name]['repr'][:80]}). Give the same one, or another out."
+            )
+    for name in ("method", "seed"):
+        if kept[name] != config[name]:
+            raise ConfigError(f"{folder} was trained with {name} {kept[name]}, not {config[name]}. Give the same one.")

@@ -156,3 +156,27 @@ def all_fitted(names: Sequence[str], limit: int) -> list[str]:
 def legend_entry(name: str) -> str:
     """A legend entry (matplotlib hides those that begin with an underscore)."""
     return fitted("\u200b" + name if name.startswith("_") else name, 24)
+
+
+def legend_above(axes: Axes, most: int = 3, letters: int = 56) -> None:
+    """A legend over the axes, in as many columns as there is room for: a wide one would leave none to the axes.
+
+    Args:
+        axes: whose lines have labels.
+        most: columns.
+        letters: that fit beside one another.
+    """
+    labels = axes.get_legend_handles_labels()[1]
+    columns = next((n for n in range(most, 1, -1) if _width(labels, n) <= letters), 1)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, fontsize=SMALL, labelcolor=INK,
+        borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
+    )  # fmt: skip
+
+
+def _width(labels: Sequence[str], columns: int) -> int:
+    """Letters of a legend's longest row: matplotlib fills one column after the other."""
+    rows, longer = divmod(len(labels), columns)
+    ends = [sum(rows + (column < longer) for column in range(n + 1)) for n in range(columns)]
+    parts = [labels[end - rows - (n < longer) : end] for n, end in enumerate(ends)]
+    return sum(max(map(len, part)) + 5 for part in parts if part)

@@ -22,6 +22,7 @@ from holdfast.runs.drawing import (
     apart,
     cell_text,
     fitted,
+    legend_above,
     legend_entry,
     name_ticks,
     new_axes,
@@ -84,10 +85,7 @@ def so_far(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
         axes.plot(moments, values[moments], label=legend_entry(name), marker=marker, clip_on=False, **style)
     axes.set(xlim=(-0.15, max(len(names) - 1, 1) * 1.02), ylim=(0, 1))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=SMALL, labelcolor=INK,
-        borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
-    )  # fmt: skip
+    legend_above(axes)
     name_ticks(axes, names, 42)
     axes.set_xlabel("after learning experience")
     axes.set_ylabel("accuracy on what was learned")
@@ -242,10 +240,7 @@ def loss_terms(curves: dict[str, Any]) -> Figure:
     else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.grid(visible=False, axis="x")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=SMALL, labelcolor=INK,
-        borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
-    )  # fmt: skip
+    legend_above(axes)
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("optimisation step")
     axes.set_ylabel("loss")

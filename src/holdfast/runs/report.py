@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -20,7 +21,7 @@ from holdfast.metrics.statistics import named, spread
 from holdfast.metrics.table import METRICS
 from holdfast.runs import source_report
 from holdfast.runs.drawing import series, to_png
-from holdfast.runs.figures import MOST_BARS, Plot, class_recalls, draw, training_plots
+from holdfast.runs.figures import MOST_BARS, WIDE, Plot, class_recalls, draw, training_plots
 from holdfast.runs.result import Result, Results
 from holdfast.runs.words import (
     distinct,
@@ -67,6 +68,11 @@ def page(template: str, content: Mapping[str, Any]) -> str:
         template: its file.
         content: what it shows.
     """
+    return str(_environment().get_template(template).render(content)) + "\n"
+
+
+@functools.cache  # compiling a template takes longer than a small run
+def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = FileSystemLoader(Path(__file__).parent / "templates")
@@ -74,7 +80,7 @@ def page(template: str, content: Mapping[str, Any]) -> str:
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=percent, points=points, number=number)
-    return environment.get_template(template).render(content) + "\n"
+    return environment
 
 
 def gather(everything: Results) -> dict[str, Any]:
@@ -134,6 +140,7 @@ def _gather_of_a_source(everything: Results, runs: Sequence[Result]) -> dict[str
     """The same for runs that learned from a source."""
     first = runs[0]
     drawn = [Plot(*one) for one in source_report.figures(first)] + training_plots(runs)
+    drawn += [Plot(*one, WIDE + 1) for one in source_report.pictures(first)]
     references = {name: _compared(others) for name, others in everything.references.items()}
     measured = measures(runs)
     shown = [name for name in source_report.MEASURES if measured.get(name) is not None]

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdfast.metrics.stream import accuracy_so_far, passed
-from holdfast.runs.drawing import ACCENT, GRID, INK, MUTED, QUALITATIVE, SMALL, new_axes, series
+from holdfast.runs.drawing import ACCENT, INK, MUTED, QUALITATIVE, legend_above, new_axes, series
+from holdfast.runs.given_back import pictures_of, read_given_back
+from holdfast.runs.pictures import loss_map
+from holdfast.runs.plots import heat_map
 from holdfast.runs.result import Result
 from holdfast.runs.words import headline_item, measure, number, percent
 
@@ -121,25 +124,84 @@ def figures(run: Result) -> list[tuple[str, Figure, str, str]]:
         what = "Accuracy" if classified else "Loss"
         caption = f"{what} on rows that were never trained on, by quarters of all that had arrived, the oldest first."
         plots.append(("held_out", _held_out(run, classified), "Rows held out", caption))
+        plots += _stretches(run, classified)
     if any("ages" in event for event in run.log.of("memory")):
         caption = "Rows in the memory by tenths of the stream so far; the darkest are the oldest."
         plots.append(("memory", _memory(run), "What the memory holds", caption))
     return plots
 
 
+def pictures(run: Result) -> list[tuple[str, Figure, str, str]]:
+    """Name, figure, title and caption of each picture of what the model gave back, which are wider than plots."""
+    kept = read_given_back(run.path)
+    if kept is None:
+        return []
+    names = stretch_matrix(run, "loss")[1]
+    names += [f"part {number + 1}" for number in range(len(names), len(kept.chosen))]
+    named = kept._replace(chosen=np.arange(len(kept.chosen)))
+    return list(pictures_of(named, names[: len(kept.chosen)], "stretch of the stream"))
+
+
+def stretch_matrix(run: Result, key: str) -> tuple[np.ndarray, list[str]]:
+    """Of each stretch of the stream (columns) after each (rows), what `key` says; and the rows learned by its end.
+
+    Args:
+        run: on a source, with rows held out.
+        key: `loss`, the mean; or `correct`, the share of right answers.
+
+    Returns:
+        `[S, S]`, NaN where nobody looked, and the names of the stretches; empty without any.
+    """
+    looks: list[Any] = run.log.of("stretches")
+    if not looks:
+        return np.empty((0, 0)), []
+    most, count = int(looks[-1]["looks"]), len(looks[-1]["stretches"])
+    values, ends = np.full((count, count), np.nan), [""] * count
+    for look in looks:
+        each, left = divmod(most, max(1, int(look["looks"])))  # stretches that have become one since
+        row, rest = divmod(look["ended"], max(1, each))
+        if look is looks[-1]:
+            row = count
+        elif left or not each or rest or not 0 < row <= count:
+            continue
+        for column in range(row):
+            parts = look["stretches"][column * each : (column + 1) * each]
+            asked = [part for part in parts if part["rows"] and part.get(key) is not None]
+            rows = sum(part["rows"] for part in asked)
+            if rows:
+                weights = [1 if key == "correct" else part["rows"] for part in asked]
+                values[row - 1, column] = sum(part[key] * weight for part, weight in zip(asked, weights)) / rows
+        ends[row - 1] = f"to {look['samples']:,}"
+    return values, [end or f"part {number + 1}" for number, end in enumerate(ends)]
+
+
+def _stretches(run: Result, classified: bool) -> list[tuple[str, Figure, str, str]]:
+    """The matrix of the stretches, as a plot or none."""
+    values, names = stretch_matrix(run, "correct" if classified else "loss")
+    if len(names) < 2 or not np.isfinite(values).any():
+        return []
+    figure = (heat_map if classified else loss_map)(values, names)
+    figure.axes[0].set(xlabel="rows held out of the stretch", ylabel="after the stretch")
+    what = "Accuracy" if classified else "Loss"
+    caption = (
+        f"{what} on rows held out of each stretch of the stream (columns; it ends at that row), after each (rows)."
+    )
+    return [("stretches", figure, f"{what} by stretch", caption)]
+
+
 def _marks_in_words(run: Result) -> str:
     words = ""
     if run.log.of("boundary"):
-        words += " Upright lines are boundaries."
+        words += " Dashed lines are boundaries, where a detector gave the alarm or a rule said so."
     if run.log.start["source"].get("drifts"):
         words += " Ticks at the bottom are known changes."
     return words
 
 
 def _marked(axes: Axes, run: Result) -> None:
-    """Boundaries as upright lines, known changes as ticks at the bottom."""
+    """Boundaries as dashed lines, known changes as ticks at the bottom."""
     for event in run.log.of("boundary")[:500]:
-        axes.axvline(event["samples"], color=GRID, linewidth=1.0, zorder=0)
+        axes.axvline(event["samples"], color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
     drifts = [drift for drift in run.log.start["source"].get("drifts") or [] if drift <= axes.get_xlim()[1]]
     for drift in drifts[:500]:
         axes.axvline(drift, ymax=0.04, color=MUTED, linewidth=1.4)
@@ -161,10 +223,7 @@ def _accuracy(run: Result) -> Figure | None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _marked(axes, run)
     axes.set_ylabel("predicted right")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=SMALL, labelcolor=INK,
-        borderaxespad=0.2, handlelength=1.6, columnspacing=1.4,
-    )  # fmt: skip
+    legend_above(axes, 2)
     return figure
 
 
@@ -196,10 +255,7 @@ def _held_out(run: Result, classified: bool) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _marked(axes, run)
     axes.set_ylabel("answered right" if classified else "loss")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=SMALL, labelcolor=INK,
-        borderaxespad=0.2, handlelength=1.2, columnspacing=1.0,
-    )  # fmt: skip
+    legend_above(axes, 4)
     return figure
 
 

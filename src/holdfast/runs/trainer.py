@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import os
 import sys
@@ -17,17 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from holdfast.core.boundary import Boundary
 from holdfast.core.copying import deep_copy
-from holdfast.core.errors import ConfigError, Diverged, Interrupted
+from holdfast.core.engine import Engine
+from holdfast.core.errors import ConfigError, Diverged, Interrupted, UsageError
 from holdfast.core.experience import Stream, Tree
 from holdfast.core.method import Method
+from holdfast.core.source import Source
 from holdfast.metrics.log import Log, write_json
-from holdfast.runs.card import card_of, digest_of_model, digest_of_stream, is_plain, told_of
+from holdfast.runs.card import card_of, check_same, config_of
 from holdfast.runs.console import console_log
 from holdfast.runs.folder import (
     CONFIG,
     LAST,
-    OBJECTS,
     drop_leftovers,
     load_tensors,
     locked,
@@ -39,6 +40,7 @@ from holdfast.runs.folder import (
 )
 from holdfast.runs.inputs import outputs
 from holdfast.runs.loggers import specified
+from holdfast.runs.on_source import Arriving
 from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import APART, named_methods, train_apart
@@ -47,7 +49,9 @@ from holdfast.runs.result import ENDED, Result, Results
 from holdfast.runs.words import write_against
 from holdfast.streams.data import Pairs, stream_of
 from holdfast.training import trainer as training
+from holdfast.training.endless import StreamTrainer
 from holdfast.training.precision import first
+from holdfast.training.ranks import ALONE, Ranks
 
 SERVICES = ("record", "progress", "checkpoints", "loggers")
 """Arguments that say nothing about what is learned."""
@@ -79,7 +83,8 @@ class Evaluate(str):
         if stream is not None and not isinstance(stream, Stream):
             stream = stream_of(stream, stream)
         engine, chosen = self.trainer.engine, self.trainer.session.stream if stream is None else stream
-        assert chosen is not None  # a trainer's session is of a stream
+        if chosen is None:
+            raise UsageError("the trainer learned from a source, which has no test data. Write evaluate(stream).")
         return evaluated(engine, chosen, split, self.trainer.eval_batch_size)
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
@@ -94,6 +99,8 @@ class Trainer(training.Trainer):
     loggers: Sequence[Any] = ()
     _apart: bool = dataclasses.field(default=False, init=False)
     """Whether it trains a copy of the model on each experience alone: the reference `independent`."""
+    _endless: StreamTrainer = dataclasses.field(init=False)
+    """What trains on a source, if that is what `fit` was given."""
 
     def __post_init__(self) -> None:
         names = [field.name for field in dataclasses.fields(self) if field.init and field.name not in SERVICES]
@@ -107,13 +114,15 @@ class Trainer(training.Trainer):
     def fit(
         self,
         model: nn.Module,
-        stream: Stream | Sequence[Pairs],
+        stream: Stream | Source | Sequence[Pairs],
         resume: Mapping[str, Any] | bool | None = None,
         out: str | os.PathLike[str] | None = None,
         tests: Sequence[Pairs] | None = None,
         references: Sequence[str | Method] = (),
+        boundary: Boundary | None = None,
+        observe_every: int = 200,
     ) -> list[dict[str, Any]]:
-        """Train `model` over `stream`, and leave a run folder where `out` names one.
+        """Train `model` over `stream`, or on a source as it comes, and leave a run folder where `out` names one.
 
         The folder is that of `holdfast run`: configuration as far as it can be written, log, what was printed, accuracy
         matrix, metrics, plots, report and checkpoints; `holdfast show` and `holdfast.open` read it like any other. It
@@ -122,7 +131,7 @@ class Trainer(training.Trainer):
         Args:
             model: moved to the device and trained in place.
             stream: the experiences, in order: a stream, or a list with the data of each: data sets, loaders, or lists
-                of batches `(inputs, targets)`.
+                of batches `(inputs, targets)`. A source is learned to its end, or for `iterations` batches.
             resume: a state that `checkpoints` was given, of the same method, model and stream; or, with `out`, True to
                 go on with what is there from its newest checkpoint, and to begin where there is nothing.
             out: the run folder to make.
@@ -130,6 +139,8 @@ class Trainer(training.Trainer):
             references: what the run is compared with, by the name of a method (`finetune`, `joint`) or as a method:
                 each trains a copy of the model as it was given, into `out/references`, and stands in the report;
                 `independent` trains one for each experience, from which forward transfer is told.
+            boundary: finds where experiences begin in a source: `Every(steps=...)`, `OnDrift(...)`, ...
+            observe_every: batches of a source between two looks at rows held out (`sources.HoldOut`) and at the memory.
 
         Returns:
             The events that were recorded, the raw log from which every metric is computed; with `out` those of the
@@ -151,7 +162,11 @@ class Trainer(training.Trainer):
             ...     sorted(path.name for path in Path(folder, "x").iterdir() if path.suffix == ".json")
             ['config.json', 'metrics.json', 'run.json']
         """
-        if not isinstance(stream, Stream):
+        if isinstance(stream, Source):
+            stream = Arriving.of(stream, self, boundary, observe_every, tests=tests, references=references)
+        elif boundary is not None:
+            raise ConfigError("boundary is for a source, and a stream says where its experiences begin. Leave it out.")
+        elif not isinstance(stream, Stream):
             stream = stream_of(stream, tests)
         elif tests is not None:
             raise ConfigError("tests are for a list of data, and a stream has its own. Leave them out.")
@@ -173,7 +188,7 @@ class Trainer(training.Trainer):
         start = deep_copy(model) if beside else model
         config = self._config(model, stream)
         if again:
-            _check_same(read_config(folder), config, folder)
+            check_same(read_config(folder), config, folder)
         else:
             _make(folder, self.method.name, config)
         with locked(folder), console_log(folder):
@@ -191,6 +206,25 @@ class Trainer(training.Trainer):
             write_against(Results(folder, [Result(folder)]))
             write_report(folder)
         return [dict(event) for event in Log.read(folder)]
+
+    def bind(self, model: nn.Module, stream: Stream, ranks: Ranks = ALONE) -> Engine:
+        """Bind method, model and stream to one another without training; `fit` calls it."""
+        if not isinstance(stream, Arriving):
+            return super().bind(model, stream, ranks)
+        self._endless = stream.bound(self, model)
+        self._session = self._endless.session
+        self._session.stop = self._stop
+        return self._endless.engine
+
+    def fit_here(
+        self, model: nn.Module, stream: Stream, resume: Mapping[str, Any] | None = None, ranks: Ranks = ALONE
+    ) -> list[dict[str, Any]]:
+        """`fit` in this process, as one of `ranks`; rank 0 alone records, draws and saves."""
+        if not isinstance(stream, Arriving):
+            return super().fit_here(model, stream, resume, ranks)
+        self.bind(model, stream)
+        stream.learn(self._endless, self.iterations, resume)
+        return self.session.records.events
 
     def predict(self, inputs: Tree | DataLoader[Any], task: int | None = None) -> Tensor:
         """The outputs for raw inputs as the method wants them, `[rows, ...]` on the CPU, in eval mode.
@@ -231,19 +265,23 @@ class Trainer(training.Trainer):
     def _train(self, model: nn.Module, stream: Stream, folder: Path, config: dict[str, Any]) -> None:
         with Recording(folder, config, self.loggers, None, card_of(stream), write_report) as recording:
             write_summary(folder, model, stream, quiet=not self.progress)
-            start = functools.partial(start_event, self.seed, self.method.name, stream, model)
+            about = (self.seed, self.method.name)
+            source = stream if isinstance(stream, Arriving) else None
+            start = lambda: start_event(*about, stream, model) if source is None else source.start(*about, model)  # noqa: E731
             if self._apart:
                 self._each_alone(model, stream, recording, start)
                 return
             state = recording.open(start)
-            self.record, self.checkpoints = recording.record, recording.checkpoints
+            keep = recording.record if source is None else source.keeper(folder, model, recording.record)
+            self.record, self.checkpoints = keep, recording.checkpoints
             try:
                 with stop_on_signals(self):
                     super().fit(model, stream, state)
             finally:
                 self.record = self.checkpoints = None
             recording.keep(model)
-            write_samples(folder, self.engine, stream)
+            if source is None:
+                write_samples(folder, self.engine, stream)
             recording.end(self.seconds)
 
     def _each_alone(
@@ -269,21 +307,8 @@ class Trainer(training.Trainer):
 
     def _config(self, model: nn.Module, stream: Stream) -> dict[str, Any]:
         """The configuration as far as JSON can say it; what was an object is told under `python`."""
-        objects = {
-            "model": {**told_of(model), "digest": digest_of_model(model)},
-            "stream": {**told_of(stream), "digest": digest_of_stream(stream), "description": stream.description},
-        }
-        config: dict[str, Any] = {"seed": self.seed, "device": str(self.device)}
-        parts = {name: self._written[name] for name in ("optimizer", "scheduler", "criterion")}
-        parts["method"] = self.method.config()
-        for name, value in parts.items():
-            config[name] = value if is_plain(value) else None
-            if not is_plain(value):
-                objects[name] = told_of(self.method if name == "method" else value)
-        written = {name: value for name, value in self._written.items() if name not in NOT_WRITTEN}
-        config["trainer"] = {name: value if is_plain(value) else told_of(value) for name, value in written.items()}
-        config["loggers"] = [one if is_plain(one) else told_of(one) for one in self.loggers]
-        return {**config, "tags": [], OBJECTS: objects}
+        written = {**self._written, "seed": self.seed, "device": self.device}
+        return config_of(written, NOT_WRITTEN, self.method, self.loggers, model, stream)
 
 
 _LOGGERS = """
@@ -321,18 +346,3 @@ def _close(folder: Path) -> str:
     state = derive(folder)
     write_report(folder)
     return state
-
-
-def _check_same(kept: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run of another method, model or stream."""
-    if OBJECTS not in kept:
-        raise ConfigError(f"{folder} was made by `holdfast run`. Go on with: holdfast resume {folder}")
-    for name in ("model", "stream"):
-        if kept[OBJECTS][name]["digest"] != config[OBJECTS][name]["digest"]:
-            raise ConfigError(
-                f"{folder} was trained with another {name} ({kept[OBJECTS][name]['name']}: "
-                f"{kept[OBJECTS][name]['repr'][:80]}). Give the same one, or another out."
-            )
-    for name in ("method", "seed"):
-        if kept[name] != config[name]:
-            raise ConfigError(f"{folder} was trained with {name} {kept[name]}, not {config[name]}. Give the same one.")

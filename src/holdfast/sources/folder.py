@@ -15,6 +15,7 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.ranges import Count, Positive
 from holdfast.core.tree import Tree
 from holdfast.sources.pieces import SLICE, Mark, Pieces, load_arrays
+from holdfast.sources.tables import Parquet
 from holdfast.sources.text import Csv
 from holdfast.streams.datasets.text import read_table
 
@@ -22,17 +23,17 @@ from holdfast.streams.datasets.text import read_table
 class Folder(Pieces):
     """A folder to which somebody adds files, each read once it is complete, in the order of their names.
 
-    Files are `.npz` (an array of inputs and one of targets) or `.csv` (columns as in the first file). A file whose name
-    sorts before one that was read is not read any more; a file is best written under another name and renamed, as one
-    that cannot be read is tried again until `timeout`. The source ends when a file called `end` is there and all others
-    were read, or when nothing new came for `timeout` seconds.
+    Files are `.npz` (an array of inputs and one of targets), `.csv` or `.parquet` (columns as in the first). One whose
+    name sorts before one that was read is not read any more; a file is best written under another name and renamed, as
+    one that cannot be read is tried again until `timeout`. The source ends when a file called `end` is there and all
+    others were read, or when nothing new came for `timeout` seconds.
 
     Args:
         path: of the folder.
         pattern: of the files' names.
         inputs: name of the array of inputs in a `.npz` file.
         targets: name of the array of targets in it.
-        target: name or position of the column to predict in a `.csv` file.
+        target: name or position of the column to predict in a table.
         classes: how many there are, or their labels in order; needed for class labels.
         end: name of the file that says that nothing more comes.
         timeout: seconds without a new file before the wait ends.
@@ -72,7 +73,7 @@ class Folder(Pieces):
         self.timeout = timeout
         self.on_silence = on_silence
         self._halted = threading.Event()
-        self._table: Csv | None = None
+        self._table: Csv | Parquet | None = None
         if not self.path.is_dir():
             raise DataError(f"there is no folder {path}. Make it before the training, and write files into it.")
 
@@ -117,8 +118,14 @@ class Folder(Pieces):
         if self._table is None:
             kind: Any = "classification" if self.labels is not None else "regression"
             first = min(entry for entry in self.path.glob(self.pattern) if entry.name != self.end)
-            self._table = Csv(str(first), target=self.target, classes=self.labels, kind=kind)
-        return self._table.read(read_table(file))
+            table = Parquet if file.suffix == ".parquet" else Csv
+            self._table = table(str(first), target=self.target, classes=self.labels, kind=kind)
+        if isinstance(self._table, Csv):
+            return self._table.read(read_table(file))
+        parts = [self._table.read(raw) for raw in self._table.others(file)]
+        if not parts:
+            raise DataError(f"{file} has no rows.")
+        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
     def halt(self) -> None:
         """Stop waiting for further files."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from holdfast.core.errors import DAMAGED_ARRAYS, ConfigError, DataError, unknown
 from holdfast.core.experience import Batch
 from holdfast.core.ranges import Count
-from holdfast.core.source import Arrays, Source
+from holdfast.core.source import BLOCK, Arrays, Source
 from holdfast.core.tree import Tree, tree_map, tree_split
 
 Mark = dict[str, Any] | None
@@ -60,20 +60,18 @@ class Pieces(Source):
     def _cut(self) -> Iterator[Batch]:
         skip, size = self._row, self.batch_size
         for mark, inputs, targets in self.pieces(self._mark):
-            rows, start, skip = len(targets), skip, 0
-            self._mark, self._row = mark, start
-            if start >= rows:
-                continue
-            same = targets is inputs
-            if start:
-                inputs, targets = tree_map(lambda leaf, start=start: leaf[start:], inputs), targets[start:]  # type: ignore[misc]
-            parts = tree_split(inputs, size)
-            answers = parts if same and isinstance(parts, tuple) else targets.split(size)
-            # To read a batch of a small table takes as long as a few lines of Python: what is left of them, and no line
-            # here, tells the position.
-            self._size_of_piece, self._count, self._left = rows, len(answers), iter(answers)
-            yield from map(Batch, parts, self._left)
-            self._served, self._row, self._count = self._served + self._count, rows, 0
+            rows, first, skip = len(targets), skip, 0
+            self._mark, self._row, self._size_of_piece = mark, first, rows
+            for start in range(first, rows, BLOCK * size):
+                block = slice(start, start + BLOCK * size)
+                parts = tree_split(tree_map(lambda leaf, block=block: leaf[block], inputs), size)  # type: ignore[misc]
+                answers: Any = parts if targets is inputs else tree_split(targets[block], size)
+                # To read a batch of a small table takes as long as a few lines of Python: what is left of them, and no
+                # line here, tells the position.
+                self._count, self._left = len(answers), iter(answers)
+                yield from map(Batch, parts, self._left)
+                self._served, self._count = self._served + self._count, 0
+                self._row = min(block.stop, rows)
 
     def close(self) -> None:
         """Leave the piece that is being read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import abstractmethod
@@ -114,7 +115,7 @@ class Table(Pieces):
             np.concatenate([raw.values[column] for raw in blocks])[:rows] for column in range(len(blocks[0].names))
         ]
         lines = None if blocks[0].lines is None else [line for raw in blocks for line in raw.lines or ()][:rows]
-        return Raw(blocks[0].names, columns, blocks[0].source, lines, blocks[0].decimal_commas)
+        return Raw(blocks[0].names, columns, blocks[0].source, lines, blocks[0].decimal_commas, part=True)
 
     def _matrix(self, raw: Raw) -> np.ndarray:
         matrix = self.encoding.matrix(raw)
@@ -138,6 +139,11 @@ class Table(Pieces):
             raise DataError(
                 f"{self.path}: column {self.encoding.target!r} has {len(words)} different labels. For numbers write"
                 " kind=regression; else name the classes."
+            )
+        if all(map(_is_number, words)) and not all(float(word).is_integer() for word in words):
+            raise DataError(
+                f"{self.path}: the labels in column {self.encoding.target!r} are fractions. For numbers write"
+                " kind=regression; else name the column of labels (target), or the classes."
             )
         order = sorted(words, key=lambda word: (0, float(word), word) if _is_number(word) else (1, 0.0, word))
         return {word: number for number, word in enumerate(order)}
@@ -280,6 +286,13 @@ class Parquet(Table):
             if made is not None:
                 yield at, *made
 
+    def others(self, path: Path) -> Iterator[Raw]:
+        """The rows of another file with the same columns, in blocks, as `read` takes them."""
+        other = copy.copy(self)
+        other.path = path
+        for _, raw in other.tables(None):
+            yield raw
+
     def target_column(self) -> Iterator[np.ndarray]:
         """The column to predict, a block at a time, and no other."""
         for _, block in self._blocks(None, [self.encoding.target], MOST):
@@ -295,7 +308,7 @@ class Parquet(Table):
         return self.of_numbers([one.to_numpy() for one in columns])
 
     def _raw(self, block: Any) -> Raw:
-        return Raw(block.schema.names, [_column(one) for one in block.columns], str(self.path))
+        return Raw(block.schema.names, [_column(one) for one in block.columns], str(self.path), part=True)
 
     def _blocks(self, mark: Mark, names: list[str] | None, most: int) -> Iterator[tuple[Mark, Any]]:
         """Record batches of pyarrow with `most` rows, or fewer where they are long; of some of the columns."""

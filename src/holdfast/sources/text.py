@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv as reader_of_csv
 import gzip
 import io
+import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
-from holdfast.core.errors import DataError
+from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.ranges import Count, Positive
 from holdfast.core.tree import Tree
 from holdfast.sources.pieces import SLICE, Mark
@@ -26,7 +28,8 @@ class Csv(Table):
 
     What the columns are is read off the first rows. A row that does not fit them later on is an error with its line.
     With `follow` the file may still be written: the source waits for further lines, up to `timeout` seconds, and ends
-    then.
+    then, or that is an error, as a writer that died looks like one that is done. Half a line is never given; where one
+    is left at the end, that is said. A file that becomes shorter, or is replaced by another, is an error.
 
     Args:
         path: of the file.
@@ -40,7 +43,8 @@ class Csv(Table):
         first: rows from which the features are made out.
         delimiter: between values; `auto` finds it out.
         follow: whether lines may still come.
-        timeout: seconds without a further line after which a followed file is taken to be complete.
+        timeout: seconds without a further line before the wait for one ends.
+        on_silence: what that is: the end, or an error.
         batch_size: rows of a batch.
         drifts: how many rows come before each known change of the data.
 
@@ -62,10 +66,16 @@ class Csv(Table):
         delimiter: str = "auto",
         follow: bool = False,
         timeout: Positive = 60.0,
+        on_silence: Literal["end", "raise"] = "end",
         batch_size: Count = 32,
         drifts: list[int] | None = None,
     ) -> None:
+        if on_silence not in ("end", "raise"):
+            raise ConfigError(f"on_silence is {on_silence!r}. Write end or raise.")
+        if follow and path.endswith(".gz"):
+            raise ConfigError(f"{path} is compressed, and cannot be followed. Let its writer write plain lines.")
         self.delimiter = delimiter
+        self.on_silence = on_silence
         self.live = follow
         self.timeout = timeout
         self._halted = threading.Event()
@@ -116,6 +126,7 @@ class Csv(Table):
         while True:
             at = {"byte": file.tell(), "line": line}
             lines: list[bytes] = []
+            text = b""
             while len(lines) < size:
                 text = file.readline()
                 if not text or (self._following and not text.endswith(b"\n")):
@@ -126,10 +137,43 @@ class Csv(Table):
                 yield at, lines
                 line += len(lines)
                 until = time.monotonic() + self.timeout
-            elif not self._following or self._halted.is_set() or time.monotonic() > until:
+            elif not self._following or self._halted.is_set():
                 return
+            elif time.monotonic() > until:
+                return self._silence(line, len(text))
             else:
+                self._still_there(file, at["byte"])
                 self._halted.wait(SLICE)
+
+    def _silence(self, line: int, half: int) -> None:
+        """What it is that no further line came: the end or an error, and in both cases whether half a line is left."""
+        left = f", and line {line + 1} is only half there ({half} bytes), as of a writer that died" if half else ""
+        if self.on_silence == "raise":
+            raise DataError(
+                f"no further line came into {self.path} for {self.timeout:g} seconds{left}. Look whether what writes it"
+                " still runs, or write on_silence=end to take that as the end."
+            )
+        if half:
+            warnings.warn(
+                f"{self.path} is taken to be complete, as nothing came for {self.timeout:g} seconds{left}; that line is"
+                " left out.",
+                stacklevel=2,
+            )
+
+    def _still_there(self, file: Any, byte: int) -> None:
+        """Insist that the file is the one that was opened, and as long as what was read of it."""
+        opened = os.fstat(file.fileno())
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            now = None
+        if opened.st_size < byte:
+            wrong = f"has become shorter, {opened.st_size} bytes, than what was read of it, {byte}"
+        elif now is None or (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino):
+            wrong = f"was {'removed' if now is None else 'replaced by another file'} while it was followed"
+        else:
+            return
+        raise DataError(f"{self.path} {wrong}. Append to the file, or write others into a folder (source=folder).")
 
     def _quickly(self, lines: list[bytes], names: list[str], delimiter: str) -> tuple[Tensor, Tensor] | None:
         """Features and targets of a block of finite numbers; None where some of it is anything else."""
@@ -146,7 +190,7 @@ class Csv(Table):
     def _raw(self, lines: list[bytes], names: list[str], delimiter: str, line: int) -> Raw:
         text = [one.decode("utf-8", "replace") for one in lines]
         rows, where = [], []
-        for number, row in enumerate(reader_of_csv.reader(text, delimiter=delimiter), start=line + 1):
+        for number, row in enumerate(self._split(text, delimiter, line), start=line + 1):
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
             if len(row) != len(names):
@@ -157,7 +201,17 @@ class Csv(Table):
             where.append(number)
         columns = zip(*rows) if rows else [[] for _ in names]
         values = [np.array(column, dtype=object) for column in columns]
-        return Raw(names, values, str(self.path), where, decimal_commas=delimiter != ",")
+        return Raw(names, values, str(self.path), where, decimal_commas=delimiter != ",", part=True)
+
+    def _split(self, lines: list[str], delimiter: str, line: int) -> Iterator[list[str]]:
+        """The values of each line."""
+        rows = reader_of_csv.reader(lines, delimiter=delimiter)
+        try:
+            yield from rows
+        except reader_of_csv.Error as error:
+            raise DataError(
+                f"{self.path}, line {line + rows.line_num}: this is no line of a table ({error}). Give a text file."
+            ) from error
 
     def halt(self) -> None:
         """Stop waiting for further lines."""

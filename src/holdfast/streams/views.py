@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Batch, Data, Tree, tree_map
+from holdfast.core.tree import tree_split
 from holdfast.streams.transforms import Chain
 
 CHUNK_BATCHES = 64
@@ -78,7 +79,7 @@ class View(Data):
         for part in chunks(order, batch_size * min(CHUNK_BATCHES, max(1, fitting))):
             targets = self._here.index_select(0, part)
             pieces = tree_split(self._inputs(part), batch_size)
-            for piece, target, task in zip(pieces, targets.split(batch_size), self._tasks(part, batch_size)):
+            for piece, target, task in zip(pieces, tree_split(targets, batch_size), self._tasks(part, batch_size)):
                 yield Batch(piece, target, task)
             del pieces, piece  # else the old chunk stays while the next one is gathered
 
@@ -211,16 +212,6 @@ def check_batch_size(batch_size: int) -> None:
     """Raise a ConfigError unless the batch size is at least one."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}. Give at least 1.")
-
-
-def tree_split(tree: Tree, rows: int) -> Iterator[Tree]:
-    """Consecutive pieces of `rows` rows of every tensor in `tree`, as views."""
-    if isinstance(tree, Tensor):
-        return iter(tree.split(rows))
-    if isinstance(tree, tuple):
-        return zip(*(value.split(rows) for value in tree))
-    pieces = zip(*(value.split(rows) for value in tree.values()))
-    return (dict(zip(tree, piece)) for piece in pieces)
 
 
 def as_targets(targets: Any) -> Tensor:

@@ -205,7 +205,7 @@ class StreamTrainer(Bound):
             self._follow(source, None if steps is None else begun + steps)
             if session.observations is not None and position.step > begun:
                 session.write_window()
-                session.observations.look()
+                session.observations.look(last=True)
         if session.captured is not None and position.step > begun:
             session.captured.end(position.experience, position.step - begun)
         position.clock, session.bar = session.seconds, NoProgress()

@@ -202,7 +202,12 @@ def arriving(session: Session, source: Source, goal: int | None) -> Iterator[tup
     """
     position, device, observations, clock = session.position, session.device, session.observations, time.perf_counter
     batches, before = source.batches(), 0
-    while goal is None or position.step < goal:
+    while True:
+        # Here, and not after the step: a training that goes on from a checkpoint of that step has not looked yet.
+        if observations is not None and observations.due(position.step):
+            observations.look()
+        if goal is not None and position.step >= goal:
+            return
         asked = clock()
         batch = next(batches, None)
         position.idle += clock() - asked
@@ -229,5 +234,3 @@ def arriving(session: Session, source: Source, goal: int | None) -> Iterator[tup
         if observations is not None:
             observations.take(batch)
         yield batch, 1.0
-        if observations is not None and observations.due(position.step):
-            observations.look()

@@ -26,13 +26,18 @@ AGES = 4
 BINS = 10
 """The same for what a memory holds."""
 
+STRETCHES = 8
+"""Stretches of the stream that are told apart, at most; when there would be more, two become one."""
+
 
 class Observations:
     """Looks at a training on a source after every so many batches, and records what it sees.
 
     Events: `held_out`, loss and accuracy on rows that were never trained on, over all of them and by `ages`, the oldest
-    quarter of everything that has arrived first; `memory`, how many rows of each class and of each tenth of the stream
-    so far the memory holds; `source`, rows trained on, the source's own counts, and the seconds spent on waiting.
+    quarter of everything that has arrived first; `stretches`, the same for stretches of the stream that stay what they
+    are, each time that one of them has ended, so that what is lost of each can be followed; `memory`, how many rows of
+    each class and of each tenth of the stream so far the memory holds; `source`, rows trained on, the source's own
+    counts, and the seconds spent on waiting.
 
     Args:
         session: of a source.
@@ -50,6 +55,9 @@ class Observations:
         self.every = every
         generator = torch.Generator().manual_seed(derive_seed(session.settings.seed, "held out"))
         self._kept = Memory(rows, insertion=Reservoir(generator), device=session.device)
+        self._ends: list[int] = []  # how many rows had been held out at the end of each stretch
+        self._looked = 0  # after which batch the last look was
+        self._each, self._looks = 1, 0  # looks that a stretch takes, and those since the last one ended
 
     def take(self, batch: Batch) -> None:
         """Keep what is held out of a batch that arrived."""
@@ -57,15 +65,20 @@ class Observations:
             self._kept.add({"inputs": batch.held_out.inputs, "targets": batch.held_out.targets})
 
     def due(self, step: int) -> bool:
-        """Whether it is time to look, after so many batches."""
-        return step % self.every == 0
+        """Whether it is time to look, after so many batches, and nobody has yet."""
+        return step > self._looked and step % self.every == 0
 
-    def look(self) -> None:
-        """Record the events."""
+    def look(self, last: bool = False) -> None:
+        """Record the events; after the `last` step, also of a stretch that has only begun."""
         session, position = self.session, self.session.position
         where = {"experience": position.experience, "step": session.engine.index, "samples": position.samples}
+        self._looked = self._looked if last else position.step
         if len(self._kept):
             session.records.write(event="held_out", **where, **self._asked())
+            if (last and self._kept.seen > max(self._ends, default=0)) or (not last and self._stretch_ended()):
+                asked = [self._answers(data) for data in self.stretches()]
+                each = {"looks": self._each, "ended": len(self._ends)}
+                session.records.write(event="stretches", **where, **each, stretches=asked)
         memory = session.learner.memory
         if memory is not None and len(memory):
             session.records.write(event="memory", **where, **_composition(memory))
@@ -75,11 +88,30 @@ class Observations:
 
     def _asked(self) -> dict[str, Any]:
         """Loss and right answers over all rows that were kept, and by age."""
-        asked = []
-        for data in self.parts():
-            counts = evaluate(self.session.engine, data, (), None) if len(data) else {}
-            asked.append({"rows": len(data), "loss": counts.get("loss"), "correct": counts.get("correct")})
+        asked = [self._answers(data) for data in self.parts()]
         return {**_total(asked), "old": _total(asked[: AGES // 2]), "ages": asked}
+
+    def _answers(self, data: Data) -> dict[str, Any]:
+        """Rows, mean loss and right answers of some of them."""
+        counts = evaluate(self.session.engine, data, (), None) if len(data) else {}
+        return {"rows": len(data), "loss": counts.get("loss"), "correct": counts.get("correct")}
+
+    def _stretch_ended(self) -> bool:
+        """Count a look; whether a stretch ended with it."""
+        if len(self._ends) == STRETCHES:
+            self._ends, self._each = self._ends[1::2], 2 * self._each
+        self._looks += 1
+        if self._looks == self._each:
+            self._ends.append(self._kept.seen)
+            self._looks = 0
+        return not self._looks
+
+    def stretches(self) -> list[Data]:
+        """The rows that were kept, by stretches of the stream, the last of which may have only begun."""
+        rows, ends = self._kept.all(), torch.tensor(self._ends)
+        numbers = torch.bucketize(self._kept.arrivals.cpu(), ends, right=True)
+        data, begun = TensorData(rows["inputs"], rows["targets"]), self._kept.seen > max(self._ends, default=0)
+        return [data.subset((numbers == number).nonzero().flatten()) for number in range(len(ends) + begun)]
 
     def parts(self) -> list[Data]:
         """The rows that were kept, by quarters of everything that has arrived, the oldest first; empty without any."""
@@ -91,12 +123,14 @@ class Observations:
         return [data.subset((ages == age).nonzero().flatten()) for age in range(AGES)]
 
     def state(self) -> dict[str, Any]:
-        """The rows that were kept."""
-        return {"kept": self._kept.state()}
+        """The rows that were kept, and where stretches end."""
+        return {"kept": self._kept.state(), "stretches": [list(self._ends), self._each, self._looks, self._looked]}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self._kept.load(state["kept"])
+        ends, self._each, self._looks, self._looked = state.get("stretches", ([], 1, 0, 0))  # not in a state of before
+        self._ends = list(ends)
 
 
 def _total(parts: list[dict[str, Any]]) -> dict[str, Any]:

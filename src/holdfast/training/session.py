@@ -49,8 +49,8 @@ class Observer(Protocol):
     def due(self, step: int) -> bool:
         """Whether it is time to look, after so many batches."""
 
-    def look(self) -> None:
-        """Record what is seen."""
+    def look(self, last: bool = False) -> None:
+        """Record what is seen, maybe after the last step."""
 
     def state(self) -> dict[str, Any]:
         """What `load` restores."""

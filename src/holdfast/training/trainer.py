@@ -236,6 +236,8 @@ class Trainer(Settings, Bound):
         self._stop = stop
         if self._session is not None:
             self._session.stop = stop
+            if stop and self._session.source is not None:
+                self._session.source.halt()  # the training may be waiting for a batch
 
 
 Trainer.__doc__ = inspect.cleandoc(Trainer.__doc__ or "").replace("{settings}", described(ExperienceSettings, Settings))

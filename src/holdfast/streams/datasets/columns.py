@@ -46,6 +46,7 @@ class Raw:
         source: the file, or what else it came from, for messages.
         lines: the line of each row in a text file; None if there are none.
         decimal_commas: whether numbers may have decimal commas.
+        part: whether these are some rows of a source, whose columns were made out by its first rows.
     """
 
     names: list[str]
@@ -53,6 +54,7 @@ class Raw:
     source: str
     lines: list[int] | None = None
     decimal_commas: bool = False
+    part: bool = False
 
     def __len__(self) -> int:
         return len(self.values[0]) if self.values else 0
@@ -80,7 +82,8 @@ class Raw:
     def take(self, rows: np.ndarray) -> Raw:
         """Some of the rows."""
         lines = None if self.lines is None else [self.lines[row] for row in rows.tolist()]
-        return Raw(self.names, [column[rows] for column in self.values], self.source, lines, self.decimal_commas)
+        values = [column[rows] for column in self.values]
+        return Raw(self.names, values, self.source, lines, self.decimal_commas, self.part)
 
 
 def gaps(column: np.ndarray) -> np.ndarray:
@@ -202,18 +205,25 @@ def _day_first(parts: list[list[int]], words: Sequence[str]) -> list[list[int]]:
 def refuse_word(raw: Raw, name: str, row: int) -> None:
     """Raise the error for a word in a column of numbers, or for a value that is missing."""
     value = raw.values[raw.find(name)][row]
+    words = f"or write categories=[{name!r}] if its values are words"
+    if raw.part:
+        again = " The line has the names of columns: a file with another header is another source." * (value == name)
+        words = f"or write a larger first=, so that the first rows have one, if its values are words.{again}".rstrip(
+            "."
+        )
     raise DataError(
         f"{raw.at(row)}: column {name!r} is {value!r}, which is not a finite number. Mend it, leave the column out with"
-        f" drop=[{name!r}], or write categories=[{name!r}] if its values are words."
+        f" drop=[{name!r}], {words}."
     )
 
 
 def refuse_gap(raw: Raw, name: str, row: int, count: int) -> None:
     """Raise the error for missing values of a column."""
     value = raw.values[raw.find(name)][row]
+    advice = f"Fill them in before, or leave the column out with drop=[{name!r}]." if raw.part else ADVICE
     raise DataError(
         f"{raw.at(row)}: column {name!r} is {value!r}, which is not a finite number ({count} of them are missing)."
-        f" {ADVICE}"
+        f" {advice}"
     )
 
 

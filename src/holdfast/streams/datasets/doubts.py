@@ -109,7 +109,7 @@ def check_labels(raw: Raw, name: str, labels: Sequence[object], numeric: bool) -
         otherwise = ", or write kind='regression' for numbers" if numeric else ""
         raise DataError(
             f"{raw.source}: the target {name!r} has {distinct} different labels in {len(labels)} rows. Name the column"
-            f" of the labels with target={otherwise}."
+            f" of the labels with target={otherwise}; or categories=[{name!r}], if these are the classes."
         )
 
 
