@@ -245,6 +245,7 @@ def test_the_report_says_what_won_on_which_data_and_what_cannot_be_seen(finished
     assert "validation data of the first 3 of 4 experiences" in text
     assert "Final runs on test data" in text
     assert "Spearman" in text
+    assert "optimizer.lr=" in text.split("Pictures")[0].split("Kept beside")[1]
 
 
 def test_the_front_and_the_values_of_the_best_are_written_as_json(finished: Outcome) -> None:
@@ -273,6 +274,7 @@ def test_several_objectives_leave_a_front(tmp_path: Path, figures: None) -> None
     values = [tuple(one["values"].values()) for one in front["front"]]
     assert not any(a != b and a[0] >= b[0] and a[1] <= b[1] for a in values for b in values)
     assert "Pareto front" in (found.folder / "report.html").read_text()
+    assert "was the one with the best average_accuracy of those that no other one dominates" in found.verdict
 
 
 def test_what_is_beyond_a_limit_is_never_the_best(tmp_path: Path) -> None:

@@ -392,6 +392,21 @@ def test_a_source_that_cannot_go_back_goes_on_and_the_gap_is_in_log_and_report(t
     assert "10 batches that Passing did not give again" in (folder / "report.html").read_text()
 
 
+def test_a_source_that_gives_nothing_is_an_error_and_no_finished_run(tmp_path: Path) -> None:
+    from holdfast import methods, models
+    from holdfast.config import plugins
+    from holdfast.core.source import Iterated
+
+    file = tmp_path / "mine.py"
+    file.write_text(PASSING)
+    plugins.use(file)
+    with pytest.raises(DataError, match="Passing gave no batch, so nothing was learned"):
+        run({"source": {"name": "passing", "count": 0}}, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match="Iterated gave no batch"):
+        holdfast.Trainer(methods.finetune()).fit(models.mlp(input_shape=(2,), classes=2), Iterated([]))
+
+
 def test_a_model_trained_on_a_source_predicts_and_has_no_test_data(tmp_path: Path) -> None:
     folder = run(job(), tmp_path / "run", quiet=True)
     np.save(tmp_path / "x.npy", np.zeros((3, 2), dtype=np.float32))
@@ -431,11 +446,19 @@ def test_a_number_of_batches_ends_a_run_and_a_resumed_one_at_the_same(tmp_path: 
         ({"arrival": {"min_steps": 4, "max_steps": 2}}, r"arrival\.max_steps"),
         ({"boundary": {"name": "on_drift", "detector": "ddm", "on": "loss"}}, "ddm counts errors"),
         ({"model": {"name": "mlp", "head": "growing"}}, r"model\.head"),
+        ({"trainer": {"devices": 2}}, r"trainer\.devices: got 2.*sources\.InStep, docs/streams_from_outside\.md"),
     ],
 )
 def test_what_a_source_cannot_do_is_refused_before_anything_starts(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         resolve(job(**changes))
+
+
+def test_under_torchrun_a_run_on_a_source_says_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"several were started here.*sources\.InStep.*torchrun"):
+        resolve(job())
 
 
 def test_a_boundary_or_an_arrival_of_a_stream_is_refused() -> None:

@@ -190,6 +190,7 @@ def test_block_and_drop_go_on_from_the_last_batch_that_was_given(taken: int) -> 
         with Queued(arrays(), policy) as queue:
             queue.seek(position)
             assert before + seen(queue) == list(range(40))
+            assert queue.counts() == {"arrived": 40, "dropped": 0, "waiting": 0}
 
 
 @pytest.mark.parametrize("taken", [1, 3, 9, 14])

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config.check import validated
+from holdfast.core.operation import SHORT
 from holdfast.discovery.findings import duration
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
+from holdfast.discovery.space import short
 from holdfast.discovery.study import Book
 from holdfast.discovery.trial import Entry, finish
 from holdfast.runs.folder import read_info
@@ -300,6 +302,15 @@ def pages(final: Final, folder: Path) -> list[tuple[int, str]]:
     """The seeds of the final runs that have a page, with where it is from `folder`."""
     paths = {seed: run.path / "report.html" for seed, run in final.runs.items()}
     return [(seed, os.path.relpath(path, folder)) for seed, path in paths.items() if path.is_file()]
+
+
+def settings_of(plan: Plan, entries: Sequence[Entry], final: Final) -> str:
+    """The numbers and choices of a finalist, in words; nothing where its name says them."""
+    params = next((one.params for one in reversed(entries) if one.key == final.key), {})
+    axes = plan.space.axes() if not plan.sweep else {}
+    chosen = {name for name in axes if name == "memory" or name.split(".")[0] in SHORT.values()}
+    return ", ".join(f"{name}={short(axes[name].value(value))}" for name, value in params.items()
+                     if name in axes and name not in chosen)  # fmt: skip
 
 
 def kept(final: Final) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from holdfast.config.check import validated
 from holdfast.discovery import findings
-from holdfast.discovery.finals import BESIDE, FINAL, Final, final_runs, kept, lost, pages, titled
+from holdfast.discovery.finals import BESIDE, FINAL, Final, final_runs, kept, lost, pages, settings_of, titled
 from holdfast.discovery.findings import duration, said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import FRESH
@@ -96,7 +97,9 @@ def verdict(
             return "Nothing was measured."
         return " ".join([f"{plan.told(count)} tried; no final run on test data has a result.", *told])
     first = finals[0]
-    best = "best on validation data" + (" of those that could be trained to the end" if skipped else "")
+    several = len(plan.settings.objectives) > 1
+    best = f"the one with the best {measure} of those that no other one dominates" if several else "best"
+    best += " on validation data" + (" of those that could be trained to the end" if skipped else "")
     lines = [
         f"Of {plan.told(count)}, {first.name} was {best}. Its {measure} on test data is "
         f"{shown(measure, first.values[measure])} ({named(len(first.runs))})."
@@ -148,13 +151,7 @@ def best_job(folder: Path, plan: Plan, best: Entry, finals: Sequence[Final]) -> 
     """The job of the best composition as its first final run had it, so that `holdfast run` gives the same numbers."""
     path = folder / FINAL / f"{best.key}-{FRESH}" / "config.json"
     config = read_json(path)
-    return config or _validated(plan.protocol.final(plan.space.job(best.params), FRESH))
-
-
-def _validated(config: dict[str, Any]) -> dict[str, Any]:
-    from holdfast.config.check import validated
-
-    return validated(config).config
+    return config or validated(plan.protocol.final(plan.space.job(best.params), FRESH)).config
 
 
 def pareto(plan: Plan, book: Book, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -225,6 +222,7 @@ def _content(
         "rows": [[one.name, str(len(one.runs)), *(shown(name, one.values[name]) for name in names)] for one in finals],
         "links": [(one.name, pages(one, folder)) for one in finals],
         "kept": [(one.name, kept(one)) for one in finals],
+        "numbers": [(one.name, text) for one in finals if (text := settings_of(plan, entries, one))],
         "statistic": named(max((len(one.runs) for one in finals), default=1)),
         "board": _board(plan, book, entries),
         "objectives": list(plan.settings.objectives),

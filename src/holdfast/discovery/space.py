@@ -125,7 +125,7 @@ class Space:
     def named(self, params: Params) -> str:
         """A composition in a few words."""
         if self.fixed:
-            return " ".join(f"{axis.name}={_short(params.get(axis.name))}" for axis in self.common)
+            return " ".join(f"{axis.name}={short(params.get(axis.name))}" for axis in self.common)
         chosen = [*self.chosen(params), *([params["memory"]] if "memory" in params else [])]
         return " + ".join(chosen) or "finetune"
 
@@ -340,5 +340,6 @@ def _made(block: dict[str, Any]) -> Operation:
     return kind(**{key: value for key, value in block.items() if key != "name"})  # type: ignore[no-any-return]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -66,11 +66,19 @@ def train_on_source(folder: Path, job: Job, quiet: bool) -> None:
             done = 0 if state is None else int(state["position"]["step"])
             with profiled(config["profiler"], folder), stop_on_signals(trainer):
                 trainer.train(source, None if wanted is None else max(0, wanted - done), resume=state)
+            _insist_on_a_batch(trainer, source)
             recording.checkpoints.save(trainer.state_dict())  # the last one may be some steps old
             recording.keep(model)
             recording.end(trainer.session.position.clock)
     finally:
         source.close()
+
+
+def _insist_on_a_batch(trainer: StreamTrainer, source: Source) -> None:
+    """Refuse to call a run finished that learned nothing."""
+    if not trainer.steps:
+        name = type(innermost(source)).__name__
+        raise DataError(f"source: {name} gave no batch, so nothing was learned. Look at what it reads.")
 
 
 def make_stream_trainer(job: Job, model: nn.Module, source: Source | None = None, **services: Any) -> StreamTrainer:
@@ -214,6 +222,7 @@ class Arriving(Outline):
         assert self.source is not None
         done = 0 if state is None else int(state["position"]["step"])
         trainer.train(self.source, None if iterations is None else max(0, iterations - done), resume=state)
+        _insist_on_a_batch(trainer, self.source)
         if trainer.session.checkpoints is not None:
             trainer.session.checkpoints.save(trainer.state_dict())  # the last one may be some steps old
 

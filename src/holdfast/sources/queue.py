@@ -45,10 +45,6 @@ class Queued(Source):
         seed: of the draws from the reservoir.
 
     Attributes:
-        arrived: rows that the source gave.
-        dropped: rows of them that were dropped.
-
-    Attributes:
         arrived: rows that came from the source.
         dropped: those of them that were dropped.
         waited: seconds that who asked for batches waited for one to arrive.
@@ -105,7 +101,7 @@ class Queued(Source):
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._over = self._halted = self._closed = False
-        self._served = 0
+        self._served = self._given = 0
         self._position = source.position()
 
     # The thread that reads ---------------------------------------------------------------------------------
@@ -209,6 +205,7 @@ class Queued(Source):
             self._position = self._reservoir.position or self._position
         else:
             batch, self._position = self._waiting.popleft()
+            self._given += len(batch.targets)
         self._changed.notify_all()
         return batch
 
@@ -268,6 +265,7 @@ class Queued(Source):
             if self._reservoir is not None:
                 position["unseen"] = self._reservoir.pending()
             position["dropped"] = self.dropped
+            position["given"] = self._given
             return position
 
     def seek(self, position: Mapping[str, Any]) -> None:
@@ -282,7 +280,8 @@ class Queued(Source):
             raise DataError("a queue that is being read cannot go to another position. Make a new one.")
         self.source.seek(position["source"])
         self._served, self._position = int(position["batches"]), dict(position["source"])
-        self.dropped = int(position.get("dropped", 0))
+        self.dropped, self._given = (int(position.get(name, 0)) for name in ("dropped", "given"))
+        self.arrived = self.dropped + self._given
         if self._reservoir is not None:
             self._reservoir.expect(position["unseen"], self._position)
 
