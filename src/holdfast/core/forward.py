@@ -148,7 +148,7 @@ class Forward:
         return outputs
 
     @staticmethod
-    def _called(module: Callable[..., Any], inputs: Tree) -> Any:
+    def _called(module: Callable[..., Any], inputs: Tree) -> object:
         """What `module` returns; a batch of one value a channel is normalised by the statistics of those before it."""
         try:
             return call(module, inputs)

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-SHARES = tuple(COLUMNS)[:4]
-BEST = "*"
-"""Behind the best value of a column; bold alone is lost in a pipe."""
+SHARES, BEST = tuple(COLUMNS)[:4], "*"
+"""The measures that are shares; and what stands behind the best value of a column: bold alone is lost in a pipe."""
 
 
 def render(rows: Sequence[Row]) -> RenderableType:
@@ -102,8 +101,8 @@ def _headline(row: Row) -> Table:
     ):
         table.add_row(label, _percent(row.values.get(name)), _percent(row.values.get("task_aware_" + name)))
     for name, value in kept_against(row.runs).items():
-        told = number(value) if name == "forgetting_ratio" else _percent(value)  # the ratio is no share
-        table.add_row(name.replace("_", " "), *(("", told) if row.prefix else (told, "")))
+        told = ["", number(value) if name == "forgetting_ratio" else _percent(value)]  # the ratio is no share
+        table.add_row(name.replace("_", " "), *(told if row.prefix else reversed(told)))
     table.add_row("worst class", _percent(row.values.get("worst_class")), "")
     if row.values.get("prequential_accuracy") is not None:
         table.add_row("before training on it", _percent(row.values.get("prequential_accuracy")), "")

@@ -331,9 +331,8 @@ class DropIn:
 
     def close(self) -> None:
         """Take every hook off the model and the optimiser; the model is the user's alone again."""
-        self._forwards.close()
-        self._followed.close()
-        self.intake.close()
+        for part in (self._forwards, self._followed, self.intake):
+            part.close()
 
     def _check_order(self, loss: Tensor) -> None:
         """Refuse a call that comes too early, twice, or with another loss than the method's own."""
