@@ -262,11 +262,30 @@ def test_a_search_that_is_free_to_take_the_largest_memory_is_refused() -> None:
         ({"parameters": {"replay.size": {"low": 4, "high": 1}}}, "Give the smaller number as low"),
         ({"trails": 3}, "did you mean 'trials'"),
         ({"seed": 1000}, "for final runs"),
+        ({"warm_start": "maybe"}, 'warm_start: got "maybe", expected true or false'),
+        ({"methods": 3}, "methods: got 3"),
+        ({"protocol": "transfer", "transfer": "digit"}, "transfer: unknown dataset 'digit'; did you mean 'digits'"),
+        ({"at_most": {"memory": "."}}, 'at_most.memory: got "."'),
     ],
 )
 def test_wrong_settings_are_refused_by_name(said: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told.replace("(", r"\(")):
         made(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("parameters.replay.size=[-1,2]", "parameters.replay.size: `replay` got size=-1"),
+        ("parameters.replay.sizes=[1,2]", "parameters.replay.sizes: did you mean 'replay.size'"),
+        ("parameters.optimizer.lr=[-1,2]", "SGD refuses lr=-1"),
+        ("parameters.foo.bar=[1,2]", "unknown key 'foo'"),
+        ("slots.uncertainty=9", "slots.uncertainty: got 9, and there"),
+    ],
+)
+def test_values_that_nothing_can_have_are_refused_before_anything_is_trained(words: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Plan.of(None, [*SMALL, words])
 
 
 def test_a_limit_on_time_is_shared_out_over_the_stream() -> None:

@@ -14,7 +14,7 @@ from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.proposals import Proposals, alone, literature_is_next
 from holdfast.discovery.rungs import highest, promotions
-from holdfast.discovery.study import Book, storage
+from holdfast.discovery.study import Book, quiet, storage
 from holdfast.discovery.trial import Entry
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, RayWorkers, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
@@ -68,7 +68,8 @@ class Driver:
             ConfigError: where the folder holds something else or another search, or the storage cannot be used.
         """
         if self.shared:
-            storage(self.url)  # refused before there is a folder
+            with quiet():
+                storage(self.url)  # refused before there is a folder
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder):
             self._begin()
