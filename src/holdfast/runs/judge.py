@@ -193,4 +193,4 @@ def shift_of(restored: Restored, inputs: Tensor | None, old: Tensor | None = Non
         sides.append((rows if prepare is None else prepare(rows, False, None)).flatten(1).float())
     test = MMD().fit(sides[0])
     score = test.score(sides[1])
-    return Shift(score, test.p_value, against, test.drifted)
+    return Shift(score, test.p_value, against, test.drifted, test.level)

@@ -74,19 +74,22 @@ class Shift:
         score: the squared MMD, unbiased.
         p_value: of the permutation test.
         against: what the old inputs are.
-        drifted: whether that is improbable where nothing changed.
+        drifted: whether that is improbable where nothing changed ...
+        level: ... which is so of a p-value of at most this.
     """
 
     score: float
     p_value: float
     against: str
     drifted: bool
+    level: float
 
     @property
     def sentence(self) -> str:
         """In words."""
         verdict = "the new inputs differ from the old" if self.drifted else "no shift of the inputs was found"
-        return f"{verdict} (kernel two-sample test against {self.against}: MMD² {self.score:.3g}, p {self.p_value:.3g})"
+        test = f"kernel two-sample test against {self.against}, at the level of {self.level:g}"
+        return f"{verdict} ({test}: MMD² {self.score:.3g}, p {self.p_value:.3g})"
 
 
 @dataclass
