@@ -199,3 +199,18 @@ def test_groups_of_an_optimisers_own_keep_their_rates_and_what_grows_makes_one_m
     assert len(made[0].param_groups) == len(made[-1].param_groups) == 3
     assert {tuple(now[:2]) for now in rates} == ({(0.02, 0.3)} if schedule is None else {(0.02, 0.3), (0.005, 0.075)})
     assert toy.equal(*nets)
+
+
+GROUPED = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Adamax", "ASGD")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, "foreach") for name in GROUPED] + [(name, "fused") for name in ("SGD", "Adam", "AdamW", "Adagrad")],
+)
+def test_every_optimiser_moves_a_head_that_grows_at_each_experience(toy: Any, name: str, kind: str) -> None:
+    spec = {"name": name, "lr": 0.01, kind: True, **({"momentum": 0.9} if name in ("SGD", "RMSprop") else {})}
+    stream = toy.stream("class")
+    net = toy.model(stream, "growing")
+    toy.train(er(20, 4), net, stream, optimizer=spec)
+    assert len(net.head.weights) == len(stream) > 2

@@ -108,11 +108,14 @@ def join_groups(optimizer: torch.optim.Optimizer, joined: Collection[int]) -> No
     Each experience may bring parameters, and an optimiser's step costs some forty calls a group.
 
     Args:
-        optimizer: left as it is where its class has its own way to take parameters, or moves one group only.
+        optimizer: left as it is where its class has its own way to take parameters, moves one group only, or is fused:
+            fused SGD cannot move parameters that have a momentum together with such that have none yet.
         joined: the parameters that were added one experience after the other, by `id`; others stay in their groups.
     """
     kind, groups = type(optimizer), optimizer.param_groups
     if kind.add_param_group is not torch.optim.Optimizer.add_param_group or isinstance(optimizer, torch.optim.LBFGS):
+        return
+    if any(group.get("fused") for group in groups):
         return
     for index in range(len(groups) - 1, 0, -1):
         first, second = groups[index - 1 : index + 1]
