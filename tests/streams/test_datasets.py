@@ -277,6 +277,14 @@ def test_npz_names_are_guessed_and_the_split_is_used(tmp_path):
         npz(str(tmp_path / "a.npz"), where={"class_names": [0]})
 
 
+@pytest.mark.parametrize("name", ["x", "y", "split", "class_names"])
+def test_an_npz_array_that_is_a_single_value_is_refused(tmp_path, name):
+    arrays = {"x": np.zeros((4, 2)), "y": np.arange(4) % 2, "split": [0, 0, 1, 1], "class_names": ["u", "v"]}
+    np.savez(tmp_path / "a.npz", **{**arrays, name: np.float64(1.0)})
+    with pytest.raises(DataError, match=f"the array '{name}' is a single value"):
+        npz(tmp_path / "a.npz")
+
+
 def test_npz_arrays_may_lie_in_files_of_their_own(tmp_path):
     np.savez(tmp_path / "k-imgs.npz", np.zeros((4, 2, 2), np.uint8))
     np.savez(tmp_path / "k-labels.npz", np.array([0, 1, 0, 1]))

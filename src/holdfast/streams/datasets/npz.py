@@ -169,9 +169,12 @@ class _Archive:
         if name not in self.names:
             raise DataError(f"{self.path}: {unknown('array', name, self.names)}")
         try:
-            return self._file[name]
+            value = np.asarray(self._file[name])
         except DAMAGED_ARRAYS as error:
             raise DataError(f"{self.path}: the array {name!r} cannot be read: {error}. Save plain arrays.") from error
+        if not value.ndim:
+            raise DataError(f"{self.path}: the array {name!r} is a single value. Give one entry per row.")
+        return value
 
     def find(self, role: str, given: str | None) -> np.ndarray | None:
         """The array given by name, else the first one guessed."""
