@@ -22,7 +22,7 @@ from holdfast.config.check import validated
 from holdfast.core.errors import ConfigError, DataError, Interrupted
 from holdfast.metrics.log import Log
 from holdfast.runs import source_report
-from holdfast.runs.on_source import train_on_source
+from holdfast.runs.on_source import Arriving, train_on_source
 from holdfast.runs.predict import predict
 from holdfast.runs.run import evaluate, resume, run
 
@@ -465,3 +465,14 @@ def test_a_boundary_or_an_arrival_of_a_stream_is_refused() -> None:
     for key, value in (("boundary", {"name": "on_new_class"}), ("arrival", {})):
         with pytest.raises(ConfigError, match=f"{key}: it is for a source"):
             resolve({"method": "er", key: value})
+
+
+@pytest.mark.parametrize(
+    ("criterion", "classes"),
+    [(None, 2), ("cross_entropy", 2), (torch.nn.CrossEntropyLoss(), 2), ("mse", 0), (torch.nn.MSELoss(), 0)],
+)
+def test_a_criterion_says_whether_a_source_has_labels_by_name_too(criterion: Any, classes: int) -> None:
+    source = holdfast.sources.Arrays(torch.rand(8, 3), torch.arange(8) % 2, batch_size=4)
+    source.classes, source.input_shape = 2, (3,)
+    trainer = holdfast.Trainer(holdfast.methods.er(capacity=4), criterion=criterion)
+    assert Arriving.of(source, trainer, None, 200).classes == classes

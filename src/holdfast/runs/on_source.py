@@ -21,6 +21,7 @@ from holdfast.config.arrivals import (
 )
 from holdfast.config.job import Job
 from holdfast.core.boundary import Boundary
+from holdfast.core.criteria import criterion_of
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.operation import snake_case
 from holdfast.core.source import Source
@@ -30,6 +31,7 @@ from holdfast.runs.given_back import StretchKeeper
 from holdfast.runs.recording import Recording, profiled, start_event, stop_on_signals, write_summary
 from holdfast.sources import Queued, Window
 from holdfast.streams.dataset import Prepare
+from holdfast.training.checks import CLASS_LOSSES
 from holdfast.training.endless import StreamTrainer
 
 
@@ -137,8 +139,7 @@ def outline_in(folder: Path) -> Outline | None:
 
 # In Python ---------------------------------------------------------------------------------------------------
 
-OF_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
-LABELS = (nn.functional.cross_entropy, nn.functional.nll_loss, nn.functional.multi_margin_loss)
+OF_LABELS = (*CLASS_LOSSES, nn.functional.multi_margin_loss, nn.MultiMarginLoss)
 
 
 @dataclasses.dataclass(repr=False)
@@ -183,8 +184,8 @@ class Arriving(Outline):
         ]
         if problems:
             raise ConfigError(" ".join(problems))
-        criterion = settings.criterion
-        labels = criterion is None or isinstance(criterion, OF_LABELS) or criterion in LABELS
+        criterion = criterion_of(settings.criterion)
+        labels = criterion in OF_LABELS or type(criterion) in OF_LABELS
         name = snake_case(type(innermost(source)).__name__)
         try:
             outline = outline_of(source, name, "cross_entropy" if labels else "mse")
