@@ -33,6 +33,8 @@ from holdfast.core.experience import Batch, Stream
 from holdfast.models import mlp, resnet18
 from holdfast.streams.datasets import arrays
 from holdfast.streams.splits import split
+from holdfast.testing import toys
+from holdfast.testing.checking import arguments_of
 from holdfast.training import fit_stacked
 from holdfast.training.loop import Loop
 from holdfast.training.state import Saver
@@ -274,6 +276,29 @@ def measure(
         "waits": waits_in(fast, device),
         "why_not": fast.told(),
     }
+
+
+def equal(name: str, how: str, device: str) -> dict[str, Any]:
+    """Train a method as written and captured: three experiences, a growing head (or one a task), an odd last batch.
+
+    Returns:
+        `different`: the weights that are not equal to the last bit, with how far they are apart; `captured`: how many
+        of the `steps` were run as recorded; and `why_not`.
+    """
+    nets, trainers = [], []
+    for capture in ("none", how):
+        keywords = arguments_of(getattr(methods, name), {})
+        method = getattr(methods, name)(**keywords)
+        of = toys.stream_for(method, samples=13)
+        nets.append(toys.model_for(method)(of, "task" if "task" in method.needs else "growing"))
+        settings = {"optimizer": {"name": "SGD", "lr": 0.01, "momentum": 0.5}, "epochs": 2, "device": device}
+        trainers.append(toys.train(method, nets[-1], of, capture=capture, log_every=4, **settings))
+    a, b = (net.state_dict() for net in nets)
+    gaps = {key: float((a[key].double() - b[key].double()).abs().max()) for key in a if not torch.equal(a[key], b[key])}
+    told = [event for event in trainers[1].events if event["event"] == "capture"]
+    counts = {key: sum(event[key] for event in told) for key in ("captured", "recorded", "as_written")}
+    reasons = list(dict.fromkeys(reason for event in told for reason in event["reasons"]))
+    return {"different": gaps, "captured": counts["captured"], "steps": sum(counts.values()), "why_not": reasons}
 
 
 def tell_many(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

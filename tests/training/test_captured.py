@@ -18,7 +18,7 @@ from holdfast.core.method import Method
 from holdfast.core.operation import Operation
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.methods import agem, er, si
+from holdfast.methods import agem, duplicate_backbone, er, progressive, si
 from holdfast.operations import Remember, Replay
 from holdfast.testing import toys
 from holdfast.training import Continual, Trainer, inductor, programs, recordings
@@ -97,6 +97,12 @@ class Still(Operation):
     def gradient(self, step: Step, learner: Services) -> None:
         if learner.decide(lambda: bool(torch.rand((), generator=learner.rng("still")) < 0.5)):
             learner.trainable.parameters()[0].grad = None
+
+
+@pytest.mark.parametrize("make", [progressive, duplicate_backbone])
+def test_an_operation_that_keeps_the_batch_of_a_step_as_written_is_captured(make: Callable[[], Method]) -> None:
+    paradigm = "task" if "task" in make().needs else "class"
+    assert captured_steps(both(make, paradigm=paradigm)) > 4
 
 
 @pytest.mark.parametrize("foreach", [False, True])
@@ -630,15 +636,29 @@ def looped(
         return loss
 
     train, losses = cl.captured(step if step_of is None else step_of(cl, net, optimizer)), []
+    given: list[tuple[Tensor, Tensor]] = []
     for experience in stream:
         data = cl.begin(experience, epochs=2, batch_size=4)
         assert data is not None
         for _ in range(2):
             for batch in data.batches(torch.randperm(len(data), generator=cl.learner.rng("order")), 4):
+                mine = batch.inputs.clone()
+                given.append((batch.inputs, mine))
                 losses.append(train(batch.inputs, batch.targets))
                 scheduler.step()
         cl.end()
+    assert all(torch.equal(batch, mine) for batch, mine in given), "the user's data was written to"
     return net, torch.stack(losses), train, cl.losses()
+
+
+class Keeps(Operation):
+    """Holds the batch of the last step, which is the user's own."""
+
+    role = "representation learning"
+    scratch = ("last",)
+
+    def gradient(self, step: Step, learner: Services) -> None:
+        self.last = step.inputs
 
 
 @pytest.mark.parametrize(
@@ -647,6 +667,7 @@ def looped(
         (lambda: er(capacity=20, size=4), momentum),
         (lambda: agem(capacity=20, size=4), torch.optim.AdamW),
         (lambda: si(), momentum),
+        (lambda: Method(Keeps()), momentum),
     ],
 )
 def test_the_step_of_a_loop_of_ones_own_is_captured(make: Callable[[], Method], moving: Any) -> None:

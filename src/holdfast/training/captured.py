@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Batch
+from holdfast.core.forward import check_unchanged, versions
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Tape
 from holdfast.core.tree import Tree, tree_map
@@ -214,7 +215,10 @@ class Captured:
         done: list[Step | None] = [None]
 
         def as_written() -> None:
-            done[0] = self._as_written(batch, now, weight, last)
+            twin = _clone(batch)  # what operations keep of it, later recordings may write to
+            entered = versions(twin.inputs)
+            done[0] = self._as_written(twin, now, weight, last)
+            check_unchanged(entered)
             self._seconds = min(self._seconds, time.perf_counter() - start)
 
         self.recordings.step(key, lambda: self._body(static, now, last), as_written, fed)
