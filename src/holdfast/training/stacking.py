@@ -12,30 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.tape import Node, Ref, alias_of, refs
 from holdfast.training.inductor import CannotRun, compiled_once
-from holdfast.training.programs import Program, is_value
+from holdfast.training.lanes import fitting_lanes, side_by_side
+from holdfast.training.programs import Program, bytes_made, is_value
 from holdfast.training.stacked_calls import Calls, CannotStack
-
-
-def signature(program: Program) -> int:
-    """What programs that can be stacked have in common: the calls, what they read and write, shapes, and no numbers."""
-    numbers: dict[int, int] = {}
-    parts: list[object] = []
-    written = {program.groups[number] for node in program.nodes for number in node.writes}
-
-    def name(number: int) -> object:
-        tensor = program.external.get(number)
-        if tensor is not None and not tensor.dim() and program.groups[number] not in written:
-            return str(tensor.dtype)  # constants that are equal in some runs are one tensor there
-        if number not in numbers:
-            numbers[number] = len(numbers)
-        return (numbers[number], None if tensor is None else (tuple(tensor.shape), str(tensor.dtype)))
-
-    for node in program.nodes:
-        flat, spec = tree_flatten((node.args, node.kwargs), is_leaf=is_value)
-        arguments = [name(v.number) if isinstance(v, Ref) else "float" if type(v) is float else str(v) for v in flat]
-        outs = [name(number) if number >= 0 else None for number in node.outs]
-        parts.append((str(node.func), str(spec), arguments, outs))
-    return hash(str(parts))
 
 
 class Stacked:
@@ -257,8 +236,13 @@ class Stacked:
         """Make the next step of the block, call by call."""
         self.interpret(*self.inputs)
 
-    def interpret(self, *inputs: Tensor) -> tuple[()]:
-        """Make the next step of the block on other tensors in the place of `inputs`."""
+    def interpret(self, *inputs: Tensor, lanes: int = 1) -> tuple[()]:
+        """Make the next step of the block on other tensors in the place of `inputs`.
+
+        Args:
+            *inputs: the tensors.
+            lanes: streams on which calls are made that do not depend on one another.
+        """
         env: dict[int, Any] = dict(zip(self._values, inputs))
         buffers, counter = list(inputs[len(self._values) : -1]), inputs[-1]
         for number, buffer in zip(self._fed, self.buffers):
@@ -267,24 +251,37 @@ class Stacked:
         for number, (base, shape, strides, offset) in self._views.items():
             env[number] = env[base].as_strided(shape, strides, offset)
         calls = Calls(env, {number for number in env if self._group[number] in self._hot}, self.count)
-        for position, (node, drops) in enumerate(zip(self.nodes, self._drops)):
-            try:
-                results = calls.make(node, position in self._unlike)
-            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-                told = next(iter(str(error).splitlines()), "").rstrip(".")
-                raise CannotStack(f"torch cannot stack {node.func._schema.name}: {told} ({node.where})") from error
-            for number, value in zip(node.outs, results):
-                if number < 0 or (number in env and number in node.writes):
-                    continue
-                stacked = self._group[number] in self._hot
-                if stacked and not calls.made_stacked:
-                    value = value.expand(self.count, *value.shape).clone()
-                env[number] = value
-                (calls.hot.add if stacked else calls.hot.discard)(number)
-            for number in drops:
-                env.pop(number, None)
+        if lanes > 1:
+            side_by_side(self.nodes, self._group, lanes, lambda position: self._make(position, calls), self.device)
+        else:
+            for position, drops in enumerate(self._drops):
+                self._make(position, calls)
+                for number in drops:
+                    env.pop(number, None)
         counter.add_(1)
         return ()
+
+    def _make(self, position: int, calls: Calls) -> None:
+        """Make one call for all runs."""
+        node, env = self.nodes[position], calls.values
+        try:
+            results = calls.make(node, position in self._unlike)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            told = next(iter(str(error).splitlines()), "").rstrip(".")
+            raise CannotStack(f"torch cannot stack {node.func._schema.name}: {told} ({node.where})") from error
+        for number, value in zip(node.outs, results):
+            if number < 0 or (number in env and number in node.writes):
+                continue
+            stacked = self._group[number] in self._hot
+            if stacked and not calls.made_stacked:
+                value = value.expand(self.count, *value.shape).clone()
+            env[number] = value
+            (calls.hot.add if stacked else calls.hot.discard)(number)
+
+    @property
+    def lanes(self) -> int:
+        """In how many lanes its calls are made in a CUDA graph."""
+        return fitting_lanes(len(self.nodes), self.count * bytes_made(self._programs[0]) // 8)
 
 
 # How it runs -----------------------------------------------------------------------------------------------
@@ -323,7 +320,7 @@ def _graphed(stacked: Stacked) -> Callable[[], None]:
     del kept
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        stacked.call()
+        stacked.interpret(*stacked.inputs, lanes=stacked.lanes)
     return graph.replay
 
 
