@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from holdfast.core.tape import Node, refs
 
@@ -168,3 +169,33 @@ def side_by_side(
         last = torch.cuda.Event()
         last.record(streams[lane])
         first.wait_event(last)
+
+
+@torch.no_grad()
+def graph_of(inputs: Sequence[Tensor], call: Callable[[], object], record: Callable[[], object]) -> Callable[[], None]:
+    """A step as one CUDA graph; it is made once before, on a stream beside, so that libraries are warm, and taken back.
+
+    Args:
+        inputs: all that the step reads and writes.
+        call: makes the step.
+        record: makes it to be recorded.
+    """
+    kept = [tensor.clone() for tensor in inputs]
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        call()
+    torch.cuda.current_stream().wait_stream(beside)
+    torch.cuda.synchronize()
+    for tensor, value in zip(inputs, kept):
+        tensor.copy_(value)
+    del kept
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        record()
+    return graph.replay
+
+
+def pinned(like: Tensor) -> Tensor:
+    """Memory of the host for the values of a tensor, from which a GPU copies while the host goes on."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)

@@ -87,8 +87,7 @@ class Blocks:
         count = min([count, *(AUDIT - 1 - recording.runs % AUDIT for recording in chosen)])  # till one is audited
         if any(recording.looked & recording.wrote for recording in chosen):
             count = 1  # decisions look at what the steps before have left
-        stacked.load()
-        stacked.counter.zero_()
+        stacked.begin()
         self._bring_batches(stacked, rows, members, count)
         coming = Coming(members, chosen)
         coming.add([made for _, _, made in part])
@@ -102,7 +101,7 @@ class Blocks:
             done += coming.steps
             going_on = going_on and done < count
             coming.clear()
-        stacked.store(rows)
+        stacked.end(rows)
         read_together([one.tally for one in members if one.ends_window(done)])
         for one, recording, index in zip(members, chosen, start):
             one.passed(recording, index, done, len(members))
@@ -124,6 +123,7 @@ class Blocks:
             [_given(recording) for recording in chosen],
             steps.recordings.decisions.dtype,
             most,
+            len(chosen[0].fed),
         )
         if steps.how == "compile":
             steps.judge(len(members))
@@ -203,21 +203,21 @@ class Coming:
     def bring(self, stacked: Stacked, rows: list[int], start: int) -> None:
         """Bring it all to the device, for the steps of the block from number `start` on."""
         first = self.chosen[0]
-        buffers = stacked.buffers[len(first.fed) :]
+        buffers = list(zip(stacked.buffers[len(first.fed) :], stacked.staging))
         tensors = [number for number, one in enumerate(first.decisions) if isinstance(one.value, Tensor)]
         middle = start + len(self._singly)
-        for number, buffer in zip(tensors, buffers):
+        for number, (buffer, staging) in zip(tensors, buffers):
             if buffer is None:
                 continue
             if self._singly:
                 flat = [run[number] for step in self._singly for run in step]
-                _put(buffer, rows, start, _packed(flat, len(self._singly), buffer))
+                _put(buffer, staging, rows, start, _packed(flat, len(self._singly), buffer))
             if self._many:
-                _put(buffer, rows, middle, torch.stack([run[number] for run in self._many], 1))
-        for number, buffer in enumerate(buffers[len(tensors) :]):
+                _put(buffer, staging, rows, middle, torch.stack([run[number] for run in self._many], 1))
+        for number, (buffer, staging) in enumerate(buffers[len(tensors) :]):
             if buffer is not None:
                 flat = [run[number] for step in self._rates for run in step]
-                _put(buffer, rows, start, _packed(flat, len(self._rates), buffer))
+                _put(buffer, staging, rows, start, _packed(flat, len(self._rates), buffer))
 
 
 def _packed(flat: list[Any], steps: int, buffer: Tensor) -> Tensor:
@@ -227,15 +227,15 @@ def _packed(flat: list[Any], steps: int, buffer: Tensor) -> Tensor:
     return torch.tensor(flat, dtype=buffer.dtype).view(steps, -1)
 
 
-def _put(buffer: Tensor, rows: list[int], start: int, values: Tensor) -> None:
+def _put(buffer: Tensor, staging: Tensor | None, rows: list[int], start: int, values: Tensor) -> None:
     """Give a buffer `[steps, runs, ...]` the values of some of its steps and runs, without waiting for the device."""
     end = start + values.shape[0]
-    if buffer.device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
+    if staging is not None and values.device.type == "cpu":
+        values = staging[start:end, : len(rows)].copy_(values)
     if len(rows) == buffer.shape[1]:
         buffer[start:end].copy_(values, non_blocking=True)
     else:
-        buffer[start:end, rows] = values.to(buffer, non_blocking=True)
+        buffer[start:end, rows] = values.to(buffer.device, non_blocking=True)
 
 
 class Answers:

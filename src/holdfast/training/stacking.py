@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.tape import Node, Ref, alias_of, refs
 from holdfast.training.inductor import CannotRun, compiled_once
-from holdfast.training.lanes import fitting_lanes, side_by_side
+from holdfast.training.lanes import fitting_lanes, graph_of, pinned, side_by_side
 from holdfast.training.programs import Program, bytes_made, is_value
 from holdfast.training.stacked_calls import Calls, CannotStack
 
@@ -27,17 +28,26 @@ class Stacked:
         fed: of each run, the tensors that it is given anew at each step, in the same order.
         dtype: of numbers that differ between the runs.
         steps: of a block: so many steps' values are given at once.
+        given: how many of `fed` are of the batch; what comes after is decided by the host.
 
     Attributes:
         count: of runs.
         buffers: `[steps, runs, ...]` what is given, in the order of `fed`; None for what no call reads.
+        staging: on a GPU, where what the host decides waits for the device.
         counter: `[1]` the step of the block that comes next.
 
     Raises:
         CannotStack: where they are not one program.
     """
 
-    def __init__(self, programs: Sequence[Program], fed: Sequence[Sequence[Tensor]], dtype: torch.dtype, steps: int):
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        fed: Sequence[Sequence[Tensor]],
+        dtype: torch.dtype,
+        steps: int,
+        given: int = 0,
+    ) -> None:
         self.count = len(programs)
         self.steps = steps
         self._programs = programs
@@ -62,7 +72,11 @@ class Stacked:
             shape = (steps, self.count, *tensor.shape)
             empty = None if number is None else torch.zeros(shape, dtype=tensor.dtype, device=self.device)
             self.buffers.append(empty)
+        self.staging = [
+            None if one is None or one.device.type != "cuda" else pinned(one) for one in self.buffers[given:]
+        ]
         self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._brought: torch.cuda.Event | None = None
         self.run: Callable[[], None] = self.call
 
     # One program of several ---------------------------------------------------------------------------------
@@ -204,14 +218,20 @@ class Stacked:
             self._views[number] = (key, shape, strides, int(one.storage_offset()))
 
     @torch.no_grad()
-    def load(self) -> None:
-        """Take the values of the runs' own tensors."""
+    def begin(self) -> None:
+        """Before the first step of a block: take the values of the runs' own tensors."""
+        if self._brought is not None:
+            self._brought.synchronize()  # what is in `staging` is on the device, and may be overwritten
+        self.counter.zero_()
         for stack, tensors, _ in self._copied:
             torch._foreach_copy_(list(stack.unbind()), tensors)  # one launch for all runs, instead of one each
 
     @torch.no_grad()
-    def store(self, runs: Sequence[int]) -> None:
-        """Give some of the runs' own tensors the values that they have here."""
+    def end(self, runs: Sequence[int]) -> None:
+        """After the last step of a block: give some of the runs' own tensors the values that they have here."""
+        if self.device.type == "cuda":
+            self._brought = torch.cuda.Event()
+            self._brought.record()
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for stack, tensors, written in self._copied:
@@ -296,32 +316,14 @@ def runner_of(stacked: Stacked, how: str) -> Callable[[], None]:
         how: `tape` call by call, `graph` as one CUDA graph, or `compile`.
     """
     if how != "tape":
-        return _graphed(stacked) if how == "graph" else _compiled(stacked)
+        laned = functools.partial(stacked.interpret, *stacked.inputs, lanes=stacked.lanes)
+        return graph_of(stacked.inputs, stacked.call, laned) if how == "graph" else _compiled(stacked)
     stacked.interpret(*_twins(stacked))  # what torch cannot stack is noticed before anything depends on it
     return stacked.call
 
 
 def _twins(stacked: Stacked) -> list[Tensor]:
     return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t) for t in stacked.inputs]
-
-
-@torch.no_grad()
-def _graphed(stacked: Stacked) -> Callable[[], None]:
-    """As one CUDA graph; a step is made before, on a side stream, so that libraries are warm, and taken back."""
-    kept = [tensor.clone() for tensor in stacked.inputs]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        stacked.call()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    for tensor, value in zip(stacked.inputs, kept):
-        tensor.copy_(value)
-    del kept
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        stacked.interpret(*stacked.inputs, lanes=stacked.lanes)
-    return graph.replay
 
 
 @torch.no_grad()
