@@ -36,7 +36,7 @@ for line in sys.stdin:
 """What such a process does; it ends when its input does, which is when this one is gone."""
 
 
-class _Helpers:
+class Helpers:
     """Processes that draw, kept for the next runs of this one."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class _Helpers:
         self._processes = []
 
 
-_helpers = _Helpers()
+helpers = Helpers()
 
 
 def kept_up(folder: Path, since: float) -> float:
@@ -112,9 +112,9 @@ def write_reports(folders: Sequence[Path]) -> None:
     write_report(left.popleft())
     seconds = (time.perf_counter() - begun) * len(left)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    helpers = [] if plugins.used() else _helpers.some(min(cores - 1, len(left)), seconds >= WORTH)
+    others = [] if plugins.used() else helpers.some(min(cores - 1, len(left)), seconds >= WORTH)
     failed: list[Path] = []
-    threads = [threading.Thread(target=_serve, args=(one, left, failed), daemon=True) for one in helpers]
+    threads = [threading.Thread(target=_serve, args=(one, left, failed), daemon=True) for one in others]
     for thread in threads:
         thread.start()
     while (folder := _next(left)) is not None:
