@@ -340,6 +340,21 @@ def test_a_gradient_is_not_added_elsewhere_where_that_would_be_another_sum(betwe
     assert torch.equal(again[0], inputs[0])
 
 
+@pytest.mark.parametrize("call", [aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor])
+def test_the_factor_of_a_sum_is_a_call_of_its_own_since_torch_loses_it_beside_a_product(call: Any) -> None:
+    """Inductor makes one call of `a @ b + 0.01 * w` that has no 0.01: the weight decay of every compiled step."""
+    graph = torch.fx.Graph()
+    a, b, weight = (graph.placeholder(name) for name in ("a", "b", "weight"))
+    product = graph.call_function(aten.mm.default, (a, b))
+    graph.output(graph.call_function(call, (product, weight), {"alpha": 0.01}))
+    module = torch.fx.GraphModule(nn.Module(), graph)
+    inputs = torch.rand(3, 4), torch.rand(4, 5), torch.rand(3, 5)
+    before = module(*inputs)
+    inductor.factors_apart(module)
+    assert not any(node.kwargs for node in module.graph.nodes)
+    torch.testing.assert_close(module(*inputs), before)
+
+
 def updating(shape: tuple[int, ...], between: Callable[..., Any]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     """`w += (a @ b) * rate`, with a call in between, and inputs."""
     graph = torch.fx.Graph()
