@@ -43,6 +43,9 @@ from holdfast.training.trainer import open_experience
 WINDOW = 50
 """Steps between two moments that are looked at where runs are trained at once."""
 
+WARM = 100
+"""Steps of each experience before any is timed: those that rarely go another way have been recorded by then."""
+
 NETWORKS = {"mlp": (10, (1, 28, 28)), "mlp400": (32, (1, 28, 28)), "resnet18": (32, (3, 32, 32))}
 """Network -> batch size, and shape of an image: perceptrons of two layers of 100 or 400, and a ResNet."""
 
@@ -256,8 +259,8 @@ def measure(
     """One method on one network."""
     timed = rounds * steps + 4
     hand = ByHand(network, device, timed, optimizer)
-    plain = Timed(name, network, "none", device, 40, timed, optimizer)
-    fast = Timed(name, network, how, device, 40, timed, optimizer)
+    plain = Timed(name, network, "none", device, WARM, timed, optimizer)
+    fast = Timed(name, network, how, device, WARM, timed, optimizer)
     hand.run(20)
     found: dict[str, list[float]] = {"hand": [], "written": [], "captured": []}
     for _ in range(rounds):

@@ -324,7 +324,7 @@ def test_a_stream_without_task_labels_or_classes_is_refused_where_they_are_neede
 
 
 STEEP = {"fg_adahat"}
-"""Methods that make a thousand times more of a rounding within an epoch (gates as steep as 400): held in doubles."""
+"""Methods that make a thousand times more of a rounding in an epoch (gates as steep as 400): compared in doubles."""
 
 
 @pytest.mark.slow
