@@ -237,9 +237,10 @@ def steady(moments: list[float]) -> float:
     """
     pause = (moments[-1] - moments[0]) / (4 * len(moments))
     ends = [n for n, (a, b) in enumerate(itertools.pairwise(moments)) if b - a > pause] + [len(moments) - 1]
-    ends = [n for n in ends if n >= len(moments) // 3] or ends  # the first ones record, or compile
-    bunches = itertools.pairwise(ends) if len(ends) > 1 else [(0, ends[-1])]
-    return statistics.median(1e6 * (moments[b] - moments[a]) / (WINDOW * (b - a)) for a, b in bunches)
+    ends = [n for n in ends if n >= len(moments) // 3]  # the first ones record, or compile
+    if len(ends) < 2:
+        return float("nan")  # too few steps to tell
+    return statistics.median(1e6 * (moments[b] - moments[a]) / (WINDOW * (b - a)) for a, b in itertools.pairwise(ends))
 
 
 def measure_many(
