@@ -143,9 +143,14 @@ class Decisions:
         self.ever |= self.excused
         return value
 
+    def recording(self) -> bool:
+        """Whether a step is recorded, and no decision is being made."""
+        return self.noted is not None and not self._inside and self.watch is not None
+
     def peek(self, what: str) -> None:
         """Note that something which differs from step to step is read outside of a decision."""
-        if self.noted is not None and not self._inside and self.watch is not None:
+        if self.recording():
+            assert self.watch is not None
             self.watch.tape.problems.append(f"{what} is read outside of a decision ({line()})")
 
 
