@@ -33,6 +33,8 @@ from holdfast.core.experience import Batch, Stream
 from holdfast.models import mlp, resnet18
 from holdfast.streams.datasets import arrays
 from holdfast.streams.splits import split
+from holdfast.testing import toys
+from holdfast.testing.checking import arguments_of
 from holdfast.training import fit_stacked
 from holdfast.training.loop import Loop
 from holdfast.training.state import Saver
@@ -40,6 +42,9 @@ from holdfast.training.trainer import open_experience
 
 WINDOW = 50
 """Steps between two moments that are looked at where runs are trained at once."""
+
+WARM = 100
+"""Steps of each experience before any is timed: those that rarely go another way have been recorded by then."""
 
 NETWORKS = {"mlp": (10, (1, 28, 28)), "mlp400": (32, (1, 28, 28)), "resnet18": (32, (3, 32, 32))}
 """Network -> batch size, and shape of an image: perceptrons of two layers of 100 or 400, and a ResNet."""
@@ -254,8 +259,8 @@ def measure(
     """One method on one network."""
     timed = rounds * steps + 4
     hand = ByHand(network, device, timed, optimizer)
-    plain = Timed(name, network, "none", device, 40, timed, optimizer)
-    fast = Timed(name, network, how, device, 40, timed, optimizer)
+    plain = Timed(name, network, "none", device, WARM, timed, optimizer)
+    fast = Timed(name, network, how, device, WARM, timed, optimizer)
     hand.run(20)
     found: dict[str, list[float]] = {"hand": [], "written": [], "captured": []}
     for _ in range(rounds):
@@ -274,6 +279,29 @@ def measure(
         "waits": waits_in(fast, device),
         "why_not": fast.told(),
     }
+
+
+def equal(name: str, how: str, device: str) -> dict[str, Any]:
+    """Train a method as written and captured: three experiences, a growing head (or one a task), an odd last batch.
+
+    Returns:
+        `different`: the weights that are not equal to the last bit, with how far they are apart; `captured`: how many
+        of the `steps` were run as recorded; and `why_not`.
+    """
+    nets, trainers = [], []
+    for capture in ("none", how):
+        keywords = arguments_of(getattr(methods, name), {})
+        method = getattr(methods, name)(**keywords)
+        of = toys.stream_for(method, samples=13)
+        nets.append(toys.model_for(method)(of, "task" if "task" in method.needs else "growing"))
+        settings = {"optimizer": {"name": "SGD", "lr": 0.01, "momentum": 0.5}, "epochs": 2, "device": device}
+        trainers.append(toys.train(method, nets[-1], of, capture=capture, log_every=4, **settings))
+    a, b = (net.state_dict() for net in nets)
+    gaps = {key: float((a[key].double() - b[key].double()).abs().max()) for key in a if not torch.equal(a[key], b[key])}
+    told = [event for event in trainers[1].events if event["event"] == "capture"]
+    counts = {key: sum(event[key] for event in told) for key in ("captured", "recorded", "as_written")}
+    reasons = list(dict.fromkeys(reason for event in told for reason in event["reasons"]))
+    return {"different": gaps, "captured": counts["captured"], "steps": sum(counts.values()), "why_not": reasons}
 
 
 def tell_many(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

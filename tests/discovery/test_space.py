@@ -109,8 +109,10 @@ def test_a_published_method_is_a_point_that_stands_for_its_own_operations(plan: 
 
 def test_the_first_trials_are_the_literature_the_best_known_first(plan: Plan) -> None:
     names = [name for name, _ in plan.literature]
-    assert names[:4] == ["er", "der_plus_plus", "gdumb", "slda"]
+    assert names[:5] == ["nearest_class_mean", "slda", "fecam", "er", "der_plus_plus"]
+    assert dict(plan.literature)["nearest_class_mean"]["nearest_class_mean.space"] == "inputs"
     assert "joint" not in names
+    assert plan.space.chosen(dict(plan.literature)["fecam"]) == ["mahalanobis"]
 
 
 def test_a_neighbour_is_one_step_away_and_can_be_made(plan: Plan) -> None:
@@ -185,14 +187,49 @@ def test_the_numbers_of_a_composition_come_to_where_they_are_good(plan: Plan, tm
     assert sorted(late)[3] > score(er)  # most of the last ones, which a model proposed
 
 
-def test_numbers_that_change_nothing_are_left_alone(plan: Plan, tmp_path: Path) -> None:
+def test_what_changes_nothing_is_left_alone_and_what_does_is_tried(plan: Plan, tmp_path: Path) -> None:
     asked = proposals(plan, tmp_path)
     slda = dict(plan.literature)["slda"]
-    entries = [measured(number, {**slda, "optimizer.lr": 0.1 / (1 + number)}, 0.9) for number in range(2)]
-    for number in range(4):
+    slot = next(name for name in plan.space.slots if name.startswith("retention"))
+    more = {**slda, f"{slot}.used": True, slot: "distillation", "optimizer.lr": 0.02}
+    entries = [measured(0, slda, 0.9), measured(1, more, 0.9)]
+    moved = set()
+    for number in range(12):
         params, _, _ = asked.next(str, entries, 1.0) or ({}, "", {})
-        assert asked.alike(params) != asked.alike(slda)
-        entries.append(dataclasses.replace(entries[0], number=2 + number))
+        assert params["optimizer.lr"] == slda["optimizer.lr"]
+        assert not any(params[f"{name}.used"] for name in plan.space.slots if name.startswith("retention"))
+        moved |= {name for name in slda if params.get(name) != slda[name]}
+        entries.append(dataclasses.replace(entries[1], number=2 + number))
+    assert {"streaming_lda.space", "streaming_lda.shrinkage"} & moved
+
+
+def test_what_differs_in_nothing_that_matters_counts_once(plan: Plan, tmp_path: Path) -> None:
+    book = proposals(plan, tmp_path).book
+    slda, er = dict(plan.literature)["slda"], dict(plan.literature)["er"]
+    entries = [measured(number, {**slda, "optimizer.lr": 0.1 / (1 + number)}, 0.9) for number in range(3)]
+    entries.append(measured(3, er, 0.5))
+    entries[2] = dataclasses.replace(entries[2], values={**entries[2].values, "worst_class": 0.3})
+    assert book.repeated(entries) == {"key1"}
+    assert book.best(entries, 9) == ["key0", "key2", "key3"]
+    longer = [dataclasses.replace(one, number=9 + one.number, length=4) for one in entries[:2]]
+    longer[1] = dataclasses.replace(longer[1], values={"average_accuracy": 0.95})  # what did nothing at first
+    assert book.best([*entries, *longer], 9) == ["key1", "key0", "key2", "key3"]
+
+
+def test_what_is_best_but_beyond_a_limit_is_tried_with_less(tmp_path: Path) -> None:
+    plan = Plan.of(None, [*SMALL, "at_most.memory=100kB"])
+    asked = proposals(plan, tmp_path)
+    slda, er = dict(plan.literature)["slda"], dict(plan.literature)["er"]
+
+    def tried(number: int, params: dict[str, Any], value: float, kept: float) -> Entry:
+        one = measured(number, params, value)
+        return dataclasses.replace(one, values={**one.values, "method_bytes_peak": kept})
+
+    entries = [tried(0, er, 0.5, 1e4), tried(1, slda, 0.9, 1e6)]
+    params, _, _ = asked.next(str, entries, 1.0) or ({}, "", {})
+    assert params == {**slda, "streaming_lda.space": "features"}
+    params, _, _ = asked.next(str, [*entries, tried(2, params, 0.6, 1e4)], 1.0) or ({}, "", {})
+    assert params["streaming_lda.space"] == "features"  # that leads now
 
 
 def test_what_diverged_is_tried_once_more_with_a_smaller_learning_rate(plan: Plan, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ class Driver:
         hopeless = [one.key for one in entries if one.state in ("diverged", "failed")]
         by_key = {one.key: one for one in entries}
         top = highest(levels, prefixes, self.plan.noise)
-        taken = [*(key for key, _ in busy), *hopeless]
+        taken = [*(key for key, _ in busy), *hopeless, *self.book.repeated(entries)]
         going = self._going(entries)
         for key, length in promotions(levels, prefixes, top, settings.keep, taken) if going else ():
             if (key, length, 0) not in begun:

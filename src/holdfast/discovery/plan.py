@@ -18,6 +18,7 @@ from holdfast.config.job import make_method
 from holdfast.config.read import Dialect
 from holdfast.config.search import fixed_and_varying
 from holdfast.core.errors import ConfigError, HoldfastError
+from holdfast.core.method import Method
 from holdfast.discovery.protocols import Protocol, count, ended_by_validation, tuning_stream
 from holdfast.discovery.rungs import Values, lengths
 from holdfast.discovery.settings import Settings, made, parsed
@@ -25,9 +26,18 @@ from holdfast.discovery.space import Space, composed, kinds_default, own_numbers
 from holdfast.discovery.trial import impossible, reach
 from holdfast.runs.assemble import job_key
 
-FIRST = ("er", "der_plus_plus", "gdumb", "slda", "er_ace", "icarl", "finetune", "ewc_online", "ranpac", "ncm", "lwf",
-         "mas", "si")  # fmt: skip
-"""The methods that a search begins with, in this order: the best known of each kind before others of its kind."""
+FIRST: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("nearest_class_mean", {"space": "inputs"}),
+    ("slda", {}),
+    ("fecam", {"adapt": 0}),
+    *((name, {}) for name in ("er", "der_plus_plus", "gdumb", "icarl", "gem", "er_ace", "ncm", "er_exemplars", "mir",
+                              "finetune", "ewc_online", "ranpac", "lwf", "mas", "si")),
+)  # fmt: skip
+"""What a search begins with, in this order: methods, or single operations, with their arguments.
+
+The first three are those that together come nearest to the best of all published methods and single operations on five
+data sets (`benchmarks/search_gain.py --portfolio`); then the best known, and those with the best mean there.
+"""
 
 CONFIGURED = "as configured"
 """Where a point comes from that is the job's own method."""
@@ -247,7 +257,7 @@ class Plan:
             return [(CONFIGURED, self.space.usual())]
         names = kinds.names("methods")
         wanted = self.settings.methods
-        listed = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
+        listed = [*FIRST, *((name, {}) for name in names if name not in dict(FIRST))]
         points = []
         if isinstance(self.base["method"].get("operations"), list):  # a composition that the job itself has
             try:
@@ -256,9 +266,9 @@ class Plan:
             except HoldfastError as error:
                 points.clear()
                 self.notes.append(f"the job's own composition is no point of this search: {error}")
-        for name in listed if wanted is None else wanted:
+        for name, arguments in listed if wanted is None else ((name, {}) for name in wanted):
             try:
-                params = self.space.point(names[name]())
+                params = self.space.point(published(name, arguments))
                 self.accepted(params, {})
                 points.append((name, params))
             except (HoldfastError, TypeError) as error:
@@ -319,6 +329,18 @@ class Plan:
     def seconds_of_finals(self, experience: float) -> float:
         """What the final runs cost."""
         return self.settings.finals * self.settings.final_seeds * self.experiences * experience
+
+
+def published(name: str, arguments: Mapping[str, Any]) -> Method:
+    """A method by name, or an operation that is one alone.
+
+    Raises:
+        ConfigError: where there is neither.
+    """
+    methods, operations = kinds.names("methods"), kinds.names("operations")
+    if name in methods or name not in operations:
+        return kinds.find("methods", name)(**arguments)  # type: ignore[no-any-return]
+    return Method(operations[name](**arguments))
 
 
 def written(job: Mapping[str, Any]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import collections
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from holdfast.core.errors import ConfigError
-from holdfast.discovery.axes import Trial, same
+from holdfast.discovery.axes import WHOLE_FACTOR, Trial, same
+from holdfast.discovery.neighbours import Neighbour, Params, Within, inert
+from holdfast.discovery.rungs import dominates
 from holdfast.discovery.study import Book, distribution, library, quiet
 from holdfast.discovery.trial import Entry
 
@@ -27,15 +29,14 @@ LITERATURE, LEAST_LITERATURE, MOST_LITERATURE, EVERY = 0.25, 4, 0.5, 4
 NUMBERS, EXPLORED = (0.3, 0.9), 0.2
 """The part of the neighbours that differ in numbers alone, at the start and the end; of proposals from everywhere."""
 
-STEP = 0.15
-"""How far a neighbour's number lies from its own, as a standard deviation in parts of the range."""
-
 CALMER = 5.0
 """By how much the learning rate of what diverged is divided, once."""
 
 RATE = "optimizer.lr"
 
-Params = Mapping[str, Any]
+SMALLER = 3
+"""How often what is best but beyond a limit is tried with another choice or smaller numbers."""
+
 Proposed = tuple[dict[str, Any], str, dict[str, Any]]
 """A composition as it is stored, its key, and what the sampler wrote down."""
 
@@ -76,7 +77,8 @@ class Proposals:
         drawn = len({one.key for one in entries if one.origin == "sampler"})
         explored = EXPLORED * (1 - progress) if self.space.slots else drawn % 2
         if self.settings.mixed and draw.random() >= explored:
-            near = self._calmer(accept, entries) or self._near(accept, entries, draw, progress)
+            near = self._calmer(accept, entries) or self._smaller(accept, entries, draw)
+            near = near or self._near(accept, entries, draw, progress)
             if near is not None:
                 return near
         return self._modelled(accept, entries, list(self._seen(entries)))
@@ -97,39 +99,77 @@ class Proposals:
                 continue
         return None
 
+    def _smaller(self, accept: Accept, entries: Sequence[Entry], draw: random.Random) -> Proposed | None:
+        """What is better than all within the limits but beyond one of them, with another choice or smaller numbers."""
+        leaders, levels = self.leaders(entries), self.book.levels(entries)
+        slots, defaults = list(self.space.slots), self.space.defaults()
+        for one in entries if leaders and self.space.slots else ():
+            values = self.book.objectives(one) if one.state == "done" and one.seed == 0 else None
+            level = levels.get(one.length, {})
+            if values is None or not level or self.book.within(one) or len(self._kin(one.params, entries)) > SMALLER:
+                continue
+            if any(dominates(other, self.settings.turned(values)) for other in level.values()):
+                continue
+            for change in self._smaller_numbers(one.params):
+                try:
+                    changed = Neighbour({**one.params, **change}, slots, defaults, draw, stay=self.space.axes())
+                    params = self.space.suggest(changed)
+                    return params, accept(params), {}
+                except ConfigError:
+                    continue
+        return None
+
+    def _smaller_numbers(self, params: Params) -> Iterator[dict[str, Any]]:
+        """Each choice of the operations of a composition changed, then each whole number at a part of what it is."""
+        axes = [
+            axis for name in self._operations(params) for axis in self.space.operations[name] if axis.name in params
+        ]
+        for axis in axes:
+            yield from ({axis.name: label} for label in axis.labels if not same(label, params[axis.name]))
+        for axis in axes:
+            if axis.whole and not axis.choices:
+                yield {axis.name: axis.nearest(params[axis.name] // WHOLE_FACTOR)}
+
+    def _operations(self, params: Params) -> list[str]:
+        """The operations of a composition, and what fills its memory."""
+        return [*self.space.chosen(params), *([params["memory"]] if "memory" in params else [])]
+
+    def _kin(self, params: Params, entries: Sequence[Entry]) -> set[str]:
+        """The keys of the compositions of the same operations."""
+        alike = self.alike(params)
+        return {one.key for one in entries if self.alike(one.params) == alike}
+
     def _near(self, accept: Accept, entries: Sequence[Entry], draw: random.Random, progress: float) -> Proposed | None:
         """A neighbour of one of the leaders; None where none can be trained."""
         leaders = self.leaders(entries)
         defaults, slots = self.space.defaults(), list(self.space.slots)
+        tried = collections.Counter(name for params in {one.key: one.params for one in entries}.values()
+                                    for name in self._operations(params))  # fmt: skip
+        still = [inert(parent, entries, slots) for parent in leaders]
+        exhausted: set[int] = set()
         least, most = NUMBERS
         for _ in range(MOST_ASKED if leaders else 0):
-            parent = draw.choices(leaders, [0.5**rank for rank in range(len(leaders))])[0]
-            numbers = not slots or draw.random() < least + (most - least) * progress
+            [rank] = draw.choices(range(len(leaders)), [0.5**rank for rank in range(len(leaders))])
+            parent, stay = leaders[rank], still[rank]
+            open_slots = [slot for slot in slots if slot not in stay]
+            numbers = not open_slots or draw.random() < least + (most - least) * progress
             if numbers:
-                kin = [one for one in entries if self.alike(one.params) == self.alike(parent)]
-                if slots and self._indifferent(kin):
+                if rank in exhausted or not {*parent} - {*self._fixed(), *stay}:
                     continue
+                kin = [one for one in entries if self.alike(one.params) == self.alike(parent)]
                 seen = list(self._seen(kin, FEW))
                 if len(seen) >= FEW:
-                    proposed = self._modelled(accept, entries, seen, parent)
+                    proposed = self._modelled(accept, entries, seen, parent, stay)
                     if proposed is not None:
                         return proposed
-            slot = "" if numbers else draw.choice(slots)
+                    exhausted.add(rank)
+            slot = "" if numbers else draw.choice(open_slots)
             try:
-                params = self.space.suggest(Neighbour(parent, slots, defaults, draw, slot))
+                params = self.space.suggest(Neighbour(parent, slots, defaults, draw, slot, stay, tried))
                 return params, accept(params), {}
             except ConfigError:
                 continue
         return None
-
-    def _indifferent(self, kin: Sequence[Entry]) -> bool:
-        """Whether settings of a composition measured the very same on a prefix, in all but time: no number matters."""
-        measured: dict[int, list[tuple[tuple[str, float], ...]]] = {}
-        for one in kin:
-            if one.state == "done" and one.seed == 0:
-                values = sorted((name, value) for name, value in one.values.items() if "seconds" not in name)
-                measured.setdefault(one.length, []).append(tuple(values))
-        return any(len(one) > 1 and len(set(one)) == 1 for one in measured.values())
 
     def leaders(self, entries: Sequence[Entry]) -> list[Params]:
         """The best settings of each of the `PARENTS` best compositions, the best first."""
@@ -149,16 +189,19 @@ class Proposals:
         """The place of the published method that shares most operations with the leader; the first where none leads."""
         leaders = self.leaders(entries)
 
-        def parts(params: Params) -> set[object]:
-            return {*self.space.chosen(params), params.get("memory")}
-
-        shared = [len(parts(leaders[0]) & parts(params)) if leaders else 0 for params in points]
+        first = {*self._operations(leaders[0])} if leaders else set()
+        shared = [len(first & {*self._operations(params)}) for params in points]
         return shared.index(max(shared))
 
     # By a model ----------------------------------------------------------------------------------------
 
     def _modelled(
-        self, accept: Accept, entries: Sequence[Entry], seen: Sequence[Any], parent: Params | None = None
+        self,
+        accept: Accept,
+        entries: Sequence[Entry],
+        seen: Sequence[Any],
+        parent: Params | None = None,
+        stay: Collection[str] = (),
     ) -> Proposed | None:
         """What the sampler draws after the trials in `seen`; of the composition `parent` alone, where there is one."""
         optuna = library()
@@ -170,7 +213,7 @@ class Proposals:
             for _ in range(MOST_ASKED):
                 trial = view.ask()
                 try:
-                    asked: Trial = trial if parent is None else Within(parent, self._fixed(), trial)
+                    asked: Trial = trial if parent is None else Within(parent, {*self._fixed(), *stay}, trial)
                     params = self.space.suggest(asked)
                     key = accept(params)
                 except ConfigError:
@@ -265,78 +308,3 @@ def literature_is_next(tried: int, published: int, trials: int | None) -> bool:
     if published < alone(trials):
         return True
     return tried % EVERY == 0 and (trials is None or published < MOST_LITERATURE * trials)
-
-
-class Within:
-    """A trial of one composition: its operations are those of `params`, and only numbers and choices are asked for.
-
-    Args:
-        params: of the composition.
-        fixed: names of the parameters that stay.
-        trial: gets all other questions.
-    """
-
-    def __init__(self, params: Params, fixed: set[str], trial: Trial) -> None:
-        self.params, self.fixed, self.trial = params, fixed, trial
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """The composition's own where it says which operations there are, else the trial's."""
-        return self.params[name] if name in self.fixed else self.trial.suggest_categorical(name, choices)
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        """The trial's."""
-        return self.trial.suggest_int(name, low, high, log=log)
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """The trial's."""
-        return self.trial.suggest_float(name, low, high, log=log)
-
-
-class Neighbour:
-    """A trial near a composition that was measured: one part of it is another, or some of its numbers are.
-
-    Mutation as in regularised evolution (Real et al. 2019, "Regularized evolution for image classifier architecture
-    search"): one slot is filled, emptied or filled by another operation, or numbers move by a normal step; numbers of
-    an operation that is new start at their defaults.
-
-    Args:
-        params: of the composition, as they are stored.
-        slots: names of the slots.
-        defaults: of numbers, by axis.
-        draw: where chance comes from.
-        slot: what changes; empty for numbers alone.
-    """
-
-    def __init__(
-        self, params: Params, slots: Sequence[str], defaults: Params, draw: random.Random, slot: str = ""
-    ) -> None:
-        self.params, self.slots, self.defaults, self.draw, self.slot = params, slots, defaults, draw, slot
-        self.other = draw.random() < 0.5
-        self.rate = 0.2 if slot else 0.6
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """The composition's own choice, or another one where this is what changes."""
-        mine = self.params.get(name, self.defaults.get(name))
-        if name == f"{self.slot}.used":
-            return mine if mine and self.other else not mine
-        if name.endswith(".used"):
-            return mine
-        rest = [one for one in choices if not same(one, mine)]
-        if name == self.slot or len(rest) == len(choices):
-            return self.draw.choice(rest or list(choices))
-        moves = name not in self.slots and rest and self.draw.random() < self.rate / 2
-        return self.draw.choice(rest) if moves else mine
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        """A whole number near the composition's own."""
-        return min(high, max(low, round(self.suggest_float(name, low, high, log=log))))
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number near the composition's own."""
-        mine = min(high, max(low, self.params.get(name, self.defaults.get(name, low))))
-        if self.draw.random() >= self.rate:
-            return mine
-        ends = (math.log(low), math.log(high)) if log else (low, high)
-        step = self.draw.gauss(0, STEP) * (ends[1] - ends[0])
-        moved = mine * math.exp(step) if log else mine + step
-        return min(high, max(low, moved))

@@ -135,9 +135,37 @@ class Book:
             self.study.enqueue_trial(dict(params), user_attrs=attributes)
 
     def best(self, entries: Sequence[Entry], count: int) -> list[str]:
-        """The keys of the best compositions: those of the longest prefix first, then those of shorter ones."""
-        levels = self.levels(entries)
-        return list(dict.fromkeys(key for length in reversed(levels) for key in ordered(levels[length])))[:count]
+        """The keys of the best compositions: those of the longest prefix first, then those of shorter ones.
+
+        What differs from another one in nothing that matters is left out.
+        """
+        levels, repeated = self.levels(entries), self.repeated(entries)
+        keys = dict.fromkeys(key for length in reversed(levels) for key in ordered(levels[length]))
+        return [key for key in keys if key not in repeated][:count]
+
+    def repeated(self, entries: Sequence[Entry]) -> set[str]:
+        """The compositions that measured, in all but cost, the very same as one tried before that is no dearer.
+
+        The longest prefix that both learned says so: an operation may do nothing at first.
+        """
+        measured: dict[str, dict[int, tuple[object, Values]]] = {}
+        for one in entries:
+            values = self.objectives(one)
+            if one.state == "done" and one.seed == 0 and values is not None and self.within(one):
+                measured.setdefault(one.key, {})[one.length] = one.outcome, self.settings.turned(values)
+        repeated: set[str] = set()
+        for key, mine in measured.items():
+            for other, theirs in measured.items():
+                if other == key:
+                    break
+                longest = max((length for length in mine if length in theirs), default=None)
+                if longest is None or other in repeated:
+                    continue
+                (outcome, values), (before, best) = mine[longest], theirs[longest]
+                if outcome == before and all(a <= b for a, b in zip(best, values)):
+                    repeated.add(key)
+                    break
+        return repeated
 
     # What was lost -------------------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ from holdfast.runs.stacks import together
 TRIALS = "trials"
 """Folder of the trials of a search."""
 
+COSTS = ("seconds", "bytes", "parameters", "items", "steps")
+"""What the names of measures of cost have in them."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -82,6 +85,16 @@ class Entry:
     extra: dict[str, Any] = field(default_factory=dict)
     tries: int = 0
     seed: int = 0
+
+    @property
+    def outcome(self) -> tuple[tuple[str, float], ...]:
+        """All that was measured but what it cost: equal where what two compositions differ in changes nothing.
+
+        Losses, which a factor before all answers changes, count only where every answer is right.
+        """
+        left_out = COSTS if self.values.get("average_accuracy", 1.0) == 1.0 else (*COSTS, "loss")
+        kept = ((name, value) for name, value in self.values.items() if not any(word in name for word in left_out))
+        return tuple(sorted(kept)) if self.state == "done" else ()
 
 
 def entry(trial: Any) -> Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Batch
+from holdfast.core.forward import check_unchanged, versions
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Tape
 from holdfast.core.tree import Tree, tree_map
@@ -34,13 +35,14 @@ class Tally:
         self.sums: dict[str, Tensor] = {}
         self.hits: Tensor | None = None
         self.rows = self.steps = 0
+        self.told: tuple[dict[str, float], int | None] | None = None  # what was read, and nobody has asked for yet
 
     def take(self, outputs: Tensor | None, targets: Tensor, logged: Mapping[str, list[tuple[Tensor, float]]]) -> None:
         """Add one step; it is recorded with the step."""
         with torch.no_grad():
             for name, values in logged.items():
-                for value, factor in values:
-                    self._sum(name).add_(value.double() * factor)
+                for value, factor in values:  # added to doubles, it becomes one itself
+                    self._sum(name).add_(value if factor == 1.0 else value.double() * factor)
             if outputs is not None and outputs.dim() == 2 and not targets.is_floating_point():
                 if self.hits is None:
                     self.hits = self._zero(torch.int64)
@@ -56,18 +58,38 @@ class Tally:
             return torch.zeros((), dtype=dtype, device=self.device)
 
     @property
+    def every(self) -> list[Tensor]:
+        """The sums of the terms in order, and of the samples predicted right, if there are classes."""
+        return [*self.sums.values(), *([] if self.hits is None else [self.hits])]
+
+    @property
     def right(self) -> int | None:
         """Samples predicted right since the last reading; None without classes. Waits for the device."""
+        if self.told is not None:
+            return self.told[1] if self.steps else None
         return int(self.hits) if self.hits is not None and self.steps else None
 
     def read(self) -> tuple[dict[str, float], int | None, int, int]:
         """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
-        terms = {name: float(value) for name, value in self.sums.items()} if self.steps else {}
-        told = (terms, self.right, self.rows, self.steps)
-        for value in (*self.sums.values(), *([] if self.hits is None else [self.hits])):
-            value.zero_()
-        self.rows = self.steps = 0
+        if self.told is None:
+            read_together([self])
+        terms, right = self.told or ({}, None)
+        told = (terms, right, self.rows, self.steps) if self.steps else ({}, None, self.rows, 0)
+        self.rows, self.steps, self.told = 0, 0, None
         return told
+
+
+@torch.no_grad()
+def read_together(tallies: Sequence[Tally]) -> None:
+    """Read the sums of several, which begin at zero again; the device is waited for once."""
+    every = [value for one in tallies for value in one.every]
+    if not every:
+        return
+    values = iter(torch.stack([value.double() for value in every]).tolist())
+    torch._foreach_zero_(every)
+    for one in tallies:
+        terms = {name: next(values) for name in one.sums}
+        one.told = (terms, None if one.hits is None else int(next(values)))
 
 
 def leaves_of(batch: Batch) -> list[Tensor]:
@@ -214,7 +236,10 @@ class Captured:
         done: list[Step | None] = [None]
 
         def as_written() -> None:
-            done[0] = self._as_written(batch, now, weight, last)
+            twin = _clone(batch)  # what operations keep of it, later recordings may write to
+            entered = versions(twin.inputs)
+            done[0] = self._as_written(twin, now, weight, last)
+            check_unchanged(entered)
             self._seconds = min(self._seconds, time.perf_counter() - start)
 
         self.recordings.step(key, lambda: self._body(static, now, last), as_written, fed)

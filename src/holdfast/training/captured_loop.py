@@ -111,7 +111,7 @@ class CapturedLoop:
 
     def _as_written(self, batch: tuple[Any, ...]) -> Any:
         self.rates.moved_otherwise()
-        return self._step(*batch)
+        return self._step(*tree_map_only(Tensor, torch.clone, batch))  # operations may keep it, and recordings write
 
     def _renew(self) -> None:
         """What was recorded is of one experience, with one optimiser."""

@@ -17,13 +17,12 @@ from holdfast.training.captured import Captured, leaves_of
 from holdfast.training.decisions import Recording
 from holdfast.training.inductor import CannotRun
 from holdfast.training.loop import LATE, STOP, Loop
-from holdfast.training.programs import Program, chosen, compiled, graphed, runner, with_tensors
+from holdfast.training.programs import Program, chosen, compiled, graphed, runner, signature, with_tensors
 from holdfast.training.recordings import AUDIT
 from holdfast.training.session import Session
-from holdfast.training.stacking import signature
 
-BLOCK = 64
-"""Steps whose batches and decisions are made and brought to the device together, at most."""
+BLOCK, BYTES = 512, 32 * 2**20
+"""Steps whose batches are made together, at most, and bytes of these, unless a single step has more."""
 
 
 class Turns(Protocol):
@@ -81,7 +80,7 @@ class Block:
         size: rows of a batch.
         steps: how many.
         now: where training is at each of them.
-        passed: to be called with each step that is made.
+        passed: to be called with each step that is made, if anything is to be.
 
     Attributes:
         made: how many of them were made.
@@ -89,7 +88,7 @@ class Block:
     """
 
     def __init__(
-        self, batch: Batch, size: int, steps: int, now: Callable[[int], Now], passed: Callable[[], None]
+        self, batch: Batch, size: int, steps: int, now: Callable[[int], Now], passed: Callable[[], None] | None
     ) -> None:
         self.batch, self.size, self.steps, self.now, self.passed = batch, size, steps, now, passed
         self.leaves = [leaf.view(steps, size, *leaf.shape[1:]) for leaf in leaves_of(batch)]
@@ -119,8 +118,7 @@ class StackedSteps(Captured):
         block: that is offered.
         stacked: steps of the experience that were made together with others, ...
         beside: ... and how many these were, at most, itself included.
-        asked: the inputs and the task that outputs are wanted for, in evaluation, ...
-        answer: ... and the outputs, where they could be computed together with those of others.
+        asked: inputs and task that outputs are wanted for, in evaluation; `answer` are those computed with others'.
     """
 
     def __init__(self, session: Session, how: str, turns: Turns) -> None:
@@ -186,8 +184,8 @@ class StackedSteps(Captured):
             self.reasons = self.reasons or list(self.recordings.problems)
             self.recordings.forget()
             return
-        make = {"graph": graphed, "compile": compiled}.get(how)
         for recording in (one for kept in self.recordings.kept.values() for one in kept):
+            make = {"graph": graphed, "compile": compiled}.get(how)
             if make is not None and isinstance(recording.run, Alone):
                 with suppress(CannotRun):  # it goes on call by call
                     recording.run = make(recording.run.program, recording.run.feed)
@@ -214,9 +212,10 @@ class StackedSteps(Captured):
 
     def offers(self, batch: Batch) -> bool:
         """Whether there is a recording of such batches, which may be stacked."""
-        whole = batch.targets.shape[0] == self.session.current.batch_size
-        rare = self.how == "compile" and not whole  # one an epoch: compiling it would not pay for itself
-        return self.together and not rare and bool(self.recordings.kept.get(self.key(batch)))
+        rare = batch.targets.shape[0] != self.session.current.batch_size  # one an epoch is not worth compiling
+        return (
+            self.together and not (rare and self.how == "compile") and bool(self.recordings.kept.get(self.key(batch)))
+        )
 
     def decide(self, step: int) -> tuple[Recording | None, list[Any]]:
         """Make the decisions of a step of the block; the recording that they fit, if it is to be run."""
@@ -235,6 +234,24 @@ class StackedSteps(Captured):
         if recording is None or not isinstance(recording.run, Alone) or (recording.runs + step + 1) % AUDIT == 0:
             return None, made
         return recording, made
+
+    def decides_at_once(self, recording: Recording) -> bool:
+        """Whether all that a step decides can be decided for many steps at once, and never leads to another step."""
+        steady = not self._seen and self.block is not None and self.block.passed is None
+        return steady and all(one.many is not None and one.many(0) is not None for one in recording.decisions)
+
+    def ends_window(self, steps: int) -> bool:
+        """Whether the log is written after so many steps more."""
+        return self.session.records.window.steps + steps == self.session.settings.log_every
+
+    def decide_many(self, recording: Recording, step: int, steps: int) -> list[Tensor]:
+        """Each decision, `[steps, ...]` on the CPU, of so many steps of the block from number `step` on."""
+        engine = self.session.engine
+        assert self.block is not None
+        engine.services.now = now = self.block.now(step + steps - 1)
+        engine.index = now.index
+        made = (one.many(steps) for one in recording.decisions if one.many is not None)
+        return [one for one in made if one is not None]
 
     def passed(self, recording: Recording, start: int, steps: int, beside: int) -> None:
         """So many steps were made by a stack; the first was number `start`."""
@@ -256,6 +273,8 @@ class StackedSteps(Captured):
 
 class StackedLoop(Loop):
     """The loop over an experience's data that hands over as many steps at once as nobody looks between."""
+
+    _bytes = BYTES  # of the last batch
 
     def batches(self, data: Data, order: Tensor, size: int, join: int) -> Any:
         """The samples in order, to be parted later."""
@@ -296,12 +315,13 @@ class StackedLoop(Loop):
         def now(step: int) -> Now:
             return Now(index + step, (done + step) / total, (epoch_step + step) / last)
 
-        return Block(batch, size, steps, now, (lambda: None) if scheduler is None else scheduler.step)
+        self._bytes = max(1, sum(leaf.nbytes for leaf in leaves_of(batch)) // steps)
+        return Block(batch, size, steps, now, None if scheduler is None else scheduler.step)
 
     def _most(self, sizes: list[int], total: int) -> int:
         """How many steps may be made before somebody looks."""
         session, moment = self.session, time.perf_counter()
-        most = min(BLOCK, session.settings.log_every - session.records.window.steps)
+        most = min(BLOCK, session.settings.log_every - session.records.window.steps, max(1, BYTES // self._bytes))
         alike = next((position for position, size in enumerate(sizes) if size != sizes[0]), len(sizes))
         most = min(most, alike, total - session.position.step)
         following = None if self._during is None else self._during.following
