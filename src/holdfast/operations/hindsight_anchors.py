@@ -104,8 +104,7 @@ class HindsightAnchors(Operation):
         if self.anchors is None or self.weight == 0:
             return
         assert self._twin is not None
-        (rate,) = learner.decide(lambda: (self._rate(learner),))  # a number of the call, so each rate is a branch
-        gradients = learner.gradients()
+        gradients, rate = learner.gradients(), learner.decide(lambda: self._rate(learner))
         names = list(learner.named_parameters())
         self._twin.copy_from(learner.model.state_dict())
         with torch.no_grad():
