@@ -43,6 +43,9 @@ from holdfast.training.trainer import open_experience
 WINDOW = 50
 """Steps between two moments that are looked at where runs are trained at once."""
 
+WARM = 100
+"""Steps of each experience before any is timed: those that rarely go another way have been recorded by then."""
+
 NETWORKS = {"mlp": (10, (1, 28, 28)), "mlp400": (32, (1, 28, 28)), "resnet18": (32, (3, 32, 32))}
 """Network -> batch size, and shape of an image: perceptrons of two layers of 100 or 400, and a ResNet."""
 
@@ -197,10 +200,10 @@ def waits_in(timed: Timed, device: str) -> bool | None:
 def many(
     name: str, network: str, how: str, device: str, runs: int, steps: int, optimizer: str = "SGD"
 ) -> tuple[float, float]:
-    """Microseconds of one step of so many runs at once, their feed and log included: medians over log windows.
+    """Microseconds of one step of so many runs at once, their feed and log included.
 
     Returns:
-        Of the clock on the wall, and of the process, all its threads together.
+        Of the clock on the wall, and of the process, all its threads together; medians over blocks of steps.
     """
     batch, _ = NETWORKS[network]
     moments: list[tuple[float, float]] = []
@@ -224,12 +227,19 @@ def many(
         trainer.fit(model, of)
     else:
         fit_stacked(*zip(*made))
-    pairs = list(itertools.pairwise(moments))
-    pairs = pairs[len(pairs) // 3 :]  # the first ones compile
-    wall, process = (
-        statistics.median(1e6 * (later[i] - earlier[i]) / WINDOW for earlier, later in pairs) for i in range(2)
-    )
-    return wall, process
+    return steady([wall for wall, _ in moments]), steady([process for _, process in moments])
+
+
+def steady(moments: list[float]) -> float:
+    """Microseconds a step, of the moments at which windows of the log were written, the first third left aside.
+
+    Many windows are written at once where many steps are made between two looks: the last of each such bunch counts.
+    """
+    pause = (moments[-1] - moments[0]) / (4 * len(moments))
+    ends = [n for n, (a, b) in enumerate(itertools.pairwise(moments)) if b - a > pause] + [len(moments) - 1]
+    ends = [n for n in ends if n >= len(moments) // 3] or ends  # the first ones record, or compile
+    bunches = itertools.pairwise(ends) if len(ends) > 1 else [(0, ends[-1])]
+    return statistics.median(1e6 * (moments[b] - moments[a]) / (WINDOW * (b - a)) for a, b in bunches)
 
 
 def measure_many(
@@ -256,8 +266,8 @@ def measure(
     """One method on one network."""
     timed = rounds * steps + 4
     hand = ByHand(network, device, timed, optimizer)
-    plain = Timed(name, network, "none", device, 40, timed, optimizer)
-    fast = Timed(name, network, how, device, 40, timed, optimizer)
+    plain = Timed(name, network, "none", device, WARM, timed, optimizer)
+    fast = Timed(name, network, how, device, WARM, timed, optimizer)
     hand.run(20)
     found: dict[str, list[float]] = {"hand": [], "written": [], "captured": []}
     for _ in range(rounds):

@@ -323,6 +323,10 @@ def test_a_stream_without_task_labels_or_classes_is_refused_where_they_are_neede
         Trainer(factory()).bind(model, stream)
 
 
+STEEP = {"fg_adahat"}
+"""Methods that make a thousand times more of a rounding in an epoch (gates as steep as 400): compared in doubles."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # a compiler on a busy machine
 @pytest.mark.parametrize("name", holdfast.methods.__all__)
@@ -333,7 +337,10 @@ def test_compiled_steps_give_weights_within_rounding_of_steps_as_written(name: s
         method = getattr(holdfast.methods, name)()
         of = toys.stream_for(method)
         nets.append(toys.model_for(method)(of, "task" if "task" in method.needs else "growing"))
-        settings: dict[str, Any] = {"optimizer": OPTIMIZERS["momentum"], "epochs": 3, "capture": capture}
-        toys.train(method, nets[-1], of, **settings)
+        precision = "64-true" if name in STEEP else "32-true"
+        settings: dict[str, Any] = {"optimizer": OPTIMIZERS["momentum"], "epochs": 3, "precision": precision}
+        trainer = toys.train(method, nets[-1], of, capture=capture, **settings)
     for key, value in nets[0].state_dict().items():
         torch.testing.assert_close(nets[1].state_dict()[key], value, rtol=0, atol=1e-6)
+    told = [event for event in trainer.events if event["event"] == "capture"]
+    assert sum(event["captured"] for event in told) or any(event["reasons"] for event in told) or not told

@@ -294,3 +294,27 @@ def test_a_frequency_aware_memory_resumes_exactly():
 def test_a_frequency_aware_memory_refuses_targets_that_are_no_classes():
     with pytest.raises(DataError, match="frequency-aware"):
         Memory(3, insertion=FrequencyAware(seeded())).add({"inputs": torch.rand(2), "targets": torch.rand(2)})
+
+
+def test_a_reservoir_places_many_batches_at_once_as_one_after_another():
+    one, other = (Reservoir(torch.Generator().manual_seed(0)) for _ in range(2))
+    assert one.several(7, 0, 50, 0) is None, "it is not full yet"
+    seen = 0
+    while seen < 50:
+        for policy in (one, other):
+            policy.plan(7, seen, 50)
+        seen += 7
+    for steps in (1, 5, 0, 900, 40):  # 900 batches of 7 reach into another block of draws
+        slots = torch.full((steps, 7), 50)
+        for step in range(steps):
+            placed = one.plan(7, seen + 7 * step, 50)
+            if placed is not None:
+                slots[step, placed.incoming] = placed.slots
+        assert torch.equal(other.several(7, seen, 50, steps), slots)
+        seen += 7 * steps
+    assert (slots < 50).any()
+    state, same = one.state(), other.state()
+    assert all(torch.equal(state[key], same[key]) for key in ("start", "generator"))
+    assert {key: state[key] for key in ("block", "position", "next")} == {
+        key: same[key] for key in ("block", "position", "next")
+    }

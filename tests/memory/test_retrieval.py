@@ -246,3 +246,17 @@ def test_a_single_row_is_drawn_alike_with_and_without_tensors(
         assert torch.equal(quick, distinct(1, size, n, other))
         assert torch.equal(one.get_state(), other.get_state())
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("n", "size"), [(1000, 10), (60, 20), (500, 500)])
+def test_draws_for_many_calls_at_once_are_those_of_one_after_another(n, size):
+    one, other = Uniform(seeded()), Uniform(seeded())
+    for calls in (1, 3, 200, 0, 70):
+        singly = [one.indices(n, size) for _ in range(calls)]
+        assert torch.equal(other.several(n, size, calls), torch.stack(singly) if calls else torch.empty(0, size).long())
+        assert torch.equal(one.indices(n, size), other.indices(n, size))
+    again = Uniform(seeded(1))
+    again.load(other.state())
+    assert torch.equal(again.several(n, size, 90), one.several(n, size, 90))
+    assert torch.equal(again.indices(n + 1, size), one.indices(n + 1, size))
+    assert BalancedUniform(seeded()).several(n, size, 0) is None, "it looks at what is held"

@@ -76,8 +76,8 @@ def test_the_stem_of_a_hypernetwork_is_frozen_with_its_statistics_and_the_genera
 
 
 def test_frozen_stages_run_in_eval_mode_also_after_the_loop_says_train():
-    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.9), nn.ReLU(), nn.Linear(8, 6))
-    inputs = torch.randn(4, 5)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 6))
+    inputs = torch.randn(40, 5)  # so many that two draws of a dropout cannot be alike
     operation = FreezeBelow(cut=1)
     Trainer(Method(operation), evaluate="none").fit(
         model, split(synthetic(classes=6, features=5, samples=9), experiences=2)

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from holdfast.metrics.classes import confusion
 from holdfast.metrics.cost import curves
 from holdfast.metrics.log import Log
 from holdfast.metrics.statistics import spread
+from holdfast.runs import reports
 from holdfast.runs.drawing import series, to_png, to_svg
 from holdfast.runs.plots import confusion_map, heat_map, learning_rate, loss_terms, over_time, so_far
 from holdfast.runs.report import number, percent, points, write_report
@@ -208,6 +210,69 @@ def test_an_unfinished_seed_is_left_out_of_the_means_and_named(tmp_path):
     assert "Kept 60.0 %" in text
     assert "1 run did not finish and is left out" in text
     assert "unfinished: 1 of 2 experiences" in text
+
+
+DRAWN = """
+import pathlib, sys
+for line in sys.stdin:
+    folder = pathlib.Path(line.rstrip())
+    if folder.name == "1":
+        sys.exit()
+    if folder.name != "2":
+        (folder / "report.html").write_text("by another process")
+    print("failed" if folder.name == "2" else "drawn", flush=True)
+"""
+"""Draws in no time, but for one run that it cannot draw, and ends at another."""
+
+
+@pytest.fixture
+def another_process(monkeypatch):
+    """Reports are worth a process of their own, of which there is one."""
+    monkeypatch.setattr(reports, "WORTH", 0.0)
+    monkeypatch.setattr(reports, "DRAWS", DRAWN)
+    monkeypatch.setattr(reports.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    helpers = reports.Helpers()
+    monkeypatch.setattr(reports, "helpers", helpers)
+    yield helpers
+    helpers.end()
+
+
+@pytest.mark.parametrize("left", [["3", "4"], ["2", "3"], ["1", "3"]])
+def test_reports_of_many_runs_are_drawn_by_several_processes_and_none_is_missing(
+    tmp_path, another_process, monkeypatch, left
+):
+    here = []
+    gate = threading.Event()
+
+    def draw(folder):
+        here.append(folder.name)
+        if folder.name == "0":
+            gate.set()
+        elif left and left[0] not in ("1", "2"):
+            gate.wait()
+        (folder / "report.html").write_text("here")
+
+    monkeypatch.setattr(reports, "write_report", draw)
+    folders = [tmp_path / name for name in ("0", *left)]
+    for folder in folders:
+        folder.mkdir()
+    reports.write_reports(folders)
+    assert all((folder / "report.html").is_file() for folder in folders)
+    assert "0" in here
+    assert not {"1", "2"} & set(left) or {"1", "2"} & set(here), "what the process could not do is done here"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("figures")
+def test_a_process_that_draws_reports_draws_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "WORTH", 0.0)
+    monkeypatch.setattr(reports.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    folders = [write_run(tmp_path / str(number)) for number in range(6)]
+    reports.write_reports(folders)
+    pages = [(folder / "report.html").read_text() for folder in folders]
+    shapes = [[tag for tag in Page(text).tags if tag in ("svg", "td", "h2")] for text in pages]
+    assert "svg" in shapes[0]
+    assert all(shape == shapes[0] for shape in shapes)
 
 
 def test_seeds_are_ordered_by_number(tmp_path):

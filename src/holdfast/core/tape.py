@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunction
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+
+from holdfast.core.tree import leaves, mapped
 
 aten = torch.ops.aten
 
@@ -24,15 +26,9 @@ Named = dict[str, Any]
 
 READS = frozenset({"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"})
 SIZES = frozenset(
-    f"aten::{name}"
-    for name in (
-        "nonzero",
-        "masked_select",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "bincount",
-        "nonzero_static",
+    (
+        *("aten::nonzero", "aten::nonzero_static", "aten::masked_select", "aten::_unique2", "aten::unique_dim"),
+        *("aten::unique_consecutive", "aten::bincount"),
     )
 )
 MOVES = frozenset({"aten::set_", "aten::resize_", "aten::resize_as_"})
@@ -101,11 +97,6 @@ def line() -> str:
     return "the backward pass"
 
 
-def leaves(value: object) -> list[object]:
-    """The leaves of arguments, `Ref` and `Live` among them."""
-    return tree_flatten(value, is_leaf=lambda one: isinstance(one, Ref | Live))[0]
-
-
 def refs(node: Node) -> list[int]:
     """The numbers of the values that a call reads."""
     return [one.number for one in leaves((node.args, node.kwargs)) if isinstance(one, Ref)]
@@ -146,13 +137,18 @@ class Tape(TorchDispatchMode):
         self, func: OpOverload, types: object, args: Arguments = (), kwargs: Named | None = None
     ) -> object:
         """Make the call, and note it."""
-        kwargs = kwargs or {}
+        with DisableTorchFunction():  # `Watch` sees what the step does, and not how it is noted
+            return self._noted(func, args, kwargs or {})
+
+    def _noted(self, func: OpOverload, args: Arguments, kwargs: Named) -> object:
         name = func._schema.name
         if name.startswith("profiler::"):
             return func(*args, **kwargs)
         if name in ("aten::index", "aten::index_put_", "aten::index_put"):
             args = self._indexed(args)
-        arguments, named = tree_map_only(Tensor, lambda t: Ref(self._note(t, True)), (args, kwargs))
+        arguments, named = mapped(
+            lambda one: Ref(self._note(one, True)) if isinstance(one, Tensor) else one, (args, kwargs)
+        )
         out = func(*args, **kwargs)
         if name == "aten::lift_fresh":  # what `torch.tensor(...)` makes of numbers: the same in every run
             self._constants.setdefault(arguments[0].number, args[0].clone())
@@ -161,7 +157,7 @@ class Tape(TorchDispatchMode):
             return out
         self._examine(name, func, args, kwargs, out)
         before = len(self.values)
-        outs = tuple(self._note(t, False) if isinstance(t, Tensor) else -1 for t in tree_flatten(out)[0])
+        outs = tuple(self._note(t, False) if isinstance(t, Tensor) else -1 for t in leaves(out))
         writes = self._writes(func, name, arguments, named, args)
         self.touched.update(self.groups[i] for i in (*writes, *(o for o in outs if o >= before)))
         if writes or not outs or any(o < 0 or o >= before for o in outs):  # else another name of what is there
@@ -299,7 +295,7 @@ class Watch(TorchFunctionMode):
         """Look at the arguments, and make the call."""
         name = getattr(func, "__name__", "")
         if name != "__get__" and (self.deciding or name in ON_HOST):
-            tensors = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
+            tensors = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
             if self.deciding:
                 looked = {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
                 self.looked |= looked

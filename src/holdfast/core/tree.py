@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Union, overload
+from typing import Any, TypeVar, Union, cast, overload
 
 import torch
 from torch import Tensor
 
 from holdfast.core.errors import DataError
+
+T = TypeVar("T")
 
 Tree = Union[Tensor, tuple[Tensor, ...], Mapping[str, Tensor]]  # noqa: UP007
 """Model inputs: one tensor, a tuple passed as positional arguments, or a mapping passed as keyword arguments."""
@@ -30,6 +32,29 @@ def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     if isinstance(tree, Mapping):
         return {key: function(value) for key, value in tree.items()}
     return tuple(function(value) for value in tree)
+
+
+def leaves(value: object) -> list[object]:
+    """What is in tuples, lists and dictionaries, and in those in them; a tuple with names is a leaf itself."""
+    if type(value) is tuple or type(value) is list:  # torch's own way takes ten times as long
+        return [leaf for one in value for leaf in leaves(one)]
+    if type(value) is dict:
+        return [leaf for one in value.values() for leaf in leaves(one)]
+    return [value]
+
+
+def mapped(function: Callable[[object], object], value: T) -> T:
+    """`value` with each of its `leaves` replaced."""
+    made: object = value
+    if type(made) is tuple:
+        made = tuple([mapped(function, one) for one in made])
+    elif type(made) is list:
+        made = [mapped(function, one) for one in made]
+    elif type(made) is dict:
+        made = {key: mapped(function, one) for key, one in made.items()}
+    else:
+        made = function(made)
+    return cast(T, made)
 
 
 @overload

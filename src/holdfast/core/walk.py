@@ -17,6 +17,7 @@ from holdfast.core.experience import Data, Experience, Stream
 from holdfast.core.tape import Alias, alias_of
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+KINDS = frozenset(PLAIN)
 HOOKS = frozenset(
     f"_{when}_hooks{more}"
     for when in ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "load_state_dict_post")
@@ -112,14 +113,15 @@ class _Walk:
         self.seen: dict[int, object] = {}  # holds what it identifies, so that no other object can take its place
 
     def into(self, value: object, path: str, put: Callable[[Tensor], None] | None) -> None:
+        kind = type(value)
+        if kind in KINDS or isinstance(value, PLAIN):
+            self.entries[path] = Held(value)
+            return
         if isinstance(value, Tensor):
             if value.layout is torch.strided:
                 self.entries[path] = Held(None, value, value.detach(), alias_of(value), put)
             return
-        if isinstance(value, PLAIN):
-            self.entries[path] = Held(value)
-            return
-        if id(value) in self.seen or type(value) is torch.Generator:
+        if id(value) in self.seen or kind is torch.Generator:
             return
         if isinstance(value, type | Data | Experience | Stream):
             return
@@ -150,7 +152,7 @@ class _Walk:
             self.into(one, f"{path}[{name!r}]", put)
 
     def _sequence(self, value: Sequence[object] | set[object] | frozenset[object], path: str) -> None:
-        if all(isinstance(one, PLAIN) for one in value):
+        if KINDS.issuperset(map(type, value)) or all(isinstance(one, PLAIN) for one in value):
             self.entries[path] = Held(frozenset(value) if isinstance(value, set | frozenset) else tuple(value))
             return
         for number, one in enumerate(value):

@@ -57,6 +57,21 @@ class Insertion(ABC):
             What is kept and where, or None if nothing is.
         """
 
+    def several(self, rows: int, seen: int, capacity: int, steps: int) -> Tensor | None:
+        """Place the rows of several batches at once, as `plan` would one after another; the memory is full.
+
+        Args:
+            rows: of each batch.
+            seen: how many arrived before the first.
+            capacity: number of slots.
+            steps: batches; none to ask whether this policy has such a way.
+
+        Returns:
+            `[steps, rows]` the slot of each row, `capacity` for one that is not kept, int64; None, with nothing
+            planned, where there is no way but batch by batch.
+        """
+        return None
+
     def reset(self) -> None:  # noqa: B027
         """Forget all items: the next one is number 0. Randomness goes on, it does not start again."""
 
@@ -131,6 +146,30 @@ class Reservoir(Insertion):
             self._draw(self._end, capacity)
         self._next = self._items[last] if last < len(self._items) else self._end
         return Placement.of(places) if places else None
+
+    def several(self, rows: int, seen: int, capacity: int, steps: int) -> Tensor | None:
+        """See `Insertion.several`."""
+        if seen < capacity:
+            return None
+        if not steps:
+            return torch.empty(0, rows, dtype=torch.int64)
+        stop, places = seen + steps * rows, dict[tuple[int, int], int]()
+        if self._block is None:
+            self._draw(capacity, capacity)
+        while stop > self._next:
+            first, last = self._position, bisect_left(self._items, stop, self._position)
+            for item, slot in zip(self._items[first:last], self._slots[first:last]):
+                places[(item - seen) // rows, slot] = item - seen  # of several for one slot in a batch the last wins
+            self._position = last
+            self._next = self._items[last] if last < len(self._items) else self._end
+            if stop <= self._end:
+                break
+            self._draw(self._end, capacity)
+        slots = torch.full((steps * rows,), capacity)
+        if places:
+            kept, chosen = integers([*places.values(), *(slot for _, slot in places)], 2)
+            slots[kept] = chosen
+        return slots.view(steps, rows)
 
     def reset(self) -> None:
         """Forget all items; the rest of the block is not used."""

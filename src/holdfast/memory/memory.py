@@ -120,7 +120,9 @@ class Memory:
         storage = self._storage
         if storage is None:
             return None
-        chosen = decide(lambda: self._chosen(size, retrieval))
+        chosen = decide(
+            lambda: self._chosen(size, retrieval), many=lambda steps: self._chosen_by_many(size, retrieval, steps)
+        )
         return None if chosen is None else storage.read(chosen)
 
     def all(self) -> dict[str, Tree]:
@@ -243,6 +245,20 @@ class Memory:
         count = self._count
         return retrieval.indices(count, size if size < count else count, self) if count else None
 
+    def _chosen_by_many(self, size: int, retrieval: Retrieval, steps: int) -> Tensor | None:
+        """`[steps, size]` what as many calls of `_chosen` would return, while the memory stays full."""
+        full = self._count > 0 and self._count == self.capacity
+        return retrieval.several(self._count, min(size, self._count), steps) if full else None
+
+    def _places_by_many(self, count: int, capacity: int, steps: int) -> Tensor | None:
+        """`[steps, 2, count]` what as many calls of `_places` would return, while the memory stays full."""
+        slots = self.insertion.several(count, self.seen, capacity, steps) if self._count == capacity else None
+        if slots is None:
+            return None
+        numbers = torch.arange(self.seen, self.seen + steps * count).view(steps, count)
+        self.seen += steps * count
+        return torch.stack((slots, numbers), 1)
+
     def _add_in_place(self, rows: Mapping[str, Tree | int], count: int, capacity: int) -> bool:
         """As `add`, by the same calls at every step: rows that are not kept go to a spare slot behind the others.
 
@@ -255,7 +271,11 @@ class Memory:
         if len(arrivals) == capacity:
             arrivals = self._arrivals = torch.cat((arrivals, arrivals.new_zeros(1)))
         looked_at = targets if isinstance(targets, Tensor) else None
-        places = decide(lambda: self._places(count, capacity, looked_at), self._device)
+        places = decide(
+            lambda: self._places(count, capacity, looked_at),
+            self._device,
+            lambda steps: self._places_by_many(count, capacity, steps),
+        )
         storage.write_spare(places[0], rows)
         arrivals.index_copy_(0, places[0], places[1])
         return True

@@ -49,6 +49,19 @@ class Retrieval(ABC):
             `[size]` int64.
         """
 
+    def several(self, n: int, size: int, calls: int) -> Tensor | None:
+        """Choose for several calls at once, as `indices` would one after another.
+
+        Args:
+            n: how many rows are held.
+            size: how many to choose in each call.
+            calls: how many; none to ask whether this policy has such a way.
+
+        Returns:
+            `[calls, size]` int64, on the CPU; None, with nothing drawn, where there is no way but call by call.
+        """
+        return None
+
     def state(self) -> dict[str, Any]:
         """All that `load` needs to go on exactly here, as tensors and plain values."""
         return {}
@@ -111,12 +124,15 @@ def distinct(rows: int, size: int, n: int, generator: torch.Generator) -> Tensor
     drawn = torch.randint(n, (rows, size), generator=generator)
     if rows == 1 and size <= FEW:
         return _apart(drawn[0].tolist(), n, generator)
+    left, some = torch.arange(rows), drawn  # the rows in which numbers may repeat, and what they are now
     while True:
-        ordered, origin = drawn.sort(dim=1, stable=True)
+        ordered, origin = some.sort(dim=1, stable=True)
         row, column = (ordered[:, 1:] == ordered[:, :-1]).nonzero(as_tuple=True)
         if not len(row):
             return drawn
-        drawn[row, origin[row, column + 1]] = torch.randint(n, (len(row),), generator=generator)
+        drawn[left[row], origin[row, column + 1]] = torch.randint(n, (len(row),), generator=generator)
+        left = left[row].unique_consecutive()
+        some = drawn[left]
 
 
 def _apart(drawn: list[int], n: int, generator: torch.Generator) -> Tensor:
@@ -146,26 +162,37 @@ class Uniform(Retrieval):
         10
     """
 
-    __slots__ = ("_block", "_device", "_n", "_rows", "_size", "_start", "generator")
+    __slots__ = ("_block", "_device", "_n", "_rest", "_rows", "_size", "_start", "generator")
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = on_cpu(generator)
         self._n = self._size = self._rows = 0  # what the block was drawn for, and how many rows it had
-        self._block: list[Tensor] = []  # what is left of it, next last
+        self._block: list[Tensor] = []  # what is left of it, next last, on `_device`; ...
+        self._rest: Tensor | None = None  # ... or, where nobody asked for a single row of it yet, `[left, size]`
         self._device: torch.device | None = CPU
         self._start: Tensor | None = None  # the generator's state before the block was drawn
 
     def indices(self, n: int, size: int, held: Held | None = None) -> Tensor:
         """See `Retrieval.indices`; of `held` only the device is looked at."""
         device = CPU if held is None else held.device
-        if n != self._n or size != self._size or not self._block:
-            check_size(n, size)
-            again = n == self._n and size == self._size and 4 * size <= n
-            self._draw(n, size, min(BLOCK, 2 * self._rows) if again else 1, device)
-        elif device != self._device:
-            self._block = [row.to(device) for row in self._block]
-            self._device = device
+        if not self._block or device != self._device or n != self._n or size != self._size:
+            rest = self._left(n, size)
+            self._block, self._rest, self._device = (
+                list(rest.to(device, non_blocking=True).unbind(0))[::-1],
+                None,
+                device,
+            )
         return self._block.pop()
+
+    def several(self, n: int, size: int, calls: int) -> Tensor | None:
+        """See `Retrieval.several`."""
+        parts: list[Tensor] = [torch.empty(0, size, dtype=torch.int64)]
+        while calls:
+            rest = self._left(n, size)
+            parts.append(rest[:calls])
+            calls -= len(parts[-1])
+            self._block, self._rest = [], rest[len(parts[-1]) :]
+        return torch.cat(parts)
 
     def state(self) -> dict[str, Any]:
         """The generator's state at the start of the block and now, and the position in the block."""
@@ -173,7 +200,7 @@ class Uniform(Retrieval):
             "n": self._n,
             "size": self._size,
             "rows": self._rows,
-            "left": len(self._block),
+            "left": len(self._block) if self._rest is None else len(self._rest),
             "start": self._start,
             "generator": self.generator.get_state(),
         }
@@ -185,21 +212,28 @@ class Uniform(Retrieval):
             state: what `state` returned.
         """
         self._n, self._size, self._rows, self._start = state["n"], state["size"], state["rows"], state["start"]
-        self._block = []
+        self._block, self._rest = [], None
         if state["left"]:
             self.generator.set_state(state["start"].cpu())
-            self._draw(self._n, self._size, self._rows, CPU)
-            del self._block[state["left"] :]
+            self._rest = self._draw(self._n, self._size, self._rows)[-state["left"] :]
         self.generator.set_state(state["generator"].cpu())
 
-    def _draw(self, n: int, size: int, rows: int, device: torch.device | None) -> None:
+    def _left(self, n: int, size: int) -> Tensor:
+        """`[left, size]` what is left of the block, on the CPU; of a new one where nothing is, or it does not fit."""
+        alike = n == self._n and size == self._size
+        if alike and self._block:
+            return torch.stack(self._block[::-1]).cpu()
+        if alike and self._rest is not None and len(self._rest):
+            return self._rest
+        check_size(n, size)
+        return self._draw(n, size, min(BLOCK, 2 * self._rows) if alike and 4 * size <= n else 1)
+
+    def _draw(self, n: int, size: int, rows: int) -> Tensor:
         self._start = self.generator.get_state()
+        self._n, self._size, self._rows = n, size, rows
         if 4 * size > n:
-            block = torch.randperm(n, generator=self.generator)[:size].unsqueeze(0)
-        else:
-            block = distinct(rows, size, n, self.generator)
-        self._block = list(block.to(device).unbind(0))[::-1]
-        self._n, self._size, self._rows, self._device = n, size, rows, device
+            return torch.randperm(n, generator=self.generator)[:size].unsqueeze(0)
+        return distinct(rows, size, n, self.generator)
 
 
 class BalancedUniform(Retrieval):

@@ -108,7 +108,12 @@ class HindsightAnchors(Operation):
         names = list(learner.named_parameters())
         self._twin.copy_from(learner.model.state_dict())
         with torch.no_grad():
-            torch._foreach_add_([self._twin.values[name] for name in names], gradients, alpha=-rate)
+            values = [self._twin.values[name] for name in names]
+            if isinstance(rate, Tensor):  # in a step that is recorded; the same with as many roundings
+                for value, gradient in zip(values, gradients):
+                    value.addcmul_(gradient, -rate)
+            else:
+                torch._foreach_add_(values, gradients, alpha=-rate)
         ahead = self._twin(self.anchors, self.tasks)
         with eval_mode(learner.model):
             term = (_full(learner(self.anchors, self.tasks)) - _full(ahead)).square().mean()

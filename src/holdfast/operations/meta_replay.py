@@ -129,7 +129,7 @@ def _current(step: Step) -> dict[str, Any]:
 
 def _move(learner: Services, loss: Tensor) -> None:
     """One step of gradient descent on `loss`; the gradients that are there stay."""
-    rate = learner.decide(lambda: learner.trainable.rate)
+    (rate,) = learner.decide(lambda: (learner.trainable.rate,))  # a number of the call, so each rate is a branch
     if rate is None:
         raise UsageError("meta_replay makes steps of the learning rate, and this loop has none. Pass optimizer=...")
     with torch.no_grad():

@@ -124,7 +124,7 @@ class UnitAttention(Blocking):
         super().setup(learner)
         for name, layer in self.layers.items():
             self.masks[name] = {}
-            self.embeddings[_key(name)] = nn.Parameter(torch.zeros(layer.units, device=learner.device))
+            self.embeddings[_key(name)] = nn.Parameter(layer.parameter.detach().new_zeros(layer.units))
             GateHook(layer, lambda name=name: self.gates(name))  # type: ignore[misc]
         learner.trainable.add({f"{self.name}/{key}": e for key, e in self.embeddings.items()})
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import nn
 
@@ -198,6 +198,8 @@ class Recording:
         checkpoints: where the state is kept.
     """
 
+    _rests_until: ClassVar[float] = 0.0  # no run of this process makes a report before: they may share one thread
+
     def __init__(
         self,
         folder: Path,
@@ -209,7 +211,7 @@ class Recording:
     ) -> None:
         self.folder = folder
         self.report = report
-        self._reported, self._cost = time.perf_counter(), 0.0
+        self._reported = time.perf_counter()
         self.journal = Journal(folder / LOG_NAME)
         try:
             self._loggers = Loggers(loggers, folder, config)
@@ -226,9 +228,9 @@ class Recording:
             self._watched()
 
     def _watched(self) -> None:
-        """Make the report again, unless that would take more than a twentieth of the time."""
+        """Make the report again, unless that would take more than a twentieth of the time, of all runs at once."""
         begun = time.perf_counter()
-        if self.report is None or begun - self._reported < max(SOONEST, 20 * self._cost):
+        if self.report is None or begun - self._reported < SOONEST or begun < Recording._rests_until:
             return
         try:
             derive(self.folder)
@@ -236,7 +238,7 @@ class Recording:
         except Exception as error:  # a picture of the training is no reason to stop it
             warnings.warn(f"the report could not be made so far: {type(error).__name__}: {error}.", stacklevel=2)
         self._reported = time.perf_counter()
-        self._cost = self._reported - begun
+        Recording._rests_until = self._reported + 20 * (self._reported - begun)
 
     def open(self, start: Callable[[], dict[str, Any]]) -> Any:
         """Make the log ready: say where it goes on, or write its first event.

@@ -54,6 +54,7 @@ from holdfast.runs.predict import evaluated, write_samples
 from holdfast.runs.recording import Recording, derive, naming, profiled, start_event, stop_on_signals, write_summary
 from holdfast.runs.references import APART, evaluate_untrained, reuse, train_apart
 from holdfast.runs.report import write_report
+from holdfast.runs.reports import kept_up, write_reports
 from holdfast.runs.result import ENDED, Results
 from holdfast.runs.stacks import groups_of, train_at_once
 from holdfast.runs.words import write_against
@@ -145,30 +146,33 @@ def _work(folder: Path, job: Job, quiet: bool) -> Path:
         write_info(folder, **{"versions": versions(), "started": time.time(), **info, "state": "running"})
         reported = time.monotonic()
         _train_together(folder, parts := job.parts(), quiet)
+        unreported: dict[Path, str] = {}
         for where, part in parts.items():
             part_folder = _opened(folder, where, part)
             if part_folder is None:
                 continue
+            together = _ended(part_folder)
             try:
-                if not _ended(part_folder):
+                if not together:
                     with suppress(Diverged), explained(part_folder):  # the log says why, and so do report and state
                         _train(part_folder, where, part, quiet)
                 state = derive(part_folder)
             except BaseException as error:
                 _broken_off(error, folder, part_folder)
                 raise
-            if where:
-                if time.monotonic() - reported > LATEST:
-                    with suppress(HoldfastError):  # so that what is there can be looked at
-                        write_report(Results.load(folder))
-                    reported = time.monotonic()
+            if where and together:
+                unreported[part_folder] = state
+            elif where:
+                reported = kept_up(folder, reported)
                 write_report(part_folder)
                 write_info(part_folder, state=state, finished=time.time())
             elif state == "diverged":
                 break  # nothing is left to compare with references
         runs = Results.load(folder)
         write_against(runs)
-        write_report(runs)
+        write_reports([folder, *unreported])
+        for part_folder, state in unreported.items():
+            write_info(part_folder, state=state, finished=time.time())
         state = "diverged" if any(run.state == "diverged" for run in runs) else "finished"
         write_info(folder, state=state, finished=time.time())
     return folder
@@ -230,9 +234,6 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
         advice = f"Make room; `holdfast resume {folder}` then goes on."
         raise HoldfastError(f"could not write in {folder}: {error.strerror}. {advice}") from error
 
-
-LATEST = 60.0
-"""Seconds after which the report of several runs is made again when one of them ends."""
 
 TRACEBACK = "traceback.txt"
 """In a run folder: where in the code a run failed that torch, or a part of another package, broke off."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,13 +36,14 @@ class Tally:
         self.sums: dict[str, Tensor] = {}
         self.hits: Tensor | None = None
         self.rows = self.steps = 0
+        self.told: deque[tuple[dict[str, float], int | None]] = deque()  # what was read, and nobody has asked for yet
 
     def take(self, outputs: Tensor | None, targets: Tensor, logged: Mapping[str, list[tuple[Tensor, float]]]) -> None:
         """Add one step; it is recorded with the step."""
         with torch.no_grad():
             for name, values in logged.items():
-                for value, factor in values:
-                    self._sum(name).add_(value.double() * factor)
+                for value, factor in values:  # added to doubles, it becomes one itself
+                    self._sum(name).add_(value if factor == 1.0 else value.double() * factor)
             if outputs is not None and outputs.dim() == 2 and not targets.is_floating_point():
                 if self.hits is None:
                     self.hits = self._zero(torch.int64)
@@ -57,18 +59,38 @@ class Tally:
             return torch.zeros((), dtype=dtype, device=self.device)
 
     @property
+    def every(self) -> list[Tensor]:
+        """The sums of the terms in order, and of the samples predicted right, if there are classes."""
+        return [*self.sums.values(), *([] if self.hits is None else [self.hits])]
+
+    @property
     def right(self) -> int | None:
         """Samples predicted right since the last reading; None without classes. Waits for the device."""
+        if self.told:
+            return self.told[0][1] if self.steps else None
         return int(self.hits) if self.hits is not None and self.steps else None
 
     def read(self) -> tuple[dict[str, float], int | None, int, int]:
         """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
-        terms = {name: float(value) for name, value in self.sums.items()} if self.steps else {}
-        told = (terms, self.right, self.rows, self.steps)
-        for value in (*self.sums.values(), *([] if self.hits is None else [self.hits])):
-            value.zero_()
+        if not self.told:
+            read_together([self])
+        terms, right = self.told.popleft() if self.told else ({}, None)
+        told = (terms, right, self.rows, self.steps) if self.steps else ({}, None, self.rows, 0)
         self.rows = self.steps = 0
         return told
+
+
+@torch.no_grad()
+def read_together(tallies: Sequence[Tally]) -> None:
+    """Read the sums of several, which begin at zero again; the device is waited for once."""
+    every = [value for one in tallies for value in one.every]
+    if not every:
+        return
+    values = iter(torch.stack([value.double() for value in every]).tolist())
+    torch._foreach_zero_(every)
+    for one in tallies:
+        terms = {name: next(values) for name in one.sums}
+        one.told.append((terms, None if one.hits is None else int(next(values))))
 
 
 def leaves_of(batch: Batch) -> list[Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from holdfast.core.decide import Many
 from holdfast.core.tape import Tape, Watch, line
 from holdfast.core.walk import PLAIN, Held, changed
 
@@ -27,6 +28,7 @@ class Decision(NamedTuple):
         told: plain values that `make` has from the step it comes from.
         line: where it stands.
         guard: what a step must have in common with this one to be run as this one was.
+        many: makes those of several steps, if there is such a way.
     """
 
     make: Callable[[], Any]
@@ -34,6 +36,7 @@ class Decision(NamedTuple):
     told: tuple[object, ...]
     line: str
     guard: Hashable
+    many: Many | None = None
 
 
 def guard_of(value: Any) -> Hashable:
@@ -102,14 +105,14 @@ class Decisions:
         self.watch: Watch | None = None
         self._inside = False
 
-    def decide(self, make: Callable[[], T], device: torch.device | None) -> T:
+    def decide(self, make: Callable[[], T], device: torch.device | None, many: Many | None = None) -> T:
         """See `core.decide.Recorder`."""
         if self._inside:
             return make()
         if self.noted is None:
             value = self._make(make)
             if isinstance(value, Tensor) and device is not None:
-                return value.to(device)  # type: ignore[return-value]
+                return value.to(device, non_blocking=True)  # type: ignore[return-value]
             return value
         value = self._make(make)
         code = getattr(make, "__code__", None)
@@ -120,7 +123,7 @@ class Decisions:
                 kept = value.to(value.device if device is None else device, copy=True)
             elif type(value) is float:
                 kept = torch.tensor(value, dtype=self.dtype, device=self.device if device is None else device)
-        self.noted.append(Decision(make, kept, _told(make), where, guard_of(kept)))
+        self.noted.append(Decision(make, kept, _told(make), where, guard_of(kept), many))
         return kept  # type: ignore[no-any-return]
 
     def _make(self, make: Callable[[], T]) -> T:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import operator
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from holdfast.core.errors import ConfigError
-from holdfast.core.tape import Live, Node, Ref, Tape, leaves, refs
+from holdfast.core.tape import Live, Node, Ref, Tape, refs
+from holdfast.core.tree import leaves, mapped
 from holdfast.training.inductor import compiled_once
-from holdfast.training.rates import Numbers
+from holdfast.training.lanes import fitting_lanes, side_by_side
+from holdfast.training.rates import Numbers, nothing
 
 aten = torch.ops.aten
 
@@ -67,6 +69,7 @@ class Program:
     Attributes:
         rates: the tensors that `with_tensors` gave it for `Live` numbers: by number, their name and factor.
         kinds: dtype and device of each value.
+        sizes: bytes of each memory.
         fed: whether `with_tensors` was there.
     """
 
@@ -76,6 +79,7 @@ class Program:
         self.external = {number: tensor.detach() for number, tensor in tape.external.items() if number in used}
         self.groups = list(tape.groups)
         self.kinds = [(value.dtype, value.device) for value in tape.values]
+        self.sizes = {group: value.untyped_storage().nbytes() for group, value in zip(tape.groups, tape.values)}
         asked = {one.name for node in tape.nodes for one in leaves((node.args, node.kwargs)) if isinstance(one, Live)}
         self._numbers = Numbers({name: numbers.ask[name] for name in asked}, numbers.made)
         self.rates: dict[int, tuple[str, float]] = {}
@@ -99,29 +103,66 @@ class Program:
             self._numbers.made()
         return numbers
 
+    @property
+    def steady(self) -> bool:
+        """Whether the host counts nothing, so that its numbers stay the same until somebody sets a rate."""
+        return self._numbers.made is nothing
+
     @torch.no_grad()
     def __call__(self) -> None:
         """Run it once; what `with_tensors` made of it is given its numbers before."""
         values: dict[int, Any] = dict(self.external)
         numbers = {} if self.fed else self.ask()
+        for node, dropped in zip(self.nodes, self.dropped):
+            self.make(node, values, numbers)
+            for number in dropped:
+                values.pop(number, None)
+
+    def make(self, node: Node, values: dict[int, Any], numbers: Mapping[str, float] | None = None) -> None:
+        """Make one call.
+
+        Args:
+            node: the call.
+            values: by number; what it makes is added.
+            numbers: of the host, by name; None where calls take tensors for them.
+        """
 
         def filled(one: Any) -> Any:
             if isinstance(one, Ref):
                 return values[one.number]
-            return numbers[one.name] * one.factor if isinstance(one, Live) else one
+            return numbers[one.name] * one.factor if isinstance(one, Live) and numbers is not None else one
 
-        for node, dropped in zip(self.nodes, self.dropped):
-            args, kwargs = tree_map(filled, (node.args, node.kwargs), is_leaf=is_value)
-            out = node.func(*args, **kwargs)
-            for number, value in zip(node.outs, (out,) if isinstance(out, Tensor) else tree_flatten(out)[0]):
-                values[number] = value
-            for number in dropped:
-                values.pop(number, None)
+        args, kwargs = mapped(filled, (node.args, node.kwargs))
+        out = node.func(*args, **kwargs)
+        for number, value in zip(node.outs, leaves(out)):
+            values[number] = value
 
 
 def is_value(one: object) -> bool:
     """Whether an argument is a value of the tape, or a number that is asked for."""
     return isinstance(one, Ref | Live)
+
+
+def signature(program: Program) -> int:
+    """What programs that can be stacked have in common: the calls, what they read and write, shapes, and no numbers."""
+    numbers: dict[int, int] = {}
+    parts: list[object] = []
+    written = {program.groups[number] for node in program.nodes for number in node.writes}
+
+    def name(number: int) -> object:
+        tensor = program.external.get(number)
+        if tensor is not None and not tensor.dim() and program.groups[number] not in written:
+            return str(tensor.dtype)  # constants that are equal in some runs are one tensor there
+        if number not in numbers:
+            numbers[number] = len(numbers)
+        return (numbers[number], None if tensor is None else (tuple(tensor.shape), str(tensor.dtype)))
+
+    for node in program.nodes:
+        flat, spec = tree_flatten((node.args, node.kwargs), is_leaf=is_value)
+        arguments = [name(v.number) if isinstance(v, Ref) else "float" if type(v) is float else str(v) for v in flat]
+        outs = [name(number) if number >= 0 else None for number in node.outs]
+        parts.append((str(node.func), str(spec), arguments, outs))
+    return hash(str(parts))
 
 
 def runner(how: str, tape: Tape, numbers: Numbers) -> Callable[[], None]:
@@ -223,13 +264,34 @@ def _one_taking(node: Node, name: str, given: tuple[Any, ...], rate: Any, progra
 # CUDA graphs and Inductor ---------------------------------------------------------------------------------
 
 
+def bytes_made(program: Program) -> int:
+    """Bytes of what the calls of a program make."""
+    made = {program.groups[number] for node in program.nodes for number in node.outs if number >= 0}
+    own = made - {program.groups[number] for number in program.external}
+    return sum(size for group, size in program.sizes.items() if group in own)
+
+
+@torch.no_grad()
+def run_side_by_side(program: Program) -> None:
+    """Run a program once, all whose numbers are tensors, in as many lanes as pay for themselves."""
+    lanes = fitting_lanes(len(program.nodes), bytes_made(program))
+    if lanes == 1:
+        program()
+        return
+    values: dict[int, Any] = dict(program.external)
+    device = next((tensor.device for tensor in program.external.values()), torch.device("cuda"))
+    side_by_side(
+        program.nodes, program.groups, lanes, lambda position: program.make(program.nodes[position], values), device
+    )
+
+
 def graphed(program: Program, feed: Callable[[bool], None]) -> Callable[[], None]:
     """A program as one CUDA graph; what it records is not run while it is recorded."""
     feed(False)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        program()
+        run_side_by_side(program)
 
     def run() -> None:
         feed(True)
@@ -261,9 +323,7 @@ def as_graph(program: Program) -> tuple[torch.fx.GraphModule, list[Tensor]]:
         values[number] = graph.placeholder(f"x{number}")
         inputs.append(tensor)
     for node in program.nodes:
-        args, kwargs = tree_map(
-            lambda one: values[one.number] if isinstance(one, Ref) else one, (node.args, node.kwargs), is_leaf=is_value
-        )
+        args, kwargs = mapped(lambda one: values[one.number] if isinstance(one, Ref) else one, (node.args, node.kwargs))
         call = graph.call_function(node.func, args, kwargs)
         returns = node.func._schema.returns
         if len(returns) == 1 and str(returns[0].type) == "Tensor":

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.core.tape import READS, Live, Node, Ref, Tape, aten, leaves
+from holdfast.core.tape import READS, Live, Node, Ref, Tape, aten
+from holdfast.core.tree import leaves
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Nothing is counted."""
 
 
@@ -24,7 +25,7 @@ class Numbers(NamedTuple):
     """
 
     ask: Mapping[str, Callable[[], float]]
-    made: Callable[[], None] = _nothing
+    made: Callable[[], None] = nothing
 
 
 class Rates:
@@ -66,7 +67,7 @@ class Rates:
             if len(counts) < len(self._steps()):
                 self._alike = None
 
-        return Numbers({**ask, **self._asked}, count if counts else _nothing)  # type: ignore[arg-type]
+        return Numbers({**ask, **self._asked}, count if counts else nothing)  # type: ignore[arg-type]
 
     def moving(self, move: Callable[[], Any], tape: Callable[[], Tape | None]) -> Callable[[], Any]:
         """`move`, with a note of where on the tape it stands."""

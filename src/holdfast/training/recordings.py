@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunction
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from holdfast.core.decide import recorded_by
@@ -91,7 +92,8 @@ class Recordings:
 
     def look(self) -> dict[str, Held]:
         """What stands where now."""
-        return held_by(self.roots(), self.without)
+        with DisableTorchFunction():
+            return held_by(self.roots(), self.without)
 
     # One step --------------------------------------------------------------------------------------------
 

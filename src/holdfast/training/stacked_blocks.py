@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.forward import call
 from holdfast.training.decisions import Recording
-from holdfast.training.programs import Program
+from holdfast.training.recordings import AUDIT
 from holdfast.training.stacked_calls import CannotStack
-from holdfast.training.stacked_steps import Alone, Block, StackedSteps
+from holdfast.training.stacked_feed import CHUNK, Coming, Windows, block_of, program_of
+from holdfast.training.stacked_steps import BLOCK, Alone, StackedSteps
 from holdfast.training.stacking import Stacked, runner_of
 
 BUFFER = 256 * 2**20
@@ -50,7 +51,7 @@ class Blocks:
                 self._by_itself(one, made)
                 continue
             assert isinstance(recording.run, Alone)
-            parts.setdefault((recording.run.signature, _block_of(one).size), []).append((one, recording, made))
+            parts.setdefault((recording.run.signature, block_of(one).size), []).append((one, recording, made))
         for part in parts.values():
             if len(part) == 1:
                 one, _, made = part[0]
@@ -68,44 +69,40 @@ class Blocks:
     def _by_itself(self, one: StackedSteps, made: list[Any]) -> None:
         """Let a training make its next step by itself, with the decisions that were made already."""
         one.recordings.ahead = made
-        _block_of(one).by_itself = True
+        block_of(one).by_itself = True
         one.refused += 1
 
     def _block(self, part: Part) -> None:
-        """Make the steps of a block as long as all decide alike."""
+        """Make the steps of a block as long as all decide alike; the device makes some while the next are decided."""
         members = [one for one, _, _ in part]
         chosen = [recording for _, recording, _ in part]
         stacked, rows = self._stacked(members, chosen)
-        blocks = [_block_of(one) for one in members]
-        start = [block.now(0).index for block in blocks]
+        blocks = [block_of(one) for one in members]
         count = min([stacked.steps, *(block.steps for block in blocks)])
+        count = min([count, *(AUDIT - 1 - recording.runs % AUDIT for recording in chosen)])  # till one is audited
         if any(recording.looked & recording.wrote for recording in chosen):
             count = 1  # decisions look at what the steps before have left
-        decided = [[made for _, _, made in part]]
-        rates = [[_rates(one, recording) for one, recording in zip(members, chosen)]]
-        for block in blocks:
-            block.passed()
-        while len(decided) < count:
-            step = len(decided)
-            decisions = [one.decide(step) for one in members]
-            alike = all(recording is before for (recording, _), before in zip(decisions, chosen))
-            if not alike:
-                for one, block, (_, made) in zip(members, blocks, decisions):
-                    one.recordings.ahead = made
-                    block.by_itself = any(other is None for other, _ in decisions)
-                break
-            decided.append([made for _, made in decisions])
-            rates.append([_rates(one, recording) for one, recording in zip(members, chosen)])
-            for block in blocks:
-                block.passed()
-        self._fill(stacked, rows, members, chosen, decided, rates)
-        stacked.load()
-        stacked.counter.zero_()
-        for _ in decided:
-            stacked.run()
-        stacked.store(rows)
-        for one, recording, index in zip(members, chosen, start):
-            one.passed(recording, index, len(decided), len(members))
+        windows = Windows(members, stacked, rows, count)
+        stacked.begin()
+        self._bring_batches(stacked, rows, members, count := windows.count)
+        coming = Coming(members, chosen)
+        coming.add([made for _, _, made in part])
+        done, going_on = 0, True
+        while going_on:
+            going_on = coming.decide(min(CHUNK, count - done))
+            if coming.steps:
+                coming.bring(stacked, rows, done)
+            for _ in range(coming.steps):
+                stacked.run()
+                done += 1
+                if done in windows.ends:
+                    windows.end()
+            going_on = going_on and done < count
+            coming.clear()
+        stacked.end(rows)
+        windows.tell(done)
+        for one, recording in zip(members, chosen):
+            one.passed(recording, done, len(members))
             one.refused = 0
 
     def _stacked(self, members: list[StackedSteps], chosen: list[Recording]) -> tuple[Stacked, list[int]]:
@@ -117,13 +114,14 @@ class Blocks:
         if len(self._stacks) >= MOST:
             raise CannotStack("the runs decide otherwise than one another at most steps")
         steps = members[0]
-        size = sum(leaf[0].nbytes for leaf in _block_of(steps).leaves) * len(members)
-        most = max(1, min(steps.session.settings.log_every, BUFFER // max(1, size)))
+        size = sum(leaf[0].nbytes for leaf in block_of(steps).leaves) * len(members)
+        most = max(1, min(BLOCK, BUFFER // max(1, size)))
         stacked = Stacked(
-            [_program(recording) for recording in chosen],
+            [program_of(recording) for recording in chosen],
             [_given(recording) for recording in chosen],
             steps.recordings.decisions.dtype,
             most,
+            len(chosen[0].fed),
         )
         if steps.how == "compile":
             steps.judge(len(members))
@@ -132,36 +130,12 @@ class Blocks:
         return stacked, list(range(len(members)))
 
     @torch.no_grad()
-    def _fill(
-        self,
-        stacked: Stacked,
-        rows: list[int],
-        members: list[StackedSteps],
-        chosen: list[Recording],
-        decided: list[list[list[Any]]],
-        rates: list[list[list[float]]],
-    ) -> None:
-        """Bring the batches and decisions of a block to the device, all steps of all runs at once."""
-        count, leaves = len(decided), len(chosen[0].fed)
-        for number, buffer in enumerate(stacked.buffers[:leaves]):
+    def _bring_batches(self, stacked: Stacked, rows: list[int], members: list[StackedSteps], count: int) -> None:
+        """Bring the batches of a block to the device, all steps of all runs at once."""
+        for number, buffer in enumerate(stacked.buffers[: len(block_of(members[0]).leaves)]):
             if buffer is not None:
                 for row, one in zip(rows, members):
-                    buffer[:count, row].copy_(_block_of(one).leaves[number][:count], non_blocking=True)
-        tensors = [number for number, one in enumerate(chosen[0].decisions) if isinstance(one.value, Tensor)]
-        values = [[[run[number] for run in step] for step in decided] for number in tensors]
-        values += [[[run[number] for run in step] for step in rates] for number in range(len(rates[0][0]))]
-        for buffer, steps in zip(stacked.buffers[leaves:], values):
-            if buffer is None:
-                continue
-            flat = [value for step in steps for value in step]
-            if isinstance(flat[0], Tensor):
-                packed = torch.stack(flat).view(count, len(rows), *flat[0].shape)
-            else:
-                packed = torch.tensor(flat, dtype=buffer.dtype).view(count, len(rows))
-            if len(rows) == stacked.count:
-                buffer[:count].copy_(packed, non_blocking=True)
-            else:
-                buffer[:count, rows] = packed.to(buffer)
+                    buffer[:count, row].copy_(block_of(one).leaves[number][:count], non_blocking=True)
 
 
 class Answers:
@@ -216,24 +190,8 @@ def tree_map_many(join: Callable[[list[Tensor]], Tensor], trees: Sequence[Any]) 
     return tree_unflatten([join(list(leaves)) for leaves in zip(*(flat for flat, _ in flats))], flats[0][1])
 
 
-def _block_of(one: StackedSteps) -> Block:
-    assert one.block is not None
-    return one.block
-
-
-def _program(recording: Recording) -> Program:
-    assert isinstance(recording.run, Alone)
-    return recording.run.program
-
-
 def _given(recording: Recording) -> list[Tensor]:
     """What a recorded step is given anew each time: its batch, its decisions, its learning rates."""
-    program = _program(recording)
+    program = program_of(recording)
     decided = [one.value for one in recording.decisions if isinstance(one.value, Tensor)]
     return [*recording.fed, *decided, *(program.external[number] for number in program.rates)]
-
-
-def _rates(one: StackedSteps, recording: Recording) -> list[float]:
-    program = _program(recording)
-    numbers = program.ask()
-    return [numbers[name] * factor for name, factor in program.rates.values()]

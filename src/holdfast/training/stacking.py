@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,30 +13,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.tape import Node, Ref, alias_of, refs
 from holdfast.training.inductor import CannotRun, compiled_once
-from holdfast.training.programs import Program, is_value
+from holdfast.training.lanes import fitting_lanes, graph_of, pinned, side_by_side
+from holdfast.training.programs import Program, bytes_made, is_value
 from holdfast.training.stacked_calls import Calls, CannotStack
-
-
-def signature(program: Program) -> int:
-    """What programs that can be stacked have in common: the calls, what they read and write, shapes, and no numbers."""
-    numbers: dict[int, int] = {}
-    parts: list[object] = []
-    written = {program.groups[number] for node in program.nodes for number in node.writes}
-
-    def name(number: int) -> object:
-        tensor = program.external.get(number)
-        if tensor is not None and not tensor.dim() and program.groups[number] not in written:
-            return str(tensor.dtype)  # constants that are equal in some runs are one tensor there
-        if number not in numbers:
-            numbers[number] = len(numbers)
-        return (numbers[number], None if tensor is None else (tuple(tensor.shape), str(tensor.dtype)))
-
-    for node in program.nodes:
-        flat, spec = tree_flatten((node.args, node.kwargs), is_leaf=is_value)
-        arguments = [name(v.number) if isinstance(v, Ref) else "float" if type(v) is float else str(v) for v in flat]
-        outs = [name(number) if number >= 0 else None for number in node.outs]
-        parts.append((str(node.func), str(spec), arguments, outs))
-    return hash(str(parts))
 
 
 class Stacked:
@@ -48,17 +28,26 @@ class Stacked:
         fed: of each run, the tensors that it is given anew at each step, in the same order.
         dtype: of numbers that differ between the runs.
         steps: of a block: so many steps' values are given at once.
+        given: how many of `fed` are of the batch; what comes after is decided by the host.
 
     Attributes:
         count: of runs.
         buffers: `[steps, runs, ...]` what is given, in the order of `fed`; None for what no call reads.
+        staging: on a GPU, where what the host decides waits for the device.
         counter: `[1]` the step of the block that comes next.
 
     Raises:
         CannotStack: where they are not one program.
     """
 
-    def __init__(self, programs: Sequence[Program], fed: Sequence[Sequence[Tensor]], dtype: torch.dtype, steps: int):
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        fed: Sequence[Sequence[Tensor]],
+        dtype: torch.dtype,
+        steps: int,
+        given: int = 0,
+    ) -> None:
         self.count = len(programs)
         self.steps = steps
         self._programs = programs
@@ -83,7 +72,11 @@ class Stacked:
             shape = (steps, self.count, *tensor.shape)
             empty = None if number is None else torch.zeros(shape, dtype=tensor.dtype, device=self.device)
             self.buffers.append(empty)
+        self.staging = [
+            None if one is None or one.device.type != "cuda" else pinned(one) for one in self.buffers[given:]
+        ]
         self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._brought: torch.cuda.Event | None = None
         self.run: Callable[[], None] = self.call
 
     # One program of several ---------------------------------------------------------------------------------
@@ -225,14 +218,20 @@ class Stacked:
             self._views[number] = (key, shape, strides, int(one.storage_offset()))
 
     @torch.no_grad()
-    def load(self) -> None:
-        """Take the values of the runs' own tensors."""
+    def begin(self) -> None:
+        """Before the first step of a block: take the values of the runs' own tensors."""
+        if self._brought is not None:
+            self._brought.synchronize()  # what is in `staging` is on the device, and may be overwritten
+        self.counter.zero_()
         for stack, tensors, _ in self._copied:
             torch._foreach_copy_(list(stack.unbind()), tensors)  # one launch for all runs, instead of one each
 
     @torch.no_grad()
-    def store(self, runs: Sequence[int]) -> None:
-        """Give some of the runs' own tensors the values that they have here."""
+    def end(self, runs: Sequence[int]) -> None:
+        """After the last step of a block: give some of the runs' own tensors the values that they have here."""
+        if self.device.type == "cuda":
+            self._brought = torch.cuda.Event()
+            self._brought.record()
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for stack, tensors, written in self._copied:
@@ -244,6 +243,10 @@ class Stacked:
         for kind in kinds:
             alike = [(target, source) for target, source in zip(targets, sources) if target.dtype == kind]
             torch._foreach_copy_([target for target, _ in alike], [source for _, source in alike])
+
+    def rows_of(self, tensor: Tensor) -> Tensor | None:
+        """What has a row for each run in the place of a tensor of the first one; None if no step works on it."""
+        return next((stack for stack, own, _ in self._copied if alias_of(own[0]) == alias_of(tensor)), None)
 
     # A step of all runs ---------------------------------------------------------------------------------------
 
@@ -257,8 +260,13 @@ class Stacked:
         """Make the next step of the block, call by call."""
         self.interpret(*self.inputs)
 
-    def interpret(self, *inputs: Tensor) -> tuple[()]:
-        """Make the next step of the block on other tensors in the place of `inputs`."""
+    def interpret(self, *inputs: Tensor, lanes: int = 1) -> tuple[()]:
+        """Make the next step of the block on other tensors in the place of `inputs`.
+
+        Args:
+            *inputs: the tensors.
+            lanes: streams on which calls are made that do not depend on one another.
+        """
         env: dict[int, Any] = dict(zip(self._values, inputs))
         buffers, counter = list(inputs[len(self._values) : -1]), inputs[-1]
         for number, buffer in zip(self._fed, self.buffers):
@@ -267,24 +275,37 @@ class Stacked:
         for number, (base, shape, strides, offset) in self._views.items():
             env[number] = env[base].as_strided(shape, strides, offset)
         calls = Calls(env, {number for number in env if self._group[number] in self._hot}, self.count)
-        for position, (node, drops) in enumerate(zip(self.nodes, self._drops)):
-            try:
-                results = calls.make(node, position in self._unlike)
-            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-                told = next(iter(str(error).splitlines()), "").rstrip(".")
-                raise CannotStack(f"torch cannot stack {node.func._schema.name}: {told} ({node.where})") from error
-            for number, value in zip(node.outs, results):
-                if number < 0 or (number in env and number in node.writes):
-                    continue
-                stacked = self._group[number] in self._hot
-                if stacked and not calls.made_stacked:
-                    value = value.expand(self.count, *value.shape).clone()
-                env[number] = value
-                (calls.hot.add if stacked else calls.hot.discard)(number)
-            for number in drops:
-                env.pop(number, None)
+        if lanes > 1:
+            side_by_side(self.nodes, self._group, lanes, lambda position: self._make(position, calls), self.device)
+        else:
+            for position, drops in enumerate(self._drops):
+                self._make(position, calls)
+                for number in drops:
+                    env.pop(number, None)
         counter.add_(1)
         return ()
+
+    def _make(self, position: int, calls: Calls) -> None:
+        """Make one call for all runs."""
+        node, env = self.nodes[position], calls.values
+        try:
+            results = calls.make(node, position in self._unlike)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            told = next(iter(str(error).splitlines()), "").rstrip(".")
+            raise CannotStack(f"torch cannot stack {node.func._schema.name}: {told} ({node.where})") from error
+        for number, value in zip(node.outs, results):
+            if number < 0 or (number in env and number in node.writes):
+                continue
+            stacked = self._group[number] in self._hot
+            if stacked and not calls.made_stacked:
+                value = value.expand(self.count, *value.shape).clone()
+            env[number] = value
+            (calls.hot.add if stacked else calls.hot.discard)(number)
+
+    @property
+    def lanes(self) -> int:
+        """In how many lanes its calls are made in a CUDA graph."""
+        return fitting_lanes(len(self.nodes), self.count * bytes_made(self._programs[0]) // 8)
 
 
 # How it runs -----------------------------------------------------------------------------------------------
@@ -299,32 +320,14 @@ def runner_of(stacked: Stacked, how: str) -> Callable[[], None]:
         how: `tape` call by call, `graph` as one CUDA graph, or `compile`.
     """
     if how != "tape":
-        return _graphed(stacked) if how == "graph" else _compiled(stacked)
+        laned = functools.partial(stacked.interpret, *stacked.inputs, lanes=stacked.lanes)
+        return graph_of(stacked.inputs, stacked.call, laned) if how == "graph" else _compiled(stacked)
     stacked.interpret(*_twins(stacked))  # what torch cannot stack is noticed before anything depends on it
     return stacked.call
 
 
 def _twins(stacked: Stacked) -> list[Tensor]:
     return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t) for t in stacked.inputs]
-
-
-@torch.no_grad()
-def _graphed(stacked: Stacked) -> Callable[[], None]:
-    """As one CUDA graph; a step is made before, on a side stream, so that libraries are warm, and taken back."""
-    kept = [tensor.clone() for tensor in stacked.inputs]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        stacked.call()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    for tensor, value in zip(stacked.inputs, kept):
-        tensor.copy_(value)
-    del kept
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        stacked.call()
-    return graph.replay
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import struct
 import zlib
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">
 
 
 def read_idx(path: str | Path) -> Tensor:
-    """The array in an IDX file.
+    """The array in an IDX file, to look at only: who reads the same file meanwhile gets the same tensor.
 
     Args:
         path: plain, or gzipped with the ending .gz.
@@ -69,6 +70,16 @@ def read_idx(path: str | Path) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no file {path}. Give the path of an IDX file.")
+    key = (path.resolve(), path.stat().st_mtime_ns, path.stat().st_size)
+    if (array := _there.get(key)) is None:
+        _there[key] = array = _read_idx(path)
+    return array
+
+
+_there: WeakValueDictionary[object, Tensor] = WeakValueDictionary()  # what was read and somebody still has
+
+
+def _read_idx(path: Path) -> Tensor:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, OSError, zlib.error) as error:
@@ -122,17 +133,9 @@ def idx(
     for part, pixels, labels in (("training", *arrays[:2]), ("test", *arrays[2:])):
         if len(pixels) != len(labels):
             raise DataError(f"{folder} has {len(pixels)} {part} images and {len(labels)} labels. Get the files again.")
-    return of_tensors(
-        name or folder.name,
-        F.pad(images(arrays[0]), (pad,) * 4),
-        arrays[1],
-        F.pad(images(arrays[2]), (pad,) * 4),
-        arrays[3],
-        class_names,
-        normalise=normalise,
-        crop=crop,
-        flip=flip,
-    )
+    pixels, others = (F.pad(images(one), (pad,) * 4) if pad else images(one) for one in arrays[::2])
+    data = (pixels, arrays[1], others, arrays[3])
+    return of_tensors(name or folder.name, *data, class_names, normalise=normalise, crop=crop, flip=flip)
 
 
 @declares(inputs="images", shape=(1, 28, 28), classes=10, rows=(60_000, 10_000))
