@@ -200,10 +200,10 @@ def waits_in(timed: Timed, device: str) -> bool | None:
 def many(
     name: str, network: str, how: str, device: str, runs: int, steps: int, optimizer: str = "SGD"
 ) -> tuple[float, float]:
-    """Microseconds of one step of so many runs at once, their feed and log included: medians over log windows.
+    """Microseconds of one step of so many runs at once, their feed and log included.
 
     Returns:
-        Of the clock on the wall, and of the process, all its threads together.
+        Of the clock on the wall, and of the process, all its threads together; medians over blocks of steps.
     """
     batch, _ = NETWORKS[network]
     moments: list[tuple[float, float]] = []
@@ -227,12 +227,20 @@ def many(
         trainer.fit(model, of)
     else:
         fit_stacked(*zip(*made))
-    pairs = list(itertools.pairwise(moments))
-    pairs = pairs[len(pairs) // 3 :]  # the first ones compile
-    wall, process = (
-        statistics.median(1e6 * (later[i] - earlier[i]) / WINDOW for earlier, later in pairs) for i in range(2)
-    )
-    return wall, process
+    return steady([wall for wall, _ in moments]), steady([process for _, process in moments])
+
+
+def steady(moments: list[float]) -> float:
+    """Microseconds a step, of the moments at which windows of the log were written, the first third left aside.
+
+    Many windows are written at once where many steps are made between two looks: the last of each such bunch counts.
+    """
+    pause = (moments[-1] - moments[0]) / (4 * len(moments))
+    ends = [n for n, (a, b) in enumerate(itertools.pairwise(moments)) if b - a > pause] + [len(moments) - 1]
+    ends = [n for n in ends if n >= len(moments) // 3]  # the first ones record, or compile
+    if len(ends) < 2:
+        return float("nan")  # too few steps to tell
+    return statistics.median(1e6 * (moments[b] - moments[a]) / (WINDOW * (b - a)) for a, b in itertools.pairwise(ends))
 
 
 def measure_many(

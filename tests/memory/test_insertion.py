@@ -87,8 +87,8 @@ def test_a_plan_has_distinct_slots():
     for policy in (Reservoir(seeded()), Ring(), BalancedReservoir(seeded())):
         placement = policy.plan(rows=500, seen=0, capacity=7, targets=torch.arange(500) % 3)
         assert isinstance(placement, Placement)
-        slots = torch.arange(7)[placement.slots] if isinstance(placement.slots, slice) else placement.slots
-        assert sorted(slots.tolist()) == list(range(7))
+        slots = placement.tensors()[1]
+        assert sorted(torch.arange(7)[slots].tolist()) == list(range(7))
 
 
 def test_the_count_of_a_reservoir_survives_save_and_load():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from holdfast.discovery.axes import Axis
 from holdfast.discovery.rungs import Level, Values, ordered
 from holdfast.discovery.settings import Settings
 from holdfast.discovery.space import Space
-from holdfast.discovery.trial import Entry, entry
+from holdfast.discovery.trial import TRIALS, Entry, entry
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -223,6 +224,32 @@ def storage(url: str) -> Any:
             reason = [*str(error).strip().splitlines(), type(error).__name__][0]
             raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
     raise AssertionError("the last try returns or raises")
+
+
+def check_database(path: Path) -> None:
+    """Refuse the file of a study that is damaged, before anything is read from it; one that is not there will be made.
+
+    Raises:
+        ConfigError: with what can be done about it.
+    """
+    if not path.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=60)) as database:
+            problem = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+            pages, size = (database.execute(f"PRAGMA {one}").fetchone()[0] for one in ("page_count", "page_size"))
+    except sqlite3.Error as error:
+        raise damaged(path, error) from None
+    if problem != "ok" or path.stat().st_size < pages * size:
+        raise damaged(path, problem if problem != "ok" else "its end is missing")
+
+
+def damaged(path: Path, reason: object) -> ConfigError:
+    """What is to be said of the file of a study that cannot be read."""
+    return ConfigError(
+        f"{path} is damaged: {' '.join(str(reason).split())}. Delete it, and type the same again: what is in "
+        f"{path.parent / TRIALS} is not trained anew. Or choose another --out."
+    )
 
 
 def taken(path: Path) -> int | None:

@@ -124,12 +124,15 @@ def distinct(rows: int, size: int, n: int, generator: torch.Generator) -> Tensor
     drawn = torch.randint(n, (rows, size), generator=generator)
     if rows == 1 and size <= FEW:
         return _apart(drawn[0].tolist(), n, generator)
+    left, some = torch.arange(rows), drawn  # the rows in which numbers may repeat, and what they are now
     while True:
-        ordered, origin = drawn.sort(dim=1, stable=True)
+        ordered, origin = some.sort(dim=1, stable=True)
         row, column = (ordered[:, 1:] == ordered[:, :-1]).nonzero(as_tuple=True)
         if not len(row):
             return drawn
-        drawn[row, origin[row, column + 1]] = torch.randint(n, (len(row),), generator=generator)
+        drawn[left[row], origin[row, column + 1]] = torch.randint(n, (len(row),), generator=generator)
+        left = left[row].unique_consecutive()
+        some = drawn[left]
 
 
 def _apart(drawn: list[int], n: int, generator: torch.Generator) -> Tensor:

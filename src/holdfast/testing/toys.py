@@ -234,8 +234,9 @@ class KeepAt:
     def __init__(self, *steps: int, watch: Callable[[int], None] = lambda step: None) -> None:
         self.steps = steps
         self.watch = watch
-        self.count = 0
+        self.count = 0  # the step that was asked about last
         self.states: dict[int, Any] = {}
+        self._saved = 0
 
     @property
     def kept(self) -> Any:
@@ -244,11 +245,12 @@ class KeepAt:
 
     def due(self, seconds: float, steps: int) -> bool:
         """After the chosen steps."""
-        self.count += 1
+        self.count = self._saved + steps
         self.watch(self.count)
         return self.count in self.steps
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state`, unless it was saved for another reason: an experience that ended."""
+        self._saved = self.count
         if self.count in self.steps and self.count not in self.states:
             self.states[self.count] = through_disk(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class Tally:
         self.sums: dict[str, Tensor] = {}
         self.hits: Tensor | None = None
         self.rows = self.steps = 0
-        self.told: tuple[dict[str, float], int | None] | None = None  # what was read, and nobody has asked for yet
+        self.told: deque[tuple[dict[str, float], int | None]] = deque()  # what was read, and nobody has asked for yet
 
     def take(self, outputs: Tensor | None, targets: Tensor, logged: Mapping[str, list[tuple[Tensor, float]]]) -> None:
         """Add one step; it is recorded with the step."""
@@ -65,17 +66,17 @@ class Tally:
     @property
     def right(self) -> int | None:
         """Samples predicted right since the last reading; None without classes. Waits for the device."""
-        if self.told is not None:
-            return self.told[1] if self.steps else None
+        if self.told:
+            return self.told[0][1] if self.steps else None
         return int(self.hits) if self.hits is not None and self.steps else None
 
     def read(self) -> tuple[dict[str, float], int | None, int, int]:
         """Sums of the terms, samples predicted right (None without classes), samples and steps; starts anew."""
-        if self.told is None:
+        if not self.told:
             read_together([self])
-        terms, right = self.told or ({}, None)
+        terms, right = self.told.popleft() if self.told else ({}, None)
         told = (terms, right, self.rows, self.steps) if self.steps else ({}, None, self.rows, 0)
-        self.rows, self.steps, self.told = 0, 0, None
+        self.rows = self.steps = 0
         return told
 
 
@@ -89,7 +90,7 @@ def read_together(tallies: Sequence[Tally]) -> None:
     torch._foreach_zero_(every)
     for one in tallies:
         terms = {name: next(values) for name in one.sums}
-        one.told = (terms, None if one.hits is None else int(next(values)))
+        one.told.append((terms, None if one.hits is None else int(next(values))))
 
 
 def leaves_of(batch: Batch) -> list[Tensor]:

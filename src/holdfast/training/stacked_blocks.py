@@ -12,12 +12,11 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.forward import call
-from holdfast.training.captured import read_together
 from holdfast.training.decisions import Recording
-from holdfast.training.programs import Program
 from holdfast.training.recordings import AUDIT
 from holdfast.training.stacked_calls import CannotStack
-from holdfast.training.stacked_steps import Alone, Block, StackedSteps
+from holdfast.training.stacked_feed import CHUNK, Coming, Windows, block_of, program_of
+from holdfast.training.stacked_steps import BLOCK, Alone, StackedSteps
 from holdfast.training.stacking import Stacked, runner_of
 
 BUFFER = 256 * 2**20
@@ -25,9 +24,6 @@ BUFFER = 256 * 2**20
 
 IN_VAIN = 40
 """Blocks in a row without a step, after which an experience's steps are made alone."""
-
-CHUNK = 64
-"""Steps that are decided while the device makes those before them."""
 
 MOST = 8
 """Programs of an experience; more would mean that hardly any is run again."""
@@ -55,7 +51,7 @@ class Blocks:
                 self._by_itself(one, made)
                 continue
             assert isinstance(recording.run, Alone)
-            parts.setdefault((recording.run.signature, _block_of(one).size), []).append((one, recording, made))
+            parts.setdefault((recording.run.signature, block_of(one).size), []).append((one, recording, made))
         for part in parts.values():
             if len(part) == 1:
                 one, _, made = part[0]
@@ -73,7 +69,7 @@ class Blocks:
     def _by_itself(self, one: StackedSteps, made: list[Any]) -> None:
         """Let a training make its next step by itself, with the decisions that were made already."""
         one.recordings.ahead = made
-        _block_of(one).by_itself = True
+        block_of(one).by_itself = True
         one.refused += 1
 
     def _block(self, part: Part) -> None:
@@ -81,14 +77,14 @@ class Blocks:
         members = [one for one, _, _ in part]
         chosen = [recording for _, recording, _ in part]
         stacked, rows = self._stacked(members, chosen)
-        blocks = [_block_of(one) for one in members]
-        start = [block.now(0).index for block in blocks]
+        blocks = [block_of(one) for one in members]
         count = min([stacked.steps, *(block.steps for block in blocks)])
         count = min([count, *(AUDIT - 1 - recording.runs % AUDIT for recording in chosen)])  # till one is audited
         if any(recording.looked & recording.wrote for recording in chosen):
             count = 1  # decisions look at what the steps before have left
+        windows = Windows(members, stacked, rows, count)
         stacked.begin()
-        self._bring_batches(stacked, rows, members, count)
+        self._bring_batches(stacked, rows, members, count := windows.count)
         coming = Coming(members, chosen)
         coming.add([made for _, _, made in part])
         done, going_on = 0, True
@@ -98,13 +94,15 @@ class Blocks:
                 coming.bring(stacked, rows, done)
             for _ in range(coming.steps):
                 stacked.run()
-            done += coming.steps
+                done += 1
+                if done in windows.ends:
+                    windows.end()
             going_on = going_on and done < count
             coming.clear()
         stacked.end(rows)
-        read_together([one.tally for one in members if one.ends_window(done)])
-        for one, recording, index in zip(members, chosen, start):
-            one.passed(recording, index, done, len(members))
+        windows.tell(done)
+        for one, recording in zip(members, chosen):
+            one.passed(recording, done, len(members))
             one.refused = 0
 
     def _stacked(self, members: list[StackedSteps], chosen: list[Recording]) -> tuple[Stacked, list[int]]:
@@ -116,10 +114,10 @@ class Blocks:
         if len(self._stacks) >= MOST:
             raise CannotStack("the runs decide otherwise than one another at most steps")
         steps = members[0]
-        size = sum(leaf[0].nbytes for leaf in _block_of(steps).leaves) * len(members)
-        most = max(1, min(steps.session.settings.log_every, BUFFER // max(1, size)))
+        size = sum(leaf[0].nbytes for leaf in block_of(steps).leaves) * len(members)
+        most = max(1, min(BLOCK, BUFFER // max(1, size)))
         stacked = Stacked(
-            [_program(recording) for recording in chosen],
+            [program_of(recording) for recording in chosen],
             [_given(recording) for recording in chosen],
             steps.recordings.decisions.dtype,
             most,
@@ -134,108 +132,10 @@ class Blocks:
     @torch.no_grad()
     def _bring_batches(self, stacked: Stacked, rows: list[int], members: list[StackedSteps], count: int) -> None:
         """Bring the batches of a block to the device, all steps of all runs at once."""
-        for number, buffer in enumerate(stacked.buffers[: len(_block_of(members[0]).leaves)]):
+        for number, buffer in enumerate(stacked.buffers[: len(block_of(members[0]).leaves)]):
             if buffer is not None:
                 for row, one in zip(rows, members):
-                    buffer[:count, row].copy_(_block_of(one).leaves[number][:count], non_blocking=True)
-
-
-class Coming:
-    """What several runs have decided for their next steps, which are of one program.
-
-    Args:
-        members: the runs.
-        chosen: the recording that each of them runs.
-
-    Attributes:
-        steps: for which all have decided, and alike.
-    """
-
-    def __init__(self, members: list[StackedSteps], chosen: list[Recording]) -> None:
-        self.members = members
-        self.chosen = chosen
-        self.steps = 0
-        self._at_once = all(one.decides_at_once(recording) for one, recording in zip(members, chosen))
-        self._made = 0  # steps of the block that are behind those
-        self._singly: list[list[list[Any]]] = []  # by step, run and decision
-        self._many: list[list[Tensor]] = []  # of the steps after those, by run and decision: `[steps, ...]`
-        self._rates: list[list[list[float]]] = []  # by step, run and number
-
-    def add(self, decided: list[list[Any]]) -> None:
-        """Add a step, by what each run has decided for it."""
-        self._singly.append(decided)
-        self._pass(1)
-
-    def decide(self, most: int) -> bool:
-        """Decide for further steps, until there are as many. Returns whether all went on alike."""
-        if self._at_once and most > self.steps:
-            coming, first = most - self.steps, self._made + self.steps
-            self._many = [one.decide_many(its, first, coming) for one, its in zip(self.members, self.chosen)]
-            self._pass(coming)
-        while self.steps < most:
-            decisions = [one.decide(self._made + self.steps) for one in self.members]
-            if not all(recording is before for (recording, _), before in zip(decisions, self.chosen)):
-                for one, (_, made) in zip(self.members, decisions):
-                    one.recordings.ahead = made
-                    _block_of(one).by_itself = any(other is None for other, _ in decisions)
-                return False
-            self.add([made for _, made in decisions])
-        return True
-
-    def _pass(self, steps: int) -> None:
-        """The numbers of the host for so many steps; what moves them with each step moves on."""
-        self.steps += steps
-        programs = [_program(recording) for recording in self.chosen]
-        passed = [block.passed for one in self.members if (block := _block_of(one)).passed is not None]
-        if programs[0].rates:
-            steady = not passed and all(program.steady for program in programs)
-            asked = [[_rates(program) for program in programs] for _ in range(1 if steady else steps)]
-            self._rates += asked * (steps if steady else 1)
-        for move in passed:
-            move()  # type: ignore[misc]
-
-    def clear(self) -> None:
-        """Those steps were made."""
-        self._made += self.steps
-        self.steps, self._singly, self._many, self._rates = 0, [], [], []
-
-    @torch.no_grad()
-    def bring(self, stacked: Stacked, rows: list[int], start: int) -> None:
-        """Bring it all to the device, for the steps of the block from number `start` on."""
-        first = self.chosen[0]
-        buffers = list(zip(stacked.buffers[len(first.fed) :], stacked.staging))
-        tensors = [number for number, one in enumerate(first.decisions) if isinstance(one.value, Tensor)]
-        middle = start + len(self._singly)
-        for number, (buffer, staging) in zip(tensors, buffers):
-            if buffer is None:
-                continue
-            if self._singly:
-                flat = [run[number] for step in self._singly for run in step]
-                _put(buffer, staging, rows, start, _packed(flat, len(self._singly), buffer))
-            if self._many:
-                _put(buffer, staging, rows, middle, torch.stack([run[number] for run in self._many], 1))
-        for number, (buffer, staging) in enumerate(buffers[len(tensors) :]):
-            if buffer is not None:
-                flat = [run[number] for step in self._rates for run in step]
-                _put(buffer, staging, rows, start, _packed(flat, len(self._rates), buffer))
-
-
-def _packed(flat: list[Any], steps: int, buffer: Tensor) -> Tensor:
-    """`[steps, runs, ...]` values in this order, of steps and then of runs."""
-    if isinstance(flat[0], Tensor):
-        return torch.stack(flat).view(steps, -1, *flat[0].shape)
-    return torch.tensor(flat, dtype=buffer.dtype).view(steps, -1)
-
-
-def _put(buffer: Tensor, staging: Tensor | None, rows: list[int], start: int, values: Tensor) -> None:
-    """Give a buffer `[steps, runs, ...]` the values of some of its steps and runs, without waiting for the device."""
-    end = start + values.shape[0]
-    if staging is not None and values.device.type == "cpu":
-        values = staging[start:end, : len(rows)].copy_(values)
-    if len(rows) == buffer.shape[1]:
-        buffer[start:end].copy_(values, non_blocking=True)
-    else:
-        buffer[start:end, rows] = values.to(buffer.device, non_blocking=True)
+                    buffer[:count, row].copy_(block_of(one).leaves[number][:count], non_blocking=True)
 
 
 class Answers:
@@ -290,23 +190,8 @@ def tree_map_many(join: Callable[[list[Tensor]], Tensor], trees: Sequence[Any]) 
     return tree_unflatten([join(list(leaves)) for leaves in zip(*(flat for flat, _ in flats))], flats[0][1])
 
 
-def _block_of(one: StackedSteps) -> Block:
-    assert one.block is not None
-    return one.block
-
-
-def _program(recording: Recording) -> Program:
-    assert isinstance(recording.run, Alone)
-    return recording.run.program
-
-
 def _given(recording: Recording) -> list[Tensor]:
     """What a recorded step is given anew each time: its batch, its decisions, its learning rates."""
-    program = _program(recording)
+    program = program_of(recording)
     decided = [one.value for one in recording.decisions if isinstance(one.value, Tensor)]
     return [*recording.fed, *decided, *(program.external[number] for number in program.rates)]
-
-
-def _rates(program: Program) -> list[float]:
-    numbers = program.ask()
-    return [numbers[name] * factor for name, factor in program.rates.values()]

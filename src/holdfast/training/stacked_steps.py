@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +15,6 @@ from holdfast.core.tree import Tree, tree_map
 from holdfast.training.captured import Captured, leaves_of
 from holdfast.training.decisions import Recording
 from holdfast.training.inductor import CannotRun
-from holdfast.training.loop import LATE, STOP, Loop
 from holdfast.training.programs import Program, chosen, compiled, graphed, runner, signature, with_tensors
 from holdfast.training.recordings import AUDIT
 from holdfast.training.session import Session
@@ -240,9 +238,10 @@ class StackedSteps(Captured):
         steady = not self._seen and self.block is not None and self.block.passed is None
         return steady and all(one.many is not None and one.many(0) is not None for one in recording.decisions)
 
-    def ends_window(self, steps: int) -> bool:
-        """Whether the log is written after so many steps more."""
-        return self.session.records.window.steps + steps == self.session.settings.log_every
+    @property
+    def until_window(self) -> int:
+        """Steps after which the log is written."""
+        return self.session.settings.log_every - self.session.records.window.steps
 
     def decide_many(self, recording: Recording, step: int, steps: int) -> list[Tensor]:
         """Each decision, `[steps, ...]` on the CPU, of so many steps of the block from number `step` on."""
@@ -253,96 +252,22 @@ class StackedSteps(Captured):
         made = (one.many(steps) for one in recording.decisions if one.many is not None)
         return [one for one in made if one is not None]
 
-    def passed(self, recording: Recording, start: int, steps: int, beside: int) -> None:
-        """So many steps were made by a stack; the first was number `start`."""
-        block, session = self.block, self.session
-        assert block is not None
+    def passed(self, recording: Recording, steps: int, beside: int) -> None:
+        """So many steps of the block were made by a stack."""
+        assert self.block is not None
         recording.runs += steps
         for _, put, tensor in recording.after:
             put(tensor)
         self.recordings.counts["run"] += steps
-        session.engine.index = start + steps
-        self.tally.steps += steps
-        self.tally.rows += steps * block.size
-        session.records.window.steps += steps
+        self.session.engine.index = self.block.now(0).index
         self.stacked += steps
         self.beside = max(self.beside, beside)
         self._left -= steps
-        block.made = steps
+        self.block.made = steps
 
-
-class StackedLoop(Loop):
-    """The loop over an experience's data that hands over as many steps at once as nobody looks between."""
-
-    _bytes = BYTES  # of the last batch
-
-    def batches(self, data: Data, order: Tensor, size: int, join: int) -> Any:
-        """The samples in order, to be parted later."""
-        return Rows(data, order, size, join)
-
-    def steps(
-        self, batches: Iterable[tuple[Batch, float]], total: int | None, update: Callable[..., Any] | None = None
-    ) -> Step | None:
-        """Train on each batch, in order, as `Loop.steps` does."""
-        if not isinstance(batches, Rows) or total is None:
-            return super().steps(batches, total, update)
-        session, done, step = self.session, 0, None
-        steps, sizes, taken = session.captured, batches.sizes, 0
-        assert isinstance(steps, StackedSteps)
-        while done < len(sizes) and not session.late:
-            most = self._most(sizes[done:], total) if steps.together and steps.recordings.kept else 1
-            rows = batches.order[taken : taken + most * sizes[done]]
-            block = self._block(batches.data.gather(rows), sizes[done], most, total)
-            if steps.offers(block.one(0)):
-                steps.block = block
-                if self._during is not None and self._during.following == session.position.step:
-                    self._during.look()
-                steps.turns.wait("block")
-                steps.block = None
-                self._after(block.made, total)
-            made = block.made
-            if not session.late and (not made or block.by_itself):
-                step = super().steps([(block.one(made), 1.0)], total)
-                made += 1
-            done, taken = done + made, taken + made * sizes[done]
-        return step
-
-    def _block(self, batch: Batch, size: int, steps: int, total: int) -> Block:
-        session, position, last = self.session, self.session.position, self._last_of_epoch
-        index, done, epoch_step = session.engine.index, position.step, position.epoch_step
-        scheduler = session.optimization.scheduler if session.current.scheduler_every == "step" else None
-
-        def now(step: int) -> Now:
-            return Now(index + step, (done + step) / total, (epoch_step + step) / last)
-
-        self._bytes = max(1, sum(leaf.nbytes for leaf in leaves_of(batch)) // steps)
-        return Block(batch, size, steps, now, None if scheduler is None else scheduler.step)
-
-    def _most(self, sizes: list[int], total: int) -> int:
-        """How many steps may be made before somebody looks."""
-        session, moment = self.session, time.perf_counter()
-        most = min(BLOCK, session.settings.log_every - session.records.window.steps, max(1, BYTES // self._bytes))
-        alike = next((position for position, size in enumerate(sizes) if size != sizes[0]), len(sizes))
-        most = min(most, alike, total - session.position.step)
-        following = None if self._during is None else self._during.following
-        if following is not None and following > session.position.step:
-            most = min(most, following - session.position.step)
-        return next((coming for coming in range(1, most) if self.saver.due(moment, coming)), most)
-
-    def _after(self, made: int, total: int) -> None:
-        """What `Loop.steps` does after a step, after so many."""
-        session, position, bar = self.session, self.session.position, self.session.bar
-        position.step += made
-        position.epoch_step += made
-        if made and session.records.window.steps == session.settings.log_every:
-            session.write_window()
-        moment = time.perf_counter()
-        if moment - self._shown > bar.interval:
-            self._shown = moment
-            session.show(total)
-        wish = self._wish(moment) if made else 0
-        if wish:
-            session.late, session.stop = wish == LATE, session.stop or wish == STOP
-            if not session.late:
-                position.seconds = self.seconds
-                self.saver.save()
+    def count(self, steps: int, size: int) -> None:
+        """Count so many of these steps, of `size` rows each, until a window of the log ends or the block does."""
+        self.session.engine.index += steps
+        self.tally.steps += steps
+        self.tally.rows += steps * size
+        self.session.records.window.steps += steps

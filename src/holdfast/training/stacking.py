@@ -244,6 +244,10 @@ class Stacked:
             alike = [(target, source) for target, source in zip(targets, sources) if target.dtype == kind]
             torch._foreach_copy_([target for target, _ in alike], [source for _, source in alike])
 
+    def rows_of(self, tensor: Tensor) -> Tensor | None:
+        """What has a row for each run in the place of a tensor of the first one; None if no step works on it."""
+        return next((stack for stack, own, _ in self._copied if alias_of(own[0]) == alias_of(tensor)), None)
+
     # A step of all runs ---------------------------------------------------------------------------------------
 
     @property

@@ -31,7 +31,7 @@ from holdfast.training.ranks import ALONE, Ranks
 from holdfast.training.session import Checkpoints, Session
 from holdfast.training.settings import ExperienceSettings, Settings, described
 from holdfast.training.stacked import member
-from holdfast.training.stacked_steps import StackedLoop
+from holdfast.training.stacked_loop import StackedLoop
 from holdfast.training.state import Saver, around, of_rank, restore, set_random
 
 __all__ = ["Bound", "Checkpoints", "Trainer"]

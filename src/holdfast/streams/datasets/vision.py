@@ -70,16 +70,13 @@ def read_idx(path: str | Path) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no file {path}. Give the path of an IDX file.")
-    about = path.stat()
-    key = (path.resolve(), about.st_mtime_ns, about.st_size)
-    array = _there.get(key)
-    if array is None:
-        array = _there[key] = _read_idx(path)
+    key = (path.resolve(), path.stat().st_mtime_ns, path.stat().st_size)
+    if (array := _there.get(key)) is None:
+        _there[key] = array = _read_idx(path)
     return array
 
 
-_there: WeakValueDictionary[tuple[Path, int, int], Tensor] = WeakValueDictionary()
-"""What was read and somebody still has: runs of several seeds at once share it, and nobody writes into it."""
+_there: WeakValueDictionary[object, Tensor] = WeakValueDictionary()  # what was read and somebody still has
 
 
 def _read_idx(path: Path) -> Tensor:
@@ -137,17 +134,8 @@ def idx(
         if len(pixels) != len(labels):
             raise DataError(f"{folder} has {len(pixels)} {part} images and {len(labels)} labels. Get the files again.")
     pixels, others = (F.pad(images(one), (pad,) * 4) if pad else images(one) for one in arrays[::2])
-    return of_tensors(
-        name or folder.name,
-        pixels,
-        arrays[1],
-        others,
-        arrays[3],
-        class_names,
-        normalise=normalise,
-        crop=crop,
-        flip=flip,
-    )
+    data = (pixels, arrays[1], others, arrays[3])
+    return of_tensors(name or folder.name, *data, class_names, normalise=normalise, crop=crop, flip=flip)
 
 
 @declares(inputs="images", shape=(1, 28, 28), classes=10, rows=(60_000, 10_000))
