@@ -109,7 +109,8 @@ class Services:
         fields: the extra fields that the method's operations want remembered.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         forward: how forwards are made: with which `prepare`, `autocast` and `output`.
-        trainable: the parameters that are trained: `add`, `freeze`, `moments`, `forget_moments`, `rate`.
+        trainable: the parameters that are trained: `add`, `freeze`, `moments`, `forget_moments`, `rate`,
+            `kind`.
         share: this process's part of what all ranks keep or draw: `learner.share(count)`, `learner.share.rows(order)`.
         seen: which classes were seen so far.
         generators: the generators behind `rng`.

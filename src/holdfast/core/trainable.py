@@ -88,6 +88,12 @@ class Trainable:
             optimizer.state.pop(parameter, None)  # type: ignore[union-attr]
 
     @property
+    def kind(self) -> type | None:
+        """The class of the optimiser; None if there is none."""
+        optimizer = unwrap(self.optimizer)()
+        return None if optimizer is None else type(optimizer)
+
+    @property
     def rate(self) -> float | None:
         """The learning rate of the optimiser's first group; None if there is no optimiser."""
         optimizer = self.optimizer()
