@@ -82,6 +82,8 @@ class Update:
         self.finished = finished
         self.parts: list[Step] = []
         self._takes_steps = engine.acts_at("take_step")
+        # One batch a step and nothing to scale: the parts below one after the other, without what joins several.
+        self._direct = accumulate == 1 and scaler is None and not self._takes_steps
 
     # The whole step --------------------------------------------------------------------------------------
 
@@ -96,6 +98,21 @@ class Update:
         Returns:
             Whether the weights moved: not before the group is complete, and not where its gradient overflowed.
         """
+        if self._direct and weight == 1.0:
+            for parameter in self.optimized():
+                parameter.grad = None
+            engine = self.engine
+            engine.accumulate(step)
+            if self.average is not None:
+                self.average(self.optimized())
+            engine.finish(step)
+            if self.finished is not None:
+                self.finished(step)
+            if self.clip_norm is not None:
+                self.clip()
+            self.mover.move()
+            engine.update(step)
+            return True
         if not self.parts:
             self.clear()
         if self._takes_steps:
