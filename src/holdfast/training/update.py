@@ -82,8 +82,6 @@ class Update:
         self.finished = finished
         self.parts: list[Step] = []
         self._takes_steps = engine.acts_at("take_step")
-        # One batch a step and nothing to scale: the parts below one after the other, without what joins several.
-        self._direct = accumulate == 1 and scaler is None and not self._takes_steps
 
     # The whole step --------------------------------------------------------------------------------------
 
@@ -98,20 +96,13 @@ class Update:
         Returns:
             Whether the weights moved: not before the group is complete, and not where its gradient overflowed.
         """
-        if self._direct and weight == 1.0:
-            for parameter in self.optimized():
-                parameter.grad = None
-            engine = self.engine
-            engine.accumulate(step)
-            if self.average is not None:
-                self.average(self.optimized())
-            engine.finish(step)
-            if self.finished is not None:
-                self.finished(step)
+        if weight == 1.0 and self.single and not self._takes_steps:
+            self.clear()
+            self.at_once(step)
             if self.clip_norm is not None:
                 self.clip()
             self.mover.move()
-            engine.update(step)
+            self.engine.update(step)
             return True
         if not self.parts:
             self.clear()
@@ -143,6 +134,21 @@ class Update:
         """Let the gradients start anew."""
         for parameter in self.optimized():
             parameter.grad = None  # not zero: an optimiser leaves out what has no gradient, also its decay and momentum
+
+    @property
+    def single(self) -> bool:
+        """Whether each batch makes a step, and no scaler has a part in it."""
+        return self.accumulate == 1 and self.scaler is None
+
+    def at_once(self, step: Step) -> Step:
+        """What `add` and `complete` do with the batch of a `single` step, without what joins several."""
+        self.engine.accumulate(step)
+        if self.average is not None:
+            self.average(self.optimized())
+        self.engine.finish(step)
+        if self.finished is not None:
+            self.finished(step)
+        return step
 
     def add(self, step: Step, weight: float = 1.0) -> None:
         """Backward of one batch: its gradient is added to that of the batches before it."""
