@@ -27,7 +27,7 @@ from holdfast.discovery.driver import Driver
 from holdfast.discovery.finals import Clock, final_jobs, run_finals, state_of
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.protocols import Protocol, meta_features, tuning_stream
-from holdfast.discovery.study import Book
+from holdfast.discovery.study import Book, check_database
 from holdfast.discovery.trial import Entry, learned, measures, prefix, reach
 from holdfast.discovery.worker import Worker
 from holdfast.metrics.log import Log
@@ -122,11 +122,26 @@ def test_a_search_that_was_left_goes_on_to_the_same_count(tmp_path: Path, monkey
 
 @pytest.mark.slow
 def test_another_search_in_the_same_folder_is_refused(finished: Outcome, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds another search"):
+    with pytest.raises(ConfigError, match=r"holds another search \(settings.trials is \d there, and 6 here\)"):
         search(NARROW, *SMALL, out=finished.folder, trials=6, warm_start=False)
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds no search"):
         search(NARROW, *SMALL, out=tmp_path, trials=2, warm_start=False)
+
+
+def test_a_damaged_study_is_refused_with_what_can_be_done(tmp_path: Path) -> None:
+    words = ["method=er", "protocol=validation", "parameters.optimizer.lr=[0.1]"]
+    plan = Plan.of(None, [*SMALL, *words], sweep=True)
+    file = tmp_path / "study.db"
+    Book(f"sqlite:///{file}", plan.settings, plan.space)
+    whole = file.read_bytes()
+    check_database(file)
+    check_database(tmp_path / "absent.db")
+    noise = whole[:-3000] + bytes(range(250)) * 12
+    for content in (b"hello, not a database", whole[:2000], whole[: len(whole) // 2], whole[:-1], noise):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"study.db is damaged: .* Delete it, and type the same again"):
+            check_database(file)
 
 
 def test_a_trial_that_was_stopped_goes_on_to_what_it_would_have_been(tmp_path: Path) -> None:

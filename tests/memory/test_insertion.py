@@ -309,8 +309,8 @@ def test_a_reservoir_places_many_batches_at_once_as_one_after_another():
         for step in range(steps):
             placed = one.plan(7, seen + 7 * step, 50)
             if placed is not None:
-                incoming, chosen = placed.tensors()
-                slots[step, incoming] = chosen
+                rows, places = placed.tensors()
+                slots[step, rows] = places
         assert torch.equal(other.several(7, seen, 50, steps), slots)
         seen += 7 * steps
     assert (slots < 50).any()

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 SEARCHES = "searches"
 USUAL_TRIALS = 40
 
+ASKED = 3
+"""How often a composition is bound, or another refused, before one is proposed: for estimates."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -228,22 +231,28 @@ def estimate(plan: Plan, jobs: int) -> str:
     from holdfast.discovery.finals import seconds_of_last
     from holdfast.discovery.findings import duration
 
+    params = plan.literature[0][1] if plan.literature else plan.space.usual()
+    planning = time.perf_counter() - plan.started
     name, experience = plan.measured_cost()
-    composition = plan.seconds_per_composition(experience)
+    asked = time.perf_counter()
+    if plan.literature:
+        plan.accepted(params, {})
+    proposing = ASKED * (time.perf_counter() - asked)
+    composition = plan.seconds_per_composition(experience) + proposing
     finals = (plan.seconds_of_finals(experience) + seconds_of_last(plan, experience)) / jobs
     settings = plan.settings
     prefixes = ", ".join(map(str, plan.prefixes))
     lines = [
-        f"One experience ({name}) took {duration(experience)}; {plan.told(1)} takes about {duration(composition)} "
-        f"(prefixes of {prefixes} of {plan.experiences} experiences), comparing the best and the final runs together "
-        f"{duration(finals)}.",
+        f"One experience ({name}) took {duration(experience)}, and planning {duration(planning)}; {plan.told(1)} takes "
+        f"about {duration(composition)} ({duration(proposing)} to propose it; prefixes of {prefixes} of "
+        f"{plan.experiences} experiences), comparing the best and the final runs together {duration(finals)}.",
     ]
     if settings.budget is not None:
-        room = settings.budget - min(finals, settings.budget / 2)
-        fits = math.floor(room / composition * jobs)
+        room = settings.budget - min(planning, settings.budget) - min(finals, settings.budget / 2)
+        fits = max(1, math.floor(room / composition * jobs))
         lines.append(f"In {duration(settings.budget)} about {plan.told(fits)} fit, {jobs} at once.")
     if settings.trials is not None:
-        total = settings.trials * composition / jobs + finals
+        total = planning + settings.trials * composition / jobs + finals
         lines.append(f"{plan.told(settings.trials)}: about {duration(total)}.")
     if not plan.sweep:
         names = {name for names in plan.space.slots.values() for name in names}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.config.words import shown
 from holdfast.core.errors import ConfigError, Interrupted
 from holdfast.discovery import knowledge
 from holdfast.discovery.finals import LAST, PAGE, SEEDS, Clock, final_jobs, finalists, run_finals, state_of
@@ -14,10 +15,11 @@ from holdfast.discovery.findings import said
 from holdfast.discovery.plan import Plan
 from holdfast.discovery.proposals import Proposals, alone, literature_is_next
 from holdfast.discovery.rungs import highest, promotions
-from holdfast.discovery.study import Book, quiet, storage
+from holdfast.discovery.study import Book, check_database, damaged, quiet, storage
 from holdfast.discovery.trial import Entry
 from holdfast.discovery.worker import ABOUT, CLOSED, POLL, UNTIL, RayWorkers, Worker, Workers
 from holdfast.metrics.log import read_json, write_json
+from holdfast.runs.compare import differences
 from holdfast.runs.folder import locked
 from holdfast.runs.result import ENDED
 
@@ -97,13 +99,26 @@ class Driver:
         if not search and others:
             raise ConfigError(f"{self.folder} exists already and holds no search. Choose another --out.")
         if search and search["plan"] != self.plan.plain():
-            raise ConfigError(f"{self.folder} holds another search. Choose another --out, or type the same again.")
+            there, here = differences([search["plan"], self.plan.plain()])
+            key = next(iter({**there, **here}), "")
+            told = f" ({key} is {shown(there.get(key))} there, and {shown(here.get(key))} here)" if key else ""
+            raise ConfigError(
+                f"{self.folder} holds another search{told}. Choose another --out, or type the same again."
+            )
+        if not self.shared:
+            check_database(self.folder / DATABASE)
         self._before = float(search.get("seconds", 0.0))
         self._started = self.plan.started
         if not search:
             about = {"command": self.command, "plan": self.plan.plain(), "started": time.time(), "seconds": 0.0}
             write_json(self.folder / SEARCH, {**about, "storage": self.url if self.shared else DATABASE})
-        self.book = Book(self.url, self.plan.settings, self.plan.space, {ABOUT: self.plan.plain(), UNTIL: None})
+        try:
+            self.book = Book(self.url, self.plan.settings, self.plan.space, {ABOUT: self.plan.plain(), UNTIL: None})
+            self.book.entries()
+        except ValueError as error:  # what is stored is JSON, in tables that are whole
+            if self.shared:
+                raise
+            raise damaged(self.folder / DATABASE, error) from None
         self._proposals = Proposals(self.book)
         self.clock = Clock(self.plan, self.book, self.jobs, lambda: self.spent)
         again = self.book.begin_again(lambda one: not self.shared)

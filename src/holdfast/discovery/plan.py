@@ -36,7 +36,7 @@ FIRST: tuple[tuple[str, Mapping[str, Any]], ...] = (
 """What a search begins with, in this order: methods, or single operations, with their arguments.
 
 The first three are those that together come nearest to the best of all published methods and single operations on five
-data sets (`benchmarks/search_gain.py --portfolio`); then the best known, and those with the best mean there.
+data sets (`benchmarks/search_portfolio.py`); then the best known, and those with the best mean there.
 """
 
 CONFIGURED = "as configured"

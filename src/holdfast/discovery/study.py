@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from holdfast.discovery.axes import Axis
 from holdfast.discovery.rungs import Level, Values, ordered
 from holdfast.discovery.settings import Settings
 from holdfast.discovery.space import Space
-from holdfast.discovery.trial import Entry, entry
+from holdfast.discovery.trial import TRIALS, Entry, entry
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -154,17 +155,18 @@ class Book:
             if one.state == "done" and one.seed == 0 and values is not None and self.within(one):
                 measured.setdefault(one.key, {})[one.length] = one.outcome, self.settings.turned(values)
         repeated: set[str] = set()
+        before: dict[tuple[int, object], list[str]] = {}  # those of one outcome, of which few are alike
         for key, mine in measured.items():
-            for other, theirs in measured.items():
-                if other == key:
-                    break
-                longest = max((length for length in mine if length in theirs), default=None)
-                if longest is None or other in repeated:
-                    continue
-                (outcome, values), (before, best) = mine[longest], theirs[longest]
-                if outcome == before and all(a <= b for a, b in zip(best, values)):
+            alike = dict.fromkeys(one for length in mine for one in before.get((length, mine[length][0]), ()))
+            for other in alike:
+                (outcome, values), (theirs, best) = (one[max(mine.keys() & measured[other].keys())]
+                                                     for one in (mine, measured[other]))  # fmt: skip
+                if outcome == theirs and all(a <= b for a, b in zip(best, values)):
                     repeated.add(key)
                     break
+            else:
+                for length, (outcome, _) in mine.items():
+                    before.setdefault((length, outcome), []).append(key)
         return repeated
 
     # What was lost -------------------------------------------------------------------------------------
@@ -223,6 +225,32 @@ def storage(url: str) -> Any:
             reason = [*str(error).strip().splitlines(), type(error).__name__][0]
             raise ConfigError(f"--storage: cannot use {url.split('@')[-1]}: {reason}. Check the address.") from None
     raise AssertionError("the last try returns or raises")
+
+
+def check_database(path: Path) -> None:
+    """Refuse the file of a study that is damaged, before anything is read from it; one that is not there will be made.
+
+    Raises:
+        ConfigError: with what can be done about it.
+    """
+    if not path.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=60)) as database:
+            problem = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+            pages, size = (database.execute(f"PRAGMA {one}").fetchone()[0] for one in ("page_count", "page_size"))
+    except sqlite3.Error as error:
+        raise damaged(path, error) from None
+    if problem != "ok" or path.stat().st_size < pages * size:
+        raise damaged(path, problem if problem != "ok" else "its end is missing")
+
+
+def damaged(path: Path, reason: object) -> ConfigError:
+    """What is to be said of the file of a study that cannot be read."""
+    return ConfigError(
+        f"{path} is damaged: {' '.join(str(reason).split())}. Delete it, and type the same again: what is in "
+        f"{path.parent / TRIALS} is not trained anew. Or choose another --out."
+    )
 
 
 def taken(path: Path) -> int | None:
