@@ -51,9 +51,10 @@ class Proposals:
     emptied or filled by another operation (mutation as in regularised evolution, Real et al. 2019), or only numbers
     move. At the start most change an operation, towards the end most change numbers; once a composition was tried with
     `FEW` settings, its numbers come from TPE over these alone (the tree of all compositions, with its many rarely used
-    branches, is more than a model of so few trials learns). What diverged is tried once more with a smaller learning
-    rate. A shrinking part is drawn by TPE from the whole space. A sweep, which has no operations to change, draws its
-    numbers near the best and by TPE in turn.
+    branches, is more than a model of so few trials learns). What made no difference to a leader stays (`inert`). What
+    diverged is tried once more with a smaller learning rate; what is best but beyond a limit, with another choice of
+    its operations or a smaller whole number. A shrinking part is drawn by TPE from the whole space. A sweep, which has
+    no operations to change, draws its numbers near the best and by TPE in turn.
 
     Any model sees the trials of one prefix alone, whose numbers can be compared: the longest on which there are enough
     (as in BOHB, Falkner et al. 2018), those that diverged as the worst of them.

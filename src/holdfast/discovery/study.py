@@ -155,17 +155,18 @@ class Book:
             if one.state == "done" and one.seed == 0 and values is not None and self.within(one):
                 measured.setdefault(one.key, {})[one.length] = one.outcome, self.settings.turned(values)
         repeated: set[str] = set()
+        before: dict[tuple[int, object], list[str]] = {}  # those of one outcome, of which few are alike
         for key, mine in measured.items():
-            for other, theirs in measured.items():
-                if other == key:
-                    break
-                longest = max((length for length in mine if length in theirs), default=None)
-                if longest is None or other in repeated:
-                    continue
-                (outcome, values), (before, best) = mine[longest], theirs[longest]
-                if outcome == before and all(a <= b for a, b in zip(best, values)):
+            alike = dict.fromkeys(one for length in mine for one in before.get((length, mine[length][0]), ()))
+            for other in alike:
+                (outcome, values), (theirs, best) = (one[max(mine.keys() & measured[other].keys())]
+                                                     for one in (mine, measured[other]))  # fmt: skip
+                if outcome == theirs and all(a <= b for a, b in zip(best, values)):
                     repeated.add(key)
                     break
+            else:
+                for length, (outcome, _) in mine.items():
+                    before.setdefault((length, outcome), []).append(key)
         return repeated
 
     # What was lost -------------------------------------------------------------------------------------
