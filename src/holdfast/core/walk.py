@@ -28,8 +28,8 @@ PASSING = {
     "Trainable": frozenset({"optimizer", "on_growth"}),
     "Storage": frozenset({"_arrays"}),
 }
-"""By class: attributes that the loop sets anew before each step, that only decisions change, that lead to loops, or that
-are another view of what is there."""
+"""By class: attributes that the loop sets anew before each step, that only decisions change, that lead to loops, or
+that look at the same memory once more."""
 
 
 class Held(NamedTuple):
