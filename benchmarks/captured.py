@@ -98,7 +98,8 @@ class Timed:
         method = factory(**{key: value for key, value in chosen.items() if key in known})
         tasks = "task" in method.needs
         of = stream_of(network, warm + timed + 8, tasks)
-        self.model = net(network, of, "task" if tasks else "growing")
+        head, made = "task" if tasks else "growing", toys.model_for(method)
+        self.model = net(network, of, head) if made is toys.model else made(of, head)
         settings: dict[str, Any] = {"optimizer": OPTIMIZERS[optimizer], "batch_size": batch, "log_every": 50}
         self.trainer = Trainer(method, evaluate="none", device=device, capture=capture, **settings)
         self.trainer.bind(self.model, of)
@@ -237,9 +238,10 @@ def steady(moments: list[float]) -> float:
     """
     pause = (moments[-1] - moments[0]) / (4 * len(moments))
     ends = [n for n, (a, b) in enumerate(itertools.pairwise(moments)) if b - a > pause] + [len(moments) - 1]
-    ends = [n for n in ends if n >= len(moments) // 3] or ends  # the first ones record, or compile
-    bunches = itertools.pairwise(ends) if len(ends) > 1 else [(0, ends[-1])]
-    return statistics.median(1e6 * (moments[b] - moments[a]) / (WINDOW * (b - a)) for a, b in bunches)
+    ends = [n for n in ends if n >= len(moments) // 3]  # the first ones record, or compile
+    if len(ends) < 2:
+        return float("nan")  # too few steps to tell
+    return statistics.median(1e6 * (moments[b] - moments[a]) / (WINDOW * (b - a)) for a, b in itertools.pairwise(ends))
 
 
 def measure_many(
@@ -261,28 +263,39 @@ def measure_many(
 
 
 def measure(
-    name: str, network: str, how: str, device: str, rounds: int, steps: int, optimizer: str = "SGD"
+    name: str,
+    network: str,
+    how: str,
+    device: str,
+    rounds: int,
+    steps: int,
+    optimizer: str = "SGD",
+    written: bool = True,
 ) -> dict[str, Any]:
-    """One method on one network."""
+    """One method on one network; steps as they are written, and the weights that they lead to, where `written`."""
     timed = rounds * steps + 4
     hand = ByHand(network, device, timed, optimizer)
-    plain = Timed(name, network, "none", device, WARM, timed, optimizer)
     fast = Timed(name, network, how, device, WARM, timed, optimizer)
+    loops: dict[str, Any] = {"hand": hand, "captured": fast}
+    if written:
+        loops["written"] = Timed(name, network, "none", device, WARM, timed, optimizer)
     hand.run(20)
-    found: dict[str, list[float]] = {"hand": [], "written": [], "captured": []}
+    found: dict[str, list[float]] = {key: [] for key in loops}
     for _ in range(rounds):
-        for key, one in (("hand", hand), ("written", plain), ("captured", fast)):
+        for key, one in loops.items():
             found[key].append(microseconds(one.run, steps, device))
-    a, b = plain.model.state_dict(), fast.model.state_dict()
-    gaps = [float((a[key].double() - b[key].double()).abs().max()) for key in a if a[key].numel()]
-    ratios = [[x / y for x, y in zip(found[key], found["hand"])] for key in ("written", "captured")]
+    told: dict[str, Any] = {"difference": 0.0}
+    if written:
+        a, b = loops["written"].model.state_dict(), fast.model.state_dict()
+        gaps = [float((a[key].double() - b[key].double()).abs().max()) for key in a if a[key].numel()]
+        told["difference"] = max(gaps, default=0.0)
+    for key in found.keys() - {"hand"}:
+        told[f"{key}_ratio"] = round(statistics.median(x / y for x, y in zip(found[key], found["hand"])), 3)
     return {
         "method": name,
         "network": network,
         **{key: round(statistics.median(values), 1) for key, values in found.items()},
-        "written_ratio": round(statistics.median(ratios[0]), 3),
-        "captured_ratio": round(statistics.median(ratios[1]), 3),
-        "difference": max(gaps, default=0.0),
+        **told,
         "waits": waits_in(fast, device),
         "why_not": fast.told(),
     }

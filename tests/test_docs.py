@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import holdfast.methods
 from holdfast import cli
 from holdfast.config import plugins
 from holdfast.core.operation import ENTRY_POINTS
@@ -154,6 +155,13 @@ def test_the_page_of_the_run_folder_names_every_key_of_the_metrics():
     event = {"event": "evaluate", "after": 0, "experience": 0, "split": "test", "samples": 4, "correct": 3, "loss": 0.5}
     keys = {*METRICS, *compute([event])}
     assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+def test_the_page_of_captured_steps_names_the_methods_that_are_not_with_what_their_operations_say():
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` (.*) \|$", (ROOT / "docs/captured_steps.md").read_text(), re.MULTILINE)
+    methods = {name: getattr(holdfast.methods, name)() for name in holdfast.methods.__all__}
+    told = [(name, one.name, one.captured) for name, made in sorted(methods.items()) for one in made if one.captured]
+    assert rows == told
 
 
 def readme_commands():

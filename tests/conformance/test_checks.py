@@ -20,6 +20,7 @@ from holdfast.testing import (
     check_metric,
     check_operation,
     check_stream,
+    toys,
 )
 
 
@@ -29,6 +30,14 @@ def test_a_method_passes(method: str, among: list[str]) -> None:
 
 def test_an_operation_passes(operation: str, among: list[str]) -> None:
     assert list(check_operation(getattr(holdfast.operations, operation), only=among)) == among
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bic", "cls_er", "packnet"])
+def test_what_records_too_late_to_be_stacked_on_a_short_stream_is_stacked_on_a_longer_one(name: str) -> None:
+    """The check asks for a stacked step, or a reason, where there are more than forty."""
+    factory = getattr(holdfast.methods, name)
+    assert check_method(factory, stream=lambda kind: toys.stream(kind, samples=30), only=["stacked"])
 
 
 TRAINED_STREAMS = ("split", "permuted", "repetition_slots")

@@ -87,8 +87,8 @@ def test_a_plan_has_distinct_slots():
     for policy in (Reservoir(seeded()), Ring(), BalancedReservoir(seeded())):
         placement = policy.plan(rows=500, seen=0, capacity=7, targets=torch.arange(500) % 3)
         assert isinstance(placement, Placement)
-        slots = torch.arange(7)[placement.slots] if isinstance(placement.slots, slice) else placement.slots
-        assert sorted(slots.tolist()) == list(range(7))
+        slots = placement.tensors()[1]
+        assert sorted(torch.arange(7)[slots].tolist()) == list(range(7))
 
 
 def test_the_count_of_a_reservoir_survives_save_and_load():
@@ -309,7 +309,8 @@ def test_a_reservoir_places_many_batches_at_once_as_one_after_another():
         for step in range(steps):
             placed = one.plan(7, seen + 7 * step, 50)
             if placed is not None:
-                slots[step, placed.incoming] = placed.slots
+                rows, places = placed.tensors()
+                slots[step, rows] = places
         assert torch.equal(other.several(7, seen, 50, steps), slots)
         seen += 7 * steps
     assert (slots < 50).any()

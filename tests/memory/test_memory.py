@@ -1,7 +1,9 @@
 """The memory: size, insertion and retrieval together."""
 
+import copy
 import gc
 import io
+import pickle
 import weakref
 
 import pytest
@@ -167,6 +169,24 @@ def test_a_saved_state_does_not_change_with_the_memory():
     third = Memory(5, insertion=Ring())
     third.load(state)
     assert third.all()["targets"].tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda memory: pickle.loads(pickle.dumps(memory))])
+def test_a_copy_of_a_memory_goes_on_by_itself_as_the_first_does(copied):
+    first = Memory(20, insertion=Reservoir(seeded()))
+    rows = [{"inputs": torch.rand(10, 3), "targets": torch.randint(9, (10,)), "task": 1} for _ in range(12)]
+    for one in rows[:6]:
+        first.add(one)
+    second = copied(first)
+    kept = first.all()
+    for one in rows[6:]:
+        second.add(one)
+    assert all(torch.equal(first.all()[name], kept[name]) for name in kept)
+    for one in rows[6:]:
+        first.add(one)
+    assert not torch.equal(first.all()["inputs"], kept["inputs"])
+    assert all(torch.equal(first.all()[name], second.all()[name]) for name in kept)
+    assert torch.equal(first.arrivals, second.arrivals)
 
 
 def test_a_state_of_another_capacity_is_refused():

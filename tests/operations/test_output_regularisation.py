@@ -446,3 +446,66 @@ def test_three_polynomials_are_learned_as_the_published_loop_learns_them(monkeyp
     for (name, value), other in zip(net.generator.named_parameters(), wanted):
         assert not torch.equal(value, start[name])
         torch.testing.assert_close(value, other, rtol=0, atol=1e-12)
+
+
+def images_by_hand(batches: list[tuple[int, Tensor, Tensor]], start: dict[str, Tensor], rows: int) -> list[Tensor]:
+    """The published loop of the Split MNIST rows (posterior replay, deterministic), of a perceptron 5, 7, 6."""
+    w = {name: value.clone().requires_grad_() for name, value in start.items()}
+    sizes, optimizer, task, kept = [(7, 5), (7,), (6, 7), (6,)], None, -1, list[Tensor]()
+
+    def generated(of: int) -> list[Tensor]:
+        chunks = w["chunk_embeddings.0"]
+        h = torch.cat([w[f"embeddings.{of}"].expand(len(chunks), -1), chunks], dim=1)
+        h = torch.sigmoid(h @ w["layers.0.weight"].T + w["layers.0.bias"])
+        flat = (h @ w["layers.1.weight"].T + w["layers.1.bias"]).flatten()
+        parts = flat[:90].split([35, 7, 42, 6])
+        return [part.view(size) for part, size in zip(parts, sizes)]
+
+    def used(of: int) -> Tensor:
+        """The weights of a task's network, of the output layer those of its own two classes."""
+        a, b, c, d = generated(of)
+        return torch.cat([a.flatten(), b, c[2 * of : 2 * of + 2].flatten(), d[2 * of : 2 * of + 2]])
+
+    for of, x, y in batches:
+        if of != task:
+            task, kept = of, [used(old).detach() for old in range(of)]
+            optimizer = torch.optim.Adam(w.values(), lr=0.01)
+        assert optimizer is not None
+        a, b, c, d = generated(task)
+        outputs = (torch.relu(x @ a.T + b) @ c.T + d)[:, 2 * task : 2 * task + 2]
+        loss = rows * F.cross_entropy(outputs, y - 2 * task)
+        if task:
+            loss = loss + 2.0 * torch.stack([(used(old) - kept[old]).square().sum() for old in range(task)]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return list(w.values())
+
+
+def test_images_are_learned_as_the_published_loop_learns_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss is a sum over the samples of a task, so that Adam's epsilon counts as many times less here."""
+    rows = 18
+    data = {"name": "synthetic", "classes": 6, "features": 5, "samples": rows // 2, "seed": 0}
+    stream = build_stream({"name": "split", "dataset": data, "experiences": 3, "paradigm": "task"})
+    sizes: dict[str, Any] = {"chunk": 8, "hidden": (10,), "embedding": 4, "chunk_embedding": 3, "activation": "sigmoid"}
+    backbone = {"name": "mlp", "hidden": [7]}
+    net = hypernetwork(
+        input_shape=(5,), classes=6, backbone=backbone, generator="chunks", init="xavier", tasks=3, seed=0, **sizes
+    ).double()
+    start = {name: value.detach().clone() for name, value in net.generator.named_parameters()}
+    batches, step = list[tuple[int, Tensor, Tensor]](), Engine.step
+
+    def noted(self: Engine, batch: Batch, *args: Any, **kwargs: Any) -> Any:
+        batches.append((self.services.task, batch.inputs.double(), batch.targets))  # type: ignore[arg-type, union-attr]
+        return step(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "step", noted)
+    method = hypernetwork_regularised(strength=2.0, lookahead="none", likelihood="sum", targets="cached")
+    optimizer = {"name": "Adam", "lr": 0.01, "eps": 1e-8 / rows}
+    settings: dict[str, Any] = {"iterations": 12, "batch_size": 6, "precision": "64-true", "reset_optimizer": True}
+    Trainer(method, optimizer=optimizer, **settings).fit(net, stream)
+    assert [task for task, _, _ in batches] == [0] * 12 + [1] * 12 + [2] * 12
+    wanted = images_by_hand(batches, start, rows)
+    for (name, value), other in zip(net.generator.named_parameters(), wanted):
+        assert not torch.equal(value, start[name])
+        torch.testing.assert_close(value, other, rtol=0, atol=1e-10)

@@ -58,8 +58,8 @@ def _replaced(score: float, held: list[float], trials: int = 4000) -> list[int]:
         insertion.incoming = torch.tensor([score])
         placed = insertion.plan(1, len(held), len(held))
         if placed is not None:
-            counts[int(placed.slots)] += 1
-            assert insertion.scores[int(placed.slots)] == pytest.approx(score)
+            counts[placed.slots[0]] += 1
+            assert insertion.scores[placed.slots[0]] == pytest.approx(score)
     return counts
 
 

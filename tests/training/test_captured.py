@@ -20,7 +20,7 @@ from holdfast.core.operation import Operation
 from holdfast.core.services import Services
 from holdfast.core.step import Step
 from holdfast.core.tape import refs
-from holdfast.methods import agem, duplicate_backbone, er, hat, progressive, si
+from holdfast.methods import agem, duplicate_backbone, er, ewc, hat, mir, progressive, si
 from holdfast.operations import Remember, Replay
 from holdfast.testing import toys
 from holdfast.training import Continual, Trainer, inductor, lanes, programs, recordings
@@ -111,6 +111,31 @@ def test_an_operation_that_keeps_the_batch_of_a_step_as_written_is_captured(make
 def test_weights_that_move_at_some_steps_only_have_counts_of_their_own(foreach: bool) -> None:
     adam = {"name": "Adam", "lr": 0.01, "foreach": foreach}
     assert captured_steps(both(lambda: Method(Still()), optimizer=adam, epochs=4)) > 4
+
+
+def halving(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+
+
+class Scales(Operation):
+    """Gradients by the learning rate, read where no decision is made."""
+
+    role = "representation learning"
+
+    def gradient(self, step: Step, learner: Services) -> None:
+        for gradient in learner.gradients():
+            gradient.mul_(10 * (learner.trainable.rate or 0.0))
+
+
+@pytest.mark.parametrize("make", [lambda: mir(capacity=20, size=4), ewc, lambda: Method(Scales())])
+def test_a_rate_that_an_operation_reads_may_change_from_epoch_to_epoch(make: Callable[[], Method]) -> None:
+    assert captured_steps(both(make, optimizer=SGD, scheduler=halving, scheduler_every="epoch", epochs=4)) > 10
+
+
+def test_an_operation_that_reads_the_optimiser_is_not_captured_with_steps_that_are_counted_on_the_host() -> None:
+    events = both(lambda: Method(Scales()), optimizer={"name": "Adam", "lr": 0.01})
+    assert captured_steps(events) == 0
+    assert "whose steps are counted on the host; optimizer.fused=true" in events[0]["reasons"][0]
 
 
 def test_the_log_has_the_same_losses_and_accuracies() -> None:

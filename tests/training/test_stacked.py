@@ -24,7 +24,7 @@ from holdfast.runs.run import resume, run
 from holdfast.runs.sweep import sweep
 from holdfast.testing import toys
 from holdfast.testing.capture import APART, gap
-from holdfast.training import Trainer, fit_stacked, inductor
+from holdfast.training import Trainer, fit_stacked, inductor, stacked_blocks
 from holdfast.training.stacked import Member, Stack
 
 Run = tuple[Trainer, nn.Module, Stream]
@@ -164,6 +164,13 @@ def test_runs_whose_weights_moved_unlike_often_each_count_their_own_steps() -> N
 def test_runs_that_decide_otherwise_at_a_step_make_it_by_themselves() -> None:
     told = both(lambda number: Method(Odd()))
     assert 0 < stacked(told) < sum(event["captured"] for event in told)
+
+
+def test_one_run_of_a_stack_after_the_other_is_audited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacked_blocks, "AUDIT", 1)
+    told = both(METHODS["er"], epochs=4)
+    assert sum(event["recorded"] for event in told) > 2 * len(told), "more than were recorded to begin with"
+    assert stacked(told) > 0
 
 
 def test_what_cannot_be_stacked_runs_alone_and_says_why(caplog: pytest.LogCaptureFixture) -> None:

@@ -106,10 +106,12 @@ class Services:
         pads: what inputs of different lengths are padded with, where the model does not say.
         fill: what rows of a column that are of different lengths are padded with: `fill(column, rows)`, or None.
         ignores: whether labels were seen that count for nothing.
+        counts_all: whether all labels of the current experience were looked at, and each counts.
         fields: the extra fields that the method's operations want remembered.
         grown: whether outputs were added after the first experience (stored logits may be narrower than today's).
         forward: how forwards are made: with which `prepare`, `autocast` and `output`.
-        trainable: the parameters that are trained: `add`, `freeze`, `moments`, `forget_moments`, `rate`.
+        trainable: the parameters that are trained: `add`, `freeze`, `moments`, `forget_moments`, `rate`,
+            `kind`.
         share: this process's part of what all ranks keep or draw: `learner.share(count)`, `learner.share.rows(order)`.
         seen: which classes were seen so far.
         generators: the generators behind `rng`.
@@ -148,7 +150,7 @@ class Services:
         self.members: list[tuple[int, ...]] = []
         self.memory: Memory | None = None
         self.fields: tuple[str, ...] = ()
-        self.grown = self.ignores = False
+        self.grown = self.ignores = self.counts_all = False
         self.seen = SeenClasses(self.device)
         self.logged: dict[str, list[tuple[Tensor, float]]] = {}
         self.pads: float | Mapping[str, float] | None = None

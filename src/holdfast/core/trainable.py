@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import unwrap
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class Trainable:
 
     def moments(self, parameter: nn.Parameter) -> list[Tensor]:
         """What the optimiser keeps for each value of `parameter` (momentum, Adam's averages), to be edited in place."""
-        optimizer = self.optimizer()
+        optimizer = unwrap(self.optimizer)()  # none of its numbers is read, which is what a wrapper is there to see
         if optimizer is None or parameter not in optimizer.state:
             return []
         kept = optimizer.state[parameter].values()
@@ -82,9 +83,15 @@ class Trainable:
 
     def forget_moments(self, parameters: Sequence[nn.Parameter]) -> None:
         """Let the optimiser forget all it remembers of `parameters`, as if they were new."""
-        optimizer = self.optimizer()
+        optimizer = unwrap(self.optimizer)()
         for parameter in parameters if optimizer is not None else ():
             optimizer.state.pop(parameter, None)  # type: ignore[union-attr]
+
+    @property
+    def kind(self) -> type | None:
+        """The class of the optimiser; None if there is none."""
+        optimizer = unwrap(self.optimizer)()
+        return None if optimizer is None else type(optimizer)
 
     @property
     def rate(self) -> float | None:

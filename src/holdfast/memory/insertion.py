@@ -18,14 +18,32 @@ from holdfast.memory.storage import Slots
 class Placement(NamedTuple):
     """Which rows of a batch are kept, and where: row `incoming[i]` goes to slot `slots[i]`; slots are distinct."""
 
-    incoming: Slots
-    slots: Slots
+    incoming: Slots | list[int]
+    slots: Slots | list[int]
 
     @classmethod
     def of(cls, places: Mapping[int, int]) -> Placement:
         """From a mapping of slot to incoming row."""
-        incoming, slots = integers([*places.values(), *places], 2).unbind()
-        return cls(incoming, slots)
+        return cls(list(places.values()), list(places))
+
+    def tensors(self) -> tuple[Slots, Slots]:
+        """The same, numbers as int64 vectors."""
+        incoming, slots = self
+        if isinstance(incoming, list) or isinstance(slots, list):
+            return integers(numbers(incoming), 1)[0], integers(numbers(slots), 1)[0]
+        return incoming, slots
+
+
+def numbers(rows: Slots | list[int]) -> list[int]:
+    """Rows or slots as a list.
+
+    Example:
+        >>> numbers(slice(2, 4)), numbers(torch.tensor([5]))
+        ([2, 3], [5])
+    """
+    if isinstance(rows, slice):
+        return list(range(rows.start, rows.stop))
+    return rows.tolist() if isinstance(rows, Tensor) else rows
 
 
 def integers(numbers: Iterable[int], rows: int) -> Tensor:

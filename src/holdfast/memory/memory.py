@@ -13,9 +13,9 @@ from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Tree
 from holdfast.core.ranks import Share
 from holdfast.core.tree import Fill, flatten, restore, row_count
-from holdfast.memory.insertion import Insertion, Placement, integers
+from holdfast.memory.insertion import Insertion, Placement, integers, numbers
 from holdfast.memory.retrieval import Retrieval
-from holdfast.memory.storage import Storage
+from holdfast.memory.storage import Array, Storage
 
 ARRIVAL_BYTES = 8
 """Bytes a slot takes beside its row: the number its row had in the stream."""
@@ -48,7 +48,7 @@ class Memory:
     """
 
     __slots__ = (
-        *("_arrivals", "_count", "_device", "_fill", "_gives", "_size", "_storage"),
+        *("_arrivals", "_arrived", "_count", "_device", "_fill", "_gives", "_size", "_storage"),
         *("bytes", "capacity", "insertion", "seen"),
     )
 
@@ -78,6 +78,7 @@ class Memory:
         self._gives = None if gives == self._device else gives
         self._storage: Storage | None = None
         self._arrivals: Tensor | None = None
+        self._arrived: Array | None = None  # the same, as numpy sees it
         self._count = 0
         self.seen = 0
 
@@ -169,7 +170,7 @@ class Memory:
 
     def clear(self) -> None:
         """Release all rows and forget how many were seen; randomness goes on."""
-        self._storage = self._arrivals = None
+        self._storage = self._arrivals = self._arrived = None
         self._count = self.seen = 0
         self.capacity = self._size
         self.insertion.reset()
@@ -216,13 +217,12 @@ class Memory:
         self.insertion.load(state["insertion"])
 
     def _write(self, placement: Placement, rows: Mapping[str, Tree | int], count: int, capacity: int) -> None:
-        incoming, slots = placement
         storage, arrivals = self._storage, self._arrivals
         if storage is not None and arrivals is not None and self._quickly(storage, arrivals, placement, rows, count):
             if self._count < capacity:
-                last = slots.stop if isinstance(slots, slice) else int(slots.max()) + 1
-                self._count = max(self._count, last)
+                self._count = max(self._count, max(numbers(placement.slots)) + 1)
             return
+        incoming, slots = placement.tensors()
         columns, structure = flatten(_trees(rows))
         if row_count(columns) != count:
             raise DataError(f"{row_count(columns)} rows with {count} targets. Give every field one row per sample.")
@@ -285,10 +285,8 @@ class Memory:
         slots = [capacity] * count
         placement = self.insertion.plan(count, self.seen, capacity, targets)
         if placement is not None:
-            incoming, chosen = (
-                range(one.start, one.stop) if isinstance(one, slice) else one.tolist() for one in placement
-            )
-            for row, slot in zip(incoming, chosen):
+            chosen = numbers(placement.slots)
+            for row, slot in zip(numbers(placement.incoming), chosen):
                 slots[row] = slot
             self._count = max(self._count, max(chosen) + 1)
         places = integers([*slots, *range(self.seen, self.seen + count)], 2)
@@ -299,10 +297,17 @@ class Memory:
         self, storage: Storage, arrivals: Tensor, placement: Placement, rows: Mapping[str, Tree | int], count: int
     ) -> bool:
         """Write rows that are like those before; False, with nothing written, where a closer look is needed."""
-        incoming, slots = placement
         for value in rows.values():
             if isinstance(value, Tensor) and value.size(0) != count:
                 return False
+        incoming, slots = placement
+        if isinstance(slots, list) and isinstance(incoming, list) and storage.write_few(incoming, slots, rows):
+            if self._arrived is None or self._arrived.tensor is not arrivals:
+                self._arrived = Array(arrivals)
+            for row, slot in zip(incoming, slots):
+                self._arrived.array[slot] = self.seen + row
+            return True
+        incoming, slots = placement.tensors()
         if not storage.write_same(incoming, slots, rows):
             return False
         if isinstance(slots, slice) or isinstance(incoming, slice):

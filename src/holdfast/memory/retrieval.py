@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,15 +125,18 @@ def distinct(rows: int, size: int, n: int, generator: torch.Generator) -> Tensor
     drawn = torch.randint(n, (rows, size), generator=generator)
     if rows == 1 and size <= FEW:
         return _apart(drawn[0].tolist(), n, generator)
-    left, some = torch.arange(rows), drawn  # the rows in which numbers may repeat, and what they are now
+    values = drawn.numpy()  # which sorts few numbers in a fifth of the time
+    left = np.arange(rows)  # the rows in which numbers may repeat
     while True:
-        ordered, origin = some.sort(dim=1, stable=True)
-        row, column = (ordered[:, 1:] == ordered[:, :-1]).nonzero(as_tuple=True)
-        if not len(row):
+        ordered = np.sort(values[left], axis=1)
+        left = left[(ordered[:, 1:] == ordered[:, :-1]).any(axis=1)]
+        if not len(left):
             return drawn
-        drawn[left[row], origin[row, column + 1]] = torch.randint(n, (len(row),), generator=generator)
-        left = left[row].unique_consecutive()
-        some = drawn[left]
+        some = values[left]
+        origin = np.argsort(some, axis=1, kind="stable")
+        ordered = np.take_along_axis(some, origin, axis=1)
+        row, column = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
+        values[left[row], origin[row, column + 1]] = torch.randint(n, (len(row),), generator=generator).numpy()
 
 
 def _apart(drawn: list[int], n: int, generator: torch.Generator) -> Tensor:

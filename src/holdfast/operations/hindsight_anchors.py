@@ -14,6 +14,7 @@ from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import memory_of
 from holdfast.operations._parts.rows import HALF, row_losses, take
+from holdfast.operations.lookahead import descend
 
 
 class HindsightAnchors(Operation):
@@ -107,13 +108,7 @@ class HindsightAnchors(Operation):
         gradients, rate = learner.gradients(), learner.decide(lambda: self._rate(learner))
         names = list(learner.named_parameters())
         self._twin.copy_from(learner.model.state_dict())
-        with torch.no_grad():
-            values = [self._twin.values[name] for name in names]
-            if isinstance(rate, Tensor):  # in a step that is recorded; the same with as many roundings
-                for value, gradient in zip(values, gradients):
-                    value.addcmul_(gradient, -rate)
-            else:
-                torch._foreach_add_(values, gradients, alpha=-rate)
+        descend([self._twin.values[name] for name in names], gradients, rate)
         ahead = self._twin(self.anchors, self.tasks)
         with eval_mode(learner.model):
             term = (_full(learner(self.anchors, self.tasks)) - _full(ahead)).square().mean()

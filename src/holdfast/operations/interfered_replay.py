@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from holdfast.core.forward import gradients_of
@@ -14,6 +13,7 @@ from holdfast.core.snapshot import Twin
 from holdfast.core.step import Step
 from holdfast.operations._parts.draws import Average, Draws, mix
 from holdfast.operations._parts.rows import row_losses, take
+from holdfast.operations.lookahead import descend
 
 
 class InterferedReplay(Draws):
@@ -101,8 +101,7 @@ class InterferedReplay(Draws):
         grads = average_over_ranks(gradients_of(step.loss, list(parameters.values()))[0])
         twin.copy_from(learner.model.state_dict())
         before = self._losses(twin, rows, learner)
-        with torch.no_grad():
-            torch._foreach_add_([twin.values[name] for name in parameters], grads, alpha=-self._rate(learner))
+        descend([twin.values[name] for name in parameters], grads, learner.decide(lambda: self._rate(learner)))
         return self._losses(twin, rows, learner) - before
 
     def _rate(self, learner: Services) -> float:

@@ -62,6 +62,23 @@ def planned_moves(
     return moves
 
 
+def descend(values: Sequence[Tensor], gradients: Sequence[Tensor], rate: float | Tensor) -> None:
+    """`values -= rate * gradients` in place; the rate is a tensor where a step is recorded that decides it.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> descend([weight], [torch.tensor([1.0, 2.0])], 0.5)
+        >>> weight.tolist()
+        [0.5, 0.0]
+    """
+    with torch.no_grad():
+        if isinstance(rate, Tensor):  # the same with as many roundings
+            for value, gradient in zip(values, gradients):
+                value.addcmul_(gradient, -rate)
+        else:
+            torch._foreach_add_([*values], [*gradients], alpha=-rate)
+
+
 def _sgd(group: dict[str, Any], state: dict[str, Any], gradient: Tensor) -> Tensor:
     direction = gradient
     if group["momentum"]:

@@ -17,6 +17,7 @@ from holdfast.core.tree import tree_rows
 from holdfast.operations._parts.draws import mix
 from holdfast.operations._parts.rows import loss_of
 from holdfast.operations.joined_replay import JoinedReplay
+from holdfast.operations.lookahead import descend
 
 
 class MetaReplay(JoinedReplay):
@@ -129,11 +130,10 @@ def _current(step: Step) -> dict[str, Any]:
 
 def _move(learner: Services, loss: Tensor) -> None:
     """One step of gradient descent on `loss`; the gradients that are there stay."""
-    (rate,) = learner.decide(lambda: (learner.trainable.rate,))  # a number of the call, so each rate is a branch
+    rate = learner.decide(lambda: learner.trainable.rate)
     if rate is None:
         raise UsageError("meta_replay makes steps of the learning rate, and this loop has none. Pass optimizer=...")
-    with torch.no_grad():
-        torch._foreach_add_([*learner.parameters()], learner.grad(loss), alpha=-rate)
+    descend(learner.parameters(), learner.grad(loss), rate)
 
 
 def _copied(parameters: list[nn.Parameter]) -> list[Tensor]:

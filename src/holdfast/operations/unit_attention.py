@@ -134,10 +134,12 @@ class UnitAttention(Blocking):
     def sharpness(self) -> float:
         """s: rises from 1 / s_max to s_max within each epoch of training; s_max in evaluation."""
         learner = self._learner
-        if not learner.model.training:
-            return self.s_max
-        low = 1 / self.s_max
-        return learner.decide(lambda: low + (self.s_max - low) * (learner.now.epoch_progress or 0.0), learner.device)
+        return learner.decide(self._annealed, learner.device) if learner.model.training else self.s_max
+
+    def _annealed(self) -> float:
+        learner, low = self._learner, 1 / self.s_max
+        rising = low + (self.s_max - low) * (learner.now.epoch_progress or 0.0)
+        return rising if learner.model.training else self.s_max
 
     def gates(self, name: str) -> Tensor | None:
         """The gates of a layer in the forward that is running: `[units]`, or `[rows, units]` where tasks are mixed."""
@@ -225,11 +227,12 @@ class UnitAttention(Blocking):
     def gradient(self, step: Step, learner: Services) -> None:
         """Compensate the embeddings' gradient for the annealing, and scale that of used weights."""
         s = self.sharpness
+        back = learner.decide(lambda: self.s_max / self._annealed(), learner.device)  # divided on the host, in doubles
         for embedding in self.embeddings.values():
             if embedding.grad is not None:
                 e = embedding.detach()
                 steep = torch.cosh((s * e).clamp(-self.limit, self.limit)) + 1
-                embedding.grad.mul_(self.s_max / s * steep / (torch.cosh(e) + 1))
+                embedding.grad.mul_(back * steep / (torch.cosh(e) + 1))
         if self.finished and self.mode == "random":
             self._draw(learner)
         elif self.finished and self.mode.startswith("adapt"):

@@ -169,7 +169,7 @@ class Captured:
             steps: how many there will be, at most; None where nobody knows, and nobody says whether compiling pays.
         """
         self.recordings.forget()
-        self.rates.moved_otherwise()
+        self.rates.begin()
         self._static.clear()
         self.reasons = reasons_against(self.session)
         self._left, self._judged = steps or 0, steps is None
@@ -262,24 +262,25 @@ class Captured:
         session, services = self.session, self.session.engine.services
         batch = Batch(static.inputs, static.targets, static.task)
         decisions, optimization, logged = self.recordings.decisions, session.optimization, services.logged
-        move = optimization.move
+        move, trainable = optimization.move, services.trainable
+        optimizer = trainable.optimizer
+        trainable.optimizer = self.rates.watched(optimizer, decisions.recording)
         optimization.move = self.rates.moving(move, lambda: None if decisions.watch is None else decisions.watch.tape)
         services.logged = {}
         try:
             step = session.engine.step(batch, now.watched(decisions.peek), session.update, 1.0, last)
             self.tally.take(step.outputs, step.targets, services.logged)
         finally:
-            optimization.move, services.logged = move, logged
+            optimization.move, services.logged, trainable.optimizer = move, logged, optimizer
 
     def _mark(self, tape: Tape) -> None:
         self.rates.mark(tape)
         moved = self.session.optimization
         if self.rates.constant and self.session.current.scheduler_every == "step" and moved.scheduler is not None:
-            name = type(moved.optimizer).__name__
-            tape.problems.append(
-                f"the scheduler changes the learning rate at every step, and the step of {name} has it as a constant;"
-                " fused optimisers (optimizer.fused=true) and SGD do not"
-            )
+            who = f"the step of {type(moved.optimizer).__name__} has it as a constant"
+            more = "; fused optimisers (optimizer.fused=true) and SGD do not"
+            who, more = ("an operation reads it", "") if self.rates.read else (who, more)
+            tape.problems.append(f"the scheduler changes the learning rate at every step, and {who}{more}")
 
     def _ready(self, tape: Tape) -> Callable[[], None]:
         if self.how == "compile":

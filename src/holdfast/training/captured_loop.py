@@ -119,7 +119,7 @@ class CapturedLoop:
         if now != self._of:
             self._of = now
             self.recordings.forget()
-            self.rates.moved_otherwise()
+            self.rates.begin()
             self._static.clear()
 
     def _body(self, static: tuple[Any, ...]) -> Any:
@@ -131,13 +131,15 @@ class CapturedLoop:
             optimizer.register_step_pre_hook(lambda *_: self.rates.start(tape)),
             optimizer.register_step_post_hook(lambda *_: self.rates.stop()),
         ]
-        services.logged = {}
+        trainable, services.logged = services.trainable, {}
+        optimizer_of = trainable.optimizer
+        trainable.optimizer = self.rates.watched(optimizer_of, decisions.recording)
         try:
             out = self._step(*static)
             self.tally.take(None, torch.empty(0), services.logged)
         finally:
             for hook in hooks:
                 hook.remove()
-            services.logged = logged
+            services.logged, trainable.optimizer = logged, optimizer_of
         self.tally.steps += 1
         return out

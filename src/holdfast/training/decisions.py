@@ -59,6 +59,8 @@ class Recording:
         after: puts tensors where the step leaves them, by path.
         outputs: what its function returned.
         runs: how often it was run.
+        audit: the number of the run in whose place it is recorded again and compared, ...
+        between: ... and how many runs there are to the next such one.
         fed: the tensors that hold what the step is given.
         looked: the storages that its decisions looked at, ...
         wrote: ... and those that the step writes.
@@ -72,6 +74,8 @@ class Recording:
     after: list[tuple[str, Callable[[Tensor], None], Tensor]] = field(default_factory=list)
     read: frozenset[int] = frozenset()
     runs: int = 0
+    audit: int = 0
+    between: int = 0
     fed: list[Tensor] = field(default_factory=list)
     looked: frozenset[int] = frozenset()
     wrote: frozenset[int] = frozenset()
@@ -143,9 +147,14 @@ class Decisions:
         self.ever |= self.excused
         return value
 
+    def recording(self) -> bool:
+        """Whether a step is recorded, and no decision is being made."""
+        return self.noted is not None and not self._inside and self.watch is not None
+
     def peek(self, what: str) -> None:
         """Note that something which differs from step to step is read outside of a decision."""
-        if self.noted is not None and not self._inside and self.watch is not None:
+        if self.recording():
+            assert self.watch is not None
             self.watch.tape.problems.append(f"{what} is read outside of a decision ({line()})")
 
 

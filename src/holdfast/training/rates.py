@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,10 @@ class Rates:
 
     Args:
         optimizer: returns the optimiser.
+
+    Attributes:
+        constant: the groups whose rate stands in a step as it is.
+        read: whether an operation reads the optimiser's numbers in a step, so that all of them stand in it.
     """
 
     def __init__(self, optimizer: Callable[[], torch.optim.Optimizer | None]) -> None:
@@ -49,6 +54,7 @@ class Rates:
         self._counts: list[Tensor] = []
         self._asked: dict[str, Callable[[], float]] = {}
         self._alike: Hashable = None
+        self.read = False
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -79,6 +85,20 @@ class Rates:
             return out
 
         return noted
+
+    def begin(self) -> None:
+        """Nothing that was recorded is valid any more."""
+        self.read, self._alike = False, None
+
+    def watched(self, optimizer: Callable[[], Any], recording: Callable[[], bool]) -> Callable[[], Any]:
+        """`optimizer` for operations: one that looks at it where `recording` says so reads its numbers as they are."""
+
+        @wraps(optimizer)
+        def read() -> Any:
+            self.read = self.read or recording()
+            return optimizer()
+
+        return read
 
     def start(self, tape: Tape | None) -> None:
         """The optimiser is about to move."""
@@ -119,7 +139,9 @@ class Rates:
                 tape.problems[first:last] = [self._sentence()]
         elif last > first:
             del tape.problems[first:last]
-        self.constant = set(range(len(self.groups))) - marked
+        if self.read and self._counts:
+            tape.problems.append(f"{COUNTS_READ}; optimizer.fused=true counts on the device")
+        self.constant = set(range(len(self.groups))) - (set() if self.read else marked)
 
     def _mark_rates(self, tape: Tape, start: int, end: int) -> set[int]:
         """The groups whose rates were marked where they stand as they are."""
@@ -301,6 +323,8 @@ COMPUTED: dict[str, Callable[[dict[str, Any], float], float]] = {
 COUNTING = (torch.optim.Adam, torch.optim.AdamW)
 
 READ = "a value is read on the host"
+
+COUNTS_READ = "an operation works with the optimiser's state, whose steps are counted on the host"
 
 MOVING_BY_RATE = (torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adadelta)
 """Optimisers in whose step the rate stands but once for each parameter."""

@@ -111,7 +111,7 @@ class Recordings:
         """
         self.decisions.made.clear()
         fits, made = self.fitting(self.kept.get(key, []))
-        audited = fits is not None and (fits.runs + 1) % AUDIT == 0
+        audited = fits is not None and fits.runs + 1 >= fits.audit
         if fits is None or audited:
             self.decisions.made.extend(made)  # for the step that is made in another way, or recorded again
         if fits is not None and not audited:
@@ -128,6 +128,7 @@ class Recordings:
         self.seen[key] = self.seen.get(key, 0) + 1
         if fits is not None:
             fits.runs += 1
+            fits.audit += fits.between
         elif self._is_left(key):
             self.resting = max(0, self.resting - 1)
             return self._plainly(as_written)
@@ -233,6 +234,7 @@ class Recordings:
                 return out
             tape.nodes = kept_nodes  # to compare with later
             tape.release()
+            made.audit = made.between = AUDIT
             self.kept.setdefault(key, []).append(made)
             self.failed = self.unlike = 0
         return out

@@ -15,12 +15,15 @@ from holdfast.core.forward import call
 from holdfast.training.decisions import Recording
 from holdfast.training.recordings import AUDIT
 from holdfast.training.stacked_calls import CannotStack
-from holdfast.training.stacked_feed import CHUNK, Coming, Windows, block_of, program_of
+from holdfast.training.stacked_feed import CHUNK, FIRST, Coming, Windows, block_of, program_of
 from holdfast.training.stacked_steps import BLOCK, Alone, StackedSteps
 from holdfast.training.stacking import Stacked, runner_of
 
 BUFFER = 256 * 2**20
-"""Bytes of batches that are brought to the device at once, at most."""
+"""Bytes of batches that are brought to the device at once, at most; four times as many to a GPU."""
+
+AUDITED = 4
+"""Audits of a run alone in whose time there is one in a stack, of one of its runs after the other."""
 
 IN_VAIN = 40
 """Blocks in a row without a step, after which an experience's steps are made alone."""
@@ -52,6 +55,7 @@ class Blocks:
                 continue
             assert isinstance(recording.run, Alone)
             parts.setdefault((recording.run.signature, block_of(one).size), []).append((one, recording, made))
+        most = 1 if any(one.audits for one in offers) else BLOCK  # who is audited makes a single step meanwhile
         for part in parts.values():
             if len(part) == 1:
                 one, _, made = part[0]
@@ -60,7 +64,7 @@ class Blocks:
                 self._by_itself(one, made)
                 continue
             try:
-                self._block(part)
+                self._block(part, most)
             except CannotStack as error:
                 for one, _, made in part:
                     one.leave(str(error))
@@ -72,14 +76,19 @@ class Blocks:
         block_of(one).by_itself = True
         one.refused += 1
 
-    def _block(self, part: Part) -> None:
-        """Make the steps of a block as long as all decide alike; the device makes some while the next are decided."""
+    def _block(self, part: Part, most: int) -> None:
+        """Make the steps of a block as long as all decide alike; the device makes some while the next are decided.
+
+        Args:
+            part: the runs.
+            most: steps.
+        """
         members = [one for one, _, _ in part]
         chosen = [recording for _, recording, _ in part]
         stacked, rows = self._stacked(members, chosen)
         blocks = [block_of(one) for one in members]
-        count = min([stacked.steps, *(block.steps for block in blocks)])
-        count = min([count, *(AUDIT - 1 - recording.runs % AUDIT for recording in chosen)])  # till one is audited
+        count = min([most, stacked.steps, *(block.steps for block in blocks)])
+        count = min([count, *(recording.audit - 1 - recording.runs for recording in chosen)])
         if any(recording.looked & recording.wrote for recording in chosen):
             count = 1  # decisions look at what the steps before have left
         windows = Windows(members, stacked, rows, count)
@@ -87,9 +96,10 @@ class Blocks:
         self._bring_batches(stacked, rows, members, count := windows.count)
         coming = Coming(members, chosen)
         coming.add([made for _, _, made in part])
-        done, going_on = 0, True
+        done, chunk, going_on = 0, FIRST, True
         while going_on:
-            going_on = coming.decide(min(CHUNK, count - done))
+            going_on = coming.decide(min(chunk, count - done))
+            chunk = min(CHUNK, 2 * chunk)
             if coming.steps:
                 coming.bring(stacked, rows, done)
             for _ in range(coming.steps):
@@ -115,7 +125,8 @@ class Blocks:
             raise CannotStack("the runs decide otherwise than one another at most steps")
         steps = members[0]
         size = sum(leaf[0].nbytes for leaf in block_of(steps).leaves) * len(members)
-        most = max(1, min(BLOCK, BUFFER // max(1, size)))
+        buffer = BUFFER * (4 if steps.session.device.type == "cuda" else 1)
+        most = max(1, min(BLOCK, buffer // max(1, size)))
         stacked = Stacked(
             [program_of(recording) for recording in chosen],
             [_given(recording) for recording in chosen],
@@ -126,6 +137,9 @@ class Blocks:
         if steps.how == "compile":
             steps.judge(len(members))
         stacked.run = runner_of(stacked, steps.how)
+        for place, recording in enumerate(chosen):  # what they record is one program, so that one of them is enough
+            recording.between = AUDITED * AUDIT * len(chosen)
+            recording.audit = recording.runs + AUDITED * AUDIT * (1 + place)
         self._stacks.append((stacked, dict(zip(members, chosen))))
         return stacked, list(range(len(members)))
 

@@ -13,8 +13,8 @@ from holdfast.training.programs import Program
 from holdfast.training.stacked_steps import Alone, Block, StackedSteps
 from holdfast.training.stacking import Stacked
 
-CHUNK = 256
-"""Steps that are decided while the device makes those before them."""
+FIRST, CHUNK = 32, 256
+"""Steps that are decided while the device makes those before them: few at first, then twice as many each time."""
 
 
 class Windows:

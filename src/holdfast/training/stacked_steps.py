@@ -16,10 +16,9 @@ from holdfast.training.captured import Captured, leaves_of
 from holdfast.training.decisions import Recording
 from holdfast.training.inductor import CannotRun
 from holdfast.training.programs import Program, chosen, compiled, graphed, runner, signature, with_tensors
-from holdfast.training.recordings import AUDIT
 from holdfast.training.session import Session
 
-BLOCK, BYTES = 512, 32 * 2**20
+BLOCK, BYTES = 1024, 32 * 2**20
 """Steps whose batches are made together, at most, and bytes of these, unless a single step has more."""
 
 
@@ -116,6 +115,7 @@ class StackedSteps(Captured):
         block: that is offered.
         stacked: steps of the experience that were made together with others, ...
         beside: ... and how many these were, at most, itself included.
+        audits: whether its next step is recorded again, to see whether it is still the same.
         asked: inputs and task that outputs are wanted for, in evaluation; `answer` are those computed with others'.
     """
 
@@ -130,6 +130,7 @@ class StackedSteps(Captured):
         self.answer: Tensor | None = None
         self._kept: list[Recording] = []
         self._seen = False
+        self.audits = False
 
     def begin(self, steps: int | None) -> None:
         """Wait until every other training is at an experience as late as this one."""
@@ -229,9 +230,8 @@ class StackedSteps(Captured):
             for tensor, leaves in zip(self._kept[0].fed, block.leaves):
                 tensor.copy_(leaves[step])
         recording, made = self.recordings.fitting(self._kept)
-        if recording is None or not isinstance(recording.run, Alone) or (recording.runs + step + 1) % AUDIT == 0:
-            return None, made
-        return recording, made
+        self.audits = recording is not None and recording.runs + step + 1 >= recording.audit
+        return (None if self.audits or recording is None or not isinstance(recording.run, Alone) else recording), made
 
     def decides_at_once(self, recording: Recording) -> bool:
         """Whether all that a step decides can be decided for many steps at once, and never leads to another step."""

@@ -291,6 +291,8 @@ def open_experience(session: Session, index: int) -> Experience:
     before = copied(session.engine.state(check=False)) if "replacement" in session.method.needs else None
     anew = session.take_settings(index)
     experience, replaced = session.engine.begin(session.stream[index])
+    services = session.engine.services
+    services.counts_all = services.memory is not None and not services.ignores
     session.ranks.same(session.model.state_dict().values())
     session.position.enter(index)
     if replaced:

@@ -81,9 +81,11 @@ class Stiffness:
 
     def of(self, learner: Services, importance: dict[str, Tensor]) -> dict[str, Tensor]:
         """The importance to pull with, by parameter name; worked out anew where the learning rate changed."""
-        optimizer = learner.trainable.optimizer() if importance and self.active and self.curvature > 0 else None
-        if not isinstance(optimizer, torch.optim.SGD):
+        kind = learner.trainable.kind if importance and self.active and self.curvature > 0 else None
+        if kind is None or not issubclass(kind, torch.optim.SGD):
             return importance
+        optimizer = learner.trainable.optimizer()
+        assert optimizer is not None
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
         if self._made is None or self._made[0] != rate or self._made[1] is not importance:
             most = 1 / (max(rate, 1e-30) * self.curvature)

@@ -82,6 +82,8 @@ def loss_of(learner: Services, outputs: Tensor, targets: Tensor) -> Tensor:
 def with_classes(rows: dict[str, Any], learner: Services) -> dict[str, Any]:
     """The rows without those whose label counts for nothing, for memories that go by classes."""
     targets, ignored = rows["targets"], ignored_label(learner.criterion)
+    if learner.counts_all:  # to look at each batch anew would wait for the device
+        return rows
     if targets.dim() != 1 or learner.decide(lambda: bool((targets != ignored).all())):
         return rows
     return _fresh(rows, targets != ignored)
