@@ -305,14 +305,15 @@ def page(kept: dict[str, Any]) -> str:
     short = """
         What changed on the way: with half of the trials for published methods at their default numbers, what is good
         only when tuned was left behind; those searches came to 44.9 % (Tennessee Eastman), 21.3 % (CIFAR-100) and
-        81.8 % (DeepPCB), and the sweeps of then tuned DER++ to 47.9, 15.4 and 82.3 %. With a quarter for them, most later proposals near the leaders, and one more try with a
-        smaller learning rate for what diverges, they came to 47.3, 23.8 and 84.2 %: on CIFAR-100 less than the median
-        of random draws. The trials of that search, and what the draws had found, were then looked at: it stayed near
-        replay, since what did better kept more bytes than the limit allows, and no published method has the nearest
-        class means of the inputs that two of the draws came upon. So a search now begins with what together did best
-        on [five other data sets](search_portfolio.md), tries what is best but beyond a limit with smaller numbers, and
-        leaves alone what changes nothing ([search](search.md)). That rule was chosen on those other data sets, but
-        after CIFAR-100 had shown where it was needed. Searches were measured anew with it, once."""
+        81.8 % (DeepPCB), and the sweeps of then tuned DER++ to 47.9, 15.4 and 82.3 %. With a quarter for them, most
+        later proposals near the leaders, and one more try with a smaller learning rate for what diverges, they came
+        to 47.3, 23.8 and 84.2 %: on CIFAR-100 less than the median of random draws. The trials of that search, and
+        what the draws had found, were then looked at: it stayed near replay, since what did better kept more bytes
+        than the limit allows, and no published method has the nearest class means of the inputs that one of the draws
+        came upon. So a search now begins with what together did best on [five other data sets](search_portfolio.md),
+        tries what is best but beyond a limit with smaller numbers, and leaves alone what changes nothing
+        ([search](search.md)). That rule was chosen on those other data sets, but after CIFAR-100 had shown where it
+        was needed. Searches were measured anew with it, once."""
     again = """
         The sweeps on CIFAR-100 and that of fine-tuning on DeepPCB were measured anew, too; the other sweeps are those
         of before: no two of their settings measured the very same, so that the rule proposes the same. Random draws do
