@@ -47,8 +47,12 @@ def test_half_a_minute_without_news_is_one_line_with_loss_and_time_left(monkeypa
     ]
 
 
-def test_a_terminal_gets_a_bar_over_the_whole_training(toy) -> None:
+def test_a_terminal_gets_a_bar_over_the_whole_training(toy, monkeypatch) -> None:
     stream, out = toy.stream(), io.StringIO()
+    monkeypatch.setattr(telling.Bar, "interval", 1e6)
+    Trainer(methods.finetune(), progress=out).fit(toy.model(stream), stream)
+    assert out.getvalue() == "", "of what is over before the first news nothing is drawn"
+    monkeypatch.setattr(telling.Bar, "interval", 0.0)
     Trainer(methods.finetune(), progress=out, log_every=1).fit(toy.model(stream), stream)
     assert f"experience 1 of {len(stream)}" in out.getvalue()
     assert "left" in out.getvalue()
@@ -73,13 +77,13 @@ def test_the_report_is_made_again_while_a_run_goes_on(monkeypatch, tmp_path: Pat
 
     monkeypatch.setattr("holdfast.runs.run.write_report", lambda runs: None)
     with recording.Recording(tmp_path, {}, report=report) as record:
-        record._cost = 0.0
         stream = {"name": "s", "experiences": 2, "paradigm": "class", "classes": 2}
         record.record({"event": "start", "seed": 0, "method": "er", "parameters": 1, "stream": stream})
         for index in range(2):
             about = {"after": index, "experience": 0, "split": "test", "samples": 4, "loss": 0.1}
             record.record({"event": "evaluate", "correct": 3, "correct_task": 3, **about})
-            record._cost, record._reported = 0.0, float("-inf")
+            record._reported = float("-inf")
+            monkeypatch.setattr(recording.Recording, "_rests_until", float("-inf"))
             record.record({"event": "experience", "experience": index, "steps": 1, "seconds": 1.0})
     assert made == [1, 2]
 

@@ -173,19 +173,17 @@ class Engine:
         Returns:
             What was seen and computed; its outputs are those from before the weights moved.
         """
-        step = self._look(batch, now)
-        update(step, weight, last)
-        return step
-
-    def _look(self, batch: Batch, now: Now) -> Step:
-        """The first half of a step: what operations make of the batch, its forward and its loss."""
-        self.services.now = now
+        services, forward = self.services, self.services.forward
+        services.now = now
         if batch.task is None:
-            batch.task = self.services.forward.task
-        batch = self.batch(batch)
-        outputs, extras, loss = self.services.forward.autocasted(self._outputs, batch)
-        step = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
-        return now.stamped(step, self.index)
+            batch.task = forward.task
+        for change in self._batch:
+            batch = change(batch, services)
+        made = self._outputs(batch) if forward.autocast is None else forward.autocasted(self._outputs, batch)
+        outputs, extras, loss = made
+        seen = Step(batch.inputs, batch.targets, loss, outputs, batch.task, extras=extras, fresh=batch.fresh)
+        update(step := now.stamped(seen, self.index), weight, last)
+        return step
 
     def _outputs(self, batch: Batch) -> tuple[Tensor, Extras, Tensor]:
         outputs, extras = self.forward(batch)
@@ -204,13 +202,14 @@ class Engine:
             batch: with the rows that operations appended.
             through: what wraps the model, if the forward must go through that.
         """
+        services = self.services
         if not batch.appended:
-            outputs, extras = self.services.forward(batch.inputs, batch.task, through), Extras()
+            outputs, extras = services.forward(batch.inputs, batch.task, through), Extras()
         else:
-            inputs, task = batch.joined(self.services.device)
-            outputs, extras = batch.parted(self.services.forward(inputs, task, through))
-        if self.services.multi_head:
-            note_unmasked(self.services, outputs, extras)
+            inputs, task = batch.joined(services.device)
+            outputs, extras = batch.parted(services.forward(inputs, task, through))
+        if services.multi_head:
+            note_unmasked(services, outputs, extras)
         return outputs, extras
 
     def criterion(self, outputs: Tensor, targets: Tensor, inputs: Tree) -> Tensor:
@@ -243,7 +242,8 @@ class Engine:
             self.targets.check(step.targets)
         if self._head_untried:
             self._try_head(step)
-        roots, factors = self.services.forward.autocasted(self._terms, step)
+        forward = self.services.forward  # without a call where there is no autocast to enter, here and in `step`
+        roots, factors = self._terms(step) if forward.autocast is None else forward.autocasted(self._terms, step)
         weights = [constant(factor, root) for factor, root in zip(factors, roots)]
         if scale is not None:
             weights = [weight * scale for weight in weights]

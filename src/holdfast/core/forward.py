@@ -132,11 +132,15 @@ class Forward:
 
     def _run(self, inputs: Tree, task: Task, through: Callable[..., Any] | None) -> Tensor:
         module = self.model if through is None else through
-        token = enter_task(self.task if task is None else task)
+        token = _running.set(self.task if task is None else task)
         try:
-            outputs = self._called(module, self.prepared(inputs, getattr(module, "training", False)))
+            prepared = self.prepared(inputs, getattr(module, "training", False))
+            try:
+                outputs = module(prepared) if isinstance(prepared, Tensor) else call(module, prepared)
+            except (RuntimeError, ValueError) as error:
+                outputs = self._again(module, prepared, error)
         finally:
-            leave_task(token)
+            _running.reset(token)
         if self.output is not None:
             outputs = self.output(outputs)
         if not isinstance(outputs, Tensor):
@@ -148,36 +152,38 @@ class Forward:
         return outputs
 
     @staticmethod
-    def _called(module: Callable[..., Any], inputs: Tree) -> object:
-        """What `module` returns; a batch of one value a channel is normalised by the statistics of those before it."""
-        try:
-            return call(module, inputs)
-        except RuntimeError as error:
+    def _again(module: Callable[..., Any], inputs: Tree, error: Exception) -> object:
+        """What `module` returns where a batch of one value a channel is normalised by the statistics before it.
+
+        Raises:
+            UsageError: for inputs of another type than the weights, and a batch norm without statistics.
+            Exception: any other `error` of the forward, as it is.
+        """
+        if isinstance(error, RuntimeError):
             kinds = {value.dtype for value in tensors(inputs)}
             weights = {p.dtype for p in module.parameters()} if isinstance(module, nn.Module) else kinds
             if "dtype" not in str(error) or kinds <= weights:
-                raise
+                raise error
             raise UsageError(
                 f"the model's weights are {next(iter(weights))}, and it got inputs of {next(iter(kinds - weights))}."
                 " Give data of the type that the model is called with, or Continual(..., prepare=...) that converts it."
             ) from error
-        except ValueError as error:
-            parts = module.modules() if isinstance(module, nn.Module) else ()
-            norms = [part for part in parts if isinstance(part, _BatchNorm) and part.training]
-            if "more than 1 value per channel" not in str(error) or not norms:
-                raise
-            if any(not part.track_running_stats for part in norms):
-                raise UsageError(
-                    "a batch of one sample reached a BatchNorm that keeps no running statistics, and has none of its"
-                    " own. Write drop_last=True where batches are made, or choose another batch size."
-                ) from error
+        parts = module.modules() if isinstance(module, nn.Module) else ()
+        norms = [part for part in parts if isinstance(part, _BatchNorm) and part.training]
+        if "more than 1 value per channel" not in str(error) or not norms:
+            raise error
+        if any(not part.track_running_stats for part in norms):
+            raise UsageError(
+                "a batch of one sample reached a BatchNorm that keeps no running statistics, and has none of its"
+                " own. Write drop_last=True where batches are made, or choose another batch size."
+            ) from error
+        for part in norms:
+            part.eval()
+        try:
+            return call(module, inputs)
+        finally:
             for part in norms:
-                part.eval()
-            try:
-                return call(module, inputs)
-            finally:
-                for part in norms:
-                    part.train()
+                part.train()
 
     def prepared(self, inputs: Tree, training: bool) -> Tree:
         """Raw `inputs` as the model takes them."""

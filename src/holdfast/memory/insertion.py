@@ -151,18 +151,20 @@ class Reservoir(Insertion):
             return None
         if stop <= capacity:
             return Placement(slice(0, rows), slice(seen, stop))
-        places = dict(zip(range(seen, capacity), range(rows)))  # empty once the memory is full
+        places = dict(zip(range(seen, capacity), range(rows))) if seen < capacity else {}
         if self._block is None:
             self._draw(capacity, capacity)
         while True:  # once, unless the batch reaches into another block
-            first, last = self._position, bisect_left(self._items, stop, self._position)
+            items, slots, last = self._items, self._slots, self._position
             # Items come in order, so of several for one slot the last wins.
-            places.update(zip(self._slots[first:last], (item - seen for item in self._items[first:last])))
+            while last < len(items) and items[last] < stop:
+                places[slots[last]] = items[last] - seen
+                last += 1
             self._position = last
             if stop <= self._end:
                 break
             self._draw(self._end, capacity)
-        self._next = self._items[last] if last < len(self._items) else self._end
+        self._next = items[last] if last < len(items) else self._end
         return Placement.of(places) if places else None
 
     def several(self, rows: int, seen: int, capacity: int, steps: int) -> Tensor | None:

@@ -121,9 +121,13 @@ class Memory:
         storage = self._storage
         if storage is None:
             return None
-        chosen = decide(
-            lambda: self._chosen(size, retrieval), many=lambda steps: self._chosen_by_many(size, retrieval, steps)
-        )
+        if not recording():
+            count = self._count
+            chosen = retrieval.indices(count, size if size < count else count, self) if count else None
+        else:
+            chosen = decide(
+                lambda: self._chosen(size, retrieval), many=lambda steps: self._chosen_by_many(size, retrieval, steps)
+            )
         return None if chosen is None else storage.read(chosen)
 
     def all(self) -> dict[str, Tree]:

@@ -154,20 +154,24 @@ class Storage:
             slots: where to.
             rows: as for `write_same`.
         """
-        if not self._alike(rows):
+        columns, arrays, pairs = self.columns, self._arrays, []
+        if not self._plain or len(rows) != len(columns):
             return False
-        arrays = self._arrays
         try:
-            for name, column in self.columns.items():
-                if name not in arrays or arrays[name].tensor is not column:
-                    arrays[name] = Array(column)
-            values = [value if isinstance(value, int) else value.numpy() for value in rows.values()]
-        except (TypeError, RuntimeError):  # on a GPU, or of a type that numpy does not have
+            for name, value in rows.items():
+                known = arrays.get(name)
+                if known is None or known.tensor is not columns[name]:
+                    known = arrays[name] = Array(columns[name])
+                if not isinstance(value, int):
+                    value = value.numpy()
+                    if value.dtype != known.array.dtype or value.shape[1:] != known.array.shape[1:]:
+                        return False
+                pairs.append((known.array, value))
+        except (KeyError, AttributeError, TypeError, RuntimeError):  # other fields; a GPU; no type of numpy's; a graph
             return False
-        for name, value in zip(rows, values):
-            to = arrays[name].array
+        for array, value in pairs:
             for row, slot in zip(incoming, slots):
-                to[slot] = value if isinstance(value, int) else value[row]
+                array[slot] = value if isinstance(value, int) else value[row]
         return True
 
     def _alike(self, rows: Mapping[str, Any]) -> bool:
@@ -222,10 +226,13 @@ class Storage:
         Args:
             slots: a slice, or int64 indices on the storage's device.
         """
+        columns = {}
         if isinstance(slots, slice):
-            columns = {name: column[slots].clone() for name, column in self.columns.items()}
-        else:
-            columns = {name: column.index_select(0, slots) for name, column in self.columns.items()}
+            for name, column in self.columns.items():
+                columns[name] = column[slots].clone()
+        else:  # loops, and not comprehensions: this is done at every step
+            for name, column in self.columns.items():
+                columns[name] = column.index_select(0, slots)
         if self.gives is not None:
             columns = {name: column.to(self.gives) for name, column in columns.items()}
         return columns if self._plain else restore(columns, self.structure)  # type: ignore[return-value]

@@ -77,6 +77,8 @@ class Prepare:
             inputs = self._augment(inputs, generator)
         if inputs.is_floating_point():
             values = inputs.to(torch.float32)
+        elif torch.get_default_dtype() is torch.float32:  # one call: to float32, and divided there
+            values = inputs.div(self.scale)
         else:
             values = inputs.to(torch.float32).div_(self.scale)
         if self.mean is None and self.std is None:

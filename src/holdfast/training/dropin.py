@@ -126,6 +126,8 @@ class DropIn:
                 phases.see(step)
             if self._makes_steps:
                 self._take_step(step)
+            elif update.single and between and not (self._watch.closely or self._followed.evaluating):
+                self._expect(update.at_once(step))
             else:
                 update.add(step)
                 if self._watch.closely:
@@ -148,9 +150,7 @@ class DropIn:
         Args:
             unscale: whether the gradients are still scaled by the scaler.
         """
-        if not self.update.parts:
-            return
-        step = self.update.complete(unscale)
+        step = self.update.complete(unscale) if self.update.parts else None
         if step is not None:
             self._expect(step)
 

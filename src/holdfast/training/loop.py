@@ -37,7 +37,7 @@ class Loop:
         self.session = session
         self.saver = saver
         self._since = time.perf_counter()
-        self._shown = 0.0
+        self._shown = self._since  # what takes less than the bar's interval draws none
         self._last_of_epoch = 1  # number of an epoch's last step, counted from 0; at least 1, since it is divided by
         self._during: During | None = None
 

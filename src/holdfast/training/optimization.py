@@ -92,8 +92,12 @@ def step_function(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 
     def move() -> None:
         for group, values in zip(groups, bare):
-            grads = [p.grad for p in group["params"]]
-            if any(grad is None for grad in grads):
+            grads, whole = [], True
+            for parameter in group["params"]:  # a loop, and neither a comprehension nor `any`, at every step
+                grad = parameter.grad
+                grads.append(grad)
+                whole = whole and grad is not None
+            if not whole:
                 values = [value for value, grad in zip(values, grads) if grad is not None]
                 grads = [grad for grad in grads if grad is not None]
             if grads:  # what torch.optim.SGD calls for this, without its checks and hooks; same rounding

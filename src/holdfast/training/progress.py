@@ -63,7 +63,7 @@ class NoProgress:
 
 
 class Bar(NoProgress):
-    """A `rich` progress bar on standard error, over the whole training.
+    """A `rich` progress bar on standard error, over the whole training; none is drawn before the first news.
 
     Args:
         title: what is being trained.
@@ -90,16 +90,17 @@ class Bar(NoProgress):
         )
         self._title = title
         self._task: Any = None
+        self._drawn = False
 
     def __enter__(self) -> Self:
-        self._bar.start()
-        self._task = self._bar.add_task(self._title, total=None, text="", share="")
+        self._task = self._bar.add_task(self._title, total=None, text="", share="")  # from here on time is counted
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._drawn:
+            self._bar.stop()
 
     def show(self, state: State) -> None:
         """Draw where the training stands."""
@@ -109,7 +110,11 @@ class Bar(NoProgress):
             of = "" if state.total is None else f" of {state.total}"
             news = {"completed": state.done, "total": state.total, "share": f"{state.done}{of}"}
         self._bar.update(self._task, text=state.words, **news)
-        self._bar.refresh()
+        if self._drawn:
+            self._bar.refresh()
+        else:
+            self._drawn = True
+            self._bar.start()
 
 
 class Lines(NoProgress):

@@ -96,6 +96,14 @@ class Update:
         Returns:
             Whether the weights moved: not before the group is complete, and not where its gradient overflowed.
         """
+        if weight == 1.0 and self.single and not self._takes_steps:
+            self.clear()
+            self.at_once(step)
+            if self.clip_norm is not None:
+                self.clip()
+            self.mover.move()
+            self.engine.update(step)
+            return True
         if not self.parts:
             self.clear()
         if self._takes_steps:
@@ -126,6 +134,21 @@ class Update:
         """Let the gradients start anew."""
         for parameter in self.optimized():
             parameter.grad = None  # not zero: an optimiser leaves out what has no gradient, also its decay and momentum
+
+    @property
+    def single(self) -> bool:
+        """Whether each batch makes a step, and no scaler has a part in it."""
+        return self.accumulate == 1 and self.scaler is None
+
+    def at_once(self, step: Step) -> Step:
+        """What `add` and `complete` do with the batch of a `single` step, without what joins several."""
+        self.engine.accumulate(step)
+        if self.average is not None:
+            self.average(self.optimized())
+        self.engine.finish(step)
+        if self.finished is not None:
+            self.finished(step)
+        return step
 
     def add(self, step: Step, weight: float = 1.0) -> None:
         """Backward of one batch: its gradient is added to that of the batches before it."""

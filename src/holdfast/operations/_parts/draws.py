@@ -51,9 +51,10 @@ class Draws(Operation):
             learner: whose memory it is.
             size: how many; default: `self.size`. Several ranks draw as many together.
         """
-        assert learner.memory is not None  # the engine has refused a method without one
-        assert self.retrieval is not None
-        return learner.memory.draw(learner.share(self.size if size is None else size), self.retrieval)
+        memory, retrieval, share = learner.memory, self.retrieval, learner.share
+        assert memory is not None and retrieval is not None  # the engine has refused a method without a memory
+        size = self.size if size is None else size
+        return memory.draw(size if share.ranks == 1 else share(size), retrieval)
 
 
 def memory_of(learner: Services, operation: str) -> Memory:
