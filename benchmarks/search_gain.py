@@ -316,10 +316,10 @@ def page(kept: dict[str, Any]) -> str:
         was needed. Searches were measured anew with it, once."""
     again = """
         The sweeps on CIFAR-100 and that of fine-tuning on DeepPCB were measured anew, too; the other sweeps are those
-        of before: no two of their settings measured the very same, so that the rule proposes the same. Random draws do
-        not use it; those on CIFAR-100 were drawn anew, and came to the same accuracies. On Tennessee Eastman one of
-        DER++'s five final runs diverges, which counts as 0 %: what was tuned to the edge on validation data is over it
-        with another order of classes."""
+        of before: no two of their settings measured the very same, so that the rule proposes the same. Random draws
+        do not use it; those on CIFAR-100 and Tennessee Eastman were drawn anew, and came to the same accuracies. On
+        Tennessee Eastman one of DER++'s five final runs diverges, which counts as 0 %: what was tuned to the edge on
+        validation data is over it with another order of classes."""
     lines = [
         "# What a search finds beside tuned methods",
         "",
