@@ -26,8 +26,10 @@ HOOKS = frozenset(
 PASSING = {
     "Services": frozenset({"now", "logged", "generators"}),
     "Trainable": frozenset({"optimizer", "on_growth"}),
+    "Storage": frozenset({"_arrays"}),
 }
-"""By class: attributes that the loop sets anew before each step, that only decisions change, or that lead to loops."""
+"""By class: attributes that the loop sets anew before each step, that only decisions change, that lead to loops, or
+that look at the same memory once more."""
 
 
 class Held(NamedTuple):
