@@ -144,6 +144,20 @@ def test_links_lead_to_files_that_exist(page):
             assert (page.parent / target.split("#")[0]).exists(), target
 
 
+def test_the_files_that_a_page_names_are_there():
+    places = [ROOT, ROOT / "src" / "holdfast", ROOT / "docs"]
+    gone = [
+        f"{page.name}: {name}"
+        for page in WRITTEN
+        if page.name != "CHANGELOG.md"  # which tells of files that were moved
+        for name in re.findall(r"`([\w./]+/[\w.]+\.(?:py|md|toml))`", page.read_text(encoding="utf-8"))
+        if not any((place / name).exists() for place in places)
+    ]
+    assert not gone
+    decisions = {page.name: page.read_text(encoding="utf-8") for page in ROOT.glob("docs/decisions/*.md")}
+    assert not [name for name, text in decisions.items() if re.search(r"`\w+\.md`", text)], "a page is named by a link"
+
+
 def test_the_table_of_entry_points_has_all_eleven_in_order():
     text = (ROOT / "docs/entry_points.md").read_text()
     rows = re.findall(r"^\| `(\w+)\([^|]*\)` \|", text, re.MULTILINE)

@@ -142,6 +142,10 @@ def test_a_damaged_study_is_refused_with_what_can_be_done(tmp_path: Path) -> Non
         file.write_bytes(content)
         with pytest.raises(ConfigError, match=r"study.db is damaged: .* Delete it, and type the same again"):
             check_database(file)
+    for content in ("{}", '{"plan": 3}', '{"plan": {}, "seconds": "x"}'):
+        (tmp_path / "search.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"holds no search|search.json does not say what is searched"):
+            Driver(plan, tmp_path).run()
 
 
 def test_a_trial_that_was_stopped_goes_on_to_what_it_would_have_been(tmp_path: Path) -> None:

@@ -98,16 +98,17 @@ class Driver:
         others = [one for one in self.folder.iterdir() if one.name not in (".lock", ".turn", DATABASE)]
         if not search and others:
             raise ConfigError(f"{self.folder} exists already and holds no search. Choose another --out.")
+        seconds = search.get("seconds", 0.0)
+        if search and not (isinstance(search.get("plan"), dict) and isinstance(seconds, int | float)):
+            raise ConfigError(f"{self.folder / SEARCH} does not say what is searched. Restore it, or change --out.")
         if search and search["plan"] != self.plan.plain():
             there, here = differences([search["plan"], self.plan.plain()])
             key = next(iter({**there, **here}), "")
             told = f" ({key} is {shown(there.get(key))} there, and {shown(here.get(key))} here)" if key else ""
-            raise ConfigError(
-                f"{self.folder} holds another search{told}. Choose another --out, or type the same again."
-            )
+            raise ConfigError(f"{self.folder} holds another search{told}. Type the same again, or change --out.")
         if not self.shared:
             check_database(self.folder / DATABASE)
-        self._before = float(search.get("seconds", 0.0))
+        self._before = float(seconds)
         self._started = self.plan.started
         if not search:
             about = {"command": self.command, "plan": self.plan.plain(), "started": time.time(), "seconds": 0.0}

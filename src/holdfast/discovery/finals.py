@@ -279,13 +279,15 @@ def final_runs(folder: Path, plan: Plan, entries: Sequence[Entry], keys: Sequenc
 
 
 def lost(folder: Path, plan: Plan, entries: Sequence[Entry], keys: Sequence[str]) -> dict[str, str]:
-    """Key of a finalist -> what became of its final runs that diverged or failed, as a sentence."""
+    """Key of a finalist -> what became of its final runs that diverged, failed or cannot be read, as a sentence."""
     reasons = {}
     latest = {one.key: one for one in entries if one.state == "done"}
     for key in (key for key in keys if key in latest):
         places = sorted((folder / FINAL).glob(f"{key}-*"))
         states = [str(read_info(run_folder).get("state")) for run_folder in places]
+        unread = [state == "finished" and not Result(folder).finished for state, folder in zip(states, places)]
         told = [f"{states.count(state)} {state}" for state in ("diverged", "failed") if state in states]
+        told += [f"{sum(unread)} cannot be read"] if any(unread) else []
         if told:
             reasons[key] = f"Of the {len(places)} final runs of {titled(plan, latest[key])} {' and '.join(told)}."
     return reasons

@@ -233,7 +233,7 @@ def check_database(path: Path) -> None:
     Raises:
         ConfigError: with what can be done about it.
     """
-    if not path.is_file():
+    if not path.exists():
         return
     try:
         with closing(sqlite3.connect(path, timeout=60)) as database:
