@@ -232,13 +232,14 @@ def many(
 
 
 def steady(moments: list[float]) -> float:
-    """Microseconds a step, of the moments at which windows of the log were written, the first third left aside.
+    """Microseconds a step, of the moments at which windows of the log were written, the first quarter left aside.
 
     Many windows are written at once where many steps are made between two looks: the last of each such bunch counts.
     """
     pause = (moments[-1] - moments[0]) / (4 * len(moments))
     ends = [n for n, (a, b) in enumerate(itertools.pairwise(moments)) if b - a > pause] + [len(moments) - 1]
-    ends = [n for n in ends if n >= len(moments) // 3]  # the first ones record, or compile
+    ends = [n for n in ends if n >= len(moments) // 4]  # the first ones record, or compile
+    ends = ends[:-1] if len(ends) > 2 else ends  # the last bunch is what is left, and the end of the training
     if len(ends) < 2:
         return float("nan")  # too few steps to tell
     return statistics.median(1e6 * (moments[b] - moments[a]) / (WINDOW * (b - a)) for a, b in itertools.pairwise(ends))
