@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,11 +18,10 @@ from holdfast.core.method import Method
 from holdfast.core.operation import Operation
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.core.tape import refs
-from holdfast.methods import agem, duplicate_backbone, er, ewc, hat, mir, progressive, si
+from holdfast.methods import agem, duplicate_backbone, er, ewc, mir, progressive, si
 from holdfast.operations import Remember, Replay
 from holdfast.testing import toys
-from holdfast.training import Continual, Trainer, inductor, lanes, programs, recordings
+from holdfast.training import Continual, Trainer, inductor, programs, recordings
 from holdfast.training.endless import StreamTrainer
 
 SGD = {"name": "SGD", "lr": 0.05}
@@ -704,52 +702,6 @@ def test_the_step_of_a_loop_of_ones_own_is_captured(make: Callable[[], Method], 
     assert torch.equal(losses, again)
     assert train.counts["run"] > 4
     assert sums == pytest.approx(logged)
-
-
-# Side by side -----------------------------------------------------------------------------------------------
-
-
-def in_any_order(chosen: lanes.Plan, nodes: list[Any]) -> Iterator[int]:
-    """The calls that compute, as streams that know of each other only what a plan says may make them."""
-    queues = [[i for i, lane in enumerate(chosen.lane) if lane == number] for number in range(lanes.LANES)]
-    made: set[int] = set()
-    order = random.Random(len(nodes))
-    while any(queues):
-        ready = [queue for queue in queues if queue and made.issuperset(chosen.after[queue[0]])]
-        position = order.choice(ready).pop(0)
-        made.add(position)
-        yield position
-
-
-def side_by_side(how: str, tape: Any, numbers: Any) -> Callable[[], None]:
-    program = programs.Program(tape, numbers)
-    feed, nodes = programs.with_tensors(program), program.nodes
-    chosen = lanes.plan(nodes, program.groups)
-    assert len({lane for lane in chosen.lane if lane is not None}) > 2
-    maker = {number: i for i, node in enumerate(nodes) if chosen.lane[i] is None for number in node.outs}
-
-    def make(position: int, values: dict[int, Any]) -> None:
-        for number in refs(nodes[position]):  # calls that only look are made when somebody wants what they see
-            if number not in values and number in maker:
-                make(maker[number], values)
-        program.make(nodes[position], values)
-
-    @torch.no_grad()
-    def run() -> None:
-        feed(True)
-        values = dict(program.external)
-        for position in in_any_order(chosen, nodes):
-            make(position, values)
-
-    return run
-
-
-@pytest.mark.parametrize("make", [lambda: er(capacity=20, size=4), lambda: agem(capacity=20, size=4), si, hat])
-def test_calls_side_by_side_give_the_same_weights_in_whatever_order_they_end(
-    make: Callable[[], Method], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("holdfast.training.captured.runner", side_by_side)
-    assert captured_steps(both(make, paradigm="task" if "task" in make().needs else "class")) > 4
 
 
 def test_a_function_that_makes_no_step_is_refused() -> None:

@@ -23,6 +23,7 @@ from holdfast.discovery.plan import Plan
 from holdfast.discovery.study import Book, library, quiet, taken
 from holdfast.discovery.trial import TRIALS, Asked, Measured, Task, reach_together
 from holdfast.runs.stacks import alike
+from holdfast.training.launch import of_one_thread
 
 POLL = 0.3
 ABOUT = "search"
@@ -192,9 +193,6 @@ class Workers:
         Args:
             content: what it is to do: `url` and `folder` of a search, or `finals` and `until`, as for `run_finals`.
         """
-        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(roots)}
         with open(self.log, "a") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "holdfast.discovery.worker"],
@@ -202,7 +200,7 @@ class Workers:
                 stdout=log,
                 stderr=log,
                 text=True,
-                env=environment,
+                env=of_one_thread(),
                 start_new_session=True,  # Ctrl-C comes to the driver; the worker learns of it when its input ends
             )
         assert process.stdin is not None

@@ -15,6 +15,7 @@ from typing import Any
 from holdfast.config import plugins
 from holdfast.core.errors import needs_extra
 from holdfast.runs.worker import answer
+from holdfast.training.launch import of_one_thread
 
 RESERVE = 512 * 2**20
 """Bytes of memory that are left to everything else."""
@@ -171,9 +172,6 @@ class Pool:
         }
 
     def _start(self) -> subprocess.Popen[str]:
-        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(roots)}
         with open(self.log, "a") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "holdfast.runs.worker"],
@@ -181,7 +179,7 @@ class Pool:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment,
+                env=of_one_thread(),
                 start_new_session=True,  # Ctrl-C comes to us; the worker learns of it when its input ends
             )
 

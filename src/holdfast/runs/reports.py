@@ -16,6 +16,7 @@ from pathlib import Path
 from holdfast.config import plugins
 from holdfast.core.errors import HoldfastError
 from holdfast.runs.report import write_report
+from holdfast.training.launch import of_one_thread
 
 LATEST = 60.0
 """Seconds after which the report of several runs is made again when one of them ends."""
@@ -52,15 +53,13 @@ class Helpers:
     def _started(self) -> subprocess.Popen[str]:
         if not self._processes:
             atexit.register(self.end)
-        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         return subprocess.Popen(
             [sys.executable, "-c", DRAWS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **one, "PYTHONPATH": os.pathsep.join(roots), "CUDA_VISIBLE_DEVICES": ""},
+            env={**of_one_thread(), "CUDA_VISIBLE_DEVICES": ""},
             start_new_session=True,  # Ctrl-C comes to us; a process learns of it when its input ends
         )
 
