@@ -217,8 +217,8 @@ def many(
     chosen = {"capacity": 500, "size": batch}
     chosen = {key: value for key, value in chosen.items() if key in inspect.signature(factory).parameters}
     made = []
+    of = stream_of(network, steps, "task" in factory(**chosen).needs).first(1)
     for number in range(runs):
-        of = stream_of(network, steps, "task" in factory(**chosen).needs).first(1)
         settings: dict[str, Any] = {"batch_size": batch, "evaluate": "none", "device": device, "log_every": WINDOW}
         settings |= {"capture": how, "seed": number, "record": record if number == runs - 1 else None}
         trainer = Trainer(factory(**chosen), optimizer=OPTIMIZERS[optimizer], **settings)
@@ -236,7 +236,7 @@ def steady(moments: list[float]) -> float:
 
     Many windows are written at once where many steps are made between two looks: the last of each such bunch counts.
     """
-    pause = (moments[-1] - moments[0]) / (4 * len(moments))
+    pause = max((moments[-1] - moments[0]) / (4 * len(moments)), 1e-3)
     ends = [n for n, (a, b) in enumerate(itertools.pairwise(moments)) if b - a > pause] + [len(moments) - 1]
     ends = [n for n in ends if n >= len(moments) // 4]  # the first ones record, or compile
     ends = ends[:-1] if len(ends) > 2 else ends  # the last bunch is what is left, and the end of the training

@@ -378,6 +378,35 @@ def test_the_factor_of_a_sum_is_a_call_of_its_own_since_torch_loses_it_beside_a_
     torch.testing.assert_close(module(*inputs), before)
 
 
+@pytest.mark.parametrize(
+    ("call", "joined"),
+    [
+        (lambda graph, x, y: graph.call_function(aten.div.Tensor, (x, 255.0)), True),
+        (lambda graph, x, y: graph.call_function(aten._to_copy.default, (x,), {"dtype": torch.float64}), True),
+        (lambda graph, x, y: graph.call_function(aten._to_copy.default, (x,), {"dtype": torch.int64}), False),
+        (lambda graph, x, y: graph.call_function(aten.div.Tensor, (x, y)), False),
+        (lambda graph, x, y: graph.call_function(aten.div.Tensor, (y, x)), False),
+        (lambda graph, x, y: graph.call_function(aten.mul.Tensor, (x, 300)), False),
+    ],
+    ids=["divided", "converted", "whole numbers", "by a tensor", "of a tensor", "multiplied"],
+)
+def test_bytes_become_numbers_before_they_are_joined(call: Callable[..., Any], joined: bool) -> None:
+    graph = torch.fx.Graph()
+    a, b, y = (graph.placeholder(name) for name in ("a", "b", "y"))
+    both = graph.call_function(aten.cat.default, ([a, b], 1))
+    graph.output(call(graph, both, y))
+    module = torch.fx.GraphModule(nn.Module(), graph)
+    inputs = torch.arange(6, dtype=torch.uint8).view(2, 3), torch.arange(250, 256, dtype=torch.uint8).view(2, 3)
+    y = torch.tensor(7.0)
+    before = module(*inputs, y)
+    inductor.join_late(module)
+    calls = [node.target for node in module.graph.nodes if node.op == "call_function"]
+    assert (calls[-1] is aten.cat.default) is joined
+    after = module(*inputs, y)
+    assert after.dtype == before.dtype
+    assert torch.equal(after, before)
+
+
 def updating(shape: tuple[int, ...], between: Callable[..., Any]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     """`w += (a @ b) * rate`, with a call in between, and inputs."""
     graph = torch.fx.Graph()

@@ -14,7 +14,7 @@ from torch import nn
 from holdfast.config.build import resolve
 from holdfast.config.compose import load
 from holdfast.core.errors import UsageError
-from holdfast.core.experience import Stream
+from holdfast.core.experience import Experience, Stream
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
 from holdfast.core.services import Services
@@ -194,6 +194,29 @@ def test_a_run_goes_on_alone_from_a_state_that_it_saved_among_others() -> None:
     states = [state for step, state in keep.states.items() if step == 9]
     again.fit(twin, stream, resume=states[0])
     assert far(net, twin) == {} or far(together[1][1], twin) == {}
+
+
+@pytest.mark.parametrize(("rate", "threads"), [(0.0, 1), (0.3, 3)], ids=["stacked", "alone"])
+def test_a_run_computes_with_one_thread_while_its_steps_are_stacked(rate: float, threads: int) -> None:
+    seen: list[int] = []
+
+    class Seen(Operation):
+        def end(self, experience: Experience, learner: Services) -> None:
+            seen.append(torch.get_num_threads())
+
+    def net(one: nn.Module) -> nn.Module:
+        if rate:
+            one.backbone.append(nn.Dropout(rate))  # type: ignore[operator, union-attr]
+        return one
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        fit_stacked(*zip(*runs(lambda _: Method(Seen()), net=net)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {threads}
 
 
 def test_torchs_checks_are_those_of_each_run() -> None:
