@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.core.forward import call
+from holdfast.training.captured import leaves_of
 from holdfast.training.decisions import Recording
 from holdfast.training.recordings import AUDIT
 from holdfast.training.stacked_calls import CannotStack
@@ -124,7 +125,7 @@ class Blocks:
         if len(self._stacks) >= MOST:
             raise CannotStack("the runs decide otherwise than one another at most steps")
         steps = members[0]
-        size = sum(leaf[0].nbytes for leaf in block_of(steps).leaves) * len(members)
+        size = sum(leaf.nbytes for leaf in leaves_of(block_of(steps).one(0))) * len(members)
         buffer = BUFFER * (4 if steps.session.device.type == "cuda" else 1)
         most = max(1, min(BLOCK, buffer // max(1, size)))
         stacked = Stacked(
@@ -146,10 +147,11 @@ class Blocks:
     @torch.no_grad()
     def _bring_batches(self, stacked: Stacked, rows: list[int], members: list[StackedSteps], count: int) -> None:
         """Bring the batches of a block to the device, all steps of all runs at once."""
-        for number, buffer in enumerate(stacked.buffers[: len(block_of(members[0]).leaves)]):
-            if buffer is not None:
-                for row, one in zip(rows, members):
-                    buffer[:count, row].copy_(block_of(one).leaves[number][:count], non_blocking=True)
+        for row, one in zip(rows, members):
+            for start, leaves in block_of(one).pieces(count):
+                for buffer, leaf in zip(stacked.buffers, leaves):
+                    if buffer is not None:
+                        buffer[start : start + len(leaf), row].copy_(leaf, non_blocking=True)
 
 
 class Answers:

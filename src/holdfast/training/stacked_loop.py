@@ -10,9 +10,10 @@ from torch import Tensor
 
 from holdfast.core.experience import Batch, Data
 from holdfast.core.step import Now, Step
+from holdfast.streams.data import TensorData
 from holdfast.training.captured import leaves_of
 from holdfast.training.loop import LATE, STOP, Loop
-from holdfast.training.stacked_steps import BLOCK, BYTES, Block, Rows, StackedSteps
+from holdfast.training.stacked_steps import BLOCK, BYTES, PART, Block, Rows, StackedSteps
 
 
 class StackedLoop(Loop):
@@ -36,7 +37,7 @@ class StackedLoop(Loop):
         while done < len(sizes) and not session.late:
             most = self._most(sizes[done:], total) if steps.together and steps.recordings.kept else 1
             rows = batches.order[taken : taken + most * sizes[done]]
-            block = self._block(batches.data.gather(rows), sizes[done], most, total)
+            block = self._block(batches.data, rows, sizes[done], most, total)
             if steps.offers(block.one(0)):
                 steps.block = block
                 if self._during is not None and self._during.following == session.position.step:
@@ -51,7 +52,7 @@ class StackedLoop(Loop):
             done, taken = done + made, taken + made * sizes[done]
         return step
 
-    def _block(self, batch: Batch, size: int, steps: int, total: int) -> Block:
+    def _block(self, data: Data, rows: Tensor, size: int, steps: int, total: int) -> Block:
         session, position, last = self.session, self.session.position, self._last_of_epoch
         index, done, epoch_step = session.engine.index, position.step, position.epoch_step
         scheduler = session.optimization.scheduler if session.current.scheduler_every == "step" else None
@@ -59,8 +60,11 @@ class StackedLoop(Loop):
         def now(step: int) -> Now:
             return Now(index + step, (done + step) / total, (epoch_step + step) / last)
 
-        self._bytes = max(1, sum(leaf.nbytes for leaf in leaves_of(batch)) // steps)
-        return Block(batch, size, steps, now, None if scheduler is None else scheduler.step)
+        at_once = isinstance(data, TensorData) and session.device.type == "cpu"
+        part = max(1, PART // self._bytes) if at_once else steps
+        block = Block(data, rows, size, steps, part, now, None if scheduler is None else scheduler.step)
+        self._bytes = max(1, sum(leaf.nbytes for leaf in leaves_of(block.one(0))))
+        return block
 
     def _most(self, sizes: list[int], total: int) -> int:
         """How many steps may be made before somebody looks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,9 @@ from holdfast.training.session import Session
 
 BLOCK, BYTES = 1024, 32 * 2**20
 """Steps whose batches are made together, at most, and bytes of these, unless a single step has more."""
+
+PART = 2**19
+"""Bytes of batches that are gathered at once on a CPU: more would not stay in its cache, and be new pages each time."""
 
 
 class Turns(Protocol):
@@ -73,9 +76,11 @@ class Block:
     """Steps that a training offers to make.
 
     Args:
-        batch: the rows of all of them.
+        data: where their samples are.
+        rows: which, in order.
         size: rows of a batch.
         steps: how many.
+        part: for how many of them samples are gathered at once.
         now: where training is at each of them.
         passed: to be called with each step that is made, if anything is to be.
 
@@ -85,22 +90,42 @@ class Block:
     """
 
     def __init__(
-        self, batch: Batch, size: int, steps: int, now: Callable[[int], Now], passed: Callable[[], None] | None
+        self,
+        data: Data,
+        rows: Tensor,
+        size: int,
+        steps: int,
+        part: int,
+        now: Callable[[int], Now],
+        passed: Callable[[], None] | None,
     ) -> None:
-        self.batch, self.size, self.steps, self.now, self.passed = batch, size, steps, now, passed
-        self.leaves = [leaf.view(steps, size, *leaf.shape[1:]) for leaf in leaves_of(batch)]
+        self.size, self.steps, self.now, self.passed = size, steps, now, passed
+        self._data, self._rows, self._part = data, rows, min(part, steps)
+        self._gathered = (-1, Batch(rows, rows))
         self.made = 0
         self.by_itself = False
 
     def one(self, step: int) -> Batch:
         """The batch of one step."""
-        start, end = step * self.size, (step + 1) * self.size
-        task = self.batch.task
+        batch, place = self._piece(step // self._part), step % self._part
+        start, end, task = place * self.size, (place + 1) * self.size, batch.task
         return Batch(
-            tree_map(lambda leaf: leaf[start:end], self.batch.inputs),
-            self.batch.targets[start:end],
+            tree_map(lambda leaf: leaf[start:end], batch.inputs),
+            batch.targets[start:end],
             task[start:end] if isinstance(task, Tensor) else task,
         )
+
+    def pieces(self, steps: int) -> Iterator[tuple[int, list[Tensor]]]:
+        """The batches of the first steps: the number of a step, and leaves `[steps, size, ...]` from it on."""
+        for start in range(0, steps, self._part):
+            leaves = leaves_of(self._piece(start // self._part))
+            yield start, [leaf.view(-1, self.size, *leaf.shape[1:])[: steps - start] for leaf in leaves]
+
+    def _piece(self, number: int) -> Batch:
+        if self._gathered[0] != number:
+            rows = self._part * self.size
+            self._gathered = number, self._data.gather(self._rows[number * rows : (number + 1) * rows])
+        return self._gathered[1]
 
 
 class StackedSteps(Captured):
@@ -227,8 +252,8 @@ class StackedSteps(Captured):
             fed = {tensor.untyped_storage()._cdata for one in self._kept for tensor in one.fed}
             self._seen = any(fed & one.looked for one in self._kept)
         if self._seen:  # decisions look at the batch
-            for tensor, leaves in zip(self._kept[0].fed, block.leaves):
-                tensor.copy_(leaves[step])
+            for tensor, leaf in zip(self._kept[0].fed, leaves_of(block.one(step))):
+                tensor.copy_(leaf)
         recording, made = self.recordings.fitting(self._kept)
         self.audits = recording is not None and recording.runs + step + 1 >= recording.audit
         return (None if self.audits or recording is None or not isinstance(recording.run, Alone) else recording), made
