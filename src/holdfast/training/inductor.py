@@ -91,14 +91,12 @@ def join_late(module: torch.fx.GraphModule) -> None:
         if node.target is not aten.cat.default or len(node.users) != 1:
             continue
         (user,) = node.users
-        to_numbers = user.target is aten._to_copy.default and getattr(
-            user.kwargs.get("dtype"), "is_floating_point", False
-        )
+        to_numbers = _name(user) == "aten::_to_copy" and getattr(user.kwargs.get("dtype"), "is_floating_point", False)
         if not (to_numbers or (user.target is aten.div.Tensor and isinstance(user.args[1], int | float))):
             continue
         with graph.inserting_before(node):
             parts = [graph.call_function(user.target, (one, *user.args[1:]), user.kwargs) for one in node.args[0]]
-            user.replace_all_uses_with(graph.call_function(aten.cat.default, (parts, *node.args[1:])))
+            user.replace_all_uses_with(graph.call_function(aten.cat.default, (parts, *node.args[1:]), node.kwargs))
         graph.erase_node(user)
         graph.erase_node(node)
     module.recompile()
