@@ -346,7 +346,7 @@ def main() -> int:
     parser.add_argument("--network", nargs="*", choices=list(NETWORKS), help="default: mlp, on a GPU resnet18 too")
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="SGD")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, help="of a round (50); a twelfth of those of each run, with --runs (400)")
     parser.add_argument("--runs", type=int, nargs="*", default=[], help="measure so many runs at once instead")
     parser.add_argument("--threads", type=int, default=1, help="of torch; a stack uses two where one run hardly does")
     parser.add_argument("--json", help="write the figures to this file")
@@ -354,6 +354,7 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     how = arguments.how or ("graph" if device == "cuda" else "tape")
     networks = arguments.network or (["mlp", "resnet18"] if device == "cuda" else ["mlp"])
+    steps = arguments.steps or (400 if arguments.runs else 50)
     torch.set_num_threads(arguments.threads)
     print(f"{device}, {how}, torch {torch.__version__}: microseconds a step (and ratio to the hand-written loop of ER)")
     results = []
@@ -361,12 +362,12 @@ def main() -> int:
         for network in networks:
             for name in arguments.method or ["er"]:
                 results += tell_many(
-                    measure_many(name, network, how, device, arguments.runs, arguments.steps * 12, arguments.optimizer)
+                    measure_many(name, network, how, device, arguments.runs, steps * 12, arguments.optimizer)
                 )
     for network in [] if arguments.runs else networks:
         for name in arguments.method or methods.__all__:
             try:
-                one = measure(name, network, how, device, arguments.rounds, arguments.steps, arguments.optimizer)
+                one = measure(name, network, how, device, arguments.rounds, steps, arguments.optimizer)
             except Exception as error:  # one method must not cost the figures of the others
                 print(f"{network:9s} {name:26s} failed: {type(error).__name__}: {error}", flush=True)
                 continue

@@ -26,7 +26,7 @@ MOST_LINES, MOST_METHODS = 350, 15
 MEAN_LINES = 200
 """Of a file that is no method and no operation, at least: few medium files rather than many tiny ones."""
 
-FILES_TODAY = 405
+FILES_TODAY = 406
 """Outside `compat/`; docs/decisions/files.md says how many there can be, and why."""
 
 SHORT = {

@@ -13,7 +13,14 @@ from holdfast import Continual, methods
 from holdfast.core.errors import NeedError
 from holdfast.core.experience import Batch
 from holdfast.core.step import Now
-from holdfast.operations import FunctionDistance, HindsightAnchors, JoinedReplay, MetaReplay, Remember
+from holdfast.operations import (
+    FunctionDistance,
+    FunctionDistanceStep,
+    HindsightAnchors,
+    JoinedReplay,
+    MetaReplay,
+    Remember,
+)
 from holdfast.operations.function_distance import distance
 from holdfast.training.update import Update
 
@@ -45,6 +52,23 @@ def test_the_function_distance_is_the_mean_over_rows_of_the_distance_between_pro
 
     few.step(engine, *new)
     few.assert_gradient(engine.learner, few.gradient_of(engine.learner, by_hand))
+
+
+def test_a_step_on_the_function_distance_alone_follows_the_one_on_the_loss(few: Any) -> None:
+    engine, old = _filled(few, FunctionDistanceStep(size=5, weight=0.7))
+    new, model = few.points(3), engine.learner.model
+    twin = copy.deepcopy(model)
+
+    def descend(loss: torch.Tensor) -> None:
+        for p, gradient in zip(twin.parameters(), torch.autograd.grad(loss, list(twin.parameters()))):
+            p.data -= 0.2 * gradient
+
+    descend(F.cross_entropy(twin(new[0]), new[1]))
+    apart = torch.softmax(twin(old["inputs"]), 1) - torch.softmax(old["logits"], 1)
+    descend(0.7 * apart.square().sum(1).sqrt().mean())
+    _one_step(engine, new, rate=0.2)
+    for mine, theirs in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_an_output_that_did_not_exist_had_no_probability_and_equal_answers_have_no_gradient() -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from holdfast.core.method import Method, published
 from holdfast.core.ranges import Count, NonNegative
-from holdfast.operations import FunctionDistance, RememberExemplars
+from holdfast.operations import FunctionDistance, FunctionDistanceStep, RememberExemplars
 
 
 @published(paper="Benjamin, Rolnick and Kording, Measuring and regularizing networks in function space, ICLR 2019")
@@ -13,6 +13,7 @@ def fdr(
     size: Count = 32,
     alpha: NonNegative = 0.5,
     selection: Literal["random", "herding", "closest"] = "random",
+    together: bool = True,
 ) -> Method:
     r"""On remembered samples the model keeps the probabilities that it gave when their experience ended.
 
@@ -24,11 +25,13 @@ def fdr(
         size: old samples per step.
         alpha: weight of the distance.
         selection: which samples of a class are kept at the end of an experience.
+        together: one step of the sum, or one of each in turn, the second by plain gradient descent.
 
-    Differences: one step of the sum; Buzzega et al. 2020 make a step of each of the two in turn, and leave alpha out of
-    the second. The distance is a mean over rows, as theirs.
+    Differences: Buzzega et al. 2020 make a step of each (`together=False`), and leave alpha out of the second
+    (`alpha=1.0`). The distance is a mean over rows, as theirs.
     """
+    kind = FunctionDistance if together else FunctionDistanceStep
     return Method(
-        FunctionDistance(size=size, weight=alpha),
+        kind(size=size, weight=alpha),
         RememberExemplars(capacity=capacity, selection=selection, by="experience"),
     )

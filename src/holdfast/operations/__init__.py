@@ -21,6 +21,7 @@ from holdfast.operations.fisher_penalty import FisherPenalty
 from holdfast.operations.freeze_backbone import FreezeBackbone
 from holdfast.operations.freeze_below import FreezeBelow
 from holdfast.operations.function_distance import FunctionDistance
+from holdfast.operations.function_distance_step import FunctionDistanceStep
 from holdfast.operations.generative_classifier import GenerativeClassifier
 from holdfast.operations.generative_replay import GenerativeReplay
 from holdfast.operations.gradient_constraints import GradientConstraints
@@ -83,6 +84,7 @@ __all__ = [
     "FreezeBackbone",
     "FreezeBelow",
     "FunctionDistance",
+    "FunctionDistanceStep",
     "GenerativeClassifier",
     "GenerativeReplay",
     "GradientConstraints",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class FunctionDistance(Draws):
 
     Source: Benjamin, Rolnick and Kording 2019, "Measuring and regularizing networks in function space" (the L2 distance
     of functions, on a working memory of examples of earlier tasks). Differences: the mean over rows of each row's
-    distance, as Buzzega et al. 2020 have it, instead of the root of the mean over rows of its square.
+    distance, as Buzzega et al. 2020 have it, instead of the root of the mean over rows of its square. They make a step
+    on the distance alone after that of the loss, which is `FunctionDistanceStep`.
 
     Example:
         >>> FunctionDistance(size=10).remembers
@@ -54,9 +55,11 @@ class FunctionDistance(Draws):
     def loss(self, step: Step, learner: Services) -> Term | None:
         """Mean distance to the stored answers, weighted."""
         rows = self.drawn(learner)
-        if rows is None:
-            return None
-        return distance(learner(rows["inputs"], rows.get("task")), rows["logits"], self.of), self.weight
+        return None if rows is None else (self.measured(rows, learner), self.weight)
+
+    def measured(self, rows: dict[str, Any], learner: Services) -> Tensor:
+        """The mean distance on rows of the memory, a scalar."""
+        return distance(learner(rows["inputs"], rows.get("task")), rows["logits"], self.of)
 
 
 def distance(outputs: Tensor, stored: Tensor, of: Literal["probabilities", "outputs"] = "probabilities") -> Tensor:

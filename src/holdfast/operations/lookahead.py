@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import UsageError
+from holdfast.core.services import Services
 
 
 def planned_moves(
@@ -77,6 +78,18 @@ def descend(values: Sequence[Tensor], gradients: Sequence[Tensor], rate: float |
                 value.addcmul_(gradient, -rate)
         else:
             torch._foreach_add_([*values], [*gradients], alpha=-rate)
+
+
+def step_on(loss: Tensor, learner: Services, operation: str) -> None:
+    """One step of gradient descent on `loss`, at the optimiser's rate; the gradients that are there stay.
+
+    Raises:
+        UsageError: the loop has no learning rate.
+    """
+    rate = learner.decide(lambda: learner.trainable.rate)
+    if rate is None:
+        raise UsageError(f"{operation} makes steps of the learning rate, and this loop has none. Pass optimizer=...")
+    descend(learner.parameters(), learner.grad(loss), rate)
 
 
 def _sgd(group: dict[str, Any], state: dict[str, Any], gradient: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, tree_map
 from holdfast.core.operation import Term
 from holdfast.core.ranges import Count, UpToOne
@@ -17,7 +16,7 @@ from holdfast.core.tree import tree_rows
 from holdfast.operations._parts.draws import mix
 from holdfast.operations._parts.rows import loss_of
 from holdfast.operations.joined_replay import JoinedReplay
-from holdfast.operations.lookahead import descend
+from holdfast.operations.lookahead import step_on
 
 
 class MetaReplay(JoinedReplay):
@@ -114,26 +113,18 @@ class MetaReplay(JoinedReplay):
     def _joined(self, step: Step, rows: dict[str, Any], learner: Services) -> None:
         batch = Batch(step.inputs, step.targets, step.task, {self.name: rows})
         inputs, task = batch.joined(learner.device)
-        _move(learner, learner.loss_on(inputs, torch.cat([step.targets, rows["targets"]]), task))
+        step_on(learner.loss_on(inputs, torch.cat([step.targets, rows["targets"]]), task), learner, self.name)
 
     def _one_by_one(self, rows: dict[str, Any], learner: Services) -> None:
         for row in range(tree_rows(rows["inputs"])):
             inputs = tree_map(lambda leaf, row=row: leaf[row : row + 1], rows["inputs"])  # type: ignore[misc]
             task = rows.get("task")
             task = task[row : row + 1] if isinstance(task, Tensor) else task
-            _move(learner, learner.loss_on(inputs, rows["targets"][row : row + 1], task))
+            step_on(learner.loss_on(inputs, rows["targets"][row : row + 1], task), learner, self.name)
 
 
 def _current(step: Step) -> dict[str, Any]:
     return {"inputs": step.inputs, "targets": step.targets, "task": step.task}
-
-
-def _move(learner: Services, loss: Tensor) -> None:
-    """One step of gradient descent on `loss`; the gradients that are there stay."""
-    rate = learner.decide(lambda: learner.trainable.rate)
-    if rate is None:
-        raise UsageError("meta_replay makes steps of the learning rate, and this loop has none. Pass optimizer=...")
-    descend(learner.parameters(), learner.grad(loss), rate)
 
 
 def _copied(parameters: list[nn.Parameter]) -> list[Tensor]:
