@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.boundary import Every
+from holdfast.core.decide import note_on_host, noted_on_host, on_host
 from holdfast.core.errors import ConfigError, UsageError
 from holdfast.core.experience import Batch
 from holdfast.core.method import Method
 from holdfast.core.operation import Operation
 from holdfast.core.services import Services
 from holdfast.core.step import Step
-from holdfast.methods import agem, duplicate_backbone, er, ewc, mir, progressive, si
-from holdfast.operations import Remember, Replay
+from holdfast.memory import balanced
+from holdfast.methods import agem, duplicate_backbone, er, ewc, gdumb, mir, progressive, si
+from holdfast.operations import Remember, Replay, train_on_memory
+from holdfast.streams.data import TensorData
 from holdfast.testing import toys
-from holdfast.training import Continual, Trainer, inductor, programs, recordings
+from holdfast.testing.capture import gap
+from holdfast.training import Continual, Trainer, fit_stacked, inductor, programs, recordings
 from holdfast.training.endless import StreamTrainer
 
 SGD = {"name": "SGD", "lr": 0.05}
@@ -109,6 +113,56 @@ def test_an_operation_that_keeps_the_batch_of_a_step_as_written_is_captured(make
 def test_weights_that_move_at_some_steps_only_have_counts_of_their_own(foreach: bool) -> None:
     adam = {"name": "Adam", "lr": 0.01, "foreach": foreach}
     assert captured_steps(both(lambda: Method(Still()), optimizer=adam, epochs=4)) > 4
+
+
+@pytest.mark.parametrize("capture", ["none", "tape", "stacked"])
+@pytest.mark.parametrize(
+    "make", [lambda: er(capacity=8, size=4, policy="balanced_reservoir"), lambda: gdumb(capacity=8, epochs=1)]
+)
+def test_a_memory_that_goes_by_labels_never_waits_for_the_device(
+    capture: str, make: Callable[[], Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here data lies on a CPU; it is made to tell its labels as data on a GPU does, and whoever asks is noted."""
+    noted: list[bool] = []
+
+    def asked(tensor: Tensor) -> Tensor:
+        noted.append(noted_on_host(tensor) is not None)
+        return on_host(tensor)
+
+    def known(data: TensorData, order: Tensor) -> Tensor:
+        return data.targets.index_select(0, order)
+
+    def train(how: str, seeds: Sequence[int] = (0,)) -> list[nn.Module]:
+        stream = toys.stream(samples=13)
+        nets = [toys.model(stream, "growing", seed=0) for _ in seeds]
+        settings: dict[str, Any] = {"batch_size": 4, "epochs": 3, "evaluate": "none", "capture": how}
+        trainers = [Trainer(make(), optimizer=SGD, seed=seed, **settings) for seed in seeds]
+        if len(seeds) == 1:
+            trainers[0].fit(nets[0], stream)
+        else:
+            fit_stacked(trainers, nets, [stream] * len(seeds))
+        return nets
+
+    (before,) = train("none")
+    monkeypatch.setattr(TensorData, "_known", known)
+    for module in (balanced, train_on_memory):
+        monkeypatch.setattr(module, "on_host", asked)
+    after = train("tape", (0, 1))[0] if capture == "stacked" else train(capture)[0]
+    gaps = [gap(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values())]
+    assert max(gaps) <= (1e-6 if capture == "stacked" else 0.0)
+    assert len(noted) > 2
+    assert all(noted)
+
+
+def test_a_write_makes_void_what_was_noted_of_a_tensor() -> None:
+    labels = torch.tensor([0, 1, 2])
+    note_on_host(labels, torch.tensor([0, 1, 2]))
+    part = labels[1:]
+    assert noted_on_host(labels) is not None
+    assert noted_on_host(part) is None
+    part.add_(1)
+    assert noted_on_host(labels) is None
+    assert on_host(labels).tolist() == [0, 2, 3]
 
 
 def halving(optimizer: torch.optim.Optimizer) -> Any:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+NOTED = "_holdfast_on_host"
+"""Attribute of a tensor on another device with the same values on the CPU, and the number of writes to it then."""
+
 Many = Callable[[int], "Tensor | None"]
 """Makes the decisions of several steps at once; see `decide`."""
 
@@ -70,3 +73,38 @@ def recorded_by(recorder: Recorder) -> Iterator[None]:
 def recording() -> bool:
     """Whether a step is being recorded, for shortcuts over the host that a recorded step cannot take."""
     return _recorder.get() is not None
+
+
+def note_on_host(tensor: Tensor, host: Tensor | None) -> None:
+    """Note that `host` has, on the CPU, what `tensor` has now, so that decisions need not wait for the device.
+
+    Args:
+        tensor: on any device; a later write to it makes the note void.
+        host: of the same shape, which nobody writes to; None to take an earlier note back.
+    """
+    if host is not None and not tensor.is_inference():
+        setattr(tensor, NOTED, (host, tensor._version))
+    elif hasattr(tensor, NOTED):
+        delattr(tensor, NOTED)
+
+
+def noted_on_host(tensor: Tensor) -> Tensor | None:
+    """What was noted of a tensor, if it still has these values."""
+    host, writes = getattr(tensor, NOTED, (None, -1))
+    return host if host is not None and writes == tensor._version else None
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The values of a tensor for a decision: what was noted of them, else the tensor itself.
+
+    Reading the latter (`tolist`) waits for the device.
+
+    Example:
+        >>> labels = torch.tensor([1, 0])
+        >>> note_on_host(labels, torch.tensor([1, 0]))
+        >>> on_host(labels) is labels, on_host(labels.add_(1)) is labels
+        (False, True)
+    """
+    tensor.dim()  # a call that whoever records sees: the decision looks at this tensor, wherever its values come from
+    host = noted_on_host(tensor)
+    return tensor if host is None else host

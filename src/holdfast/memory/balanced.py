@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.decide import on_host
 from holdfast.core.errors import DataError
 from holdfast.core.randomness import on_cpu
 from holdfast.memory.insertion import Insertion, Placement
@@ -58,7 +59,7 @@ class BalancedReservoir(Insertion):
                 "Use Reservoir where targets are not classes."
             )
         places: dict[int, int] = {}
-        for row, label in enumerate(targets.tolist()):
+        for row, label in enumerate(on_host(targets).tolist()):
             slot = self._place(label, seen + row, capacity)
             if slot is not None:
                 places[slot] = row
@@ -213,7 +214,7 @@ class FrequencyAware(Insertion):
                 "Use Reservoir where targets are not classes."
             )
         places: dict[int, int] = {}
-        labels = targets.tolist()
+        labels = on_host(targets).tolist()
         self._count(labels, capacity)
         for row, label in enumerate(labels):
             slot = self._slot(label, seen + row, capacity)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.decide import on_host
 from holdfast.core.experience import Experience
 from holdfast.core.inspect import has_batch_norm, joined
 from holdfast.core.operation import Operation
@@ -40,7 +41,7 @@ class GreedyBalance(Insertion):
         """See `Insertion.plan`."""
         assert targets is not None
         places: dict[int, int] = {}
-        for row, label in enumerate(targets.tolist()):
+        for row, label in enumerate(on_host(targets).tolist()):
             slots = self.held.setdefault(label, [])
             filled = sum(map(len, self.held.values()))
             if len(slots) >= capacity / len(self.held):

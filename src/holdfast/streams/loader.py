@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from holdfast.core.decide import note_on_host
 from holdfast.core.errors import DataError
 from holdfast.core.experience import Batch, Tree, tree_map
 from holdfast.streams.views import View, as_targets, check_batch_size, compact, joined_task, relabel
@@ -98,7 +100,7 @@ class LoaderData(View):
         check_batch_size(batch_size)
         if len(order) == 0:
             return
-        order = order.to(self.device)
+        known, order = self._known(order), order.to(self.device)
         stored = self._stored(order).cpu()
         # Without a generator of its own a DataLoader draws from the global random state, even with no workers.
         generator = torch.Generator().manual_seed(_seed_of(stored))
@@ -111,11 +113,14 @@ class LoaderData(View):
             pin_memory=self.device.type == "cuda",
         )
         tasks = self._tasks(order, batch_size)
-        for inputs, part, label in zip(loader, order.split(batch_size), tasks):
+        noted = repeat(None) if known is None else known.split(batch_size)
+        for inputs, part, labels, task in zip(loader, order.split(batch_size), noted, tasks):
             moved = self._moved(inputs)
             if self.transform is not None:
                 moved = tree_map(self.transform, moved)
-            yield Batch(moved, self._here.index_select(0, part), label)
+            targets = self._here.index_select(0, part)
+            note_on_host(targets, labels)
+            yield Batch(moved, targets, task)
 
     def _fetch(self, rows: Tensor) -> Tree:
         if len(rows) == 0:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from holdfast.core.decide import note_on_host
 from holdfast.core.errors import ConfigError, DataError
 from holdfast.core.experience import Batch, Data, Tree, tree_map
 from holdfast.core.tree import tree_split
@@ -74,20 +75,30 @@ class View(Data):
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield the samples in `order` in batches of `batch_size`, the last one possibly smaller."""
         check_batch_size(batch_size)
-        order = order.to(self.device)
+        known, order = self._known(order), order.to(self.device)
         fitting = CHUNK_BYTES // max(1, batch_size * self._row_bytes())
+        start = 0
         for part in chunks(order, batch_size * min(CHUNK_BATCHES, max(1, fitting))):
             targets = self._here.index_select(0, part)
             pieces = tree_split(self._inputs(part), batch_size)
             for piece, target, task in zip(pieces, tree_split(targets, batch_size), self._tasks(part, batch_size)):
+                if known is not None:
+                    note_on_host(target, known[start : start + len(target)])
+                    start += len(target)
                 yield Batch(piece, target, task)
             del pieces, piece  # else the old chunk stays while the next one is gathered
 
     def gather(self, index: Tensor) -> Batch:
         """The samples at `index` as one batch."""
-        index = index.to(self.device)
+        known, index = self._known(index), index.to(self.device)
         targets = self._here.index_select(0, index)
+        note_on_host(targets, known)
         return Batch(self._inputs(index), targets, next(self._tasks(index, max(1, len(index)))))
+
+    def _known(self, order: Tensor) -> Tensor | None:
+        """The targets in `order` on the CPU, where the data is on another device and they cost no waiting for it."""
+        apart = self.device.type != "cpu" and order.device.type == "cpu"
+        return self._targets.index_select(0, order) if apart else None
 
     def subset(self, index: Tensor) -> Self:
         """The samples at `index` (int64, may repeat), sharing storage with this data."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from holdfast.core.decide import note_on_host, noted_on_host
 from holdfast.core.engine import Engine
 from holdfast.core.experience import Batch
 from holdfast.core.forward import check_unchanged, versions
@@ -91,6 +92,12 @@ def read_together(tallies: Sequence[Tally]) -> None:
     for one in tallies:
         terms = {name: next(values) for name in one.sums}
         one.told.append((terms, None if one.hits is None else int(next(values))))
+
+
+def feed(kept: Tensor, new: Tensor) -> None:
+    """Give a tensor that recordings read the values of another one, and what is noted of these."""
+    kept.copy_(new, non_blocking=True)
+    note_on_host(kept, noted_on_host(new))
 
 
 def leaves_of(batch: Batch) -> list[Tensor]:
@@ -231,7 +238,7 @@ class Captured:
             static = self._static[key] = _clone(batch)
         fed = leaves_of(static)
         for kept, new in zip(fed, tensors):
-            kept.copy_(new, non_blocking=True)
+            feed(kept, new)
         engine.services.now = now
         index = engine.index
         done: list[Step | None] = [None]
@@ -307,4 +314,6 @@ class Captured:
 
 def _clone(batch: Batch) -> Batch:
     task = batch.task.clone() if isinstance(batch.task, Tensor) else batch.task
-    return Batch(tree_map(torch.clone, batch.inputs), batch.targets.clone(), task)
+    targets = batch.targets.clone()
+    note_on_host(targets, noted_on_host(batch.targets))
+    return Batch(tree_map(torch.clone, batch.inputs), targets, task)

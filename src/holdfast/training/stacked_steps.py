@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from holdfast.core.decide import note_on_host, noted_on_host
 from holdfast.core.experience import Batch, Data
 from holdfast.core.step import Now, Step
 from holdfast.core.tape import Tape
 from holdfast.core.tree import Tree, tree_map
-from holdfast.training.captured import Captured, leaves_of
+from holdfast.training.captured import Captured, feed, leaves_of
 from holdfast.training.decisions import Recording
 from holdfast.training.inductor import CannotRun
 from holdfast.training.programs import Program, chosen, compiled, graphed, runner, signature, with_tensors
@@ -109,9 +110,12 @@ class Block:
         """The batch of one step."""
         batch, place = self._piece(step // self._part), step % self._part
         start, end, task = place * self.size, (place + 1) * self.size, batch.task
+        targets, known = batch.targets[start:end], noted_on_host(batch.targets)
+        if known is not None:
+            note_on_host(targets, known[start:end])
         return Batch(
             tree_map(lambda leaf: leaf[start:end], batch.inputs),
-            batch.targets[start:end],
+            targets,
             task[start:end] if isinstance(task, Tensor) else task,
         )
 
@@ -253,7 +257,7 @@ class StackedSteps(Captured):
             self._seen = any(fed & one.looked for one in self._kept)
         if self._seen:  # decisions look at the batch
             for tensor, leaf in zip(self._kept[0].fed, leaves_of(block.one(step))):
-                tensor.copy_(leaf)
+                feed(tensor, leaf)
         recording, made = self.recordings.fitting(self._kept)
         self.audits = recording is not None and recording.runs + step + 1 >= recording.audit
         return (None if self.audits or recording is None or not isinstance(recording.run, Alone) else recording), made

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.core.criteria import Sum, by_row, ignored_label, likelihood, or_zero
+from holdfast.core.decide import on_host
 from holdfast.core.errors import UsageError
 from holdfast.core.experience import Batch, Tree, task_column, tree_map, tree_rows
 from holdfast.core.memory import Rows
@@ -84,7 +85,7 @@ def with_classes(rows: dict[str, Any], learner: Services) -> dict[str, Any]:
     targets, ignored = rows["targets"], ignored_label(learner.criterion)
     if learner.counts_all:  # to look at each batch anew would wait for the device
         return rows
-    if targets.dim() != 1 or learner.decide(lambda: bool((targets != ignored).all())):
+    if targets.dim() != 1 or learner.decide(lambda: bool((on_host(targets) != ignored).all())):
         return rows
     return _fresh(rows, targets != ignored)
 
