@@ -37,8 +37,8 @@ as the method was bound, and `moved weights` at the first boundary.
 * **wrapper**: `Continual(model, method, optimizer)` in a plain loop, with `begin` and `end`.
 * **Lightning**: `ContinualCallback(method)` with `StreamDataModule(stream)`, all experiences in one `fit`.
 * **unlabelled stream**: `StreamTrainer(model, method)` over the trainer's batches in their order, compared with the
-  trainer; `equal to the loop` where a method uses the classes of an experience if they are announced, and does something
-  else if they are not: then it is compared with `Continual` in a loop without `begin`.
+  trainer; `equal to the loop` where a method uses the classes of an experience if they are announced, and does
+  something else if they are not: then it is compared with `Continual` in a loop without `begin`.
 * **stream with a boundary**: `StreamTrainer(..., boundary=Every(steps=4))`, compared with `Continual` with the same.
 
 `python docs/conformance.py` writes this page at a release; `holdfast.testing.check_method` checks the same of a method
