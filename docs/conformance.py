@@ -36,10 +36,10 @@ as the method was bound, and `moved weights` at the first boundary.
 
 * **wrapper**: `Continual(model, method, optimizer)` in a plain loop, with `begin` and `end`.
 * **Lightning**: `ContinualCallback(method)` with `StreamDataModule(stream)`, all experiences in one `fit`.
-* **unlabelled stream**: `StreamTrainer(model, method)` over the trainer's batches in their order. Held against the
-  trainer; `equal to the loop` where a method uses the classes of an experience if they are announced, and so does
-  something else if they are not: then it is held against `Continual` in a loop without `begin`.
-* **stream with a boundary**: `StreamTrainer(..., boundary=Every(steps=4))`, held against `Continual` with the same.
+* **unlabelled stream**: `StreamTrainer(model, method)` over the trainer's batches in their order, compared with the
+  trainer; `equal to the loop` where a method uses the classes of an experience if they are announced, and does
+  something else if they are not: then it is compared with `Continual` in a loop without `begin`.
+* **stream with a boundary**: `StreamTrainer(..., boundary=Every(steps=4))`, compared with `Continual` with the same.
 
 `python docs/conformance.py` writes this page at a release; `holdfast.testing.check_method` checks the same of a method
 of yours.
@@ -67,7 +67,7 @@ def page(names: list[str]) -> str:
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     used = [need for need in NEEDS if f"refused: {need}" in table]
     legend = [f"* **{need}**: the method {NEEDS[need]}." for need in used]
-    legend.append("* **moved weights**: the method changes weights at a boundary, which is found after the forward.")
+    legend.append("* **moved weights**: the method changes weights at a boundary, which is detected after the forward.")
     return (
         f"{HEAD}{table}\n\nWhere it says `refused`, the reason is what the method needs:\n\n" + "\n".join(legend) + "\n"
     )
