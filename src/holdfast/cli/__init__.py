@@ -94,8 +94,8 @@ def run(
     """Train, evaluate and report: the default job, or the one in CONFIG.
 
     The default job is experience replay on class-incremental digits, beside fine-tuning and joint training. The
-    numbers that matter are said at the end, and the last line printed is the path of the run folder. With -m it is the
-    folder of all runs; the same command again runs only what is missing in it.
+    numbers that matter are printed at the end; the last line is the path of the run folder. With -m it is the folder of
+    all runs; the same command again runs only what is missing in it.
     """
     command = shlex.join(["holdfast", *sys.argv[1:]])
     words = list(job or [])

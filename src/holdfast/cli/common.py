@@ -157,7 +157,7 @@ def reported(folder: Path | None = None, makes_run: bool = False) -> Iterator[No
 
     Args:
         folder: the run that Ctrl-C leaves behind, if it is known.
-        makes_run: whether the command makes a run, or several, that can be gone on with.
+        makes_run: whether the command makes a run, or several, that can be resumed.
     """
     try:
         with _terminable():

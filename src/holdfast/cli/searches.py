@@ -38,7 +38,7 @@ Launcher = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="The folder; an unfinished one is gone on with.", show_default=False),
+    typer.Option("--out", "-o", help="The folder; an unfinished one is continued.", show_default=False),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what it will cost, from one short run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the folder's path and nothing else.")]
@@ -63,7 +63,7 @@ def search(
 ) -> None:
     """Find the composition of operations that suits a stream, without looking at its test data.
 
-    The same command again goes on with a search that was interrupted. The verdict is said at the end, and the last
+    The same command again goes on with a search that was interrupted. The verdict is printed at the end, and the last
     line printed is the path of the folder: report.html, best.json (for `holdfast run best.json`), pareto.json.
     """
     more: dict[str, Any] = {"warm_start": False} if no_warm_start else {}

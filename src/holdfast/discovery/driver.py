@@ -31,7 +31,7 @@ class Driver:
 
     Args:
         plan: what is searched.
-        folder: where everything is kept; one that is there is gone on with.
+        folder: where everything is kept; one that is there is continued.
         jobs: compositions trained at once, each in a process of its own with one torch thread.
         url: of a storage that other machines share; None for a file in the folder.
         say: gets every line that is said.

@@ -47,7 +47,8 @@ class Settings:
         protocol: which data the choices may look at: `first-k`, `validation` or `transfer`.
         k: experiences that `first-k` looks at; three, or all but one, where nothing is said.
         transfer: the data set that `transfer` tunes on.
-        sampler: `tpe`, `nsga2`, `random`; `auto` is `tpe` for one objective and `nsga2` for several.
+        sampler: `tpe`, `nsga2`, `random`; `auto` is neighbours of the leaders and `tpe` for one objective, and
+            `nsga2` for several.
         shortest: experiences of the shortest prefix; None for a third of those that trials have, and at least 2.
         keep: part of those on a prefix that goes on to the next.
         whole: whether every composition learns all experiences at once, without prefixes.

@@ -134,7 +134,7 @@ def reach(
 ) -> Measured:
     """Train a job until it has learned `length` experiences, and measure it there.
 
-    What its folder holds already is gone on with, so that a promoted trial gives what it would have given in one piece.
+    What its folder holds already is continued, so that a promoted trial gives what it would have given in one piece.
 
     Args:
         folder: of the trial; an ordinary run folder, unfinished.

@@ -53,7 +53,7 @@ def sweep(
 
     Where the files name keys to vary (`sweep: {params: ...}`), those settings too, and the best of them by what was
     measured on validation data is written to `best.json`. Every configuration is checked before anything starts. A
-    folder that is there already is gone on with: what finished is kept, by the key of its configuration; what was
+    folder that is there already is continued: what finished is kept, by the key of its configuration; what was
     interrupted is resumed from its checkpoint.
 
     Args:

@@ -114,7 +114,7 @@ class Followed:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimiser, or all as one; a new one is gone on with."""
+        """The optimiser, or all as one; training goes on with a new one."""
         return self._optimizer
 
     @optimizer.setter
