@@ -461,6 +461,26 @@ def test_bytes_become_numbers_before_they_are_joined(call: Callable[..., Any], j
     assert torch.equal(after, before)
 
 
+def test_a_weight_that_moves_twice_in_a_step_is_moved_in_place_both_times() -> None:
+    """The optimiser's step and one of a method's own (`meta_replay`, `function_distance_step`)."""
+    graph = torch.fx.Graph()
+    weight, a, b, rate = (graph.placeholder(name) for name in ("weight", "a", "b", "rate"))
+    moved = graph.call_function(aten.addcmul_.default, (weight, graph.call_function(aten.mm.default, (a, b)), rate))
+    left = graph.call_function(aten.mm.default, (moved, graph.call_function(aten.t.default, (b,))))
+    product = graph.call_function(aten.mm.default, (left, b))
+    graph.output(graph.call_function(aten.addcmul_.default, (moved, product, rate)))
+    module = torch.fx.GraphModule(nn.Module(), graph)
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((200, 400), (200, 7), (7, 400), ())
+    inputs = [torch.randn(size, generator=generator, dtype=torch.float64) / 10 for size in sizes]
+    again = [one.clone() for one in inputs]
+    before = module(*inputs)
+    inductor.in_place(module, again)
+    assert [node.target for node in module.graph.nodes].count(inductor.add_product()) == 2
+    torch.testing.assert_close(module(*again), before)
+    torch.testing.assert_close(again[0], inputs[0])
+
+
 def updating(shape: tuple[int, ...], between: Callable[..., Any]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     """`w += (a @ b) * rate`, with a call in between, and inputs."""
     graph = torch.fx.Graph()

@@ -33,9 +33,12 @@ def compiled_once(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
-    in_place(module, inputs)
-    factors_apart(module)
-    join_late(module)
+    try:
+        in_place(module, inputs)
+        factors_apart(module)
+        join_late(module)
+    except RuntimeError as error:  # a graph of a form that nobody thought of: its steps are made as written
+        raise CannotRun(f"the step cannot be rewritten for Inductor: {str(error)[:200]}") from error
     # The storage's address says which inputs share memory: a program of others that share in another way is not theirs.
     alone = not any(node.op == "get_attr" for node in module.graph.nodes)
     aliased = [
@@ -138,6 +141,7 @@ def in_place(module: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
         with graph.inserting_before(node):
             scaled = graph.call_function(aten.mul.Tensor, (product.args[0], rate))
             graph.call_function(add_product(), (weight, scaled, product.args[1]))
+        node.replace_all_uses_with(weight)  # a second move of a step is of what the first one returned
         graph.erase_node(node)
     graph.eliminate_dead_code()
     module.recompile()
