@@ -167,7 +167,7 @@ def main() -> int:
     every = ["er", "hat"] if quick else list(methods.__all__)
     for row in ["er/500"] if quick else ["er/500", "finetune"]:
         whole_run(lines, row, device, changes)
-    at_once(lines, how, device, [2] if quick else [32, 128], 4200 if quick else 3000)
+    at_once(lines, how, device, [2] if quick else [32, 128], 4200)
     equal(lines, every, how, device)
     steps(lines, "mlp", every, how, device, 2 if quick else 3, 10 if quick else 30)
     steps(lines, "mlp", ["er"], how, device, 2 if quick else 3, 10 if quick else 30, "Adam")
