@@ -111,10 +111,12 @@ def _fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, list):
         return isinstance(value, list | tuple) and all(_fits(one, shape[0]) for one in value)
     if isinstance(shape, dict):
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             return False
         only = next(iter(shape))
         if only in (TEXT, COUNT):
+            if _are_counts(value, only, shape[only]):
+                return True
             return all(_named(key, only) and _fits(one, shape[only]) for key, one in value.items())
         return all(value.get(name) is None or _fits(value[name], shape[name]) for name in shape)
     if shape is None or (shape in (NUMBER, LABEL) and value is None):
@@ -125,6 +127,18 @@ def _fits(value: Any, shape: Any) -> bool:
     if shape == TEXT or isinstance(value, bool) or not isinstance(value, kind):
         return False
     return (shape == NUMBER and isinstance(value, float)) or -1 <= value < LARGEST.get(shape, 2**63)  # type: ignore[operator]
+
+
+def _are_counts(value: Mapping[Any, Any], names: str, shape: Any) -> bool:
+    """Whether what most of a long log is, numbers by class, is so; False where a closer look is needed."""
+    if shape == COUNT:
+        numbers_fit = all(type(one) is int and -1 <= one < 2**63 for one in value.values())
+    elif isinstance(shape, dict) and len(shape) == 1 and type(value) is dict:
+        ((inner, counts),) = shape.items()
+        numbers_fit = all(type(one) is dict and _are_counts(one, inner, counts) for one in value.values())
+    else:
+        return False
+    return numbers_fit and (names == TEXT or all(type(key) is str and key.isdigit() for key in value))
 
 
 def _named(key: Any, shape: str) -> bool:
