@@ -132,7 +132,7 @@ def _fits(value: Any, shape: Any) -> bool:
 def _are_counts(value: Mapping[Any, Any], names: str, shape: Any) -> bool:
     """Whether what most of a long log is, numbers by class, is so; False where a closer look is needed."""
     if shape == COUNT:
-        numbers_fit = all(type(one) is int and -1 <= one < 2**63 for one in value.values())
+        numbers_fit = all(type(one) is int and -1 <= one < LARGEST[COUNT] for one in value.values())
     elif isinstance(shape, dict) and len(shape) == 1 and type(value) is dict:
         ((inner, counts),) = shape.items()
         numbers_fit = all(type(one) is dict and _are_counts(one, inner, counts) for one in value.values())
