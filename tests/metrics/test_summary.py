@@ -3,10 +3,12 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from fake_run import MATRIX, evaluation, events
 
 from holdfast.metrics import METRICS, compute, costs, curves, per_class, wamica, worst_class
+from holdfast.metrics.statistics import mean_share_interval
 
 
 def toy(after=0):
@@ -154,3 +156,16 @@ def test_every_measure_says_its_direction_and_what_it_is():
 def test_metrics_do_not_import_torch():
     code = "import sys, holdfast.metrics, holdfast.runs.result; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_interval_of_a_mean_of_shares_is_around_that_mean_and_covers_it() -> None:
+    shares = [(101, 108), (6, 72), (17, 108), (21, 72)]
+    low, high = mean_share_interval(shares)
+    assert (low + high) / 2 == pytest.approx(sum(right / samples for right, samples in shares) / 4, abs=0.01)
+    assert 145 / 360 - (low + high) / 2 > 0.02  # the share of all samples together is another number
+    generator = np.random.default_rng(0)
+    truth, hits = [0.9, 0.5, 0.2], 0
+    for _ in range(1000):
+        low, high = mean_share_interval([(int(generator.binomial(n, p)), n) for p, n in zip(truth, (40, 30, 60))])
+        hits += low <= sum(truth) / 3 <= high
+    assert 930 < hits < 980

@@ -91,6 +91,26 @@ def share_interval(right: int, samples: int) -> tuple[float, float]:
     return (middle - half) / (1 + square / samples), (middle + half) / (1 + square / samples)
 
 
+def mean_share_interval(shares: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """The 95 % interval of the mean of several shares, each `(right, samples)`, from Wilson's of each.
+
+    The distances of the edges from the shares are added up as independent errors (Zou and Donner 2008, "Construction
+    of confidence limits about effect measures", the method of variance estimates recovery). Shares without samples do
+    not count.
+
+    Example:
+        >>> [round(edge, 4) for edge in mean_share_interval([(8, 10)])]
+        [0.4902, 0.9433]
+    """
+    there = [(right / samples, *share_interval(right, samples)) for right, samples in shares if samples]
+    if not there:
+        return 0.0, 1.0
+    mean = sum(share for share, _, _ in there) / len(there)
+    below = math.sqrt(sum((share - low) ** 2 for share, low, _ in there)) / len(there)
+    above = math.sqrt(sum((high - share) ** 2 for share, _, high in there)) / len(there)
+    return mean - below, mean + above
+
+
 def difference_interval(
     first: tuple[int, int], second: tuple[int, int], both: int | None = None
 ) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from holdfast.metrics.log import read_json, replace_file, write_json
 from holdfast.metrics.references import against
-from holdfast.metrics.statistics import Spread, spread
+from holdfast.metrics.statistics import Spread, mean_share_interval, spread
 from holdfast.metrics.table import METRICS
 from holdfast.runs.result import METRICS_FILE, Result, Results
 
@@ -228,15 +228,12 @@ def _measured_on(runs: Sequence[Result], prefix: str) -> str:
         and event.get(key) is not None
         and (runs[0].finished or event["experience"] <= last)
     ]
-    count, right = sum(event["samples"] for event in ended), sum(event[key] for event in ended)
+    count = sum(event["samples"] for event in ended)
     if not count:
         return ""
     if len(runs) > 1:
         return f" ({count:,} samples for each seed)"
-    share, z = right / count, 1.96  # Wilson's interval
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5 / (1 + z**2 / count)
-    low, high = 100 * (centre - half), 100 * (centre + half)
+    low, high = (100 * edge for edge in mean_share_interval([(event[key], event["samples"]) for event in ended]))
     return f" ({count:,} samples, whose number alone makes it {low:.1f} to {high:.1f} %)"
 
 
